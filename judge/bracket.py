@@ -1,0 +1,120 @@
+"""The knockout tournament over candidates, round by round, from a total order, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Two candidates who met, by index, and which of them went on; `b` is None for a bye, which `a` wins."""
+
+    a: int
+    b: int | None
+    winner: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bracket:
+    """A knockout: its rounds in order, each a tuple of matches, and the candidate left at the end.
+
+    The winners of one round, in order, are the entrants of the next. A single entrant wins without a round.
+    """
+
+    rounds: tuple[tuple[Match, ...], ...]
+    winner: int
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"rounds": [[{"a": 0, "b": 1, "winner": 1}, ...], ...], "winner": 1}`."""
+        rounds = [[asdict(match) for match in matches] for matches in self.rounds]
+        return {"rounds": rounds, "winner": self.winner}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Bracket:
+        """Reads what `to_json` wrote."""
+        rounds = tuple(tuple(Match(**match) for match in matches) for matches in fields["rounds"])
+        return cls(rounds, fields["winner"])
+
+
+def knockout(entrants: Sequence[int], order: Sequence[int]) -> Bracket:
+    """Plays neighbours against each other until one is left.
+
+    Neighbours in `entrants` meet: first with second, third with fourth. If a round has an odd number of
+    entrants, the last has a bye. The order is total, so the winner is the best entrant whatever the pairing,
+    and no verdict is asked for twice.
+
+    Args:
+        entrants: candidates in the order of the draw, normally by index.
+        order: all candidates, best first (`verdict.rank`).
+
+    Raises:
+        ValueError: no entrants, one entered twice, or one that the order does not hold.
+    """
+    place = _places(entrants, order)
+    rounds: list[tuple[Match, ...]] = []
+    field = list(entrants)
+    while len(field) > 1:
+        matches = [Match(a, b, min(a, b, key=place.__getitem__)) for a, b in zip(field[::2], field[1::2], strict=False)]
+        if len(field) % 2:
+            matches.append(Match(field[-1], None, field[-1]))
+        rounds.append(tuple(matches))
+        field = [match.winner for match in matches]
+    return Bracket(tuple(rounds), field[0])
+
+
+def top_k(entrants: Sequence[int], order: Sequence[int], k: int) -> list[int]:
+    """The k best entrants, best first: the true top k, which a knockout alone does not find.
+
+    Raises:
+        ValueError: k is not between 1 and the number of entrants, or the entrants do not fit the order.
+    """
+    place = _places(entrants, order)
+    _check_k(k, len(entrants))
+    return sorted(entrants, key=place.__getitem__)[:k]
+
+
+def sub_brackets(entrants: Sequence[int], order: Sequence[int], k: int) -> tuple[Bracket, ...]:
+    """k knockouts over contiguous shares of the entrants, as equal in size as can be.
+
+    For powers of two this is a knockout stopped when k are left, as published. Its winners are the best of
+    each share, not the top k.
+
+    Raises:
+        ValueError: as `top_k`.
+    """
+    _check_k(k, len(entrants))
+    N = len(entrants)
+    return tuple(knockout(entrants[j * N // k : (j + 1) * N // k], order) for j in range(k))
+
+
+def script_sub_brackets(entrants: Sequence[int], order: Sequence[int], k: int) -> tuple[Bracket, ...]:
+    """What the published script picks: `sub_brackets` after its truncation to powers of two.
+
+    The script (NVlabs/Sana, tools/inference_scaling/nvila_sana_pick.py) drops entrants from the end until their
+    number is a power of two, and lowers k to a power of two. `order` must be of the official rule.
+
+    Raises:
+        ValueError: as `top_k`.
+    """
+    _check_k(k, len(entrants))
+    N = 1 << (len(entrants).bit_length() - 1)
+    return sub_brackets(entrants[:N], order, 1 << (k.bit_length() - 1))
+
+
+def _check_k(k: int, N: int) -> None:
+    if not 1 <= k <= N:
+        raise ValueError(f"the number of winners must be between 1 and the {N} entrants, got {k}")
+
+
+def _places(entrants: Sequence[int], order: Sequence[int]) -> dict[int, int]:
+    if not entrants:
+        raise ValueError("a knockout needs at least one entrant")
+    if len(set(entrants)) != len(entrants):
+        raise ValueError(f"an entrant is named twice among {len(entrants)} entrants")
+    place = {candidate: i for i, candidate in enumerate(order)}
+    missing = [candidate for candidate in entrants if candidate not in place]
+    if missing:
+        raise ValueError(f"the order ranks {len(place)} candidates but not the entrants {missing[:8]}")
+    return place
