@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from bestofn.judge.verdict import Verdict, script_prefers_first
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +55,7 @@ def knockout(entrants: Sequence[int], order: Sequence[int]) -> Bracket:
         ValueError: no entrants, one entered twice, or one that the order does not hold.
     """
     place = _places(entrants, order)
-    rounds: list[tuple[Match, ...]] = []
-    field = list(entrants)
-    while len(field) > 1:
-        matches = [Match(a, b, min(a, b, key=place.__getitem__)) for a, b in zip(field[::2], field[1::2], strict=False)]
-        if len(field) % 2:
-            matches.append(Match(field[-1], None, field[-1]))
-        rounds.append(tuple(matches))
-        field = [match.winner for match in matches]
-    return Bracket(tuple(rounds), field[0])
+    return _play(entrants, lambda a, b: min(a, b, key=place.__getitem__))
 
 
 def top_k(entrants: Sequence[int], order: Sequence[int], k: int) -> list[int]:
@@ -89,18 +83,40 @@ def sub_brackets(entrants: Sequence[int], order: Sequence[int], k: int) -> tuple
     return tuple(knockout(entrants[j * N // k : (j + 1) * N // k], order) for j in range(k))
 
 
-def script_sub_brackets(entrants: Sequence[int], order: Sequence[int], k: int) -> tuple[Bracket, ...]:
-    """What the published script picks: `sub_brackets` after its truncation to powers of two.
+def script_sub_brackets(verdicts: Sequence[Verdict], k: int) -> tuple[Bracket, ...]:
+    """What the published script picks, its peculiarities included; for parity with it only.
 
-    The script (NVlabs/Sana, tools/inference_scaling/nvila_sana_pick.py) drops entrants from the end until their
-    number is a power of two, and lowers k to a power of two. `order` must be of the official rule.
+    The script (NVlabs/Sana, tools/inference_scaling/nvila_sana_pick.py) drops candidates from the end until their
+    number is a power of two, lowers k to a power of two, and asks `script_prefers_first` match by match, which
+    is no order where an answer is neither yes nor no. Without such answers this is `sub_brackets` of the
+    truncated field under the official rule.
 
     Raises:
-        ValueError: as `top_k`.
+        ValueError: k is not between 1 and the number of verdicts.
     """
-    _check_k(k, len(entrants))
-    N = 1 << (len(entrants).bit_length() - 1)
-    return sub_brackets(entrants[:N], order, 1 << (k.bit_length() - 1))
+    _check_k(k, len(verdicts))
+    N, k = _power_of_two_below(len(verdicts)), _power_of_two_below(k)
+
+    def winner(a: int, b: int) -> int:
+        return a if script_prefers_first(verdicts[a], verdicts[b]) else b
+
+    return tuple(_play(range(j * N // k, (j + 1) * N // k), winner) for j in range(k))
+
+
+def _power_of_two_below(n: int) -> int:
+    return 1 << (n.bit_length() - 1)
+
+
+def _play(entrants: Sequence[int], winner: Callable[[int, int], int]) -> Bracket:
+    rounds: list[tuple[Match, ...]] = []
+    field = list(entrants)
+    while len(field) > 1:
+        matches = [Match(a, b, winner(a, b)) for a, b in zip(field[::2], field[1::2], strict=False)]
+        if len(field) % 2:
+            matches.append(Match(field[-1], None, field[-1]))
+        rounds.append(tuple(matches))
+        field = [match.winner for match in matches]
+    return Bracket(tuple(rounds), field[0])
 
 
 def _check_k(k: int, N: int) -> None:

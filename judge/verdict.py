@@ -112,6 +112,17 @@ def rank(verdicts: Sequence[Verdict], rule: Rule = Rule.MARGIN) -> list[int]:
     return sorted(range(len(verdicts)), key=lambda i: (*_margin_key(verdicts[i]), i))
 
 
+def script_prefers_first(a: Verdict, b: Verdict) -> bool:
+    """The published script's comparison of two files, a before b, to the letter; no order in general.
+
+    Among equal answers other than "yes" the lower no-logit wins; a tie or a NaN goes to b; between different
+    answers of which the first is not "yes", b wins even if it is neither word.
+    """
+    if a.answer != b.answer:
+        return a.answer == "yes"
+    return a.yes_logit > b.yes_logit if a.answer == "yes" else a.no_logit < b.no_logit
+
+
 def _official_key(verdict: Verdict) -> tuple[int, float]:
     if verdict.broken:
         return 3, 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,9 @@ from bestofn.judge.bracket import Bracket, knockout, script_sub_brackets, sub_br
 from bestofn.judge.verdict import Rule, Verdict, rank
 
 LOGITS = st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 2.0])
+ANY_VERDICT = st.builds(
+    Verdict, st.sampled_from(["yes", "no", "other"]), LOGITS | st.just(math.nan), LOGITS | st.just(math.nan)
+)
 VERDICTS = st.lists(st.builds(Verdict, st.sampled_from(["yes", "no"]), LOGITS, LOGITS), min_size=1, max_size=21)
 
 
@@ -31,11 +36,17 @@ def published_picks(verdicts: list[Verdict], k: int) -> list[int]:
     return files
 
 
-@given(verdicts=VERDICTS, data=st.data())
-def test_script_picks_are_reproduced(verdicts: list[Verdict], data: st.DataObject) -> None:
+@given(verdicts=st.lists(ANY_VERDICT, min_size=1, max_size=21), data=st.data())
+def test_script_picks_are_reproduced_even_where_it_has_no_order(verdicts: list[Verdict], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(verdicts)))
-    brackets = script_sub_brackets(range(len(verdicts)), rank(verdicts, Rule.OFFICIAL), k)
-    assert [bracket.winner for bracket in brackets] == published_picks(verdicts, k)
+    assert [bracket.winner for bracket in script_sub_brackets(verdicts, k)] == published_picks(verdicts, k)
+
+
+@given(verdicts=VERDICTS, k=st.sampled_from([1, 2, 4, 8]))
+def test_sub_brackets_of_the_official_order_are_the_scripts(verdicts: list[Verdict], k: int) -> None:
+    N = 2 ** (len(verdicts).bit_length() - 1)
+    brackets = sub_brackets(range(N), rank(verdicts, Rule.OFFICIAL), min(k, N))
+    assert brackets == script_sub_brackets(verdicts, min(k, N))
 
 
 @given(verdicts=VERDICTS)
