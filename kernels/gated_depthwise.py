@@ -1,0 +1,30 @@
+"""Gated depthwise 3x3 convolution on channels-last tokens: the middle of SANA's Mix-FFN.
+
+B batch, N = height x width tokens, F hidden width (the input has 2F channels: value and gate).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gated_depthwise(hidden: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
+    """``silu`` -> depthwise 3x3 -> gated linear unit (GLUMBConv, SANA, arXiv 2410.10629, section 2.2).
+
+    With ``s = silu(hidden)`` laid out as an image and zero padding of one token at its borders::
+
+        y[n, c] = bias[c] + sum over the 3x3 neighbours m of n: weight[c, 0, m - n] s[m, c]
+        out[n, c] = y[n, c] * silu(y[n, F + c])        for c < F
+
+    Args:
+        hidden: (B, N, 2F) tokens in row-major order.
+        weight: (2F, 1, 3, 3).
+        bias: (2F,).
+        height, width: the token grid, height * width = N.
+
+    Returns:
+        (B, N, F) in the input's dtype.
+    """
+    image = F.silu(hidden).unflatten(1, (height, width)).permute(0, 3, 1, 2)  # (B, 2F, h, w), channels-last memory
+    mixed = F.conv2d(image, weight, bias, padding=1, groups=weight.shape[0])  # (B, 2F, h, w)
+    value, gate = mixed.permute(0, 2, 3, 1).flatten(1, 2).chunk(2, dim=-1)  # (B, N, F) twice
+    return value * F.silu(gate)

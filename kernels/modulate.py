@@ -1,0 +1,60 @@
+"""Normalisation and modulation: the row-wise operators around the matrix products.
+
+B batch, N tokens, D width. All compute in float32 and round once, to the dtype of their first argument.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def modulated_norm(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Adaptive layer norm (DiT, arXiv 2212.09748, section 3.2)::
+
+        y = layer_norm(x) * (1 + scale) + shift
+
+    Args:
+        x: (B, N, D).
+        shift, scale: (B, 1, D), from the timestep.
+        eps: added to the variance.
+        weight, bias: (D,) of an affine layer norm, usually absent.
+
+    Returns:
+        (B, N, D) in x's dtype.
+    """
+    affine = (None if weight is None else weight.float(), None if bias is None else bias.float())
+    normed = F.layer_norm(x.float(), x.shape[-1:], *affine, eps)
+    return (normed * (1 + scale.float()) + shift.float()).to(x.dtype)
+
+
+def gated_residual(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    """``y = x + gate * update``: the end of an adaptively modulated branch.
+
+    Args:
+        x, update: (B, N, D).
+        gate: (B, 1, D), from the timestep.
+
+    Returns:
+        (B, N, D) in x's dtype.
+    """
+    return torch.addcmul(x.float(), gate.float(), update.float()).to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last axis (arXiv 1910.07467)::
+
+        y = x / sqrt(mean(x^2) + eps) * weight
+
+    Args:
+        x: (..., D).
+        weight: (D,).
+        eps: added to the mean square.
+
+    Returns:
+        (..., D) in x's dtype.
+    """
+    wide = x.float()
+    inverse = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return (wide * inverse * weight.float()).to(x.dtype)

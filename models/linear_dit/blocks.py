@@ -1,0 +1,132 @@
+"""The transformer block of SANA: linear attention, cross-attention, Mix-FFN (arXiv 2410.10629, figure 5).
+
+B batch, N tokens, D width, F feed-forward width, L text tokens, H cross-attention heads, K channels per head.
+Parameters carry the names of the diffusers checkpoint, so a key in an error message is a key in the file.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bestofn.kernels.gated_depthwise import gated_depthwise
+from bestofn.kernels.linear_attention import relu_linear_attention
+from bestofn.kernels.modulate import gated_residual, modulated_norm
+from bestofn.models.linear_dit.config import LinearDiTConfig
+from bestofn.models.linear_dit.embeddings import RMSNorm
+
+FLOAT16_MAX = 65_504.0
+
+
+def _norm(config: LinearDiTConfig, width: int) -> nn.Module:
+    return RMSNorm(width) if config.qk_norm else nn.Identity()
+
+
+class LinearAttention(nn.Module):
+    """ReLU linear attention among the image's tokens."""
+
+    def __init__(self, config: LinearDiTConfig) -> None:
+        super().__init__()
+        D = config.width
+        self.heads = config.num_attention_heads
+        self.to_q = nn.Linear(D, D, bias=config.attention_bias)
+        self.to_k = nn.Linear(D, D, bias=config.attention_bias)
+        self.to_v = nn.Linear(D, D, bias=config.attention_bias)
+        self.norm_q = _norm(config, D)
+        self.norm_k = _norm(config, D)
+        self.to_out = nn.ModuleList([nn.Linear(D, D)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        q = self.norm_q(self.to_q(x))  # (B, N, D)
+        k = self.norm_k(self.to_k(x))  # (B, N, D)
+        v = self.to_v(x)  # (B, N, D)
+        out: Tensor = self.to_out[0](relu_linear_attention(q, k, v, self.heads))  # (B, N, D)
+        # SANA-1.0's float16 weights were trained with this clamp; wider dtypes do not need it.
+        return out.clip(-FLOAT16_MAX, FLOAT16_MAX) if out.dtype == torch.float16 else out
+
+
+class CrossAttention(nn.Module):
+    """Softmax attention from the image's tokens to the prompt's."""
+
+    def __init__(self, config: LinearDiTConfig) -> None:
+        super().__init__()
+        D, W = config.width, config.cross_width
+        self.heads = config.num_cross_attention_heads
+        self.to_q = nn.Linear(D, W)
+        self.to_k = nn.Linear(D, W)
+        self.to_v = nn.Linear(D, W)
+        self.norm_q = _norm(config, W)
+        self.norm_k = _norm(config, W)
+        self.to_out = nn.ModuleList([nn.Linear(W, D)])
+
+    def keys_values(self, caption: Tensor) -> tuple[Tensor, Tensor]:
+        """Projected caption (B, L, D) -> keys and values (B, H, L, K); once per prompt."""
+        k = self.norm_k(self.to_k(caption)).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, L, K)
+        v = self.to_v(caption).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, L, K)
+        return k, v
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """(B, N, D), (B, H, L, K) twice, (B, 1, 1, L) -> (B, N, D)."""
+        q = self.norm_q(self.to_q(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, N, K)
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)  # (B, H, N, K)
+        return self.to_out[0](out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class PointwiseConv(nn.Linear):
+    """A 1x1 convolution on channels-last tokens: a matrix product."""
+
+
+class DepthwiseConv(nn.Module):
+    """Weights of the depthwise 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        conv = nn.Conv2d(channels, channels, 3, groups=channels)  # for its initialisation
+        self.weight = conv.weight
+        self.bias = conv.bias
+
+
+class MixFFN(nn.Module):
+    """Feed-forward network with a depthwise convolution inside, which is also what tells a token where it is."""
+
+    def __init__(self, config: LinearDiTConfig) -> None:
+        super().__init__()
+        D, hidden = config.width, config.ffn_width
+        self.conv_inverted = PointwiseConv(D, 2 * hidden)
+        self.conv_depth = DepthwiseConv(2 * hidden)
+        self.conv_point = PointwiseConv(hidden, D, bias=False)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        x = self.conv_inverted(x)  # (B, N, 2F)
+        x = gated_depthwise(x, self.conv_depth.weight, self.conv_depth.bias, height, width)  # (B, N, F)
+        return self.conv_point(x)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Modulated linear attention, cross-attention, modulated Mix-FFN, each on a residual."""
+
+    def __init__(self, config: LinearDiTConfig) -> None:
+        super().__init__()
+        D = config.width
+        self.eps = config.norm_eps
+        self.attn1 = LinearAttention(config)
+        self.norm2 = nn.LayerNorm(D, eps=config.norm_eps, elementwise_affine=config.norm_elementwise_affine)
+        self.attn2 = CrossAttention(config)
+        self.ff = MixFFN(config)
+        self.scale_shift_table = nn.Parameter(torch.randn(6, D) / D**0.5)
+
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, modulation: Tensor, height: int, width: int
+    ) -> Tensor:
+        """Tokens (B, N, D), the block's keys and values (B, H, L, K), bias (B, 1, 1, L), modulation (B, 6, D)."""
+        rows = (self.scale_shift_table + modulation).chunk(6, dim=1)  # six of (B, 1, D)
+        shift_attention, scale_attention, gate_attention, shift_ffn, scale_ffn, gate_ffn = rows
+
+        h = modulated_norm(x, shift_attention, scale_attention, self.eps)  # (B, N, D)
+        x = gated_residual(x, gate_attention, self.attn1(h))
+
+        x = x + self.attn2(x, keys, values, bias)
+
+        h = modulated_norm(x, shift_ffn, scale_ffn, self.eps, self.norm2.weight, self.norm2.bias)  # (B, N, D)
+        return gated_residual(x, gate_ffn, self.ff(h, height, width))

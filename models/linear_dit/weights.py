@@ -1,0 +1,117 @@
+"""Weights of the linear DiT in and out of the diffusers layout, checked key by key."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bestofn.models.errors import CheckpointError
+from bestofn.models.linear_dit.blocks import PointwiseConv
+from bestofn.models.linear_dit.config import LinearDiTConfig
+from bestofn.models.linear_dit.model import LinearDiT, PatchEmbed
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+
+def _file_shapes(model: LinearDiT) -> dict[str, tuple[int, ...]]:
+    """Every parameter's shape in a diffusers file, where matrix products of ours are convolutions."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for name, module in model.named_modules():
+        if isinstance(module, PointwiseConv):
+            shapes[f"{name}.weight"] = (module.out_features, module.in_features, 1, 1)
+        elif isinstance(module, PatchEmbed):
+            channels = module.proj.in_features // module.patch**2
+            shapes[f"{name}.proj.weight"] = (module.proj.out_features, channels, module.patch, module.patch)
+    return shapes
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    single, index = folder / WEIGHTS_NAME, folder / f"{WEIGHTS_NAME}.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [folder / name for name in names]
+    else:
+        files = [single]
+    for file in files:
+        if not file.exists():
+            raise CheckpointError(f"{file} does not exist")
+    return files
+
+
+def _check_keys(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], folder: Path) -> None:
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(f"{folder}: no weight {missing[0]!r} of shape {wanted[missing[0]]}{more}")
+    if extra:
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise CheckpointError(f"{folder}: config.json has no place for weight {extra[0]!r} {found[extra[0]]}{more}")
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise CheckpointError(f"{folder}: weight {name!r} has shape {found[name]}, config.json asks for {shape}")
+
+
+def load_weights(
+    model: LinearDiT, tensors: Iterator[tuple[str, Tensor]], device: torch.device | str, dtype: torch.dtype
+) -> None:
+    """Put diffusers-shaped tensors in place of the model's parameters, one at a time, converting each as it comes."""
+    owners: dict[str, nn.Module] = dict(model.named_modules())
+    for name, tensor in tensors:
+        path, _, leaf = name.rpartition(".")
+        shape = owners[path].get_parameter(leaf).shape
+        value = tensor.reshape(shape).to(device=device, dtype=dtype)
+        setattr(owners[path], leaf, nn.Parameter(value.contiguous(), requires_grad=True))
+
+
+def from_diffusers(
+    folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> LinearDiT:
+    """Load the transformer of a diffusers SANA checkpoint.
+
+    Args:
+        folder: the ``transformer`` folder: ``config.json`` and one or several safetensors files.
+        device, dtype: where and as what the weights are kept. Only one tensor at a time is held twice.
+
+    Raises:
+        CheckpointError: naming the config field or the weight (with both shapes) that does not fit.
+    """
+    folder = Path(folder)
+    config = LinearDiTConfig.from_file(folder / "config.json")
+    with torch.device("meta"):
+        model = LinearDiT(config)
+    with ExitStack() as stack:
+        handles = [stack.enter_context(safe_open(file, framework="pt")) for file in _weight_files(folder)]
+        found = {name: tuple(file.get_slice(name).get_shape()) for file in handles for name in file.keys()}  # noqa: SIM118
+        _check_keys(_file_shapes(model), found, folder)
+        names = ((name, file.get_tensor(name)) for file in handles for name in file.keys())  # noqa: SIM118
+        load_weights(model, names, device, dtype)
+    return model.eval()
+
+
+def to_diffusers_state_dict(model: LinearDiT) -> dict[str, Tensor]:
+    """The model's parameters under diffusers' names and shapes (views, no copies)."""
+    shapes = _file_shapes(model)
+    return {name: parameter.detach().reshape(shapes[name]) for name, parameter in model.named_parameters()}
+
+
+def save_diffusers(model: LinearDiT, folder: Path | str, dtype: torch.dtype | None = None) -> None:
+    """Write a ``transformer`` folder that `from_diffusers` and diffusers itself load.
+
+    Args:
+        model: any linear DiT.
+        folder: made when absent.
+        dtype: of the stored weights; the model's when None.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    state = {
+        name: value.to("cpu", dtype or model.dtype).contiguous()
+        for name, value in to_diffusers_state_dict(model).items()
+    }
+    save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
