@@ -1,0 +1,59 @@
+"""A training run on disk: its checkpoint, replaced atomically, and its log of JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Progress = Callable[[Mapping[str, float]], None]
+"""Called about once a minute of training with the figures of the moment: at least `step`, `steps`, `loss`."""
+
+
+class Run:
+    """A folder that holds one run; everything in it is written so that a killed run can go on."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.checkpoint = folder / "checkpoint.pt"
+        self.started = time.monotonic()
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint; a crash while writing leaves the old one."""
+        part = self.checkpoint.with_suffix(".part")
+        torch.save(dict(state), part)
+        os.replace(part, self.checkpoint)
+
+    def load(self) -> dict[str, Any] | None:
+        """The last checkpoint, or None at the start of a run."""
+        if not self.checkpoint.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        return state
+
+    def log(self, **figures: Any) -> None:
+        """Append one line of figures with the seconds since this process began."""
+        line = {"seconds": round(time.monotonic() - self.started, 1), **figures}
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def publish(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder beside `folder`, then put it in its place, so that readers never meet half of it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
+    stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    write(fresh)
+    if folder.exists():
+        os.replace(folder, stale)
+    os.replace(fresh, folder)
+    if stale.exists():
+        for path in sorted(stale.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        stale.rmdir()
