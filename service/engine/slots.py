@@ -1,0 +1,107 @@
+"""Who is denoised next: which candidates enter free slots, which rows of the batch they take, whose tick it is.
+
+Pure policy over plain values, without tensors. Slots of one resolution form a group; a tick steps one group. A slot
+takes one row of its group's batch, or two with guidance. The batch runs in chunks of consecutive rows, and a chunk
+without a busy row is not run, so rows are dealt lowest first.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+Group = tuple[int, int]  # width, height in pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An admitted heat with `count` candidates that have not started, of which `first` is the next."""
+
+    job: str
+    heat: int
+    group: Group
+    interactive: bool
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Candidate `candidate` of a heat enters slot `slot` of its group."""
+
+    slot: int
+    job: str
+    heat: int
+    group: Group
+    candidate: int
+
+
+def refill(
+    free: Mapping[Group, Sequence[int]], waiting: Sequence[Waiting]
+) -> tuple[list[Placement], tuple[Waiting, ...]]:
+    """Deals waiting candidates to free slots: interactive heats before batch heats, else first come, first served.
+
+    Args:
+        free: each group's free slots; a group that is not named has none.
+        waiting: the admitted heats in order of admission.
+
+    Returns:
+        The placements, and the heats that still wait, in order of admission.
+    """
+    slots = {group: list(reversed(numbers)) for group, numbers in free.items()}
+    left = list(waiting)
+    placements: list[Placement] = []
+    for i in sorted(range(len(left)), key=lambda i: not left[i].interactive):  # stable: admission order within a class
+        heat = left[i]
+        open_slots = slots.get(heat.group, [])
+        taken = min(len(open_slots), heat.count)
+        placements += [
+            Placement(open_slots.pop(), heat.job, heat.heat, heat.group, heat.first + j) for j in range(taken)
+        ]
+        left[i] = replace(heat, first=heat.first + taken, count=heat.count - taken)
+    return placements, tuple(heat for heat in left if heat.count)
+
+
+def turn(busy: Mapping[Group, bool], last: Group | None) -> Group:
+    """The group that is stepped next: groups with interactive candidates before others, and in turn among equals.
+
+    Args:
+        busy: the groups with a busy slot, and whether one of their candidates is interactive.
+        last: the group that was stepped last.
+
+    Raises:
+        ValueError: no group is busy.
+    """
+    if not busy:
+        raise ValueError("no group has a busy slot")
+    first = any(busy.values())
+    equals = sorted(group for group, interactive in busy.items() if interactive == first)
+    return next((group for group in equals if last is not None and group > last), equals[0])
+
+
+def lowest_free(taken: Collection[int], count: int) -> tuple[int, ...]:
+    """The `count` smallest numbers from 0 up that are not taken."""
+    free: list[int] = []
+    number = 0
+    while len(free) < count:
+        if number not in taken:
+            free.append(number)
+        number += 1
+    return tuple(free)
+
+
+def chunks(rows: Iterable[int], size: int) -> list[range]:
+    """The chunks of `size` consecutive rows, each starting at a multiple of `size`, that hold at least one of `rows`.
+
+    Raises:
+        ValueError: size is below 1.
+    """
+    if size < 1:
+        raise ValueError(f"a chunk has at least one row, got {size}")
+    return [range(c * size, (c + 1) * size) for c in sorted({row // size for row in rows})]
+
+
+def room(slots: int, held: int) -> int:
+    """How many more candidates to take while `held` are unfinished: a second set waits behind the one that runs.
+
+    More would make other workers idle and cancelled jobs linger; less would let slots run empty between heats.
+    """
+    return max(0, 2 * slots - held)
