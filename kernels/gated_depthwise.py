@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def gated_depthwise(hidden: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
+def gated_depthwise(hidden: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int) -> Tensor:
     """``silu`` -> depthwise 3x3 -> gated linear unit (GLUMBConv, SANA, arXiv 2410.10629, section 2.2).
 
     With ``s = silu(hidden)`` laid out as an image and zero padding of one token at its borders::
@@ -18,13 +18,13 @@ def gated_depthwise(hidden: Tensor, weight: Tensor, bias: Tensor, height: int, w
     Args:
         hidden: (B, N, 2F) tokens in row-major order.
         weight: (2F, 1, 3, 3).
-        bias: (2F,).
+        bias: (2F,) or None.
         height, width: the token grid, height * width = N.
 
     Returns:
         (B, N, F) in the input's dtype.
     """
-    image = F.silu(hidden).unflatten(1, (height, width)).permute(0, 3, 1, 2)  # (B, 2F, h, w), channels-last memory
-    mixed = F.conv2d(image, weight, bias, padding=1, groups=weight.shape[0])  # (B, 2F, h, w)
+    image = F.silu(hidden).view(hidden.shape[0], height, width, -1)  # (B, h, w, 2F)
+    mixed = F.conv2d(image.permute(0, 3, 1, 2), weight, bias, padding=1, groups=weight.shape[0])  # (B, 2F, h, w)
     value, gate = mixed.permute(0, 2, 3, 1).flatten(1, 2).chunk(2, dim=-1)  # (B, N, F) twice
     return value * F.silu(gate)

@@ -26,10 +26,12 @@ def relu_linear_attention(query: Tensor, key: Tensor, value: Tensor, heads: int)
     Returns:
         (B, N, D) in the query's dtype.
     """
-    q = query.unflatten(-1, (heads, -1)).transpose(1, 2).relu().float()  # (B, H, N, K)
-    k = key.unflatten(-1, (heads, -1)).transpose(1, 2).relu().float()  # (B, H, N, K)
-    v = value.unflatten(-1, (heads, -1)).transpose(1, 2).float()  # (B, H, N, K)
+    B, N, D = query.shape
+    K = D // heads
+    q = query.view(B, N, heads, K).transpose(1, 2).relu().float()  # (B, H, N, K)
+    k = key.view(B, N, heads, K).transpose(1, 2).relu().float()  # (B, H, N, K)
+    v = value.view(B, N, heads, K).transpose(1, 2).float()  # (B, H, N, K)
     state = k.transpose(2, 3) @ v  # (B, H, K, K)
     total = k.sum(dim=2, keepdim=True).transpose(2, 3)  # (B, H, K, 1)
-    out = (q @ state) / (q @ total + EPSILON)  # (B, H, N, K)
+    out: Tensor = (q @ state) / (q @ total + EPSILON)  # (B, H, N, K)
     return out.transpose(1, 2).flatten(2).to(query.dtype)  # (B, N, D)

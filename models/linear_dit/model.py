@@ -124,6 +124,6 @@ class LinearDiT(nn.Module):
             x = block(x, keys, values, context.bias, modulation, rows, columns)  # (B, N, D)
 
         shift, scale = (self.scale_shift_table + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D) twice
-        x = self.proj_out(modulated_norm(x, shift, scale, NORM_OUT_EPS))  # (B, N, P P C)
-        x = x.reshape(B, rows, columns, P, P, C).permute(0, 5, 1, 3, 2, 4)  # (B, C, h/P, P, w/P, P)
-        return x.reshape(B, C, h, w)
+        out: Tensor = self.proj_out(modulated_norm(x, shift, scale, NORM_OUT_EPS))  # (B, N, P P C)
+        out = out.reshape(B, rows, columns, P, P, C).permute(0, 5, 1, 3, 2, 4)  # (B, C, h/P, P, w/P, P)
+        return out.reshape(B, C, h, w)
