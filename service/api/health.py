@@ -1,0 +1,26 @@
+"""Probes: whether this process lives, and whether a request would be served now."""
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from bestofn.service.api.context import ContextDep
+from bestofn.service.api.validate import NO_WORKER_RETRY_SECONDS
+from bestofn.service.errors import Unavailable
+
+router = APIRouter()
+
+
+@router.get("/livez", summary="The process lives")
+async def livez() -> dict[str, str]:
+    """200 as long as the process answers, whatever the queue and the workers do."""
+    return {"status": "live"}
+
+
+@router.get("/readyz", response_class=JSONResponse, summary="The queue answers and a worker is warm")
+async def readyz(context: ContextDep) -> Response:
+    """200 with the number of warm workers, 503 otherwise."""
+    await context.queue.ping()
+    cards = await context.queue.cards()
+    if not cards:
+        raise Unavailable("no worker is ready", retry_after=NO_WORKER_RETRY_SECONDS)
+    return JSONResponse({"status": "ready", "workers": len(cards)})

@@ -1,0 +1,203 @@
+"""From a request and the live workers' cards to a job with every default filled in, or a refusal that says what to change."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from bestofn.service.cards import JudgeCard, ModelCard, WorkerCard
+from bestofn.service.errors import InvalidRequest, Unavailable
+from bestofn.service.jobs import DEFAULT_HEAT_SIZE, ImageFormat, JobSpec
+from bestofn.service.schemas import MAX_SEED, GenerateRequest
+from bestofn.service.settings import Settings
+
+NO_WORKER_RETRY_SECONDS = 5.0  # a worker that starts now needs at least this long to load its weights
+
+# (tokenizer's hash, text) -> number of tokens, control tokens included
+TokenCounter = Callable[[str, str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A model and a judge that one worker holds together, with the capacities of the live workers that hold both."""
+
+    model: ModelCard
+    judge: JudgeCard
+    capacities: tuple[int, ...]
+
+
+def pairs_of(cards: Iterable[WorkerCard]) -> list[Pair]:
+    """The pairs among workers' cards, the one whose worker started last first: during an upgrade the new revision."""
+    groups: dict[tuple[object, object], list[WorkerCard]] = {}
+    for card in sorted(cards, key=lambda card: (-card.started_at, card.worker)):
+        groups.setdefault((card.model.pin, card.judge.pin), []).append(card)
+    return [Pair(held[0].model, held[0].judge, tuple(card.capacity for card in held)) for held in groups.values()]
+
+
+def choose_pair(pairs: Sequence[Pair], model: str | None, judge: str | None) -> Pair:
+    """The pair that serves a request that names `model` and `judge`, or leaves them out where there is one name only.
+
+    Raises:
+        Unavailable: there is no pair at all.
+        InvalidRequest: a name that is not deployed, a choice that has to be made, or two names no worker holds together.
+    """
+    if not pairs:
+        raise Unavailable(
+            "no worker has been ready yet; start one with `bestofn worker`, or wait until it has loaded its weights",
+            retry_after=NO_WORKER_RETRY_SECONDS,
+        )
+    model = _choose("model", model, [pair.model.pin.name for pair in pairs])
+    judge = _choose("judge", judge, [pair.judge.pin.name for pair in pairs if pair.model.pin.name == model])
+    return next(pair for pair in pairs if (pair.model.pin.name, pair.judge.pin.name) == (model, judge))
+
+
+def _choose(field: str, name: str | None, deployed: Sequence[str]) -> str:
+    names = sorted(set(deployed))
+    listed = ", ".join(names)
+    if name is None:
+        if len(names) > 1:
+            raise InvalidRequest(f"{field} has to be named, since several are deployed: {listed}", field=field)
+        return names[0]
+    if name not in names:
+        beside = " beside this model" if field == "judge" else ""
+        raise InvalidRequest(f"{field} {name[:100]!a} is not deployed{beside}; choose from {listed}", field=field)
+    return name
+
+
+def job_spec(
+    request: GenerateRequest,
+    pair: Pair,
+    settings: Settings,
+    *,
+    job_id: str,
+    random_seed: int,
+    count_tokens: TokenCounter,
+    image_format: ImageFormat | None = None,
+) -> JobSpec:
+    """The job that a request asks for.
+
+    Args:
+        request: fields within the bounds of the schema.
+        pair: what serves it, of `choose_pair`.
+        settings: the server's limits.
+        job_id: a new job's id.
+        random_seed: taken if the request names no seed; at most 2**53.
+        count_tokens: counts with the checkpoint's own tokenizer.
+        image_format: overrules the request's, for callers whose Accept header chose.
+
+    Raises:
+        InvalidRequest: with the field at fault, its limit and what to change.
+    """
+    card = pair.model
+    _check_text("prompt", request.prompt)
+    _check_text("negative_prompt", request.negative_prompt)
+    if not request.prompt.strip():
+        raise InvalidRequest("prompt is blank; say what the picture should show", field="prompt")
+    _at_most("num_samples", request.num_samples, settings.max_samples, "this server's limit")
+    _at_most("top_k", request.top_k, request.num_samples, "num_samples")
+    N = request.num_samples
+    seed = random_seed if request.seed is None else request.seed
+    if seed + N > MAX_SEED:
+        raise InvalidRequest(
+            f"seed + num_samples must not pass 2**63, so that every candidate has a seed; "
+            f"the greatest seed for {N} candidates is {MAX_SEED - N}",
+            field="seed",
+        )
+    steps = card.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
+    _at_most("num_inference_steps", steps, settings.max_steps, "this server's limit")
+    guidance = card.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    _at_most("guidance_scale", guidance, settings.max_guidance, "this server's limit")
+    width = _size("width", request.width, card.width, card, settings)
+    height = _size("height", request.height, card.height, card, settings)
+    for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+        tokens = count_tokens(card.tokenizer_sha256, text.lower().strip()) if text else 0
+        if tokens > card.token_limit:
+            raise InvalidRequest(
+                f"{field} has {tokens} tokens, but {card.pin.name} reads {card.token_limit}; shorten it by "
+                f"{tokens - card.token_limit} (about {round(0.75 * (tokens - card.token_limit)) or 1} words)",
+                field=field,
+            )
+    spec = JobSpec(
+        id=job_id,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        num_samples=N,
+        top_k=request.top_k,
+        seed=seed,
+        width=width,
+        height=height,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        rule=request.rule,
+        format=image_format or request.format,
+        priority=request.priority,
+        heat_size=heat_size(N, pair.capacities),
+        thumbnails=request.thumbnails,
+        model=card.pin,
+        judge=pair.judge.pin,
+        warnings=tuple(_unknown_words(request, card)),
+    )
+    work = tflops(spec, pair)
+    if settings.max_tflops is not None and work > settings.max_tflops:
+        raise InvalidRequest(
+            f"the job would take about {work:,.0f} TFLOP, but this server takes jobs of at most "
+            f"{settings.max_tflops:,.0f}; ask for at most {int(N * settings.max_tflops / work)} candidates, "
+            "fewer steps or a smaller picture",
+            field="num_samples",
+        )
+    return spec
+
+
+def heat_size(num_samples: int, capacities: Sequence[int]) -> int:
+    """Candidates a heat: one heat a worker if that fills all workers, and never more than one worker holds at once.
+
+    Without drafts and early stopping the split changes nothing but speed.
+    """
+    most = min((*capacities, DEFAULT_HEAT_SIZE))
+    return max(1, min(most, -(-num_samples // max(1, len(capacities)))))
+
+
+def tflops(spec: JobSpec, pair: Pair) -> float:
+    """Estimated work of a job in TFLOP; linear attention makes a forward proportional to the number of pixels."""
+    card = pair.model
+    area = spec.width * spec.height / (card.width * card.height)
+    guided = 2 if spec.guidance_scale > 1 else 1
+    drawing = area * (spec.num_inference_steps * guided * card.tflops_per_forward + card.tflops_per_decode)
+    return spec.num_samples * (drawing + pair.judge.tflops_per_forward)
+
+
+def _check_text(field: str, text: str) -> None:
+    for position, character in enumerate(text):
+        if character == "\0":
+            raise InvalidRequest(f"{field} holds a NUL character at position {position}; remove it", field=field)
+        if "\ud800" <= character <= "\udfff":
+            raise InvalidRequest(f"{field} holds a lone surrogate at position {position}; remove it", field=field)
+
+
+def _at_most(field: str, value: float, limit: float, what: str) -> None:
+    if value > limit:
+        raise InvalidRequest(f"{field} must be at most {limit} ({what}), got {str(value)[:20]}", field=field)
+
+
+def _size(field: str, asked: int | None, default: int, card: ModelCard, settings: Settings) -> int:
+    value = default if asked is None else asked
+    step, most = card.size_multiple, min(card.max_size, settings.max_size)
+    if value % step or not step <= value <= most:
+        near = min(max(step * ((value + step // 2) // step), step), most - most % step)
+        raise InvalidRequest(
+            f"{field} must be a multiple of {step} from {step} to {most - most % step} for {card.pin.name}, "
+            f"got {str(value)[:20]}; the nearest is {near}",
+            field=field,
+        )
+    return value
+
+
+def _unknown_words(request: GenerateRequest, card: ModelCard) -> Iterable[str]:
+    if card.known_words is None:
+        return
+    known = set(card.known_words)
+    for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+        words = dict.fromkeys(re.findall(r"\w+", text.lower()))
+        unknown = [word for word in words if word not in known]
+        if unknown:
+            listed = ", ".join(unknown[:12]) + (", ..." if len(unknown) > 12 else "")
+            yield f"{field}: {card.pin.name} has never learned the words {listed}; it cannot draw what they mean"

@@ -1,0 +1,49 @@
+"""Waiting for a job's end, for as long as the caller, the server and patience last."""
+
+import asyncio
+from enum import Enum
+
+from fastapi import Request
+
+from bestofn.service.api.context import Context
+
+
+class Ending(Enum):
+    """Why a wait was over."""
+
+    ENDED = "the job has ended"
+    TIME = "the time was up, or the server stops"
+    HUNG_UP = "the caller has gone"
+
+
+async def wait(context: Context, request: Request, job_id: str, seconds: float) -> Ending:
+    """Wait until the job has ended, at most `seconds`.
+
+    The wait costs one blocking read of the job's events and nothing else, so hundreds of callers may wait together.
+    """
+    if seconds <= 0:
+        return Ending.TIME
+    ended = asyncio.create_task(_ended(context, job_id))
+    hung_up = asyncio.create_task(_hung_up(request))
+    stopping = asyncio.create_task(context.stopping.wait())
+    tasks = {ended, hung_up, stopping}
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if ended in done:
+        ended.result()  # raises what went wrong: the queue was lost, say
+        return Ending.ENDED
+    return Ending.HUNG_UP if hung_up in done else Ending.TIME
+
+
+async def _ended(context: Context, job_id: str) -> None:
+    async for _ in context.queue.events(job_id):
+        pass
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,132 @@
+"""Accept, Prefer, Host and pages: what the headers of a call mean."""
+
+import pytest
+from starlette.datastructures import Headers
+
+from bestofn.service.api.guard import check_host, is_loopback
+from bestofn.service.api.negotiate import image_format, read_accept, read_prefer
+from bestofn.service.api.paging import page
+from bestofn.service.errors import HostRefused
+from bestofn.service.jobs import ImageFormat, JobStatus, Revision
+from bestofn.service.schemas import CandidateOut, JobResult, MatchOut, VerdictOut
+
+ACCEPT = {
+    None: "json",
+    "*/*": "json",
+    "application/json": "json",
+    "image/png": "image",
+    "image/webp, */*": "image",
+    "*/*, image/png": "image",
+    "image/png;q=0.5, application/json": "json",
+    "text/html, image/avif, image/webp;q=0.9, */*;q=0.8": "image",
+    "text/event-stream": "events",
+    "text/event-stream, application/json;q=0.9": "events",
+    "text/html": "nothing",
+    "image/png;q=0": "nothing",
+    "image/gif, audio/*": "nothing",
+    ";;,,q=": "nothing",
+    "image/png;q=much": "image",
+}
+
+
+@pytest.mark.parametrize(("header", "first"), ACCEPT.items(), ids=str)
+def test_accept(header: str | None, first: str) -> None:
+    accepted = read_accept(header)
+    assert accepted.image_first == (first == "image")
+    assert accepted.events_first == (first == "events")
+    assert (accepted.json or bool(accepted.images)) == (first != "nothing" and header != "text/event-stream")
+
+
+@pytest.mark.parametrize(
+    ("header", "named", "expected"),
+    [
+        ("image/webp", None, "webp"),
+        ("image/jpeg, image/png", None, "jpeg"),
+        ("image/jpeg, image/png", "png", "png"),
+        ("image/*", None, "png"),
+        ("image/*", "webp", "webp"),
+        ("image/jpeg", "png", None),
+    ],
+)
+def test_the_picture_format_follows_accept_unless_the_body_contradicts(
+    header: str, named: ImageFormat | None, expected: str | None
+) -> None:
+    assert image_format(read_accept(header), named, "png") == expected
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds", "applied"),
+    [
+        (None, 120, None),
+        ("respond-async", 0, "respond-async"),
+        ("wait=5", 5, "wait=5"),
+        ("respond-async, wait=5", 5, "wait=5"),
+        ("WAIT = 900", 120, "wait=120"),
+        ("wait=0", 0, "wait=0"),
+        ("wait=-1", 120, None),
+        ("wait=soon, handling=lenient", 120, None),
+        ("wait=99999999999999999999", 120, None),
+    ],
+)
+def test_prefer(header: str | None, seconds: float, applied: str | None) -> None:
+    preference = read_prefer(header, 120)
+    assert (preference.seconds, preference.applied) == (seconds, applied)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "::1", "[::1]"])
+def test_loopback_names(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "localhost.evil.example", "", "example.com"])
+def test_other_names(host: str) -> None:
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"host": "evil.example:8000"},
+        {},
+        {"host": "[::1"},
+        {"host": "localhost:8000", "origin": "http://evil.example"},
+        {"host": "localhost:8000", "origin": "http://localhost:3000"},
+        {"host": "localhost:8000", "origin": "null"},
+    ],
+)
+def test_pages_of_others_are_refused(headers: dict[str, str]) -> None:
+    with pytest.raises(HostRefused):
+        check_host(Headers(headers))
+
+
+def test_own_pages_and_programs_are_not() -> None:
+    check_host(Headers({"host": "localhost:8000"}))
+    check_host(Headers({"host": "[::1]:8000", "origin": "http://[::1]:8000"}))
+
+
+def test_pages_of_a_job_put_together_are_the_job() -> None:
+    verdict = VerdictOut(answer="yes", yes_logit=1.0, no_logit=0.0, p_yes=0.73)
+    candidates = [CandidateOut(index=i, seed=i, verdict=verdict, rank=i + 1) for i in range(11)]
+    rounds = [
+        [MatchOut(a=2 * i, b=2 * i + 1, winner=2 * i) for i in range(5)],
+        [MatchOut(a=0, b=2, winner=0), MatchOut(a=4, b=6, winner=4), MatchOut(a=8, b=10, winner=8)],
+        [MatchOut(a=0, b=4, winner=0)],
+        [MatchOut(a=0, b=8, winner=0)],
+    ]
+    pin = Revision(name="shapes", revision="r")
+    whole = JobResult(
+        id="j", status=JobStatus.SUCCEEDED, prompt="p", candidates=candidates, bracket=rounds, model=pin, judge=pin
+    )
+    assert page(whole, 0, 256) == whole
+    read: list[CandidateOut] = []
+    bracket: list[list[MatchOut]] = [[] for _ in rounds]
+    offset, following = 0, "first"
+    while following:
+        part = page(whole, offset, 4)
+        read += part.candidates
+        for matches, more in zip(bracket, part.bracket, strict=True):
+            matches += more
+        offset += 4
+        following = part.next or ""
+    assert (read, bracket, offset) == (candidates, rounds, 12)

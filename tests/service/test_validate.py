@@ -1,0 +1,159 @@
+"""From a request and cards to a job: defaults, limits and what a refusal says."""
+
+from dataclasses import replace
+
+import pytest
+
+from bestofn.service.api.validate import Pair, choose_pair, heat_size, job_spec, pairs_of, tflops
+from bestofn.service.cards import JudgeCard, ModelCard, WorkerCard
+from bestofn.service.errors import InvalidRequest, Unavailable
+from bestofn.service.jobs import JobSpec, Revision
+from bestofn.service.schemas import GenerateRequest
+from bestofn.service.settings import Settings
+
+MODEL = ModelCard(
+    pin=Revision(name="shapes", revision="r1"),
+    width=64,
+    height=64,
+    max_size=256,
+    size_multiple=32,
+    num_inference_steps=12,
+    guidance_scale=4.0,
+    token_limit=8,
+    tokenizer_sha256="t1",
+    known_words=("a", "photo", "of", "red", "star"),
+    tflops_per_forward=0.5,
+    tflops_per_decode=0.25,
+)
+JUDGE = JudgeCard(pin=Revision(name="shapes", revision="j1"), tflops_per_forward=0.125)
+PAIR = Pair(MODEL, JUDGE, (16,))
+SETTINGS = Settings(max_samples=1000, max_steps=50, max_guidance=10.0, max_size=512)
+
+
+def count_words(sha256: str, text: str) -> int:
+    assert sha256 == "t1"
+    return 1 + len(text.split())
+
+
+def spec_of(pair: Pair = PAIR, settings: Settings = SETTINGS, **fields: object) -> JobSpec:
+    request = GenerateRequest.model_validate({"prompt": "a photo of a red star"} | fields)
+    return job_spec(request, pair, settings, job_id="j", random_seed=7, count_tokens=count_words)
+
+
+def test_what_is_left_out_comes_from_the_card() -> None:
+    spec = spec_of()
+    assert (spec.width, spec.height, spec.num_inference_steps, spec.guidance_scale) == (64, 64, 12, 4.0)
+    assert (spec.seed, spec.num_samples, spec.top_k, spec.format, spec.warnings) == (7, 16, 1, "png", ())
+    assert (spec.model, spec.judge) == (MODEL.pin, JUDGE.pin)
+
+
+def test_what_is_given_is_kept_at_the_edges_of_the_limits() -> None:
+    spec = spec_of(
+        num_samples=1000,
+        top_k=16,
+        seed=2**63 - 1000,
+        width=256,
+        height=32,
+        num_inference_steps=50,
+        guidance_scale=0,
+        prompt="a photo of a red star A",
+    )
+    assert (spec.seed, spec.width, spec.height, spec.guidance_scale) == (2**63 - 1000, 256, 32, 0)
+
+
+REFUSED = {
+    "blank prompt": ({"prompt": " \n"}, "prompt", "blank"),
+    "NUL": ({"prompt": "a\0"}, "prompt", "NUL character at position 1"),
+    "lone surrogate": ({"negative_prompt": "\udfff"}, "negative_prompt", "surrogate at position 0"),
+    "too many tokens": ({"prompt": "a " * 10}, "prompt", "11 tokens, but shapes reads 8; shorten it by 3"),
+    "too many negative tokens": ({"negative_prompt": "a " * 8}, "negative_prompt", "9 tokens"),
+    "too many samples": ({"num_samples": 1001}, "num_samples", "at most 1000"),
+    "absurdly many samples": ({"num_samples": 10**500}, "num_samples", "at most 1000"),
+    "more winners than samples": ({"num_samples": 2, "top_k": 3}, "top_k", "at most 2"),
+    "seeds past the end": ({"seed": 2**63 - 15}, "seed", str(2**63 - 16)),
+    "too many steps": ({"num_inference_steps": 51}, "num_inference_steps", "at most 50"),
+    "too much guidance": ({"guidance_scale": 10.5}, "guidance_scale", "at most 10.0"),
+    "no multiple": ({"width": 100}, "width", "multiple of 32 from 32 to 256 for shapes, got 100; the nearest is 96"),
+    "too large": ({"height": 288}, "height", "the nearest is 256"),
+    "absurdly large": ({"height": 10**500}, "height", "the nearest is 256"),
+}
+
+
+@pytest.mark.parametrize(("fields", "field", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_refusals_name_the_field_and_what_to_change(fields: dict[str, object], field: str, said: str) -> None:
+    request = GenerateRequest.model_construct(
+        **{
+            "prompt": "a star",
+            "negative_prompt": "",
+            "num_samples": 16,
+            "top_k": 1,
+            "seed": None,
+            "width": None,
+            "height": None,
+            "num_inference_steps": None,
+            "guidance_scale": None,
+        }
+        | fields  # type: ignore[arg-type]
+    )
+    with pytest.raises(InvalidRequest) as refusal:
+        job_spec(request, PAIR, SETTINGS, job_id="j", random_seed=7, count_tokens=count_words)
+    assert refusal.value.field == field
+    assert said in refusal.value.detail
+    assert len(refusal.value.detail) < 300
+
+
+def test_words_that_were_never_learned_are_a_warning() -> None:
+    (warning,) = spec_of(prompt="A photo of a dragon, red dragon").warnings
+    assert warning == "prompt: shapes has never learned the words dragon; it cannot draw what they mean"
+    open_vocabulary = replace(PAIR, model=MODEL.model_copy(update={"known_words": None}))
+    assert spec_of(open_vocabulary, prompt="a dragon").warnings == ()
+
+
+def test_a_limit_on_the_work_says_how_many_candidates_fit() -> None:
+    # 16 x (12 steps x 2 for guidance x 0.5 + 0.25 decode + 0.125 judge)
+    assert tflops(spec_of(), PAIR) == 16 * 12.375
+    assert tflops(spec_of(width=128, guidance_scale=1.0), PAIR) == 16 * (2 * (12 * 0.5 + 0.25) + 0.125)
+    with pytest.raises(InvalidRequest, match="at most 8 candidates"):
+        spec_of(settings=SETTINGS.model_copy(update={"max_tflops": 100.0}))
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "capacities", "expected"),
+    [(32, (16,), 16), (16, (16, 16, 16, 16), 4), (2048, (64, 64), 16), (5, (8, 8), 3), (1, (8,), 1), (7, (), 7)],
+)
+def test_heats_fill_all_workers(num_samples: int, capacities: tuple[int, ...], expected: int) -> None:
+    assert heat_size(num_samples, capacities) == expected
+
+
+def card(worker: str, model: str, revision: str, judge: str, started_at: float) -> WorkerCard:
+    return WorkerCard(
+        worker=worker,
+        host="h",
+        pid=1,
+        device="cpu",
+        capacity=8,
+        model=MODEL.model_copy(update={"pin": Revision(name=model, revision=revision)}),
+        judge=JUDGE.model_copy(update={"pin": Revision(name=judge, revision="j1")}),
+        started_at=started_at,
+    )
+
+
+def test_the_newest_revision_serves_during_an_upgrade() -> None:
+    cards = [card("a", "m", "old", "j", 1), card("b", "m", "new", "j", 2), card("c", "m", "new", "j", 3)]
+    pair = choose_pair(pairs_of(cards), None, None)
+    assert pair.model.pin.revision == "new"
+    assert pair.capacities == (8, 8)
+
+
+def test_names_choose_among_what_is_deployed() -> None:
+    pairs = pairs_of([card("a", "m1", "r", "j1", 1), card("b", "m2", "r", "j2", 2)])
+    assert choose_pair(pairs, "m1", None).judge.pin.name == "j1"
+    with pytest.raises(InvalidRequest, match="several are deployed: m1, m2"):
+        choose_pair(pairs, None, None)
+    with pytest.raises(InvalidRequest, match="'m3' is not deployed; choose from m1, m2"):
+        choose_pair(pairs, "m3", None)
+    with pytest.raises(InvalidRequest, match="not deployed beside this model; choose from j1"):
+        choose_pair(pairs, "m1", "j2")
+    with pytest.raises(Unavailable, match="no worker") as nobody:
+        choose_pair([], "m1", None)
+    assert nobody.value.retry_after
