@@ -1,0 +1,40 @@
+# Two commands do all set-up: `git clone`, `make setup`. Everything else makes sure of it first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= out
+PROMPT ?= a photo of a red star left of a blue circle
+
+export PYTHONSAFEPATH := 1
+
+.PHONY: setup demo up test check bench clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## queue, API and worker; one prompt over HTTP; the winner and a picture of all candidates
+	@mkdir -p $(OUT)
+	$(BIN)/bestofn up --port 0 --data-dir $(OUT)/demo --run "$(BIN)/bestofn generate '$(PROMPT)' -n 32 -o $(OUT)/best.png --sheet $(OUT)/all.png"
+
+up: setup  ## queue, API and worker until Ctrl-C
+	$(BIN)/bestofn up
+
+test: setup
+	$(BIN)/pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m bestofn.models.bench
+
+clean:
+	rm -rf .venv $(OUT) build dist

@@ -1,0 +1,1 @@
+"""The judge: NVILA verifier, verdicts and the knockout bracket."""

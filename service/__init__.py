@@ -1,0 +1,1 @@
+"""The service: queue, engine, worker, HTTP API, client and command line."""

@@ -1,0 +1,44 @@
+"""Cards: what a warm worker tells the API of its model and judge, so that requests are checked without torch."""
+
+from pydantic import BaseModel, ConfigDict
+
+from bestofn.service.jobs import Revision
+
+
+class ModelCard(BaseModel):
+    """A generator's call defaults and limits. Sizes are in pixels."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+    pin: Revision
+    width: int
+    height: int
+    max_size: int
+    size_multiple: int
+    num_inference_steps: int
+    guidance_scale: float
+    token_limit: int  # tokens of the user's prompt, control tokens included, as `tokenizer` counts them
+    tokenizer_sha256: str  # of the tokenizer.json that counts them; the file stands in Redis under this hash
+    known_words: tuple[str, ...] | None = None  # None: open vocabulary
+    tflops_per_forward: float  # one sample through the transformer at the default size
+    tflops_per_decode: float
+
+
+class JudgeCard(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    pin: Revision
+    tflops_per_forward: float
+
+
+class WorkerCard(BaseModel):
+    """One worker process. `capacity` is how many candidates it holds at once."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+    worker: str
+    host: str
+    pid: int
+    device: str
+    capacity: int
+    model: ModelCard
+    judge: JudgeCard
+    started_at: float  # Unix time of the queue server
+    state: str = "ready"  # ready, busy, draining

@@ -1,0 +1,1 @@
+"""The engine: slots of one device, filled with candidates of many jobs."""

@@ -1,0 +1,79 @@
+"""What a worker needs of an engine; `engine.engine.Engine` is the real one, `engine.fake.FakeEngine` needs no torch."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from bestofn.service.cards import JudgeCard, ModelCard
+from bestofn.service.jobs import Candidate, Heat, HeatOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """One tick advanced `steps` candidate-steps of a job (a candidate needs num_inference_steps of them)."""
+
+    job: str
+    heat: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A candidate has its verdict."""
+
+    job: str
+    heat: int
+    candidate: Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class HeatFinished:
+    job: str
+    outcome: HeatOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class HeatFailed:
+    """A heat could not be finished here; `reason` is for the user, in plain words."""
+
+    job: str
+    heat: int
+    reason: str
+
+
+EngineEvent = Stepped | Judged | HeatFinished | HeatFailed
+
+
+class Engine(Protocol):
+    """One device. Not thread-safe: one thread calls all methods, except `cancel`, which any thread may call."""
+
+    @property
+    def model_card(self) -> ModelCard: ...
+
+    @property
+    def judge_card(self) -> JudgeCard: ...
+
+    @property
+    def slots(self) -> int:
+        """Candidates that are denoised together."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether `tick` has work."""
+        ...
+
+    def room(self) -> int:
+        """How many more candidates it would take now without letting the device wait (admitted ones are counted)."""
+        ...
+
+    def admit(self, heat: Heat) -> None:
+        """Take a heat. Raises ValueError for a heat of another model or judge."""
+        ...
+
+    def cancel(self, job: str) -> None:
+        """Drop everything of this job before the next tick; it then yields no more events."""
+        ...
+
+    def tick(self) -> list[EngineEvent]:
+        """One transformer forward over all busy slots, and whatever decoding and judging became due."""
+        ...

@@ -1,0 +1,111 @@
+"""The error tree of the service, each error with its HTTP status and a machine-readable code.
+
+BestOfNError
+├── InvalidRequest          422  the request cannot be served as written; says what to change
+├── IdempotencyMismatch     422  the same Idempotency-Key came with another body
+├── NotAuthorized           401  no API key, or a wrong one
+├── HostRefused             403  Host or Origin do not belong to this loopback server
+├── JobNotFound             404
+├── NotThere                404  the job has no such image
+├── JobGone                 410  the job ended longer ago than results are kept
+├── PayloadTooLarge         413
+├── UnsupportedMediaType    415
+├── Overloaded              429  refused at the door; carries Retry-After
+├── Unavailable             503  no warm worker, or the queue cannot be reached; carries Retry-After
+├── WaitTimeout             504  a call for image bytes outlasted the server's wait
+├── JobFailed               500  the job ended in failure; carries its reason
+├── JobCanceled             409  the job was cancelled; carries x-should-retry: false
+├── StorageError            507  a picture could not be stored
+└── SetupError              (command line) a checkpoint, device or server is not as needed; names the fix
+"""
+
+
+class BestOfNError(Exception):
+    """Root of every error that this project raises on purpose. `status` is its HTTP status, `code` its stable name."""
+
+    status = 500
+    code = "internal"
+
+    def __init__(self, detail: str, *, field: str | None = None, retry_after: float | None = None) -> None:
+        """`field` names the request field at fault; `retry_after` is in seconds."""
+        super().__init__(detail)
+        self.detail = detail
+        self.field = field
+        self.retry_after = retry_after
+
+
+class InvalidRequest(BestOfNError):
+    status = 422
+    code = "invalid_request"
+
+
+class IdempotencyMismatch(InvalidRequest):
+    code = "idempotency_mismatch"
+
+
+class NotAuthorized(BestOfNError):
+    status = 401
+    code = "not_authorized"
+
+
+class HostRefused(BestOfNError):
+    status = 403
+    code = "host_refused"
+
+
+class JobNotFound(BestOfNError):
+    status = 404
+    code = "job_not_found"
+
+
+class NotThere(BestOfNError):
+    status = 404
+    code = "not_there"
+
+
+class JobGone(BestOfNError):
+    status = 410
+    code = "job_gone"
+
+
+class PayloadTooLarge(BestOfNError):
+    status = 413
+    code = "payload_too_large"
+
+
+class UnsupportedMediaType(BestOfNError):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class Overloaded(BestOfNError):
+    status = 429
+    code = "overloaded"
+
+
+class Unavailable(BestOfNError):
+    status = 503
+    code = "unavailable"
+
+
+class WaitTimeout(BestOfNError):
+    status = 504
+    code = "wait_timeout"
+
+
+class JobFailed(BestOfNError):
+    code = "job_failed"
+
+
+class JobCanceled(BestOfNError):
+    status = 409
+    code = "job_canceled"
+
+
+class StorageError(BestOfNError):
+    status = 507
+    code = "storage_full"
+
+
+class SetupError(BestOfNError):
+    code = "setup"

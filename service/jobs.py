@@ -1,0 +1,146 @@
+"""Jobs and heats: what a worker needs to know to draw and judge candidates, and the moves a job can make."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bestofn.judge.verdict import Rule, Verdict
+
+DEFAULT_HEAT_SIZE = 16
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+ACTIVE = frozenset({JobStatus.QUEUED, JobStatus.RUNNING})
+ENDED = frozenset(JobStatus) - ACTIVE
+MOVES: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELED}),
+    JobStatus.RUNNING: ENDED,
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELED: frozenset(),
+}
+
+ImageFormat = Literal["png", "webp", "jpeg"]
+Priority = Literal["interactive", "batch"]
+
+
+class Revision(BaseModel):
+    """A model or judge, pinned: the name the operator deployed it under and the revision of its weights."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    revision: str
+
+
+class JobSpec(BaseModel):
+    """One job with every default filled in: with the checkpoints it names, all that its result depends on.
+
+    Candidate i is drawn from seed `seed + i`. `heat_size` candidates are queued, leased and retried together.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    id: str
+    prompt: str
+    negative_prompt: str = ""
+    num_samples: int
+    top_k: int = 1
+    seed: int
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    rule: Rule = Rule.MARGIN
+    format: ImageFormat = "png"
+    priority: Priority = "interactive"
+    heat_size: int = DEFAULT_HEAT_SIZE
+    thumbnails: bool = False
+    model: Revision
+    judge: Revision
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def num_heats(self) -> int:
+        return -(-self.num_samples // self.heat_size)
+
+    def heat(self, index: int) -> "Heat":
+        """Heat `index` (0-based): candidates index * heat_size up to the job's end."""
+        if not 0 <= index < self.num_heats:
+            raise ValueError(f"job {self.id} has heats 0..{self.num_heats - 1}, got {index}")
+        first = index * self.heat_size
+        return Heat(self, index, first, min(self.heat_size, self.num_samples - first))
+
+    def heats(self) -> Iterator["Heat"]:
+        return map(self.heat, range(self.num_heats))
+
+
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """`count` consecutive candidates of one job, from candidate `first` on: the unit of queueing, leasing, retrying."""
+
+    job: JobSpec
+    index: int
+    first: int
+    count: int
+
+    @property
+    def candidates(self) -> range:
+        return range(self.first, self.first + self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One judged candidate of a job."""
+
+    index: int
+    seed: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a heat or job cost. `transformer_forwards` counts samples through the transformer: guidance counts twice.
+
+    `seconds` holds the device's time by stage (text, denoise, decode, judge, encode); stages of jobs that share a batch
+    are shared out by their share of the batch.
+    """
+
+    candidates: int = 0
+    transformer_forwards: int = 0
+    judge_forwards: int = 0
+    tflops: float = 0.0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: "Usage") -> "Usage":
+        stages = sorted({*self.seconds, *other.seconds})
+        return Usage(
+            self.candidates + other.candidates,
+            self.transformer_forwards + other.transformer_forwards,
+            self.judge_forwards + other.judge_forwards,
+            self.tflops + other.tflops,
+            {stage: self.seconds.get(stage, 0.0) + other.seconds.get(stage, 0.0) for stage in stages},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HeatOutcome:
+    """What one finished heat leaves: every verdict, and the encoded pictures of its own best min(top_k, count).
+
+    The job's top k are among the heats' top k, so nothing else needs to be kept.
+    """
+
+    heat: int
+    candidates: tuple[Candidate, ...]
+    images: Mapping[int, bytes]  # candidate index -> bytes in the job's format
+    usage: Usage
+    thumbnails: Mapping[int, bytes] = field(default_factory=dict)  # candidate index -> WebP, only if the job asked
+    warnings: tuple[str, ...] = ()

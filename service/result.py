@@ -1,0 +1,100 @@
+"""From the heats' verdicts to a job's answer: leaders, ranks, bracket and usage, pure and without torch."""
+
+from collections.abc import Collection, Iterable, Sequence
+
+from bestofn.judge.bracket import knockout
+from bestofn.judge.verdict import rank
+from bestofn.service.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
+from bestofn.service.schemas import CandidateOut, ImageOut, JobResult, MatchOut, Progress, UsageOut, VerdictOut
+
+
+def ranked(spec: JobSpec, candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Candidates best first, whatever the order they came in: ties are broken by candidate index, as the rule says."""
+    by_index = sorted(candidates, key=lambda candidate: candidate.index)
+    return [by_index[place] for place in rank([candidate.verdict for candidate in by_index], spec.rule)]
+
+
+def leaders(spec: JobSpec, candidates: Iterable[Candidate]) -> list[int]:
+    """Indices of the best `top_k` among these candidates, best first: whose pictures are still in play."""
+    return [candidate.index for candidate in ranked(spec, candidates)[: spec.top_k]]
+
+
+def assemble(
+    spec: JobSpec,
+    status: JobStatus,
+    outcomes: Sequence[HeatOutcome],
+    *,
+    error: str | None = None,
+    progress: Progress | None = None,
+    thumbnails: Collection[int] = (),
+) -> JobResult:
+    """The job's answer from its finished heats; the order in which they finished does not matter.
+
+    A job that has not succeeded shows what was judged so far but no images: those of its heats may still change.
+    `thumbnails` are the candidates whose small picture can be fetched.
+    """
+    order = ranked(spec, (candidate for outcome in outcomes for candidate in outcome.candidates))
+    complete = status is JobStatus.SUCCEEDED
+    parameters = spec.model_dump(mode="json", exclude={"id", "model", "judge", "warnings"})
+    return JobResult(
+        id=spec.id,
+        status=status,
+        prompt=spec.prompt,
+        images=_images(spec, order) if complete else [],
+        bracket=_bracket(order) if complete else [],
+        candidates=_candidates(spec, order, thumbnails),
+        usage=_usage(sum((outcome.usage for outcome in outcomes), Usage())) if outcomes else None,
+        progress=progress,
+        complete=complete,
+        warnings=list(dict.fromkeys([*spec.warnings, *(text for outcome in outcomes for text in outcome.warnings)])),
+        error=error,
+        parameters=parameters,
+        model=spec.model,
+        judge=spec.judge,
+    )
+
+
+def _images(spec: JobSpec, order: Sequence[Candidate]) -> list[ImageOut]:
+    return [
+        ImageOut(
+            rank=place + 1,
+            candidate=candidate.index,
+            seed=candidate.seed,
+            verdict=VerdictOut.of(candidate.verdict),
+            url=f"/jobs/{spec.id}/images/{place + 1}",
+        )
+        for place, candidate in enumerate(order[: spec.top_k])
+    ]
+
+
+def _candidates(spec: JobSpec, order: Sequence[Candidate], thumbnails: Collection[int]) -> list[CandidateOut]:
+    """In index order, each with its rank."""
+    places = sorted(
+        ((candidate.index, place, candidate) for place, candidate in enumerate(order)), key=lambda entry: entry[0]
+    )
+    return [
+        CandidateOut(
+            index=index,
+            seed=candidate.seed,
+            verdict=VerdictOut.of(candidate.verdict),
+            rank=place + 1,
+            thumbnail=f"/jobs/{spec.id}/thumbnails/{index}" if index in thumbnails else None,
+        )
+        for index, place, candidate in places
+    ]
+
+
+def _bracket(order: Sequence[Candidate]) -> list[list[MatchOut]]:
+    indices = [candidate.index for candidate in order]
+    rounds = knockout(sorted(indices), indices).rounds
+    return [[MatchOut(a=match.a, b=match.b, winner=match.winner) for match in matches] for matches in rounds]
+
+
+def _usage(usage: Usage) -> UsageOut:
+    return UsageOut(
+        candidates=usage.candidates,
+        transformer_forwards=usage.transformer_forwards,
+        judge_forwards=usage.judge_forwards,
+        tflops=usage.tflops,
+        seconds=dict(usage.seconds),
+    )

@@ -1,0 +1,117 @@
+"""The wire: what POST /generate takes and what every call about a job returns (field names are the contract)."""
+
+import math
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bestofn.judge.verdict import Rule, Verdict
+from bestofn.service.jobs import ImageFormat, JobStatus, Priority, Revision
+
+MAX_SEED = 2**63
+RANDOM_SEEDS = 2**53  # random seeds stay exact in JavaScript and Lua
+
+
+class GenerateRequest(BaseModel):
+    """The body of POST /generate. Fields that are left out take the checkpoint's defaults."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    prompt: str = Field(min_length=1, max_length=2000, examples=["a photo of a red star left of a blue circle"])
+    negative_prompt: str = Field("", max_length=2000)
+    num_samples: int = Field(16, ge=1, description="N, the candidates that are drawn and judged.", examples=[32])
+    top_k: int = Field(1, ge=1, le=16, description="Winners returned, best first; at most num_samples.")
+    seed: int | None = Field(None, ge=0, lt=MAX_SEED, description="Candidate i uses seed + i; random if left out.")
+    width: int | None = Field(None, ge=32)
+    height: int | None = Field(None, ge=32)
+    num_inference_steps: int | None = Field(None, ge=1)
+    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
+    model: str | None = None
+    judge: str | None = None
+    rule: Rule = Rule.MARGIN
+    priority: Priority = "interactive"
+    format: ImageFormat = "png"
+    thumbnails: bool = Field(False, description="Keep small pictures of the candidates too (at most 512 of a job).")
+
+
+class VerdictOut(BaseModel):
+    """The judge's answer on one image; logits that are not finite are null."""
+
+    answer: str
+    yes_logit: float | None
+    no_logit: float | None
+    p_yes: float | None
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> "VerdictOut":
+        def finite(x: float) -> float | None:
+            return x if math.isfinite(x) else None
+
+        return cls(
+            answer=verdict.answer,
+            yes_logit=finite(verdict.yes_logit),
+            no_logit=finite(verdict.no_logit),
+            p_yes=finite(verdict.p_yes),
+        )
+
+
+class ImageOut(BaseModel):
+    rank: int = Field(description="1 is the best.")
+    candidate: int
+    seed: int
+    verdict: VerdictOut
+    url: str | None = Field(None, description="Relative to the server.")
+    path: str | None = Field(None, description="Of a local run.")
+
+
+class CandidateOut(BaseModel):
+    index: int
+    seed: int
+    verdict: VerdictOut
+    rank: int
+    thumbnail: str | None = Field(None, description="Relative url of a small picture, if the request asked for them.")
+
+
+class MatchOut(BaseModel):
+    a: int
+    b: int | None = Field(description="null: a bye.")
+    winner: int
+
+
+class UsageOut(BaseModel):
+    candidates: int
+    transformer_forwards: int
+    judge_forwards: int
+    tflops: float
+    seconds: dict[str, float]
+
+
+class Progress(BaseModel):
+    """Of a job that runs: candidates judged, and denoising steps done, of all."""
+
+    judged: int = 0
+    num_samples: int
+    steps: int = 0
+    total_steps: int
+    best: CandidateOut | None = None
+
+
+class JobResult(BaseModel):
+    """A job, at any moment of its life. `bracket` and `candidates` are filled when it has ended."""
+
+    model_config = ConfigDict(protected_namespaces=())
+    id: str
+    status: JobStatus
+    prompt: str
+    images: list[ImageOut] = []
+    bracket: list[list[MatchOut]] = Field([], description="Rounds of the knockout, first round first.")
+    candidates: list[CandidateOut] = []
+    next: str | None = Field(None, description="Relative url of the next page of candidates and bracket, if any.")
+    usage: UsageOut | None = None
+    progress: Progress | None = None
+    complete: bool = False
+    stopped: str | None = None
+    warnings: list[str] = []
+    error: str | None = Field(None, description="Why the job failed.")
+    parameters: dict[str, Any] = Field({}, description="Every field of the request with its default filled in.")
+    model: Revision
+    judge: Revision

@@ -1,0 +1,66 @@
+"""The settings: one class, the only reader of the environment (BESTOFN_*, REDIS_URL, files in /run/secrets)."""
+
+from pathlib import Path
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SECRETS = Path("/run/secrets")
+
+
+class Settings(BaseSettings):
+    """Every knob of API, worker and command line, with its default. Times are in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BESTOFN_", secrets_dir=SECRETS if SECRETS.is_dir() else None, extra="ignore", populate_by_name=True
+    )
+
+    # Queue
+    redis_url: str | None = Field(None, validation_alias=AliasChoices("BESTOFN_REDIS_URL", "REDIS_URL"))
+    namespace: str = Field("bestofn", description="First word of every Redis key.")
+    data_dir: Path = Field(
+        Path("~/.local/share/bestofn").expanduser(), description="Embedded queue's files and address."
+    )
+    lease_seconds: float = Field(
+        15.0, gt=0, description="A heat whose lease was not renewed for this long is taken over."
+    )
+    beat_seconds: float = Field(3.0, gt=0, description="Leases are renewed and cards published this often.")
+    stall_seconds: float = Field(
+        60.0, gt=0, description="An engine that finishes nothing for this long stops its leases."
+    )
+    max_deliveries: int = Field(3, ge=1)
+    result_ttl_seconds: int = Field(3600, ge=1, description="Results and images are kept this long after a job's end.")
+    max_queued_candidates: int = Field(65_536, ge=1, description="More waiting candidates than this are refused: 429.")
+    image_budget_bytes: int = Field(512 * 2**20, description="Winners' images that may stand in Redis together.")
+
+    # HTTP
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65_535)
+    api_keys: tuple[str, ...] = Field((), description="Bearer keys; empty: no authorization (loopback only).")
+    open_access: bool = Field(False, description="Serve other machines without keys, on a network that protects it.")
+    wait_seconds: float = Field(120.0, gt=0, description="A waiting call is answered 202 after this long.")
+    max_body_bytes: int = 64 * 1024
+
+    # Client
+    server: str | None = Field(None, description="Address of a server for the command line, such as http://host:8000.")
+    api_key: str | None = Field(None, description="The key that the command line sends to it.")
+
+    # Limits of a request
+    max_samples: int = Field(4096, ge=1)
+    max_steps: int = Field(100, ge=1)
+    max_guidance: float = Field(30.0, ge=0)
+    max_size: int = Field(4096, ge=32)
+    max_tflops: float | None = Field(None, description="Estimated work of one job above this is refused.")
+
+    # Worker
+    model: str = Field("shapes", description="shapes, a folder, or a hub name with @revision.")
+    judge: str = Field("shapes", description="shapes, a folder, or a hub name with @revision.")
+    devices: str = Field("all", description="all, cpu, or a list such as cuda:0,cuda:1.")
+    slots: int | None = Field(None, ge=1, description="Candidates denoised together; chosen for the device if unset.")
+    reproducible: str | None = Field(None, pattern="^(strict|fast)$", description="strict pins one batch shape.")
+    threads: int | None = Field(None, ge=1, description="CPU threads of a worker; all cores if unset.")
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings from the environment, with flags that were given on the command line on top (None: not given)."""
+    return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
