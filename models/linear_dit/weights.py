@@ -18,7 +18,7 @@ from bestofn.models.linear_dit.model import LinearDiT, PatchEmbed
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
-def _file_shapes(model: LinearDiT) -> dict[str, tuple[int, ...]]:
+def file_shapes(model: LinearDiT) -> dict[str, tuple[int, ...]]:
     """Every parameter's shape in a diffusers file, where matrix products of ours are convolutions."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for name, module in model.named_modules():
@@ -87,7 +87,7 @@ def from_diffusers(
     with ExitStack() as stack:
         handles = [stack.enter_context(safe_open(file, framework="pt")) for file in _weight_files(folder)]
         found = {name: tuple(file.get_slice(name).get_shape()) for file in handles for name in file.keys()}  # noqa: SIM118
-        _check_keys(_file_shapes(model), found, folder)
+        _check_keys(file_shapes(model), found, folder)
         names = ((name, file.get_tensor(name)) for file in handles for name in file.keys())  # noqa: SIM118
         load_weights(model, names, device, dtype)
     return model.eval()
@@ -95,7 +95,7 @@ def from_diffusers(
 
 def to_diffusers_state_dict(model: LinearDiT) -> dict[str, Tensor]:
     """The model's parameters under diffusers' names and shapes (views, no copies)."""
-    shapes = _file_shapes(model)
+    shapes = file_shapes(model)
     return {name: parameter.detach().reshape(shapes[name]) for name, parameter in model.named_parameters()}
 
 

@@ -1,0 +1,62 @@
+"""Latents to pictures: DC-AE through diffusers, in slices.
+
+B pictures, C latent channels, (h, w) latent grid, (H, W) pixels.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderDC
+from torch import Tensor
+
+from bestofn.models.errors import CheckpointError
+
+# Smaller tiles show seams in DC-AE's pictures; neighbours share an eighth of a tile.
+TILE = 1024
+TILE_STRIDE = 896
+
+
+class Decoder:
+    """The decoding half of a DC-AE."""
+
+    def __init__(self, vae: AutoencoderDC) -> None:
+        self.vae = vae
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> "Decoder":
+        """Load the ``vae`` folder; the encoder half is dropped.
+
+        Raises:
+            CheckpointError: when a weight is missing.
+        """
+        vae, loading = AutoencoderDC.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
+        if loading["missing_keys"]:
+            raise CheckpointError(f"{folder}: no weight {sorted(loading['missing_keys'])[0]!r}")
+        del vae.encoder
+        return cls(vae.to(device).eval())
+
+    @torch.inference_mode()
+    def __call__(self, latents: Tensor, micro_batch: int | None = None, tiled: bool = False) -> Tensor:
+        """Decode to pixels as diffusers' image processor rounds them.
+
+        Args:
+            latents: (B, C, h, w) as the solver leaves them, scaled.
+            micro_batch: pictures decoded at a time; all when None. Bounds the memory, which peaks here.
+            tiled: decode sides above 1,024 pixels in overlapping tiles. Saves memory, but is not the picture that
+                untiled diffusers makes.
+
+        Returns:
+            (B, H, W, 3) uint8 on the CPU.
+        """
+        if tiled:
+            self.vae.enable_tiling(TILE, TILE, TILE_STRIDE, TILE_STRIDE)
+        else:
+            self.vae.disable_tiling()
+        scaled = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
+        return torch.cat([to_pixels(self.vae.decode(part).sample) for part in scaled.split(micro_batch or len(scaled))])
+
+
+def to_pixels(image: Tensor) -> Tensor:
+    """(B, 3, H, W) in -1..1 -> (B, H, W, 3) uint8 on the CPU, rounded half to even."""
+    shown = (image * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float()
+    return (shown * 255).round().to(torch.uint8).cpu()

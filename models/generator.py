@@ -1,0 +1,302 @@
+"""The generator: everything of one checkpoint that the engine calls, loaded part by part on one device.
+
+Public interface (B rows, C latent channels, (h, w) latent grid, (H, W) pixels)::
+
+    generator = Generator.load("shapes", device="cpu")
+    generator.defaults                      Defaults(width, height, num_inference_steps, guidance_scale, ...)
+    generator.checkpoint                    Checkpoint(name, path, revision)
+    generator.tokenizer                     PromptTokenizer: check(prompt), count(prompt), limit, unknown_words(prompt)
+    generator.noise(seed, w, h, draws)      (draws, C, h, w) float32 on the CPU; draws[0] starts, draws[1 + i] is z_i
+    generator.prompt_context(prompt)        PromptContext of one prompt; negative=True for the negative prompt
+    generator.prompt_contexts(pairs)        the same for several (prompt, negative) at once
+    generator.solver_table(steps)           SolverTable; rows (S, 8) to index per slot, .noise_draws
+    generator.output(x, at, context, g)     network output (B, C, h, w) at the solver rows ``at``
+    generator.decode(latents)               (B, H, W, 3) uint8 on the CPU
+    generator.needs_negative(guidance)      whether a candidate takes two rows of a batch
+    generator.flops(width, height)          Flops(forward, decode, text) of one sample
+    generator.warnings                      what the user should know about how it was loaded
+
+A step of one candidate with guidance is::
+
+    at = StepCoefficients.of(table.rows[[i]])
+    velocity = guide(output(x, at, context, g), output(x, at, negative, g), scale)
+    x, previous = solver_step(x, previous, velocity, at, noise)
+"""
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import lcm
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bestofn.models import flops, residency
+from bestofn.models.autoencoder import Decoder
+from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.errors import CheckpointError, ModelError
+from bestofn.models.guidance import needs_negative
+from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig, PromptContext, from_diffusers
+from bestofn.models.solver import SolverTable, StepCoefficients, solver_table
+from bestofn.models.text import PromptTokenizer, encode, load_text_encoder
+
+# SanaPipeline refuses sides that are not multiples of this, whatever the autoencoder.
+PIPELINE_MULTIPLE = 32
+FOLDERS = {"text_encoder": "text_encoder", "transformer": "transformer", "decoder": "vae"}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """A checkpoint's call defaults and limits; sizes in pixels."""
+
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    size_multiple: int
+    token_limit: int  # of a prompt, control tokens included
+    max_sequence_length: int  # padded text length of every context
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations: of one row's forward, one picture's decode, one prompt's encoding and context."""
+
+    forward: int
+    decode: int
+    text: int
+
+
+def part_dtypes(device: torch.device, transformer_stored: str) -> dict[str, torch.dtype]:
+    """The dtype that each part computes in.
+
+    On a CPU float32, which every CPU has. On a GPU bfloat16; Gemma-2 and DC-AE overflow float16, so they never run in
+    it. Only a transformer stored in float16 (SANA-1.0) keeps float16, because it relies on that format's clamp.
+    """
+    if device.type != "cuda":
+        return dict.fromkeys(FOLDERS, torch.float32)
+    narrow = torch.float16 if transformer_stored == "F16" else torch.bfloat16
+    return {"text_encoder": torch.bfloat16, "transformer": narrow, "decoder": torch.bfloat16}
+
+
+class Generator:
+    """One checkpoint on one device. Not thread-safe.
+
+    Parts are loaded when first needed. If they do not all fit the memory, the one that is needed least often gives
+    way (text encoder first), which `warnings` then says.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device | str = "cpu", memory_budget: int | None = None
+    ) -> None:
+        """
+        Args:
+            checkpoint: a resolved checkpoint.
+            device: where it computes.
+            memory_budget: bytes that the weights of all parts may take together; 80 % of the device's memory if None.
+
+        Raises:
+            CheckpointError, UnsupportedScheduler: naming what does not fit; weights are checked when they are loaded.
+        """
+        self.checkpoint = checkpoint
+        self.device = torch.device(device)
+        self.warnings: list[str] = []
+        self.config = LinearDiTConfig.from_file(checkpoint.path / "transformer" / "config.json")
+        self.vae_config = checkpoint.config("vae", "config.json")
+        self.scheduler_config = checkpoint.config("scheduler", "scheduler_config.json")
+        self.calls = checkpoint.call_defaults()
+        if self.vae_config.get("_class_name") != "AutoencoderDC":
+            raise CheckpointError(
+                f"{checkpoint.path}/vae: only AutoencoderDC is supported, got {self.vae_config.get('_class_name')!r}"
+            )
+        if self.vae_config["latent_channels"] != self.config.in_channels:
+            raise CheckpointError(
+                f"{checkpoint.path}: the transformer takes {self.config.in_channels} latent channels, "
+                f"the autoencoder makes {self.vae_config['latent_channels']}"
+            )
+        self.tokenizer = PromptTokenizer.load(
+            checkpoint.path / "tokenizer",
+            checkpoint.component("tokenizer"),
+            self.calls.max_sequence_length,
+            self.calls.complex_human_instruction,
+        )
+        self.solver_table(
+            self.calls.num_inference_steps
+        )  # a scheduler that does not fit is found now, not at the first job
+        stored = residency.stored_dtype(checkpoint.path / "transformer")
+        self.dtypes = part_dtypes(self.device, stored)
+        if stored == "F16" and self.dtypes["transformer"] != torch.float16:
+            self.warnings.append("this checkpoint was made for float16; in float32 its pictures may differ")
+        self._budget = memory_budget or int(residency.WEIGHTS_SHARE * residency.memory_bytes(self.device))
+        self._sizes = {
+            part: residency.weight_bytes(checkpoint.path / folder, self.dtypes[part].itemsize)
+            for part, folder in FOLDERS.items()
+        }
+        self._parts: dict[str, Any] = {}
+
+    @classmethod
+    def load(cls, name: str, device: torch.device | str = "cpu", memory_budget: int | None = None) -> "Generator":
+        """Resolve a checkpoint's name (`Checkpoint.resolve`) and open it on a device."""
+        return cls(Checkpoint.resolve(name), device, memory_budget)
+
+    # What the checkpoint says
+
+    @property
+    def compression(self) -> int:
+        """Pixels per latent cell and side."""
+        return int(2 ** (len(self.vae_config["encoder_block_out_channels"]) - 1))
+
+    @cached_property
+    def defaults(self) -> Defaults:
+        """Call defaults and limits."""
+        side = self.config.sample_size * self.compression
+        return Defaults(
+            width=side,
+            height=side,
+            num_inference_steps=self.calls.num_inference_steps,
+            guidance_scale=self.calls.guidance_scale,
+            size_multiple=lcm(PIPELINE_MULTIPLE, self.compression * self.config.patch_size),
+            token_limit=self.tokenizer.limit,
+            max_sequence_length=self.calls.max_sequence_length,
+        )
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) of a picture; raises ModelError for a size that is no multiple of ``defaults.size_multiple``."""
+        multiple = self.defaults.size_multiple
+        if width < multiple or height < multiple or width % multiple or height % multiple:
+            raise ModelError(f"width and height must be multiples of {multiple}, got {width}x{height}")
+        return self.config.in_channels, height // self.compression, width // self.compression
+
+    def needs_negative(self, guidance_scale: float) -> bool:
+        """Whether a candidate takes a second row for the negative prompt."""
+        return needs_negative(guidance_scale, self.config.guidance_embeds)
+
+    def solver_table(self, steps: int) -> SolverTable:
+        """The checkpoint's solver at so many steps."""
+        return solver_table(self.scheduler_config, steps, self.config.timestep_scale)
+
+    def flops(self, width: int, height: int) -> Flops:
+        """Work of one sample of this size."""
+        _, h, w = self.latent_shape(width, height)
+        text = self.calls.max_sequence_length
+        encoder = self.checkpoint.config("text_encoder", "config.json")
+        return Flops(
+            forward=flops.forward_flops(self.config, h, w, text),
+            decode=self._decode_flops_per_cell * h * w,
+            text=flops.text_flops(encoder, self.tokenizer.window(instructed=True))
+            + flops.context_flops(self.config, text),
+        )
+
+    @cached_property
+    def _decode_flops_per_cell(self) -> int:
+        return flops.decode_flops(self.vae_config, 1, 1)
+
+    # What it computes
+
+    def noise(self, seed: int, width: int, height: int, draws: int = 1) -> Tensor:
+        """The noise that diffusers draws for ``torch.Generator("cpu").manual_seed(seed)`` and one picture.
+
+        Args:
+            seed: of the candidate, 0 <= seed < 2**63.
+            width, height: pixels.
+            draws: 1, plus the table's ``noise_draws`` for a solver that adds fresh noise.
+
+        Returns:
+            (draws, C, h, w) float32 on the CPU, whatever the device.
+        """
+        shape = self.latent_shape(width, height)
+        source = torch.Generator("cpu").manual_seed(seed)
+        # one call a draw: a longer call would take the stream's numbers in another order
+        return torch.cat([torch.randn((1, *shape), generator=source, dtype=torch.float32) for _ in range(draws)])
+
+    def prompt_context(self, prompt: str, negative: bool = False) -> PromptContext:
+        """Encode a prompt and take the transformer's keys and values of it; slow, once per prompt.
+
+        Args:
+            prompt: as the user wrote it.
+            negative: for the negative prompt, which goes without the complex human instruction.
+
+        Raises:
+            PromptTooLong: naming the limit.
+        """
+        return self.prompt_contexts([(prompt, negative)])[0]
+
+    @torch.inference_mode()
+    def prompt_contexts(self, prompts: Sequence[tuple[str, bool]]) -> list[PromptContext]:
+        """`prompt_context` of several (prompt, negative): where memory is short, parts are swapped once, not each time."""
+        encoder = self.text_encoder
+        texts = [encode(encoder, self.tokenizer, prompt, instructed=not negative) for prompt, negative in prompts]
+        del encoder  # or it would stay in memory while the transformer is loaded
+        return [self.denoiser.prompt_context(text.states, text.mask) for text in texts]
+
+    @torch.inference_mode()
+    def output(self, x: Tensor, at: StepCoefficients, context: PromptContext, guidance_scale: Tensor) -> Tensor:
+        """The network's output for a batch whose rows may differ in everything but size.
+
+        Args:
+            x: (B, C, h, w) float32 samples on the device.
+            at: the rows' solver coefficients, on the device.
+            context: of B prompts.
+            guidance_scale: (B,); used only where guidance is an input of the network.
+
+        Returns:
+            (B, C, h, w) in the transformer's dtype.
+        """
+        embedded = guidance_scale * self.config.guidance_embeds_scale if self.config.guidance_embeds else None
+        return self.denoiser(at.input_scale * x, at.timestep, context, embedded)  # type: ignore[no-any-return]
+
+    def decode(self, latents: Tensor, micro_batch: int | None = None, tiled: bool = False) -> Tensor:
+        """Finished latents (B, C, h, w) -> (B, H, W, 3) uint8 on the CPU; see `Decoder`."""
+        return self.decoder(latents, micro_batch, tiled)  # type: ignore[no-any-return]
+
+    # Parts
+
+    @property
+    def denoiser(self) -> LinearDiT:
+        """The transformer, loaded when first asked for."""
+        return self._part("transformer")  # type: ignore[no-any-return]
+
+    @property
+    def text_encoder(self) -> Any:
+        """Gemma-2, loaded when first asked for."""
+        return self._part("text_encoder")
+
+    @property
+    def decoder(self) -> Decoder:
+        """The DC-AE's decoder, loaded when first asked for."""
+        return self._part("decoder")  # type: ignore[no-any-return]
+
+    def warm_up(self) -> None:
+        """Load every part that fits, so that the first job does not wait for the disk."""
+        for part in FOLDERS:
+            self._part(part)
+
+    def release(self, part: str) -> None:
+        """Drop ``text_encoder``, ``transformer`` or ``decoder`` from memory; it is loaded again when next needed."""
+        self._parts.pop(part, None)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _part(self, part: str) -> Any:
+        if part not in self._parts:
+            for victim in residency.to_release(part, self._sizes, list(self._parts), self._budget):
+                self.release(victim)
+                self._warn_of_release(victim, part)
+            folder = self.checkpoint.path / FOLDERS[part]
+            load: Any = {"text_encoder": load_text_encoder, "transformer": from_diffusers, "decoder": Decoder.load}[
+                part
+            ]
+            self._parts[part] = load(folder, self.device, self.dtypes[part])
+        return self._parts[part]
+
+    def _warn_of_release(self, victim: str, part: str) -> None:
+        gib = {name: f"{size / 2**30:.1f} GiB" for name, size in (*self._sizes.items(), ("budget", self._budget))}
+        text = (
+            f"{victim} ({gib[victim]}) gave way to {part} ({gib[part]}): all parts do not fit {gib['budget']}, "
+            "so new prompts wait for weights to be read again"
+        )
+        if text not in self.warnings:
+            self.warnings.append(text)

@@ -1,0 +1,79 @@
+"""Which parts of a generator stay in memory when not all of them fit. Pure policy, and how much memory there is."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from bestofn.models.errors import CheckpointError
+
+# Parts in the order in which they give way to another: text is needed once a prompt, the transformer at every step.
+RELEASE_ORDER = ("text_encoder", "decoder", "transformer")
+
+# Share of the memory that weights may take; the rest is for activations and everything else on the machine.
+WEIGHTS_SHARE = 0.8
+
+
+def to_release(wanted: str, sizes: Mapping[str, int], resident: Sequence[str], budget: int) -> list[str]:
+    """Parts to drop before ``wanted`` is loaded.
+
+    Args:
+        wanted: the part that is needed now.
+        sizes: bytes of every part.
+        resident: parts in memory.
+        budget: bytes that all parts may take together.
+
+    Returns:
+        The parts to drop, in order; every other part when ``wanted`` does not fit even alone.
+    """
+    held = [part for part in RELEASE_ORDER if part in resident and part != wanted]
+    dropped: list[str] = []
+    while held and sizes[wanted] + sum(sizes[part] for part in held) > budget:
+        dropped.append(held.pop(0))
+    return dropped
+
+
+def weight_bytes(folder: Path, itemsize: int) -> int:
+    """Bytes of a part's weights when held with ``itemsize`` bytes a value; reads only the files' headers."""
+    files = sorted(folder.glob("*.safetensors"))
+    files = [file for file in files if ".fp16." not in file.name] or files
+    if not files:
+        raise CheckpointError(f"{folder} holds no safetensors file")
+    return sum(itemsize * _product(tensor["shape"]) for file in files for tensor in header(file).values())
+
+
+def stored_dtype(folder: Path) -> str:
+    """Most frequent dtype of a part's stored weights, as safetensors spells it: BF16, F16, F32."""
+    counts: dict[str, int] = {}
+    for file in folder.glob("*.safetensors"):
+        for tensor in header(file).values():
+            counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + _product(tensor["shape"])
+    return max(counts, key=lambda name: counts[name]) if counts else "F32"
+
+
+def header(file: Path) -> dict[str, dict[str, list[int]]]:
+    """A safetensors file's table of contents."""
+    with file.open("rb") as stream:
+        table = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    table.pop("__metadata__", None)
+    return table  # type: ignore[no-any-return]
+
+
+def _product(shape: Sequence[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of the device; of a CPU, the machine's or, in a container, its limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, int(text))
+    return total

@@ -1,0 +1,61 @@
+"""The plain loop from a prompt to pictures: what the engine must equal, whatever it batches.
+
+B candidates, C latent channels, (h, w) latent grid, (H, W) pixels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bestofn.models.generator import Generator
+from bestofn.models.guidance import guide
+from bestofn.models.solver import StepCoefficients, solver_step
+
+
+@torch.inference_mode()
+def generate(
+    generator: Generator,
+    prompt: str,
+    seeds: Sequence[int],
+    *,
+    negative_prompt: str = "",
+    width: int | None = None,
+    height: int | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+) -> Tensor:
+    """Draw one picture a seed, all in one batch.
+
+    Args:
+        generator: the checkpoint.
+        prompt, negative_prompt: as the user wrote them.
+        seeds: one a picture.
+        width, height, num_inference_steps, guidance_scale: the checkpoint's when None.
+
+    Returns:
+        (B, H, W, 3) uint8 on the CPU, each picture the one that plain diffusers makes of its seed, to rounding.
+    """
+    defaults = generator.defaults
+    width, height = width or defaults.width, height or defaults.height
+    table = generator.solver_table(num_inference_steps or defaults.num_inference_steps)
+    scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+    B, device = len(seeds), generator.device
+
+    draws = torch.stack([generator.noise(seed, width, height, 1 + table.noise_draws) for seed in seeds])
+    draws = draws.transpose(0, 1).to(device)  # (draws, B, C, h, w)
+    guided = generator.needs_negative(scale)
+    contexts = generator.prompt_contexts([(prompt, False), (negative_prompt, True)] if guided else [(prompt, False)])
+    context, *negatives = (one.select([0] * B) for one in contexts)
+    scales = torch.full((B,), scale, device=device)
+    rows = table.rows.to(device)
+
+    x, previous = draws[0], torch.zeros_like(draws[0])
+    for i in range(table.steps):
+        at = StepCoefficients.of(rows[i : i + 1].expand(B, -1))
+        output = generator.output(x, at, context, scales)
+        for negative in negatives:
+            output = guide(output, generator.output(x, at, negative, scales), scales)
+        noise = draws[1 + i] if i < table.noise_draws else None
+        x, previous = solver_step(x, previous, output, at, noise)
+    return generator.decode(x)

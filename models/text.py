@@ -1,0 +1,148 @@
+"""Prompts through Gemma-2, exactly as diffusers' SanaPipeline encodes them, once per prompt.
+
+L text tokens that the transformer sees, E width of the text encoder.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from bestofn.models.errors import CheckpointError, PromptTooLong
+
+WORD = re.compile(r"\w+(?:[-']\w+)*")
+
+
+def normalise(prompt: str) -> str:
+    """What the pipeline makes of a prompt before the tokenizer: lower case, no blanks around it."""
+    return prompt.lower().strip()
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """The text encoder's last hidden states of one prompt.
+
+    Attributes:
+        states: (1, L, E).
+        mask: (1, L), 1 for text, 0 for padding.
+    """
+
+    states: Tensor
+    mask: Tensor
+
+
+class PromptTokenizer:
+    """The checkpoint's tokenizer with the pipeline's rules; needs no model."""
+
+    def __init__(self, tokenizer: Any, max_sequence_length: int, instruction: tuple[str, ...]) -> None:
+        """
+        Args:
+            tokenizer: a transformers tokenizer.
+            max_sequence_length: L.
+            instruction: the complex human instruction, line by line; empty for none.
+        """
+        self._tokenizer = tokenizer
+        self._tokenizer.padding_side = "right"
+        self.max_sequence_length = max_sequence_length
+        self.instruction = "\n".join(instruction)
+        self._control = len(tokenizer.encode(""))
+        self._instruction_tokens = len(tokenizer.encode(self.instruction)) if self.instruction else self._control
+
+    @classmethod
+    def load(
+        cls, folder: Path, class_name: str, max_sequence_length: int, instruction: tuple[str, ...]
+    ) -> "PromptTokenizer":
+        """Load the ``tokenizer`` folder with the class that ``model_index.json`` names, as diffusers does."""
+        kind = getattr(transformers, class_name, None)
+        if kind is None:
+            raise CheckpointError(f"{folder}: transformers has no tokenizer class {class_name!r}")
+        return cls(kind.from_pretrained(folder), max_sequence_length, instruction)
+
+    @property
+    def limit(self) -> int:
+        """The most tokens a prompt may have, control tokens included."""
+        return self._limit(instructed=True)
+
+    def _limit(self, instructed: bool) -> int:
+        return self.window(instructed) - (self._instruction_tokens - self._control if instructed else 0)
+
+    def window(self, instructed: bool) -> int:
+        """Tokens that go through the encoder: room for the instruction and a longest prompt."""
+        if not (instructed and self.instruction):
+            return self.max_sequence_length
+        return self._instruction_tokens + self.max_sequence_length - 2
+
+    def count(self, prompt: str, instructed: bool = True) -> int:
+        """Tokens of a prompt behind the instruction, control tokens included."""
+        text = normalise(prompt)
+        if instructed and self.instruction:
+            return len(self._tokenizer.encode(self.instruction + text)) - self._instruction_tokens + self._control
+        return len(self._tokenizer.encode(text))
+
+    def check(self, prompt: str, instructed: bool = True) -> None:
+        """Raise PromptTooLong where the pipeline would silently cut the prompt."""
+        limit, tokens = self._limit(instructed), self.count(prompt, instructed)
+        if tokens > limit:
+            raise PromptTooLong(tokens, limit)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words that the tokenizer has no token for, in order, each once; the model cannot see them."""
+        unknown = self._tokenizer.unk_token_id
+        if unknown is None:
+            return []
+        words = dict.fromkeys(WORD.findall(normalise(prompt)))
+        return [word for word in words if unknown in self._tokenizer.encode(word, add_special_tokens=False)]
+
+    def __call__(self, prompt: str, instructed: bool = True) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, both (1, window) int64, padded to the window; raises PromptTooLong."""
+        self.check(prompt, instructed)
+        text = normalise(prompt)
+        batch = self._tokenizer(
+            [self.instruction + text if instructed else text],
+            padding="max_length",
+            max_length=self.window(instructed),
+            truncation=True,
+            add_special_tokens=True,
+            return_tensors="pt",
+        )
+        return batch.input_ids, batch.attention_mask
+
+
+def load_text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load Gemma-2 from the ``text_encoder`` folder, in evaluation mode."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    if config.model_type != "gemma2":
+        raise CheckpointError(
+            f"{folder / 'config.json'}: model_type = {config.model_type!r} is not supported, only 'gemma2'"
+        )
+    encoder, loading = transformers.Gemma2Model.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    if loading["missing_keys"]:
+        raise CheckpointError(f"{folder}: no weight {sorted(loading['missing_keys'])[0]!r}")
+    return encoder.to(device).eval()
+
+
+@torch.inference_mode()
+def encode(encoder: Any, tokenizer: PromptTokenizer, prompt: str, instructed: bool = True) -> TextEmbedding:
+    """Text embedding of one prompt.
+
+    With the instruction, the encoder reads instruction and prompt, and of its states the start token's and the last
+    L - 1 are kept, so that what the instruction says is felt but not seen.
+
+    Args:
+        encoder: Gemma-2.
+        tokenizer: of the same checkpoint.
+        prompt: as the user wrote it.
+        instructed: False for the negative prompt.
+
+    Raises:
+        PromptTooLong: naming the limit.
+    """
+    ids, mask = tokenizer(prompt, instructed)  # (1, window)
+    device = next(encoder.parameters()).device
+    states = encoder(ids.to(device), attention_mask=mask.to(device))[0]  # (1, window, E)
+    kept = [0, *range(-tokenizer.max_sequence_length + 1, 0)] if instructed else slice(None)
+    return TextEmbedding(states[:, kept].clone(), mask[:, kept].to(device))
