@@ -1,0 +1,140 @@
+"""The judge of the engine: pictures and prompts in, verdicts out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bestofn.judge.bracket import Bracket, knockout
+from bestofn.judge.cost import language_flops, vision_flops
+from bestofn.judge.loader import JudgeFolder, load
+from bestofn.judge.preprocess import ImageMode, Picture
+from bestofn.judge.question import unknown_words
+from bestofn.judge.verdict import Answer, Rule, Verdict, rank
+
+EMBEDDED = Path(__file__).resolve().parent / "weights" / "shapes"
+"""The judge that ships with the package: a small NVILA that knows drawn shapes."""
+
+
+class Judge:
+    """An NVILA verifier on one device; every verdict is one forward over one picture and one prompt.
+
+    Attributes:
+        revision: names the weights and everything else that decides a verdict.
+        image_mode: how pictures become tiles.
+    """
+
+    def __init__(self, folder: JudgeFolder, device: torch.device, dtype: torch.dtype) -> None:
+        self._folder = folder
+        self.model = folder.model
+        self.device = device
+        self.dtype = dtype
+        self.revision: str = folder.revision
+        self.image_mode: ImageMode = folder.image_mode
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path = EMBEDDED,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_tiles: int | None = None,
+    ) -> Judge:
+        """Loads a folder in VILA layout.
+
+        Args:
+            folder: the checkpoint, by default the embedded judge.
+            device: where it runs.
+            dtype: float32 on a CPU; float16 is what the published judge runs in, bfloat16 is possible.
+            max_tiles: greatest number of tiles a picture, the thumbnail not counted, to judge large ones cheaper.
+
+        Raises:
+            JudgeFolderError: the folder does not hold a judge that this code can run.
+        """
+        return cls(load(Path(folder), torch.device(device), dtype, max_tiles), torch.device(device), dtype)
+
+    @torch.inference_mode()
+    def judge(self, pictures: Sequence[Picture], prompts: Sequence[str]) -> list[Verdict]:
+        """One verdict a picture, all in one forward; the caller chooses how many go in.
+
+        Args:
+            pictures: PIL images or (H, W, 3) uint8 arrays, of any sizes.
+            prompts: the prompt of each picture.
+
+        Raises:
+            ValueError: the numbers differ, or a conversation is longer than the model can read.
+        """
+        if len(pictures) != len(prompts):
+            raise ValueError(f"each picture needs its prompt, got {len(pictures)} pictures and {len(prompts)} prompts")
+        if not pictures:
+            return []
+        tiles = [self.image_mode.tiles(picture) for picture in pictures]
+        rows = [self.ids(prompt, len(cut)) for prompt, cut in zip(prompts, tiles, strict=True)]
+        pixels = torch.from_numpy(self.image_mode.pixels(np.concatenate(tiles)))  # (n, 3, S, S)
+        logits = self.model(pixels.to(self.device, self.dtype), rows).cpu()  # (B, V)
+        return [self._verdict(row) for row in logits]
+
+    def ids(self, prompt: str, tiles: int) -> list[int]:
+        """Ids of the question about a picture of so many tiles.
+
+        Raises:
+            ValueError: with its tiles it is longer than the model can read.
+        """
+        ids = self._folder.question.ids(prompt, tiles)
+        positions = len(ids) + tiles * self.tokens_per_tile
+        if positions >= self._folder.max_positions:
+            raise ValueError(
+                f"the prompt and {tiles} tiles take {positions} positions, the judge reads fewer than "
+                f"{self._folder.max_positions}: shorten the prompt or lower max_tiles"
+            )
+        return ids
+
+    @cached_property
+    def tokens_per_tile(self) -> int:
+        """Projected tokens of one tile, the newline after them not counted."""
+        return self.model.tokens_per_tile(self.image_mode.size)
+
+    @property
+    def known_words(self) -> frozenset[str] | None:
+        """The words of the judge's world, lower-cased, or None for a judge that speaks freely."""
+        return self._folder.known_words
+
+    def tiles(self, width: int, height: int) -> int:
+        """Number of tiles of a picture of that size, thumbnail included."""
+        return self.image_mode.count(width, height)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words this judge was never shown; none for a judge that speaks freely."""
+        return [] if self.known_words is None else unknown_words(prompt, self.known_words)
+
+    def flops(self, width: int, height: int, prompt: str = "") -> int:
+        """Floating-point operations of one verdict on a picture of that size (a multiply-add is two)."""
+        n = self.tiles(width, height)
+        L = len(self.ids(prompt, n)) + n * self.tokens_per_tile
+        return n * vision_flops(self.model, self.image_mode.size) + language_flops(self.model, L)
+
+    def _verdict(self, logits: torch.Tensor) -> Verdict:  # (V,)
+        question = self._folder.question
+        first = question.tokenizer.decode([int(logits.argmax())], skip_special_tokens=True).strip()
+        answer: Answer = first if first in ("yes", "no") else "other"
+        return Verdict(answer, float(logits[question.yes_id]), float(logits[question.no_id]))
+
+
+def rank_images(
+    judge: Judge, prompt: str, pictures: Sequence[Picture], rule: Rule = Rule.MARGIN, batch: int = 8
+) -> tuple[list[Verdict], list[int], Bracket]:
+    """Judges pictures of one prompt: the verdicts, the candidates best first, and the knockout among them.
+
+    Raises:
+        ValueError: no pictures, or one that cannot be judged.
+    """
+    verdicts: list[Verdict] = []
+    for start in range(0, len(pictures), batch):
+        share = pictures[start : start + batch]
+        verdicts += judge.judge(share, [prompt] * len(share))
+    order = rank(verdicts, rule)
+    return verdicts, order, knockout(range(len(pictures)), order)
