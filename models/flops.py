@@ -40,12 +40,12 @@ def context_flops(config: LinearDiTConfig, text: int) -> int:
     return 2 * text * (config.caption_channels * D + D * D + config.num_layers * 2 * D * W)
 
 
-def text_flops(config: Any, tokens: int) -> int:
-    """Gemma-2 over ``tokens`` tokens; ``config`` is its transformers config."""
-    E, I, T = config.hidden_size, config.intermediate_size, tokens  # noqa: E741 - the legend's letters
-    heads, kv_heads, K = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+def text_flops(config: dict[str, Any], tokens: int) -> int:
+    """Gemma-2 over ``tokens`` tokens; ``config`` is the text encoder's ``config.json``."""
+    E, hidden, T = config["hidden_size"], config["intermediate_size"], tokens
+    heads, kv_heads, K = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
     projections = 2 * E * K * (heads + kv_heads)
-    return 2 * T * config.num_hidden_layers * (projections + 3 * E * I + 2 * T * heads * K)
+    return int(2 * T * config["num_hidden_layers"] * (projections + 3 * E * hidden + 2 * T * heads * K))
 
 
 def decode_flops(vae_config: dict[str, Any], height: int, width: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from transformers.utils import logging
 
 from bestofn.models.errors import CheckpointError, PromptTooLong
 
@@ -119,7 +120,13 @@ def load_text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) ->
         raise CheckpointError(
             f"{folder / 'config.json'}: model_type = {config.model_type!r} is not supported, only 'gemma2'"
         )
-    encoder, loading = transformers.Gemma2Model.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # it would break into the program's own
+    try:
+        encoder, loading = transformers.Gemma2Model.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     if loading["missing_keys"]:
         raise CheckpointError(f"{folder}: no weight {sorted(loading['missing_keys'])[0]!r}")
     return encoder.to(device).eval()
