@@ -16,16 +16,16 @@ from torch import Tensor
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalise(G: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(G: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
     """Nearest semi-orthogonal matrices, roughly: a quintic Newton-Schulz iteration.  # (S, M, N) -> (S, M, N)"""
     a, b, c = NEWTON_SCHULZ
     tall = G.size(-2) > G.size(-1)
     X = G.mT if tall else G
-    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    X = (X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(steps):
         A = X @ X.mT
         X = a * X + (b * A + c * A @ A) @ X
-    return X.mT if tall else X
+    return (X.mT if tall else X).to(G.dtype)
 
 
 @dataclass
@@ -42,7 +42,7 @@ class MuonAdam:
     """Steps groups of parameters by Muon or AdamW; `scale` multiplies every learning rate (the schedule).
 
     The update of a matrix is scaled by 0.2 sqrt(max(M, N)) (Liu et al., "Muon is scalable for LLM training", 2025), so
-    that one learning rate of AdamW's size fits both rules.
+    that one learning rate of AdamW's size fits both rules. `dtype` is the iteration's; bfloat16 is enough for it.
     """
 
     def __init__(
@@ -51,9 +51,11 @@ class MuonAdam:
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-8,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.groups = list(groups)
         self.momentum, self.betas, self.eps = momentum, betas, eps
+        self.dtype = dtype
         self.steps = 0
         self.state: dict[torch.nn.Parameter, tuple[Tensor, ...]] = {}
         for group in self.groups:
@@ -92,7 +94,7 @@ class MuonAdam:
             update = grad.lerp(buffer, self.momentum).reshape(p.shape[0], -1)
             by_shape[(update.shape[0], update.shape[1])].append((p, update))
         for (rows, columns), members in by_shape.items():
-            X = orthogonalise(torch.stack([update for _, update in members]))
+            X = orthogonalise(torch.stack([update for _, update in members]), self.dtype)
             X *= -rate * 0.2 * max(rows, columns) ** 0.5
             for (p, _), update in zip(members, X, strict=True):
                 p.add_(update.view_as(p))
