@@ -15,11 +15,11 @@ class CheckpointError(ModelError):
     """A checkpoint is missing, incomplete or of another architecture."""
 
 
-class UnsupportedScheduler(ModelError):  # noqa: N818 - named by what is wrong, like the rest of the tree
+class UnsupportedScheduler(ModelError):
     """The checkpoint's scheduler has a setting that no solver here implements."""
 
 
-class PromptTooLong(ModelError):  # noqa: N818
+class PromptTooLong(ModelError):
     """The prompt has more tokens than the text encoder takes.
 
     Attributes:

@@ -26,7 +26,7 @@ def forward_flops(config: LinearDiTConfig, height: int, width: int, text: int) -
     N = (height // config.patch_size) * (width // config.patch_size)
     K = config.attention_head_dim
     patch = config.in_channels * config.patch_size**2
-    self_attention = 4 * N * D * D + 2 * N * H * K * (K + 1)
+    self_attention = 4 * N * D * D + N * H * K * (2 * K + 1)
     cross_attention = 2 * N * D * W + 2 * N * text * W
     feed_forward = 2 * N * D * F + 9 * 2 * F * N + N * F * D
     embeddings = (FREQUENCIES * D + D * D) * (2 if config.guidance_embeds else 1) + 6 * D * D
@@ -59,4 +59,4 @@ def decode_flops(vae_config: dict[str, Any], height: int, width: int) -> int:
         latent = torch.empty(1, vae.config.latent_channels, side, side)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             vae.decode(latent)
-    return counter.get_total_flops() * height * width // side**2
+    return int(counter.get_total_flops()) * height * width // side**2

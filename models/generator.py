@@ -225,7 +225,7 @@ class Generator:
 
     @torch.inference_mode()
     def prompt_contexts(self, prompts: Sequence[tuple[str, bool]]) -> list[PromptContext]:
-        """`prompt_context` of several (prompt, negative): where memory is short, parts are swapped once, not each time."""
+        """`prompt_context` of several (prompt, negative): where memory is short, parts are swapped once for all."""
         encoder = self.text_encoder
         texts = [encode(encoder, self.tokenizer, prompt, instructed=not negative) for prompt, negative in prompts]
         del encoder  # or it would stay in memory while the transformer is loaded
@@ -249,7 +249,7 @@ class Generator:
 
     def decode(self, latents: Tensor, micro_batch: int | None = None, tiled: bool = False) -> Tensor:
         """Finished latents (B, C, h, w) -> (B, H, W, 3) uint8 on the CPU; see `Decoder`."""
-        return self.decoder(latents, micro_batch, tiled)  # type: ignore[no-any-return]
+        return self.decoder(latents, micro_batch, tiled)
 
     # Parts
 

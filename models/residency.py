@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,7 +54,7 @@ def stored_dtype(folder: Path) -> str:
     return max(counts, key=lambda name: counts[name]) if counts else "F32"
 
 
-def header(file: Path) -> dict[str, dict[str, list[int]]]:
+def header(file: Path) -> dict[str, dict[str, Any]]:
     """A safetensors file's table of contents."""
     with file.open("rb") as stream:
         table = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))

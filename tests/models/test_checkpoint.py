@@ -1,0 +1,109 @@
+"""Names to folders, revisions, call defaults, dtypes and residency."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bestofn.models.checkpoint import CallDefaults, Checkpoint
+from bestofn.models.errors import CheckpointError
+from bestofn.models.generator import Generator, part_dtypes
+from bestofn.models.instruction import COMPLEX_HUMAN_INSTRUCTION
+from bestofn.models.residency import to_release
+
+
+@pytest.fixture
+def folder(tiny_checkpoints, tmp_path):
+    return shutil.copytree(tiny_checkpoints["tiny"], tmp_path / "checkpoint")
+
+
+def test_revision_follows_weights_and_configs_only(folder):
+    first = Checkpoint.resolve(str(folder))
+    assert len(first.revision) == 12
+    (folder / "README.md").write_text("notes")
+    assert Checkpoint.resolve(str(folder)).revision == first.revision
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert Checkpoint.resolve(str(folder)).revision != first.revision
+
+
+def test_call_defaults_come_from_bestofn_json_else_diffusers(folder):
+    calls = Checkpoint.resolve(str(folder)).call_defaults()
+    assert calls == CallDefaults(4, 4.5, 48, COMPLEX_HUMAN_INSTRUCTION)
+    (folder / "bestofn.json").unlink()
+    assert Checkpoint.resolve(str(folder)).call_defaults() == CallDefaults(20, 4.5, 300, COMPLEX_HUMAN_INSTRUCTION)
+    (folder / "bestofn.json").write_text(json.dumps({"steps": 3}))
+    with pytest.raises(CheckpointError, match="unknown field 'steps', known are num_inference_steps"):
+        Checkpoint.resolve(str(folder)).call_defaults()
+
+
+def test_what_is_missing_is_named(folder, tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint 'nowhere': nowhere is no folder"):
+        Checkpoint.resolve("nowhere")
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(CheckpointError, match="has no 'vae'"):
+        Checkpoint.resolve(str(folder))
+    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(CheckpointError, match="'FluxPipeline' is not supported"):
+        Checkpoint.resolve(str(folder))
+
+
+def test_hub_name_is_looked_up_in_the_cache_when_offline(folder, tmp_path):
+    """A stand-in for a downloaded repository: the hub's cache layout, read in a process of its own."""
+    commit = "9468102c3cebb657f8c4b5f1e5a71e989a15f10d"
+    repository = tmp_path / "hub" / "models--owner--sana"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    script = (
+        "from bestofn.models.checkpoint import Checkpoint\n"
+        f"print(Checkpoint.resolve('owner/sana').revision, Checkpoint.resolve('owner/sana@{commit}').revision)\n"
+        "try: Checkpoint.resolve('owner/other@v2')\n"
+        "except ValueError as error: print(error)\n"
+    )
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    found, missing = done.stdout.splitlines()
+    assert found == f"{commit[:12]} {commit[:12]}"
+    assert "owner/other@v2 was not found in the local cache (HF_HUB_OFFLINE is set)" in missing
+
+
+def test_gemma_and_autoencoder_never_run_in_float16():
+    assert set(part_dtypes(torch.device("cpu"), "F16").values()) == {torch.float32}
+    gpu = part_dtypes(torch.device("cuda"), "F16")
+    assert gpu == {"text_encoder": torch.bfloat16, "transformer": torch.float16, "decoder": torch.bfloat16}
+    assert set(part_dtypes(torch.device("cuda"), "BF16").values()) == {torch.bfloat16}
+
+
+def test_parts_give_way_in_the_order_of_their_use():
+    sizes = {"text_encoder": 10, "transformer": 6, "decoder": 1}
+    assert to_release("decoder", sizes, ["text_encoder", "transformer"], 17) == []
+    assert to_release("decoder", sizes, ["text_encoder", "transformer"], 16) == ["text_encoder"]
+    assert to_release("text_encoder", sizes, ["transformer", "decoder"], 16) == ["decoder"]
+    assert to_release("text_encoder", sizes, ["transformer", "decoder"], 3) == ["decoder", "transformer"]
+
+
+def test_parts_that_do_not_fit_are_swapped_and_the_user_is_told(tiny_checkpoints):
+    roomy, tight = (Generator.load(str(tiny_checkpoints["tiny"]), memory_budget=b) for b in (None, 1))
+    prompts = [("a cat", False), ("", True)]
+    for generator in (roomy, tight):
+        contexts = generator.prompt_contexts(prompts)
+        assert [len(context) for context in contexts] == [1, 1]
+        generator.decode(torch.zeros(1, 8, 8, 8))
+    assert roomy.warnings == []
+    assert len(tight.warnings) == 2
+    assert "text_encoder" in tight.warnings[0]
+    assert "gave way to transformer" in tight.warnings[0]
+    assert torch.equal(roomy.prompt_context("a cat").keys, tight.prompt_context("a cat").keys)
+
+
+def test_a_checkpoint_whose_parts_do_not_fit_each_other_is_refused(folder):
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"latent_channels": 4}))
+    with pytest.raises(CheckpointError, match="takes 8 latent channels, the autoencoder makes 4"):
+        Generator.load(str(folder))

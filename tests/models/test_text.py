@@ -1,0 +1,73 @@
+"""Text encoding against SanaPipeline.encode_prompt; limits and unknown words."""
+
+import pytest
+import torch
+from diffusers import SanaPipeline
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from bestofn.models.errors import PromptTooLong
+from bestofn.models.generator import Generator
+from bestofn.models.instruction import COMPLEX_HUMAN_INSTRUCTION
+from bestofn.models.text import PromptTokenizer, encode
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_checkpoints):
+    folder = tiny_checkpoints["tiny"]
+    return Generator.load(str(folder)), SanaPipeline.from_pretrained(folder, dtype=torch.float32)
+
+
+def test_instruction_is_the_pipelines():
+    import inspect
+
+    default = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    assert list(COMPLEX_HUMAN_INSTRUCTION) == default
+
+
+@pytest.mark.parametrize("prompt", ["a cat", "  A Photo of TWO dogs\n", "", "x" * 40])
+def test_same_embedding_as_the_pipeline(pair, prompt):
+    generator, pipeline = pair
+    length = generator.calls.max_sequence_length
+    wanted = pipeline.encode_prompt(
+        prompt,
+        negative_prompt=prompt,
+        max_sequence_length=length,
+        complex_human_instruction=list(COMPLEX_HUMAN_INSTRUCTION),
+    )
+    for instructed, states, mask in ((True, *wanted[:2]), (False, *wanted[2:])):
+        got = encode(generator.text_encoder, generator.tokenizer, prompt, instructed)
+        assert got.states.shape == (1, length, 48)
+        assert torch.equal(got.mask, mask)
+        assert torch.equal(got.states, states)
+
+
+def test_a_prompt_over_the_limit_is_refused_not_cut(pair):
+    tokenizer = pair[0].tokenizer
+    longest = " ".join(["zq"] * 100)
+    while tokenizer.count(longest) > tokenizer.limit:
+        longest = longest[:-1]
+    tokenizer.check(longest)
+    ids, mask = tokenizer(longest)
+    assert mask.all(), "the longest prompt fills the window"
+    assert ids.shape[1] == tokenizer.window(instructed=True)
+    with pytest.raises(PromptTooLong, match=r"has 48 tokens, the text encoder takes at most 47"):
+        tokenizer.check(longest + "q")
+    tokenizer.check(longest + "q", instructed=False)
+    with pytest.raises(PromptTooLong, match="at most 48"):
+        tokenizer.check(longest + "zq", instructed=False)
+
+
+def test_unknown_words_are_named_once_in_order():
+    words = {"<unk>": 0, "<pad>": 1, "a": 2, "red": 3, "star": 4}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", pad_token="<pad>")
+    tokenizer = PromptTokenizer(fast, 8, ())
+    assert tokenizer.unknown_words("A shiny RED dragon, a shiny star") == ["shiny", "dragon"]
+    assert tokenizer.unknown_words("a red star") == []
+    assert tokenizer.limit == 8
+
+
+def test_byte_level_tokenizers_know_every_word(pair):
+    assert pair[0].tokenizer.unknown_words("żółw ist 亀") == []
