@@ -1,4 +1,4 @@
-"""Which scenes are drawn: layouts in which counts and relations are clear, and the combinations kept out of training."""
+"""Which scenes are drawn: layouts with clear counts and relations, and the combinations kept out of training."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Scene:
 
 
 def outlines() -> dict[str, tuple[FloatArray, ...]]:
-    """Closed polygons of every shape in the square [-1, 1] x [-1, 1], y down; a point inside an odd number is inside."""
+    """Closed polygons of every shape in the square [-1, 1] x [-1, 1], y down; inside is inside an odd number."""
     turn = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     unit = np.stack([np.sin(turn), -np.cos(turn)], 1)
     corner = np.arange(10) * np.pi / 5

@@ -243,7 +243,9 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> Learner:
         with torch.no_grad():
             torch._foreach_lerp_(learner.mean, list(learner.weights), 1 - keep)
         step += 1
-        smoothed = float(flow) if smoothed == 0 or step == settings.text_steps + 1 else 0.98 * smoothed + 0.02 * float(flow)
+        smoothed = (
+            float(flow) if smoothed == 0 or step == settings.text_steps + 1 else 0.98 * smoothed + 0.02 * float(flow)
+        )
         done = step == settings.steps + settings.text_steps
         if rank == 0 and (done or step % settings.save_every == 0):
             figures = {"step": step - settings.text_steps, "steps": settings.steps, "loss": smoothed}

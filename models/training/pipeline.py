@@ -1,4 +1,4 @@
-"""The shapes generator as one bundle of diffusers parts: built, sampled from while it trains, and written to a folder."""
+"""The shapes generator as a bundle of diffusers parts: built, sampled from while it trains, written to a folder."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def sample(parts: Parts, prompts: Sequence[str], seeds: Sequence[int], steps: in
     u = torch.linspace(1, 0, steps + 1)
     sigmas = FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)
     for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
-        both = forward(
-            parts.transformer, torch.cat([x, x]), now.expand(2 * len(x)), text, mask, torch.float32, tap=0
-        )[0]
+        both = forward(parts.transformer, torch.cat([x, x]), now.expand(2 * len(x)), text, mask, torch.float32, tap=0)[
+            0
+        ]
         free, bound = both.chunk(2)
         x = x + (then - now) * (free + guidance * (bound - free))
     pixels = parts.vae.decode(x / parts.vae.config.scaling_factor).sample

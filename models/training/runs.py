@@ -45,7 +45,7 @@ class Run:
 
 
 def publish(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder beside `folder`, then put it in its place, so that readers never meet half of it."""
+    """Let `write` fill a new folder beside `folder`, then put it in its place, so that readers meet no half."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
     stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")

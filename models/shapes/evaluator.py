@@ -1,0 +1,199 @@
+"""Exact evaluator of shapes pictures: classical vision in numpy, no learned part, nothing shared with a judge.
+
+Background by robust regression, objects by connected components, shape by template overlap, colour by the nearest
+palette entry, then GenEval's rules. Axes: H height, W width, T templates, G side of a template.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestofn.models.shapes.prompts import PromptSpec
+from bestofn.models.shapes.rules import Found, violation
+from bestofn.models.shapes.world import CANVAS, COLOURS, MAX_TILT, PALETTE, SHAPES, FloatArray, Image, Thing, coverage
+
+CONTRAST = 42.0
+"""Distance from the background, in units of one channel, at which a pixel belongs to an object."""
+
+MIN_AREA = 24
+"""Pixels; smaller specks are no objects."""
+
+GRID = 24
+OVERLAP = 0.75
+"""Least intersection over union with the best template; rendered truth stays above 0.85."""
+
+ASPECT = 0.3
+"""Greatest difference of log(width / height) to the template's."""
+
+PURITY = 0.75
+"""Least share of an object's core pixels that are nearest to its colour."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Whether a picture shows what the prompt says, the rule it breaks if not, and what was found."""
+
+    correct: bool
+    reason: str
+    objects: tuple[Found, ...]
+
+
+@cache
+def _quadratic() -> FloatArray:
+    """Basis 1, x, y, x^2, xy, y^2 over the canvas.  # (H W, 6)"""
+    axis = np.linspace(-1, 1, CANVAS, dtype=np.float32)
+    y, x = (part.ravel() for part in np.meshgrid(axis, axis, indexing="ij"))
+    return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], 1)
+
+
+def fit_background(image: Image) -> FloatArray:
+    """The smooth surface that most of the picture lies on, by regression that drops what does not fit.  # (H, W, 3)"""
+    basis = _quadratic()
+    pixels = image.reshape(-1, 3).astype(np.float32)
+    frame = np.ones((CANVAS, CANVAS), bool)
+    frame[3:-3, 3:-3] = False
+    rim = pixels[frame.ravel()]
+    keep = np.linalg.norm(pixels - np.median(rim, 0), axis=1) < 45
+    for limit in (40, 28, 22, 18):
+        if keep.sum() < 200:
+            keep = frame.ravel()
+        kept = basis[keep]
+        weights = np.linalg.solve(kept.T @ kept + 1e-3 * np.eye(6, dtype=np.float32), kept.T @ pixels[keep])
+        surface = basis @ weights
+        keep = np.linalg.norm(pixels - surface, axis=1) < limit
+    return np.asarray(surface.reshape(CANVAS, CANVAS, 3), np.float32)
+
+
+def components(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """Connected regions (eight neighbours) of at least MIN_AREA pixels.  # each (H, W)"""
+    height, width = mask.shape
+    left = set(np.flatnonzero(mask).tolist())
+    regions = []
+    while left:
+        stack = [left.pop()]
+        region = []
+        while stack:
+            at = stack.pop()
+            region.append(at)
+            y, x = divmod(at, width)
+            for dy in (-width, 0, width):
+                for dx in (-1, 0, 1):
+                    near = at + dy + dx
+                    if near in left and 0 <= x + dx < width:
+                        left.remove(near)
+                        stack.append(near)
+        if len(region) >= MIN_AREA:
+            out = np.zeros(height * width, bool)
+            out[region] = True
+            regions.append(out.reshape(height, width))
+    return regions
+
+
+def _span(profile: FloatArray) -> tuple[float, float]:
+    """Where a profile of coverages crosses one half for the first and the last time, in pixel edges."""
+    above = np.flatnonzero(profile >= 0.5)
+    if len(above) == 0:
+        return 0.0, 0.0
+
+    def crossing(inner: int, outer: int) -> float:
+        rest = float(profile[outer]) if 0 <= outer < len(profile) else 0.0
+        share = (float(profile[inner]) - 0.5) / max(float(profile[inner]) - rest, 1e-6)
+        return inner + 0.5 + (outer - inner) * min(share, 1.0)
+
+    first, last = int(above[0]), int(above[-1])
+    return crossing(first, first - 1), crossing(last, last + 1)
+
+
+def _normalised(alpha: FloatArray) -> tuple[FloatArray, tuple[float, float, float, float]]:
+    """Coverage stretched from its tight box to the grid, and that box.  # (G, G)"""
+    x0, x1 = _span(alpha.max(0))
+    y0, y1 = _span(alpha.max(1))
+    height, width = alpha.shape
+    u = np.clip(x0 + (np.arange(GRID) + 0.5) / GRID * (x1 - x0) - 0.5, 0, width - 1.001)
+    v = np.clip(y0 + (np.arange(GRID) + 0.5) / GRID * (y1 - y0) - 0.5, 0, height - 1.001)
+    i, j = v.astype(np.intp), u.astype(np.intp)
+    fv, fu = (v - i)[:, None], (u - j)[None, :]
+    rows = alpha[i] * (1 - fv) + alpha[i + 1] * fv
+    return np.asarray(rows[:, j] * (1 - fu) + rows[:, j + 1] * fu, np.float32), (x0, y0, x1, y1)
+
+
+@cache
+def _templates() -> tuple[FloatArray, FloatArray, tuple[str, ...]]:
+    """Every shape at seven tilts and two sizes: grids (T, G G), log aspects (T), names."""
+    grids, aspects, names = [], [], []
+    for shape in SHAPES:
+        for size in (17.0, 28.0):
+            for tilt in np.linspace(-1.1, 1.1, 7) * MAX_TILT:
+                alpha, _, _ = coverage(Thing(shape, "red", 32.0, 32.0, size, float(tilt)))
+                grid, (x0, y0, x1, y1) = _normalised(alpha)
+                grids.append(grid.ravel())
+                aspects.append(np.log((x1 - x0) / (y1 - y0)))
+                names.append(shape)
+    return np.stack(grids), np.array(aspects, np.float32), tuple(names)
+
+
+def match(alpha: FloatArray) -> tuple[str, float, tuple[float, float, float, float]]:
+    """Best shape for a coverage, its overlap (0 if the aspect fits none), and the tight box in the array's pixels."""
+    grid, (x0, y0, x1, y1) = _normalised(alpha)
+    if x1 - x0 < 3 or y1 - y0 < 3:
+        return SHAPES[0], 0.0, (x0, y0, x1, y1)
+    grids, aspects, names = _templates()
+    flat = grid.ravel()
+    overlap = np.minimum(grids, flat).sum(1) / np.maximum(grids, flat).sum(1)
+    overlap[np.abs(aspects - np.log((x1 - x0) / (y1 - y0))) > ASPECT] = 0
+    best = int(np.argmax(overlap))
+    return names[best], float(overlap[best]), (x0, y0, x1, y1)
+
+
+def _nearest(pixels: FloatArray) -> NDArray[np.intp]:
+    """Index of the nearest palette colour.  # (P, 3) -> (P)"""
+    palette = np.array([PALETTE[colour] for colour in COLOURS], np.float32)
+    return np.asarray(np.linalg.norm(pixels[:, None] - palette, axis=-1).argmin(-1))
+
+
+def detect(image: Image) -> tuple[Found, ...]:
+    """Well-formed objects of a picture (64, 64, 3), left to right; what fits no shape or mixes colours is left out."""
+    if image.shape != (CANVAS, CANVAS, 3):
+        raise ValueError(f"a shapes picture is ({CANVAS}, {CANVAS}, 3), got {image.shape}")
+    pixels = image.astype(np.float32)
+    surface = fit_background(image)
+    away = np.linalg.norm(pixels - surface, axis=-1)
+    found = []
+    for region in components(away > CONTRAST):
+        inner = region & (away > 0.8 * np.quantile(away[region], 0.8))
+        votes = np.bincount(_nearest(pixels[inner]), minlength=len(COLOURS))
+        colour = int(votes.argmax())
+        if votes[colour] < PURITY * votes.sum():
+            continue
+        paint = np.median(pixels[inner], 0)
+        rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+        top, bottom = max(0, rows[0] - 2), min(CANVAS, rows[-1] + 3)
+        left, right = max(0, columns[0] - 2), min(CANVAS, columns[-1] + 3)
+        window = (slice(top, bottom), slice(left, right))
+        offset = paint - surface[window]
+        alpha = ((pixels[window] - surface[window]) * offset).sum(-1) / np.square(offset).sum(-1)
+        # Neighbours' pixels inside the window belong to other regions; only this region and its rim count.
+        near = _grown(region)[window]
+        shape, overlap, (x0, y0, x1, y1) = match(np.where(near, np.clip(alpha, 0, 1), 0))
+        if overlap >= OVERLAP:
+            found.append(Found(shape, COLOURS[colour], (left + x0, top + y0, left + x1, top + y1)))
+    return tuple(sorted(found, key=lambda f: f.box[0] + f.box[2]))
+
+
+def _grown(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    padded = np.pad(region, 1)
+    out = padded.copy()
+    for axis in (0, 1):
+        out |= np.roll(out, 1, axis) | np.roll(out, -1, axis)
+    return np.asarray(out[1:-1, 1:-1])
+
+
+def evaluate(image: Image, spec: PromptSpec) -> Evaluation:
+    """Judge a picture (64, 64, 3) by GenEval's rules for the prompt."""
+    objects = detect(image)
+    reason = violation(objects, spec)
+    return Evaluation(reason is None, reason or "", objects)
