@@ -53,6 +53,11 @@ class Engine(Protocol):
     def judge_card(self) -> JudgeCard: ...
 
     @property
+    def tokenizer_json(self) -> bytes:
+        """The tokenizer.json whose hash the model card names."""
+        ...
+
+    @property
     def slots(self) -> int:
         """Candidates that are denoised together."""
         ...

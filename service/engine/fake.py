@@ -1,0 +1,168 @@
+"""The sleeping engine: deterministic pictures and verdicts without torch, for tests, demos and queue benchmarks."""
+
+import hashlib
+import json
+import os
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from bestofn.judge.verdict import Verdict
+from bestofn.service.cards import JudgeCard, ModelCard
+from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
+from bestofn.service.images import encode, thumbnail
+from bestofn.service.jobs import Candidate, Heat, HeatOutcome, Revision, Usage
+from bestofn.service.result import leaders
+
+FAILS = "this heat fails"
+DIES = "this engine dies"
+HANGS = "this engine hangs"
+KILLS = "this process dies"
+_CRASH_STATUS = 70
+
+
+@dataclass
+class _Run:
+    """A heat in the engine: candidates that wait for a slot, those in one with their steps, those judged."""
+
+    heat: Heat
+    waiting: deque[int]
+    steps: dict[int, int] = field(default_factory=dict)
+    judged: list[Candidate] = field(default_factory=list)
+
+
+class FakeEngine:
+    """Sleeps `step_seconds` a tick. A picture is one colour, made from its seed; a verdict hashes prompt and seed.
+
+    A prompt that contains one of these asks for trouble: `FAILS` (every heat fails), `DIES` (the tick raises, as when
+    a device is lost), `HANGS` (the tick does not return for an hour), `KILLS` (the process exits without a word).
+    """
+
+    def __init__(
+        self, *, slots: int = 4, step_seconds: float = 0.0, name: str = "fake", revision: str = "1", size: int = 64
+    ) -> None:
+        self.slots = slots
+        self.step_seconds = step_seconds
+        self.tokenizer_json = _tokenizer()
+        self.model_card = ModelCard(
+            pin=Revision(name=name, revision=revision),
+            width=size,
+            height=size,
+            max_size=1024,
+            size_multiple=32,
+            num_inference_steps=4,
+            guidance_scale=4.5,
+            token_limit=300,
+            tokenizer_sha256=hashlib.sha256(self.tokenizer_json).hexdigest(),
+            tflops_per_forward=0.001,
+            tflops_per_decode=0.001,
+        )
+        self.judge_card = JudgeCard(pin=Revision(name=f"{name}-judge", revision=revision), tflops_per_forward=0.001)
+        self._runs: dict[tuple[str, int], _Run] = {}
+        self._canceled: deque[str] = deque()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._runs)
+
+    def room(self) -> int:
+        """Slots that no admitted candidate will take, and one more set of them so that none waits for the queue."""
+        admitted = sum(len(run.waiting) + len(run.steps) for run in self._runs.values())
+        return max(0, 2 * self.slots - admitted)
+
+    def admit(self, heat: Heat) -> None:
+        if (heat.job.model, heat.job.judge) != (self.model_card.pin, self.judge_card.pin):
+            raise ValueError(f"heat {heat.index} is of {heat.job.model} and {heat.job.judge}, not of this engine")
+        self._runs[heat.job.id, heat.index] = _Run(heat, deque(heat.candidates))
+
+    def cancel(self, job: str) -> None:
+        self._canceled.append(job)
+
+    def tick(self) -> list[EngineEvent]:
+        while self._canceled:
+            job = self._canceled.popleft()
+            self._runs = {key: run for key, run in self._runs.items() if key[0] != job}
+        self._fill()
+        time.sleep(self.step_seconds)
+        events: list[EngineEvent] = []
+        for key, run in list(self._runs.items()):
+            trouble = _trouble(run.heat.job.prompt)
+            if trouble is not None:
+                events.append(HeatFailed(*key, trouble))
+                del self._runs[key]
+            elif run.steps:
+                events += self._advance(run)
+                if len(run.judged) == run.heat.count:
+                    events.append(HeatFinished(key[0], _outcome(run)))
+                    del self._runs[key]
+        return events
+
+    def _fill(self) -> None:
+        free = self.slots - sum(len(run.steps) for run in self._runs.values())
+        for run in self._runs.values():
+            while free and run.waiting:
+                run.steps[run.waiting.popleft()] = 0
+                free -= 1
+
+    def _advance(self, run: _Run) -> list[EngineEvent]:
+        spec, heat = run.heat.job, run.heat.index
+        events: list[EngineEvent] = [Stepped(spec.id, heat, len(run.steps))]
+        for index in list(run.steps):
+            run.steps[index] += 1
+            if run.steps[index] == spec.num_inference_steps:
+                del run.steps[index]
+                candidate = Candidate(index, spec.seed + index, fake_verdict(spec.prompt, spec.seed + index))
+                run.judged.append(candidate)
+                events.append(Judged(spec.id, heat, candidate))
+        return events
+
+
+def fake_verdict(prompt: str, seed: int) -> Verdict:
+    """A verdict that only prompt and seed decide; about half are yes."""
+    digest = hashlib.sha256(f"{prompt}\n{seed}".encode()).digest()
+    yes, no = (20.0 * int.from_bytes(digest[at : at + 4]) / 2**32 for at in (0, 4))
+    return Verdict("yes" if yes > no else "no", yes, no)
+
+
+def fake_picture(seed: int, width: int, height: int) -> Image.Image:
+    """A picture of one colour that only the seed decides."""
+    red, green, blue = hashlib.sha256(str(seed).encode()).digest()[:3]
+    return Image.new("RGB", (width, height), (red, green, blue))
+
+
+def _outcome(run: _Run) -> HeatOutcome:
+    spec = run.heat.job
+    candidates = tuple(sorted(run.judged, key=lambda candidate: candidate.index))
+
+    def picture(index: int) -> Image.Image:
+        return fake_picture(spec.seed + index, spec.width, spec.height)
+
+    N, steps = len(candidates), spec.num_inference_steps
+    return HeatOutcome(
+        run.heat.index,
+        candidates,
+        {index: encode(picture(index), spec.format) for index in leaders(spec, candidates)},
+        Usage(N, 2 * N * steps, N, N * (2 * steps * 0.001 + 0.002), {"denoise": 0.0}),
+        {c.index: thumbnail(picture(c.index)) for c in candidates} if spec.thumbnails else {},
+    )
+
+
+def _trouble(prompt: str) -> str | None:
+    if KILLS in prompt:
+        os._exit(_CRASH_STATUS)
+    if DIES in prompt:
+        raise RuntimeError("the device is lost")
+    if HANGS in prompt:
+        time.sleep(3600)
+    return "the prompt asked for it" if FAILS in prompt else None
+
+
+def _tokenizer() -> bytes:
+    tokenizer = Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return json.dumps(json.loads(tokenizer.to_str()), sort_keys=True).encode()

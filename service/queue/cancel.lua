@@ -1,0 +1,14 @@
+#!lua flags=allow-oom
+-- Cancels a job that has not ended; its heats in the ready stream are dropped when they are claimed. Returns the
+-- job's status from now on, or nothing if there is no such job.
+local job = ARGV[1]
+local status, pair = unpack(redis.call('HMGET', key('job', job), 'status', 'pair'))
+if not status then
+  return false
+end
+if not ACTIVE[status] then
+  return status
+end
+finish(job, 'canceled', 'canceled', '{"status":"canceled"}')
+deal(pair)
+return 'canceled'

@@ -1,0 +1,145 @@
+-- What the scripts share. All times are the server's, in milliseconds.
+local ACTIVE = {queued = true, running = true}
+local EVENTS_KEPT = 1024
+local DEAD_KEPT = 1000
+local TOMBSTONE_MS = 24 * 3600 * 1000
+
+local function now()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function emit(job, type, data)
+  redis.call('XADD', key('events', job), 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', type, 'data', data)
+end
+
+local function status_of(job)
+  return redis.call('HGET', key('job', job), 'status') or ''
+end
+
+-- Puts one heat into the ready stream of its pair and class. `deliveries` are those that it already had.
+local function add(pair, class, job, heat, count, deliveries)
+  redis.call('XADD', key('ready', pair, class), '*', 'job', job, 'heat', heat, 'count', count, 'deliveries', deliveries)
+  redis.call('INCRBY', key('dealt', pair, class), count)
+end
+
+-- Takes a claimed entry out of the ready stream. Entries that nobody has read are never deleted: that would spoil
+-- the group's lag, by which autoscalers count.
+local function release(pair, class, entry, count)
+  local ready = key('ready', pair, class)
+  redis.call('XACK', ready, GROUP, entry)
+  if redis.call('XDEL', ready, entry) == 1 then
+    redis.call('DECRBY', key('dealt', pair, class), count)
+  end
+end
+
+-- Deals heats round-robin from the ring of a pair into its ready stream, interactive jobs first, until the stream
+-- holds what the live workers hold, and one unread heat a worker.
+local function deal(pair)
+  local workers = redis.call('ZRANGEBYSCORE', key('workers', pair), '(' .. now(), '+inf')
+  if #workers == 0 then
+    return
+  end
+  local capacity = 0
+  for _, size in ipairs(redis.call('HMGET', key('capacity', pair), unpack(workers))) do
+    capacity = capacity + (tonumber(size or 0) or 0)
+  end
+  local dealt, unread = 0, 0
+  for _, class in ipairs(CLASSES) do
+    local ring, ready = key('ring', pair, class), key('ready', pair, class)
+    dealt = dealt + tonumber(redis.call('GET', key('dealt', pair, class)) or 0)
+    unread = unread + redis.call('XLEN', ready) - redis.call('XPENDING', ready, GROUP)[1]
+    while dealt < capacity or unread < #workers do
+      local job = redis.call('LPOP', ring)
+      if not job then
+        break
+      end
+      local status, heat, heats, size, samples = unpack(
+        redis.call('HMGET', key('job', job), 'status', 'next', 'heats', 'heat_size', 'num_samples')
+      )
+      if ACTIVE[status] then
+        heat = tonumber(heat)
+        local count = math.min(size, samples - heat * size)
+        add(pair, class, job, heat, count, 0)
+        redis.call('HSET', key('job', job), 'next', heat + 1)
+        dealt, unread = dealt + count, unread + 1
+        if heat + 1 < tonumber(heats) then
+          redis.call('RPUSH', ring, job)
+        end
+      end
+    end
+  end
+end
+
+-- Drops from the byte budget the images of jobs whose results have expired.
+local function forget_expired_images()
+  local expired = redis.call('ZRANGEBYSCORE', key('reserved_until'), '-inf', now())
+  for _, job in ipairs(expired) do
+    redis.call('HINCRBY', key('reserved'), 'total', 0 - (redis.call('HGET', key('reserved'), job) or 0))
+    redis.call('HDEL', key('reserved'), job)
+    redis.call('ZREM', key('reserved_until'), job)
+  end
+end
+
+-- Ends a job: its last event, its lifetime from now on, and its share of backlog and byte budget. `data` is JSON.
+local function finish(job, status, type, data)
+  local hash = key('job', job)
+  local time = now()
+  local waiting, gflop, ttl, idempotency, thumbnails, heats = unpack(
+    redis.call('HMGET', hash, 'waiting', 'gflop', 'ttl', 'idempotency', 'thumbnails', 'heats')
+  )
+  ttl = tonumber(ttl)
+  redis.call('HSET', hash, 'status', status, 'ended', time, 'waiting', 0)
+  redis.call('HINCRBY', key('backlog'), 'jobs', -1)
+  redis.call('HINCRBY', key('backlog'), 'candidates', 0 - waiting)
+  redis.call('HINCRBY', key('backlog'), 'gflop', 0 - gflop)
+  emit(job, type, data)
+  local kept = redis.call('HGETALL', key('kept', job))
+  local bytes = 0
+  for i = 1, #kept, 2 do
+    local images = key('images', job, kept[i + 1])
+    if status == 'succeeded' then
+      bytes = bytes + redis.call('HSTRLEN', images, kept[i])
+      redis.call('PEXPIRE', images, ttl)
+    else
+      redis.call('UNLINK', images)
+    end
+  end
+  if thumbnails == '1' then
+    for heat = 0, heats - 1 do
+      redis.call('PEXPIRE', key('images', job, heat), ttl)
+    end
+  end
+  redis.call('HINCRBY', key('reserved'), 'total', bytes - (redis.call('HGET', key('reserved'), job) or 0))
+  redis.call('HSET', key('reserved'), job, bytes)
+  redis.call('ZADD', key('reserved_until'), time + ttl, job)
+  for _, name in ipairs({'job', 'heats', 'progress', 'events', 'kept'}) do
+    redis.call('PEXPIRE', key(name, job), ttl)
+  end
+  redis.call('SET', key('gone', job), status, 'PX', ttl + TOMBSTONE_MS)
+  if idempotency ~= '' then
+    redis.call('PEXPIRE', key('idempotency', idempotency), ttl + TOMBSTONE_MS)
+  end
+  if status ~= 'succeeded' then
+    redis.call('PUBLISH', key('control'), job)
+  end
+end
+
+-- Notes how far a heat has come and keeps the job's sums; whether that is news. A heat that starts again starts
+-- again at nothing.
+local function advance(job, heat, judged, steps)
+  local progress, hash = key('progress', job), key('job', job)
+  local old_judged, old_steps = string.match(redis.call('HGET', progress, heat) or '0 0', '(%d+) (%d+)')
+  redis.call('HSET', progress, heat, judged .. ' ' .. steps)
+  redis.call('HINCRBY', hash, 'judged', judged - old_judged)
+  redis.call('HINCRBY', hash, 'steps', steps - old_steps)
+  return judged - old_judged ~= 0 or steps - old_steps ~= 0
+end
+
+local function emit_progress(job)
+  local judged, samples, steps, total = unpack(
+    redis.call('HMGET', key('job', job), 'judged', 'num_samples', 'steps', 'total_steps')
+  )
+  local data = '{"judged":%d,"num_samples":%d,"steps":%d,"total_steps":%d}'
+  emit(job, 'progress', string.format(data, judged, samples, steps, total))
+end

@@ -1,0 +1,21 @@
+#!lua flags=allow-oom
+-- A claimed heat comes back unfinished. `fate`: "back" (handed back, no delivery), "again" (one delivery spent) or
+-- "dead" (the job fails with `reason`, the heat goes to the dead-letter stream).
+local pair, class, entry, count, job, heat = unpack(ARGV, 1, 6)
+local worker, deliveries, fate, reason = ARGV[7], tonumber(ARGV[8]), ARGV[9], ARGV[10]
+if #redis.call('XPENDING', key('ready', pair, class), GROUP, entry, entry, 1, worker) == 0 then
+  return 'lost' -- another worker has taken it over
+end
+release(pair, class, entry, count)
+if ACTIVE[status_of(job)] and redis.call('HEXISTS', key('heats', job), heat) == 0 then
+  if fate == 'dead' then
+    redis.call('XADD', key('dead'), 'MAXLEN', '~', DEAD_KEPT, '*',
+      'job', job, 'heat', heat, 'deliveries', deliveries, 'worker', worker, 'reason', reason)
+    redis.call('HSET', key('job', job), 'error', reason)
+    finish(job, 'failed', 'failed', cjson.encode({status = 'failed', error = reason}))
+  else
+    add(pair, class, job, heat, count, fate == 'back' and deliveries - 1 or deliveries)
+  end
+end
+deal(pair)
+return fate

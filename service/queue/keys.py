@@ -1,0 +1,117 @@
+"""Every Redis key and channel of the queue: the one place that spells them, for Python and for the scripts.
+
+pairs                         hash    pair -> card of the worker that last announced it, of all pairs ever
+pair:<pair>:workers           zset    worker -> time (ms) at which its announcement lapses
+pair:<pair>:capacity          hash    worker -> candidates it holds at once
+pair:<pair>:cards             hash    worker -> its card
+pair:<pair>:<class>:ring      list    jobs that still have heats to give, next first
+pair:<pair>:<class>:ready     stream  heats dealt and not finished; read by one consumer group
+pair:<pair>:<class>:dealt     int     candidates of those heats
+job:<job>                     hash    specification, status, counters, leaders
+job:<job>:heats               hash    heat -> its record; the first completion wins
+job:<job>:progress            hash    heat -> "judged steps"
+job:<job>:events              stream  capped
+job:<job>:kept                hash    candidate -> heat, of the images that stand
+job:<job>:images:<heat>       hash    candidate -> bytes; "thumbnail <candidate>" -> bytes
+job:<job>:staged:<heat>:<by>  hash    the same of a heat that is not yet completed
+gone:<job>                    string  how an expired job had ended
+idempotency:<key>             hash    job, fingerprint of its request
+backlog                       hash    jobs, candidates, gflop: waiting or running
+images                        hash    job -> bytes of images it holds or may come to hold; "total"
+images:expiry                 zset    job -> time (ms) at which those expire
+dead                          stream  heats that could not be finished
+tokenizer:<sha256>            string  a tokenizer.json
+control                       channel jobs that have ended before their heats did
+"""
+
+import hashlib
+import json
+import re
+from typing import Literal, get_args
+
+from bestofn.service.jobs import Priority, Revision
+
+GROUP = "workers"
+CLASSES: tuple[Priority, ...] = get_args(Priority)  # in order of precedence
+
+Name = Literal[
+    "pairs",
+    "workers",
+    "capacity",
+    "cards",
+    "ring",
+    "ready",
+    "dealt",
+    "job",
+    "heats",
+    "progress",
+    "events",
+    "kept",
+    "images",
+    "staged",
+    "gone",
+    "idempotency",
+    "backlog",
+    "reserved",
+    "reserved_until",
+    "dead",
+    "tokenizer",
+    "control",
+]
+_TEMPLATES: dict[Name, str] = {
+    "pairs": "pairs",
+    "workers": "pair:%s:workers",
+    "capacity": "pair:%s:capacity",
+    "cards": "pair:%s:cards",
+    "ring": "pair:%s:%s:ring",
+    "ready": "pair:%s:%s:ready",
+    "dealt": "pair:%s:%s:dealt",
+    "job": "job:%s",
+    "heats": "job:%s:heats",
+    "progress": "job:%s:progress",
+    "events": "job:%s:events",
+    "kept": "job:%s:kept",
+    "images": "job:%s:images:%s",
+    "staged": "job:%s:staged:%s:%s",
+    "gone": "gone:%s",
+    "idempotency": "idempotency:%s",
+    "backlog": "backlog",
+    "reserved": "images",
+    "reserved_until": "images:expiry",
+    "dead": "dead",
+    "tokenizer": "tokenizer:%s",
+    "control": "control",
+}
+
+
+class Keys:
+    """`Keys("bestofn")("heats", job)` is the key of that job's heats."""
+
+    def __init__(self, namespace: str) -> None:
+        """Raises ValueError if `namespace` has characters that patterns or formats would read."""
+        if not re.fullmatch(r"[A-Za-z0-9_.:{}-]+", namespace):
+            raise ValueError(f"a namespace is made of letters, digits and _ . : {{ }} -, got {namespace!r}")
+        self.namespace = namespace
+
+    def __call__(self, name: Name, *parts: str | int) -> str:
+        return f"{self.namespace}:{_TEMPLATES[name] % parts}"
+
+    def lua(self) -> str:
+        """The same function for the scripts: `key('heats', job)`."""
+        names = ", ".join(f"{name} = '{self.namespace}:{template}'" for name, template in _TEMPLATES.items())
+        classes = ", ".join(f"'{name}'" for name in CLASSES)
+        return (
+            f"local GROUP, CLASSES = '{GROUP}', {{{classes}}}\n"
+            f"local NAMES = {{{names}}}\n"
+            "local function key(name, ...) return string.format(NAMES[name], ...) end\n"
+        )
+
+
+def pair_id(model: Revision, judge: Revision) -> str:
+    """Short name of a (model revision, judge revision) pair."""
+    return hashlib.sha256(json.dumps([model.model_dump(), judge.model_dump()]).encode()).hexdigest()[:16]
+
+
+def opaque(key: str) -> str:
+    """A client's own key, of any length and with any characters, as a part of ours."""
+    return hashlib.sha256(key.encode()).hexdigest()

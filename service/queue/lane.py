@@ -1,0 +1,220 @@
+"""The queue as a worker sees it: claims, leases and completions of the heats of one (model, judge) pair."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from redis.exceptions import OutOfMemoryError, ResponseError
+
+from bestofn.service.cards import WorkerCard
+from bestofn.service.jobs import Candidate, Heat, HeatOutcome, JobSpec, Priority
+from bestofn.service.queue.keys import CLASSES, GROUP, pair_id
+from bestofn.service.queue.lua import Argument
+from bestofn.service.queue.queue import Queue
+from bestofn.service.queue.records import (
+    THUMBNAILS_KEPT,
+    pack_candidate,
+    pack_heat,
+    pack_leaders,
+    unpack_leaders,
+)
+from bestofn.service.result import leaders
+
+STAGED_MS = 600_000  # images of a heat that was never completed go after this
+MOST_PENDING = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A heat in the ready stream, as it stands there."""
+
+    id: str
+    priority: Priority
+    job: str
+    heat: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A heat that this worker holds. `deliveries` counts this one too."""
+
+    entry: Entry
+    heat: Heat
+    deliveries: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.entry.job, self.entry.heat
+
+
+@dataclass(frozen=True, slots=True)
+class HeatProgress:
+    heat: int
+    judged: int
+    steps: int
+
+
+class Lane:
+    """One worker's place at the ready streams of its pair. Methods raise redis' errors when the server is away."""
+
+    def __init__(self, queue: Queue, card: WorkerCard) -> None:
+        self.queue = queue
+        self.card = card
+        self.pair = pair_id(card.model.pin, card.judge.pin)
+        self.worker = card.worker
+        self._ready = {priority: queue.keys("ready", self.pair, priority) for priority in CLASSES}
+        self._reclaim_from = dict.fromkeys(CLASSES, "0-0")
+
+    async def beat(self, held: Iterable[Claim], seconds: float, state: str = "ready") -> set[str]:
+        """Announces the worker for `seconds` (0: it leaves) and renews the leases on `held`.
+
+        Returns:
+            Entries among those held that another worker has taken over.
+        """
+        card = self.card.model_copy(update={"state": state})
+        arguments: list[Argument] = [self.pair, self.worker, card.capacity, card.model_dump_json(), int(1000 * seconds)]
+        for claim in held:
+            arguments += [claim.entry.priority, claim.entry.id]
+        return {entry.decode() for entry in await self.queue.scripts("beat", *arguments)}
+
+    async def leave_tokenizer(self, tokenizer: bytes) -> None:
+        """Stores the tokenizer.json under the hash that the model card names."""
+        key = self.queue.keys("tokenizer", self.card.model.tokenizer_sha256)
+        await self.queue.redis.set(key, tokenizer, nx=True)
+
+    async def claim(self, count: int, block_seconds: float) -> list[Claim]:
+        """At most `count` new heats, interactive ones first; waits for one at most `block_seconds`."""
+        entries: list[Entry] = []
+        for priority in CLASSES:
+            if len(entries) < count:
+                entries += await self._read([priority], count - len(entries), None)
+        if not entries and block_seconds > 0:
+            entries = await self._read(CLASSES, 1, block_seconds)
+        return await self._start(entries)
+
+    async def reclaim(self, count: int, lease_seconds: float) -> list[Claim]:
+        """At most `count` heats whose leases have not been renewed for `lease_seconds`."""
+        entries: list[Entry] = []
+        for priority, ready in self._ready.items():
+            if len(entries) == count:
+                break
+            start, found, _ = await self.queue.redis.xautoclaim(
+                ready,
+                GROUP,
+                self.worker,
+                int(1000 * lease_seconds),
+                self._reclaim_from[priority],
+                count=count - len(entries),
+            )
+            self._reclaim_from[priority] = start.decode()
+            entries += [_entry(priority, entry, fields) for entry, fields in found]
+        return await self._start(entries)
+
+    async def complete(self, claim: Claim, outcome: HeatOutcome) -> bool:
+        """Files a finished heat; whether it was the first completion. Keeps the job's `top_k` best images only."""
+        spec, redis, keys = claim.heat.job, self.queue.redis, self.queue.keys
+        job, heat = claim.key
+        staged = keys("staged", job, heat, self.worker)
+        own = {candidate.index: candidate for candidate in outcome.candidates}
+        inline: list[Argument] = []
+        while True:
+            version, text = await redis.hmget(keys("job", job), ["version", "leaders"])
+            before = unpack_leaders(spec, text or b"[]")
+            field = own | {candidate.index: candidate for candidate in before}
+            after = [field[index] for index in leaders(spec, field.values())]
+            standing = {candidate.index for candidate in after}
+            kept = sorted(standing & own.keys())
+            if not inline and not await self._stage(staged, kept, outcome):
+                inline = [part for index in kept for part in (index, outcome.images[index])]
+            dropped = [[c.index, c.index // spec.heat_size] for c in before if c.index not in standing]
+            reply = await self.queue.scripts(
+                "complete",
+                *self._place(claim),
+                pack_heat(outcome),
+                version or 0,
+                pack_leaders(after),
+                staged,
+                json.dumps(kept),
+                json.dumps(dropped),
+                *inline,
+            )
+            match reply:
+                case b"again":
+                    inline = []
+                case b"unstaged":
+                    inline = [part for index in kept for part in (index, outcome.images[index])]
+                case _:
+                    return bool(reply == b"done")
+
+    async def fail(self, claim: Claim, fate: str, reason: str = "") -> None:
+        """Gives up a heat: `back` (no delivery), `again` (a delivery spent) or `dead` (its job fails with `reason`)."""
+        await self.queue.scripts("fail", *self._place(claim), self.worker, claim.deliveries, fate, reason)
+
+    async def report(self, job: str, progress: Sequence[HeatProgress], candidates: Iterable[Candidate] = ()) -> bool:
+        """Publishes how far heats of a job have come and its new candidates; whether the job still wants them."""
+        arguments: list[Argument] = [job, len(progress)]
+        for part in progress:
+            arguments += [part.heat, part.judged, part.steps]
+        return bool(await self.queue.scripts("report", *arguments, *map(pack_candidate, candidates)))
+
+    async def leave(self, held: Iterable[Claim]) -> None:
+        """Hands back all heats, those too whose claim this worker never heard of, and takes its card down."""
+        for claim in held:
+            await self.fail(claim, "back")
+        for priority, ready in self._ready.items():
+            pending = await self.queue.redis.xpending_range(ready, GROUP, "-", "+", MOST_PENDING, self.worker)
+            for row in pending:
+                for entry, fields in await self.queue.redis.xrange(ready, row["message_id"], row["message_id"]):
+                    known = _entry(priority, entry, fields)
+                    deliveries = int(fields[b"deliveries"]) + row["times_delivered"]
+                    place = self.pair, known.priority, known.id, known.count, known.job, known.heat
+                    await self.queue.scripts("fail", *place, self.worker, deliveries, "back", "")
+        await self.beat((), 0, "draining")
+
+    async def _read(self, classes: Sequence[Priority], count: int, block_seconds: float | None) -> list[Entry]:
+        block = None if block_seconds is None else max(1, int(1000 * block_seconds))
+        streams = {self._ready[priority]: ">" for priority in classes}
+        reply = await self.queue.redis.xreadgroup(GROUP, self.worker, streams, count=count, block=block)
+        names = {ready.encode(): priority for priority, ready in self._ready.items()}
+        return [_entry(names[stream], entry, fields) for stream, found in reply for entry, fields in found]
+
+    async def _start(self, entries: Sequence[Entry]) -> list[Claim]:
+        if not entries:
+            return []
+        arguments: list[Argument] = [self.pair]
+        for entry in entries:
+            arguments += [entry.priority, entry.id, entry.job, entry.heat, entry.count]
+        claims = []
+        for entry, (deliveries, spec) in zip(entries, await self.queue.scripts("refill", *arguments), strict=True):
+            if deliveries:
+                claims.append(Claim(entry, JobSpec.model_validate_json(spec).heat(entry.heat), deliveries))
+        return claims
+
+    async def _stage(self, staged: str, kept: Sequence[int], outcome: HeatOutcome) -> bool:
+        """Stores images beside the scripts, which would block the server meanwhile; False if its memory is full."""
+        pictures: dict[str, bytes] = {str(index): outcome.images[index] for index in kept}
+        small = outcome.thumbnails.items()
+        pictures |= {f"thumbnail {index}": small_picture for index, small_picture in small if index < THUMBNAILS_KEPT}
+        if not pictures:
+            return True
+        try:
+            async with self.queue.redis.pipeline(transaction=False) as pipe:
+                pipe.hset(staged, mapping=pictures)
+                pipe.pexpire(staged, STAGED_MS)
+                await pipe.execute()
+        except OutOfMemoryError:
+            return False
+        except ResponseError as error:  # of a pipeline, with the command put in front
+            if "OOM" not in str(error):
+                raise
+            return False
+        return True
+
+    def _place(self, claim: Claim) -> tuple[Argument, ...]:
+        entry = claim.entry
+        return self.pair, entry.priority, entry.id, entry.count, entry.job, entry.heat
+
+
+def _entry(priority: Priority, entry: bytes, fields: Mapping[bytes, bytes]) -> Entry:
+    return Entry(entry.decode(), priority, fields[b"job"].decode(), int(fields[b"heat"]), int(fields[b"count"]))

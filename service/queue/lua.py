@@ -1,0 +1,45 @@
+"""The queue's Lua scripts: loaded from their files, run by their hashes."""
+
+from importlib.resources import files
+from typing import Any, Literal
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from bestofn.service.queue.keys import Keys
+
+Script = Literal["submit", "refill", "beat", "report", "complete", "fail", "cancel"]
+SCRIPTS: tuple[Script, ...] = ("submit", "refill", "beat", "report", "complete", "fail", "cancel")
+Argument = str | int | float | bytes
+
+
+class Scripts:
+    """The scripts of one namespace on one server. A server that has restarted gets them again."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis: Any = redis
+        self._sources = {name: _source(name, keys) for name in SCRIPTS}
+        self._hashes: dict[Script, str] = {}
+
+    async def load(self) -> None:
+        """Hands all scripts to the server."""
+        for name, source in self._sources.items():
+            reply = await self._redis.script_load(source)
+            self._hashes[name] = reply.decode() if isinstance(reply, bytes) else reply
+
+    async def __call__(self, name: Script, *arguments: Argument) -> Any:
+        """Runs one script and returns its reply, with bytes for strings."""
+        if not self._hashes:
+            await self.load()
+        try:
+            return await self._redis.evalsha(self._hashes[name], 0, *arguments)
+        except NoScriptError:
+            await self.load()
+            return await self._redis.evalsha(self._hashes[name], 0, *arguments)
+
+
+def _source(name: Script, keys: Keys) -> str:
+    """One script: its first line (the flags), the keys, what all share, the rest."""
+    folder = files("bestofn.service.queue")
+    flags, _, body = folder.joinpath(f"{name}.lua").read_text().partition("\n")
+    return "\n".join((flags, keys.lua(), folder.joinpath("common.lua").read_text(), body))

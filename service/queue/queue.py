@@ -1,0 +1,331 @@
+"""The queue as the API sees it: submit, look, cancel, follow, and the cards of the workers."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
+from redis.exceptions import OutOfMemoryError
+
+from bestofn.service.cards import WorkerCard
+from bestofn.service.errors import (
+    IdempotencyMismatch,
+    JobGone,
+    JobNotFound,
+    NotThere,
+    Overloaded,
+    SetupError,
+    Unavailable,
+)
+from bestofn.service.jobs import ACTIVE, ImageFormat, JobSpec, JobStatus
+from bestofn.service.queue.keys import Keys, opaque, pair_id
+from bestofn.service.queue.lua import Scripts
+from bestofn.service.queue.records import ENDINGS, THUMBNAILS_KEPT, Backlog, Event, JobRecord, best, unpack_heat
+from bestofn.service.redis_server import find_redis
+from bestofn.service.schemas import Progress
+from bestofn.service.settings import Settings
+
+CONNECT_SECONDS = 2.0
+REPLY_SECONDS = 10.0  # longest wait for a reply, above the longest blocking read
+BLOCK_SECONDS = 5.0
+BUSY_RETRY_SECONDS = 5.0
+OLDEST_SERVER = (7, 0)
+
+# Most bytes that a picture takes, a pixel: what admission counts until the pictures are there.
+_BYTES_A_PIXEL: Mapping[ImageFormat, float] = {"png": 3.1, "webp": 1.5, "jpeg": 1.5}
+
+log = structlog.get_logger()
+
+
+def connect_redis(url: str) -> Redis:
+    """A client of the server at `url` that tries a call twice when the connection breaks, and no more."""
+    return Redis.from_url(
+        url,
+        socket_connect_timeout=CONNECT_SECONDS,
+        socket_timeout=REPLY_SECONDS,
+        retry=Retry(ConstantBackoff(0.05), 1),
+        max_connections=4096,
+        protocol=2,
+    )
+
+
+class Queue:
+    """One connection pool to the queue's server. Every method may raise redis' ConnectionError or TimeoutError."""
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        """Wraps a client that the queue then owns; `connect` also checks the server."""
+        self.redis: Any = redis  # its annotations differ from version to version, and cover every protocol at once
+        self.settings = settings
+        self.keys = Keys(settings.namespace)
+        self.scripts = Scripts(redis, self.keys)
+
+    @classmethod
+    async def connect(cls, settings: Settings) -> "Queue":
+        """Connects to the server that `find_redis` names.
+
+        Raises:
+            SetupError: no server is named or known, or it is too old, or it may evict keys.
+        """
+        queue = cls(connect_redis(find_redis(settings)), settings)
+        try:
+            await queue.check()
+        except BaseException:
+            await queue.aclose()
+            raise
+        return queue
+
+    async def check(self) -> None:
+        """Raises SetupError if the server cannot keep a queue."""
+        check_server(await self.redis.info())
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self.redis.aclose()
+
+    async def ping(self) -> None:
+        """Asks the server whether it is there."""
+        await self.redis.ping()
+
+    async def submit(
+        self,
+        spec: JobSpec,
+        *,
+        idempotency_key: str | None = None,
+        fingerprint: str | None = None,
+        cost: float,
+    ) -> tuple[str, bool]:
+        """Accepts a job, or refuses it at the door.
+
+        Args:
+            spec: the job; its heat size is chosen by the caller (`ring.heat_size`).
+            idempotency_key: of the client; a second call with it returns the first call's job.
+            fingerprint: of the client's request, to tell a repetition from a mistake.
+            cost: estimated TFLOP of the whole job.
+
+        Returns:
+            The job's id and whether this call made it.
+
+        Raises:
+            IdempotencyMismatch: the key came before, with another fingerprint.
+            Overloaded: too many candidates wait, or too many bytes of images stand.
+            Unavailable: no worker ever announced this pair, or the server's memory is nearly full.
+        """
+        settings = self.settings
+        image_bytes = int(spec.top_k * spec.width * spec.height * _BYTES_A_PIXEL[spec.format])
+        try:
+            reply = await self.scripts(
+                "submit",
+                spec.id,
+                spec.model_dump_json(),
+                pair_id(spec.model, spec.judge),
+                spec.priority,
+                spec.num_samples,
+                spec.heat_size,
+                spec.num_inference_steps,
+                round(1000 * cost),
+                image_bytes,
+                1000 * settings.result_ttl_seconds,
+                opaque(idempotency_key) if idempotency_key is not None else "",
+                fingerprint or "",
+                settings.max_queued_candidates,
+                settings.image_budget_bytes,
+                int(spec.thumbnails),
+            )
+        except OutOfMemoryError as error:
+            raise Unavailable("the queue's memory is full; try again later", retry_after=BUSY_RETRY_SECONDS) from error
+        match reply:
+            case [b"created", job]:
+                return job.decode(), True
+            case [b"replay", job]:
+                return job.decode(), False
+            case [b"mismatch", job]:
+                raise IdempotencyMismatch(
+                    f"this Idempotency-Key came with another request before (job {job.decode()}); use a new key",
+                    field="Idempotency-Key",
+                )
+            case [b"unknown"]:
+                raise Unavailable(
+                    f"no worker has ever announced model {spec.model.name} with judge {spec.judge.name}; start one",
+                    retry_after=BUSY_RETRY_SECONDS,
+                )
+            case [b"memory", used, limit]:
+                raise Unavailable(
+                    f"the queue's memory is nearly full ({used >> 20} of {limit >> 20} MiB); try again later",
+                    retry_after=BUSY_RETRY_SECONDS,
+                )
+            case [b"candidates", waiting]:
+                raise Overloaded(
+                    f"{waiting} candidates wait, and {spec.num_samples} more would pass the limit of "
+                    f"{settings.max_queued_candidates}; try again later",
+                    retry_after=BUSY_RETRY_SECONDS,
+                )
+            case [b"images", held, soonest]:
+                raise Overloaded(
+                    f"results of other jobs hold {held >> 20} of {settings.image_budget_bytes >> 20} MiB for images; "
+                    "try again when some have expired, or ask for fewer or smaller images",
+                    retry_after=max(1.0, soonest / 1000) if soonest >= 0 else BUSY_RETRY_SECONDS,
+                )
+        raise AssertionError(f"submit.lua returned {reply!r}")
+
+    async def spec(self, job: str) -> JobSpec:
+        """A job's specification. Raises JobNotFound, JobGone."""
+        spec = await self.redis.hget(self.keys("job", job), "spec")
+        if spec is None:
+            await self._missing(job)
+        return JobSpec.model_validate_json(spec)
+
+    async def record(self, job: str) -> JobRecord:
+        """All that is known of a job, without images. Raises JobNotFound, JobGone."""
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hgetall(self.keys("job", job))
+            pipe.hgetall(self.keys("heats", job))
+            fields, heats = await pipe.execute()
+        if not fields:
+            await self._missing(job)
+        spec = JobSpec.model_validate_json(fields[b"spec"])
+        status = JobStatus(fields[b"status"].decode())
+        outcomes = tuple(unpack_heat(spec, index, heats[b"%d" % index]) for index in sorted(map(int, heats)))
+        position = None
+        if status is JobStatus.QUEUED:
+            ring = self.keys("ring", pair_id(spec.model, spec.judge), spec.priority)
+            place = await self.redis.lpos(ring, job)
+            position = 1 if place is None else int(place) + 1
+        return JobRecord(
+            spec,
+            status,
+            fields[b"error"].decode() if b"error" in fields else None,
+            outcomes,
+            Progress(
+                judged=int(fields[b"judged"]),
+                num_samples=spec.num_samples,
+                steps=int(fields[b"steps"]),
+                total_steps=int(fields[b"total_steps"]),
+                best=best(spec, outcomes),
+            ),
+            position,
+            _seconds(fields[b"created"]),
+            _seconds(fields[b"started"]) if b"started" in fields else None,
+            _seconds(fields[b"ended"]) if b"ended" in fields else None,
+            frozenset(
+                candidate.index
+                for outcome in outcomes
+                for candidate in outcome.candidates
+                if spec.thumbnails and candidate.index < THUMBNAILS_KEPT
+            ),
+        )
+
+    async def image(self, job: str, candidate: int) -> bytes:
+        """The picture of one of the job's leaders, as a file's bytes. Raises JobNotFound, JobGone, NotThere."""
+        return await self._picture(job, candidate, str(candidate), "picture")
+
+    async def thumbnail(self, job: str, candidate: int) -> bytes:
+        """A small WebP of one candidate, of a job that asked. Raises JobNotFound, JobGone, NotThere."""
+        return await self._picture(job, candidate, f"thumbnail {candidate}", "thumbnail")
+
+    async def _picture(self, job: str, candidate: int, field: str, kind: str) -> bytes:
+        size = await self.redis.hget(self.keys("job", job), "heat_size")
+        if size is None:
+            await self._missing(job)
+        picture = await self.redis.hget(self.keys("images", job, candidate // int(size)), field)
+        if picture is None:
+            raise NotThere(f"job {job} has no {kind} of candidate {candidate}")
+        return bytes(picture)
+
+    async def cancel(self, job: str) -> JobStatus:
+        """Cancels a job unless it has ended; returns its status. Raises JobNotFound, JobGone."""
+        status = await self.scripts("cancel", job)
+        if status is None:
+            await self._missing(job)
+        return JobStatus(status.decode())
+
+    async def events(self, job: str, after: str = "0") -> AsyncIterator[Event]:
+        """The job's events after the one with id `after`, as they come; ends after the job's last event.
+
+        The stream is capped, so that a reader who comes late misses the oldest.
+
+        Raises:
+            JobNotFound, JobGone: there is no such job, at the start or while following it.
+        """
+        key = self.keys("events", job)
+        while True:
+            reply = await self.redis.xread({key: after}, block=int(1000 * BLOCK_SECONDS), count=256)
+            if not reply:
+                status = await self.redis.hget(self.keys("job", job), "status")
+                if status is None:
+                    await self._missing(job)
+                if JobStatus(status.decode()) not in ACTIVE:
+                    return  # `after` was the last event
+                continue
+            for entry, fields in reply[0][1]:
+                event = Event.read(entry, fields)
+                yield event
+                if event.type in ENDINGS:
+                    return
+                after = event.id
+
+    async def cards(self) -> list[WorkerCard]:
+        """The cards of the workers that are warm now."""
+        cards: list[WorkerCard] = []
+        seconds, micros = await self.redis.time()
+        now = 1000 * seconds + micros // 1000
+        for pair in await self.redis.hkeys(self.keys("pairs")):
+            name = pair.decode()
+            live = await self.redis.zrangebyscore(self.keys("workers", name), f"({now}", "+inf")
+            if live:
+                texts = await self.redis.hmget(self.keys("cards", name), live)
+                cards += [WorkerCard.model_validate_json(text) for text in texts if text is not None]
+        return cards
+
+    async def announced(self) -> list[WorkerCard]:
+        """The card last announced of every pair ever announced: what a request can be checked with meanwhile."""
+        texts = await self.redis.hvals(self.keys("pairs"))
+        return [WorkerCard.model_validate_json(text) for text in texts]
+
+    async def tokenizer(self, sha256: str) -> bytes:
+        """The tokenizer.json that a model card names. Raises NotThere."""
+        text = await self.redis.get(self.keys("tokenizer", sha256))
+        if text is None:
+            raise NotThere(f"no worker has left a tokenizer with the hash {sha256}")
+        return bytes(text)
+
+    async def backlog(self) -> Backlog:
+        """How much work waits or runs."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(self.keys("backlog"))
+            pipe.hget(self.keys("reserved"), "total")
+            load, reserved = await pipe.execute()
+        return Backlog(
+            int(load.get(b"jobs", 0)),
+            int(load.get(b"candidates", 0)),
+            int(load.get(b"gflop", 0)) / 1000,
+            int(reserved or 0),
+        )
+
+    async def _missing(self, job: str) -> None:
+        status = await self.redis.get(self.keys("gone", job))
+        if status is None:
+            raise JobNotFound(f"there is no job {job[:64]}")
+        raise JobGone(
+            f"job {job} ended ({status.decode()}) longer ago than results are kept, "
+            f"{self.settings.result_ttl_seconds} s"
+        )
+
+
+def check_server(info: Mapping[str, Any]) -> None:
+    """Raises SetupError if a server that reports `info` is too old, or deletes keys when its memory is full."""
+    valkey = info.get("server_name") == "valkey"
+    version = str(info.get("valkey_version" if valkey else "redis_version", "0.0"))
+    if not valkey and tuple(map(int, version.split(".")[:2])) < OLDEST_SERVER:
+        raise SetupError(f"the queue needs Redis 7.0 or newer, or Valkey 8 or newer; this is Redis {version}")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        fix = "run `redis-cli config set maxmemory-policy noeviction`, or put it into the server's configuration"
+        if int(info.get("maxmemory", 0)) > 0:
+            raise SetupError(f"the queue's server would delete keys when its memory is full (policy {policy}); {fix}")
+        log.warning("the queue's server would delete keys if it had a memory limit", policy=policy, fix=fix)
+
+
+def _seconds(milliseconds: bytes) -> float:
+    return int(milliseconds) / 1000

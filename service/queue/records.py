@@ -1,0 +1,128 @@
+"""What the queue stores and returns: the record of a finished heat, of a job, and its events."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bestofn.judge.verdict import ANSWERS, Verdict
+from bestofn.service.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
+from bestofn.service.result import ranked
+from bestofn.service.schemas import CandidateOut, Progress, VerdictOut
+
+ENDINGS = frozenset({"result", "failed", "canceled"})  # types of a job's last event
+THUMBNAILS_KEPT = 512  # of a job: those of its first candidates
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a job. `id` is its place in the job's stream: what a client sends back to resume after it.
+
+    type       data
+    queued     {}
+    started    {}
+    progress   {"judged", "num_samples", "steps", "total_steps"}
+    candidate  {"index", "seed", "verdict"}
+    heat       {"heat", "num_heats"}
+    result     {"status"}            the job has succeeded
+    failed     {"status", "error"}
+    canceled   {"status"}
+    """
+
+    id: str
+    type: str
+    data: dict[str, Any]
+
+    @classmethod
+    def read(cls, entry: bytes, fields: Mapping[bytes, bytes]) -> "Event":
+        """An entry of the job's stream."""
+        return cls(entry.decode(), fields[b"type"].decode(), json.loads(fields[b"data"]))
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job at one moment. Times are Unix times of the queue server; `position` counts jobs, 1 is next."""
+
+    spec: JobSpec
+    status: JobStatus
+    error: str | None
+    outcomes: tuple[HeatOutcome, ...]  # of finished heats by index, without image bytes
+    progress: Progress
+    position: int | None
+    created: float
+    started: float | None
+    ended: float | None
+    thumbnails: frozenset[int] = frozenset()  # candidates of which there is one
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Work that waits or runs, of all jobs; and the bytes of images that stand or may come to."""
+
+    jobs: int = 0
+    candidates: int = 0
+    tflops: float = 0.0
+    image_bytes: int = 0
+
+
+def pack_heat(outcome: HeatOutcome) -> str:
+    """A finished heat without its pictures, as compact JSON of less than 100 bytes a candidate."""
+    verdicts = [candidate.verdict for candidate in outcome.candidates]
+    usage = outcome.usage
+    return _compact(
+        {
+            "first": outcome.candidates[0].index,
+            "answers": "".join(verdict.answer[0] for verdict in verdicts),
+            "yes": [verdict.yes_logit for verdict in verdicts],
+            "no": [verdict.no_logit for verdict in verdicts],
+            "usage": [
+                usage.candidates,
+                usage.transformer_forwards,
+                usage.judge_forwards,
+                usage.tflops,
+                {stage: round(seconds, 6) for stage, seconds in usage.seconds.items()},
+            ],
+            "warnings": outcome.warnings,
+        }
+    )
+
+
+def unpack_heat(spec: JobSpec, heat: int, record: str | bytes) -> HeatOutcome:
+    """Reads what `pack_heat` wrote; logits come back bit by bit."""
+    fields = json.loads(record)
+    answers = {answer[0]: answer for answer in ANSWERS}
+    judged = zip(fields["answers"], fields["yes"], fields["no"], strict=True)
+    candidates = tuple(
+        Candidate(index, spec.seed + index, Verdict(answers[letter], yes, no))
+        for index, (letter, yes, no) in enumerate(judged, fields["first"])
+    )
+    return HeatOutcome(heat, candidates, {}, Usage(*fields["usage"]), warnings=tuple(fields["warnings"]))
+
+
+def pack_leaders(leaders: Sequence[Candidate]) -> str:
+    """Candidates with their verdicts, best first, as JSON that only `unpack_leaders` reads."""
+    return _compact([[c.index, c.verdict.answer, c.verdict.yes_logit, c.verdict.no_logit] for c in leaders])
+
+
+def unpack_leaders(spec: JobSpec, leaders: str | bytes) -> list[Candidate]:
+    return [Candidate(i, spec.seed + i, Verdict(*verdict)) for i, *verdict in json.loads(leaders)]
+
+
+def pack_candidate(candidate: Candidate) -> str:
+    """The data of a `candidate` event."""
+    verdict = candidate.verdict.to_json()
+    return _compact({"index": candidate.index, "seed": candidate.seed, "verdict": verdict})
+
+
+def best(spec: JobSpec, outcomes: Iterable[HeatOutcome]) -> CandidateOut | None:
+    """The leader among the candidates of finished heats."""
+    order = ranked(spec, (candidate for outcome in outcomes for candidate in outcome.candidates))
+    if not order:
+        return None
+    return CandidateOut(
+        index=order[0].index, seed=order[0].seed, verdict=VerdictOut.of(order[0].verdict), rank=1, thumbnail=None
+    )
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))

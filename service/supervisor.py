@@ -1,0 +1,88 @@
+"""Several devices on one machine: one worker process each, started again when it ends."""
+
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+
+import structlog
+
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 60.0
+HEALTHY_SECONDS = 60.0  # a worker that ran this long starts again without a pause
+STOP_SECONDS = 20.0
+_POLL_SECONDS = 0.2
+
+log = structlog.get_logger()
+
+
+def pause_after(failures: int) -> float:
+    """Seconds to wait before the next start after `failures` short runs in a row: 1, 2, 4 ... at most 60."""
+    return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (failures - 1)) if failures else 0.0
+
+
+@dataclass
+class _Child:
+    command: Sequence[str]
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    due: float = 0.0
+    failures: int = field(default=0)
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command)
+        self.started = time.monotonic()
+
+    def ended(self) -> bool:
+        """Whether the process has just ended; the next start is then due after a pause."""
+        if self.process is None or self.process.poll() is None:
+            return False
+        ran = time.monotonic() - self.started
+        self.failures = 0 if ran >= HEALTHY_SECONDS else self.failures + 1
+        self.due = time.monotonic() + pause_after(self.failures)
+        log.warning(
+            "worker ended", status=self.process.returncode, ran=round(ran, 1), again_in=pause_after(self.failures)
+        )
+        self.process = None
+        return True
+
+
+def supervise(commands: Sequence[Sequence[str]]) -> int:
+    """Runs all commands until SIGTERM or SIGINT, each started again when it ends; returns 0.
+
+    Runs in the main thread. Every command gets the signal and `STOP_SECONDS` to end.
+    """
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    children = [_Child(command) for command in commands]
+    try:
+        while not stop.is_set():
+            for child in children:
+                child.ended()
+                if child.process is None and time.monotonic() >= child.due:
+                    child.start()
+            stop.wait(_POLL_SECONDS)
+    finally:
+        _stop([child.process for child in children if child.process is not None])
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

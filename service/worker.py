@@ -1,0 +1,307 @@
+"""A worker process: claims heats, keeps one engine full, renews leases, reports and completes."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import structlog
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from bestofn.service.cards import WorkerCard
+from bestofn.service.driver import Driver
+from bestofn.service.engine.protocol import Engine, EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
+from bestofn.service.jobs import HeatOutcome
+from bestofn.service.queue.lane import Claim, Lane
+from bestofn.service.queue.queue import Queue
+from bestofn.service.queue.ring import Fate, claim_count, fate
+from bestofn.service.reports import Reports
+from bestofn.service.settings import Settings
+
+LEAVE_SECONDS = 5.0
+REPORT_SECONDS = 0.25  # progress is published this often
+CARD_BEATS = 4  # a card lapses after this many beats without one
+FIRST_RETRY_SECONDS = 0.05
+LAST_RETRY_SECONDS = 2.0
+_AWAY = (RedisConnectionError, RedisTimeoutError, ReadOnlyError)
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+def run_worker(settings: Settings, engine_factory: Callable[[], Engine]) -> int:
+    """Runs one worker until SIGTERM or SIGINT; returns the exit status (1: the engine died).
+
+    The factory is called in the thread that the engine then lives in.
+
+    Raises:
+        SetupError: no queue, or what the factory raises.
+    """
+    return asyncio.run(Worker(settings, engine_factory).run())
+
+
+class Worker:
+    """One engine, one consumer of the queue. A queue that is away is waited for; a dead engine ends the worker."""
+
+    def __init__(self, settings: Settings, engine_factory: Callable[[], Engine]) -> None:
+        self.settings = settings
+        self._factory = engine_factory
+        self._held: dict[tuple[str, int], Claim] = {}  # until they are completed or given up
+        self._alone: list[Claim] = []  # of those, heats that wait for an engine without other work
+        self._reports = Reports()
+        self._ended: asyncio.Queue[tuple[Claim, HeatOutcome | str]] = asyncio.Queue()
+        self._stop = asyncio.Event()
+        self._pause = min(settings.beat_seconds, 1.0)  # between looks at what others may have left behind
+        self._reclaim_at = 0.0
+        self._driver: Driver
+        self._queue: Queue
+        self._lane: Lane
+
+    async def run(self) -> int:
+        """Loads, serves, drains; returns the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+        if not await self._first(self._connect()):
+            return 0
+        self._driver = Driver(self._factory, self._on_events)
+        try:
+            if await self._first(self._driver.load()):
+                await self._serve()
+            return 1 if self._driver.died.is_set() else 0
+        finally:
+            await self._driver.stop()
+            await self._queue.aclose()
+
+    async def _connect(self) -> None:
+        self._queue = await self._persist(lambda: Queue.connect(self.settings))
+
+    async def _serve(self) -> None:
+        engine = self._driver.engine
+        seconds, micros = await self._persist(self._queue.redis.time)
+        card = WorkerCard(
+            worker=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=self.settings.devices,
+            capacity=engine.slots,
+            model=engine.model_card,
+            judge=engine.judge_card,
+            started_at=seconds + micros / 1e6,
+        )
+        self._lane = Lane(self._queue, card)
+        await self._announce()
+        log.info("ready", worker=card.worker, model=card.model.pin.name, judge=card.judge.pin.name, slots=engine.slots)
+        loops = (self._beat, self._claim, self._listen, self._report, self._settle)
+        tasks = [asyncio.create_task(loop()) for loop in loops]
+        died = asyncio.create_task(self._driver.died.wait())
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            done, _ = await asyncio.wait([*tasks, died, stop], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (*tasks, died, stop):
+                task.cancel()
+            await asyncio.gather(*tasks, died, stop, return_exceptions=True)
+        for task in done & set(tasks):
+            task.result()  # a loop ends by an error of ours only
+        with contextlib.suppress(TimeoutError):  # the queue is away: leases run out, and others take over
+            await asyncio.wait_for(self._leave(), LEAVE_SECONDS)
+
+    async def _leave(self) -> None:
+        """Hands everything back: at once after SIGTERM, as a spent delivery if the engine died over it."""
+        while not self._ended.empty():
+            await self._settle_one(*self._ended.get_nowait())
+        if self._driver.died.is_set():
+            log.error("the engine died", error=repr(self._driver.error))
+            for claim in list(self._held.values()):
+                await self._give_up(claim, f"the engine of worker {self._lane.worker} died: {self._driver.error}")
+        await self._persist(lambda: self._lane.leave(self._held.values()))
+        log.info("left", worker=self._lane.worker, handed_back=len(self._held))
+
+    async def _announce(self) -> None:
+        """Makes the pair known, so that jobs can be submitted and heats be dealt."""
+        await self._persist(lambda: self._lane.leave_tokenizer(self._driver.engine.tokenizer_json))
+        await self._beat_once()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.beat_seconds)
+            if self._driver.stalled(self.settings.stall_seconds):
+                log.warning("the engine has stalled: no beat", held=len(self._held))
+                continue
+            await self._beat_once()
+
+    async def _beat_once(self) -> None:
+        state = "busy" if self._held else "ready"
+        seconds = CARD_BEATS * self.settings.beat_seconds
+        lost = await self._persist(lambda: self._lane.beat(list(self._held.values()), seconds, state))
+        if lost:
+            log.warning("leases lost; others run these heats too", entries=sorted(lost))
+
+    async def _claim(self) -> None:
+        while True:
+            self._driver.changed.clear()
+            if self._alone and len(self._held) == len(self._alone):
+                self._driver.admit(self._alone.pop().heat)
+            if self._alone or self._driver.room() <= 0 or self._runs_alone():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._driver.changed.wait(), self._pause)
+                continue
+            for claim in await self._abandoned() or await self._persist(self._next):
+                await self._take(claim)
+
+    async def _abandoned(self) -> list[Claim]:
+        """A heat of a worker that is gone; asked for once in a while only."""
+        if time.monotonic() < self._reclaim_at:
+            return []
+        claims = await self._persist(lambda: self._lane.reclaim(1, self.settings.lease_seconds))
+        if not claims:
+            self._reclaim_at = time.monotonic() + self._pause
+        return claims
+
+    async def _next(self) -> list[Claim]:
+        return await self._lane.claim(claim_count(self._driver.room()), self._pause)
+
+    def _runs_alone(self) -> bool:
+        return any(
+            fate(claim.deliveries, self.settings.max_deliveries) is not Fate.RUN for claim in self._held.values()
+        )
+
+    async def _take(self, claim: Claim) -> None:
+        if claim.key in self._held:
+            self._held[claim.key] = claim  # our own lease had run out
+            return
+        match fate(claim.deliveries, self.settings.max_deliveries):
+            case Fate.RUN:
+                self._held[claim.key] = claim
+                self._driver.admit(claim.heat)
+            case Fate.ALONE:
+                self._held[claim.key] = claim
+                self._alone.append(claim)
+            case Fate.DEAD:
+                await self._persist(
+                    lambda: self._lane.fail(
+                        claim,
+                        "dead",
+                        f"candidates {claim.heat.first} to {claim.heat.candidates[-1]} were tried "
+                        f"{claim.deliveries - 1} times, and each time their worker died or stalled",
+                    )
+                )
+
+    async def _listen(self) -> None:
+        """Hears of jobs that have ended early, so that the engine drops them before its next tick."""
+        channel = self._queue.keys("control")
+        while True:
+            try:
+                async with self._queue.redis.pubsub() as control:
+                    await control.subscribe(channel)
+                    while True:
+                        message = await control.get_message(ignore_subscribe_messages=True, timeout=5.0)
+                        if message is not None:
+                            self._drop(message["data"].decode())
+            except _AWAY:
+                await asyncio.sleep(LAST_RETRY_SECONDS / 4)  # meanwhile reports tell which jobs have ended
+
+    def _drop(self, job: str) -> None:
+        keys = [key for key in self._held if key[0] == job]
+        if not keys:
+            return
+        self._driver.cancel(job)
+        self._reports.drop(job)
+        for key in keys:
+            claim = self._held[key]
+            if claim in self._alone:
+                self._alone.remove(claim)
+            self._ended.put_nowait((claim, ""))
+
+    def _on_events(self, events: Sequence[EngineEvent]) -> None:
+        for event in events:
+            match event:
+                case Stepped(job, heat, steps):
+                    if (job, heat) in self._held:
+                        self._reports.step(job, heat, steps)
+                case Judged(job, heat, candidate):
+                    if (job, heat) in self._held:
+                        self._reports.judge(job, heat, candidate)
+                case HeatFinished(job, outcome):
+                    if (job, outcome.heat) in self._held:
+                        self._ended.put_nowait((self._held[job, outcome.heat], outcome))
+                case HeatFailed(job, heat, reason):
+                    if (job, heat) in self._held:
+                        self._ended.put_nowait((self._held[job, heat], reason))
+
+    async def _report(self) -> None:
+        while True:
+            await self._reports.wait()
+            for job in self._reports.jobs():
+                await self._publish(job)
+            await asyncio.sleep(REPORT_SECONDS)
+
+    async def _publish(self, job: str) -> None:
+        progress, candidates = self._reports.take(job)
+        if (progress or candidates) and not await self._persist(lambda: self._lane.report(job, progress, candidates)):
+            self._drop(job)
+
+    async def _settle(self) -> None:
+        while True:
+            claim, result = await self._ended.get()
+            try:
+                await self._settle_one(claim, result)
+            except asyncio.CancelledError:
+                self._ended.put_nowait((claim, result))
+                raise
+
+    async def _settle_one(self, claim: Claim, result: HeatOutcome | str) -> None:
+        if claim.key not in self._held:
+            return
+        claim = self._held[claim.key]
+        if isinstance(result, HeatOutcome):
+            await self._publish(claim.entry.job)
+            await self._persist(lambda: self._lane.complete(claim, result))
+        elif result:
+            await self._give_up(claim, result)
+        else:
+            await self._persist(lambda: self._lane.fail(claim, "back"))
+        self._held.pop(claim.key, None)
+        self._reports.forget(*claim.key)
+        self._driver.changed.set()
+
+    async def _give_up(self, claim: Claim, reason: str) -> None:
+        last = fate(claim.deliveries, self.settings.max_deliveries) is not Fate.RUN
+        log.warning("heat failed", job=claim.entry.job, heat=claim.entry.heat, reason=reason, last=last)
+        self._reports.forget(*claim.key)
+        await self._persist(lambda: self._lane.fail(claim, "dead" if last else "again", reason))
+        self._held.pop(claim.key, None)
+
+    async def _first(self, work: Awaitable[None]) -> bool:
+        """Whether `work` was done before the worker was told to stop."""
+        task, stop = asyncio.ensure_future(work), asyncio.create_task(self._stop.wait())
+        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if task.done():
+            task.result()
+            return True
+        task.cancel()
+        return False
+
+    async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Tries until the queue's server answers; a group that the server has lost is made again."""
+        pause = FIRST_RETRY_SECONDS
+        while True:
+            try:
+                return await call()
+            except _AWAY as error:
+                if pause >= LAST_RETRY_SECONDS:
+                    log.warning("the queue is away", error=str(error))
+            except ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                await self._announce()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_RETRY_SECONDS)
