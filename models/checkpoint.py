@@ -70,7 +70,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"no checkpoint {name!r}: {folder} is no folder, and a hub name looks like owner/name@revision"
             )
-        path = _download(repository, revision or "main")
+        path = download(repository, revision or "main")
         return cls(repository, _checked(path), path.name[:12])
 
     def config(self, *parts: str) -> dict[str, Any]:
@@ -126,13 +126,18 @@ def _checked(folder: Path) -> Path:
     return folder
 
 
-def _download(repository: str, revision: str) -> Path:
+def download(repository: str, revision: str) -> Path:
+    """The folder of a hub repository's commit, fetched if it is not in the local cache; its name is the commit's hash.
+
+    Raises:
+        CheckpointError: the repository or the revision is neither on the hub nor in the cache.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     try:
         return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=HUB_PATTERNS, ignore_patterns=HUB_IGNORE)
+            snapshotdownload(repository, revision=revision, allow_patterns=HUB_PATTERNS, ignore_patterns=HUB_IGNORE)
         )
     except (OSError, ValueError) as error:  # the hub's errors derive from these
         where = "the local cache (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else "the hub or the local cache"

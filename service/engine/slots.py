@@ -7,7 +7,9 @@ without a busy row is not run, so rows are dealt lowest first.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
+Item = TypeVar("Item")
 Group = tuple[int, int]  # width, height in pixels
 
 
@@ -105,3 +107,13 @@ def room(slots: int, held: int) -> int:
     More would make other workers idle and cancelled jobs linger; less would let slots run empty between heats.
     """
     return max(0, 2 * slots - held)
+
+
+def split_due(waiting: Sequence[Item], size: int, *, flush: bool) -> tuple[list[Item], list[Item]]:
+    """What a stage with batches of `size` takes now: full batches, or everything if a heat waits for its last ones.
+
+    Returns:
+        Those that are due and those that wait for more, each in order.
+    """
+    due = len(waiting) if flush else len(waiting) // size * size
+    return list(waiting[:due]), list(waiting[due:])

@@ -1,0 +1,246 @@
+"""The engine: one device that draws and judges the candidates of whichever heats it was given."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+
+from bestofn.models.flops import TERA
+from bestofn.models.generator import Generator
+from bestofn.models.linear_dit import PromptContext
+from bestofn.service.cards import JudgeCard, ModelCard
+from bestofn.service.engine import slots as policy
+from bestofn.service.engine.clock import Clock
+from bestofn.service.engine.finishing import Finishing, Latent
+from bestofn.service.engine.group import SlotGroup
+from bestofn.service.engine.heats import HeatWork, Owner
+from bestofn.service.engine.prompts import PromptCache
+from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Stepped
+from bestofn.service.engine.residence import JudgeResidence
+from bestofn.service.engine.sizes import Sizes
+from bestofn.service.jobs import Heat
+
+
+class Engine:
+    """One device's slots, decoder and judge; `protocol.Engine` is the contract.
+
+    A tick fills free slots, advances the slots of one resolution by one step as one batch, and decodes and judges
+    what became due: full micro-batches, or the last pictures of a heat.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        judge: JudgeResidence,
+        model_card: ModelCard,
+        judge_card: JudgeCard,
+        tokenizer_json: bytes,
+        sizes: Sizes,
+    ) -> None:
+        """
+        Args:
+            generator: the checkpoint that draws.
+            judge: the judge, on the same device.
+            model_card, judge_card: what this engine announces; heats pinned to others are refused.
+            tokenizer_json: the file whose hash the model card names.
+            sizes: batch sizes.
+        """
+        self.generator = generator
+        self.sizes = sizes
+        self._model_card = model_card
+        self._judge_card = judge_card
+        self._tokenizer_json = tokenizer_json
+        self._judge = judge
+        self._prompts = PromptCache(generator.prompt_context)
+        self._groups: dict[policy.Group, SlotGroup] = {}
+        self._last: policy.Group | None = None
+        self._waiting: tuple[policy.Waiting, ...] = ()
+        self._heats: dict[Owner, HeatWork] = {}
+        self._flops = cache(generator.flops)
+        self._solver_table = cache(generator.solver_table)
+        self._finishing = Finishing(generator, judge, self._heats, sizes, self._flops)
+        self._canceled: set[str] = set()
+        self._lock = threading.Lock()  # guards _canceled, the only thing that another thread touches
+
+    @property
+    def model_card(self) -> ModelCard:
+        return self._model_card
+
+    @property
+    def judge_card(self) -> JudgeCard:
+        return self._judge_card
+
+    @property
+    def tokenizer_json(self) -> bytes:
+        """The tokenizer.json whose hash the model card names."""
+        return self._tokenizer_json
+
+    @property
+    def slots(self) -> int:
+        """Candidates that are denoised together."""
+        return self.sizes.slots
+
+    @property
+    def busy(self) -> bool:
+        """Whether `tick` has work."""
+        return bool(self._heats)
+
+    def room(self) -> int:
+        """How many more candidates it would take now without letting the device wait."""
+        held = sum(work.heat.count - len(work.candidates) for work in self._heats.values())
+        return policy.room(self.slots, held)
+
+    def warm_up(self) -> None:
+        """Loads what fits into memory, so that the first job does not wait for the disk."""
+        self._judge.give_way()
+        self.generator.warm_up()
+        if self._judge.shared:
+            self._judge.get()
+
+    def admit(self, heat: Heat) -> None:
+        """Takes a heat.
+
+        Raises:
+            ValueError: it is pinned to another model or judge, has a size that the model cannot draw, or is held
+                already.
+        """
+        self._apply_cancels()
+        spec, owner = heat.job, (heat.job.id, heat.index)
+        for asked, held in ((spec.model, self.model_card.pin), (spec.judge, self.judge_card.pin)):
+            if asked != held:
+                raise ValueError(
+                    f"this engine holds {held.name}@{held.revision}, the heat asks for {asked.name}@{asked.revision}"
+                )
+        if owner in self._heats:
+            raise ValueError(f"heat {heat.index} of job {spec.id} is held already")
+        self.generator.latent_shape(spec.width, spec.height)
+        group = (spec.width, spec.height)
+        self._heats[owner] = HeatWork(heat, drawing=heat.count)
+        self._waiting += (
+            policy.Waiting(spec.id, heat.index, group, spec.priority == "interactive", heat.first, heat.count),
+        )
+
+    def cancel(self, job: str) -> None:
+        """Drops everything of this job before the next tick; any thread may call this."""
+        with self._lock:
+            self._canceled.add(job)
+
+    def tick(self) -> list[EngineEvent]:
+        """One forward over the busy slots of one resolution, and the decoding and judging that became due."""
+        self._apply_cancels()
+        events: list[EngineEvent] = []
+        for event in self._work():
+            if isinstance(event, HeatFailed):
+                self._drop((event.job, event.heat))
+            events.append(event)
+        for slots in self._groups.values():
+            if not slots.occupants:
+                slots.rest()
+        with self._lock:
+            return [event for event in events if event.job not in self._canceled]
+
+    def _work(self) -> Iterator[EngineEvent]:
+        yield from self._refill()
+        busy = {group: self._interactive(slots) for group, slots in self._groups.items() if slots.occupants}
+        if busy:
+            self._last = policy.turn(busy, self._last)
+            yield from self._step(self._last, self._groups[self._last])
+        yield from self._finishing.run()
+        for owner, work in list(self._heats.items()):
+            if work.done:
+                del self._heats[owner]
+                yield HeatFinished(owner[0], work.outcome())
+
+    def _refill(self) -> Iterator[HeatFailed]:
+        """Deals waiting candidates to free slots; a heat whose prompt cannot be read fails here."""
+        for heat in self._waiting:
+            if heat.group not in self._groups:
+                forward = self._flops(*heat.group).forward / TERA
+                rows = self.sizes.batch(self.sizes.rows, forward)
+                self._groups[heat.group] = SlotGroup(self.generator, heat.group, self.slots, rows, self.sizes.strict)
+        free = {group: slots.free for group, slots in self._groups.items()}
+        placements, self._waiting = policy.refill(free, self._waiting)
+        for placement in placements:
+            owner = (placement.job, placement.heat)
+            if owner not in self._heats:  # it failed with an earlier candidate
+                continue
+            spec = self._heats[owner].heat.job
+            try:
+                contexts = self._contexts(self._heats[owner])
+            except ValueError as error:
+                yield HeatFailed(*owner, str(error))
+                continue
+            self._groups[placement.group].fill(
+                placement.slot,
+                owner,
+                placement.candidate,
+                spec.seed + placement.candidate,
+                self._solver_table(spec.num_inference_steps),
+                spec.guidance_scale,
+                contexts,
+            )
+
+    def _contexts(self, work: HeatWork) -> list[PromptContext]:
+        """The contexts of a heat's prompt and, with guidance, its negative prompt; raises ValueError if too long."""
+        spec = work.heat.job
+        wanted = [(spec.prompt, False)]
+        if self.generator.needs_negative(spec.guidance_scale):
+            wanted.append((spec.negative_prompt, True))
+        missing = sum(key not in self._prompts for key in wanted)
+        if missing:
+            self._finishing.check(spec)
+            self._judge.give_way()
+        with Clock(self.generator.device) as clock:
+            contexts = [self._prompts.get(*key) for key in wanted]
+        if missing:
+            work.seconds["text"] += clock.seconds
+            work.tflops += missing * self._flops(spec.width, spec.height).text / TERA
+        return contexts
+
+    def _step(self, group: policy.Group, slots: SlotGroup) -> Iterator[Stepped | HeatFailed]:
+        occupants = dict(slots.occupants)
+        steps = Counter(occupant.owner for occupant in occupants.values())
+        rows: Counter[Owner] = Counter()
+        for occupant in occupants.values():
+            rows[occupant.owner] += len(occupant.rows)
+        self._judge.give_way()
+        try:
+            with Clock(self.generator.device) as clock:
+                finished = slots.step()
+        except MemoryError:
+            size = f"{group[0]}x{group[1]}"
+            for owner in steps:
+                yield HeatFailed(*owner, f"denoising a picture of {size} pixels needs more memory than is free")
+            return
+        forward = self._flops(*group).forward / TERA
+        for owner, count in rows.items():
+            work = self._heats[owner]
+            work.seconds["denoise"] += clock.seconds * count / rows.total()
+            work.counts["transformer"] += count
+            work.tflops += count * forward
+            work.warn(slots.shrunk)
+        for slot, latent in finished:
+            slots.drop(slot)
+            self._finishing.add(group, Latent(occupants[slot].owner, occupants[slot].candidate, latent))
+        for owner, count in steps.items():
+            yield Stepped(*owner, count)
+
+    def _interactive(self, slots: SlotGroup) -> bool:
+        return any(
+            self._heats[occupant.owner].heat.job.priority == "interactive" for occupant in slots.occupants.values()
+        )
+
+    def _apply_cancels(self) -> None:
+        with self._lock:
+            canceled, self._canceled = self._canceled, set()
+        for owner in [owner for owner in self._heats if owner[0] in canceled]:
+            self._drop(owner)
+
+    def _drop(self, owner: Owner) -> None:
+        """Forgets a heat: what waits of it, its slots, its latents and pictures."""
+        self._heats.pop(owner, None)
+        self._waiting = tuple(heat for heat in self._waiting if (heat.job, heat.heat) != owner)
+        for slots in self._groups.values():
+            for slot in [slot for slot, occupant in slots.occupants.items() if occupant.owner == owner]:
+                slots.drop(slot)
+        self._finishing.drop(owner)

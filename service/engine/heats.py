@@ -1,0 +1,85 @@
+"""What an engine keeps of a heat while it works on it: verdicts, the pictures still in play, and what it cost."""
+
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestofn.judge.verdict import Verdict
+from bestofn.service.images import encode, thumbnail
+from bestofn.service.jobs import Candidate, Heat, HeatOutcome, Usage
+from bestofn.service.result import leaders
+
+MAX_THUMBNAILS = 512  # of a job
+
+Owner = tuple[str, int]  # job, heat
+Pixels = NDArray[np.uint8]  # (height, width, 3)
+
+
+@dataclass(slots=True)
+class HeatWork:
+    """A heat in work.
+
+    Attributes:
+        drawing: candidates whose latent is not finished.
+        decoding: candidates whose latent waits to be decoded.
+        counts: forwards of the "transformer" and of the "judge".
+        tflops, seconds: as in `Usage`.
+        warnings: sentences for the user, each once.
+    """
+
+    heat: Heat
+    drawing: int
+    decoding: int = 0
+    candidates: list[Candidate] = field(default_factory=list)
+    pictures: dict[int, Pixels] = field(default_factory=dict)
+    thumbnails: dict[int, bytes] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    tflops: float = 0.0
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    warnings: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        return len(self.candidates) == self.heat.count
+
+    def warn(self, text: str | None) -> None:
+        if text is not None:
+            self.warnings[text] = None
+
+    def judged(self, index: int, verdict: Verdict, pixels: Pixels) -> Candidate:
+        """Notes a verdict; the pictures of candidates that can no longer be among the best are dropped here."""
+        spec = self.heat.job
+        candidate = Candidate(index, spec.seed + index, verdict)
+        self.candidates.append(candidate)
+        self.pictures[index] = pixels
+        in_play = set(leaders(spec, self.candidates))
+        self.pictures = {i: picture for i, picture in self.pictures.items() if i in in_play}
+        if spec.thumbnails and index < MAX_THUMBNAILS:
+            started = time.perf_counter()
+            self.thumbnails[index] = thumbnail(pixels)
+            self.seconds["encode"] += time.perf_counter() - started
+        return candidate
+
+    def outcome(self) -> HeatOutcome:
+        """The finished heat, its best pictures encoded."""
+        spec = self.heat.job
+        started = time.perf_counter()
+        images = {index: encode(self.pictures[index], spec.format) for index in sorted(self.pictures)}
+        self.seconds["encode"] += time.perf_counter() - started
+        return HeatOutcome(
+            heat=self.heat.index,
+            candidates=tuple(sorted(self.candidates, key=lambda candidate: candidate.index)),
+            images=images,
+            usage=Usage(
+                candidates=self.heat.count,
+                transformer_forwards=self.counts["transformer"],
+                judge_forwards=self.counts["judge"],
+                tflops=self.tflops,
+                seconds=dict(sorted(self.seconds.items())),
+            ),
+            thumbnails=dict(sorted(self.thumbnails.items())),
+            warnings=tuple(self.warnings),
+        )

@@ -1,0 +1,97 @@
+"""Micro-batches: work in batches of a pinned size, halved for good where memory does not suffice."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Shape = TypeVar("Shape", bound=Hashable)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error is a failed allocation; torch's own on a CPU is a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+class MicroBatches(Generic[Item, Result, Shape]):
+    """Runs a stage over any number of items in batches.
+
+    Args:
+        stage: its name, for messages.
+        forward: the results of a batch, one an item.
+        size: the greatest batch for items of a shape.
+        pinned: fill every batch up to its size with copies of its first item, because a kernel may round otherwise
+            for another batch size; copies cost time and change nothing else.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        forward: Callable[[Sequence[Item]], Sequence[Result]],
+        size: Callable[[Shape], int],
+        *,
+        pinned: bool,
+    ) -> None:
+        self.stage = stage
+        self.pinned = pinned
+        self._forward = forward
+        self._size = size
+        self._sizes: dict[Shape, int] = {}
+        self._shrunk: set[Shape] = set()
+
+    def size(self, shape: Shape) -> int:
+        """The batch size for items of this shape, as far as memory sufficed until now."""
+        if shape not in self._sizes:
+            self._sizes[shape] = max(1, self._size(shape))
+        return self._sizes[shape]
+
+    def shrunk(self, shape: Shape) -> str | None:
+        """A sentence for the user, if batches of this shape had to shrink."""
+        if shape not in self._shrunk:
+            return None
+        return (
+            f"{self.stage} ran in batches of {self.size(shape)} instead of {max(1, self._size(shape))} for lack of "
+            "memory, so pictures may differ in their last bits from those of another run"
+        )
+
+    def run(self, items: Sequence[Item], shape: Shape) -> list[Result | None]:
+        """The results in order; None for an item that does not fit into memory even alone.
+
+        Args:
+            items: all of one shape.
+            shape: what the batch size depends on.
+        """
+        results: list[Result | None] = []
+        start = 0
+        while start < len(items):
+            size = self.size(shape)
+            batch = list(items[start : start + size])
+            padding = [batch[0]] * (size - len(batch)) if self.pinned else []
+            try:
+                done = self._forward(batch + padding)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                done = None
+            if done is not None:
+                results += done[: len(batch)]
+                start += len(batch)
+            elif size == 1:
+                results.append(None)
+                start += 1
+            else:
+                # The failed call's tensors are gone only now that its traceback is.
+                release_cache()
+                self._sizes[shape] = size // 2
+                self._shrunk.add(shape)
+        return results
+
+
+def release_cache() -> None:
+    """Gives memory that torch keeps for later back to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,66 @@
+"""How many at once: slots of a device, and the batch sizes of its stages. Pure arithmetic."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """An engine's batch sizes.
+
+    A stage's batch is as large as `work` allows, up to the stage's own limit: small pictures are batched, and of
+    large ones, where a single one fills the device, no padding is computed.
+
+    Attributes:
+        slots: candidates that are denoised together.
+        strict: every batch of a stage has one size, so that a row's bits do not depend on its neighbours.
+        rows: the most rows of one transformer forward; a candidate with guidance has two.
+        decode: the most pictures decoded together.
+        judge: the most pictures judged together.
+        work: TFLOP of one batch beyond which a larger one brings nothing; None: no such bound.
+    """
+
+    slots: int
+    strict: bool
+    rows: int
+    decode: int
+    judge: int
+    work: float | None = None
+
+    def __post_init__(self) -> None:
+        least = min(self.slots, self.rows, self.decode, self.judge)
+        if least < 1:
+            raise ValueError(f"slots, rows, decode and judge must be at least 1, got {least}")
+
+    def batch(self, most: int, tflops: float) -> int:
+        """The batch size of a stage whose limit is `most` and whose items cost `tflops` each."""
+        if self.work is None or tflops <= 0:
+            return most
+        return max(1, min(most, int(self.work / tflops)))
+
+
+# Measured on two x86 cores with the shapes checkpoint: a row's time falls until about 8 rows and is flat from there,
+# and one forward of 8 rows takes some 50 ms, so a job of one candidate does not wait long for its padding.
+CPU_ROWS = 8
+CPU_WORK = 0.05  # TFLOP: about a second of one core
+
+
+def sizes_for(device: str, slots: int | None = None, reproducible: str | None = None) -> Sizes:
+    """The sizes for a device of type `device` ("cpu", "cuda").
+
+    Args:
+        slots: candidates denoised together; chosen here if None.
+        reproducible: "strict" or "fast"; on a CPU strict is the default, on a GPU fast.
+    """
+    cpu = device != "cuda"
+    slots = slots or (16 if cpu else 32)
+    strict = reproducible == "strict" or (reproducible is None and cpu)
+    if cpu:
+        return Sizes(slots, strict, min(CPU_ROWS, 2 * slots), decode=8, judge=8, work=CPU_WORK)
+    return Sizes(slots, strict, 2 * slots, decode=8, judge=16)
+
+
+def bucket(rows: int, most: int) -> int:
+    """The smallest power of two that holds `rows`, at most `most`: a few shapes serve every load."""
+    if not 1 <= rows <= most:
+        raise ValueError(f"a batch has 1 to {most} rows, got {rows}")
+    return min(most, 1 << (rows - 1).bit_length())

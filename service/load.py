@@ -1,0 +1,199 @@
+"""From settings to an engine: checkpoints are found, cards written, memory shared out."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bestofn.judge.judge import EMBEDDED, Judge
+from bestofn.judge.loader import PARTS, JudgeFolderError, revision
+from bestofn.models import residency
+from bestofn.models.checkpoint import HUB_NAME, Checkpoint, download
+from bestofn.models.errors import ModelError
+from bestofn.models.flops import TERA
+from bestofn.models.generator import FOLDERS, Generator
+from bestofn.service.cards import JudgeCard, ModelCard
+from bestofn.service.engine.engine import Engine
+from bestofn.service.engine.residence import JudgeResidence
+from bestofn.service.engine.sizes import sizes_for
+from bestofn.service.errors import SetupError
+from bestofn.service.jobs import Revision
+from bestofn.service.settings import Settings
+
+# Sides up to this multiple of the default; beyond it pictures fall apart long before memory runs out.
+MAX_ENLARGEMENT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeCheckpoint:
+    """A judge's folder on this machine, pinned."""
+
+    path: Path
+    pin: Revision
+
+
+def load_engine(settings: Settings, device: str | None = None) -> Engine:
+    """Makes the engine that the settings name, its weights read from disk, ready to draw.
+
+    Args:
+        settings: model, judge, slots, reproducible, threads, devices.
+        device: "cpu" or "cuda:<i>"; the first of `settings.devices` if None.
+
+    Raises:
+        SetupError: a checkpoint or device is not as needed; the message names the fix.
+    """
+    place = torch.device(device or devices(settings)[0])
+    # Bits depend on how many threads share a sum, so the number is fixed once and for all stages.
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    try:
+        generator = Generator(Checkpoint.resolve(settings.model), place, memory_budget=None)
+        judge = find_judge(settings.judge)
+        shared, budget = share_memory(
+            generator_bytes(generator), judge_bytes(judge.path, place), residency.memory_bytes(place)
+        )
+        generator = Generator(generator.checkpoint, place, memory_budget=budget)
+        residence = JudgeResidence(lambda: _load_judge(judge, place), generator, shared=shared)
+        sizes = sizes_for(place.type, settings.slots, settings.reproducible)
+        tokenizer = tokenizer_json(generator)
+        engine = Engine(
+            generator,
+            residence,
+            model_card(generator, tokenizer, settings.max_size),
+            judge_card(residence.get(), judge.pin, generator),
+            tokenizer,
+            sizes,
+        )
+        engine.warm_up()
+    except (ModelError, JudgeFolderError) as error:
+        raise SetupError(str(error)) from error
+    return engine
+
+
+def devices(settings: Settings) -> list[str]:
+    """The devices that the settings name: "all" is every CUDA device, or the CPU where there is none.
+
+    Raises:
+        SetupError: a device that this machine does not have.
+    """
+    count = torch.cuda.device_count()
+    if settings.devices == "all":
+        return [f"cuda:{i}" for i in range(count)] or ["cpu"]
+    named = [name.strip() for name in settings.devices.split(",") if name.strip()]
+    known = {"cpu", *(f"cuda:{i}" for i in range(count))}
+    named = ["cuda:0" if name == "cuda" else name for name in named]
+    unknown = [name for name in named if name not in known]
+    if unknown or not named:
+        raise SetupError(
+            f"devices: {', '.join(unknown) or 'none'} not found; this machine has {', '.join(sorted(known))}"
+        )
+    return named
+
+
+def find_judge(name: str) -> JudgeCheckpoint:
+    """A judge by name: "shapes" (the embedded one), a folder, or a hub name with @revision.
+
+    Raises:
+        JudgeFolderError, CheckpointError: saying what was looked for and where.
+    """
+    folder = EMBEDDED if name == "shapes" else Path(name).expanduser()
+    if folder.is_dir():
+        if not all((folder / part).is_dir() for part in PARTS):
+            raise JudgeFolderError(
+                f"{folder} has not all of {', '.join(f'{part}/' for part in PARTS)}: not a VILA checkpoint"
+            )
+        return JudgeCheckpoint(folder, Revision(name=name, revision=revision(folder)))
+    repository, _, commit = name.partition("@")
+    if name == "shapes" or name.startswith((".", "/", "~")) or not HUB_NAME.fullmatch(repository):
+        raise JudgeFolderError(
+            f"no judge {name!r}: {folder} is no folder, and a hub name looks like owner/name@revision"
+        )
+    path = download(repository, commit or "main")
+    return JudgeCheckpoint(path, Revision(name=repository, revision=path.name[:12]))
+
+
+def share_memory(generator: dict[str, int], judge: int, memory: int) -> tuple[bool, int]:
+    """Whether the judge stays in memory beside the generator, and the bytes that the generator's weights may take.
+
+    The judge stays if the transformer and the decoder fit beside it; the text encoder may give way, since it is
+    needed once a prompt, but has to fit beside it too when it is needed.
+
+    Args:
+        generator: bytes of each part's weights.
+        judge: bytes of the judge's weights.
+        memory: of the device, bytes.
+    """
+    budget = int(residency.WEIGHTS_SHARE * memory)
+    least = max(generator["text_encoder"], generator["transformer"] + generator["decoder"])
+    shared = least + judge <= budget
+    return shared, budget - judge if shared else budget
+
+
+def generator_bytes(generator: Generator) -> dict[str, int]:
+    """Bytes of each part's weights in the dtype that it computes in."""
+    return {
+        part: residency.weight_bytes(generator.checkpoint.path / folder, generator.dtypes[part].itemsize)
+        for part, folder in FOLDERS.items()
+    }
+
+
+def judge_bytes(folder: Path, device: torch.device) -> int:
+    """Bytes of the judge's weights."""
+    return sum(residency.weight_bytes(folder / part, judge_dtype(device).itemsize) for part in PARTS)
+
+
+def judge_dtype(device: torch.device) -> torch.dtype:
+    """float32 on a CPU; on a GPU float16, in which the published judge was made."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def tokenizer_json(generator: Generator) -> bytes:
+    """The checkpoint's tokenizer.json, with which the API counts tokens.
+
+    Raises:
+        SetupError: the checkpoint has none.
+    """
+    path = generator.checkpoint.path / "tokenizer" / "tokenizer.json"
+    if not path.is_file():
+        raise SetupError(f"{path} is missing: save the tokenizer with transformers' fast class, which writes it")
+    return path.read_bytes()
+
+
+def model_card(generator: Generator, tokenizer: bytes, max_size: int) -> ModelCard:
+    """What the API has to know of a generator."""
+    defaults, checkpoint = generator.defaults, generator.checkpoint
+    flops = generator.flops(defaults.width, defaults.height)
+    return ModelCard(
+        pin=Revision(name=checkpoint.name, revision=checkpoint.revision),
+        width=defaults.width,
+        height=defaults.height,
+        max_size=min(max_size, MAX_ENLARGEMENT * max(defaults.width, defaults.height)),
+        size_multiple=defaults.size_multiple,
+        num_inference_steps=defaults.num_inference_steps,
+        guidance_scale=defaults.guidance_scale,
+        token_limit=defaults.token_limit,
+        tokenizer_sha256=hashlib.sha256(tokenizer).hexdigest(),
+        known_words=known_words(tokenizer),
+        tflops_per_forward=flops.forward / TERA,
+        tflops_per_decode=flops.decode / TERA,
+    )
+
+
+def judge_card(judge: Judge, pin: Revision, generator: Generator) -> JudgeCard:
+    """What the API has to know of a judge; its cost is that of a picture of the generator's default size."""
+    defaults = generator.defaults
+    return JudgeCard(pin=pin, tflops_per_forward=judge.flops(defaults.width, defaults.height) / TERA)
+
+
+def known_words(tokenizer: bytes) -> tuple[str, ...] | None:
+    """The vocabulary of a tokenizer of whole words; None for one that can spell any word."""
+    model = json.loads(tokenizer)["model"]
+    if model["type"] != "WordLevel":
+        return None
+    return tuple(sorted(word for word in model["vocab"] if word.isalnum()))
+
+
+def _load_judge(judge: JudgeCheckpoint, device: torch.device) -> Judge:
+    return Judge.load(judge.path, device, judge_dtype(device))

@@ -1,0 +1,125 @@
+"""A job in this process: the engine without server and queue."""
+
+import secrets
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NamedTuple
+
+from tokenizers import Tokenizer
+
+from bestofn.service.api.validate import Pair, job_spec
+from bestofn.service.engine.protocol import Engine, HeatFailed, HeatFinished, Judged, Stepped
+from bestofn.service.jobs import Candidate, HeatOutcome, JobSpec, JobStatus
+from bestofn.service.result import assemble, ranked
+from bestofn.service.schemas import RANDOM_SEEDS, CandidateOut, GenerateRequest, JobResult, Progress, VerdictOut
+from bestofn.service.settings import Settings
+
+
+class LocalRun(NamedTuple):
+    """A job that has ended; `images` are the winners' bytes, `thumbnails` small pictures, both by candidate."""
+
+    result: JobResult
+    images: dict[int, bytes]
+    thumbnails: dict[int, bytes]
+
+
+def local_spec(request: GenerateRequest, engine: Engine, settings: Settings) -> JobSpec:
+    """The job that a request asks of this engine, checked as the server checks it.
+
+    Raises:
+        InvalidRequest: with the field at fault, its limit and what to change.
+    """
+    tokenizer = Tokenizer.from_buffer(engine.tokenizer_json)
+    # The file may ask for cutting or padding, which would hide how long a text is.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return job_spec(
+        request.model_copy(update={"model": None, "judge": None}),
+        Pair(engine.model_card, engine.judge_card, (engine.slots,)),
+        settings,
+        job_id=secrets.token_hex(8),
+        random_seed=secrets.randbelow(RANDOM_SEEDS - request.num_samples),
+        count_tokens=lambda _, text: len(tokenizer.encode(text).ids),
+    )
+
+
+def run_local(spec: JobSpec, engine: Engine, on_progress: Callable[[JobResult], None] | None = None) -> LocalRun:
+    """Runs a job to its end. Ctrl-C cancels it; a second Ctrl-C interrupts at once.
+
+    Args:
+        spec: of `local_spec`.
+        engine: without other work.
+        on_progress: called after every tick with the running job, its `progress` filled in.
+
+    Returns:
+        The job: succeeded, failed (with `error`) or canceled; pictures only if it succeeded.
+    """
+    waiting = deque(spec.heats())
+    outcomes: list[HeatOutcome] = []
+    judged: list[Candidate] = []
+    steps = 0
+    with _interrupts() as interrupted:
+        while waiting or engine.busy:
+            if interrupted.is_set():
+                engine.cancel(spec.id)
+                engine.tick()
+                return LocalRun(assemble(spec, JobStatus.CANCELED, outcomes), {}, {})
+            while waiting and engine.room() > 0:
+                engine.admit(waiting.popleft())
+            for event in engine.tick():
+                match event:
+                    case HeatFailed(_, _, reason):
+                        engine.cancel(spec.id)
+                        engine.tick()
+                        return LocalRun(assemble(spec, JobStatus.FAILED, outcomes, error=reason), {}, {})
+                    case HeatFinished(_, outcome):
+                        outcomes.append(outcome)
+                    case Judged(_, _, candidate):
+                        judged.append(candidate)
+                    case Stepped(_, _, count):
+                        steps += count
+            if on_progress is not None:
+                progress = _progress(spec, judged, steps)
+                on_progress(assemble(spec, JobStatus.RUNNING, (), progress=progress))
+    thumbnails = {index: data for outcome in outcomes for index, data in outcome.thumbnails.items()}
+    images = {index: data for outcome in outcomes for index, data in outcome.images.items()}
+    result = assemble(spec, JobStatus.SUCCEEDED, outcomes)
+    return LocalRun(result, {image.candidate: images[image.candidate] for image in result.images}, thumbnails)
+
+
+def _progress(spec: JobSpec, judged: list[Candidate], steps: int) -> Progress:
+    best = None
+    if judged:
+        leader = ranked(spec, judged)[0]
+        best = CandidateOut(index=leader.index, seed=leader.seed, verdict=VerdictOut.of(leader.verdict), rank=1)
+    return Progress(
+        judged=len(judged),
+        num_samples=spec.num_samples,
+        steps=steps,
+        total_steps=spec.num_samples * spec.num_inference_steps,
+        best=best,
+    )
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the handler before it is then back. Only in the main thread."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
