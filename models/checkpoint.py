@@ -137,7 +137,7 @@ def download(repository: str, revision: str) -> Path:
 
     try:
         return Path(
-            snapshotdownload(repository, revision=revision, allow_patterns=HUB_PATTERNS, ignore_patterns=HUB_IGNORE)
+            snapshot_download(repository, revision=revision, allow_patterns=HUB_PATTERNS, ignore_patterns=HUB_IGNORE)
         )
     except (OSError, ValueError) as error:  # the hub's errors derive from these
         where = "the local cache (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else "the hub or the local cache"
