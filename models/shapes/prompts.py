@@ -1,4 +1,4 @@
-"""Prompts of the shapes world: GenEval's six categories, their metadata, captions for training and the test set."""
+"""Prompts of the shapes world: GenEval's six categories, their metadata, captions for training and the benchmark."""
 
 from __future__ import annotations
 
@@ -173,10 +173,8 @@ def held_out(spec: PromptSpec) -> bool:
 
 
 @dataclass(frozen=True)
-class TestPrompt:
-    """A prompt of the test set with the first of its noise seeds."""
-
-    __test__ = False  # not a test case, whatever pytest thinks of the name
+class BenchmarkPrompt:
+    """A prompt of the benchmark with the first of its noise seeds."""
 
     spec: PromptSpec
     seed: int
@@ -187,8 +185,8 @@ PER_CATEGORY = 40
 SEED_STRIDE = 10_000
 
 
-def test_prompts() -> tuple[TestPrompt, ...]:
-    """The fixed test set: 40 prompts a category, 76 of the 240 with combinations that were never trained on.
+def benchmark_prompts() -> tuple[BenchmarkPrompt, ...]:
+    """The fixed benchmark: 40 prompts a category, 76 of the 240 with combinations that were never trained on.
 
     Categories with fewer distinct prompts repeat them; every entry has noise seeds of its own.
     """
@@ -210,7 +208,7 @@ def test_prompts() -> tuple[TestPrompt, ...]:
         held["position"].append(pair(first, second, None, relation))
     for first, relation, second in sorted(HELD_RELATIONS)[::3]:
         held["position"].append(pair(second, first, None, INVERSE[relation]))
-    out: list[TestPrompt] = []
+    out: list[BenchmarkPrompt] = []
     for tag in CATEGORIES:
         specs = list(held[tag])
         if tag == "single_object":
@@ -221,5 +219,5 @@ def test_prompts() -> tuple[TestPrompt, ...]:
             if spec.prompt not in seen or (tag == "counting" and len(seen) >= 24):
                 specs.append(spec)
                 seen.add(spec.prompt)
-        out += [TestPrompt(spec, SEED_STRIDE * (len(out) + k), held_out(spec)) for k, spec in enumerate(specs)]
+        out += [BenchmarkPrompt(spec, SEED_STRIDE * (len(out) + k), held_out(spec)) for k, spec in enumerate(specs)]
     return tuple(out)
