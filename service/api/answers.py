@@ -15,7 +15,14 @@ POLL_SECONDS = 1.0
 async def result_of(context: Context, job_id: str) -> JobResult:
     """The job's result as it stands. Raises JobNotFound, JobGone."""
     record = await context.queue.record(job_id)
-    return assemble(record.spec, record.status, record.outcomes, error=record.error, progress=record.progress)
+    return assemble(
+        record.spec,
+        record.status,
+        record.outcomes,
+        error=record.error,
+        progress=record.progress,
+        thumbnails=record.thumbnails,
+    )
 
 
 def location_of(job_id: str) -> str:

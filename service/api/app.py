@@ -3,14 +3,20 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import redis.exceptions
+import structlog
 from fastapi import FastAPI
 
 import bestofn
 from bestofn.service.api import generate, guard, health, jobs, problem
 from bestofn.service.api.context import Context
 from bestofn.service.api.tokens import TokenCounters
-from bestofn.service.queue.queue import Queue
+from bestofn.service.errors import SetupError
+from bestofn.service.queue.queue import Queue, connect_redis
+from bestofn.service.redis_server import find_redis
 from bestofn.service.settings import Settings
+
+log = structlog.get_logger()
 
 DESCRIPTION = """\
 Inference-time scaling of text-to-image: a prompt comes in, N candidates are drawn, a judge compares them in a knockout
@@ -19,8 +25,30 @@ tournament, the best comes back.
     curl -H 'Content-Type: application/json' -H 'Accept: image/png' -o best.png \\
          -d '{"prompt": "a photo of a red star left of a blue circle", "num_samples": 32}' http://localhost:8000/generate
 
-Errors are `application/problem+json` (RFC 9457) with a stable `code`; where trying again helps they carry `Retry-After`.
+Errors are `application/problem+json` (RFC 9457) with a stable `code`, and carry `Retry-After` where trying again helps.
 """
+
+
+async def check_queue(settings: Settings) -> None:
+    """Connect to the queue once. Raises SetupError if there is none, or it does not fit; one that is down may return."""
+    await (await _connect(settings)).aclose()
+
+
+async def _connect(settings: Settings) -> Queue:
+    """A queue that may not answer yet: calls are refused with 503 until it does.
+
+    Raises:
+        SetupError: it answers, and is too old or may forget jobs.
+    """
+    queue = Queue(connect_redis(find_redis(settings)), settings)
+    try:
+        await queue.check()
+    except SetupError:
+        await queue.aclose()
+        raise
+    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
+        log.warning("the queue cannot be reached yet", error=str(error))
+    return queue
 
 
 def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
@@ -33,7 +61,7 @@ def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        used = queue or await Queue.connect(settings)
+        used = queue or await _connect(settings)
         app.state.context = Context(used, settings, TokenCounters(used.tokenizer))
         try:
             yield

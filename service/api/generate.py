@@ -4,6 +4,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request
@@ -16,16 +17,10 @@ from bestofn.service.api.answers import image_answer, json_answer, location_of, 
 from bestofn.service.api.context import Context, ContextDep
 from bestofn.service.api.guard import caller_of
 from bestofn.service.api.negotiate import Accepted, Preference, image_format, offers, read_accept, read_prefer
-from bestofn.service.api.problem import problem, problem_of
-from bestofn.service.api.validate import choose_pair, job_spec, pairs_of
+from bestofn.service.api.problem import problem_of
+from bestofn.service.api.validate import choose_pair, job_spec, pairs_of, tflops
 from bestofn.service.api.waiting import Ending, wait
-from bestofn.service.errors import (
-    InvalidRequest,
-    JobCanceled,
-    JobFailed,
-    UnsupportedMediaType,
-    WaitTimeout,
-)
+from bestofn.service.errors import InvalidRequest, JobCanceled, JobFailed, UnsupportedMediaType, WaitTimeout
 from bestofn.service.jobs import ACTIVE, ImageFormat, JobStatus
 from bestofn.service.schemas import RANDOM_SEEDS, GenerateRequest, JobResult
 
@@ -100,7 +95,9 @@ async def _answer(
 async def _submit(
     context: Context, body: GenerateRequest, wanted: ImageFormat | None, authorization: str | None, key: str | None
 ) -> tuple[str, bool]:
-    pair = choose_pair(pairs_of(await context.queue.cards()), body.model, body.judge)
+    queue = context.queue
+    live, announced = pairs_of(await queue.cards()), pairs_of(await queue.announced())
+    pair = choose_pair(live, [replace(pair, capacities=()) for pair in announced], body.model, body.judge)
     await context.counters.load(pair.model.tokenizer_sha256)
     spec = job_spec(
         body,
@@ -118,10 +115,10 @@ async def _submit(
                 f"Idempotency-Key must have 1 to {MAX_KEY} printable characters", field="Idempotency-Key"
             )
         # Two callers who pick the same key must not get each other's pictures.
-        scoped = hashlib.sha256(f"{caller_of(authorization)}:{key}".encode()).hexdigest()
+        scoped = f"{caller_of(authorization)}:{key}"
         asked = body.model_dump(mode="json", exclude_unset=True) | {"format": spec.format}
         fingerprint = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    return await context.queue.submit(spec, idempotency_key=scoped, fingerprint=fingerprint, cost=spec.num_samples)
+    return await queue.submit(spec, idempotency_key=scoped, fingerprint=fingerprint, cost=tflops(spec, pair))
 
 
 def _read_accept(header: str | None, body: GenerateRequest) -> tuple[Accepted, ImageFormat | None]:

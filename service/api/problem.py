@@ -114,6 +114,9 @@ def _explain(entry: Mapping[str, Any]) -> dict[str, str]:
     place = [part for part in entry["loc"][1:] if isinstance(part, str)]
     if entry["type"] == "json_invalid":
         return {"detail": f"the body is not valid JSON: {entry['ctx']['error']} at character {entry['loc'][-1]}"}
+    if entry["type"] == "string_unicode":
+        field = ".".join(place) or "a field's name"
+        return {"field": field, "detail": f"{field} holds a lone surrogate, which is no character; remove it"}
     if not place:
         return {"detail": 'the body must be a JSON object with at least "prompt", such as {"prompt": "a red star"}'}
     field = ".".join(place)
@@ -122,8 +125,6 @@ def _explain(entry: Mapping[str, Any]) -> dict[str, str]:
         close = difflib.get_close_matches(field, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(known)}"
         return {"field": field, "detail": f"{_printable(field)} is not a field; {hint}"}
-    if entry["type"] == "string_unicode":
-        return {"field": field, "detail": f"{field} holds a lone surrogate, which is no character; remove it"}
     if entry["type"] == "missing":
         return {"field": field, "detail": f"{field} is required"}
     message = str(entry["msg"])

@@ -19,7 +19,7 @@ class TokenCounters:
         self._lock = asyncio.Lock()
 
     async def load(self, sha256: str) -> None:
-        """Make sure that `count` knows this tokenizer. Parsing takes seconds for a large vocabulary: not on the loop."""
+        """Make sure that `count` knows this tokenizer. Parsing a large one takes seconds: not on the event loop."""
         async with self._lock:
             if sha256 not in self._kept:
                 content = await self._fetch(sha256)

@@ -1,4 +1,4 @@
-"""From a request and the live workers' cards to a job with every default filled in, or a refusal that says what to change."""
+"""From a request and the live workers' cards to a job with every default filled in, or a refusal that helps."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from bestofn.service.cards import JudgeCard, ModelCard, WorkerCard
 from bestofn.service.errors import InvalidRequest, Unavailable
-from bestofn.service.jobs import DEFAULT_HEAT_SIZE, ImageFormat, JobSpec
+from bestofn.service.jobs import ImageFormat, JobSpec
+from bestofn.service.queue.ring import heat_size
 from bestofn.service.schemas import MAX_SEED, GenerateRequest
 from bestofn.service.settings import Settings
 
@@ -33,31 +34,39 @@ def pairs_of(cards: Iterable[WorkerCard]) -> list[Pair]:
     return [Pair(held[0].model, held[0].judge, tuple(card.capacity for card in held)) for held in groups.values()]
 
 
-def choose_pair(pairs: Sequence[Pair], model: str | None, judge: str | None) -> Pair:
+def choose_pair(live: Sequence[Pair], announced: Sequence[Pair], model: str | None, judge: str | None) -> Pair:
     """The pair that serves a request that names `model` and `judge`, or leaves them out where there is one name only.
 
+    Args:
+        live: pairs of workers that are warm now.
+        announced: pairs of all workers that ever were: a job for one of those waits until such a worker is back.
+        model: a name, or None.
+        judge: a name, or None.
+
     Raises:
-        Unavailable: there is no pair at all.
-        InvalidRequest: a name that is not deployed, a choice that has to be made, or two names no worker holds together.
+        Unavailable: there was never a worker.
+        InvalidRequest: a name that is not deployed, or none where one has to be chosen.
     """
-    if not pairs:
+    known = [*live, *announced]
+    if not known:
         raise Unavailable(
             "no worker has been ready yet; start one with `bestofn worker`, or wait until it has loaded its weights",
             retry_after=NO_WORKER_RETRY_SECONDS,
         )
-    model = _choose("model", model, [pair.model.pin.name for pair in pairs])
-    judge = _choose("judge", judge, [pair.judge.pin.name for pair in pairs if pair.model.pin.name == model])
-    return next(pair for pair in pairs if (pair.model.pin.name, pair.judge.pin.name) == (model, judge))
+    current = live or announced
+    model = _choose("model", model, [p.model.pin.name for p in current], [p.model.pin.name for p in known])
+    current, known = ([p for p in pairs if p.model.pin.name == model] for pairs in (current, known))
+    judge = _choose("judge", judge, [p.judge.pin.name for p in current or known], [p.judge.pin.name for p in known])
+    return next(pair for pair in known if pair.judge.pin.name == judge)
 
 
-def _choose(field: str, name: str | None, deployed: Sequence[str]) -> str:
-    names = sorted(set(deployed))
-    listed = ", ".join(names)
+def _choose(field: str, name: str | None, current: Sequence[str], known: Sequence[str]) -> str:
+    listed = ", ".join(sorted(set(current)))
     if name is None:
-        if len(names) > 1:
+        if len(set(current)) > 1:
             raise InvalidRequest(f"{field} has to be named, since several are deployed: {listed}", field=field)
-        return names[0]
-    if name not in names:
+        return current[0]
+    if name not in known:
         beside = " beside this model" if field == "judge" else ""
         raise InvalidRequest(f"{field} {name[:100]!a} is not deployed{beside}; choose from {listed}", field=field)
     return name
@@ -147,15 +156,6 @@ def job_spec(
     return spec
 
 
-def heat_size(num_samples: int, capacities: Sequence[int]) -> int:
-    """Candidates a heat: one heat a worker if that fills all workers, and never more than one worker holds at once.
-
-    Without drafts and early stopping the split changes nothing but speed.
-    """
-    most = min((*capacities, DEFAULT_HEAT_SIZE))
-    return max(1, min(most, -(-num_samples // max(1, len(capacities)))))
-
-
 def tflops(spec: JobSpec, pair: Pair) -> float:
     """Estimated work of a job in TFLOP; linear attention makes a forward proportional to the number of pixels."""
     card = pair.model
@@ -196,7 +196,7 @@ def _unknown_words(request: GenerateRequest, card: ModelCard) -> Iterable[str]:
         return
     known = set(card.known_words)
     for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
-        words = dict.fromkeys(re.findall(r"\w+", text.lower()))
+        words = dict.fromkeys(re.findall(r"[^\W_]+", text.lower()))
         unknown = [word for word in words if word not in known]
         if unknown:
             listed = ", ".join(unknown[:12]) + (", ..." if len(unknown) > 12 else "")

@@ -1,13 +1,30 @@
-"""Queue servers for tests: each session starts its own, and each test has its own namespace on it."""
+"""Queue servers for tests, each session's own, and APIs over them; each test of the queue has its own namespace."""
 
+import contextlib
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
+import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import httpx
 import pytest
+import uvicorn
 
+from bestofn.service.api.app import create_app
+from bestofn.service.api.server import address_of, listen
+from bestofn.service.cards import WorkerCard
+from bestofn.service.engine.fake import FakeEngine
+from bestofn.service.engine.protocol import HeatFinished
+from bestofn.service.jobs import Heat, HeatOutcome, JobSpec
+from bestofn.service.queue.lane import Lane
+from bestofn.service.queue.queue import Queue
 from bestofn.service.redis_server import LocalServer, embedded_binary
 from bestofn.service.settings import Settings
 
@@ -37,3 +54,127 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
         beat_seconds=0.2,
         stall_seconds=2.0,
     )
+
+
+class Served(NamedTuple):
+    """An API that listens, with the settings it was made with."""
+
+    url: str
+    settings: Settings
+
+
+@contextlib.contextmanager
+def _serving(settings: Settings) -> Iterator[Served]:
+    listening = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, lifespan="on"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        yield Served(address_of(listening), settings)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[[Settings], contextlib.AbstractContextManager[Served]]:
+    """Starts an API in a thread: `with serving(settings) as served`."""
+    return _serving
+
+
+@pytest.fixture(scope="session")
+def queue_server() -> Iterator[Path]:
+    """The data folder of a queue server for the API's tests."""
+    folder = Path(tempfile.mkdtemp(prefix="bestofn-test-"))
+    try:
+        with LocalServer(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def served(queue_server: Path) -> Iterator[Served]:
+    """An API over a queue with one worker process, whose engine is the fake one: 16 slots, 10 ms a tick."""
+    program = (
+        "import sys; from bestofn.service.engine.fake import FakeEngine; from bestofn.service.settings import Settings;"
+        "from bestofn.service.worker import run_worker;"
+        "sys.exit(run_worker(Settings(beat_seconds=0.2), lambda: FakeEngine(slots=16, step_seconds=0.01)))"
+    )
+    environment = {**os.environ, "BESTOFN_DATA_DIR": str(queue_server), "REDIS_URL": ""}
+    worker = subprocess.Popen([sys.executable, "-P", "-c", program], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        with _serving(Settings(data_dir=queue_server, redis_url=None)) as api:
+            deadline = time.monotonic() + 30
+            while not httpx.get(f"{api.url}/readyz").is_success:
+                assert time.monotonic() < deadline, "the worker did not become ready"
+                time.sleep(0.05)
+            yield api
+    finally:
+        worker.terminate()
+        worker.wait()
+
+
+@pytest.fixture
+def make_spec() -> Callable[..., JobSpec]:
+    """A job for the fake engine, with a new id; any field can be given."""
+    engine = FakeEngine()
+
+    def make(**fields: object) -> JobSpec:
+        defaults: dict[str, object] = {
+            "id": uuid.uuid4().hex,
+            "prompt": "a red star",
+            "num_samples": 8,
+            "seed": 7,
+            "width": 32,
+            "height": 32,
+            "num_inference_steps": 2,
+            "guidance_scale": 4.5,
+            "heat_size": 4,
+            "model": engine.model_card.pin,
+            "judge": engine.judge_card.pin,
+        }
+        return JobSpec.model_validate(defaults | fields)
+
+    return make
+
+
+@pytest.fixture
+def finish() -> Callable[[Heat], HeatOutcome]:
+    """What the fake engine makes of a heat, at once."""
+
+    def run(heat: Heat) -> HeatOutcome:
+        engine = FakeEngine(slots=16)
+        engine.admit(heat)
+        while True:
+            for event in engine.tick():
+                if isinstance(event, HeatFinished):
+                    return event.outcome
+
+    return run
+
+
+@pytest.fixture
+def open_lane() -> Callable[..., Awaitable[Lane]]:
+    """A worker's place at the queue, announced for a minute."""
+
+    async def lane(queue: Queue, name: str = "one", capacity: int = 4) -> Lane:
+        engine = FakeEngine(slots=capacity)
+        card = WorkerCard(
+            worker=name,
+            host="here",
+            pid=1,
+            device="none",
+            capacity=capacity,
+            model=engine.model_card,
+            judge=engine.judge_card,
+            started_at=0.0,
+        )
+        opened = Lane(queue, card)
+        await opened.beat((), 60.0)
+        return opened
+
+    return lane

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from bestofn.service.api.validate import Pair, choose_pair, heat_size, job_spec, pairs_of, tflops
+from bestofn.service.api.validate import Pair, choose_pair, job_spec, pairs_of, tflops
 from bestofn.service.cards import JudgeCard, ModelCard, WorkerCard
 from bestofn.service.errors import InvalidRequest, Unavailable
 from bestofn.service.jobs import JobSpec, Revision
@@ -117,14 +117,6 @@ def test_a_limit_on_the_work_says_how_many_candidates_fit() -> None:
         spec_of(settings=SETTINGS.model_copy(update={"max_tflops": 100.0}))
 
 
-@pytest.mark.parametrize(
-    ("num_samples", "capacities", "expected"),
-    [(32, (16,), 16), (16, (16, 16, 16, 16), 4), (2048, (64, 64), 16), (5, (8, 8), 3), (1, (8,), 1), (7, (), 7)],
-)
-def test_heats_fill_all_workers(num_samples: int, capacities: tuple[int, ...], expected: int) -> None:
-    assert heat_size(num_samples, capacities) == expected
-
-
 def card(worker: str, model: str, revision: str, judge: str, started_at: float) -> WorkerCard:
     return WorkerCard(
         worker=worker,
@@ -140,20 +132,27 @@ def card(worker: str, model: str, revision: str, judge: str, started_at: float) 
 
 def test_the_newest_revision_serves_during_an_upgrade() -> None:
     cards = [card("a", "m", "old", "j", 1), card("b", "m", "new", "j", 2), card("c", "m", "new", "j", 3)]
-    pair = choose_pair(pairs_of(cards), None, None)
+    pair = choose_pair(pairs_of(cards), [], None, None)
     assert pair.model.pin.revision == "new"
     assert pair.capacities == (8, 8)
 
 
 def test_names_choose_among_what_is_deployed() -> None:
     pairs = pairs_of([card("a", "m1", "r", "j1", 1), card("b", "m2", "r", "j2", 2)])
-    assert choose_pair(pairs, "m1", None).judge.pin.name == "j1"
+    assert choose_pair(pairs, [], "m1", None).judge.pin.name == "j1"
     with pytest.raises(InvalidRequest, match="several are deployed: m1, m2"):
-        choose_pair(pairs, None, None)
+        choose_pair(pairs, [], None, None)
     with pytest.raises(InvalidRequest, match="'m3' is not deployed; choose from m1, m2"):
-        choose_pair(pairs, "m3", None)
+        choose_pair(pairs, [], "m3", None)
     with pytest.raises(InvalidRequest, match="not deployed beside this model; choose from j1"):
-        choose_pair(pairs, "m1", "j2")
+        choose_pair(pairs, [], "m1", "j2")
     with pytest.raises(Unavailable, match="no worker") as nobody:
-        choose_pair([], "m1", None)
+        choose_pair([], [], "m1", None)
     assert nobody.value.retry_after
+
+
+def test_jobs_wait_for_workers_that_were_there_before() -> None:
+    live, gone = pairs_of([card("a", "m1", "r", "j1", 2)]), pairs_of([card("b", "m2", "r", "j2", 1)])
+    assert choose_pair(live, gone, None, None).model.pin.name == "m1"
+    assert choose_pair(live, gone, "m2", None).judge.pin.name == "j2"
+    assert choose_pair([], gone, None, None).model.pin.name == "m2"

@@ -1,0 +1,80 @@
+"""Running the application: a listening socket, uvicorn, and an end that answers those who still wait."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from bestofn.service.api.app import check_queue, create_app
+from bestofn.service.api.context import Context
+from bestofn.service.errors import SetupError
+from bestofn.service.settings import Settings
+
+GRACE_SECONDS = 10
+BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    """Tells waiting calls when it is asked to stop: they are answered 202 instead of being cut off."""
+
+    def __init__(self, config: uvicorn.Config, context: Callable[[], Context], on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._context = context
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._loop = asyncio.get_running_loop()
+            self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.started:
+            self._loop.call_soon_threadsafe(self._context().stopping.set)
+        super().handle_exit(sig, frame)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 picks a free one.
+
+    Raises:
+        SetupError: the address is taken or not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise SetupError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; choose another --port"
+        ) from error
+
+
+def address_of(listening: socket.socket) -> str:
+    """The socket's address as a url, as seen from this machine."""
+    host, port = listening.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; `on_ready` gets the address once calls are answered.
+
+    Raises:
+        SetupError: the address cannot be used, the queue is unfit, or other machines could call without keys.
+    """
+    app = create_app(settings)
+    # Once more before the start, since what the application raises then is buried in uvicorn's traceback.
+    asyncio.run(check_queue(settings))
+    with listen(settings.host, settings.port) as listening:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            server_header=False,
+        )
+        server = _Server(config, lambda: app.state.context, lambda: on_ready(address_of(listening)))
+        server.run(sockets=[listening])

@@ -1,0 +1,349 @@
+"""The HTTP API over a real queue and a worker process with the fake engine, through a real socket."""
+
+import asyncio
+import io
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from bestofn.service.api.app import create_app
+from bestofn.service.engine.fake import FAILS, fake_picture
+from bestofn.service.errors import SetupError
+from bestofn.service.redis_server import LocalServer
+from bestofn.service.settings import Settings
+
+Serving = Callable[[Settings], AbstractContextManager[Any]]
+LONG = {"prompt": "a star", "num_samples": 4096, "num_inference_steps": 100}  # minutes of the fake engine
+
+
+@pytest.fixture
+def http(served: Any) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=served.url, timeout=30) as client:
+        yield client
+
+
+def problem_of(answer: httpx.Response) -> dict[str, Any]:
+    assert answer.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert body["status"] == answer.status_code
+    assert body["title"]
+    return body
+
+
+def ended(http: httpx.Client, url: str) -> dict[str, Any]:
+    return dict(http.get(url, headers={"Prefer": "wait=20"}).json())
+
+
+def test_a_call_waits_for_its_result(http: httpx.Client) -> None:
+    answer = http.post("/generate", json={"prompt": "a red star", "num_samples": 24, "top_k": 3, "seed": 100})
+    assert answer.status_code == 200
+    result = answer.json()
+    assert (result["status"], result["complete"]) == ("succeeded", True)
+    assert [image["rank"] for image in result["images"]] == [1, 2, 3]
+    assert result["parameters"]["seed"] == 100
+    assert sorted(candidate["rank"] for candidate in result["candidates"]) == list(range(1, 25))
+    assert result["bracket"][-1][-1]["winner"] == result["images"][0]["candidate"]
+    assert result["usage"]["candidates"] == 24
+    best = result["images"][1]
+    picture = Image.open(io.BytesIO(http.get(best["url"]).content))
+    assert picture.getpixel((0, 0)) == fake_picture(best["seed"], 64, 64).getpixel((0, 0))
+    assert http.get(answer.headers["location"]).json() == result
+
+
+@pytest.mark.parametrize(
+    ("accept", "fields", "kind"),
+    [
+        ("image/png", {}, "png"),
+        ("image/webp", {}, "webp"),
+        ("image/jpeg, image/png;q=0.5", {"format": "png"}, "png"),
+        ("image/*", {"format": "jpeg"}, "jpeg"),
+    ],
+)
+def test_a_call_for_a_picture_gets_the_winner(
+    http: httpx.Client, accept: str, fields: dict[str, str], kind: str
+) -> None:
+    request = {"prompt": "a red star", "num_samples": 8, "seed": 2**63 - 8, **fields}
+    answer = http.post("/generate", json=request, headers={"Accept": accept})
+    assert answer.headers["content-type"] == f"image/{kind}"
+    assert Image.open(io.BytesIO(answer.content)).format == kind.upper()
+    assert f'filename="bestofn-{answer.headers["x-bestofn-job"]}-1.{kind}"' in answer.headers["content-disposition"]
+    best = http.get(answer.headers["location"]).json()["images"][0]
+    assert answer.headers["x-bestofn-seed"] == str(2**63 - 8 + best["candidate"])
+    assert answer.headers["x-bestofn-candidate"] == str(best["candidate"])
+    assert float(answer.headers["x-bestofn-score"]) == pytest.approx(best["verdict"]["p_yes"], abs=1e-6)
+
+
+def test_long_jobs_go_on_behind_their_location_and_can_be_cancelled(http: httpx.Client) -> None:
+    answer = http.post("/generate", json=LONG, headers={"Prefer": "wait=1"})
+    assert answer.status_code == 202
+    assert answer.headers["preference-applied"] == "wait=1"
+    assert answer.headers["retry-after"] == "1"
+    place = answer.headers["location"]
+    state = http.get(place)
+    assert (state.status_code, state.json()["status"]) == (200, "running")
+    assert state.headers["retry-after"] == "1"
+    assert 0 < state.json()["progress"]["steps"] < state.json()["progress"]["total_steps"]
+    early = http.get(f"{place}/images/1")
+    assert (early.status_code, problem_of(early)["code"]) == (404, "not_there")
+    for _ in range(2):
+        assert http.delete(place).json()["status"] == "canceled"
+    assert "retry-after" not in http.get(place).headers
+
+
+def test_a_picture_that_is_late_is_a_504_that_names_the_job(http: httpx.Client) -> None:
+    answer = http.post("/generate", json=LONG, headers={"Prefer": "wait=1", "Accept": "image/png"})
+    assert answer.status_code == 504
+    assert problem_of(answer)["job"] in answer.headers["location"]
+    assert http.delete(answer.headers["location"]).status_code == 200
+
+
+def test_respond_async_does_not_wait(http: httpx.Client) -> None:
+    answer = http.post("/generate", json={"prompt": "p"}, headers={"Prefer": "respond-async", "Accept": "image/png"})
+    assert (answer.status_code, answer.headers["preference-applied"]) == (202, "respond-async")
+    assert ended(http, answer.headers["location"])["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("accept", ["application/json", "image/png"])
+def test_a_failed_job_says_why_and_is_not_worth_a_retry(http: httpx.Client, accept: str) -> None:
+    answer = http.post("/generate", json={"prompt": FAILS, "num_samples": 1}, headers={"Accept": accept})
+    body = problem_of(answer)
+    assert (answer.status_code, body["code"], answer.headers["x-should-retry"]) == (500, "job_failed", "false")
+    assert "the prompt asked for it" in body["detail"]
+    assert http.get(answer.headers["location"]).json()["status"] == "failed"
+
+
+def test_thumbnails(http: httpx.Client) -> None:
+    answer = http.post("/generate", json={"prompt": "p", "num_samples": 3, "thumbnails": True})
+    urls = [candidate["thumbnail"] for candidate in answer.json()["candidates"]]
+    assert [Image.open(io.BytesIO(http.get(url).content)).format for url in urls] == ["WEBP"] * 3
+    without = http.post("/generate", json={"prompt": "p", "num_samples": 1}).json()
+    assert without["candidates"][0]["thumbnail"] is None
+    assert http.get(f"/jobs/{without['id']}/thumbnails/0").status_code == 404
+
+
+def test_large_jobs_come_in_pages(http: httpx.Client) -> None:
+    first = http.post("/generate", json={"prompt": "p", "num_samples": 300, "num_inference_steps": 1})
+    assert len(first.json()["candidates"]) == 256
+    assert first.headers["link"] == f'<{first.json()["next"]}>; rel="next"'
+    second = http.get(first.json()["next"]).json()
+    assert [candidate["index"] for candidate in second["candidates"]] == list(range(256, 300))
+    matches = [sum(map(len, rounds)) for rounds in zip(first.json()["bracket"], second["bracket"], strict=True)]
+    assert matches == [150, 75, 38, 19, 10, 5, 3, 2, 1]
+    assert second["next"] is None
+
+
+def test_an_idempotency_key_replays(http: httpx.Client) -> None:
+    def call(key: str, **fields: object) -> httpx.Response:
+        request = {"prompt": "p", "num_samples": 2, **fields}
+        return http.post("/generate", json=request, headers={"Idempotency-Key": key})
+
+    first, again = call("k1"), call("k1")
+    assert first.json() == again.json()
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    assert call("k2").json()["id"] != first.json()["id"]
+    other = call("k1", num_samples=3)
+    assert (other.status_code, problem_of(other)["code"]) == (422, "idempotency_mismatch")
+    assert call("k" * 256).status_code == 422
+
+
+BAD = {
+    "no body": (b"", "prompt", "JSON object with at least"),
+    "no JSON": (b'{"prompt": ', None, "not valid JSON"),
+    "no UTF-8": (b'{"prompt": "\xff"}', None, "UTF-8"),
+    "absurd nesting": (b"[" * 60_000, None, "JSON"),
+    "a list": (b"[1]", None, "JSON object"),
+    "no prompt": (b"{}", "prompt", "required"),
+    "a typing mistake": (b'{"prompt": "p", "num_sample": 3}', "num_sample", "did you mean num_samples?"),
+    "a later field": (b'{"prompt": "p", "deadline_seconds": 3}', "deadline_seconds", "not a field"),
+    "an odd field": (b'{"prompt": "p", "\\u202e": 3}', None, "'\\u202e' is not a field"),
+    "a broken field": (b'{"prompt": "p", "\\ud800": 3}', None, "surrogate"),
+    "too few": (b'{"prompt": "p", "num_samples": 0}', "num_samples", "greater than or equal to 1"),
+    "too many": (b'{"prompt": "p", "num_samples": 5000}', "num_samples", "at most 4096"),
+    "no number": (b'{"prompt": "p", "guidance_scale": NaN}', "guidance_scale", "finite"),
+    "a wrong choice": (b'{"prompt": "p", "format": "gif"}', "format", "'png', 'webp' or 'jpeg'"),
+    "an empty prompt": (b'{"prompt": ""}', "prompt", "at least 1 character"),
+    "a long prompt": (b'{"prompt": "%s"}' % (b"p" * 2001), "prompt", "2000"),
+    "too many tokens": (b'{"prompt": "%s"}' % (b"p " * 400), "prompt", "400 tokens"),
+    "a NUL": (b'{"prompt": "a\\u0000"}', "prompt", "NUL"),
+    "a surrogate": (b'{"prompt": "a\\ud800"}', "prompt", "surrogate"),
+    "an unknown model": (b'{"prompt": "p", "model": "http://x"}', "model", "choose from fake"),
+    "an odd size": (b'{"prompt": "p", "width": 65}', "width", "multiple of 32"),
+    "a great number": (b'{"prompt": "p", "seed": 1%s}' % (b"0" * 5000), None, ""),
+    "several": (b'{"prompt": "p", "top_k": 17, "seed": -1}', "top_k", "seed:"),
+}
+
+
+@pytest.mark.parametrize(("body", "field", "said"), BAD.values(), ids=BAD.keys())
+def test_bad_bodies_are_problems_that_name_the_field(
+    http: httpx.Client, body: bytes, field: str | None, said: str
+) -> None:
+    answer = http.post("/generate", content=body, headers={"Content-Type": "application/json"})
+    found = problem_of(answer)
+    assert (answer.status_code, found["code"]) == (422, "invalid_request")
+    assert said in found["detail"]
+    assert field is None or found.get("field", "prompt") == field
+
+
+REFUSED: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
+    "a form": ("POST", "/generate", {"data": {"prompt": "p"}}, 415, "unsupported_media_type"),
+    "no type": ("POST", "/generate", {"content": b"{}"}, 415, "unsupported_media_type"),
+    "a long body": ("POST", "/generate", {"json": {"prompt": "p" * 70_000}}, 413, "payload_too_large"),
+    "an event stream": (
+        "POST",
+        "/generate",
+        {"json": {"prompt": "p"}, "headers": {"Accept": "text/event-stream"}},
+        406,
+        "not_acceptable",
+    ),
+    "a contradiction": (
+        "POST",
+        "/generate",
+        {"json": {"prompt": "p", "format": "png"}, "headers": {"Accept": "image/webp"}},
+        422,
+        "invalid_request",
+    ),
+    "no such path": ("GET", "/generat", {}, 404, "not_found"),
+    "no such method": ("GET", "/generate", {}, 405, "method_not_allowed"),
+    "no such job": ("GET", "/jobs/0123456789ab", {}, 404, "job_not_found"),
+    "no job at all": ("DELETE", "/jobs/%7Bx%7D*", {}, 404, "job_not_found"),
+    "no such page": ("GET", "/jobs/0123?limit=0", {}, 422, "invalid_request"),
+    "no such rank": ("GET", "/jobs/0123/images/17", {}, 422, "invalid_request"),
+    "another host": ("GET", "/livez", {"headers": {"Host": "evil.example"}}, 403, "host_refused"),
+    "another page": (
+        "POST",
+        "/generate",
+        {"json": {"prompt": "p"}, "headers": {"Origin": "http://evil.example"}},
+        403,
+        "host_refused",
+    ),
+}
+
+
+@pytest.mark.parametrize(("method", "path", "options", "status", "code"), REFUSED.values(), ids=REFUSED.keys())
+def test_every_refusal_is_a_problem(
+    http: httpx.Client, method: str, path: str, options: dict[str, Any], status: int, code: str
+) -> None:
+    answer = http.request(method, path, **options)
+    assert (answer.status_code, problem_of(answer)["code"]) == (status, code)
+
+
+def test_a_body_of_unknown_length_is_cut_off(http: httpx.Client) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(100):
+            yield b" " * 1000
+
+    answer = http.post("/generate", content=endless(), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, problem_of(answer)["code"]) == (413, "payload_too_large")
+
+
+def test_probes_and_description(http: httpx.Client) -> None:
+    assert http.get("/livez").json() == {"status": "live"}
+    assert http.get("/readyz").json() == {"status": "ready", "workers": 1}
+    assert http.get("/docs").is_success
+    described = http.get("/openapi.json").json()
+    assert set(described["paths"]) >= {"/generate", "/jobs/{job_id}", "/jobs/{job_id}/images/{rank}"}
+    fields = described["components"]["schemas"]["GenerateRequest"]["properties"]
+    assert "num_samples" in fields
+
+
+def test_a_hundred_callers_wait_together(served: Any) -> None:
+    async def call_all() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=served.url, timeout=30, limits=limits) as http:
+            calls = [http.post("/generate", json={"prompt": f"p {i}", "num_samples": 8}) for i in range(120)]
+            return await asyncio.gather(*calls)
+
+    answers = asyncio.run(call_all())
+    assert {answer.json()["status"] for answer in answers} == {"succeeded"}
+    assert len({answer.json()["id"] for answer in answers}) == 120
+
+
+def test_a_job_that_nobody_can_come_back_to_is_cancelled(served: Any, http: httpx.Client) -> None:
+    def hang_up(headers: dict[str, str]) -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{served.url}/generate", json=LONG, headers=headers, timeout=0.5)
+
+    # The engine is free for this one only if the job of the caller who hung up is gone.
+    hang_up({})
+    assert http.post("/generate", json={"prompt": "p"}, headers={"Prefer": "wait=10"}).status_code == 200
+    hang_up({"Idempotency-Key": "hung up"})
+    again = http.post("/generate", json=LONG, headers={"Idempotency-Key": "hung up", "Prefer": "respond-async"})
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.json()["status"] in ("queued", "running")
+    http.delete(again.headers["location"])
+
+
+def test_a_full_queue_refuses_at_the_door(served: Any, serving: Serving) -> None:
+    with serving(served.settings.model_copy(update={"max_queued_candidates": 100})) as full:
+        answer = httpx.post(f"{full.url}/generate", json={"prompt": "p", "num_samples": 101})
+    assert (answer.status_code, problem_of(answer)["code"]) == (429, "overloaded")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert float(answer.headers["retry-after-ms"]) == 1000 * problem_of(answer)["retry_after"]
+
+
+def test_without_any_worker_a_call_is_told_so(queue_server: Path, serving: Serving) -> None:
+    with serving(Settings(data_dir=queue_server, redis_url=None, namespace="empty")) as empty:
+        for answer in (httpx.get(f"{empty.url}/readyz"), httpx.post(f"{empty.url}/generate", json={"prompt": "p"})):
+            assert (answer.status_code, problem_of(answer)["code"]) == (503, "unavailable")
+            assert "worker" in problem_of(answer)["detail"]
+            assert answer.headers["retry-after"]
+
+
+def test_a_queue_that_comes_back_is_found_again(tmp_path: Path, serving: Serving) -> None:
+    with LocalServer(tmp_path) as server:
+        settings = Settings(data_dir=tmp_path, redis_url=server.url)
+    with serving(settings) as api:
+        for _ in range(2):
+            answer = httpx.get(f"{api.url}/readyz")
+            assert (answer.status_code, problem_of(answer)["retry_after"]) == (503, 2.0)
+            assert "queue cannot be reached" in problem_of(answer)["detail"]
+        assert httpx.get(f"{api.url}/livez").is_success
+        with LocalServer(tmp_path):
+            assert "no worker" in httpx.get(f"{api.url}/readyz").json()["detail"]
+
+
+def test_keys_open_the_door_and_nothing_else_does(served: Any, serving: Serving) -> None:
+    keys = {"api_keys": ("k1", "k2"), "host": "0.0.0.0"}
+    with serving(served.settings.model_copy(update=keys)) as api:
+
+        def status(**headers: str) -> int:
+            return httpx.get(f"{api.url}/jobs/0123", headers=headers).status_code
+
+        refused = httpx.get(f"{api.url}/jobs/0123")
+        assert (problem_of(refused)["code"], refused.headers["www-authenticate"]) == ("not_authorized", "Bearer")
+        assert status(Authorization="Bearer k3") == 401
+        assert status(Authorization="Basic k1") == 401
+        assert status(Authorization="bearer k2", Host="any.example") == 404
+        assert httpx.get(f"{api.url}/readyz").is_success
+
+
+def test_callers_do_not_share_idempotency_keys(served: Any, serving: Serving) -> None:
+    with serving(served.settings.model_copy(update={"api_keys": ("k1", "k2")})) as api:
+
+        def call(key: str) -> str:
+            headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "same"}
+            return str(httpx.post(f"{api.url}/generate", json={"prompt": "p"}, headers=headers).json()["id"])
+
+        assert call("k1") == call("k1") != call("k2")
+
+
+def test_other_machines_need_keys_or_a_word_of_consent() -> None:
+    settings = Settings(host="0.0.0.0", redis_url="redis://localhost:1")
+    with pytest.raises(SetupError, match="BESTOFN_API_KEYS"):
+        create_app(settings)
+    create_app(settings.model_copy(update={"open_access": True}))
+
+
+def test_waiting_costs_nothing_much(served: Any, http: httpx.Client) -> None:
+    job = http.post("/generate", json=LONG, headers={"Prefer": "respond-async"}).headers["location"]
+    started = time.monotonic()
+    assert http.get(job, headers={"Prefer": "wait=1"}).json()["status"] == "running"
+    assert 0.9 < time.monotonic() - started < 3
+    http.delete(job)
