@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 
 from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.judge.loader import PARTS, JudgeFolderError, revision
@@ -48,6 +50,9 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
     place = torch.device(device or devices(settings)[0])
     # Bits depend on how many threads share a sum, so the number is fixed once and for all stages.
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    # Their bars of "Loading weights" would run through the progress of jobs.
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     try:
         generator = Generator(Checkpoint.resolve(settings.model), place, memory_budget=None)
         judge = find_judge(settings.judge)

@@ -95,7 +95,9 @@ def _progress(spec: JobSpec, judged: list[Candidate], steps: int) -> Progress:
     best = None
     if judged:
         leader = ranked(spec, judged)[0]
-        best = CandidateOut(index=leader.index, seed=leader.seed, verdict=VerdictOut.of(leader.verdict), rank=1)
+        best = CandidateOut(
+            index=leader.index, seed=leader.seed, verdict=VerdictOut.of(leader.verdict), rank=1, thumbnail=None
+        )
     return Progress(
         judged=len(judged),
         num_samples=spec.num_samples,

@@ -85,12 +85,10 @@ class Finishing:
 
     def drop(self, owner: Owner) -> None:
         """Forgets a heat's latents and pictures."""
-        self._latents = {
-            group: kept for group, items in self._latents.items() if (kept := [i for i in items if i.owner != owner])
-        }
-        self._pictures = {
-            key: kept for key, items in self._pictures.items() if (kept := [i for i in items if i.owner != owner])
-        }
+        for group, latents in self._latents.items():
+            self._latents[group] = [latent for latent in latents if latent.owner != owner]
+        for key, pictures in self._pictures.items():
+            self._pictures[key] = [picture for picture in pictures if picture.owner != owner]
 
     def run(self) -> Iterator[Judged | HeatFailed]:
         """Decodes and judges what is due. Whoever is told of a failed heat drops it before asking for more."""

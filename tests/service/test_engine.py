@@ -1,0 +1,326 @@
+"""The engine: a candidate is the same picture whatever is batched beside it, and trouble stays with its heat."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from bestofn.judge.judge import Judge
+from bestofn.judge.verdict import Rule
+from bestofn.models.generator import Generator
+from bestofn.models.random_checkpoint import SCM, make_random_checkpoint
+from bestofn.models.sampling import generate
+from bestofn.service.engine.engine import Engine
+from bestofn.service.engine.protocol import HeatFailed, HeatFinished, Judged, Stepped
+from bestofn.service.engine.residence import JudgeResidence
+from bestofn.service.engine.sizes import Sizes, sizes_for
+from bestofn.service.images import decode, encode
+from bestofn.service.jobs import JobSpec
+from bestofn.service.load import load_engine
+from bestofn.service.result import ranked
+from bestofn.service.settings import Settings
+
+JUDGE = Path(__file__).parents[1] / "fixtures" / "vila" / "checkpoint"
+SIZES = Sizes(slots=6, strict=True, rows=4, decode=4, judge=3)
+CHANGES = {
+    "tiny": {"bestofn": {"complex_human_instruction": [], "max_sequence_length": 24}},
+    "sprint": {
+        "transformer": {"guidance_embeds": True},
+        "scheduler": SCM,
+        "bestofn": {"num_inference_steps": 2, "complex_human_instruction": [], "max_sequence_length": 24},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {name: make_random_checkpoint("tiny", root / name, 7, changes) for name, changes in CHANGES.items()}
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoints):
+    return load_engine(Settings(model=str(checkpoints["tiny"]), judge=str(JUDGE), threads=1, devices="cpu"))
+
+
+@pytest.fixture
+def make(loaded):
+    """An engine over the loaded parts, or over a stand-in for one of them."""
+
+    def make(sizes=SIZES, generator=None, judge=None):
+        held = JudgeResidence(lambda: judge or loaded._judge.get(), loaded.generator, shared=True)
+        return Engine(
+            generator or loaded.generator, held, loaded.model_card, loaded.judge_card, loaded.tokenizer_json, sizes
+        )
+
+    return make
+
+
+@pytest.fixture
+def spec(loaded):
+    def spec(id, **fields):
+        defaults = {
+            "prompt": "a photo of a red star",
+            "num_samples": 1,
+            "seed": 11,
+            "width": 32,
+            "height": 32,
+            "num_inference_steps": 3,
+            "guidance_scale": 4.5,
+            "model": loaded.model_card.pin,
+            "judge": loaded.judge_card.pin,
+        }
+        merged = defaults | fields
+        return JobSpec(id=id, **({"top_k": merged["num_samples"]} | merged))
+
+    return spec
+
+
+def run(engine, *specs):
+    """Runs jobs together to their end; the outcomes by job, each merged over its heats, and all events."""
+    for job in specs:
+        for heat in job.heats():
+            engine.admit(heat)
+    events = []
+    while engine.busy:
+        events += engine.tick()
+    return events
+
+
+def pictures(events, job):
+    """Candidate -> (bytes, verdict) of a job."""
+    outcomes = [event.outcome for event in events if isinstance(event, HeatFinished) and event.job == job]
+    images = {index: data for outcome in outcomes for index, data in outcome.images.items()}
+    verdicts = {candidate.index: candidate.verdict for outcome in outcomes for candidate in outcome.candidates}
+    return {index: (images[index], verdicts[index]) for index in sorted(images)}
+
+
+def test_a_candidate_is_byte_equal_alone_in_full_batches_and_beside_other_jobs(make, spec):
+    job = spec("job", num_samples=9, heat_size=4)
+    reference = pictures(run(make(), job), "job")
+    assert len({data for data, _ in reference.values()}) == 9
+
+    alone = {i: pictures(run(make(), spec("one", seed=11 + i)), "one")[0] for i in (0, 4, 8)}
+    assert all(alone[i] == reference[i] for i in alone)
+
+    others = [
+        spec("steps", prompt="two blue rings", num_samples=5, num_inference_steps=7, guidance_scale=2.0, seed=90),
+        spec("unguided", prompt="a cross", num_samples=3, num_inference_steps=2, guidance_scale=1.0, seed=2),
+        spec("wide", prompt="a very long prompt of many more words", num_samples=2, width=64, negative_prompt="grey"),
+    ]
+    crowd = run(make(), others[0], job, *others[1:])
+    assert pictures(crowd, "job") == reference
+    for other in others:
+        assert pictures(crowd, other.id) == pictures(run(make(), other), other.id)
+
+    resplit = run(make(), job.model_copy(update={"heat_size": 1}))
+    assert pictures(resplit, "job") == reference
+    assert pictures(run(make(Sizes(slots=3, strict=True, rows=4, decode=4, judge=3)), job), "job") == reference
+
+
+def test_without_strict_mode_pictures_are_equal_to_rounding(make, spec):
+    job = spec("job", num_samples=5)
+    strict = pictures(run(make(), job), "job")
+    fast = pictures(run(make(Sizes(slots=6, strict=False, rows=12, decode=4, judge=3)), job), "job")
+    for (_, verdict), (_, other) in zip(strict.values(), fast.values(), strict=True):
+        assert verdict.yes_logit == pytest.approx(other.yes_logit, abs=1e-2)
+
+
+def test_another_process_makes_the_same_bytes(checkpoints, make, spec, tmp_path):
+    job = spec("job", num_samples=2)
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    program = (
+        "import sys; from pathlib import Path; from bestofn.service.jobs import JobSpec;"
+        "from bestofn.service.load import load_engine; from bestofn.service.local import run_local;"
+        "from bestofn.service.settings import Settings;"
+        "folder, model, judge = map(Path, sys.argv[1:]);"
+        "engine = load_engine(Settings(model=str(model), judge=str(judge), threads=1, devices='cpu'));"
+        "done = run_local(JobSpec.model_validate_json((folder / 'job.json').read_text()), engine);"
+        "[(folder / f'{i}.png').write_bytes(data) for i, data in done.images.items()]"
+    )
+    # The process chooses its batch sizes for the CPU: so does this engine.
+    subprocess.run([sys.executable, "-P", "-c", program, tmp_path, checkpoints["tiny"], JUDGE], check=True)
+    reference = pictures(run(make(sizes_for("cpu")), job), "job")
+    assert [(tmp_path / f"{i}.png").read_bytes() for i in (0, 1)] == [data for data, _ in reference.values()]
+
+
+@pytest.mark.parametrize(("name", "guidance", "steps"), [("tiny", 4.5, 5), ("tiny", 1.0, 2), ("sprint", 4.5, 2)])
+def test_the_engine_draws_what_the_plain_loop_draws(name, guidance, steps, checkpoints, spec):
+    engine = load_engine(Settings(model=str(checkpoints[name]), judge=str(JUDGE), threads=1, devices="cpu"))
+    job = spec("job", num_samples=3, guidance_scale=guidance, num_inference_steps=steps)
+    job = job.model_copy(update={"model": engine.model_card.pin, "judge": engine.judge_card.pin})
+    drawn = pictures(run(engine, job), "job")
+    options = {"num_inference_steps": steps, "guidance_scale": guidance}
+    plain = generate(engine.generator, job.prompt, [11, 12, 13], **options).numpy()
+    for (data, _), pixels in zip(drawn.values(), plain, strict=True):
+        ours = torch.frombuffer(bytearray(decode(data).tobytes()), dtype=torch.uint8).int()
+        theirs = torch.from_numpy(pixels.copy()).flatten().int()
+        assert ((ours - theirs).abs() <= 1).float().mean() >= 0.999
+
+
+def test_usage_counts_rows_verdicts_and_work(make, spec):
+    engine = make()
+    guided, unguided = spec("guided", num_samples=5, heat_size=5), spec("unguided", num_samples=2, guidance_scale=0.5)
+    events = run(engine, guided, unguided)
+    usage = {event.job: event.outcome.usage for event in events if isinstance(event, HeatFinished)}
+    flops = engine.generator.flops(32, 32)
+    assert usage["guided"].transformer_forwards == 5 * 3 * 2
+    assert usage["unguided"].transformer_forwards == 2 * 3
+    assert usage["guided"].judge_forwards == usage["guided"].candidates == 5
+    assert usage["guided"].tflops > (30 * flops.forward + 5 * flops.decode + 2 * flops.text) / 1e12
+    assert set(usage["guided"].seconds) == {"text", "denoise", "decode", "judge", "encode"}
+    assert "text" not in usage["unguided"].seconds, "the prompt was encoded once, for the other job"
+    steps = Counter()
+    for event in events:
+        if isinstance(event, Stepped):
+            steps[event.job] += event.steps
+    assert steps == {"guided": 15, "unguided": 6}
+
+
+@pytest.mark.parametrize("rule", Rule)
+def test_a_heat_keeps_the_pictures_of_its_own_best(rule, make, spec):
+    job = spec("job", num_samples=7, top_k=2, heat_size=5, rule=rule, thumbnails=True, format="webp")
+    outcomes = {event.outcome.heat: event.outcome for event in run(make(), job) if isinstance(event, HeatFinished)}
+    assert sorted(outcomes) == [0, 1]
+    for outcome in outcomes.values():
+        best = [candidate.index for candidate in ranked(job, outcome.candidates)[:2]]
+        assert sorted(outcome.images) == sorted(best)
+        assert sorted(outcome.thumbnails) == [candidate.index for candidate in outcome.candidates]
+        assert all(data[8:12] == b"WEBP" for data in (*outcome.images.values(), *outcome.thumbnails.values()))
+    assert [c.seed for c in outcomes[1].candidates] == [16, 17]
+
+
+def test_a_cancelled_job_is_gone_before_the_next_tick_and_its_slots_are_refilled(make, spec):
+    engine = make()
+    doomed, other = spec("doomed", num_samples=20, heat_size=10), spec("other", num_samples=3)
+    for job in (doomed, other):
+        for heat in job.heats():
+            engine.admit(heat)
+    engine.tick()
+    engine.cancel("doomed")
+    events = run(engine)
+    assert {event.job for event in events} == {"other"}
+    assert pictures(events, "other") == pictures(run(make(), other), "other")
+    for heat in doomed.heats():  # cancelled is not banned
+        engine.admit(heat)
+    assert len(pictures(run(engine), "doomed")) == 20
+
+
+def test_refill_leaves_no_slot_empty_while_candidates_wait(make, spec):
+    engine = make()
+    jobs = [spec("a", num_samples=8, num_inference_steps=2), spec("b", num_samples=8, num_inference_steps=5)]
+    for job in jobs:
+        for heat in job.heats():
+            engine.admit(heat)
+    busy = []
+    while engine.busy:
+        busy.append(sum(event.steps for event in engine.tick() if isinstance(event, Stepped)))
+    assert sum(busy) == 8 * 2 + 8 * 5
+    assert busy[: len(busy) - 5] == [6] * (len(busy) - 5), "only the last candidates run in an emptying batch"
+
+
+def test_room_and_refusals(make, spec, loaded):
+    engine = make()
+    assert (engine.slots, engine.room(), engine.busy) == (6, 12, False)
+    job = spec("job", num_samples=4)
+    engine.admit(job.heat(0))
+    assert (engine.room(), engine.busy) == (8, True)
+    with pytest.raises(ValueError, match="held already"):
+        engine.admit(job.heat(0))
+    other = loaded.model_card.pin.model_copy(update={"revision": "another"})
+    with pytest.raises(ValueError, match=r"this engine holds .* asks for .*@another"):
+        engine.admit(spec("other", model=other).heat(0))
+    with pytest.raises(ValueError, match="multiples of 32"):
+        engine.admit(spec("odd", width=40).heat(0))
+
+
+def test_a_prompt_that_cannot_be_read_fails_its_own_heat_only(make, spec):
+    long, good = spec("long", prompt="word " * 99, num_samples=3), spec("good", num_samples=2)
+    events = run(make(), long, good)
+    assert [(event.job, event.heat) for event in events if isinstance(event, HeatFailed)] == [("long", 0)]
+    assert next(event.reason for event in events if isinstance(event, HeatFailed)).startswith("the prompt has ")
+    assert len(pictures(events, "good")) == 2
+
+
+class CrampedGenerator(Generator):
+    """Memory for so many rows in a forward and so many pictures in a decode, no more."""
+
+    rows = pictures = 1000
+
+    def output(self, x, *rest):
+        if len(x) > self.rows:
+            raise MemoryError(f"{len(x)} rows")
+        return super().output(x, *rest)
+
+    def decode(self, latents, *rest):
+        if len(latents) > self.pictures:
+            raise torch.OutOfMemoryError(f"{len(latents)} pictures")
+        return super().decode(latents, *rest)
+
+
+class CrampedJudge(Judge):
+    """Memory for one picture at a time."""
+
+    def judge(self, pictures, prompts):
+        if len(pictures) > 1:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 byte")
+        return super().judge(pictures, prompts)
+
+
+def test_a_failed_allocation_halves_the_batch_and_is_said(make, spec, checkpoints):
+    generator = CrampedGenerator.load(str(checkpoints["tiny"]))
+    generator.rows, generator.pictures = 1, 2
+    engine = make(generator=generator, judge=CrampedJudge.load(JUDGE))
+    job = spec("job", num_samples=5)
+    events = run(engine, job)
+    outcome = next(event.outcome for event in events if isinstance(event, HeatFinished))
+    assert len(outcome.images) == 5
+    said = " ".join(outcome.warnings)
+    assert "denoising ran in batches of 1 rows instead of 4" in said
+    assert "decoding ran in batches of 2 instead of 4" in said
+    assert "judging ran in batches of 1 instead of 3" in said
+    reference = pictures(run(make(), job), "job")
+    for (_, verdict), (_, other) in zip(pictures(events, "job").values(), reference.values(), strict=True):
+        assert verdict.yes_logit == pytest.approx(other.yes_logit, abs=1e-2)
+
+
+@pytest.mark.parametrize(("what", "word"), [("rows", "denoising"), ("pictures", "decoding")])
+def test_what_fits_not_even_alone_fails_in_plain_words_and_the_engine_lives(what, word, make, spec, checkpoints):
+    generator = CrampedGenerator.load(str(checkpoints["tiny"]))
+    engine = make(generator=generator)
+    setattr(generator, what, 0)
+    failed = [event for event in run(engine, spec("job", num_samples=3)) if isinstance(event, HeatFailed)]
+    assert [(event.job, event.heat) for event in failed] == [("job", 0)]
+    assert failed[0].reason.startswith(f"{word} ")
+    assert "needs more memory than is free" in failed[0].reason
+    setattr(generator, what, 1000)
+    assert len(pictures(run(engine, spec("next", num_samples=2)), "next")) == 2
+
+
+def test_generator_and_judge_take_turns_where_memory_is_short(loaded, spec, checkpoints):
+    generator = Generator.load(str(checkpoints["tiny"]))
+    loads = []
+
+    def load():
+        loads.append(sorted(generator._parts))
+        return Judge.load(JUDGE)
+
+    residence = JudgeResidence(load, generator, shared=False)
+    engine = Engine(generator, residence, loaded.model_card, loaded.judge_card, loaded.tokenizer_json, SIZES)
+    job = spec("job", num_samples=2)
+    assert len(pictures(run(engine, job), "job")) == 2
+    assert loads == [[]], "the judge came when the generator's parts had left"
+
+
+def test_encoded_pictures_are_those_that_were_judged(make, spec, loaded):
+    job = spec("job", num_samples=2)
+    events = run(make(), job)
+    for candidate, (data, verdict) in pictures(events, "job").items():
+        picture = decode(data)
+        assert encode(picture, "png") == data
+        again = loaded._judge.get().judge([picture], [job.prompt])[0]
+        assert again.yes_logit == pytest.approx(verdict.yes_logit, abs=1e-3), candidate
+    assert [e.candidate.index for e in events if isinstance(e, Judged)] == [0, 1]

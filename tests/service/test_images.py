@@ -1,0 +1,46 @@
+"""Pictures in the formats of the wire."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bestofn.service.images import MEDIA_TYPES, decode, encode, thumbnail
+
+
+@pytest.fixture
+def pixels():
+    ramp = np.linspace(0, 255, 96, dtype=np.uint8)
+    return np.stack([np.tile(ramp, (64, 1)), np.full((64, 96), 40, np.uint8), np.tile(ramp[::-1], (64, 1))], axis=2)
+
+
+@pytest.mark.parametrize("format", MEDIA_TYPES)
+def test_every_format_comes_back_as_what_it_says(format, pixels):
+    data = encode(pixels, format)
+    assert Image.open(io.BytesIO(data)).format == format.upper()
+    assert data == encode(pixels, format), "the same picture gives the same bytes"
+    apart = np.abs(np.asarray(decode(data)).astype(int) - pixels)
+    assert apart.mean() < (0.1 if format == "png" else 3.0)
+
+
+def test_png_is_lossless(pixels):
+    assert np.array_equal(np.asarray(decode(encode(pixels, "png"))), pixels)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((1024, 512), (256, 128)), ((64, 64), (64, 64))])
+def test_thumbnails_keep_the_aspect_and_never_grow(size, expected):
+    data = thumbnail(Image.new("RGB", size, (200, 10, 10)))
+    assert decode(data).size == expected
+    assert Image.open(io.BytesIO(data)).format == "WEBP"
+
+
+def test_what_is_no_picture_is_refused(pixels):
+    with pytest.raises(ValueError, match="not a readable picture"):
+        decode(b"\x89PNG\r\n\x1a\n but no more")
+    with pytest.raises(ValueError, match="not a readable picture"):
+        decode(encode(pixels, "jpeg")[:200])
+    with pytest.raises(ValueError, match=r"\(height, width, 3\)"):
+        encode(pixels[..., :2], "png")
+    with pytest.raises(ValueError, match="png, webp, jpeg"):
+        encode(pixels, "gif")

@@ -1,0 +1,65 @@
+"""From settings to an engine: devices, judges by name, memory shared out, and what the card says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bestofn.models.errors import CheckpointError
+from bestofn.service.errors import SetupError
+from bestofn.service.load import devices, find_judge, known_words, load_engine, share_memory
+from bestofn.service.settings import Settings
+
+JUDGE = Path(__file__).parents[1] / "fixtures" / "vila" / "checkpoint"
+GIB = 2**30
+# float32 on a CPU: SANA-1.5 1.6B with Gemma-2-2B and DC-AE
+SANA = {"text_encoder": int(9.7 * GIB), "transformer": int(6.0 * GIB), "decoder": int(0.6 * GIB)}
+
+
+@pytest.mark.parametrize(
+    ("memory", "shared", "least"),
+    [(64, True, 16.3), (24, True, 9.7), (16, False, 9.7)],
+    ids=["all fit", "the text encoder gives way", "judge and generator take turns"],
+)
+def test_memory_is_shared_out(memory, shared, least):
+    judge = 8 * GIB
+    fits, budget = share_memory(SANA, judge, memory * GIB)
+    assert fits is shared
+    assert budget >= least * GIB
+    assert budget + (judge if shared else 0) <= 0.8 * memory * GIB
+
+
+def test_devices():
+    assert devices(Settings(devices="cpu")) == ["cpu"]
+    assert devices(Settings(devices="all"))
+    with pytest.raises(SetupError, match=r"cuda:99 not found; this machine has .*cpu"):
+        devices(Settings(devices="cpu, cuda:99"))
+    with pytest.raises(SetupError, match="none not found"):
+        devices(Settings(devices=","))
+
+
+def test_judges_by_name(tmp_path):
+    judge = find_judge(str(JUDGE))
+    assert judge.path == JUDGE
+    assert judge.pin.revision == find_judge(str(JUDGE)).pin.revision
+    with pytest.raises(ValueError, match="not a VILA checkpoint"):
+        find_judge(str(tmp_path))
+    with pytest.raises(ValueError, match="a hub name looks like owner/name@revision"):
+        find_judge("./nowhere")
+
+
+def test_hub_names_are_looked_up_offline(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"owner/judge@v2 was not found in the local cache"):
+        find_judge("owner/judge@v2")
+
+
+def test_a_missing_model_is_one_clear_error():
+    with pytest.raises(SetupError, match=r"no checkpoint '\./nowhere'"):
+        load_engine(Settings(model="./nowhere", threads=1, devices="cpu"))
+
+
+def test_only_a_tokenizer_of_words_has_known_words():
+    words = {"model": {"type": "WordLevel", "vocab": {"<pad>": 0, "star": 1, "a": 2, ",": 3}}}
+    assert known_words(json.dumps(words).encode()) == ("a", "star")
+    assert known_words(json.dumps({"model": {"type": "BPE", "vocab": {"a": 0}}}).encode()) is None

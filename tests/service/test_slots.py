@@ -1,0 +1,102 @@
+"""Slot policy: every candidate is placed once, in order, interactive before batch; batches are no larger than need be."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bestofn.service.engine.sizes import Sizes, bucket, sizes_for
+from bestofn.service.engine.slots import Waiting, chunks, lowest_free, refill, room, split_due, turn
+
+GROUPS = [(64, 64), (96, 64), (128, 128)]
+heats = st.builds(
+    Waiting,
+    job=st.uuids().map(str),
+    heat=st.integers(0, 9),
+    group=st.sampled_from(GROUPS),
+    interactive=st.booleans(),
+    first=st.integers(0, 100),
+    count=st.integers(1, 20),
+)
+
+
+@given(st.lists(heats, max_size=8, unique_by=lambda heat: heat.job), st.integers(1, 9))
+def test_refill_places_every_candidate_once_in_order_of_admission(waiting, slots):
+    seen, rounds = [], 0
+    left = tuple(waiting)
+    while left:
+        placements, after = refill({group: range(slots) for group in GROUPS}, left)
+        assert placements, "free slots and waiting candidates, but nothing is placed"
+        assert len({(p.group, p.slot) for p in placements}) == len(placements)
+        groups_left = {heat.group for heat in after}
+        for group in groups_left:
+            assert sum(p.group == group for p in placements) == slots, "a slot stays empty while candidates wait"
+        seen += [(p.job, p.candidate) for p in placements]
+        left, rounds = after, rounds + 1
+    expected = [(heat.job, heat.first + j) for heat in waiting for j in range(heat.count)]
+    assert sorted(seen) == sorted(expected)
+    for group in GROUPS:
+        jobs = {heat.job for heat in waiting if heat.group == group}
+        order = sorted((h for h in waiting if h.group == group), key=lambda heat: not heat.interactive)
+        assert [entry for entry in seen if entry[0] in jobs] == [
+            (heat.job, heat.first + j) for heat in order for j in range(heat.count)
+        ]
+
+
+def test_refill_prefers_interactive_heats_that_came_later():
+    batch = Waiting("slow", 0, (64, 64), False, 0, 16)
+    urgent = Waiting("fast", 0, (64, 64), True, 0, 2)
+    placements, left = refill({(64, 64): [1, 5, 6]}, (batch, urgent))
+    assert [(p.slot, p.job, p.candidate) for p in placements] == [(1, "fast", 0), (5, "fast", 1), (6, "slow", 0)]
+    assert left == (Waiting("slow", 0, (64, 64), False, 1, 15),)
+
+
+def test_groups_take_turns_and_interactive_ones_go_first():
+    busy = dict.fromkeys(GROUPS, False)
+    last, order = None, []
+    while len(order) < 6:
+        last = turn(busy, last)
+        order.append(last)
+    assert order == GROUPS * 2
+    assert turn(busy | {GROUPS[1]: True}, GROUPS[1]) == GROUPS[1]
+    with pytest.raises(ValueError, match="no group"):
+        turn({}, None)
+
+
+@given(st.sets(st.integers(0, 40)), st.integers(1, 12))
+def test_chunks_hold_every_row_and_no_empty_chunk(rows, size):
+    found = chunks(rows, size)
+    assert all(set(chunk) & rows and len(chunk) == size and chunk.start % size == 0 for chunk in found)
+    assert rows <= {row for chunk in found for row in chunk}
+    assert len(found) == len({row // size for row in rows})
+
+
+@given(st.sets(st.integers(0, 20)), st.integers(0, 5))
+def test_lowest_free_rows(taken, count):
+    free = lowest_free(taken, count)
+    assert len(free) == count
+    assert not set(free) & taken
+    assert not free or set(range(max(free))) <= taken | set(free)
+
+
+@given(st.lists(st.integers()), st.integers(1, 7), st.booleans())
+def test_a_stage_takes_full_batches_unless_a_heat_waits_for_it(waiting, size, flush):
+    due, later = split_due(waiting, size, flush=flush)
+    assert due + later == waiting
+    assert later == [] if flush else len(later) < size and len(due) % size == 0
+
+
+def test_room_is_two_sets_of_slots():
+    assert [room(8, held) for held in (0, 7, 16, 40)] == [16, 9, 0, 0]
+
+
+def test_batches_shrink_with_the_work_of_an_item():
+    sizes = sizes_for("cpu", slots=16)
+    assert sizes.strict
+    assert sizes.batch(sizes.rows, 0.0002) == 8
+    assert sizes.batch(sizes.rows, 0.02) == 2
+    assert sizes.batch(sizes.rows, 0.84) == 1, "a 1.6B transformer at 512 pixels pays for no padding"
+    assert not sizes_for("cuda").strict
+    assert sizes_for("cuda", reproducible="strict").strict
+    assert [bucket(rows, 24) for rows in (1, 2, 3, 8, 9, 17)] == [1, 2, 4, 8, 16, 24]
+    with pytest.raises(ValueError, match="at least 1"):
+        Sizes(slots=1, strict=True, rows=0, decode=1, judge=1)
