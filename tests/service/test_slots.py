@@ -1,4 +1,4 @@
-"""Slot policy: every candidate is placed once, in order, interactive before batch; batches are no larger than need be."""
+"""Slot policy: every candidate is placed once, in order, interactive before batch; no batch is larger than need be."""
 
 import pytest
 from hypothesis import given
