@@ -85,13 +85,16 @@ class Lane:
 
     async def claim(self, count: int, block_seconds: float) -> list[Claim]:
         """At most `count` new heats, interactive ones first; waits for one at most `block_seconds`."""
-        entries: list[Entry] = []
-        for priority in CLASSES:
-            if len(entries) < count:
-                entries += await self._read([priority], count - len(entries), None)
-        if not entries and block_seconds > 0:
-            entries = await self._read(CLASSES, 1, block_seconds)
-        return await self._start(entries)
+        while True:
+            entries: list[Entry] = []
+            for priority in CLASSES:
+                if len(entries) < count:
+                    entries += await self._read([priority], count - len(entries), None)
+            if not entries and block_seconds > 0:
+                entries = await self._read(CLASSES, 1, block_seconds)
+            claims = await self._start(entries)
+            if claims or not entries:
+                return claims
 
     async def reclaim(self, count: int, lease_seconds: float) -> list[Claim]:
         """At most `count` heats whose leases have not been renewed for `lease_seconds`."""
@@ -118,6 +121,7 @@ class Lane:
         staged = keys("staged", job, heat, self.worker)
         own = {candidate.index: candidate for candidate in outcome.candidates}
         inline: list[Argument] = []
+        staged_before = False
         while True:
             version, text = await redis.hmget(keys("job", job), ["version", "leaders"])
             before = unpack_leaders(spec, text or b"[]")
@@ -125,8 +129,9 @@ class Lane:
             after = [field[index] for index in leaders(spec, field.values())]
             standing = {candidate.index for candidate in after}
             kept = sorted(standing & own.keys())
-            if not inline and not await self._stage(staged, kept, outcome):
+            if not inline and not await self._stage(staged, kept, outcome, staged_before):
                 inline = [part for index in kept for part in (index, outcome.images[index])]
+            staged_before = True
             dropped = [[c.index, c.index // spec.heat_size] for c in before if c.index not in standing]
             reply = await self.queue.scripts(
                 "complete",
@@ -191,17 +196,22 @@ class Lane:
                 claims.append(Claim(entry, JobSpec.model_validate_json(spec).heat(entry.heat), deliveries))
         return claims
 
-    async def _stage(self, staged: str, kept: Sequence[int], outcome: HeatOutcome) -> bool:
-        """Stores images beside the scripts, which would block the server meanwhile; False if its memory is full."""
+    async def _stage(self, staged: str, kept: Sequence[int], outcome: HeatOutcome, again: bool) -> bool:
+        """Stores images beside the scripts, which would block the server meanwhile; False if its memory is full.
+
+        `again`: in place of those of an earlier try.
+        """
         pictures: dict[str, bytes] = {str(index): outcome.images[index] for index in kept}
         small = outcome.thumbnails.items()
         pictures |= {f"thumbnail {index}": small_picture for index, small_picture in small if index < THUMBNAILS_KEPT}
-        if not pictures:
+        if not (pictures or again):
             return True
         try:
             async with self.queue.redis.pipeline(transaction=False) as pipe:
-                pipe.hset(staged, mapping=pictures)
-                pipe.pexpire(staged, STAGED_MS)
+                pipe.unlink(staged)
+                if pictures:
+                    pipe.hset(staged, mapping=pictures)
+                    pipe.pexpire(staged, STAGED_MS)
                 await pipe.execute()
         except OutOfMemoryError:
             return False

@@ -249,21 +249,25 @@ class Queue:
             JobNotFound, JobGone: there is no such job, at the start or while following it.
         """
         key = self.keys("events", job)
+        block: int | None = None
         while True:
-            reply = await self.redis.xread({key: after}, block=int(1000 * BLOCK_SECONDS), count=256)
-            if not reply:
-                status = await self.redis.hget(self.keys("job", job), "status")
-                if status is None:
-                    await self._missing(job)
-                if JobStatus(status.decode()) not in ACTIVE:
-                    return  # `after` was the last event
-                continue
-            for entry, fields in reply[0][1]:
+            reply = await self.redis.xread({key: after}, block=block, count=256)
+            for entry, fields in reply[0][1] if reply else ():
                 event = Event.read(entry, fields)
                 yield event
                 if event.type in ENDINGS:
                     return
                 after = event.id
+            if not reply:
+                status = await self.redis.hget(self.keys("job", job), "status")
+                if status is None:
+                    await self._missing(job)
+                if JobStatus(status.decode()) in ACTIVE:
+                    block = int(1000 * BLOCK_SECONDS)
+                elif block is None:
+                    return  # `after` was the last event
+                else:
+                    block = None  # the job has ended since the read: its last event is there
 
     async def cards(self) -> list[WorkerCard]:
         """The cards of the workers that are warm now."""

@@ -1,0 +1,397 @@
+"""The queue's contract, over Redis and the embedded Valkey: what every submit, claim, completion and end must keep."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from bestofn.service.errors import (
+    IdempotencyMismatch,
+    JobGone,
+    JobNotFound,
+    NotThere,
+    Overloaded,
+    SetupError,
+    Unavailable,
+)
+from bestofn.service.jobs import Heat, HeatOutcome, JobSpec, JobStatus
+from bestofn.service.queue.keys import GROUP, Keys
+from bestofn.service.queue.lane import Claim, HeatProgress, Lane
+from bestofn.service.queue.queue import Queue, check_server
+from bestofn.service.queue.records import Backlog, pack_heat, unpack_heat
+from bestofn.service.result import leaders
+from bestofn.service.settings import Settings
+
+MakeSpec = Callable[..., JobSpec]
+Finish = Callable[[Heat], HeatOutcome]
+OpenLane = Callable[..., Awaitable[Lane]]
+
+
+@asynccontextmanager
+async def opened(settings: Settings, **changes: object) -> AsyncIterator[Queue]:
+    queue = await Queue.connect(settings.model_copy(update=changes))
+    try:
+        yield queue
+    finally:
+        await queue.aclose()
+
+
+async def drain(lane: Lane, finish: Finish) -> list[Claim]:
+    """Claims and completes all there is."""
+    done = []
+    while claims := await lane.claim(1, 0):
+        for claim in claims:
+            await lane.complete(claim, finish(claim.heat))
+            done.append(claim)
+    return done
+
+
+async def types(queue: Queue, job: str, after: str = "0") -> list[str]:
+    return [event.type async for event in queue.events(job, after)]
+
+
+def test_a_job_runs_to_its_end(settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane) -> None:
+    async def run() -> None:
+        async with opened(settings) as queue:
+            lane = await open_lane(queue)
+            spec = make_spec(num_samples=10, top_k=3, seed=2**63 - 10)
+            assert await queue.submit(spec, cost=1.5) == (spec.id, True)
+            assert await queue.spec(spec.id) == spec
+            before = await queue.record(spec.id)
+            assert (before.status, before.position, before.started) == (JobStatus.QUEUED, 1, None)
+            assert await queue.backlog() == Backlog(1, 10, 1.5, before.spec.top_k * int(32 * 32 * 3.1) + 1)
+
+            claims = await drain(lane, finish)
+            assert [(claim.heat.index, claim.heat.count, claim.deliveries) for claim in claims] == [
+                (0, 4, 1),
+                (1, 4, 1),
+                (2, 2, 1),
+            ]
+            record = await queue.record(spec.id)
+            assert record.status is JobStatus.SUCCEEDED
+            assert record.progress.judged == 10
+            assert record.created <= (record.started or 0) <= (record.ended or 0)
+            candidates = [candidate for outcome in record.outcomes for candidate in outcome.candidates]
+            assert [candidate.seed for candidate in candidates] == list(range(2**63 - 10, 2**63))
+            expected = {index: image for heat in spec.heats() for index, image in finish(heat).images.items()}
+            for index in leaders(spec, candidates):
+                assert await queue.image(spec.id, index) == expected[index]
+            losers = set(range(10)) - set(leaders(spec, candidates))
+            for index in losers:
+                with pytest.raises(NotThere):
+                    await queue.image(spec.id, index)
+            assert await types(queue, spec.id) == ["queued", "started", *["progress", "heat"] * 3, "result"]
+            sizes = [len(await queue.image(spec.id, index)) for index in leaders(spec, candidates)]
+            assert await queue.backlog() == Backlog(0, 0, 0.0, sum(sizes))
+
+    asyncio.run(run())
+
+
+def test_no_pair_no_job(settings: Settings, make_spec: MakeSpec, open_lane: OpenLane) -> None:
+    async def run() -> None:
+        async with opened(settings) as queue:
+            with pytest.raises(Unavailable, match="no worker has ever announced"):
+                await queue.submit(make_spec(), cost=1)
+            lane = await open_lane(queue)
+            assert [card.worker for card in await queue.cards()] == ["one"]
+            await lane.leave(())
+            assert await queue.cards() == []
+            assert [card.worker for card in await queue.announced()] == ["one"]
+            await queue.submit(make_spec(), cost=1)  # waits for the next worker
+            assert await lane.claim(4, 0) == []
+            assert len(await (await open_lane(queue, "two")).claim(4, 0)) == 1
+
+    asyncio.run(run())
+
+
+def test_the_first_completion_wins_and_a_lost_lease_stays_lost(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        async with opened(settings) as queue:
+            one, two = await open_lane(queue), await open_lane(queue, "two")
+            spec = make_spec(num_samples=4)
+            await queue.submit(spec, cost=1)
+            [late] = await one.claim(1, 0)
+            assert await two.reclaim(1, 0.05) == []
+            await asyncio.sleep(0.1)
+            assert await one.beat([late], 60.0) == set()
+            assert await two.reclaim(1, 0.05) == []  # the beat renewed the lease
+            await asyncio.sleep(0.1)
+            [again] = await two.reclaim(1, 0.05)
+            assert again.deliveries == 2  # the beat was no delivery
+            assert await one.beat([late], 60.0) == {late.entry.id}
+            await one.fail(late, "again", "a loser's word")  # not its own any more: nothing happens
+            assert await two.beat([again], 60.0) == set()
+
+            assert await one.complete(late, finish(late.heat))
+            assert not await two.complete(again, finish(again.heat))
+            assert (await queue.record(spec.id)).progress.judged == 4
+            assert (await types(queue, spec.id)).count("heat") == 1
+
+    asyncio.run(run())
+
+
+def test_images_of_the_leaders_stand_whoever_completes_when(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        async with opened(settings) as queue:
+            lanes = [await open_lane(queue, name, 16) for name in ("one", "two")]
+            spec = make_spec(num_samples=24, heat_size=3, top_k=4, thumbnails=True)
+            await queue.submit(spec, cost=1)
+            claims = [(lane, claim) for _ in range(4) for lane in lanes for claim in await lane.claim(1, 0)]
+            assert len(claims) == 8
+            await asyncio.gather(*(lane.complete(claim, finish(claim.heat)) for lane, claim in reversed(claims)))
+            record = await queue.record(spec.id)
+            best = leaders(spec, [c for outcome in record.outcomes for c in outcome.candidates])
+            for index in range(24):
+                if index in best:
+                    assert await queue.image(spec.id, index)
+                else:
+                    with pytest.raises(NotThere):
+                        await queue.image(spec.id, index)
+                assert await queue.thumbnail(spec.id, index)
+            assert record.thumbnails == frozenset(range(24))
+            keys = await queue.redis.keys(queue.keys("staged", spec.id, "*", "*"))
+            assert keys == []
+
+    asyncio.run(run())
+
+
+def test_cancel_drops_what_waits_and_touches_nobody_else(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        async with opened(settings) as queue:
+            lane = await open_lane(queue, capacity=8)
+            gone, stays = make_spec(num_samples=40, top_k=4), make_spec(num_samples=8)
+            await queue.submit(gone, cost=1)
+            [held] = await lane.claim(1, 0)
+            await lane.complete(held, finish(held.heat))
+            [held] = await lane.claim(1, 0)
+            await queue.submit(stays, cost=1)
+            assert await queue.cancel(gone.id) is JobStatus.CANCELED
+            assert await queue.cancel(gone.id) is JobStatus.CANCELED
+            assert not await lane.report(gone.id, [HeatProgress(1, 1, 2)])
+            assert not await lane.complete(held, finish(held.heat))
+            assert {claim.entry.job for claim in await drain(lane, finish)} == {stays.id}
+            assert (await queue.record(stays.id)).status is JobStatus.SUCCEEDED
+            assert await queue.cancel(stays.id) is JobStatus.SUCCEEDED
+            assert (await types(queue, gone.id))[-1] == "canceled"
+            backlog = await queue.backlog()
+            assert (backlog.jobs, backlog.candidates, backlog.tflops) == (0, 0, 0.0)
+            assert await queue.redis.keys(queue.keys("images", gone.id, "*")) == []
+            with pytest.raises(JobNotFound):
+                await queue.cancel("nothing")
+
+    asyncio.run(run())
+
+
+def test_one_idempotency_key_makes_one_job(settings: Settings, make_spec: MakeSpec, open_lane: OpenLane) -> None:
+    async def run() -> None:
+        async with opened(settings) as queue:
+            await open_lane(queue)
+            calls = [queue.submit(make_spec(), idempotency_key="k", fingerprint="f", cost=1) for _ in range(50)]
+            replies = await asyncio.gather(*calls)
+            assert len({job for job, _ in replies}) == 1
+            assert sum(created for _, created in replies) == 1
+            with pytest.raises(IdempotencyMismatch, match="use a new key"):
+                await queue.submit(make_spec(), idempotency_key="k", fingerprint="g", cost=1)
+            assert (await queue.backlog()).jobs == 1
+
+    asyncio.run(run())
+
+
+def test_the_door_counts_candidates_and_bytes(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        async with opened(settings, max_queued_candidates=20, image_budget_bytes=8000) as queue:
+            lane = await open_lane(queue)
+            await queue.submit(make_spec(num_samples=16), cost=1)
+            with pytest.raises(Overloaded, match="16 candidates wait, and 5 more would pass the limit of 20") as full:
+                await queue.submit(make_spec(num_samples=5), cost=1)
+            assert full.value.retry_after
+            with pytest.raises(Overloaded, match="MiB for images"):
+                await queue.submit(make_spec(num_samples=2, top_k=2), cost=1)
+            await drain(lane, finish)
+            await queue.submit(make_spec(num_samples=2, top_k=2), cost=1)  # real pictures are smaller than feared
+
+    asyncio.run(run())
+
+
+def test_a_full_server_refuses_jobs_and_finishes_those_it_has(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        async with opened(settings) as queue:
+            lane = await open_lane(queue, capacity=16)
+            spec = make_spec(num_samples=8, top_k=2)
+            await queue.submit(spec, cost=1)
+            used = (await queue.redis.info("memory"))["used_memory"]
+            try:
+                await queue.redis.config_set("maxmemory", int(used / 0.9))
+                with pytest.raises(Unavailable, match="nearly full"):
+                    await queue.submit(make_spec(), cost=1)
+                await queue.redis.config_set("maxmemory", used // 2)
+                with pytest.raises(Unavailable, match="full"):
+                    await queue.submit(make_spec(), cost=1)
+                for claim in await lane.claim(4, 0):
+                    await lane.beat([claim], 60.0)
+                    assert await lane.report(spec.id, [HeatProgress(claim.heat.index, 1, 2)])
+                    assert await lane.complete(claim, finish(claim.heat))
+            finally:
+                await queue.redis.config_set("maxmemory", 0)
+            record = await queue.record(spec.id)
+            assert record.status is JobStatus.SUCCEEDED
+            for index in leaders(spec, [c for outcome in record.outcomes for c in outcome.candidates]):
+                assert await queue.image(spec.id, index)
+
+    asyncio.run(run())
+
+
+def test_the_ring_deals_in_turns_and_no_further_than_needed(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        async with opened(settings) as queue:
+            lane = await open_lane(queue, capacity=8)
+            large, small = make_spec(num_samples=2048), make_spec(num_samples=4)
+            await queue.submit(large, cost=1)
+            await queue.submit(small, cost=1)
+            order = []
+            while small.id not in order:
+                [claim] = await lane.claim(1, 0)
+                order.append(claim.entry.job)
+                await lane.complete(claim, finish(claim.heat))
+            assert len(order) <= 4  # what a worker of 8 holds, two heats, one heat more, and its own
+            third = make_spec(num_samples=400)
+            await queue.submit(third, cost=1)
+            turns = []
+            for _ in range(12):
+                [claim] = await lane.claim(1, 0)
+                turns.append(claim.entry.job)
+                await lane.complete(claim, finish(claim.heat))
+            late = turns[turns.index(third.id) :]
+            assert late == [job for _ in late for job in (third.id, large.id)][: len(late)]
+
+    asyncio.run(run())
+
+
+def test_interactive_jobs_go_first(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        async with opened(settings) as queue:
+            lane = await open_lane(queue)
+            batch, quick = make_spec(num_samples=64, priority="batch"), make_spec(num_samples=16)
+            await queue.submit(batch, cost=1)
+            await queue.submit(quick, cost=1)
+            done = [claim.entry.job for claim in await drain(lane, finish)]
+            assert done[:4] == [quick.id] * 4
+            assert done[4:] == [batch.id] * 16
+
+    asyncio.run(run())
+
+
+def test_results_expire_and_are_then_gone(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        async with opened(settings, result_ttl_seconds=1) as queue:
+            lane = await open_lane(queue)
+            done, dropped = make_spec(), make_spec()
+            for spec in (done, dropped):
+                await queue.submit(spec, idempotency_key=spec.id, cost=1)
+            await queue.cancel(dropped.id)
+            await drain(lane, finish)
+            await asyncio.sleep(1.1)
+            for spec in (done, dropped):
+                for call in (queue.record, queue.spec, queue.cancel):
+                    with pytest.raises(JobGone, match="longer ago than results are kept"):
+                        await call(spec.id)
+                assert await queue.redis.keys(f"{settings.namespace}:job:{spec.id}*") == []
+                with pytest.raises(JobGone):
+                    await types(queue, spec.id)
+            with pytest.raises(JobNotFound):
+                await queue.record("0" * 32)
+            await queue.submit(make_spec(), cost=1)
+            assert (await queue.backlog()).image_bytes < 2 * 32 * 32 * 3.1  # those of the new job only
+
+    asyncio.run(run())
+
+
+def test_a_heat_handed_back_is_no_delivery_and_one_that_failed_is(
+    settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        async with opened(settings) as queue:
+            lane = await open_lane(queue)
+            spec = make_spec(num_samples=4)
+            await queue.submit(spec, cost=1)
+            for fate, deliveries in [("back", 1), ("again", 1), ("back", 2), ("again", 2), ("dead", 3)]:
+                [claim] = await lane.claim(4, 0)
+                assert claim.deliveries == deliveries
+                await lane.fail(claim, fate, 'it said "no"')
+            assert await lane.claim(4, 0) == []
+            record = await queue.record(spec.id)
+            assert (record.status, record.error) == (JobStatus.FAILED, 'it said "no"')
+            [(_, letter)] = await queue.redis.xrange(queue.keys("dead"))
+            assert (letter[b"job"].decode(), letter[b"deliveries"]) == (spec.id, b"3")
+            events = [event async for event in queue.events(spec.id)]
+            assert events[-1].data == {"status": "failed", "error": 'it said "no"'}
+            assert await types(queue, spec.id, events[-2].id) == ["failed"]
+            assert await types(queue, spec.id, events[-1].id) == []
+
+    asyncio.run(run())
+
+
+def test_who_leaves_hands_back_even_what_it_never_heard_of(
+    settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        async with opened(settings) as queue:
+            one, two = await open_lane(queue), await open_lane(queue, "two")
+            await queue.submit(make_spec(), cost=1)
+            [held] = await one.claim(1, 0)
+            ready = queue.keys("ready", one.pair, "interactive")
+            await queue.redis.xreadgroup(GROUP, "one", {ready: ">"}, count=1)  # the reply is lost
+            await one.leave([held])
+            claims = await two.claim(4, 0)
+            assert sorted(claim.heat.index for claim in claims) == [0, 1]
+            assert {claim.deliveries for claim in claims} == {1}
+            consumers = await queue.redis.xinfo_consumers(ready, GROUP)
+            assert [consumer["name"] for consumer in consumers] == [b"two"]
+
+    asyncio.run(run())
+
+
+def test_a_record_says_all_and_is_small(make_spec: MakeSpec, finish: Finish) -> None:
+    spec = make_spec(num_samples=16, heat_size=16)
+    outcome = finish(spec.heat(0))
+    record = pack_heat(outcome)
+    assert len(record) < 100 * 16
+    again = unpack_heat(spec, 0, record)
+    assert (again.candidates, again.usage) == (outcome.candidates, outcome.usage)
+
+
+@pytest.mark.parametrize(
+    ("info", "fault"),
+    [
+        ({"redis_version": "6.2.14"}, "needs Redis 7.0 or newer"),
+        (
+            {"redis_version": "7.0.15", "maxmemory": 1, "maxmemory_policy": "allkeys-lru"},
+            "would delete keys when its memory is full",
+        ),
+    ],
+)
+def test_a_server_that_cannot_keep_a_queue_is_refused(info: dict[str, object], fault: str) -> None:
+    with pytest.raises(SetupError, match=fault):
+        check_server(info)
+
+
+def test_a_namespace_cannot_spell_a_pattern() -> None:
+    with pytest.raises(ValueError, match="a namespace is made of"):
+        Keys("a%s")
