@@ -40,7 +40,7 @@ from bestofn.models.errors import CheckpointError, ModelError
 from bestofn.models.guidance import needs_negative
 from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig, PromptContext, from_diffusers
 from bestofn.models.solver import SolverTable, StepCoefficients, solver_table
-from bestofn.models.text import PromptTokenizer, encode, load_text_encoder
+from bestofn.models.text import EmbeddingCache, PromptTokenizer, encode, load_text_encoder
 
 # SanaPipeline refuses sides that are not multiples of this, whatever the autoencoder.
 PIPELINE_MULTIPLE = 32
@@ -135,6 +135,10 @@ class Generator:
             for part, folder in FOLDERS.items()
         }
         self._parts: dict[str, Any] = {}
+        self._embeddings = EmbeddingCache(
+            lambda prompt, negative: encode(self.text_encoder, self.tokenizer, prompt, instructed=not negative),
+            with_empty=self.needs_negative(self.calls.guidance_scale),
+        )
 
     @classmethod
     def load(cls, name: str, device: torch.device | str = "cpu", memory_budget: int | None = None) -> "Generator":
@@ -226,9 +230,7 @@ class Generator:
     @torch.inference_mode()
     def prompt_contexts(self, prompts: Sequence[tuple[str, bool]]) -> list[PromptContext]:
         """`prompt_context` of several (prompt, negative): where memory is short, parts are swapped once for all."""
-        encoder = self.text_encoder
-        texts = [encode(encoder, self.tokenizer, prompt, instructed=not negative) for prompt, negative in prompts]
-        del encoder  # or it would stay in memory while the transformer is loaded
+        texts = [self._embeddings.get(prompt, negative) for prompt, negative in prompts]
         return [self.denoiser.prompt_context(text.states, text.mask) for text in texts]
 
     @torch.inference_mode()

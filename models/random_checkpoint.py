@@ -179,12 +179,16 @@ def _is_bias(name: str) -> bool:
     return name.endswith("bias")
 
 
-def _write_transformer(folder: Path, fields: dict[str, Any], seed: int) -> None:
-    config = LinearDiTConfig.from_dict(fields)
+def transformer_tensors(config: LinearDiTConfig) -> list[RandomTensor]:
+    """Every weight of a linear DiT's file."""
     with torch.device("meta"):
         shapes = file_shapes(LinearDiT(config))
-    stem = "diffusion_pytorch_model"
-    write_safetensors(folder, stem, _tensors(shapes, "BF16", _is_norm, _is_bias), seed)
+    return _tensors(shapes, "BF16", _is_norm, _is_bias)
+
+
+def _write_transformer(folder: Path, fields: dict[str, Any], seed: int) -> None:
+    config = LinearDiTConfig.from_dict(fields)
+    write_safetensors(folder, "diffusion_pytorch_model", transformer_tensors(config), seed)
     write_json(folder / "config.json", config.to_dict())
 
 

@@ -4,6 +4,8 @@ L text tokens that the transformer sees, E width of the text encoder.
 """
 
 import re
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,3 +155,39 @@ def encode(encoder: Any, tokenizer: PromptTokenizer, prompt: str, instructed: bo
     states = encoder(ids.to(device), attention_mask=mask.to(device))[0]  # (1, window, E)
     kept = [0, *range(-tokenizer.max_sequence_length + 1, 0)] if instructed else slice(None)
     return TextEmbedding(states[:, kept].clone(), mask[:, kept].to(device))
+
+
+class EmbeddingCache:
+    """The last prompts' embeddings, 3 MB each at Gemma-2-2B's width.
+
+    The encoder's 10 GB of float32 may have to give way to the transformer, so it is not asked twice for a prompt, and
+    while it is there it also encodes the empty negative prompt, which nearly every job needs next.
+    """
+
+    def __init__(self, encode: Callable[[str, bool], TextEmbedding], with_empty: bool, kept: int = 16) -> None:
+        """
+        Args:
+            encode: from a prompt, and whether it is the negative one, to its embedding.
+            with_empty: whether the empty negative prompt is wanted at all.
+            kept: prompts that are kept beside the empty negative one.
+        """
+        self._encode = encode
+        self._with_empty = with_empty
+        self._kept = kept
+        self._empty: TextEmbedding | None = None
+        self._others: OrderedDict[tuple[str, bool], TextEmbedding] = OrderedDict()
+
+    def get(self, prompt: str, negative: bool) -> TextEmbedding:
+        """The embedding of one prompt; passes on what the encoder raises."""
+        if (prompt, negative) == ("", True):
+            if self._empty is None:
+                self._empty = self._encode("", True)
+            return self._empty
+        if (prompt, negative) not in self._others:
+            self._others[prompt, negative] = self._encode(prompt, negative)
+            if self._with_empty:
+                self.get("", True)
+        self._others.move_to_end((prompt, negative))
+        while len(self._others) > self._kept:
+            self._others.popitem(last=False)
+        return self._others[prompt, negative]

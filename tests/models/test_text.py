@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from bestofn.models.errors import PromptTooLong
 from bestofn.models.generator import Generator
 from bestofn.models.instruction import COMPLEX_HUMAN_INSTRUCTION
-from bestofn.models.text import PromptTokenizer, encode
+from bestofn.models.text import EmbeddingCache, PromptTokenizer, TextEmbedding, encode
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +71,18 @@ def test_unknown_words_are_named_once_in_order():
 
 def test_byte_level_tokenizers_know_every_word(pair):
     assert pair[0].tokenizer.unknown_words("żółw ist 亀") == []
+
+
+def test_the_encoder_is_asked_once_a_prompt_and_for_the_empty_negative_beside_the_first():
+    asked = []
+
+    def embed(prompt, negative):
+        asked.append((prompt, negative))
+        return TextEmbedding(torch.zeros(1), torch.zeros(1))
+
+    cache = EmbeddingCache(embed, with_empty=True, kept=2)
+    for prompt, negative in [("a", False), ("", True), ("b", False), ("a", False), ("", True), ("c", False)]:
+        cache.get(prompt, negative)
+    assert asked == [("a", False), ("", True), ("b", False), ("c", False)]
+    cache.get("b", False)
+    assert asked[4:] == [("b", False)], "b was the oldest of three"
