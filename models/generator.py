@@ -271,9 +271,10 @@ class Generator:
         return self._part("decoder")  # type: ignore[no-any-return]
 
     def warm_up(self) -> None:
-        """Load every part that fits, so that the first job does not wait for the disk."""
-        for part in FOLDERS:
-            self._part(part)
+        """Load the parts that fit together, so that the first job does not wait for the disk."""
+        for part in reversed(residency.RELEASE_ORDER):
+            if not residency.to_release(part, self._sizes, list(self._parts), self._budget):
+                self._part(part)
 
     def release(self, part: str) -> None:
         """Drop ``text_encoder``, ``transformer`` or ``decoder`` from memory; it is loaded again when next needed."""
@@ -286,7 +287,7 @@ class Generator:
         if part not in self._parts:
             for victim in residency.to_release(part, self._sizes, list(self._parts), self._budget):
                 self.release(victim)
-                self._warn_of_release(victim, part)
+                self._warn_of_turns()
             folder = self.checkpoint.path / FOLDERS[part]
             load: Any = {"text_encoder": load_text_encoder, "transformer": from_diffusers, "decoder": Decoder.load}[
                 part
@@ -294,11 +295,11 @@ class Generator:
             self._parts[part] = load(folder, self.device, self.dtypes[part])
         return self._parts[part]
 
-    def _warn_of_release(self, victim: str, part: str) -> None:
-        gib = {name: f"{size / 2**30:.1f} GiB" for name, size in (*self._sizes.items(), ("budget", self._budget))}
+    def _warn_of_turns(self) -> None:
+        parts = ", ".join(f"{part} {size / 2**30:.1f}" for part, size in self._sizes.items())
         text = (
-            f"{victim} ({gib[victim]}) gave way to {part} ({gib[part]}): all parts do not fit {gib['budget']}, "
-            "so new prompts wait for weights to be read again"
+            f"the generator's parts ({parts} GiB) do not fit {self._budget / 2**30:.1f} GiB together and take turns in "
+            "memory: new prompts wait for weights to be read again"
         )
         if text not in self.warnings:
             self.warnings.append(text)
