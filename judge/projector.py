@@ -56,6 +56,8 @@ class Projector(nn.Module):
         super().__init__()
         if kind not in self.KINDS:
             raise ValueError(f"mm_projector_type {kind!r} is not supported, only {', '.join(self.KINDS)} are")
+        self.kind = kind
+        self.C = C
         self.s = 3 if kind == "mlp_downsample_3x3_fix" else 2
         down = SpaceToChannel(self.s, transposed=kind == "mlp_downsample")
         wide = self.s * self.s * C
