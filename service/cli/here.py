@@ -1,0 +1,43 @@
+"""A job in this process, without server and queue."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from bestofn.service.cli.outcome import Outcome
+from bestofn.service.cli.progress import JobBar
+from bestofn.service.errors import InvalidRequest, JobCanceled, JobFailed
+from bestofn.service.jobs import JobStatus
+from bestofn.service.schemas import GenerateRequest
+from bestofn.service.settings import Settings
+
+
+def generate(request: Mapping[str, Any], settings: Settings) -> Outcome:
+    """Load the models of the settings, draw, judge. Ctrl-C cancels.
+
+    Raises:
+        BestOfNError: what is wrong with the request or the checkpoints, or how the job ended if it did not succeed.
+    """
+    try:
+        checked = GenerateRequest.model_validate(request)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InvalidRequest(f"{field}: {first['msg']}", field=field) from error
+    with JobBar() as bar:
+        # Imported here, since torch takes seconds, and everything before can fail without it.
+        from bestofn.service.load import load_engine
+        from bestofn.service.local import local_spec, run_local
+
+        engine = load_engine(settings)
+        run = run_local(local_spec(checked, engine, settings), engine, bar.show)
+    result = run.result
+    if result.status is JobStatus.FAILED:
+        raise JobFailed(f"the job failed: {result.error}")
+    if result.status is JobStatus.CANCELED:
+        raise JobCanceled("interrupted: the job is cancelled")
+    images = [image.model_copy(update={"url": None}) for image in result.images]
+    candidates = [candidate.model_copy(update={"thumbnail": None}) for candidate in result.candidates]
+    result = result.model_copy(update={"images": images, "candidates": candidates})
+    return Outcome(result, [run.images[image.candidate] for image in images], run.thumbnails)

@@ -1,0 +1,109 @@
+"""bestofn models: look into checkpoints, and make random ones."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bestofn.service.cli import target
+from bestofn.service.cli.console import say
+from bestofn.service.errors import SetupError
+
+program = typer.Typer(no_args_is_help=True, help="Look into checkpoints, and make random ones.")
+
+
+@program.command(epilog="Example: `bestofn models random --like sana1.5-1.6b ./random-1.6b`")
+def random(
+    out: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
+    like: Annotated[str, typer.Option(help="Layout, such as sana1.5-1.6b, nvila-lite-2b or tiny.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same bytes.")] = 0,
+) -> None:
+    """Write a checkpoint of true shape with random weights: loading, memory and speed do not depend on values."""
+    _need_packages()
+    from bestofn.models.random_checkpoint import make_random_checkpoint
+
+    make_random_checkpoint(like, out, seed)
+    say(f"wrote {out} ({_size(out) / 2**30:.2f} GiB)")
+
+
+@program.command(epilog="Example: `bestofn models inspect shapes`")
+def inspect(
+    folder: Annotated[str, typer.Argument(help="shapes, a folder, or a hub name with @revision.", show_default=False)],
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Say what a generator or a judge is: parts, parameters, storage, revision and call defaults."""
+    _need_packages()
+    for name, about in _about(folder).items():
+        if json:
+            typer.echo(jsonlib.dumps({"kind": name, **about}, indent=2))
+            continue
+        typer.echo(f"{name} {about['name']} at {about['path']}, revision {about['revision']}")
+        for part, facts in about["parts"].items():
+            typer.echo(
+                f"  {part:14} {facts['class']:32} {facts['parameters'] / 1e6:10.2f} M parameters, "
+                f"{facts['bytes'] / 2**20:9.1f} MiB as {facts['dtype']}"
+            )
+        for field, value in about.get("defaults", {}).items():
+            typer.echo(f"  {field:28} {value}")
+
+
+def _about(name: str) -> dict[str, dict[str, Any]]:
+    """What there is under a name: a generator, a judge, or ("shapes") both."""
+    from bestofn.judge.loader import PARTS, JudgeFolderError
+    from bestofn.models.checkpoint import Checkpoint
+    from bestofn.models.errors import CheckpointError
+    from bestofn.models.generator import FOLDERS
+    from bestofn.service.load import find_judge
+
+    found: dict[str, dict[str, Any]] = {}
+    reasons = []
+    try:
+        checkpoint = Checkpoint.resolve(name)
+        defaults = vars(checkpoint.call_defaults()).copy()
+        defaults["complex_human_instruction"] = f"{len(defaults['complex_human_instruction'])} lines"
+        parts = {part: _part(checkpoint.path / folder) for part, folder in FOLDERS.items()}
+        found["generator"] = {
+            "name": checkpoint.name,
+            "path": str(checkpoint.path),
+            "revision": checkpoint.revision,
+            "parts": parts,
+            "defaults": defaults,
+        }
+    except CheckpointError as error:
+        reasons.append(str(error))
+    try:
+        judge = find_judge(name)
+        found["judge"] = {
+            "name": judge.pin.name,
+            "path": str(judge.path),
+            "revision": judge.pin.revision,
+            "parts": {part: _part(judge.path / part) for part in PARTS},
+        }
+    except (JudgeFolderError, CheckpointError) as error:
+        reasons.append(str(error))
+    if not found:
+        raise SetupError(f"{name} is neither a generator ({reasons[0]}) nor a judge ({reasons[1]})")
+    return found
+
+
+def _part(folder: Path) -> dict[str, Any]:
+    from bestofn.models.residency import stored_dtype, weight_bytes
+
+    config = jsonlib.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+    named = config.get("_class_name") or ", ".join(config.get("architectures") or []) or config.get("model_type", "")
+    return {
+        "class": named,
+        "parameters": weight_bytes(folder, 1),
+        "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        "dtype": stored_dtype(folder),
+    }
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _need_packages() -> None:
+    if not target.can_draw_here():
+        raise SetupError("checkpoints need the worker's packages: pip install 'bestofn[worker]'")

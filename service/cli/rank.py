@@ -1,0 +1,96 @@
+"""bestofn rank: judge pictures from anywhere against a prompt."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bestofn.judge.verdict import Rule
+from bestofn.service.cli import target
+from bestofn.service.cli.console import say
+from bestofn.service.errors import SetupError
+from bestofn.service.settings import load_settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+EPILOG = """Examples:
+
+`bestofn rank "a red star left of a blue circle" a.png b.png c.png`
+
+`bestofn rank "two hearts" *.png --judge ./NVILA-Lite-2B-Verifier --rule official --json`
+"""
+
+
+def rank(
+    prompt: Annotated[str, typer.Argument(help="What the pictures should show.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", show_default=False)],
+    judge: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.")] = None,
+    rule: Annotated[Rule, typer.Option(help="How verdicts are compared.")] = Rule.MARGIN,
+    json: Annotated[bool, typer.Option("--json", help="Print verdicts, ranks and bracket as JSON.")] = False,
+) -> None:
+    """Judge pictures of PROMPT: per picture the verdict, both logits, tiles and rank, and the knockout among them."""
+    if not prompt.strip():
+        raise typer.BadParameter("the prompt is blank")
+    pictures = [_open(path) for path in images]
+    settings = load_settings(judge=judge)
+    if not target.can_draw_here():
+        raise SetupError("judging needs the worker's packages: pip install 'bestofn[worker]'")
+
+    import torch
+
+    from bestofn.judge.judge import Judge, rank_images
+    from bestofn.service.load import devices, find_judge, judge_dtype
+
+    device = torch.device(devices(settings)[0])
+    checkpoint = find_judge(settings.judge)
+    judging = Judge.load(checkpoint.path, device, judge_dtype(device))
+    for word in judging.unknown_words(prompt):
+        say(f"warning: {settings.judge} has never learned the word {word}; it cannot judge what it means")
+    verdicts, order, bracket = rank_images(judging, prompt, pictures, rule, batch=1 if device.type == "cpu" else 8)
+    places = {candidate: place + 1 for place, candidate in enumerate(order)}
+    judged: list[dict[str, Any]] = [
+        {
+            "path": str(path),
+            "rank": places[i],
+            "verdict": verdicts[i].to_json(),
+            "tiles": judging.tiles(*pictures[i].size),
+        }
+        for i, path in enumerate(images)
+    ]
+    if json:
+        report = {
+            "prompt": prompt,
+            "rule": rule.value,
+            "judge": checkpoint.pin.model_dump(),
+            "images": judged,
+            "bracket": bracket.to_json()["rounds"],
+        }
+        typer.echo(jsonlib.dumps(report, indent=2))
+        return
+    typer.echo("rank  answer  p(yes)     yes      no  tiles  picture")
+    for i in order:
+        verdict = verdicts[i]
+        numbers = f"{verdict.p_yes:6.4f}  {verdict.yes_logit:6.2f}  {verdict.no_logit:6.2f}"
+        typer.echo(f"{places[i]:4}  {verdict.answer:6}  {numbers}  {judged[i]['tiles']:5}  {images[i]}")
+    for number, matches in enumerate(bracket.rounds, 1):
+        played = (
+            f"{images[m.a].name} {'has a bye' if m.b is None else 'beats' if m.winner == m.a else 'loses to'}"
+            + ("" if m.b is None else f" {images[m.b].name}")
+            for m in matches
+        )
+        typer.echo(f"round {number}: {'; '.join(played)}")
+
+
+def _open(path: Path) -> "Image":
+    from bestofn.service.images import decode
+
+    try:
+        return decode(path.read_bytes())
+    except ValueError as error:
+        raise SetupError(f"{path}: {error}") from error
+
+
+def add_to(program: typer.Typer) -> None:
+    program.command(epilog=EPILOG)(rank)

@@ -1,0 +1,49 @@
+"""Where a job runs: on a server, or in this process."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import httpx
+
+from bestofn.service.errors import SetupError
+from bestofn.service.settings import Settings
+
+PROBE_SECONDS = 1.0
+
+
+def address_file(settings: Settings) -> Path:
+    """Where `bestofn up` leaves the address of its API, for other commands of the same user."""
+    return settings.data_dir / "server.json"
+
+
+def running_server(settings: Settings) -> str | None:
+    """The address of a `bestofn up` that runs and answers, if there is one."""
+    try:
+        server = str(json.loads(address_file(settings).read_text())["server"])
+        answers = httpx.get(f"{server}/livez", timeout=PROBE_SECONDS).is_success
+    except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError):
+        return None
+    return server if answers else None
+
+
+def choose(settings: Settings, *, local: bool) -> str | None:
+    """The address of the server to use, or None to draw in this process.
+
+    The one that was named (--server, BESTOFN_SERVER), else a running `bestofn up`, else this process.
+
+    Raises:
+        SetupError: there is no server, and drawing here needs packages that are not installed.
+    """
+    server = None if local else settings.server or running_server(settings)
+    if server is None and not can_draw_here():
+        raise SetupError(
+            "no server was named and none is running, and drawing here needs the worker's packages: "
+            "pass --server URL, run `bestofn up`, or pip install 'bestofn[worker]'"
+        )
+    return server
+
+
+def can_draw_here() -> bool:
+    """Whether the worker's packages are installed (they are not imported, which takes seconds)."""
+    return all(importlib.util.find_spec(name) is not None for name in ("torch", "diffusers", "transformers"))

@@ -1,0 +1,106 @@
+"""bestofn up: queue, API and worker on this machine."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+
+from bestofn.service.cli import target
+from bestofn.service.cli.console import say
+from bestofn.service.cli.supervisor import Supervisor
+from bestofn.service.errors import SetupError
+from bestofn.service.redis_server import LocalServer
+from bestofn.service.settings import Settings, load_settings
+
+EPILOG = """Examples:
+
+`bestofn up`
+
+`bestofn up --model Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers --judge ./NVILA-Lite-2B-Verifier`
+"""
+
+
+def up(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65_535, show_default="8000")] = None,
+    model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.")] = None,
+    judge: Annotated[str | None, typer.Option(help="As --model, for the judge.")] = None,
+    devices: Annotated[str | None, typer.Option(help="all, cpu, or a list such as cuda:0,cuda:1.")] = None,
+    open_access: Annotated[bool, typer.Option("--open-access", help="Let other machines call without a key.")] = False,
+) -> None:
+    """Start queue, API and worker here and print the address; Ctrl-C stops them.
+
+    The queue is the server of REDIS_URL, or else one that is started beside the data folder.
+    """
+    settings = load_settings(
+        host=host, port=port, model=model, judge=judge, devices=devices, open_access=open_access or None
+    )
+    if not target.can_draw_here():
+        raise SetupError("a worker needs its packages: pip install 'bestofn[worker]' (or start `bestofn serve` alone)")
+    _check_port(settings)
+    with _queue(settings) as redis_url:
+        say(f"queue at {redis_url}")
+        flags = ["--host", settings.host, "--port", str(settings.port)]
+        supervisor = Supervisor(
+            {
+                "the API": ["serve", *flags, *(["--open-access"] if settings.open_access else [])],
+                "the worker": ["worker"],
+            },
+            {
+                "BESTOFN_REDIS_URL": redis_url,
+                "BESTOFN_DATA_DIR": str(settings.data_dir),
+                "BESTOFN_MODEL": settings.model,
+                "BESTOFN_JUDGE": settings.judge,
+                "BESTOFN_DEVICES": settings.devices,
+            },
+        )
+        address = _address(settings)
+        file = target.address_file(settings)
+        try:
+            supervisor.run(lambda: _answers(f"{address}/readyz"), lambda: _announce(file, address))
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def _check_port(settings: Settings) -> None:
+    from bestofn.service.api.guard import check_binding
+    from bestofn.service.api.server import listen
+
+    check_binding(settings)
+    listen(settings.host, settings.port).close()
+
+
+@contextlib.contextmanager
+def _queue(settings: Settings) -> Iterator[str]:
+    if settings.redis_url:
+        yield settings.redis_url
+        return
+    with LocalServer(settings.data_dir) as server:
+        yield server.url
+
+
+def _address(settings: Settings) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2.0).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _announce(file: Path, address: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file.write_text(json.dumps({"server": address, "pid": os.getpid()}))
+    say(f"ready at {address} (its description is at {address}/docs; Ctrl-C stops everything)")
+
+
+def add_to(program: typer.Typer) -> None:
+    program.command(epilog=EPILOG)(up)
