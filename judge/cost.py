@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +13,27 @@ from torch.utils.flop_counter import FlopCounterMode
 from bestofn.judge.nvila import Nvila
 
 
-@lru_cache(maxsize=256)
+# Held by the model: a cache that held the models would keep gigabytes of released weights in memory.
+_counted: WeakKeyDictionary[Nvila, dict[tuple[str, int], int]] = WeakKeyDictionary()
+
+
 def vision_flops(model: Nvila, S: int) -> int:
     """Of the vision tower and the projector for one tile of S x S pixels (a multiply-add is two)."""
-    return _count(_See(model), torch.empty(1, 3, S, S, device="meta"))
+    return _once(model, ("vision", S), lambda: _count(_See(model), torch.empty(1, 3, S, S, device="meta")))
 
 
-@lru_cache(maxsize=256)
 def language_flops(model: Nvila, L: int) -> int:
     """Of the language model for one conversation of L positions, the head for its last one only."""
     D = int(model.llm.config.hidden_size)
-    return _count(_Read(model), torch.empty(1, L, D, device="meta")) + 2 * D * model.vocabulary
+    head = 2 * D * model.vocabulary
+    return _once(model, ("language", L), lambda: _count(_Read(model), torch.empty(1, L, D, device="meta")) + head)
+
+
+def _once(model: Nvila, key: tuple[str, int], count: Callable[[], int]) -> int:
+    counts = _counted.setdefault(model, {})
+    if key not in counts:
+        counts[key] = count()
+    return counts[key]
 
 
 class _See(nn.Module):
