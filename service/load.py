@@ -16,7 +16,7 @@ from bestofn.models import residency
 from bestofn.models.checkpoint import HUB_NAME, Checkpoint, download
 from bestofn.models.errors import ModelError
 from bestofn.models.flops import TERA
-from bestofn.models.generator import FOLDERS, Generator
+from bestofn.models.generator import FOLDERS, Generator, part_dtypes
 from bestofn.service.cards import JudgeCard, ModelCard
 from bestofn.service.engine.engine import Engine
 from bestofn.service.engine.residence import JudgeResidence
@@ -49,28 +49,29 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
     """
     place = torch.device(device or devices(settings)[0])
     # Bits depend on how many threads share a sum, so the number is fixed once and for all stages.
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    torch.set_num_threads(settings.threads or _cores())
     # Their bars of "Loading weights" would run through the progress of jobs.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
-        generator = Generator(Checkpoint.resolve(settings.model), place, memory_budget=None)
+        checkpoint = Checkpoint.resolve(settings.model)
         judge = find_judge(settings.judge)
-        shared, budget = share_memory(
-            generator_bytes(generator), judge_bytes(judge.path, place), residency.memory_bytes(place)
-        )
-        generator = Generator(generator.checkpoint, place, memory_budget=budget)
-        residence = JudgeResidence(lambda: _load_judge(judge, place), generator, shared=shared)
-        sizes = sizes_for(place.type, settings.slots, settings.reproducible)
+        memory = residency.memory_bytes(place)
+        shared, budget = share_memory(generator_bytes(checkpoint, place), judge_bytes(judge.path, place), memory)
+        generator = Generator(checkpoint, place, memory_budget=budget)
+        residence = JudgeResidence(lambda: Judge.load(judge.path, place, judge_dtype(place)), generator, shared=shared)
         tokenizer = tokenizer_json(generator)
-        engine = Engine(
-            generator,
-            residence,
-            model_card(generator, tokenizer, settings.max_size),
-            judge_card(residence.get(), judge.pin, generator),
-            tokenizer,
-            sizes,
+        card = model_card(generator, tokenizer, settings.max_size)
+        sizes = sizes_for(
+            place.type,
+            settings.slots,
+            settings.reproducible,
+            tflops=card.tflops_per_forward,
+            row_bytes=context_bytes(generator),
+            memory=memory,
         )
+        judged_by = judge_card(residence.get(), judge.pin, generator)
+        engine = Engine(generator, residence, card, judged_by, tokenizer, sizes)
         engine.warm_up()
     except (ModelError, JudgeFolderError) as error:
         raise SetupError(str(error)) from error
@@ -136,12 +137,19 @@ def share_memory(generator: dict[str, int], judge: int, memory: int) -> tuple[bo
     return shared, budget - judge if shared else budget
 
 
-def generator_bytes(generator: Generator) -> dict[str, int]:
-    """Bytes of each part's weights in the dtype that it computes in."""
+def generator_bytes(checkpoint: Checkpoint, device: torch.device) -> dict[str, int]:
+    """Bytes of each part's weights in the dtype that it computes in; reads only the files' headers."""
+    dtypes = part_dtypes(device, residency.stored_dtype(checkpoint.path / FOLDERS["transformer"]))
     return {
-        part: residency.weight_bytes(generator.checkpoint.path / folder, generator.dtypes[part].itemsize)
+        part: residency.weight_bytes(checkpoint.path / folder, dtypes[part].itemsize)
         for part, folder in FOLDERS.items()
     }
+
+
+def context_bytes(generator: Generator) -> int:
+    """Bytes of one prompt's keys and values in all layers."""
+    config, text = generator.config, generator.defaults.max_sequence_length
+    return 2 * config.num_layers * text * config.cross_width * generator.dtypes["transformer"].itemsize
 
 
 def judge_bytes(folder: Path, device: torch.device) -> int:
@@ -200,5 +208,6 @@ def known_words(tokenizer: bytes) -> tuple[str, ...] | None:
     return tuple(sorted(word for word in model["vocab"] if word.isalnum()))
 
 
-def _load_judge(judge: JudgeCheckpoint, device: torch.device) -> Judge:
-    return Judge.load(judge.path, device, judge_dtype(device))
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 from typing import NamedTuple
 
@@ -60,8 +61,10 @@ def run_local(spec: JobSpec, engine: Engine, on_progress: Callable[[JobResult], 
     """
     waiting = deque(spec.heats())
     outcomes: list[HeatOutcome] = []
-    judged: list[Candidate] = []
-    steps = 0
+    in_play: list[Candidate] = []  # the best of the finished heats, best first, and their pictures
+    images: dict[int, bytes] = {}
+    progress = Progress(num_samples=spec.num_samples, total_steps=spec.num_samples * spec.num_inference_steps)
+    leader: Candidate | None = None
     with _interrupts() as interrupted:
         while waiting or engine.busy:
             if interrupted.is_set():
@@ -77,34 +80,25 @@ def run_local(spec: JobSpec, engine: Engine, on_progress: Callable[[JobResult], 
                         engine.tick()
                         return LocalRun(assemble(spec, JobStatus.FAILED, outcomes, error=reason), {}, {})
                     case HeatFinished(_, outcome):
-                        outcomes.append(outcome)
+                        outcomes.append(replace(outcome, images={}))
+                        in_play = ranked(spec, [*in_play, *outcome.candidates])[: spec.top_k]
+                        images |= outcome.images
+                        images = {candidate.index: images[candidate.index] for candidate in in_play}
                     case Judged(_, _, candidate):
-                        judged.append(candidate)
+                        progress.judged += 1
+                        leader = ranked(spec, [leader, candidate] if leader else [candidate])[0]
                     case Stepped(_, _, count):
-                        steps += count
+                        progress.steps += count
             if on_progress is not None:
-                progress = _progress(spec, judged, steps)
-                on_progress(assemble(spec, JobStatus.RUNNING, (), progress=progress))
+                progress.best = _shown(leader) if leader else None
+                on_progress(assemble(spec, JobStatus.RUNNING, (), progress=progress.model_copy()))
     thumbnails = {index: data for outcome in outcomes for index, data in outcome.thumbnails.items()}
-    images = {index: data for outcome in outcomes for index, data in outcome.images.items()}
-    result = assemble(spec, JobStatus.SUCCEEDED, outcomes)
-    return LocalRun(result, {image.candidate: images[image.candidate] for image in result.images}, thumbnails)
+    return LocalRun(assemble(spec, JobStatus.SUCCEEDED, outcomes), images, thumbnails)
 
 
-def _progress(spec: JobSpec, judged: list[Candidate], steps: int) -> Progress:
-    best = None
-    if judged:
-        leader = ranked(spec, judged)[0]
-        best = CandidateOut(
-            index=leader.index, seed=leader.seed, verdict=VerdictOut.of(leader.verdict), rank=1, thumbnail=None
-        )
-    return Progress(
-        judged=len(judged),
-        num_samples=spec.num_samples,
-        steps=steps,
-        total_steps=spec.num_samples * spec.num_inference_steps,
-        best=best,
-    )
+def _shown(leader: Candidate) -> CandidateOut:
+    verdict = VerdictOut.of(leader.verdict)
+    return CandidateOut(index=leader.index, seed=leader.seed, verdict=verdict, rank=1, thumbnail=None)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from bestofn.service.engine.clock import Clock
 from bestofn.service.engine.finishing import Finishing, Latent
 from bestofn.service.engine.group import SlotGroup
 from bestofn.service.engine.heats import HeatWork, Owner
+from bestofn.service.engine.microbatch import out_of_memory
 from bestofn.service.engine.prompts import PromptCache
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Stepped
 from bestofn.service.engine.residence import JudgeResidence
@@ -51,7 +52,7 @@ class Engine:
         self._judge_card = judge_card
         self._tokenizer_json = tokenizer_json
         self._judge = judge
-        self._prompts = PromptCache(generator.prompt_context)
+        self._prompts = PromptCache(generator.prompt_contexts)
         self._groups: dict[policy.Group, SlotGroup] = {}
         self._last: policy.Group | None = None
         self._waiting: tuple[policy.Waiting, ...] = ()
@@ -164,21 +165,27 @@ class Engine:
             owner = (placement.job, placement.heat)
             if owner not in self._heats:  # it failed with an earlier candidate
                 continue
-            spec = self._heats[owner].heat.job
             try:
-                contexts = self._contexts(self._heats[owner])
-            except ValueError as error:
-                yield HeatFailed(*owner, str(error))
-                continue
-            self._groups[placement.group].fill(
-                placement.slot,
-                owner,
-                placement.candidate,
-                spec.seed + placement.candidate,
-                self._solver_table(spec.num_inference_steps),
-                spec.guidance_scale,
-                contexts,
-            )
+                self._fill(placement, self._heats[owner])
+            except (ValueError, MemoryError, RuntimeError) as error:
+                if out_of_memory(error):
+                    yield HeatFailed(*owner, "encoding the prompt needs more memory than is free")
+                elif isinstance(error, ValueError):  # too long for the generator or the judge
+                    yield HeatFailed(*owner, str(error))
+                else:
+                    raise
+
+    def _fill(self, placement: policy.Placement, work: HeatWork) -> None:
+        spec = work.heat.job
+        self._groups[placement.group].fill(
+            placement.slot,
+            (placement.job, placement.heat),
+            placement.candidate,
+            spec.seed + placement.candidate,
+            self._solver_table(spec.num_inference_steps),
+            spec.guidance_scale,
+            self._contexts(work),
+        )
 
     def _contexts(self, work: HeatWork) -> list[PromptContext]:
         """The contexts of a heat's prompt and, with guidance, its negative prompt; raises ValueError if too long."""
@@ -186,15 +193,15 @@ class Engine:
         wanted = [(spec.prompt, False)]
         if self.generator.needs_negative(spec.guidance_scale):
             wanted.append((spec.negative_prompt, True))
-        missing = sum(key not in self._prompts for key in wanted)
+        missing = self._prompts.missing(wanted)
         if missing:
             self._finishing.check(spec)
             self._judge.give_way()
         with Clock(self.generator.device) as clock:
-            contexts = [self._prompts.get(*key) for key in wanted]
+            contexts = self._prompts.get(wanted)
         if missing:
             work.seconds["text"] += clock.seconds
-            work.tflops += missing * self._flops(spec.width, spec.height).text / TERA
+            work.tflops += len(missing) * self._flops(spec.width, spec.height).text / TERA
         return contexts
 
     def _step(self, group: policy.Group, slots: SlotGroup) -> Iterator[Stepped | HeatFailed]:

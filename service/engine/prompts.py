@@ -1,40 +1,47 @@
 """Prompt contexts, encoded once per prompt and kept over jobs while they fit."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from bestofn.models.linear_dit import PromptContext
 
 MAX_BYTES = 2**30
 
+Prompt = tuple[str, bool]  # the text, and whether it is the negative prompt
+
 
 class PromptCache:
-    """The contexts used last, up to a number of bytes; the newest is kept whatever its size.
+    """The contexts used last, up to a number of bytes; those of one call are kept whatever their size.
 
     The empty negative prompt of guidance is shared by nearly all jobs and so never grows old.
     """
 
-    def __init__(self, encode: Callable[[str, bool], PromptContext], max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, encode: Callable[[Sequence[Prompt]], list[PromptContext]], max_bytes: int = MAX_BYTES) -> None:
         """
         Args:
-            encode: from a prompt, and whether it is the negative one, to its context.
+            encode: gives the contexts of prompts, one each.
+            max_bytes: that all contexts may take together.
         """
         self._encode = encode
         self._max_bytes = max_bytes
-        self._contexts: OrderedDict[tuple[str, bool], PromptContext] = OrderedDict()
+        self._contexts: OrderedDict[Prompt, PromptContext] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._contexts)
 
-    def __contains__(self, key: tuple[str, bool]) -> bool:
-        return key in self._contexts
+    def missing(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Those prompts that would have to be encoded, each once."""
+        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._contexts]
 
-    def get(self, prompt: str, negative: bool = False) -> PromptContext:
-        """The context of one prompt, encoded now if it is not kept; passes on what the encoder raises."""
-        key = (prompt, negative)
-        if key not in self._contexts:
-            self._contexts[key] = self._encode(prompt, negative)
-        self._contexts.move_to_end(key)
-        while len(self._contexts) > 1 and sum(context.nbytes for context in self._contexts.values()) > self._max_bytes:
-            self._contexts.popitem(last=False)
-        return self._contexts[key]
+    def get(self, prompts: Sequence[Prompt]) -> list[PromptContext]:
+        """The contexts of prompts in order, encoded now where they are not kept; passes on what the encoder raises."""
+        missing = self.missing(prompts)
+        if missing:
+            self._contexts.update(zip(missing, self._encode(missing), strict=True))
+        found = [self._contexts[prompt] for prompt in prompts]
+        for prompt in prompts:
+            self._contexts.move_to_end(prompt)
+        held = sum(context.nbytes for context in self._contexts.values())
+        while held > self._max_bytes and len(self._contexts) > len(set(prompts)):
+            held -= self._contexts.popitem(last=False)[1].nbytes
+        return found

@@ -38,21 +38,42 @@ class Sizes:
         return max(1, min(most, int(self.work / tflops)))
 
 
-# Measured on two x86 cores with the shapes checkpoint: a row's time falls until about 8 rows and is flat from there,
-# and one forward of 8 rows takes some 50 ms, so a job of one candidate does not wait long for its padding.
+# Measured on an x86 core with the shapes checkpoint (CPU seconds for 16 candidates in forwards of 2, 4, 8, 16, 32 rows:
+# 3.7, 2.7, 2.3, 2.2, 2.7): beyond 8 rows a forward brings next to nothing, and its padding costs a job of a single
+# candidate 0.3 seconds.
 CPU_ROWS = 8
 CPU_WORK = 0.05  # TFLOP: about a second of one core
+CPU_TICK = 2.0  # TFLOP of all slots together, about half a minute of two cores: how long a cancelled job may linger
+CPU_SLOTS = 16
+GPU_SLOTS = 32
+CONTEXT_SHARE = 0.15  # of the device's memory, for the prompt contexts of all rows
 
 
-def sizes_for(device: str, slots: int | None = None, reproducible: str | None = None) -> Sizes:
+def sizes_for(
+    device: str,
+    slots: int | None = None,
+    reproducible: str | None = None,
+    *,
+    tflops: float = 0.0,
+    row_bytes: int = 0,
+    memory: int = 0,
+) -> Sizes:
     """The sizes for a device of type `device` ("cpu", "cuda").
 
     Args:
         slots: candidates denoised together; chosen here if None.
         reproducible: "strict" or "fast"; on a CPU strict is the default, on a GPU fast.
+        tflops: of one row's forward at the model's own size.
+        row_bytes: of one row's prompt context.
+        memory: bytes of the device; 0 if memory need not be minded.
     """
     cpu = device != "cuda"
-    slots = slots or (16 if cpu else 32)
+    if slots is None:
+        slots = CPU_SLOTS if cpu else GPU_SLOTS
+        if cpu and tflops > 0:
+            slots = max(1, min(slots, int(CPU_TICK / (2 * tflops))))
+        if memory and row_bytes:
+            slots = max(1, min(slots, int(CONTEXT_SHARE * memory / (2 * row_bytes))))
     strict = reproducible == "strict" or (reproducible is None and cpu)
     if cpu:
         return Sizes(slots, strict, min(CPU_ROWS, 2 * slots), decode=8, judge=8, work=CPU_WORK)

@@ -1,7 +1,9 @@
 """The engine: a candidate is the same picture whatever is batched beside it, and trouble stays with its heat."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -308,11 +310,21 @@ def test_generator_and_judge_take_turns_where_memory_is_short(loaded, spec, chec
         loads.append(sorted(generator._parts))
         return Judge.load(JUDGE)
 
-    residence = JudgeResidence(load, generator, shared=False)
+    held = []
+
+    def watched():
+        judge = load()
+        held.append(weakref.ref(judge.model))
+        return judge
+
+    residence = JudgeResidence(watched, generator, shared=False)
     engine = Engine(generator, residence, loaded.model_card, loaded.judge_card, loaded.tokenizer_json, SIZES)
     job = spec("job", num_samples=2)
     assert len(pictures(run(engine, job), "job")) == 2
     assert loads == [[]], "the judge came when the generator's parts had left"
+    residence.give_way()
+    gc.collect()
+    assert held[0]() is None, "the judge's weights are gone"
 
 
 def test_encoded_pictures_are_those_that_were_judged(make, spec, loaded):
