@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast, Qwen2ForCausalLM
+from transformers.utils import logging
 
 from bestofn.judge.nvila import Nvila, VisionTower
 from bestofn.judge.preprocess import ImageMode
@@ -129,10 +132,23 @@ def _tokenizer(folder: Path) -> Any:
     return kind.from_pretrained(folder)
 
 
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keeps transformers from drawing bars on the terminal."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # it would break into the program's own
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _pretrained(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
     """A transformers model, refused unless every weight of the folder has its place and the other way round."""
     read_json(folder / "config.json")
-    model, report = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+    with without_progress_bars():
+        model, report = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
     wrong = {name: sorted(map(str, report[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     for name, keys in wrong.items():
         if keys:

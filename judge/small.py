@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
 from transformers import ConvNextConfig, ConvNextModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from bestofn.judge.loader import without_progress_bars
 from bestofn.judge.nvila import Nvila, VisionTower
 from bestofn.judge.projector import Projector
 from bestofn.judge.question import Question
@@ -183,7 +184,8 @@ def save(
 
 def _save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     kept = {name: p.detach().to(dtype) for name, p in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict=kept)  # type: ignore[operator]
+    with without_progress_bars():
+        model.save_pretrained(folder, state_dict=kept)  # type: ignore[operator]
     (folder / "model.safetensors").chmod(0o644)  # safetensors leaves it readable by its owner only
 
 
