@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bestofn.judge.nvila import Nvila
 
-
 # Held by the model: a cache that held the models would keep gigabytes of released weights in memory.
 _counted: WeakKeyDictionary[Nvila, dict[tuple[str, int], int]] = WeakKeyDictionary()
 
