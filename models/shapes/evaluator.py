@@ -79,7 +79,7 @@ def components(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
         while stack:
             at = stack.pop()
             region.append(at)
-            y, x = divmod(at, width)
+            x = at % width
             for dy in (-width, 0, width):
                 for dx in (-1, 0, 1):
                     near = at + dy + dx

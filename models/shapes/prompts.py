@@ -200,8 +200,8 @@ def benchmark_prompts() -> tuple[BenchmarkPrompt, ...]:
                 if other.colour and other.shape != shape and frozenset({shape, other.shape}) not in HELD_SHAPE_PAIRS:
                     break
             held["color_attr"].append(pair(shape, other.shape, (colour, other.colour)))
-    for kinds in sorted(sorted(k) for k in HELD_SHAPE_PAIRS):
-        held["two_object"] += [pair(*kinds), pair(*reversed(kinds))] * 2
+    for a, b in sorted(sorted(kinds) for kinds in HELD_SHAPE_PAIRS):
+        held["two_object"] += [pair(a, b), pair(b, a)] * 2
     for count, shape in sorted(HELD_COUNTS):
         held["counting"] += [counted(shape, count)] * 3
     for first, relation, second in sorted(HELD_RELATIONS):

@@ -125,7 +125,7 @@ def train_autoencoder(settings: AutoencoderSettings, progress: Progress) -> Auto
             noise = torch.randn(z.shape, generator=generator) * settings.latent_noise
             y = model.decode(z + noise * z.detach().std()).sample.float()
         loss = reconstruction_loss(y, x, z)
-        loss.backward()
+        torch.autograd.backward(loss)
         scale = min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / settings.steps))
         optimizer.step(scale)
         step += 1

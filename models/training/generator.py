@@ -41,14 +41,14 @@ class GeneratorSettings:
     decay_share: float = 0.12
     seed: int = 0
     batch_size: int = 64  # a process
-    scenes: int = 60_000  # a process
+    scenes: int = 40_000  # a process
     width: int = 128
     layers: int = 6
     mlp_ratio: float = 2.5
-    matrix_rate: float = 2e-3
-    other_rate: float = 2e-3
+    matrix_rate: float = 4e-3
+    other_rate: float = 3e-3
     warmup_steps: int = 100
-    text_steps: int = 800
+    text_steps: int = 600
     caption_dropout: float = 0.1
     label_weight: float = 0.2
     layout_weight: float = 0.1
@@ -73,7 +73,9 @@ class LabelHead(nn.Module):
         """Mean cross-entropy over tokens (B, N, D), background at a quarter of the weight."""
         logits = self.out(F.layer_norm(tokens, tokens.shape[-1:])).flatten(0, 1)
         total = torch.zeros(())
-        for part, target in zip(logits.split([len(SHAPES) + 1, len(COLOURS) + 1], -1), (shapes, colours), strict=True):
+        for part, target in zip(
+            torch.split(logits, [len(SHAPES) + 1, len(COLOURS) + 1], -1), (shapes, colours), strict=True
+        ):
             weight = torch.ones(part.shape[-1])
             weight[0] = 0.25
             total = total + F.cross_entropy(part, target.flatten().long(), weight)
@@ -173,6 +175,7 @@ def flow_step(
 @torch.no_grad()
 def conditioning(learner: Learner, latents: Latents, words: Words, n: int = 48) -> dict[str, float]:
     """Loss with shuffled captions less the loss with the right ones, at four noise levels: what the words are worth."""
+    n = min(n, len(latents.values))
     rng = np.random.default_rng(1)
     specs = [caption(rng, latents.wish(k)) for k in range(n)]
     ids, mask = words([spec.prompt for spec in specs])
@@ -197,7 +200,7 @@ def _synchronise(parameters: list[nn.Parameter], ranks: int) -> None:
     flat = torch.cat([p.grad.flatten() for p in live if p.grad is not None])
     dist.all_reduce(flat)
     flat /= ranks
-    for p, part in zip(live, flat.split([p.numel() for p in live]), strict=True):
+    for p, part in zip(live, torch.split(flat, [p.numel() for p in live]), strict=True):
         p.grad = part.view_as(p)
 
 
@@ -229,12 +232,13 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> Learner:
         rng = np.random.default_rng((settings.seed, rank, step))
         warm = step < settings.text_steps
         if warm:
-            loss = flow = text_step(learner, words, rng)
+            loss = text_step(learner, words, rng)
+            flow = loss.detach()
             scale = min(1.0, (step + 1) / settings.warmup_steps)
         else:
             loss, flow = flow_step(learner, settings, latents, words, rng)
             scale = rate(step - settings.text_steps, settings)
-        loss.backward()
+        torch.autograd.backward(loss)
         if ranks > 1:
             _synchronise(parameters, ranks)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -243,9 +247,8 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> Learner:
         with torch.no_grad():
             torch._foreach_lerp_(learner.mean, list(learner.weights), 1 - keep)
         step += 1
-        smoothed = (
-            float(flow) if smoothed == 0 or step == settings.text_steps + 1 else 0.98 * smoothed + 0.02 * float(flow)
-        )
+        fresh = smoothed == 0 or step == settings.text_steps + 1
+        smoothed = float(flow) if fresh else 0.98 * smoothed + 0.02 * float(flow)
         done = step == settings.steps + settings.text_steps
         if rank == 0 and (done or step % settings.save_every == 0):
             figures = {"step": step - settings.text_steps, "steps": settings.steps, "loss": smoothed}

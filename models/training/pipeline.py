@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -78,20 +79,18 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
 def sample(parts: Parts, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
     """Quick look at a model in training: Euler steps, float32.  # -> (B, H, W, 3) uint8"""
     words = Words(parts.tokenizer)
-    texts = [words([*[""] * len(prompts), *prompts])]
-    ids, mask = texts[0]
+    ids, mask = words([*[""] * len(prompts), *prompts])
     text = parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     shape = (LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE)
     x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     u = torch.linspace(1, 0, steps + 1)
     sigmas = FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)
-    for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
-        both = forward(parts.transformer, torch.cat([x, x]), now.expand(2 * len(x)), text, mask, torch.float32, tap=0)[
-            0
-        ]
+    for now, then in pairwise(sigmas):
+        levels = now.expand(2 * len(x))
+        both, _ = forward(parts.transformer, torch.cat([x, x]), levels, text, mask, torch.float32, tap=0)
         free, bound = both.chunk(2)
         x = x + (then - now) * (free + guidance * (bound - free))
-    pixels = parts.vae.decode(x / parts.vae.config.scaling_factor).sample
+    pixels: Tensor = parts.vae.decode(x / parts.vae.config.scaling_factor).sample
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
 
 

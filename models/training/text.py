@@ -105,6 +105,6 @@ class LayoutHead(nn.Module):
     def forward(self, text: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """Mean cross-entropy; text (B, L, D), mask (B, L), target (B, slots)."""
         last = text[torch.arange(len(text)), mask.sum(1) - 1]
-        parts = self.out(last).split(self.sizes, -1)
+        parts = torch.split(self.out(last), self.sizes, -1)
         losses = [F.cross_entropy(part, target[:, k]) for k, part in enumerate(parts)]
         return torch.stack(losses).mean()

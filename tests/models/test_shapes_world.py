@@ -9,6 +9,7 @@ import pytest
 from bestofn.models.shapes.prompts import (
     CATEGORIES,
     PromptSpec,
+    benchmark_prompts,
     caption,
     counted,
     held_out,
@@ -16,7 +17,6 @@ from bestofn.models.shapes.prompts import (
     pair,
     sample_prompt,
     single,
-    benchmark_prompts,
 )
 from bestofn.models.shapes.rules import Found, relations, violation
 from bestofn.models.shapes.scenes import HELD_COLOUR_SHAPES, Wish, place, sample_wish, trainable

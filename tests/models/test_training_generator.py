@@ -1,0 +1,159 @@
+"""Training of the shapes models: a killed run goes on bit by bit, and what it writes is a SanaPipeline."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderDC, SanaPipeline
+
+from bestofn.models.shapes.prompts import caption, known_words, pair
+from bestofn.models.shapes.scenes import Wish
+from bestofn.models.training.autoencoder import AutoencoderSettings, train_autoencoder
+from bestofn.models.training.forward import forward
+from bestofn.models.training.generator import GeneratorSettings, build_learner, noise_levels, rate, train_generator
+from bestofn.models.training.latents import draw_latents
+from bestofn.models.training.muon import orthogonalise
+from bestofn.models.training.pipeline import save_pipeline
+from bestofn.models.training.score import score, spread
+from bestofn.models.training.text import TOKENS, Words, build_tokenizer, layout
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("autoencoder")
+    settings = AutoencoderSettings(folder, steps=4, batch_size=8, scenes=12, save_every=2)
+    losses: list[float] = []
+    model = train_autoencoder(settings, lambda figures: losses.append(figures["loss"]))
+    assert len(losses) == 2
+    model.save_pretrained(folder / "vae")
+    return folder / "vae"
+
+
+def _settings(folder: Path, vae: Path, steps: int) -> GeneratorSettings:
+    return GeneratorSettings(
+        folder,
+        vae,
+        steps=steps,
+        decay_share=0.0,
+        batch_size=4,
+        scenes=8,
+        width=64,
+        layers=2,
+        text_steps=2,
+        warmup_steps=2,
+        save_every=2,
+    )
+
+
+def test_resumed_generator_is_bit_identical(tmp_path: Path, vae: Path) -> None:
+    straight = train_generator(_settings(tmp_path / "straight", vae, 4), lambda _: None)
+    broken = _settings(tmp_path / "broken", vae, 2)
+    train_generator(broken, lambda _: None)
+    resumed = train_generator(dataclasses.replace(broken, steps=4), lambda _: None)
+    for a, b in zip(straight.weights, resumed.weights, strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(straight.mean, resumed.mean, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_resumed_autoencoder_is_bit_identical(tmp_path: Path) -> None:
+    settings = AutoencoderSettings(tmp_path / "a", steps=4, batch_size=4, scenes=6, save_every=2)
+    straight = train_autoencoder(settings, lambda _: None)
+    broken = dataclasses.replace(settings, folder=tmp_path / "b")
+
+    def stop(figures: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_autoencoder(broken, stop)
+    resumed = train_autoencoder(broken, lambda _: None)
+    for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_forward_is_the_diffusers_transformer(tmp_path: Path, vae: Path) -> None:
+    learner = build_learner(_settings(tmp_path, vae, 1))
+    model = learner.parts.transformer
+    torch.nn.init.normal_(model.proj_out.weight)
+    ids, mask = Words(learner.parts.tokenizer)(["a photo of a ring", ""])
+    text = torch.randn(2, TOKENS, 128)
+    x, sigma = torch.randn(2, 6, 16, 16), torch.tensor([0.3, 0.9])
+    with torch.no_grad():
+        mine, _ = forward(model, x, sigma, text, mask, torch.float32, tap=0)
+        theirs = model(x, text, sigma * 1000, encoder_attention_mask=mask).sample
+    assert ids.shape == (2, TOKENS)
+    assert (mine - theirs).norm() / theirs.norm() < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers, numpy 2
+def test_saved_folder_is_a_pipeline(tmp_path: Path, vae: Path) -> None:
+    learner = build_learner(_settings(tmp_path, vae, 1))
+    save_pipeline(learner.averaged(), tmp_path / "out")
+    pipeline = SanaPipeline.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    result = pipeline(
+        "a photo of a ring",
+        height=64,
+        width=64,
+        num_inference_steps=2,
+        max_sequence_length=16,
+        complex_human_instruction=None,
+        use_resolution_binning=False,
+        generator=torch.Generator("cpu").manual_seed(1),
+    )
+    assert result.images[0].size == (64, 64)
+
+
+def test_words_agree_with_the_tokenizer() -> None:
+    tokenizer = build_tokenizer()
+    prompts = ["a photo of a red star left of a blue circle", "", "a photo of four wugs"]
+    ids, mask = Words(tokenizer)(prompts, 14)
+    theirs = tokenizer(prompts, padding="max_length", max_length=14, return_tensors="pt")
+    assert torch.equal(ids, theirs.input_ids)
+    assert torch.equal(mask, theirs.attention_mask)
+    assert len(tokenizer) == len(known_words()) + 4
+    assert tokenizer.unk_token_id in ids[2]
+
+
+def test_layout_puts_words_in_their_places() -> None:
+    left = layout(pair("star", "circle", ("red", "blue"), "left of"))
+    assert left == layout(pair("circle", "star", ("blue", "red"), "right of"))
+    assert left != layout(pair("star", "circle", ("blue", "red"), "left of"))
+
+
+def test_noise_levels_are_shifted_up() -> None:
+    levels = noise_levels(4000, np.random.default_rng(0))
+    assert levels.min() > 0
+    assert levels.max() < 1
+    assert abs((levels > 0.9).float().mean() - 0.25) < 0.01
+
+
+def test_rate_warms_up_holds_and_decays() -> None:
+    settings = GeneratorSettings(Path("run"), Path("vae"), steps=1000, warmup_steps=100, decay_share=0.1)
+    assert [round(rate(step, settings), 2) for step in (49, 99, 500, 900, 950, 999)] == [0.5, 1, 1, 1, 0.5, 0.01]
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16)])
+def test_orthogonalise(shape: tuple[int, ...]) -> None:
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+
+
+def test_latents_keep_words_and_labels(vae: Path) -> None:
+    latents = draw_latents(AutoencoderDC.from_pretrained(vae), scenes=5, seed=(3,), batch=2)
+    assert latents.values.shape == (5, 6, 16, 16)
+    for k in range(5):
+        wish = latents.wish(k)
+        assert isinstance(wish, Wish)
+        assert caption(np.random.default_rng(0), wish).prompt.startswith("a photo of")
+        assert len(set(wish.shapes)) == len(set(latents.shapes[k].tolist()) - {0})
+
+
+def test_score_counts_by_category() -> None:
+    blank = np.full((64, 64, 3), 128, np.uint8)
+    result = score(lambda prompts, seeds: [blank] * len(prompts), spread(2))
+    assert result["mean"] == 0
+    assert len(result) == 8
