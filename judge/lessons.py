@@ -19,14 +19,26 @@ from bestofn.judge.question import Question
 IGNORE = -100
 """Target of a position or a cell that teaches nothing."""
 
+HINT = 0.3
+"""What a hint counts, as a share of the answer."""
+
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt on a picture, whether the picture satisfies it, and how much the answer counts."""
+    """A prompt on a picture and what is true of it.
+
+    Attributes:
+        prompt: as a user would write it.
+        satisfied: whether the picture satisfies it.
+        weight: how much the answer counts.
+        hints: (word, truth): at so many words into the prompt, whether what was just named is there at all. Learning
+            the steps of an answer is much quicker than learning the answer alone.
+    """
 
     prompt: str
     satisfied: bool
     weight: float = 1.0
+    hints: tuple[tuple[int, bool], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,7 @@ class Batch:
         owner: (R,) the picture that a row is about.
         ids: (R, L) what follows the head, padded at the end.
         targets: (R, L) the token to be predicted at each position, mostly IGNORE.
-        weights: (R,).
+        weights: (R, L) what each target counts.
         answers: (R,) whether the row is a question, not a description.
         cells: (B, K, h, w), IGNORE where unknown.
     """
@@ -70,7 +82,10 @@ class Batch:
 
 
 class Collator:
-    """Makes batches for one model; texts are tokenised once and kept, as a small world repeats them."""
+    """Makes batches for one model whose question begins with the prompt, so that hints have a place.
+
+    Texts are tokenised once and kept, as a small world repeats them.
+    """
 
     def __init__(self, question: Question, image_mode: ImageMode, describe: str, grid: tuple[int, int, int]) -> None:
         self.question = question
@@ -84,31 +99,39 @@ class Collator:
 
     def __call__(self, lessons: Sequence[Lesson]) -> Batch:
         """Tensors of some lessons; pictures must be S x S."""
-        rows: list[tuple[int, list[int], list[int], float, bool]] = []
+        rows: list[tuple[int, list[int], dict[int, tuple[int, float]], bool]] = []
         cells = np.full((len(lessons), *self.grid), IGNORE, np.int64)
         for b, lesson in enumerate(lessons):
             for asked in lesson.asked:
                 ids = self._asking(asked.prompt)
-                answer = self.question.yes_id if asked.satisfied else self.question.no_id
-                rows.append((b, ids, [IGNORE] * (len(ids) - 1) + [answer], asked.weight, True))
+                wanted = {word - 1: (self._word(truth), HINT * asked.weight) for word, truth in asked.hints}
+                rows.append((b, ids, wanted | {len(ids) - 1: (self._word(asked.satisfied), asked.weight)}, True))
             if lesson.description is not None:
                 start = self._asking(None)
                 words = [*self.question.tokenizer(lesson.description, add_special_tokens=False)["input_ids"], self.end]
-                rows.append((b, start + words[:-1], [IGNORE] * (len(start) - 1) + words, 1.0, False))
+                wanted = {len(start) - 1 + k: (word, 1.0) for k, word in enumerate(words)}
+                rows.append((b, start + words[:-1], wanted, False))
             if lesson.cells is not None:
                 cells[b] = lesson.cells
-        L = max(len(ids) for _, ids, _, _, _ in rows)
+        L = max(len(ids) for _, ids, _, _ in rows)
         pad = self.question.newline_id
+        targets, weights = torch.full((len(rows), L), IGNORE), torch.zeros(len(rows), L)
+        for r, (_, _, wanted, _) in enumerate(rows):
+            for place, (target, weight) in wanted.items():
+                targets[r, place], weights[r, place] = target, weight
         pixels = self.image_mode.pixels(np.stack([lesson.picture for lesson in lessons]))
         return Batch(
             pixels=torch.from_numpy(pixels),
             owner=torch.tensor([b for b, *_ in rows]),
             ids=torch.tensor([ids + [pad] * (L - len(ids)) for _, ids, *_ in rows]),
-            targets=torch.tensor([targets + [IGNORE] * (L - len(targets)) for _, _, targets, _, _ in rows]),
-            weights=torch.tensor([weight for *_, weight, _ in rows]),
+            targets=targets,
+            weights=weights,
             answers=torch.tensor([answer for *_, answer in rows]),
             cells=torch.from_numpy(cells),
         )
+
+    def _word(self, truth: bool) -> int:
+        return self.question.yes_id if truth else self.question.no_id
 
     def _asking(self, prompt: str | None) -> list[int]:
         """Ids after the head up to the answer: of the question, or of the request to describe."""

@@ -123,10 +123,11 @@ class Pupil(nn.Module):
     def loss(self, batch: Batch, head: Sequence[int], plan: Plan) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum of the three losses, and the figures it is made of."""
         logits, rows, labels = self(batch, head)
-        targets = batch.targets[batch.targets != IGNORE]
+        wanted = batch.targets != IGNORE
+        targets = batch.targets[wanted]
         words = F.cross_entropy(logits.float(), targets, reduction="none")  # (M,)
         answer = batch.answers[rows]
-        weights = batch.weights[rows] * answer
+        weights = batch.weights[wanted] * answer
         answers = (words * weights).sum() / weights.sum().clamp_min(1e-6)
         total = answers
         figures = {"answers": float(answers.detach())}

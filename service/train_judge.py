@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from bestofn.judge.lessons import IGNORE, Collator, Lesson
+from bestofn.judge.lessons import Collator, Lesson
 from bestofn.judge.preprocess import ImageMode
 from bestofn.judge.small import DESCRIBE, SHAPES, save, untrained
 from bestofn.judge.training import Plan, Progress, Pupil, train
@@ -81,9 +81,10 @@ class School:
         """Log-odds of yes for every question of the lessons, in order."""
         out: list[float] = []
         for start in range(0, len(lessons), share):
-            batch = self.collate([Lesson(x.picture, x.asked) for x in lessons[start : start + share]])
+            bare = [tuple(replace(y, hints=()) for y in x.asked) for x in lessons[start : start + share]]
+            pictures = [x.picture for x in lessons[start : start + share]]
+            batch = self.collate([Lesson(x, asked) for x, asked in zip(pictures, bare, strict=True)])
             logits, _, _ = self.pupil(batch, self.collate.head)
-            assert len(logits) == int((batch.targets != IGNORE).sum())
             out += (logits[:, self.question.yes_id] - logits[:, self.question.no_id]).tolist()
         return out
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from bestofn.judge.lessons import Asked, Lesson
 from bestofn.models.shapes.evaluator import detect
-from bestofn.models.shapes.prompts import PromptSpec, held_out, known_words
+from bestofn.models.shapes.prompts import PLURAL, PromptSpec, held_out, known_words
 from bestofn.models.shapes.questions import MALFORMED, sample_questions, true_prompt, twisted
 from bestofn.models.shapes.rules import Found, violation
-from bestofn.models.shapes.world import CANVAS, CELL, COLOURS
+from bestofn.models.shapes.world import CANVAS, CELL, COLOURS, SHAPES
 
 QUESTION = "{prompt}"
 """The embedded judge is asked the bare prompt: every further word would cost as much as a word of it."""
@@ -28,6 +28,8 @@ GRID = (len(CLASSES), CANVAS // CELL, CANVAS // CELL)
 
 _COUNT = re.compile(r"\b(two|three|four|five)\b")
 _RELATION = re.compile(r"\b(left|right|above|below)\b")
+_SINGULAR = {plural: shape for shape, plural in PLURAL.items()}
+_NAMED = re.compile(rf"(?:\b({'|'.join(COLOURS)}) )?\b({'|'.join((*SHAPES, *_SINGULAR))})\b")
 _COLOUR = re.compile(rf"\b({'|'.join(COLOURS)})\b")
 
 
@@ -48,13 +50,28 @@ def category(prompt: str) -> str:
     return "colors" if coloured else "single_object"
 
 
+def hints(prompt: str, objects: Iterable[tuple[str, str]]) -> tuple[tuple[int, bool], ...]:
+    """Where each object of a prompt has been named, in words, and whether one like it is among (shape, colour)."""
+    there = list(objects)
+    out = []
+    for named in _NAMED.finditer(prompt):
+        colour, word = named.groups()
+        shape = _SINGULAR.get(word, word)
+        seen = any(s == shape and colour in (None, c) for s, c in there)
+        out.append((len(prompt[: named.end()].split()), seen))
+    return tuple(out)
+
+
 def rendered(rng: np.random.Generator, questions: int) -> Lesson:
     """A rendered scene with its questions, its objects in words from left to right, and its labelled cells."""
     scene = sample_questions(rng, questions)
     described = [f"{colour} {shape if shape != 'malformed' else MALFORMED_WORD}" for shape, colour, _ in scene.objects]
     return Lesson(
         picture=scene.image,
-        asked=tuple(Asked(prompt, answer) for prompt, answer in scene.questions),
+        asked=tuple(
+            Asked(prompt, answer, hints=hints(prompt, ((o[0], o[1]) for o in scene.objects)))
+            for prompt, answer in scene.questions
+        ),
         description=" ".join(described),
         cells=np.stack([scene.label_map_shape, scene.label_map_colour]),
     )
@@ -83,14 +100,15 @@ class Generated:
 
         A combination that the generator is never trained on is not confirmed here either.
         """
-        asked = [Asked(self.spec.prompt, self.correct, 2.0)]
+        there = [(f.shape, f.colour) for f in self.found]
+        asked = [Asked(self.spec.prompt, self.correct, 2.0, hints(self.spec.prompt, there))]
         while len(asked) < questions:
             spec = true_prompt(rng, self.found) if self.found and rng.random() < 0.75 else self.spec
             if rng.random() < 0.5:
                 spec = twisted(rng, spec)
             answer = violation(self.found, spec) is None
             if not (answer and held_out(spec)):
-                asked.append(Asked(spec.prompt, answer))
+                asked.append(Asked(spec.prompt, answer, 1.0, hints(spec.prompt, there)))
         return Lesson(self.picture, tuple(asked))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,21 +29,21 @@ def lessons(step: int) -> list[Lesson]:
     for _ in range(8):
         bright = bool(rng.integers(2))
         picture = rng.integers(150, 256, (32, 32, 3)) if bright else rng.integers(0, 100, (32, 32, 3))
-        asked = (Asked("a bright picture", bright), Asked("a DARK picture", not bright, 2.0))
+        asked = (Asked("a bright picture", bright, hints=((2, bright),)), Asked("a DARK picture", not bright, 2.0))
         cells = np.full((1, 4, 4), int(bright), np.int64)
         out.append(Lesson(picture.astype(np.uint8), asked, "bright" if bright else "dark", cells))
     return out
 
 
 def pupil(seed: int = 0) -> tuple[Pupil, Collator]:
-    model, question = untrained(TINY, WORDS, "is it {prompt}", seed)
+    model, question = untrained(TINY, WORDS, "{prompt} is it", seed)
     return Pupil(model, CLASSES), Collator(question, MODE, DESCRIBE, (1, 4, 4))
 
 
 def test_packed_questions_are_the_same_as_single_ones() -> None:
     taught, collate = pupil()
     taught.eval()
-    some = lessons(3)[:3]
+    some = [replace(x, asked=tuple(replace(y, hints=()) for y in x.asked)) for x in lessons(3)[:3]]
     batch = collate(some)
     with torch.inference_mode():
         logits, rows, labels = taught(batch, collate.head)
@@ -54,6 +55,17 @@ def test_packed_questions_are_the_same_as_single_ones() -> None:
     described = batch.targets[~batch.answers]
     words = collate.question.tokenizer.convert_ids_to_tokens(described[described != IGNORE].tolist())
     assert words == [word for x in some for word in (x.description, "<|endoftext|>")]
+
+
+def test_a_hint_stands_where_the_word_was_said() -> None:
+    _, collate = pupil()
+    batch = collate([lessons(3)[0]])
+    question, tokenizer = collate.question, collate.question.tokenizer
+    row = batch.targets[0].tolist()
+    asked = tokenizer.convert_ids_to_tokens(batch.ids[0].tolist())
+    assert [asked[k] for k, target in enumerate(row) if target != IGNORE] == ["bright", "<|im_end|>"]
+    assert {target for target in row if target != IGNORE} <= {question.yes_id, question.no_id}
+    assert batch.weights[0].unique().tolist() == pytest.approx([0.0, 0.3, 1.0])
 
 
 def test_it_learns_and_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
@@ -109,5 +121,5 @@ def test_a_saved_judge_loads_and_keeps_control_tokens_out(tmp_path: Path) -> Non
     unknown = collate.question.tokenizer.unk_token_id
     assert ids.count(judge.model.media_id) == 1
     assert ids[-1:] == collate.question.suffix
-    assert set(ids[2:-1]) <= set(judge.ids("is it dark", 1)) | {unknown}
+    assert set(ids[2:-1]) <= set(judge.ids("dark is it", 1)) | {unknown}
     assert judge.tiles(96, 64) == 1
