@@ -1,1 +1,1 @@
-"""The queue: Redis streams, a ring of jobs and five atomic Lua scripts."""
+"""The queue: Redis streams, a ring of jobs and atomic Lua scripts."""
