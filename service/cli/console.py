@@ -44,6 +44,8 @@ def run(program: typer.Typer) -> NoReturn:
         if not isinstance(error, ValueError):
             raise
         fail(str(error))
+    if status == INTERRUPTED:  # typer turns Ctrl-C into this status, without a word
+        fail("interrupted", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
 

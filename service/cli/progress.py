@@ -22,6 +22,7 @@ class JobBar:
             TimeRemainingColumn(),
             console=err,
             transient=True,
+            disable=not err.is_terminal,
         )
         self._task = self._bar.add_task("starting", total=None, judged="0", best="")
 

@@ -95,7 +95,7 @@ def generator(
         assert isinstance(call_steps, int)
         assert isinstance(guidance, float)
         figures = score(
-            lambda prompts, seeds: sample(parts, prompts, seeds, call_steps, guidance).numpy(), spread(scored)
+            lambda prompts, seeds: list(sample(parts, prompts, seeds, call_steps, guidance).numpy()), spread(scored)
         )
         typer.echo(_text(figures))
 

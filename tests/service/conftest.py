@@ -114,7 +114,7 @@ def served(queue_server: Path) -> Iterator[Served]:
                 time.sleep(0.05)
             yield api
     finally:
-        worker.terminate()
+        worker.kill()  # not asked: one that waits for a queue would go on waiting
         worker.wait()
 
 

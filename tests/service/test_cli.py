@@ -1,0 +1,224 @@
+"""The program `bestofn` as its users meet it: processes, exit statuses, one line on stderr."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bestofn.service.cli import main, target
+from bestofn.service.cli.outcome import paths_of
+from bestofn.service.cli.supervisor import MAX_DEATHS, WITHIN_SECONDS, may_restart
+from bestofn.service.client import Client
+from bestofn.service.engine.fake import FAILS
+from bestofn.service.errors import InvalidRequest, JobNotFound, SetupError, Unavailable
+from bestofn.service.images import decode
+from bestofn.service.settings import Settings
+
+Run = Callable[..., tuple[int, str, str]]
+PROGRAM = [sys.executable, "-P", "-m", "bestofn.service.cli"]
+
+
+def start(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
+    quiet = {"REDIS_URL": "", "BESTOFN_DATA_DIR": str(cwd), "NO_COLOR": "1", "COLUMNS": "100", **environment}
+    return subprocess.Popen(
+        [*PROGRAM, *arguments],
+        cwd=cwd,
+        env={**os.environ, **quiet},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the program in this process, where it is loaded already, in an empty folder."""
+
+    def call(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        for name, value in (
+            {"REDIS_URL": "", "BESTOFN_DATA_DIR": str(tmp_path), "COLUMNS": "100"} | environment
+        ).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["bestofn", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main.app()
+        assert isinstance(end.value.code, int)
+        return end.value.code, *capsys.readouterr()
+
+    return call
+
+
+def test_generate_on_a_server(served: Any, tmp_path: Path) -> None:
+    options = ("-n", "12", "--top-k", "2", "--seed", "5", "--sheet", "all.webp", "-o", "star.webp")
+    with start("generate", "a red star", *options, "--server", served.url, cwd=tmp_path) as process:
+        out, err = process.communicate(timeout=60)
+    status = process.returncode
+    assert (status, err) == (0, f"using the server at {served.url}\n")
+    first, second, sheet = out.splitlines()
+    assert first.startswith("star-1.webp  seed ")
+    assert second.startswith("star-2.webp  seed ")
+    assert sheet == "all.webp  all 12 candidates"
+    assert decode((tmp_path / "star-2.webp").read_bytes()).size == (64, 64)
+    assert decode((tmp_path / "all.webp").read_bytes()).width > 1000
+
+
+def test_json_is_the_result_and_nothing_else(served: Any, run: Run, tmp_path: Path) -> None:
+    status, out, err = run("generate", "a star", "-n", "3", "--json", BESTOFN_SERVER=served.url)
+    result = json.loads(out)
+    assert (status, result["status"], len(result["candidates"])) == (0, "succeeded", 3)
+    assert result["images"][0]["path"] == "best.png"
+    answer = httpx.get(served.url + result["images"][0]["url"])
+    assert (tmp_path / "best.png").read_bytes() == answer.content
+    assert err.count("\n") == 1
+
+
+def test_ctrl_c_cancels_the_job(served: Any, tmp_path: Path) -> None:
+    long = ("generate", "a star", "-n", "4096", "--steps", "100", "--server", served.url)
+    with start(*long, cwd=tmp_path) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("using the server")
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "bestofn: interrupted\n")
+    assert not list(tmp_path.iterdir())
+    # The engine is free again only if the job is gone.
+    answer = httpx.post(f"{served.url}/generate", json={"prompt": "p"}, headers={"Prefer": "wait=10"}, timeout=20)
+    assert answer.status_code == 200
+
+
+WRONG: dict[str, tuple[list[str], int, str]] = {
+    "no such option": (["generate", "p", "--nope"], 2, "No such option: --nope"),
+    "no such command": (["generat"], 2, "No such command 'generat'"),
+    "a size": (["generate", "p", "--size", "64"], 2, "a size is WIDTHxHEIGHT"),
+    "a format": (["generate", "p", "-o", "x.gif"], 2, "must end in .png"),
+    "a folder": (["generate", "p", "-o", "nowhere/x.png"], 2, "the folder nowhere does not exist"),
+    "two places": (["generate", "p", "--local", "--server", "http://x"], 2, "exclude each other"),
+    "no server there": (["generate", "p", "--server", "http://127.0.0.1:9"], 1, "cannot be reached"),
+    "no address": (["generate", "p", "--server", "localhost"], 1, "it starts with http://"),
+    "no picture": (["rank", "p", "nothing.png"], 1, "nothing.png: No such file"),
+    "no queue": (["serve"], 1, "run `bestofn up`"),
+    "open to all": (["serve", "--host", "0.0.0.0", "--redis-url", "redis://x"], 1, "BESTOFN_API_KEYS"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "status", "said"), WRONG.values(), ids=WRONG.keys())
+def test_errors_are_one_line_and_a_status(arguments: list[str], status: int, said: str, run: Run) -> None:
+    found, out, err = run(*arguments)
+    assert (found, out) == (status, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("bestofn: ")
+    assert said in last
+    assert len(err.splitlines()) <= 2  # where it draws may be said before
+
+
+def test_what_the_server_refuses_is_said(served: Any, run: Run) -> None:
+    status, _, err = run("generate", FAILS, "-n", "1", "--server", served.url)
+    assert status == 1
+    assert "failed: the prompt asked for it" in err
+    status, _, err = run("generate", "p", "--size", "65x64", "--server", served.url)
+    assert (status, "width must be a multiple of 32" in err) == (1, True)
+
+
+def test_help_and_version(run: Run) -> None:
+    status, out, _ = run("generate", "--help")
+    assert (status, "--num-samples" in out, "Examples" in out) == (0, True, True)
+    status, out, _ = run("--version")
+    assert (status, out.count(".")) == (0, 2)
+    status, out, err = run()
+    assert (status, "Commands" in out + err) == (2, True)
+
+
+def test_the_doctor_knows_the_queue(served: Any, queue_server: Path, run: Run) -> None:
+    status, out, _ = run("doctor", "--json", BESTOFN_DATA_DIR=str(queue_server))
+    findings = {finding["what"]: finding for finding in json.loads(out)}
+    assert findings["queue"]["state"] == "ok"
+    assert "append-only file on" in findings["queue"]["found"]
+    assert "fake" in findings["workers"]["found"]
+    assert status == (1 if any(finding["state"] == "fail" for finding in findings.values()) else 0)
+    status, out, err = run("doctor", "--redis-url", "redis://127.0.0.1:9")
+    assert (status, "checks failed" in err) == (1, True)
+    assert [line for line in out.splitlines() if line.startswith("fail  queue")]
+
+
+def test_the_api_needs_no_torch_by_any_path(tmp_path: Path) -> None:
+    program = "import sys, bestofn.service.api.server, bestofn.service.cli.main; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert found.stdout == "False\n", found.stderr
+
+
+def test_waiting_calls_are_answered_when_the_server_stops(served: Any, queue_server: Path, tmp_path: Path) -> None:
+    with start("serve", "--port", "0", cwd=tmp_path, BESTOFN_DATA_DIR=str(queue_server)) as process:
+        assert process.stderr is not None
+        address = process.stderr.readline().split("at ")[1].split(",")[0]
+        with httpx.Client(base_url=address, timeout=30) as http:
+            job = http.post("/generate", json={"prompt": "p", "num_samples": 4096}, headers={"Prefer": "respond-async"})
+            place = job.headers["location"]
+            with ThreadPoolExecutor() as threads:
+                waiting = threads.submit(http.get, place, headers={"Prefer": "wait=60"})
+                time.sleep(0.5)
+                process.terminate()
+                assert waiting.result(timeout=20).json()["status"] in ("queued", "running")
+        process.communicate(timeout=20)
+    httpx.delete(served.url + place)
+
+
+def test_the_client_reads_whole_jobs_and_errors(served: Any) -> None:
+    with Client(served.url) as client:
+        client.ready()
+        seen: list[str] = []
+        job = client.submit({"prompt": "p", "num_samples": 300, "num_inference_steps": 1})
+        result = client.wait(job.id, lambda state: seen.append(state.status))
+        assert (len(result.candidates), sum(map(len, result.bracket)), result.next) == (300, 303, None)
+        assert seen[-1] == "succeeded"
+        assert decode(client.image(job.id)).size == (64, 64)
+        assert (
+            client.submit({"prompt": "p"}, idempotency_key="c").id
+            == client.submit({"prompt": "p"}, idempotency_key="c").id
+        )
+        with pytest.raises(InvalidRequest, match="did you mean top_k"):
+            client.submit({"prompt": "p", "topk": 3})
+        with pytest.raises(JobNotFound):
+            client.cancel("0123")
+
+
+def test_the_client_gives_up_on_a_server_that_stays_busy() -> None:
+    with Client("http://127.0.0.1:9", retries=1) as client, pytest.raises(Unavailable, match="cannot be reached"):
+        client.ready()
+
+
+def test_a_running_server_is_found_by_the_address_it_left(served: Any, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    assert target.running_server(settings) is None
+    target.address_file(settings).write_text(json.dumps({"server": served.url}))
+    assert target.choose(settings, local=False) == served.url
+    assert target.choose(settings.model_copy(update={"server": "http://other"}), local=False) == "http://other"
+    target.address_file(settings).write_text("nonsense")
+    assert target.running_server(settings) is None
+    if not target.can_draw_here():
+        with pytest.raises(SetupError, match=r"bestofn\[worker\]"):
+            target.choose(settings, local=True)
+
+
+def test_several_winners_get_numbered_files() -> None:
+    assert paths_of(Path("a/b.png"), 1) == [Path("a/b.png")]
+    assert paths_of(Path("a/b.png"), 2) == [Path("a/b-1.png"), Path("a/b-2.png")]
+
+
+def test_a_process_that_dies_again_and_again_is_not_started_again() -> None:
+    deaths = [0.0, 1.0, 2.0]
+    assert may_restart(deaths[: MAX_DEATHS - 1], 2.0)
+    assert not may_restart(deaths, 2.0)
+    assert may_restart(deaths, 1.5 + WITHIN_SECONDS)
