@@ -145,7 +145,7 @@ def background(rng: np.random.Generator) -> FloatArray:
     slope = rng.uniform(-10, 10, 2)
     axis = np.linspace(-1, 1, CANVAS, dtype=np.float32)
     plane = slope[0] * axis[:, None] + slope[1] * axis[None, :]
-    return (base[None, None, :] + plane[:, :, None]).astype(np.float32)
+    return np.asarray(base[None, None, :] + plane[:, :, None], np.float32)
 
 
 def render(scene: Scene, masks: Mapping[int, Mask] = MappingProxyType({})) -> Image:

@@ -75,7 +75,8 @@ def block_forward(
     shift1, scale1, gate1, shift2, scale2, gate2 = (block.scale_shift_table + rows).chunk(6, 1)
     x = x + gate1 * _self_attention(block.attn1, _norm(x, shift1, scale1, dtype), heads, dtype)
     x = x + _cross_attention(block.attn2, x, text, bias, cross_heads, dtype)
-    return x + gate2 * _feed_forward(block.ff, _norm(x, shift2, scale2, dtype), side, dtype)
+    out: Tensor = x + gate2 * _feed_forward(block.ff, _norm(x, shift2, scale2, dtype), side, dtype)
+    return out
 
 
 def forward(

@@ -20,7 +20,7 @@ def orthogonalise(G: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5)
     """Nearest semi-orthogonal matrices, roughly: a quintic Newton-Schulz iteration.  # (S, M, N) -> (S, M, N)"""
     a, b, c = NEWTON_SCHULZ
     tall = G.size(-2) > G.size(-1)
-    X = G.mT if tall else G
+    X: Tensor = G.mT if tall else G
     X = (X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(steps):
         A = X @ X.mT
@@ -57,7 +57,7 @@ class MuonAdam:
         self.momentum, self.betas, self.eps = momentum, betas, eps
         self.dtype = dtype
         self.steps = 0
-        self.state: dict[torch.nn.Parameter, tuple[Tensor, ...]] = {}
+        self.state: dict[Tensor, tuple[Tensor, ...]] = {}
         for group in self.groups:
             for p in group.parameters:
                 self.state[p] = (torch.zeros_like(p),) if group.muon else (torch.zeros_like(p), torch.zeros_like(p))
@@ -73,7 +73,7 @@ class MuonAdam:
         self.steps += 1
         for group in self.groups:
             rate = group.learning_rate * scale
-            live = [p for p in group.parameters if p.grad is not None]
+            live: list[Tensor] = [p for p in group.parameters if p.grad is not None]
             if not live or rate == 0:
                 continue
             if group.weight_decay:
@@ -85,11 +85,11 @@ class MuonAdam:
         for p in self.parameters:
             p.grad = None
 
-    def _muon(self, live: list[torch.nn.Parameter], rate: float) -> None:
+    def _muon(self, live: list[Tensor], rate: float) -> None:
         grads = [p.grad for p in live if p.grad is not None]
         buffers = [self.state[p][0] for p in live]
         torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
-        by_shape: dict[tuple[int, int], list[tuple[torch.nn.Parameter, Tensor]]] = defaultdict(list)
+        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for p, grad, buffer in zip(live, grads, buffers, strict=True):
             update = grad.lerp(buffer, self.momentum).reshape(p.shape[0], -1)
             by_shape[(update.shape[0], update.shape[1])].append((p, update))
@@ -99,7 +99,7 @@ class MuonAdam:
             for (p, _), update in zip(members, X, strict=True):
                 p.add_(update.view_as(p))
 
-    def _adam(self, live: list[torch.nn.Parameter], rate: float) -> None:
+    def _adam(self, live: list[Tensor], rate: float) -> None:
         grads = [p.grad for p in live if p.grad is not None]
         first = [self.state[p][0] for p in live]
         second = [self.state[p][1] for p in live]
