@@ -20,11 +20,11 @@ class GenerateRequest(BaseModel):
     negative_prompt: str = Field("", max_length=2000)
     num_samples: int = Field(16, ge=1, description="N, the candidates that are drawn and judged.", examples=[32])
     top_k: int = Field(1, ge=1, le=16, description="Winners returned, best first; at most num_samples.")
-    seed: int | None = Field(None, ge=0, lt=MAX_SEED, description="Candidate i uses seed + i; random if left out.")
-    width: int | None = Field(None, ge=32)
-    height: int | None = Field(None, ge=32)
-    num_inference_steps: int | None = Field(None, ge=1)
-    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=0, lt=MAX_SEED, description="Candidate i: seed + i; random if left out.")
+    width: int | None = Field(default=None, ge=32)
+    height: int | None = Field(default=None, ge=32)
+    num_inference_steps: int | None = Field(default=None, ge=1)
+    guidance_scale: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     model: str | None = None
     judge: str | None = None
     rule: Rule = Rule.MARGIN
@@ -59,8 +59,8 @@ class ImageOut(BaseModel):
     candidate: int
     seed: int
     verdict: VerdictOut
-    url: str | None = Field(None, description="Relative to the server.")
-    path: str | None = Field(None, description="Of a local run.")
+    url: str | None = Field(default=None, description="Relative to the server.")
+    path: str | None = Field(default=None, description="Of a local run.")
 
 
 class CandidateOut(BaseModel):
@@ -68,7 +68,7 @@ class CandidateOut(BaseModel):
     seed: int
     verdict: VerdictOut
     rank: int
-    thumbnail: str | None = Field(None, description="Relative url of a small picture, if the request asked for them.")
+    thumbnail: str | None = Field(default=None, description="Relative url of a small picture, if they were asked for.")
 
 
 class MatchOut(BaseModel):
@@ -105,13 +105,13 @@ class JobResult(BaseModel):
     images: list[ImageOut] = []
     bracket: list[list[MatchOut]] = Field([], description="Rounds of the knockout, first round first.")
     candidates: list[CandidateOut] = []
-    next: str | None = Field(None, description="Relative url of the next page of candidates and bracket, if any.")
+    next: str | None = Field(default=None, description="Relative url of the next page of candidates and bracket.")
     usage: UsageOut | None = None
     progress: Progress | None = None
     complete: bool = False
     stopped: str | None = None
     warnings: list[str] = []
-    error: str | None = Field(None, description="Why the job failed.")
+    error: str | None = Field(default=None, description="Why the job failed.")
     parameters: dict[str, Any] = Field({}, description="Every field of the request with its default filled in.")
     model: Revision
     judge: Revision

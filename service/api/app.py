@@ -30,7 +30,7 @@ Errors are `application/problem+json` (RFC 9457) with a stable `code`, and carry
 
 
 async def check_queue(settings: Settings) -> None:
-    """Connect to the queue once. Raises SetupError if there is none, or it does not fit; one that is down may return."""
+    """Connect to the queue once. Raises SetupError if there is none, or none that fits; one that is down may return."""
     await (await _connect(settings)).aclose()
 
 

@@ -6,7 +6,7 @@ import json as jsonlib
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -54,13 +54,13 @@ def doctor(
         raise typer.Exit(FAILURE)
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """All findings, in the order in which they matter."""
-    for check in (_python, _packages, _device, _memory, _queue, _model, _judge, _disk, _server):
+def examine(settings: Settings, names: Iterable[str] | None = None) -> Iterator[Finding]:
+    """The findings of these checks, or of all (`CHECKS`); a check that breaks is a failure and stops no other."""
+    for name in CHECKS if names is None else names:
         try:
-            yield from check(settings)
+            yield from CHECKS[name](settings)
         except Exception as error:  # whatever is wrong belongs into the report
-            yield Finding("fail", check.__name__.strip("_"), " ".join(f"{type(error).__name__}: {error}".split()))
+            yield Finding("fail", name, " ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def _python(settings: Settings) -> Iterator[Finding]:
@@ -193,6 +193,19 @@ def _server(settings: Settings) -> Iterator[Finding]:
     address = settings.server or target.running_server(settings)
     if address is not None:
         yield Finding("ok", "server", address)
+
+
+CHECKS: Mapping[str, Callable[[Settings], Iterator[Finding]]] = {
+    "python": _python,
+    "packages": _packages,
+    "device": _device,
+    "memory": _memory,
+    "queue": _queue,
+    "model": _model,
+    "judge": _judge,
+    "disk": _disk,
+    "server": _server,
+}
 
 
 def add_to(program: typer.Typer) -> None:

@@ -82,17 +82,17 @@ def generate(
     settings = load_settings(server=server)
     address = target.choose(settings, local=local)
     if address is not None:
-        from bestofn.service.cli import remote
+        from bestofn.service.cli.remote import generate as draw
 
         say(f"using the server at {address}")
         names = {"model": model, "judge": judge}
         request |= {name: value for name, value in names.items() if value is not None}
-        outcome = remote.generate(request, address, settings)
+        outcome = draw(request, address, settings)
     else:
-        from bestofn.service.cli import here
+        from bestofn.service.cli.here import generate as draw_here
 
         say("drawing in this process" if local else "no server is running: drawing in this process")
-        outcome = here.generate(request, load_settings(model=model, judge=judge))
+        outcome = draw_here(request, load_settings(model=model, judge=judge))
     report(write(outcome, output, sheet), sheet, json=json)
 
 

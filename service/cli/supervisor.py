@@ -13,6 +13,7 @@ from bestofn.service.cli.console import say
 from bestofn.service.errors import SetupError
 
 POLL_SECONDS = 0.1
+WATCH_POLLS = 10
 STOP_SECONDS = 20.0
 MAX_DEATHS, WITHIN_SECONDS = 3, 300.0
 
@@ -43,8 +44,10 @@ class Supervisor:
         self._environment = {**os.environ, **environment}
         self._children: list[_Child] = []
 
-    def run(self, ready: Callable[[], bool], on_ready: Callable[[], None]) -> None:
+    def run(self, ready: Callable[[], bool], on_ready: Callable[[], None], watch: Callable[[], object]) -> None:
         """Start all, call `on_ready` once `ready` says so, and return after SIGINT or SIGTERM.
+
+        `watch` is called about once a second, to look after what is no child of this.
 
         Raises:
             SetupError: a process ended before all were ready, or again and again.
@@ -58,8 +61,10 @@ class Supervisor:
                 time.sleep(POLL_SECONDS)
             on_ready()
             while True:
-                self._check(restart=True)
-                time.sleep(POLL_SECONDS)
+                watch()
+                for _ in range(WATCH_POLLS):
+                    self._check(restart=True)
+                    time.sleep(POLL_SECONDS)
         except _Stop:
             pass
         finally:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +43,7 @@ def up(
     if not target.can_draw_here():
         raise SetupError("a worker needs its packages: pip install 'bestofn[worker]' (or start `bestofn serve` alone)")
     _check_port(settings)
-    with _queue(settings) as redis_url:
+    with _queue(settings) as (redis_url, keep_queue):
         say(f"queue at {redis_url}")
         flags = ["--host", settings.host, "--port", str(settings.port)]
         supervisor = Supervisor(
@@ -62,7 +62,7 @@ def up(
         address = _address(settings)
         file = target.address_file(settings)
         try:
-            supervisor.run(lambda: _answers(f"{address}/readyz"), lambda: _announce(file, address))
+            supervisor.run(lambda: _answers(f"{address}/readyz"), lambda: _announce(file, address), keep_queue)
         finally:
             file.unlink(missing_ok=True)
 
@@ -76,12 +76,13 @@ def _check_port(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def _queue(settings: Settings) -> Iterator[str]:
+def _queue(settings: Settings) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The queue's address, and what starts its server again if that is ours and has ended."""
     if settings.redis_url:
-        yield settings.redis_url
+        yield settings.redis_url, lambda: None
         return
     with LocalServer(settings.data_dir) as server:
-        yield server.url
+        yield server.url, server.restart
 
 
 def _address(settings: Settings) -> str:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
+from bestofn.service.api.server import listen
 from bestofn.service.cli import main, target
+from bestofn.service.cli.doctor import Finding, examine
 from bestofn.service.cli.outcome import paths_of
 from bestofn.service.cli.supervisor import MAX_DEATHS, WITHIN_SECONDS, may_restart
 from bestofn.service.client import Client
@@ -141,16 +145,19 @@ def test_help_and_version(run: Run) -> None:
     assert (status, "Commands" in out + err) == (2, True)
 
 
-def test_the_doctor_knows_the_queue(served: Any, queue_server: Path, run: Run) -> None:
-    status, out, _ = run("doctor", "--json", BESTOFN_DATA_DIR=str(queue_server))
-    findings = {finding["what"]: finding for finding in json.loads(out)}
-    assert findings["queue"]["state"] == "ok"
-    assert "append-only file on" in findings["queue"]["found"]
-    assert "fake" in findings["workers"]["found"]
-    assert status == (1 if any(finding["state"] == "fail" for finding in findings.values()) else 0)
-    status, out, err = run("doctor", "--redis-url", "redis://127.0.0.1:9")
-    assert (status, "checks failed" in err) == (1, True)
-    assert [line for line in out.splitlines() if line.startswith("fail  queue")]
+def test_the_doctor_knows_the_queue(served: Any, queue_server: Path, tmp_path: Path) -> None:
+    def found(**fields: Any) -> dict[str, Finding]:
+        settings = Settings(redis_url=None).model_copy(update=fields)
+        return {finding.what: finding for finding in examine(settings, ["packages", "queue", "disk"])}
+
+    running = found(data_dir=queue_server)
+    assert running["queue"].state == "ok"
+    assert "append-only file on" in running["queue"].found
+    assert "fake" in running["workers"].found
+    assert "fastapi" in running["packages"].found
+    assert "`bestofn up` would start" in found(data_dir=tmp_path)["queue"].found
+    lost = found(redis_url="redis://127.0.0.1:9")["queue"]
+    assert (lost.state, "ConnectionError" in lost.found) == ("fail", True)
 
 
 def test_the_api_needs_no_torch_by_any_path(tmp_path: Path) -> None:
@@ -210,6 +217,35 @@ def test_a_running_server_is_found_by_the_address_it_left(served: Any, tmp_path:
     if not target.can_draw_here():
         with pytest.raises(SetupError, match=r"bestofn\[worker\]"):
             target.choose(settings, local=True)
+
+
+@pytest.mark.timeout(300)  # it loads the models
+def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    data = tempfile.mkdtemp(prefix="bestofn-")  # short, for its socket
+    try:
+        with start("up", "--port", str(port), cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
+            assert up.stderr is not None
+            lines = [up.stderr.readline() for _ in range(3)]
+            assert "ready at" in lines[-1], lines
+            status, out, err = run("generate", "a photo of a star", "-n", "2", BESTOFN_DATA_DIR=data)
+            assert (status, out.split()[0]) == (0, "best.png")
+            assert f"using the server at http://127.0.0.1:{port}" in err
+            children = subprocess.run(["pgrep", "-P", str(up.pid)], capture_output=True, text=True).stdout.split()
+            assert len(children) == 3
+            os.kill(int(children[1]), signal.SIGKILL)
+            assert up.stderr.readline() == "the API ended (SIGKILL); starting it again\n"
+            assert up.stderr.readline().startswith("the API is at")
+            second = run("up", "--port", str(port), BESTOFN_DATA_DIR=data)
+            assert (second[0], "cannot listen" in second[2]) == (1, True)
+            up.send_signal(signal.SIGINT)
+            up.communicate(timeout=60)
+        assert up.returncode == 0
+        assert all(not Path(f"/proc/{child}").exists() for child in children)
+        assert not target.address_file(Settings(data_dir=Path(data))).exists()
+    finally:
+        shutil.rmtree(data)
 
 
 def test_several_winners_get_numbered_files() -> None:
