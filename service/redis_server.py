@@ -102,11 +102,14 @@ class LocalServer:
             raise SetupError(f"the data folder {self.folder} cannot be used ({error}); set BESTOFN_DATA_DIR") from error
         if self._up_lock is None:
             raise SetupError(f"`bestofn up` already runs on {self.folder}; stop it, or set BESTOFN_DATA_DIR to another")
+        return self.restart()
+
+    def restart(self) -> str:
+        """Starts the server again if it has ended, and returns its address. Raises SetupError as `start` does."""
         lock = _lock(self.folder / "queue.lock")
-        if lock is None:
-            return self.url
-        with lock:
-            self._spawn(lock)
+        if lock is not None:
+            with lock:
+                self._spawn(lock)
         return self.url
 
     def stop(self) -> None:
@@ -155,6 +158,8 @@ class LocalServer:
             "maxmemory-policy": "noeviction",
         }
         command = [str(binary), *(part for name, value in options.items() for part in (f"--{name}", value))]
+        if self._process is not None:
+            self._process.wait()
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

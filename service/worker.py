@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -26,6 +26,7 @@ from bestofn.service.reports import Reports
 from bestofn.service.settings import Settings
 
 LEAVE_SECONDS = 5.0
+CANCEL_SECONDS = 0.1
 REPORT_SECONDS = 0.25  # progress is published this often
 CARD_BEATS = 4  # a card lapses after this many beats without one
 FIRST_RETRY_SECONDS = 0.05
@@ -105,13 +106,12 @@ class Worker:
         try:
             done, _ = await asyncio.wait([*tasks, died, stop], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (*tasks, died, stop):
-                task.cancel()
-            await asyncio.gather(*tasks, died, stop, return_exceptions=True)
+            await _end([*tasks, died, stop])
         for task in done & set(tasks):
             task.result()  # a loop ends by an error of ours only
         with contextlib.suppress(TimeoutError):  # the queue is away: leases run out, and others take over
-            await asyncio.wait_for(self._leave(), LEAVE_SECONDS)
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await self._leave()
 
     async def _leave(self) -> None:
         """Hands everything back: at once after SIGTERM, as a spent delivery if the engine died over it."""
@@ -130,12 +130,19 @@ class Worker:
         await self._beat_once()
 
     async def _beat(self) -> None:
+        stalled = False
         while True:
             await asyncio.sleep(self.settings.beat_seconds)
-            if self._driver.stalled(self.settings.stall_seconds):
-                log.warning("the engine has stalled: no beat", held=len(self._held))
-                continue
-            await self._beat_once()
+            if self._stalled() != stalled:
+                stalled = not stalled
+                log.warning(
+                    "the engine has stalled: no beat" if stalled else "the engine goes on", held=len(self._held)
+                )
+            if not stalled:
+                await self._beat_once()
+
+    def _stalled(self) -> bool:
+        return self._driver.stalled(self.settings.stall_seconds)
 
     async def _beat_once(self) -> None:
         state = "busy" if self._held else "ready"
@@ -149,9 +156,10 @@ class Worker:
             self._driver.changed.clear()
             if self._alone and len(self._held) == len(self._alone):
                 self._driver.admit(self._alone.pop().heat)
-            if self._alone or self._driver.room() <= 0 or self._runs_alone():
+            if self._alone or self._driver.room() <= 0 or self._runs_alone() or self._stalled():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._driver.changed.wait(), self._pause)
+                    async with asyncio.timeout(self._pause):
+                        await self._driver.changed.wait()
                 continue
             for claim in await self._abandoned() or await self._persist(self._next):
                 await self._take(claim)
@@ -305,3 +313,12 @@ class Worker:
                 await self._announce()
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_RETRY_SECONDS)
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancels tasks until they have ended: `wait_for` of Python 3.11, in which redis-py sends, can lose a cancel."""
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)

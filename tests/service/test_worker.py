@@ -1,0 +1,339 @@
+"""Workers that are killed, stopped, told to leave and frozen: nothing is lost, and the result stays the same."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from bestofn.service.engine.fake import DIES, FAILS, KILLS, FakeEngine
+from bestofn.service.engine.protocol import EngineEvent
+from bestofn.service.jobs import JobSpec, JobStatus
+from bestofn.service.queue.lane import Lane
+from bestofn.service.queue.queue import Queue
+from bestofn.service.redis_server import LocalServer
+from bestofn.service.result import assemble
+from bestofn.service.settings import Settings
+from bestofn.service.worker import Worker
+
+MakeSpec = Callable[..., JobSpec]
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+# The queue's contract is tested over both servers; most of these tests are about processes, and start many.
+embedded = pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)
+
+PROGRAM = """
+import sys
+from bestofn.service.engine.fake import FakeEngine
+from bestofn.service.settings import Settings
+from bestofn.service.worker import run_worker
+settings = Settings.model_validate_json(sys.argv[1])
+sys.exit(run_worker(settings, lambda: FakeEngine(slots=4, step_seconds=float(sys.argv[2]))))
+"""
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts worker processes, and ends those that are left."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def worker(settings: Settings, step_seconds: float = 0.02) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-P", "-c", PROGRAM, settings.model_dump_json(), str(step_seconds)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        return processes[-1]
+
+    yield worker
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@asynccontextmanager
+async def inside(settings: Settings, engine: FakeEngine) -> Any:
+    """A worker in this process; its SIGTERM is the end of the block."""
+    worker = Worker(settings, lambda: engine)
+    task = asyncio.create_task(worker.run())
+    yield task
+    if not task.done():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert await task == 0
+
+
+async def ready(queue: Queue, workers: int) -> None:
+    while len(await queue.cards()) < workers:
+        await asyncio.sleep(0.02)
+
+
+async def ended(queue: Queue, job: str) -> JobStatus:
+    async for _ in queue.events(job):
+        pass
+    return (await queue.record(job)).status
+
+
+async def heats_done(queue: Queue, job: str, number: int) -> None:
+    async for event in queue.events(job):
+        number -= event.type == "heat"
+        if number == 0:
+            return
+
+
+async def answer(queue: Queue, job: str) -> tuple[object, ...]:
+    """All of a result that must not depend on who worked."""
+    record = await queue.record(job)
+    result = assemble(record.spec, record.status, record.outcomes)
+    images = [(image.seed, image.verdict, await queue.image(job, image.candidate)) for image in result.images]
+    return images, result.bracket, result.candidates, result.status
+
+
+def test_kill_9_of_one_of_two_workers_changes_nothing(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        one, _ = start(settings), start(settings)
+        await ready(queue, 2)
+        undisturbed, disturbed = (make_spec(num_samples=48, top_k=3) for _ in range(2))
+        await queue.submit(undisturbed, cost=1)
+        assert await ended(queue, undisturbed.id) is JobStatus.SUCCEEDED
+        await queue.submit(disturbed, cost=1)
+        await heats_done(queue, disturbed.id, 4)
+        one.send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        assert await ended(queue, disturbed.id) is JobStatus.SUCCEEDED
+        assert time.monotonic() - killed < settings.lease_seconds + 3
+        assert await answer(queue, disturbed.id) == await answer(queue, undisturbed.id)
+        events = [event.data["heat"] async for event in queue.events(disturbed.id) if event.type == "heat"]
+        assert sorted(events) == list(range(12))
+        assert (await queue.backlog()).candidates == 0
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+@embedded
+def test_a_stopped_worker_is_overtaken_and_its_late_result_ignored(
+    settings: Settings, make_spec: MakeSpec, start: Start
+) -> None:
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        one = start(settings, 0.1)
+        await ready(queue, 1)
+        spec = make_spec(num_samples=8)
+        await queue.submit(spec, cost=1)
+        while (await queue.record(spec.id)).status is JobStatus.QUEUED:
+            await asyncio.sleep(0.01)
+        one.send_signal(signal.SIGSTOP)
+        start(settings)
+        assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
+        before = await answer(queue, spec.id)
+        one.send_signal(signal.SIGCONT)
+        await ready(queue, 2)
+        await asyncio.sleep(0.5)
+        assert await answer(queue, spec.id) == before
+        assert [event.type async for event in queue.events(spec.id)].count("heat") == 2
+        one.terminate()
+        assert await asyncio.to_thread(one.wait) == 0
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+@embedded
+def test_sigterm_hands_heats_back_at_once(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
+    patient = settings.model_copy(update={"lease_seconds": 60.0})
+
+    async def run() -> None:
+        queue = await Queue.connect(patient)
+        slow = start(patient, 2.0)
+        await ready(queue, 1)
+        spec = make_spec(num_samples=16)
+        await queue.submit(spec, cost=1)
+        while (await queue.record(spec.id)).status is JobStatus.QUEUED:
+            await asyncio.sleep(0.01)
+        start(patient)
+        await ready(queue, 2)
+        slow.terminate()
+        assert await asyncio.wait_for(ended(queue, spec.id), 5.0) is JobStatus.SUCCEEDED
+        assert await asyncio.to_thread(slow.wait, 10.0) == 0
+        assert len(await queue.cards()) == 1
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+@embedded
+def test_a_heat_that_fails_everywhere_ends_its_job_and_no_other(settings: Settings, make_spec: MakeSpec) -> None:
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        async with inside(settings, FakeEngine(slots=8, step_seconds=0.01)):
+            await ready(queue, 1)
+            bad, good = make_spec(prompt=FAILS), make_spec(num_samples=64)
+            await queue.submit(bad, cost=1)
+            await queue.submit(good, cost=1)
+            assert await ended(queue, bad.id) is JobStatus.FAILED
+            assert await ended(queue, good.id) is JobStatus.SUCCEEDED
+            assert (await queue.record(bad.id)).error == "the prompt asked for it"
+            [(_, letter)] = await queue.redis.xrange(queue.keys("dead"))
+            assert (letter[b"job"].decode(), letter[b"deliveries"]) == (bad.id, b"4")
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+@embedded
+def test_a_heat_that_kills_its_worker_four_times_is_dead(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
+    quick = settings.model_copy(update={"lease_seconds": 0.4, "beat_seconds": 0.1})
+
+    async def run() -> None:
+        queue = await Queue.connect(quick)
+        crew = [start(quick) for _ in range(2)]
+        await ready(queue, 2)
+        bad, good = make_spec(prompt=KILLS, num_samples=4), make_spec(num_samples=16)
+        await queue.submit(bad, cost=1)
+        await queue.submit(good, cost=1)
+        deaths = 0
+        end = asyncio.create_task(ended(queue, bad.id))
+        while not end.done():
+            for place, process in enumerate(crew):
+                if process.poll() is not None:
+                    deaths += 1
+                    crew[place] = start(quick)
+            await asyncio.sleep(0.05)
+        assert await end is JobStatus.FAILED
+        assert deaths == 4
+        assert "were tried 4 times, and each time their worker died or stalled" in str(
+            (await queue.record(bad.id)).error
+        )
+        assert await ended(queue, good.id) is JobStatus.SUCCEEDED
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+@embedded
+def test_a_dead_engine_ends_its_worker_with_1(
+    settings: Settings, make_spec: MakeSpec, start: Start, open_lane: Callable[..., Awaitable[Lane]]
+) -> None:
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        process = start(settings)
+        await ready(queue, 1)
+        await queue.submit(make_spec(prompt=DIES, num_samples=4), cost=1)
+        assert await asyncio.to_thread(process.wait, 10.0) == 1
+        [claim] = await (await open_lane(queue)).claim(4, 0)
+        assert claim.deliveries == 2
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+class _Freezes(FakeEngine):
+    """Its first tick lasts until it is released."""
+
+    def __init__(self, release: threading.Event) -> None:
+        super().__init__(slots=16)
+        self.release = release
+
+    def tick(self) -> list[EngineEvent]:
+        self.release.wait()
+        return super().tick()
+
+
+@embedded
+def test_a_frozen_engine_loses_its_heats(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
+    hasty = settings.model_copy(update={"stall_seconds": 0.3})
+    release = threading.Event()
+
+    async def run() -> None:
+        queue = await Queue.connect(hasty)
+        async with inside(hasty, _Freezes(release)):
+            await ready(queue, 1)
+            spec = make_spec(num_samples=4)
+            await queue.submit(spec, cost=1)
+            while (await queue.record(spec.id)).status is JobStatus.QUEUED:
+                await asyncio.sleep(0.01)
+            start(settings)
+            assert await asyncio.wait_for(ended(queue, spec.id), 10.0) is JobStatus.SUCCEEDED
+            assert not release.is_set()
+            release.set()
+        await queue.aclose()
+
+    try:
+        asyncio.run(run())
+    finally:
+        release.set()
+
+
+class _Notes(FakeEngine):
+    """Notes how many ticks it made after a cancel."""
+
+    def __init__(self) -> None:
+        super().__init__(slots=4, step_seconds=0.05)
+        self.since_cancel: list[Sequence[EngineEvent]] = []
+        self.canceled = False
+
+    def cancel(self, job: str) -> None:
+        super().cancel(job)
+        self.canceled = True
+
+    def tick(self) -> list[EngineEvent]:
+        canceled = self.canceled
+        events = super().tick()
+        if canceled:
+            self.since_cancel.append(events)
+        return events
+
+
+@embedded
+def test_cancel_reaches_the_engine_before_its_next_tick(settings: Settings, make_spec: MakeSpec) -> None:
+    engine = _Notes()
+
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        async with inside(settings, engine):
+            await ready(queue, 1)
+            spec = make_spec(num_samples=64)
+            await queue.submit(spec, cost=1)
+            await heats_done(queue, spec.id, 2)
+            await queue.cancel(spec.id)
+            sent = time.monotonic()
+            while not engine.canceled:
+                await asyncio.sleep(0.001)
+            assert time.monotonic() - sent < 0.2
+            await asyncio.sleep(0.2)
+            assert not engine.busy
+            assert engine.since_cancel in ([], [[]])
+            after = make_spec()
+            await queue.submit(after, cost=1)
+            assert await ended(queue, after.id) is JobStatus.SUCCEEDED
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+@embedded
+def test_workers_outlive_a_killed_server(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
+    with LocalServer(settings.data_dir) as server:
+        own = settings.model_copy(update={"redis_url": server.url})
+
+        async def run() -> None:
+            queue = await Queue.connect(own)
+            worker = start(own, 0.05)
+            await ready(queue, 1)
+            spec = make_spec(num_samples=64)
+            await queue.submit(spec, cost=1)
+            await heats_done(queue, spec.id, 2)
+            os.kill((await queue.redis.info("server"))["process_id"], signal.SIGKILL)
+            await asyncio.sleep(0.3)
+            await asyncio.to_thread(server.restart)
+            assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
+            assert len((await queue.record(spec.id)).outcomes) == 16
+            assert worker.poll() is None
+            await queue.aclose()
+
+        asyncio.run(run())
