@@ -102,7 +102,12 @@ class LocalServer:
             raise SetupError(f"the data folder {self.folder} cannot be used ({error}); set BESTOFN_DATA_DIR") from error
         if self._up_lock is None:
             raise SetupError(f"`bestofn up` already runs on {self.folder}; stop it, or set BESTOFN_DATA_DIR to another")
-        return self.restart()
+        try:
+            return self.restart()
+        except BaseException:
+            self._up_lock.close()
+            self._up_lock = None
+            raise
 
     def restart(self) -> str:
         """Starts the server again if it has ended, and returns its address. Raises SetupError as `start` does."""

@@ -1,0 +1,34 @@
+"""Workers that end are started again, ever more slowly, until the supervisor is told to stop."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from bestofn.service.supervisor import pause_after, supervise
+
+
+def test_pauses_double_up_to_a_minute() -> None:
+    assert [pause_after(failures) for failures in (0, 1, 2, 3, 7, 50)] == [0.0, 1.0, 2.0, 4.0, 60.0, 60.0]
+
+
+def test_a_worker_that_ends_is_started_again_and_all_end_together(tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    short = [sys.executable, "-c", f"open({str(starts)!r}, 'a').write('x')"]
+    steady = ["sleep", "60"]
+
+    def stop() -> None:
+        deadline = time.monotonic() + 20.0
+        while time.monotonic() < deadline and not (starts.is_file() and len(starts.read_text()) >= 2):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    before = signal.getsignal(signal.SIGTERM)
+    assert supervise([short, steady]) == 0
+    thread.join()
+    assert len(starts.read_text()) >= 2
+    assert signal.getsignal(signal.SIGTERM) is before
