@@ -19,7 +19,8 @@ setup: .venv/.ready
 
 demo: setup  ## queue, API and worker; one prompt over HTTP; the winner and a picture of all candidates
 	@mkdir -p $(OUT)
-	$(BIN)/bestofn up --port 0 --data-dir $(OUT)/demo --run "$(BIN)/bestofn generate '$(PROMPT)' -n 32 -o $(OUT)/best.png --sheet $(OUT)/all.png"
+	BESTOFN_DATA_DIR=$(CURDIR)/$(OUT)/demo $(BIN)/bestofn up --port 0 --run \
+		"$(BIN)/bestofn generate '$(PROMPT)' -n 32 -o $(OUT)/best.png --sheet $(OUT)/all.png"
 
 up: setup  ## queue, API and worker until Ctrl-C
 	$(BIN)/bestofn up

@@ -44,10 +44,10 @@ class Supervisor:
         self._environment = {**os.environ, **environment}
         self._children: list[_Child] = []
 
-    def run(self, ready: Callable[[], bool], on_ready: Callable[[], None], watch: Callable[[], object]) -> None:
+    def run(self, ready: Callable[[], bool], on_ready: Callable[[], None], watch: Callable[[], bool]) -> None:
         """Start all, call `on_ready` once `ready` says so, and return after SIGINT or SIGTERM.
 
-        `watch` is called about once a second, to look after what is no child of this.
+        `watch` is called about once a second, to look after what is no child of this; it ends the run by True.
 
         Raises:
             SetupError: a process ended before all were ready, or again and again.
@@ -60,8 +60,7 @@ class Supervisor:
                 self._check(restart=False)
                 time.sleep(POLL_SECONDS)
             on_ready()
-            while True:
-                watch()
+            while not watch():
                 for _ in range(WATCH_POLLS):
                     self._check(restart=True)
                     time.sleep(POLL_SECONDS)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -21,17 +22,27 @@ EPILOG = """Examples:
 
 `bestofn up`
 
+`bestofn up --port 0 --run 'bestofn generate "a ring" -n 32'`
+
 `bestofn up --model Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers --judge ./NVILA-Lite-2B-Verifier`
 """
 
 
 def up(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65_535, show_default="8000")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65_535, help="0: a free one.", show_default="8000")] = None,
     model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.")] = None,
     judge: Annotated[str | None, typer.Option(help="As --model, for the judge.")] = None,
     devices: Annotated[str | None, typer.Option(help="all, cpu, or a list such as cuda:0,cuda:1.")] = None,
     open_access: Annotated[bool, typer.Option("--open-access", help="Let other machines call without a key.")] = False,
+    command: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="COMMAND",
+            help="Run this in a shell once all is ready, with BESTOFN_SERVER set, then stop; its status becomes ours.",
+        ),
+    ] = None,
 ) -> None:
     """Start queue, API and worker here and print the address; Ctrl-C stops them.
 
@@ -42,7 +53,7 @@ def up(
     )
     if not target.can_draw_here():
         raise SetupError("a worker needs its packages: pip install 'bestofn[worker]' (or start `bestofn serve` alone)")
-    _check_port(settings)
+    settings = settings.model_copy(update={"port": _open_port(settings)})
     with _queue(settings) as (redis_url, keep_queue):
         say(f"queue at {redis_url}")
         flags = ["--host", settings.host, "--port", str(settings.port)]
@@ -61,18 +72,33 @@ def up(
         )
         address = _address(settings)
         file = target.address_file(settings)
+        errand: list[subprocess.Popen[bytes]] = []
+
+        def begin() -> None:
+            _announce(file, address)
+            if command is not None:
+                errand.append(subprocess.Popen(command, shell=True, env={**os.environ, "BESTOFN_SERVER": address}))
+
+        def watch() -> bool:
+            keep_queue()
+            return any(process.poll() is not None for process in errand)
+
         try:
-            supervisor.run(lambda: _answers(f"{address}/readyz"), lambda: _announce(file, address), keep_queue)
+            supervisor.run(lambda: _answers(f"{address}/readyz"), begin, watch)
         finally:
             file.unlink(missing_ok=True)
+    if command is not None:
+        raise typer.Exit(errand[0].wait() if errand else 1)
 
 
-def _check_port(settings: Settings) -> None:
+def _open_port(settings: Settings) -> int:
+    """The port to listen on, which is free now."""
     from bestofn.service.api.guard import check_binding
     from bestofn.service.api.server import listen
 
     check_binding(settings)
-    listen(settings.host, settings.port).close()
+    with listen(settings.host, settings.port) as listening:
+        return int(listening.getsockname()[1])
 
 
 @contextlib.contextmanager
