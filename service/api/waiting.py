@@ -2,10 +2,13 @@
 
 import asyncio
 from enum import Enum
+from typing import Any
 
 from fastapi import Request
 
 from bestofn.service.api.context import Context
+
+CANCEL_SECONDS = 0.2
 
 
 class Ending(Enum):
@@ -30,13 +33,23 @@ async def wait(context: Context, request: Request, job_id: str, seconds: float) 
     try:
         done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(tasks)
     if ended in done:
         ended.result()  # raises what went wrong: the queue was lost, say
         return Ending.ENDED
     return Ending.HUNG_UP if hung_up in done else Ending.TIME
+
+
+async def _end(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they have ended: a cancellation that comes while a connection is being made can get lost."""
+    running = tasks
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=CANCEL_SECONDS)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # seen, so that the loop does not complain about it
 
 
 async def _ended(context: Context, job_id: str) -> None:
