@@ -113,7 +113,7 @@ class Collator:
                 rows.append((b, start + words[:-1], wanted, False))
             if lesson.cells is not None:
                 cells[b] = lesson.cells
-        L = max(len(ids) for _, ids, _, _ in rows)
+        L = max((len(ids) for _, ids, _, _ in rows), default=0)
         pad = self.question.newline_id
         targets, weights = torch.full((len(rows), L), IGNORE), torch.zeros(len(rows), L)
         for r, (_, _, wanted, _) in enumerate(rows):
@@ -122,11 +122,11 @@ class Collator:
         pixels = self.image_mode.pixels(np.stack([lesson.picture for lesson in lessons]))
         return Batch(
             pixels=torch.from_numpy(pixels),
-            owner=torch.tensor([b for b, *_ in rows]),
-            ids=torch.tensor([ids + [pad] * (L - len(ids)) for _, ids, *_ in rows]),
+            owner=torch.tensor([b for b, *_ in rows], dtype=torch.long),
+            ids=torch.tensor([ids + [pad] * (L - len(ids)) for _, ids, *_ in rows], dtype=torch.long),
             targets=targets,
             weights=weights,
-            answers=torch.tensor([answer for *_, answer in rows]),
+            answers=torch.tensor([answer for *_, answer in rows], dtype=torch.bool),
             cells=torch.from_numpy(cells),
         )
 

@@ -22,7 +22,7 @@ from bestofn.judge.lessons import IGNORE, Batch, Collator, Lesson
 from bestofn.judge.nvila import Nvila
 
 Progress = Callable[[Mapping[str, float]], None]
-"""Called with `step`, `steps`, `loss`, `answers`, `seconds`, and with `accuracy` after a held-out score."""
+"""Called with `step`, `steps`, `loss` and its parts, `seconds`, and with `accuracy` after a held-out score."""
 
 
 OTHERS = 0.3
@@ -37,7 +37,7 @@ class Plan:
         steps: updates.
         learning_rate: peak, of matrices under Muon; the rest learns under AdamW at `OTHERS` of it.
         warm_up: steps to the peak.
-        decay: share of the run, at its end, over which the rate falls to nothing.
+        decay: share of the run, at its end, over which the rate falls to nothing; 0 keeps it.
         describing: weight of the descriptions in the loss.
         labelling: weight of the cells in the loss.
         reduced: multiply matrices in bfloat16, quicker where the processor knows it; attention stays in float32.
@@ -45,7 +45,7 @@ class Plan:
     """
 
     steps: int
-    learning_rate: float = 1.2e-2
+    learning_rate: float = 1e-2
     warm_up: int = 60
     decay: float = 0.4
     describing: float = 0.5
@@ -98,11 +98,14 @@ class Pupil(nn.Module):
         the same as asking every question in a sequence of its own.
 
         Returns:
-            (M, V) logits of the M targets, (M,) their rows, and (B, labels, h w) logits of all cells.
+            (M, V) logits of the M targets, (M,) their rows, and (B, labels, h w) logits of all cells. A batch
+            without rows is not shown to the decoder.
         """
         model, llm = self.model, self.model.llm
         seen = model.vision_tower(batch.pixels)  # (B, T', C)
         labels = torch.cat([reader(seen) for reader in self.readers], -1).transpose(1, 2)  # (B, labels, T')
+        if not len(batch.owner):
+            return seen.new_zeros(0, model.vocabulary), batch.owner, labels
         features = model.mm_projector(seen)  # (B, T, D)
         x, _ = model.embed([head] * len(features), features)  # (B, P, D)
         start = llm.model(inputs_embeds=x, attention_mask={"full_attention": None}, use_cache=True)
@@ -128,9 +131,11 @@ class Pupil(nn.Module):
         words = F.cross_entropy(logits.float(), targets, reduction="none")  # (M,)
         answer = batch.answers[rows]
         weights = batch.weights[wanted] * answer
-        answers = (words * weights).sum() / weights.sum().clamp_min(1e-6)
-        total = answers
-        figures = {"answers": float(answers.detach())}
+        total = torch.zeros(())
+        figures: dict[str, float] = {}
+        if bool(answer.any()):
+            total = (words * weights).sum() / weights.sum()
+            figures["answers"] = float(total.detach())
         if not bool(answer.all()):
             describing = words[~answer].mean()
             total = total + plan.describing * describing

@@ -20,7 +20,7 @@ from bestofn.models.training.runs import publish
 from bestofn.service.train_judge_data import CLASSES, GRID, QUESTION, Generated, batches, category, unseen, words
 from bestofn.service.train_judge_pool import draw_pool
 
-TUNING_SHARE = 0.5
+TUNING_SHARE = 0.3
 """Share of the generator's pictures in a batch of the second stage."""
 
 HELD_BACK = 0.1
@@ -34,7 +34,8 @@ class JudgeSettings:
     Attributes:
         run: folder of checkpoints and of the pool; a run that was cut off goes on from there.
         out: folder of the exported judge, replaced at every score.
-        steps: of the first stage.
+        looking: first steps, in which the vision tower learns alone.
+        steps: of the first stage, these included.
         tuning_steps: of the second, which starts from the first's weights; 0 for none.
         generator: whose pictures the second stage judges.
         prompts: of the pool.
@@ -47,13 +48,14 @@ class JudgeSettings:
 
     run: Path
     out: Path
-    steps: int = 1300
-    tuning_steps: int = 500
+    looking: int = 220
+    steps: int = 880
+    tuning_steps: int = 750
     generator: str | None = "shapes"
-    prompts: int = 800
+    prompts: int = 200
     samples: int = 4
-    pictures: int = 48
-    questions: int = 8
+    pictures: int = 32
+    questions: int = 6
     seed: int = 0
     reduced: bool = False
 
@@ -141,10 +143,12 @@ def train_judge(settings: JudgeSettings, progress: Progress, report: Report) -> 
 
         return score
 
-    first = batches(settings.seed, settings.pictures, settings.questions)
-    plan = Plan(settings.steps, reduced=settings.reduced)
+    first = batches(settings.seed, settings.pictures, settings.questions, settings.looking)
+    alone = settings.generator is None or settings.tuning_steps == 0
+    # The rate falls once: at the end of the only stage, or over the whole of the second.
+    plan = Plan(settings.steps, learning_rate=1e-2, decay=0.4 if alone else 0.0, reduced=settings.reduced)
     train(school.pupil, plan, first, school.collate, scored(()), settings.run / "rendered", progress)
-    if settings.generator is None or settings.tuning_steps == 0:
+    if alone or settings.generator is None:
         return school
 
     def counted(done: int, wanted: int) -> None:
@@ -154,7 +158,7 @@ def train_judge(settings: JudgeSettings, progress: Progress, report: Report) -> 
     path = settings.run / f"pool-{generator.checkpoint.revision[:12]}.npz"
     pool = draw_pool(generator, path, settings.prompts, settings.samples, settings.seed, counted)
     back = max(1, round(HELD_BACK * settings.prompts)) * settings.samples
-    mixed = batches(settings.seed + 1, settings.pictures, settings.questions, pool[back:], TUNING_SHARE)
-    plan = Plan(settings.tuning_steps, learning_rate=1e-3, decay=0.8, reduced=settings.reduced)
+    mixed = batches(settings.seed + 1, settings.pictures, settings.questions, 0, pool[back:], TUNING_SHARE)
+    plan = Plan(settings.tuning_steps, learning_rate=8e-3, warm_up=20, decay=1.0, reduced=settings.reduced)
     train(school.pupil, plan, mixed, school.collate, scored(pool[:back]), settings.run / "made", progress)
     return school

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +113,12 @@ class Generated:
 
 
 def batches(
-    seed: int, pictures: int, questions: int, pool: Sequence[Generated] = (), share: float = 0.0
+    seed: int,
+    pictures: int,
+    questions: int,
+    looking: int = 0,
+    pool: Sequence[Generated] = (),
+    share: float = 0.0,
 ) -> Callable[[int], list[Lesson]]:
     """The batch of a step, which depends on the seed and the step alone.
 
@@ -121,6 +126,7 @@ def batches(
         seed: of the stream.
         pictures: a batch.
         questions: a picture.
+        looking: first steps in which twice as many pictures come without a word, to teach the vision tower alone.
         pool: a generator's pictures.
         share: of them in a batch; the rest is rendered.
     """
@@ -128,6 +134,8 @@ def batches(
 
     def batch(step: int) -> list[Lesson]:
         rng = np.random.default_rng((seed, step))
+        if step < looking:
+            return [replace(rendered(rng, 0), description=None) for _ in range(2 * pictures)]
         picks = rng.integers(len(pool), size=made) if made else ()
         lessons = [pool[k].lesson(rng, questions) for k in picks]
         return lessons + [rendered(rng, questions) for _ in range(pictures - made)]

@@ -105,8 +105,8 @@ def judge(
     run: Run,
     out: Out,
     generator: Annotated[str, typer.Option(help="Whose pictures the judge learns from in the end.")] = "shapes",
-    steps: Annotated[int, typer.Option(min=1, help="Updates on drawn scenes.")] = 1300,
-    tuning_steps: Annotated[int, typer.Option(min=0, help="Updates on the generator's pictures.")] = 500,
+    steps: Annotated[int, typer.Option(min=1, help="Updates on drawn scenes.")] = 880,
+    tuning_steps: Annotated[int, typer.Option(min=0, help="Updates on the generator's pictures.")] = 750,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     threads: Threads = 1,
 ) -> None:

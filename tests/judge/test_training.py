@@ -16,7 +16,7 @@ from bestofn.judge.preprocess import ImageMode
 from bestofn.judge.small import DESCRIBE, SmallShape, save, untrained
 from bestofn.judge.training import Plan, Pupil, train
 
-TINY = SmallShape(S=32, patch=4, widths=(16, 32), depths=(1, 1), D=32, feed_forward=64, layers=2, heads=2)
+TINY = SmallShape(S=32, stem=8, widths=(16, 32), depths=(1, 1), D=32, feed_forward=64, layers=2, heads=2)
 WORDS = ["dark", "bright", "a", "picture"]
 MODE = ImageMode("resize", 32, 1, 1, (0.5,) * 3, (0.5,) * 3, 1 / 255)
 CLASSES = (2,)

@@ -59,10 +59,11 @@ def test_a_held_out_combination_is_not_confirmed() -> None:
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
     pool = [Generated.of(PICTURE, SPEC)]
-    first, again, other = (batches(seed, 4, 3, pool, 0.5)(7) for seed in (1, 1, 2))
+    first, again, other = (batches(seed, 4, 3, 5, pool, 0.5)(7) for seed in (1, 1, 2))
     assert [x.asked for x in first] == [x.asked for x in again] != [x.asked for x in other]
     assert [x.description is None for x in first] == [True, True, False, False]
     assert first[2].cells is not None
+    assert [(x.asked, x.description) for x in batches(1, 4, 3, 5)(4)] == [((), None)] * 8
     assert first[2].cells.shape == GRID
 
 
