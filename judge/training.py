@@ -75,7 +75,7 @@ def _attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register("float32_sdpa", _attention)  # type: ignore[no-untyped-call]
+AttentionInterface.register("float32_sdpa", _attention)
 
 
 class Pupil(nn.Module):
@@ -182,7 +182,7 @@ def train(
                 group["lr"] = share * plan.rate(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=plan.reduced):
             loss, figures = pupil.loss(collate(lessons(step)), collate.head, plan)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(pupil.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
