@@ -50,13 +50,15 @@ async def generate(
     context: ContextDep,
     body: GenerateRequest,
     accept: Annotated[str | None, Header(description=f"One of {offers()}.")] = None,
-    prefer: Annotated[str | None, Header(description="`respond-async`, or `wait=n` seconds.")] = None,
+    prefer: Annotated[
+        str | None, Header(description="`respond-async`, `wait=n` seconds, `cancel-on-disconnect`.")
+    ] = None,
     idempotency_key: Annotated[str | None, Header(description="The same key and body again: the same job.")] = None,
 ) -> Response:
     """Waits for the result, unless `Prefer` says otherwise; a job that takes longer is answered 202 with its Location.
 
     `Accept: image/png` (webp, jpeg) gets the winner's bytes instead of JSON, and 504 if the job takes longer.
-    A caller who hangs up before the answer can never learn the job's id: the job is cancelled, unless an
+    The job of a caller who hangs up goes on, unless `Prefer: cancel-on-disconnect` asks to cancel it then; an
     `Idempotency-Key` lets the caller come back to it.
     """
     accepted, wanted = _read_accept(accept, body)
@@ -66,7 +68,7 @@ async def generate(
     if not created:
         headers["Idempotent-Replayed"] = "true"
     ending = await wait(context, request, job_id, preference.seconds)
-    if ending is Ending.HUNG_UP and created and idempotency_key is None:
+    if ending is Ending.HUNG_UP and created and preference.cancel_on_disconnect:
         await context.queue.cancel(job_id)
     return await _answer(context, job_id, accepted, preference, headers)
 

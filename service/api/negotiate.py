@@ -74,22 +74,32 @@ def _weight(text: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """How long to wait in seconds, and the Preference-Applied header that says so (None: no preference was given)."""
+    """What a caller prefers.
+
+    Attributes:
+        seconds: how long to wait.
+        applied: the Preference-Applied header that says so; None if no preference was given.
+        cancel_on_disconnect: whether hanging up cancels the job; otherwise it goes on.
+    """
 
     seconds: float
     applied: str | None
+    cancel_on_disconnect: bool = False
 
 
 def read_prefer(header: str | None, longest: float) -> Preference:
     """Read a Prefer header (RFC 7240): `respond-async` does not wait, `wait=n` waits n seconds, at most `longest`.
 
-    With both, the wait comes first. Unknown preferences are ignored, as the RFC asks.
+    With both, the wait comes first; `cancel-on-disconnect` goes with a wait. Unknown preferences are ignored, as the
+    RFC asks.
     """
     parts = [part.strip() for part in re.split("[,;]", (header or "").lower())]
     waits = [part.partition("=")[2].strip().strip('"') for part in parts if re.match(r"wait\s*=", part)]
+    cancels = "cancel-on-disconnect" in parts
+    applied = ["cancel-on-disconnect"] if cancels else []
     if waits and waits[0].isdecimal() and len(waits[0]) < 10:
         seconds = min(float(waits[0]), longest)
-        return Preference(seconds, f"wait={seconds:g}")
+        return Preference(seconds, ", ".join([f"wait={seconds:g}", *applied]), cancels)
     if "respond-async" in parts:
         return Preference(0.0, "respond-async")
-    return Preference(longest, None)
+    return Preference(longest, ", ".join(applied) or None, cancels)

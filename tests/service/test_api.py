@@ -265,13 +265,13 @@ def test_a_hundred_callers_wait_together(served: Any) -> None:
     assert len({answer.json()["id"] for answer in answers}) == 120
 
 
-def test_a_job_that_nobody_can_come_back_to_is_cancelled(served: Any, http: httpx.Client) -> None:
+def test_hanging_up_cancels_a_job_only_if_it_asked_for_that(served: Any, http: httpx.Client) -> None:
     def hang_up(headers: dict[str, str]) -> None:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{served.url}/generate", json=LONG, headers=headers, timeout=0.5)
 
-    # The engine is free for this one only if the job of the caller who hung up is gone.
-    hang_up({})
+    # The engine is free for the second job only if the first, of the caller who hung up, is gone.
+    hang_up({"Prefer": "wait=100, cancel-on-disconnect"})
     assert http.post("/generate", json={"prompt": "p"}, headers={"Prefer": "wait=10"}).status_code == 200
     hang_up({"Idempotency-Key": "hung up"})
     again = http.post("/generate", json=LONG, headers={"Idempotency-Key": "hung up", "Prefer": "respond-async"})
