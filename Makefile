@@ -35,7 +35,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/python -m bestofn.models.bench
+	$(BIN)/python -P tests/bench/pipeline.py
 
 clean:
 	rm -rf .venv $(OUT) build dist

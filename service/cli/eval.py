@@ -28,6 +28,9 @@ def evaluate(
     processes: Annotated[int | None, typer.Option(min=1, help="One thread each.", show_default="all cores")] = None,
     model: Annotated[str | None, typer.Option(help="A generator of the shapes world.", show_default="shapes")] = None,
     judge: Annotated[str | None, typer.Option(help="A judge of it.", show_default="shapes")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Keep the pictures here, to measure another judge without drawing them again.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Draw and judge the benchmark of the shapes world, and report score against N: judge, oracle, random judge.
@@ -59,6 +62,7 @@ def evaluate(
                 prompts,
                 processes or cores,
                 lambda done, wanted: bar.update(task, completed=done, total=wanted),
+                pictures,
             )
         except ValueError as error:
             raise SetupError(str(error)) from error

@@ -9,7 +9,9 @@ from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bestofn.judge.judge import Judge
 from bestofn.models.generator import Generator
@@ -45,7 +47,12 @@ class Source:
 
 
 def fill(
-    path: Path, source: Source, prompts: int, processes: int, progress: Callable[[int, int], None]
+    path: Path,
+    source: Source,
+    prompts: int,
+    processes: int,
+    progress: Callable[[int, int], None],
+    pictures: Path | None = None,
 ) -> dict[int, Row]:
     """Draws, judges and evaluates what the file lacks; rows by number of the benchmark prompt.
 
@@ -55,6 +62,7 @@ def fill(
         prompts: how many of the benchmark's prompts, evenly spaced.
         processes: each with one thread.
         progress: called with rows done and wanted.
+        pictures: folder that keeps the pictures, so that another judge can be measured without drawing them again.
 
     Raises:
         ValueError: the file was filled from another source.
@@ -70,7 +78,7 @@ def fill(
         with path.open("a", encoding="utf-8") as file, ProcessPoolExecutor(processes, get_context("spawn")) as workers:
             if not rows and path.stat().st_size == 0:
                 file.write(json.dumps(asdict(source)) + "\n")
-            futures = {workers.submit(_row, source, benchmark[number]): number for number in missing}
+            futures = {workers.submit(_row, source, benchmark[number], pictures): number for number in missing}
             for future in as_completed(futures):
                 number = futures[future]
                 rows[number] = future.result()
@@ -101,20 +109,37 @@ def _parts(model: str, judge: str) -> tuple[Generator, Judge]:
     return Generator.load(model), Judge.load(judge)
 
 
-def _row(source: Source, prompt: BenchmarkPrompt) -> Row:
+def _row(source: Source, prompt: BenchmarkPrompt, folder: Path | None) -> Row:
     generator, judge = _parts(source.model, source.judge)
-    text, seeds = prompt.spec.prompt, range(prompt.seed, prompt.seed + source.samples)
-    correct, verdicts = [], []
-    for start in range(0, len(seeds), BATCH):
-        pictures = list(generate(generator, text, seeds[start : start + BATCH]).numpy())
-        verdicts += judge.judge(pictures, [text] * len(pictures))
-        correct += [evaluate(picture, prompt.spec).correct for picture in pictures]
+    pictures = _pictures(generator, source, prompt, folder)
+    text, verdicts = prompt.spec.prompt, []
+    for start in range(0, len(pictures), BATCH):
+        share = list(pictures[start : start + BATCH])
+        verdicts += judge.judge(share, [text] * len(share))
     return Row(
         text,
         prompt.spec.tag,
         prompt.held_out,
         prompt.seed,
-        correct,
+        [evaluate(picture, prompt.spec).correct for picture in pictures],
         [verdict.yes_logit for verdict in verdicts],
         [verdict.no_logit for verdict in verdicts],
     )
+
+
+def _pictures(
+    generator: Generator, source: Source, prompt: BenchmarkPrompt, folder: Path | None
+) -> NDArray[np.uint8]:  # (S, H, W, 3)
+    kept = folder and folder / f"{source.model_revision}-{prompt.seed}-{source.samples}.npz"
+    if kept is not None and kept.is_file():
+        with np.load(kept) as file:
+            return np.asarray(file["pictures"])
+    seeds = range(prompt.seed, prompt.seed + source.samples)
+    shares = (seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH))
+    drawn = np.concatenate([generate(generator, prompt.spec.prompt, share).numpy() for share in shares])
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_suffix(".part.npz")
+        np.savez_compressed(part, pictures=drawn)
+        os.replace(part, kept)
+    return drawn
