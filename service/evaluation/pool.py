@@ -45,6 +45,11 @@ class Source:
     judge_revision: str
     samples: int
 
+    @property
+    def identity(self) -> dict[str, str | int]:
+        """What verdicts and pictures depend on, wherever the folders lie."""
+        return {"model": self.model_revision, "judge": self.judge_revision, "samples": self.samples}
+
 
 def fill(
     path: Path,
@@ -77,7 +82,7 @@ def fill(
         # spawn: a forked child would inherit the threads' state of torch
         with path.open("a", encoding="utf-8") as file, ProcessPoolExecutor(processes, get_context("spawn")) as workers:
             if not rows and path.stat().st_size == 0:
-                file.write(json.dumps(asdict(source)) + "\n")
+                file.write(json.dumps(source.identity) + "\n")
             futures = {workers.submit(_row, source, benchmark[number], pictures): number for number in missing}
             for future in as_completed(futures):
                 number = futures[future]
@@ -92,8 +97,8 @@ def _read(path: Path, source: Source) -> Iterator[tuple[int, Row]]:
     if not path.is_file() or not path.stat().st_size:
         return
     lines = path.read_text(encoding="utf-8").splitlines()
-    if json.loads(lines[0]) != asdict(source):
-        raise ValueError(f"{path} was filled from {lines[0]}, not from {asdict(source)}: choose another --out")
+    if json.loads(lines[0]) != source.identity:
+        raise ValueError(f"{path} was filled from {lines[0]}, not from {source.identity}: choose another --out")
     for line in lines[1:]:
         try:
             fields = json.loads(line)
