@@ -115,7 +115,7 @@ def known_words() -> frozenset[str]:
 
 
 def caption(rng: np.random.Generator, wish: Wish) -> PromptSpec:
-    """A true description of a training scene; more than half name every colour and relation in it."""
+    """A true description of a training scene; half name every colour in it."""
     shapes, colours = wish.shapes, wish.colours
     draw = rng.random()
     if len(shapes) == 1:
@@ -128,11 +128,11 @@ def caption(rng: np.random.Generator, wish: Wish) -> PromptSpec:
     if rng.random() < 0.5:
         first, second, relation = 1, 0, INVERSE[relation]
     a, b, both = shapes[first], shapes[second], (colours[first], colours[second])
-    if a == b or draw < 0.55:
+    if a == b or draw < 0.34:
         return pair(a, b, both, relation)
-    if draw < 0.74:
+    if draw < 0.54:
         return pair(a, b, both)
-    return pair(a, b, None, relation) if draw < 0.92 else pair(a, b)
+    return pair(a, b, None, relation) if draw < 0.74 else pair(a, b)
 
 
 def sample_prompt(rng: np.random.Generator, tag: str) -> PromptSpec:

@@ -38,10 +38,10 @@ class GeneratorSettings:
     folder: Path
     vae: Path
     steps: int
-    decay_share: float = 0.12
+    decay_share: float = 0.4
     seed: int = 0
-    batch_size: int = 64  # a process
-    scenes: int = 40_000  # a process
+    batch_size: int = 128  # a process
+    scenes: int = 80_000  # a process
     width: int = 128
     layers: int = 6
     mlp_ratio: float = 2.5
