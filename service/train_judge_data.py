@@ -50,6 +50,11 @@ def category(prompt: str) -> str:
     return "colors" if coloured else "single_object"
 
 
+def importance(prompt: str) -> float:
+    """What a question counts: relations and numbers, the last things to be learned, double."""
+    return 2.0 if category(prompt).startswith(("position", "counting")) else 1.0
+
+
 def hints(prompt: str, objects: Iterable[tuple[str, str]]) -> tuple[tuple[int, bool], ...]:
     """Where each object of a prompt has been named, in words, and whether one like it is among (shape, colour)."""
     there = list(objects)
@@ -69,7 +74,7 @@ def rendered(rng: np.random.Generator, questions: int) -> Lesson:
     return Lesson(
         picture=scene.image,
         asked=tuple(
-            Asked(prompt, answer, hints=hints(prompt, ((o[0], o[1]) for o in scene.objects)))
+            Asked(prompt, answer, importance(prompt), hints(prompt, ((o[0], o[1]) for o in scene.objects)))
             for prompt, answer in scene.questions
         ),
         description=" ".join(described),
@@ -101,14 +106,16 @@ class Generated:
         A combination that the generator is never trained on is not confirmed here either.
         """
         there = [(f.shape, f.colour) for f in self.found]
-        asked = [Asked(self.spec.prompt, self.correct, 2.0, hints(self.spec.prompt, there))]
+        asked = [
+            Asked(self.spec.prompt, self.correct, 2 * importance(self.spec.prompt), hints(self.spec.prompt, there))
+        ]
         while len(asked) < questions:
             spec = true_prompt(rng, self.found) if self.found and rng.random() < 0.75 else self.spec
             if rng.random() < 0.5:
                 spec = twisted(rng, spec)
             answer = violation(self.found, spec) is None
             if not (answer and held_out(spec)):
-                asked.append(Asked(spec.prompt, answer, 1.0, hints(spec.prompt, there)))
+                asked.append(Asked(spec.prompt, answer, importance(spec.prompt), hints(spec.prompt, there)))
         return Lesson(self.picture, tuple(asked))
 
 

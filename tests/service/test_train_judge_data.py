@@ -43,8 +43,12 @@ def test_a_generators_picture_is_labelled_by_the_evaluator() -> None:
     rng = np.random.default_rng(0)
     asked = [x for _ in range(20) for x in one.lesson(rng, 6).asked]
     assert asked[0] == asked[6]
-    assert (asked[0].prompt, asked[0].satisfied, asked[0].weight) == (SPEC.prompt, True, 2.0)
-    assert 0.2 < np.mean([x.satisfied for x in asked if x.weight == 1.0]) < 0.8
+    assert (asked[0].prompt, asked[0].satisfied, asked[0].weight) == (
+        SPEC.prompt,
+        True,
+        4.0,
+    )  # its own prompt, and a relation
+    assert 0.2 < np.mean([x.satisfied for x in asked if x.prompt != SPEC.prompt]) < 0.8
     assert {word for x in asked for word in x.prompt.split()} <= set(words())
 
 

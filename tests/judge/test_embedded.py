@@ -1,0 +1,48 @@
+"""The judge that ships: its size, its words, and that it tells right pictures from wrong ones."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from bestofn.judge.judge import EMBEDDED, Judge, rank_images
+from bestofn.judge.verdict import Verdict
+from bestofn.models.shapes.prompts import known_words
+from bestofn.models.shapes.world import Scene, Thing, render
+from bestofn.service.train_judge_data import unseen
+
+
+@cache
+def judge() -> Judge:
+    return Judge.load()
+
+
+def test_it_is_small_and_knows_its_world() -> None:
+    size = sum(path.stat().st_size for path in EMBEDDED.rglob("*") if path.is_file())
+    assert size < 15 * 2**20
+    assert judge().known_words == known_words()
+    assert judge().unknown_words("a photo of a red zebra") == ["zebra"]
+    assert (EMBEDDED / "README.md").is_file()
+
+
+def test_it_answers_most_questions_on_scenes_it_never_saw() -> None:
+    verdicts: list[Verdict] = []
+    truths: list[bool] = []
+    for lesson in unseen(60, 6):
+        verdicts += judge().judge([lesson.picture] * len(lesson.asked), [x.prompt for x in lesson.asked])
+        truths += [x.satisfied for x in lesson.asked]
+    assert all(verdict.answer in ("yes", "no") for verdict in verdicts)
+    assert np.mean([(verdict.margin > 0) == truth for verdict, truth in zip(verdicts, truths, strict=True)]) > 0.8
+
+
+def test_it_picks_the_picture_that_fits() -> None:
+    def scene(colour: str, other: str) -> np.ndarray:
+        return render(Scene((Thing("star", colour, 18, 32, 22), Thing("circle", other, 46, 32, 22)), 3))
+
+    pictures = [scene("green", "blue"), scene("blue", "red"), scene("red", "blue"), scene("white", "yellow")]
+    verdicts, order, bracket = rank_images(judge(), "a photo of a red star and a blue circle", pictures, batch=3)
+    assert bracket.winner == order[0] == 2
+    assert verdicts[2].answer == "yes"
+    alone = judge().judge([pictures[2]], ["a photo of a red star and a blue circle"])[0]
+    assert abs(alone.margin - verdicts[2].margin) < 1e-4
