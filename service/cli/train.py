@@ -57,12 +57,12 @@ def _text(figures: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
 
 
-@program.command(epilog="Example: `bestofn train generator --run runs/generator --out my-shapes --steps 6000`")
+@program.command(epilog="Example: `bestofn train generator --run runs/generator --out my-shapes --steps 3000`")
 def generator(
     run: Run,
     out: Out,
-    steps: Annotated[int, typer.Option(min=1, help="Updates of the transformer.")] = 6000,
-    vae_steps: Annotated[int, typer.Option(min=1, help="Updates of the autoencoder, before.")] = 3000,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of the transformer.")] = 3000,
+    vae_steps: Annotated[int, typer.Option(min=1, help="Updates of the autoencoder, before.")] = 1700,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     threads: Threads = 1,
     scored: Annotated[int, typer.Option(min=0, help="Held-out prompts a category for the score; 0 for none.")] = 10,
