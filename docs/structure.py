@@ -13,8 +13,8 @@ FLOORS = {
 }
 HEAD = """# Structure
 
-One caption a module, as its docstring has it (`python docs/structure.py` writes this page). Imports point downwards only:
-`service` over `models` and `judge`, which do not know each other, over `kernels`.
+One caption a module, as its docstring has it (`python docs/structure.py` writes this page). Imports point downwards
+only: `service` over `models` and `judge`, which do not know each other, over `kernels`.
 """
 
 
