@@ -8,14 +8,12 @@ BestOfNError
 ├── JobNotFound             404
 ├── NotThere                404  the job has no such image
 ├── JobGone                 410  the job ended longer ago than results are kept
-├── PayloadTooLarge         413
 ├── UnsupportedMediaType    415
 ├── Overloaded              429  refused at the door; carries Retry-After
 ├── Unavailable             503  no warm worker, or the queue cannot be reached; carries Retry-After
 ├── WaitTimeout             504  a call for image bytes outlasted the server's wait
 ├── JobFailed               500  the job ended in failure; carries its reason
 ├── JobCanceled             409  the job was cancelled; carries x-should-retry: false
-├── StorageError            507  a picture could not be stored
 └── SetupError              (command line) a checkpoint, device or server is not as needed; names the fix
 """
 
@@ -68,11 +66,6 @@ class JobGone(BestOfNError):
     code = "job_gone"
 
 
-class PayloadTooLarge(BestOfNError):
-    status = 413
-    code = "payload_too_large"
-
-
 class UnsupportedMediaType(BestOfNError):
     status = 415
     code = "unsupported_media_type"
@@ -100,11 +93,6 @@ class JobFailed(BestOfNError):
 class JobCanceled(BestOfNError):
     status = 409
     code = "job_canceled"
-
-
-class StorageError(BestOfNError):
-    status = 507
-    code = "storage_full"
 
 
 class SetupError(BestOfNError):

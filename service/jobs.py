@@ -1,4 +1,4 @@
-"""Jobs and heats: what a worker needs to know to draw and judge candidates, and the moves a job can make."""
+"""Jobs and heats: what a worker needs to know to draw and judge candidates, and the states a job can be in."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,13 +22,6 @@ class JobStatus(StrEnum):
 
 ACTIVE = frozenset({JobStatus.QUEUED, JobStatus.RUNNING})
 ENDED = frozenset(JobStatus) - ACTIVE
-MOVES: Mapping[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELED}),
-    JobStatus.RUNNING: ENDED,
-    JobStatus.SUCCEEDED: frozenset(),
-    JobStatus.FAILED: frozenset(),
-    JobStatus.CANCELED: frozenset(),
-}
 
 ImageFormat = Literal["png", "webp", "jpeg"]
 Priority = Literal["interactive", "batch"]
