@@ -1,0 +1,61 @@
+"""Submission: from a request to a job in the queue, the same for every route that takes requests."""
+
+import hashlib
+import json
+import secrets
+from dataclasses import replace
+
+from bestofn.service.api.context import Context
+from bestofn.service.api.guard import caller_of
+from bestofn.service.api.validate import choose_pair, job_spec, pairs_of, tflops
+from bestofn.service.errors import InvalidRequest
+from bestofn.service.jobs import ImageFormat
+from bestofn.service.schemas import RANDOM_SEEDS, GenerateRequest
+
+MAX_KEY = 255
+
+
+async def submit(
+    context: Context,
+    body: GenerateRequest,
+    *,
+    image_format: ImageFormat | None = None,
+    authorization: str | None = None,
+    key: str | None = None,
+) -> tuple[str, bool]:
+    """Submit the job that a request asks for; returns its id and whether this call made it.
+
+    Args:
+        context: of this process.
+        body: the request.
+        image_format: overrules the request's, for callers whose Accept header chose.
+        authorization: the caller's header, which tells the Idempotency-Keys of two callers apart.
+        key: the Idempotency-Key, if there is one.
+
+    Raises:
+        InvalidRequest, IdempotencyMismatch, Overloaded, Unavailable: as `job_spec` and `Queue.submit` say.
+    """
+    queue = context.queue
+    live, announced = pairs_of(await queue.cards()), pairs_of(await queue.announced())
+    pair = choose_pair(live, [replace(pair, capacities=()) for pair in announced], body.model, body.judge)
+    await context.counters.load(pair.model.tokenizer_sha256)
+    spec = job_spec(
+        body,
+        pair,
+        context.settings,
+        job_id=secrets.token_hex(12),
+        random_seed=secrets.randbelow(RANDOM_SEEDS),
+        count_tokens=context.counters.count,
+        image_format=image_format,
+    )
+    scoped = fingerprint = None
+    if key is not None:
+        if not (0 < len(key) <= MAX_KEY and key.isprintable()):
+            raise InvalidRequest(
+                f"Idempotency-Key must have 1 to {MAX_KEY} printable characters", field="Idempotency-Key"
+            )
+        # Two callers who pick the same key must not get each other's pictures.
+        scoped = f"{caller_of(authorization)}:{key}"
+        asked = body.model_dump(mode="json", exclude_unset=True) | {"format": spec.format}
+        fingerprint = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return await queue.submit(spec, idempotency_key=scoped, fingerprint=fingerprint, cost=tflops(spec, pair))
