@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bestofn.judge.verdict import Verdict, script_prefers_first
+from bestofn.judge.verdict import Rule, Verdict, rank, script_prefers_first
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,57 @@ def knockout(entrants: Sequence[int], order: Sequence[int]) -> Bracket:
     """
     place = _places(entrants, order)
     return _play(entrants, lambda a, b: min(a, b, key=place.__getitem__))
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A match and where it stands: `rounds[round][place]` of the bracket."""
+
+    round: int
+    place: int
+    match: Match
+
+
+class LiveKnockout:
+    """The knockout over candidates 0 to N - 1 while verdicts still come in, in any order: each match as it is decided.
+
+    Neighbours meet as in `knockout`, so that all matches together are its bracket.
+    """
+
+    def __init__(self, N: int, rule: Rule) -> None:
+        """Raises ValueError if there are no candidates."""
+        if N < 1:
+            raise ValueError(f"a knockout needs at least one entrant, got {N}")
+        self._rule = rule
+        self._verdicts: dict[int, Verdict] = {}
+        self._fields: list[list[int | None]] = [[None] * N]  # who entered each round; None: not known yet
+        while (n := len(self._fields[-1])) > 1:
+            self._fields.append([None] * ((n + 1) // 2))
+
+    def judge(self, candidate: int, verdict: Verdict) -> list[Decided]:
+        """Takes a candidate's verdict, the first that comes, and returns the matches that it decides, earlier first."""
+        if candidate in self._verdicts:
+            return []
+        self._verdicts[candidate] = verdict
+        self._fields[0][candidate] = candidate
+        decided, place = [], candidate
+        for round, (field, following) in enumerate(zip(self._fields, self._fields[1:], strict=False)):
+            place //= 2
+            match = self._play(field[2 * place : 2 * place + 2])
+            if match is None:
+                break
+            following[place] = match.winner
+            decided.append(Decided(round, place, match))
+        return decided
+
+    def _play(self, pair: Sequence[int | None]) -> Match | None:
+        a, b = (*pair, None)[:2]
+        if a is None or (b is None and len(pair) == 2):
+            return None
+        if b is None:
+            return Match(a, None, a)
+        first, *_ = rank([self._verdicts[a], self._verdicts[b]], self._rule)
+        return Match(a, b, (a, b)[first])
 
 
 def top_k(entrants: Sequence[int], order: Sequence[int], k: int) -> list[int]:

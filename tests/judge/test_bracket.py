@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bestofn.judge.bracket import Bracket, knockout, script_sub_brackets, sub_brackets, top_k
+from bestofn.judge.bracket import Bracket, Decided, LiveKnockout, knockout, script_sub_brackets, sub_brackets, top_k
 from bestofn.judge.verdict import Rule, Verdict, rank
 
 LOGITS = st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 2.0])
@@ -72,6 +72,23 @@ def test_the_winner_is_the_best_of_the_order(rule: Rule, verdicts: list[Verdict]
     for matches in bracket.rounds:
         assert [x for match in matches for x in (match.a, match.b) if x is not None] == field
         field = [match.winner for match in matches]
+
+
+@pytest.mark.parametrize("rule", Rule)
+@given(verdicts=st.lists(ANY_VERDICT, min_size=1, max_size=21), data=st.data())
+def test_the_live_knockout_ends_as_the_bracket_whatever_the_order_of_the_verdicts(
+    rule: Rule, verdicts: list[Verdict], data: st.DataObject
+) -> None:
+    N = len(verdicts)
+    live, told = LiveKnockout(N, rule), []
+    for candidate in data.draw(st.permutations(range(N))):
+        told += live.judge(candidate, verdicts[candidate])
+        assert live.judge(candidate, Verdict("no", 0.0, 0.0)) == []  # the first verdict counts
+    rounds = knockout(range(N), rank(verdicts, rule)).rounds
+    expected = [
+        Decided(round, place, match) for round, matches in enumerate(rounds) for place, match in enumerate(matches)
+    ]
+    assert sorted(told, key=lambda decided: (decided.round, decided.place)) == expected
 
 
 @given(verdicts=VERDICTS, data=st.data())
