@@ -60,6 +60,19 @@ class Settings(BaseSettings):
     reproducible: str | None = Field(None, pattern="^(strict|fast)$", description="strict pins one batch shape.")
     threads: int | None = Field(None, ge=1, description="CPU threads of a worker; all cores if unset.")
 
+    # Telemetry
+    log: str | None = Field(None, pattern="^(json|text)$", description="JSON unless stderr is a terminal, if unset.")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65_535, description="A worker's port of /metrics, /livez and /readyz; none if unset."
+    )
+    metrics_host: str = Field("0.0.0.0", description="Address of that port.")
+    otel_endpoint: str | None = Field(
+        None,
+        validation_alias=AliasChoices("BESTOFN_OTEL_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        description="OTLP/HTTP collector of traces, such as http://collector:4318; no traces if unset.",
+    )
+
 
 def load_settings(**overrides: object) -> Settings:
     """The settings from the environment, with flags that were given on the command line on top (None: not given)."""
