@@ -8,8 +8,9 @@ import structlog
 from fastapi import FastAPI
 
 import bestofn
-from bestofn.service.api import generate, guard, health, jobs, problem
+from bestofn.service.api import generate, guard, health, jobs, openai, problem
 from bestofn.service.api.context import Context
+from bestofn.service.api.openai_errors import OpenAIErrors
 from bestofn.service.api.tokens import TokenCounters
 from bestofn.service.errors import SetupError
 from bestofn.service.queue.queue import Queue, connect_redis
@@ -71,7 +72,8 @@ def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
 
     app = FastAPI(title="bestofn", version=bestofn.__version__, description=DESCRIPTION, lifespan=lifespan)
     app.add_middleware(guard.Guard, settings=settings)
+    app.add_middleware(OpenAIErrors)  # around the guard, whose refusals it rewrites too
     problem.install(app)
-    for module in (generate, jobs, health):
+    for module in (generate, jobs, openai, health):
         app.include_router(module.router)
     return app

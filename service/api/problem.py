@@ -14,7 +14,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from bestofn.service.errors import BestOfNError, InvalidRequest, JobCanceled, JobFailed, Unavailable
-from bestofn.service.schemas import GenerateRequest
 
 MEDIA_TYPE = "application/problem+json"
 QUEUE_RETRY_SECONDS = 2.0  # a restarted queue server answers again within seconds
@@ -104,12 +103,18 @@ async def _http(request: Request, error: Exception) -> Response:
 
 async def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    errors = [_explain(entry) for entry in error.errors()]
+    errors = [_explain(entry, _fields(request)) for entry in error.errors()]
     detail = "; ".join(entry["detail"] for entry in errors)
     return problem(422, InvalidRequest.code, detail, field=errors[0].get("field"), errors=errors)
 
 
-def _explain(entry: Mapping[str, Any]) -> dict[str, str]:
+def _fields(request: Request) -> list[str]:
+    """The fields of the body that the route takes."""
+    body = getattr(request.scope.get("route"), "body_field", None)
+    return list(body.field_info.annotation.model_fields) if body is not None else []
+
+
+def _explain(entry: Mapping[str, Any], known: Sequence[str]) -> dict[str, str]:
     """One entry of a validation error in plain words, without the caller's input, which may be long or unprintable."""
     place = [part for part in entry["loc"][1:] if isinstance(part, str)]
     if entry["type"] == "json_invalid":
@@ -121,7 +126,6 @@ def _explain(entry: Mapping[str, Any]) -> dict[str, str]:
         return {"detail": 'the body must be a JSON object with at least "prompt", such as {"prompt": "a red star"}'}
     field = ".".join(place)
     if entry["type"] == "extra_forbidden":
-        known = list(GenerateRequest.model_fields)
         close = difflib.get_close_matches(field, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(known)}"
         return {"field": field, "detail": f"{_printable(field)} is not a field; {hint}"}

@@ -1,0 +1,185 @@
+"""The OpenAI shape, called by the openai package itself through a real socket."""
+
+import asyncio
+import base64
+import io
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+from PIL import Image
+
+from bestofn.service.api.openai import models_of
+from bestofn.service.cards import WorkerCard
+from bestofn.service.engine.fake import FAILS, FakeEngine, fake_picture
+from bestofn.service.openai_schemas import ImagesRequest
+from bestofn.service.settings import Settings
+
+Serving = Callable[[Settings], AbstractContextManager[Any]]
+
+
+@pytest.fixture
+def client(served: Any) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=30) as client:
+        yield client
+
+
+def picture(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def test_pictures_come_in_the_answer_best_first(client: OpenAI) -> None:
+    answer = client.images.generate(prompt="a red star", n=3, size="96x64", extra_body={"num_samples": 24, "seed": 100})
+    assert answer.data is not None
+    assert abs(answer.created - time.time()) < 60
+    assert (answer.size, answer.output_format) == ("96x64", "png")
+    pictures = [picture(base64.b64decode(image.b64_json or "")) for image in answer.data]
+    assert [image.size for image in pictures] == [(96, 64)] * 3
+    seeds = [image.seed for image in answer.data]
+    assert [image.getpixel((0, 0)) for image in pictures] == [fake_picture(s, 1, 1).getpixel((0, 0)) for s in seeds]
+    logits = [image.verdict["yes_logit"] - image.verdict["no_logit"] for image in answer.data]
+    assert logits == sorted(logits, reverse=True)
+    whole = httpx.get(f"{client.base_url.join('/')}jobs/{answer.job}").json()
+    assert [image["seed"] for image in whole["images"]] == seeds
+    assert len(whole["candidates"]) == 24
+
+
+def test_or_as_addresses(client: OpenAI) -> None:
+    answer = client.images.generate(
+        model="fake", prompt="p", n=2, size="auto", quality="low", response_format="url", output_format="webp", user="u"
+    )
+    assert answer.data is not None
+    fetched = [picture(httpx.get(image.url or "").content) for image in answer.data]
+    assert [(image.format, image.size) for image in fetched] == [("WEBP", (64, 64))] * 2
+    assert (answer.num_samples, answer.data[0].b64_json) == (4, None)
+
+
+BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
+    "no such model": ({"model": "dall-e-3"}, "model", "choose from fake"),
+    "an odd size": ({"size": "100x64"}, "size", "multiple of 32"),
+    "no size": ({"size": "large"}, "size", "size:"),
+    "too many": ({"n": 17}, "n", "less than or equal to 16"),
+    "more than are drawn": ({"n": 4, "extra_body": {"num_samples": 3}}, "n", "at most num_samples"),
+    "said twice": ({"n": 2, "extra_body": {"top_k": 2}}, "n", "say the same"),
+    "a stream": ({"stream": True}, "stream", "POST /generate"),
+    "glass": ({"background": "transparent"}, "background", "opaque"),
+    "a style": ({"style": "vivid"}, "style", "in the prompt"),
+    "a format": ({"output_format": "gif"}, "output_format", "'png', 'webp' or 'jpeg'"),
+    "a typing mistake": ({"extra_body": {"qualty": "low"}}, "qualty", "did you mean quality?"),
+    "a value of ours": ({"extra_body": {"num_inference_steps": 101}}, "num_inference_steps", "at most 100"),
+}
+
+
+@pytest.mark.parametrize(("fields", "param", "said"), BAD.values(), ids=BAD.keys())
+def test_bad_requests_name_the_field(client: OpenAI, fields: dict[str, Any], param: str, said: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.generate(prompt="p", **fields)
+    assert (caught.value.param, caught.value.type) == (param, "invalid_request_error")
+    assert said in caught.value.message
+
+
+def test_other_refusals_have_openais_form_too(client: OpenAI, served: Any) -> None:
+    with pytest.raises(openai.NotFoundError, match="is not deployed; choose from fake"):
+        client.models.retrieve("a/b")
+    with pytest.raises(openai.NotFoundError, match="nothing at /v1/images/edits"):
+        client.post("/images/edits", cast_to=object, body={})
+    with pytest.raises(openai.APIStatusError, match="Content-Type is 'text/plain'"):
+        client.images.generate(prompt="p", extra_headers={"Content-Type": "text/plain"})
+    with pytest.raises(openai.PermissionDeniedError, match=r"evil\.example"):
+        client.models.list(extra_headers={"Host": "evil.example"})
+    assert httpx.get(f"{served.url}/v2/models").headers["content-type"] == "application/problem+json"
+
+
+def test_a_job_that_fails_is_not_tried_again(client: OpenAI) -> None:
+    with pytest.raises(openai.InternalServerError, match="the prompt asked for it") as caught:
+        client.with_options(max_retries=2).images.generate(prompt=FAILS)
+    assert (caught.value.code, caught.value.response.headers["x-should-retry"]) == ("job_failed", "false")
+    assert caught.value.request.headers["x-stainless-retry-count"] == "0"
+
+
+def test_a_job_that_takes_long_is_tried_again_only_under_its_key(client: OpenAI, served: Any) -> None:
+    long = {"num_samples": 32, "num_inference_steps": 100}  # 2 s of the fake engine
+    patient, short = client.with_options(max_retries=4), {"Prefer": "wait=1"}
+    with pytest.raises(openai.InternalServerError, match="it goes on at /jobs/") as caught:
+        patient.images.generate(prompt="p", extra_body=long, extra_headers=short)
+    assert (caught.value.status_code, caught.value.request.headers["x-stainless-retry-count"]) == (504, "0")
+    httpx.delete(f"{served.url}{caught.value.response.headers['location']}")
+    answer = patient.images.with_raw_response.generate(
+        prompt="p", extra_body=long, extra_headers=short | {"Idempotency-Key": "long"}
+    )
+    assert answer.headers["idempotent-replayed"] == "true"
+    assert answer.parse().num_samples == 32
+
+
+def test_keys(served: Any, serving: Serving) -> None:
+    with serving(served.settings.model_copy(update={"api_keys": ("k1",)})) as api:
+
+        def call(key: str) -> Any:
+            with OpenAI(base_url=f"{api.url}/v1", api_key=key, max_retries=0) as client:
+                return client.models.list()
+
+        assert call("k1").data
+        with pytest.raises(openai.AuthenticationError, match="not one of this server's") as caught:
+            call("k2")
+        assert (caught.value.type, caught.value.code) == ("authentication_error", "not_authorized")
+
+
+def test_a_full_queue_is_tried_again_when_it_says(served: Any, serving: Serving) -> None:
+    async def call(url: str, retries: int) -> str:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=retries) as client:
+            with pytest.raises(openai.RateLimitError, match="candidates wait") as caught:
+                await client.images.generate(prompt="p", quality="high")
+            assert caught.value.response.headers["retry-after"] == "5"
+            return str(caught.value.request.headers["x-stainless-retry-count"])
+
+    with serving(served.settings.model_copy(update={"max_queued_candidates": 20})) as full:
+        started = time.monotonic()
+        assert asyncio.run(call(full.url, 0)) == "0"
+        assert time.monotonic() - started < 4
+        assert asyncio.run(call(full.url, 1)) == "1"
+        assert time.monotonic() - started > 5
+
+
+def test_models(client: OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert (model.id, model.object, model.owned_by) == ("fake", "model", "bestofn")
+    assert abs(model.created - time.time()) < 3600
+    shown = model.model_dump()
+    assert (shown["width"], shown["judges"], shown["workers"]) == (64, [{"name": "fake-judge", "revision": "1"}], 1)
+    assert client.models.retrieve("fake") == model
+
+
+def test_of_two_revisions_the_one_that_came_up_last_is_shown() -> None:
+    def card(name: str, revision: str, started_at: float) -> WorkerCard:
+        engine = FakeEngine(name=name, revision=revision)
+        pins = {"model": engine.model_card, "judge": engine.judge_card, "started_at": started_at}
+        return WorkerCard(worker=f"{name}{revision}", host="h", pid=1, device="cpu", capacity=4, **pins)
+
+    old, new, away = card("a", "1", 1.0), card("a", "2", 2.0), card("lab/b", "1", 3.0)
+    shown = models_of([old, new], [old, new, away])
+    assert [(m.id, m.revision, m.created, m.workers, m.owned_by) for m in shown] == [
+        ("a", "2", 2, 2, "bestofn"),
+        ("lab/b", "1", 3, 0, "lab"),
+    ]
+    assert [judge.revision for judge in shown[0].judges] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, {"num_samples": 16}),
+        ({"quality": "low", "n": 8}, {"num_samples": 8, "top_k": 8}),
+        ({"quality": "max"}, {"num_samples": 100}),
+        ({"quality": "high", "num_samples": 5}, {"num_samples": 5}),
+        ({"size": "64x32", "format": "webp"}, {"num_samples": 16, "width": 64, "height": 32, "format": "webp"}),
+        ({"background": "opaque", "moderation": "low", "stream": False, "style": None}, {"num_samples": 16}),
+    ],
+)
+def test_what_a_request_means(fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    asked = ImagesRequest(prompt="p", **fields).generate_request(max_samples=100)
+    assert asked.model_dump(exclude_unset=True) == {"prompt": "p"} | expected
