@@ -42,3 +42,4 @@ class WorkerCard(BaseModel):
     judge: JudgeCard
     started_at: float  # Unix time of the queue server
     state: str = "ready"  # ready, busy, draining
+    tflops_per_second: float | None = None  # that its device has lately done; None: nothing yet

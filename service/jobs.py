@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from bestofn.judge.verdict import Rule, Verdict
 
 DEFAULT_HEAT_SIZE = 16
+THUMBNAILS_KEPT = 512  # of a job: those of its first candidates
 
 
 class JobStatus(StrEnum):
@@ -60,6 +61,10 @@ class JobSpec(BaseModel):
     model: Revision
     judge: Revision
     warnings: tuple[str, ...] = ()
+
+    def has_thumbnail(self, candidate: int) -> bool:
+        """Whether a small picture of this candidate is kept."""
+        return self.thumbnails and candidate < THUMBNAILS_KEPT
 
     @property
     def num_heats(self) -> int:
@@ -135,5 +140,4 @@ class HeatOutcome:
     candidates: tuple[Candidate, ...]
     images: Mapping[int, bytes]  # candidate index -> bytes in the job's format
     usage: Usage
-    thumbnails: Mapping[int, bytes] = field(default_factory=dict)  # candidate index -> WebP, only if the job asked
     warnings: tuple[str, ...] = ()

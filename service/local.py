@@ -63,6 +63,7 @@ def run_local(spec: JobSpec, engine: Engine, on_progress: Callable[[JobResult], 
     outcomes: list[HeatOutcome] = []
     in_play: list[Candidate] = []  # the best of the finished heats, best first, and their pictures
     images: dict[int, bytes] = {}
+    thumbnails: dict[int, bytes] = {}
     progress = Progress(num_samples=spec.num_samples, total_steps=spec.num_samples * spec.num_inference_steps)
     leader: Candidate | None = None
     with _interrupts() as interrupted:
@@ -84,15 +85,17 @@ def run_local(spec: JobSpec, engine: Engine, on_progress: Callable[[JobResult], 
                         in_play = ranked(spec, [*in_play, *outcome.candidates])[: spec.top_k]
                         images |= outcome.images
                         images = {candidate.index: images[candidate.index] for candidate in in_play}
-                    case Judged(_, _, candidate):
+                    case Judged(_, _, candidate, thumbnail):
                         progress.judged += 1
+                        if thumbnail is not None:
+                            thumbnails[candidate.index] = thumbnail
                         leader = ranked(spec, [leader, candidate] if leader else [candidate])[0]
-                    case Stepped(_, _, count):
-                        progress.steps += count
+                    case Stepped(_, _, steps, forwards):
+                        progress.steps += steps
+                        progress.transformer_forwards += forwards
             if on_progress is not None:
                 progress.best = _shown(leader) if leader else None
                 on_progress(assemble(spec, JobStatus.RUNNING, (), progress=progress.model_copy()))
-    thumbnails = {index: data for outcome in outcomes for index, data in outcome.thumbnails.items()}
     return LocalRun(assemble(spec, JobStatus.SUCCEEDED, outcomes), images, thumbnails)
 
 

@@ -4,16 +4,28 @@ import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from bestofn.service.jobs import Candidate
-from bestofn.service.queue.lane import HeatProgress
+from bestofn.service.jobs import Usage
+from bestofn.service.queue.lane import HeatProgress, Judgement
+
+_HEAT_WEIGHT = 0.2  # of the last heat in the average speed
+
+
+def speed_after(speed: float | None, usage: Usage) -> float | None:
+    """A device's average TFLOP a second after a heat of this usage; `speed` is the one before, None at first."""
+    seconds = sum(usage.seconds.values())
+    if not seconds:
+        return speed
+    now = usage.tflops / seconds
+    return now if speed is None else speed + _HEAT_WEIGHT * (now - speed)
 
 
 @dataclass
 class _Job:
     steps: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))  # heat -> steps since its start
+    forwards: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
     judged: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
     changed: set[int] = field(default_factory=set)
-    candidates: list[Candidate] = field(default_factory=list)
+    judgements: list[Judgement] = field(default_factory=list)
 
 
 class Reports:
@@ -23,16 +35,17 @@ class Reports:
         self._jobs: dict[str, _Job] = {}
         self._news = asyncio.Event()
 
-    def step(self, job: str, heat: int, steps: int) -> None:
-        """Counts candidate-steps of a heat."""
+    def step(self, job: str, heat: int, steps: int, forwards: int) -> None:
+        """Counts candidate-steps of a heat, and the forwards that they took."""
         report = self._of(job, heat)
         report.steps[heat] += steps
+        report.forwards[heat] += forwards
 
-    def judge(self, job: str, heat: int, candidate: Candidate) -> None:
+    def judge(self, job: str, heat: int, judgement: Judgement) -> None:
         """Counts a verdict."""
         report = self._of(job, heat)
         report.judged[heat] += 1
-        report.candidates.append(candidate)
+        report.judgements.append(judgement)
 
     async def wait(self) -> None:
         """Returns when something is to be published."""
@@ -43,15 +56,18 @@ class Reports:
         """Jobs with something to publish."""
         return [job for job, report in self._jobs.items() if report.changed]
 
-    def take(self, job: str) -> tuple[list[HeatProgress], list[Candidate]]:
+    def take(self, job: str) -> tuple[list[HeatProgress], list[Judgement]]:
         """The totals of heats that have changed, and the new verdicts."""
         report = self._jobs.get(job)
         if report is None:
             return [], []
-        progress = [HeatProgress(heat, report.judged[heat], report.steps[heat]) for heat in sorted(report.changed)]
-        candidates = report.candidates
-        report.changed, report.candidates = set(), []
-        return progress, candidates
+        progress = [
+            HeatProgress(heat, report.judged[heat], report.steps[heat], report.forwards[heat])
+            for heat in sorted(report.changed)
+        ]
+        judgements = report.judgements
+        report.changed, report.judgements = set(), []
+        return progress, judgements
 
     def forget(self, job: str, heat: int) -> None:
         """Drops one heat's totals; the job's when it was the last."""
@@ -59,6 +75,7 @@ class Reports:
         if report is None:
             return
         report.steps.pop(heat, None)
+        report.forwards.pop(heat, None)
         report.judged.pop(heat, None)
         report.changed.discard(heat)
         if not report.steps and not report.judged:

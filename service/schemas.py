@@ -86,13 +86,18 @@ class UsageOut(BaseModel):
 
 
 class Progress(BaseModel):
-    """Of a job that runs: candidates judged, and denoising steps done, of all."""
+    """Of a job that waits or runs: candidates judged, and denoising steps done, of all."""
 
     judged: int = 0
     num_samples: int
     steps: int = 0
     total_steps: int
+    transformer_forwards: int = Field(0, description="Samples through the transformer so far; guidance counts twice.")
     best: CandidateOut | None = None
+    position: int | None = Field(default=None, description="Among the jobs that wait; 1 is next.")
+    estimated_wait_seconds: float | None = Field(
+        default=None, description="Until the job starts; null once it has, or while no worker's speed is known."
+    )
 
 
 class JobResult(BaseModel):

@@ -19,10 +19,10 @@ from bestofn.service.cards import WorkerCard
 from bestofn.service.driver import Driver
 from bestofn.service.engine.protocol import Engine, EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
 from bestofn.service.jobs import HeatOutcome
-from bestofn.service.queue.lane import Claim, Lane
+from bestofn.service.queue.lane import Claim, Judgement, Lane
 from bestofn.service.queue.queue import Queue
 from bestofn.service.queue.ring import Fate, claim_count, fate
-from bestofn.service.reports import Reports
+from bestofn.service.reports import Reports, speed_after
 from bestofn.service.settings import Settings
 
 LEAVE_SECONDS = 5.0
@@ -57,6 +57,7 @@ class Worker:
         self._held: dict[tuple[str, int], Claim] = {}  # until they are completed or given up
         self._alone: list[Claim] = []  # of those, heats that wait for an engine without other work
         self._reports = Reports()
+        self._speed: float | None = None  # TFLOP a second
         self._ended: asyncio.Queue[tuple[Claim, HeatOutcome | str]] = asyncio.Queue()
         self._stop = asyncio.Event()
         self._pause = min(settings.beat_seconds, 1.0)  # between looks at what others may have left behind
@@ -147,7 +148,7 @@ class Worker:
     async def _beat_once(self) -> None:
         state = "busy" if self._held else "ready"
         seconds = CARD_BEATS * self.settings.beat_seconds
-        lost = await self._persist(lambda: self._lane.beat(list(self._held.values()), seconds, state))
+        lost = await self._persist(lambda: self._lane.beat(list(self._held.values()), seconds, state, self._speed))
         if lost:
             log.warning("leases lost; others run these heats too", entries=sorted(lost))
 
@@ -231,13 +232,14 @@ class Worker:
     def _on_events(self, events: Sequence[EngineEvent]) -> None:
         for event in events:
             match event:
-                case Stepped(job, heat, steps):
+                case Stepped(job, heat, steps, forwards):
                     if (job, heat) in self._held:
-                        self._reports.step(job, heat, steps)
-                case Judged(job, heat, candidate):
+                        self._reports.step(job, heat, steps, forwards)
+                case Judged(job, heat, candidate, thumbnail):
                     if (job, heat) in self._held:
-                        self._reports.judge(job, heat, candidate)
+                        self._reports.judge(job, heat, Judgement(candidate, thumbnail))
                 case HeatFinished(job, outcome):
+                    self._speed = speed_after(self._speed, outcome.usage)
                     if (job, outcome.heat) in self._held:
                         self._ended.put_nowait((self._held[job, outcome.heat], outcome))
                 case HeatFailed(job, heat, reason):
@@ -252,8 +254,8 @@ class Worker:
             await asyncio.sleep(REPORT_SECONDS)
 
     async def _publish(self, job: str) -> None:
-        progress, candidates = self._reports.take(job)
-        if (progress or candidates) and not await self._persist(lambda: self._lane.report(job, progress, candidates)):
+        progress, judgements = self._reports.take(job)
+        if (progress or judgements) and not await self._persist(lambda: self._lane.report(job, progress, judgements)):
             self._drop(job)
 
     async def _settle(self) -> None:

@@ -230,7 +230,7 @@ class Engine:
             slots.drop(slot)
             self._finishing.add(group, Latent(occupants[slot].owner, occupants[slot].candidate, latent))
         for owner, count in steps.items():
-            yield Stepped(*owner, count)
+            yield Stepped(*owner, count, rows[owner])
 
     def _interactive(self, slots: SlotGroup) -> bool:
         return any(

@@ -98,7 +98,8 @@ class FakeEngine:
             elif run.steps:
                 events += self._advance(run)
                 if len(run.judged) == run.heat.count:
-                    events.append(HeatFinished(key[0], _outcome(run)))
+                    steps = run.heat.count * run.heat.job.num_inference_steps
+                    events.append(HeatFinished(key[0], _outcome(run, steps * self.step_seconds / self.slots)))
                     del self._runs[key]
         return events
 
@@ -111,14 +112,17 @@ class FakeEngine:
 
     def _advance(self, run: _Run) -> list[EngineEvent]:
         spec, heat = run.heat.job, run.heat.index
-        events: list[EngineEvent] = [Stepped(spec.id, heat, len(run.steps))]
+        events: list[EngineEvent] = [Stepped(spec.id, heat, len(run.steps), 2 * len(run.steps))]
         for index in list(run.steps):
             run.steps[index] += 1
             if run.steps[index] == spec.num_inference_steps:
                 del run.steps[index]
                 candidate = Candidate(index, spec.seed + index, fake_verdict(spec.prompt, spec.seed + index))
                 run.judged.append(candidate)
-                events.append(Judged(spec.id, heat, candidate))
+                picture = fake_picture(candidate.seed, spec.width, spec.height)
+                events.append(
+                    Judged(spec.id, heat, candidate, thumbnail(picture) if spec.has_thumbnail(index) else None)
+                )
         return events
 
 
@@ -135,20 +139,18 @@ def fake_picture(seed: int, width: int, height: int) -> Image.Image:
     return Image.new("RGB", (width, height), (red, green, blue))
 
 
-def _outcome(run: _Run) -> HeatOutcome:
+def _outcome(run: _Run, seconds: float) -> HeatOutcome:
     spec = run.heat.job
     candidates = tuple(sorted(run.judged, key=lambda candidate: candidate.index))
-
-    def picture(index: int) -> Image.Image:
-        return fake_picture(spec.seed + index, spec.width, spec.height)
-
     N, steps = len(candidates), spec.num_inference_steps
     return HeatOutcome(
         run.heat.index,
         candidates,
-        {index: encode(picture(index), spec.format) for index in leaders(spec, candidates)},
-        Usage(N, 2 * N * steps, N, N * (2 * steps * 0.001 + 0.002), {"denoise": 0.0}),
-        {c.index: thumbnail(picture(c.index)) for c in candidates} if spec.thumbnails else {},
+        {
+            index: encode(fake_picture(spec.seed + index, spec.width, spec.height), spec.format)
+            for index in leaders(spec, candidates)
+        },
+        Usage(N, 2 * N * steps, N, N * (2 * steps * 0.001 + 0.002), {"denoise": seconds}),
     )
 
 

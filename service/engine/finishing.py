@@ -154,7 +154,7 @@ class Finishing:
             if unknown:
                 name = work.heat.job.judge.name
                 work.warn(f"prompt: the judge {name} has never learned the words {', '.join(unknown[:12])}")
-            yield Judged(*item.owner, work.judged(item.candidate, verdict, item.pixels))
+            yield Judged(*item.owner, *work.judged(item.candidate, verdict, item.pixels))
 
     def _decode_size(self, group: Group) -> int:
         return self._sizes.batch(self._sizes.decode, self._flops(*group).decode / TERA)

@@ -12,8 +12,6 @@ from bestofn.service.images import encode, thumbnail
 from bestofn.service.jobs import Candidate, Heat, HeatOutcome, Usage
 from bestofn.service.result import leaders
 
-MAX_THUMBNAILS = 512  # of a job
-
 Owner = tuple[str, int]  # job, heat
 Pixels = NDArray[np.uint8]  # (height, width, 3)
 
@@ -35,7 +33,6 @@ class HeatWork:
     decoding: int = 0
     candidates: list[Candidate] = field(default_factory=list)
     pictures: dict[int, Pixels] = field(default_factory=dict)
-    thumbnails: dict[int, bytes] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     tflops: float = 0.0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -49,19 +46,24 @@ class HeatWork:
         if text is not None:
             self.warnings[text] = None
 
-    def judged(self, index: int, verdict: Verdict, pixels: Pixels) -> Candidate:
-        """Notes a verdict; the pictures of candidates that can no longer be among the best are dropped here."""
+    def judged(self, index: int, verdict: Verdict, pixels: Pixels) -> tuple[Candidate, bytes | None]:
+        """Notes a verdict; the pictures of candidates that can no longer be among the best are dropped here.
+
+        Returns:
+            The candidate, and a small picture of it if the job asked.
+        """
         spec = self.heat.job
         candidate = Candidate(index, spec.seed + index, verdict)
         self.candidates.append(candidate)
         self.pictures[index] = pixels
         in_play = set(leaders(spec, self.candidates))
         self.pictures = {i: picture for i, picture in self.pictures.items() if i in in_play}
-        if spec.thumbnails and index < MAX_THUMBNAILS:
-            started = time.perf_counter()
-            self.thumbnails[index] = thumbnail(pixels)
-            self.seconds["encode"] += time.perf_counter() - started
-        return candidate
+        if not spec.has_thumbnail(index):
+            return candidate, None
+        started = time.perf_counter()
+        small = thumbnail(pixels)
+        self.seconds["encode"] += time.perf_counter() - started
+        return candidate, small
 
     def outcome(self) -> HeatOutcome:
         """The finished heat, its best pictures encoded."""
@@ -80,6 +82,5 @@ class HeatWork:
                 tflops=self.tflops,
                 seconds=dict(sorted(self.seconds.items())),
             ),
-            thumbnails=dict(sorted(self.thumbnails.items())),
             warnings=tuple(self.warnings),
         )

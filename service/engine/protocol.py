@@ -9,20 +9,25 @@ from bestofn.service.jobs import Candidate, Heat, HeatOutcome
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """One tick advanced `steps` candidate-steps of a job (a candidate needs num_inference_steps of them)."""
+    """One tick advanced `steps` candidate-steps of a job (a candidate needs num_inference_steps of them).
+
+    `forwards` are the samples that went through the transformer for it: with guidance twice as many.
+    """
 
     job: str
     heat: int
     steps: int
+    forwards: int
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A candidate has its verdict."""
+    """A candidate has its verdict; `thumbnail` is a small WebP of it, only if the job asked."""
 
     job: str
     heat: int
     candidate: Candidate
+    thumbnail: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ local function now()
 end
 
 local function emit(job, type, data)
-  redis.call('XADD', key('events', job), 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', type, 'data', data)
+  return redis.call('XADD', key('events', job), 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', type, 'data', data)
 end
 
 local function status_of(job)
@@ -85,8 +85,8 @@ end
 local function finish(job, status, type, data)
   local hash = key('job', job)
   local time = now()
-  local waiting, gflop, ttl, idempotency, thumbnails, heats = unpack(
-    redis.call('HMGET', hash, 'waiting', 'gflop', 'ttl', 'idempotency', 'thumbnails', 'heats')
+  local waiting, gflop, ttl, idempotency, bytes = unpack(
+    redis.call('HMGET', hash, 'waiting', 'gflop', 'ttl', 'idempotency', 'thumbnail_bytes')
   )
   ttl = tonumber(ttl)
   redis.call('HSET', hash, 'status', status, 'ended', time, 'waiting', 0)
@@ -95,7 +95,6 @@ local function finish(job, status, type, data)
   redis.call('HINCRBY', key('backlog'), 'gflop', 0 - gflop)
   emit(job, type, data)
   local kept = redis.call('HGETALL', key('kept', job))
-  local bytes = 0
   for i = 1, #kept, 2 do
     local images = key('images', job, kept[i + 1])
     if status == 'succeeded' then
@@ -105,15 +104,10 @@ local function finish(job, status, type, data)
       redis.call('UNLINK', images)
     end
   end
-  if thumbnails == '1' then
-    for heat = 0, heats - 1 do
-      redis.call('PEXPIRE', key('images', job, heat), ttl)
-    end
-  end
   redis.call('HINCRBY', key('reserved'), 'total', bytes - (redis.call('HGET', key('reserved'), job) or 0))
   redis.call('HSET', key('reserved'), job, bytes)
   redis.call('ZADD', key('reserved_until'), time + ttl, job)
-  for _, name in ipairs({'job', 'heats', 'progress', 'events', 'kept'}) do
+  for _, name in ipairs({'job', 'heats', 'progress', 'events', 'kept', 'thumbnails'}) do
     redis.call('PEXPIRE', key(name, job), ttl)
   end
   redis.call('SET', key('gone', job), status, 'PX', ttl + TOMBSTONE_MS)
@@ -127,19 +121,25 @@ end
 
 -- Notes how far a heat has come and keeps the job's sums; whether that is news. A heat that starts again starts
 -- again at nothing.
-local function advance(job, heat, judged, steps)
+local function advance(job, heat, judged, steps, forwards)
   local progress, hash = key('progress', job), key('job', job)
-  local old_judged, old_steps = string.match(redis.call('HGET', progress, heat) or '0 0', '(%d+) (%d+)')
-  redis.call('HSET', progress, heat, judged .. ' ' .. steps)
+  local before = redis.call('HGET', progress, heat) or '0 0 0'
+  local old_judged, old_steps, old_forwards = string.match(before, '(%d+) (%d+) (%d+)')
+  redis.call('HSET', progress, heat, judged .. ' ' .. steps .. ' ' .. forwards)
   redis.call('HINCRBY', hash, 'judged', judged - old_judged)
   redis.call('HINCRBY', hash, 'steps', steps - old_steps)
+  redis.call('HINCRBY', hash, 'forwards', forwards - old_forwards)
   return judged - old_judged ~= 0 or steps - old_steps ~= 0
 end
 
+-- Progress is a state, not a step: only the last one stays in the stream, which so keeps its candidates for longer.
 local function emit_progress(job)
-  local judged, samples, steps, total = unpack(
-    redis.call('HMGET', key('job', job), 'judged', 'num_samples', 'steps', 'total_steps')
-  )
-  local data = '{"judged":%d,"num_samples":%d,"steps":%d,"total_steps":%d}'
-  emit(job, 'progress', string.format(data, judged, samples, steps, total))
+  local judged, samples, steps, total, forwards, before = unpack(redis.call('HMGET', key('job', job),
+    'judged', 'num_samples', 'steps', 'total_steps', 'forwards', 'progress_event'))
+  if before then
+    redis.call('XDEL', key('events', job), before)
+  end
+  local data = '{"judged":%d,"num_samples":%d,"steps":%d,"total_steps":%d,"transformer_forwards":%d}'
+  local entry = emit(job, 'progress', string.format(data, judged, samples, steps, total, forwards))
+  redis.call('HSET', key('job', job), 'progress_event', entry)
 end

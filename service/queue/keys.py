@@ -9,11 +9,12 @@ pair:<pair>:<class>:ready     stream  heats dealt and not finished; read by one 
 pair:<pair>:<class>:dealt     int     candidates of those heats
 job:<job>                     hash    specification, status, counters, leaders
 job:<job>:heats               hash    heat -> its record; the first completion wins
-job:<job>:progress            hash    heat -> "judged steps"
+job:<job>:progress            hash    heat -> "judged steps forwards"
 job:<job>:events              stream  capped
 job:<job>:kept                hash    candidate -> heat, of the images that stand
-job:<job>:images:<heat>       hash    candidate -> bytes; "thumbnail <candidate>" -> bytes
+job:<job>:images:<heat>       hash    candidate -> bytes
 job:<job>:staged:<heat>:<by>  hash    the same of a heat that is not yet completed
+job:<job>:thumbnails          hash    candidate -> bytes, of jobs that asked
 gone:<job>                    string  how an expired job had ended
 idempotency:<key>             hash    job, fingerprint of its request
 backlog                       hash    jobs, candidates, gflop: waiting or running
@@ -49,6 +50,7 @@ Name = Literal[
     "kept",
     "images",
     "staged",
+    "thumbnails",
     "gone",
     "idempotency",
     "backlog",
@@ -73,6 +75,7 @@ _TEMPLATES: dict[Name, str] = {
     "kept": "job:%s:kept",
     "images": "job:%s:images:%s",
     "staged": "job:%s:staged:%s:%s",
+    "thumbnails": "job:%s:thumbnails",
     "gone": "gone:%s",
     "idempotency": "idempotency:%s",
     "backlog": "backlog",

@@ -12,7 +12,6 @@ from bestofn.service.queue.keys import CLASSES, GROUP, pair_id
 from bestofn.service.queue.lua import Argument
 from bestofn.service.queue.queue import Queue
 from bestofn.service.queue.records import (
-    THUMBNAILS_KEPT,
     pack_candidate,
     pack_heat,
     pack_leaders,
@@ -50,9 +49,20 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class HeatProgress:
+    """How far a heat has come since it was last started: candidates judged, steps and transformer forwards done."""
+
     heat: int
     judged: int
     steps: int
+    forwards: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A candidate that has its verdict, and a small picture of it if the job asked."""
+
+    candidate: Candidate
+    thumbnail: bytes | None = None
 
 
 class Lane:
@@ -66,13 +76,21 @@ class Lane:
         self._ready = {priority: queue.keys("ready", self.pair, priority) for priority in CLASSES}
         self._reclaim_from = dict.fromkeys(CLASSES, "0-0")
 
-    async def beat(self, held: Iterable[Claim], seconds: float, state: str = "ready") -> set[str]:
+    async def beat(
+        self, held: Iterable[Claim], seconds: float, state: str = "ready", tflops_per_second: float | None = None
+    ) -> set[str]:
         """Announces the worker for `seconds` (0: it leaves) and renews the leases on `held`.
+
+        Args:
+            held: claims of this worker.
+            seconds: after which the announcement lapses.
+            state: for its card.
+            tflops_per_second: for its card.
 
         Returns:
             Entries among those held that another worker has taken over.
         """
-        card = self.card.model_copy(update={"state": state})
+        card = self.card.model_copy(update={"state": state, "tflops_per_second": tflops_per_second})
         arguments: list[Argument] = [self.pair, self.worker, card.capacity, card.model_dump_json(), int(1000 * seconds)]
         for claim in held:
             arguments += [claim.entry.priority, claim.entry.id]
@@ -142,6 +160,7 @@ class Lane:
                 staged,
                 json.dumps(kept),
                 json.dumps(dropped),
+                outcome.usage.transformer_forwards,
                 *inline,
             )
             match reply:
@@ -156,12 +175,15 @@ class Lane:
         """Gives up a heat: `back` (no delivery), `again` (a delivery spent) or `dead` (its job fails with `reason`)."""
         await self.queue.scripts("fail", *self._place(claim), self.worker, claim.deliveries, fate, reason)
 
-    async def report(self, job: str, progress: Sequence[HeatProgress], candidates: Iterable[Candidate] = ()) -> bool:
+    async def report(self, job: str, progress: Sequence[HeatProgress], judgements: Iterable[Judgement] = ()) -> bool:
         """Publishes how far heats of a job have come and its new candidates; whether the job still wants them."""
         arguments: list[Argument] = [job, len(progress)]
         for part in progress:
-            arguments += [part.heat, part.judged, part.steps]
-        return bool(await self.queue.scripts("report", *arguments, *map(pack_candidate, candidates)))
+            arguments += [part.heat, part.judged, part.steps, part.forwards]
+        for judgement in judgements:
+            candidate = judgement.candidate
+            arguments += [candidate.index, pack_candidate(candidate), judgement.thumbnail or b""]
+        return bool(await self.queue.scripts("report", *arguments))
 
     async def leave(self, held: Iterable[Claim]) -> None:
         """Hands back all heats, those too whose claim this worker never heard of, and takes its card down."""
@@ -202,8 +224,6 @@ class Lane:
         `again`: in place of those of an earlier try.
         """
         pictures: dict[str, bytes] = {str(index): outcome.images[index] for index in kept}
-        small = outcome.thumbnails.items()
-        pictures |= {f"thumbnail {index}": small_picture for index, small_picture in small if index < THUMBNAILS_KEPT}
         if not (pictures or again):
             return True
         try:

@@ -19,10 +19,11 @@ from bestofn.service.errors import (
     SetupError,
     Unavailable,
 )
-from bestofn.service.jobs import ACTIVE, ImageFormat, JobSpec, JobStatus
-from bestofn.service.queue.keys import Keys, opaque, pair_id
+from bestofn.service.jobs import ACTIVE, THUMBNAILS_KEPT, ImageFormat, JobSpec, JobStatus
+from bestofn.service.queue.keys import CLASSES, Keys, opaque, pair_id
 from bestofn.service.queue.lua import Scripts
-from bestofn.service.queue.records import ENDINGS, THUMBNAILS_KEPT, Backlog, Event, JobRecord, best, unpack_heat
+from bestofn.service.queue.records import ENDINGS, Backlog, Event, JobRecord, Standing, best, unpack_heat
+from bestofn.service.queue.ring import wait_seconds
 from bestofn.service.redis_server import find_redis
 from bestofn.service.schemas import Progress
 from bestofn.service.settings import Settings
@@ -35,6 +36,7 @@ OLDEST_SERVER = (7, 0)
 
 # Most bytes that a picture takes, a pixel: what admission counts until the pictures are there.
 _BYTES_A_PIXEL: Mapping[ImageFormat, float] = {"png": 3.1, "webp": 1.5, "jpeg": 1.5}
+_BYTES_A_THUMBNAIL = 8 * 1024
 
 log = structlog.get_logger()
 
@@ -114,6 +116,8 @@ class Queue:
         """
         settings = self.settings
         image_bytes = int(spec.top_k * spec.width * spec.height * _BYTES_A_PIXEL[spec.format])
+        if spec.thumbnails:
+            image_bytes += min(spec.num_samples, THUMBNAILS_KEPT) * _BYTES_A_THUMBNAIL
         try:
             reply = await self.scripts(
                 "submit",
@@ -131,7 +135,6 @@ class Queue:
                 fingerprint or "",
                 settings.max_queued_candidates,
                 settings.image_budget_bytes,
-                int(spec.thumbnails),
             )
         except OutOfMemoryError as error:
             raise Unavailable("the queue's memory is full; try again later", retry_after=BUSY_RETRY_SECONDS) from error
@@ -187,11 +190,7 @@ class Queue:
         spec = JobSpec.model_validate_json(fields[b"spec"])
         status = JobStatus(fields[b"status"].decode())
         outcomes = tuple(unpack_heat(spec, index, heats[b"%d" % index]) for index in sorted(map(int, heats)))
-        position = None
-        if status is JobStatus.QUEUED:
-            ring = self.keys("ring", pair_id(spec.model, spec.judge), spec.priority)
-            place = await self.redis.lpos(ring, job)
-            position = 1 if place is None else int(place) + 1
+        standing = await self.standing(spec) if status is JobStatus.QUEUED else Standing()
         return JobRecord(
             spec,
             status,
@@ -202,9 +201,11 @@ class Queue:
                 num_samples=spec.num_samples,
                 steps=int(fields[b"steps"]),
                 total_steps=int(fields[b"total_steps"]),
+                transformer_forwards=int(fields[b"forwards"]),
                 best=best(spec, outcomes),
+                position=standing.position,
+                estimated_wait_seconds=standing.estimated_wait_seconds,
             ),
-            position,
             _seconds(fields[b"created"]),
             _seconds(fields[b"started"]) if b"started" in fields else None,
             _seconds(fields[b"ended"]) if b"ended" in fields else None,
@@ -212,25 +213,42 @@ class Queue:
                 candidate.index
                 for outcome in outcomes
                 for candidate in outcome.candidates
-                if spec.thumbnails and candidate.index < THUMBNAILS_KEPT
+                if spec.has_thumbnail(candidate.index)
             ),
         )
 
+    async def standing(self, spec: JobSpec) -> Standing:
+        """Where a job stands that waits: its place, and how long until it starts."""
+        pair = pair_id(spec.model, spec.judge)
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.lpos(self.keys("ring", pair, spec.priority), spec.id)
+            pipe.hget(self.keys("job", spec.id), "next")
+            for priority in CLASSES[: CLASSES.index(spec.priority) + 1]:
+                pipe.get(self.keys("dealt", pair, priority))
+            place, own, *dealt = await pipe.execute()
+        cards = [card for card in await self.cards() if (card.model.pin, card.judge.pin) == (spec.model, spec.judge)]
+        # One heat of each job before this one in the ring, and what is dealt already, its own heats aside.
+        others = sum(int(count or 0) for count in dealt) - int(own or 0) * spec.heat_size
+        ahead = max(0, others) + int(place or 0) * spec.heat_size
+        return Standing(int(place or 0) + 1, wait_seconds(ahead, await self.backlog(), cards))
+
     async def image(self, job: str, candidate: int) -> bytes:
         """The picture of one of the job's leaders, as a file's bytes. Raises JobNotFound, JobGone, NotThere."""
-        return await self._picture(job, candidate, str(candidate), "picture")
-
-    async def thumbnail(self, job: str, candidate: int) -> bytes:
-        """A small WebP of one candidate, of a job that asked. Raises JobNotFound, JobGone, NotThere."""
-        return await self._picture(job, candidate, f"thumbnail {candidate}", "thumbnail")
-
-    async def _picture(self, job: str, candidate: int, field: str, kind: str) -> bytes:
         size = await self.redis.hget(self.keys("job", job), "heat_size")
         if size is None:
             await self._missing(job)
-        picture = await self.redis.hget(self.keys("images", job, candidate // int(size)), field)
+        picture = await self.redis.hget(self.keys("images", job, candidate // int(size)), str(candidate))
         if picture is None:
-            raise NotThere(f"job {job} has no {kind} of candidate {candidate}")
+            raise NotThere(f"job {job} has no picture of candidate {candidate}")
+        return bytes(picture)
+
+    async def thumbnail(self, job: str, candidate: int) -> bytes:
+        """A small WebP of one candidate, of a job that asked. Raises JobNotFound, JobGone, NotThere."""
+        picture = await self.redis.hget(self.keys("thumbnails", job), str(candidate))
+        if picture is None:
+            if not await self.redis.exists(self.keys("job", job)):
+                await self._missing(job)
+            raise NotThere(f"job {job} has no thumbnail of candidate {candidate}")
         return bytes(picture)
 
     async def cancel(self, job: str) -> JobStatus:

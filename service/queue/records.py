@@ -11,7 +11,6 @@ from bestofn.service.result import ranked
 from bestofn.service.schemas import CandidateOut, Progress, VerdictOut
 
 ENDINGS = frozenset({"result", "failed", "canceled"})  # types of a job's last event
-THUMBNAILS_KEPT = 512  # of a job: those of its first candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +20,7 @@ class Event:
     type       data
     queued     {}
     started    {}
-    progress   {"judged", "num_samples", "steps", "total_steps"}
+    progress   {"judged", "num_samples", "steps", "total_steps", "transformer_forwards"}; the last one only is kept
     candidate  {"index", "seed", "verdict"}
     heat       {"heat", "num_heats"}
     result     {"status"}            the job has succeeded
@@ -41,18 +40,25 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A job at one moment. Times are Unix times of the queue server; `position` counts jobs, 1 is next."""
+    """A job at one moment. Times are Unix times of the queue server."""
 
     spec: JobSpec
     status: JobStatus
     error: str | None
     outcomes: tuple[HeatOutcome, ...]  # of finished heats by index, without image bytes
     progress: Progress
-    position: int | None
     created: float
     started: float | None
     ended: float | None
     thumbnails: frozenset[int] = frozenset()  # candidates of which there is one
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a job stands that waits: its place in the ring, 1 is next, and the time until it starts."""
+
+    position: int | None = None
+    estimated_wait_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,21 @@
 #!lua flags=allow-oom
--- Adds what some heats of one job have come to: `n`, n times (heat, judged, steps), then a JSON text a new candidate.
--- Returns whether the job still wants them.
+-- Adds what some heats of one job have come to: `n`, n times (heat, judged, steps, forwards), then for each new
+-- candidate its index, a JSON text and its thumbnail ('': none). Returns whether the job still wants them.
 local job, n = ARGV[1], tonumber(ARGV[2])
 if not ACTIVE[status_of(job)] then
   return 0
 end
-for i = 3, 3 * n + 2, 3 do
+for i = 3, 4 * n + 2, 4 do
   if redis.call('HEXISTS', key('heats', job), ARGV[i]) == 0 then
-    advance(job, ARGV[i], ARGV[i + 1], ARGV[i + 2])
+    advance(job, unpack(ARGV, i, i + 3))
   end
 end
-for i = 3 * n + 3, #ARGV do
-  emit(job, 'candidate', ARGV[i])
+for i = 4 * n + 3, #ARGV, 3 do
+  local candidate, data, thumbnail = unpack(ARGV, i, i + 2)
+  if thumbnail ~= '' and redis.call('HSETNX', key('thumbnails', job), candidate, thumbnail) == 1 then
+    redis.call('HINCRBY', key('job', job), 'thumbnail_bytes', #thumbnail)
+  end
+  emit(job, 'candidate', data)
 end
 emit_progress(job)
 return 1

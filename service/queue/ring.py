@@ -1,9 +1,11 @@
 """Policies of the queue without I/O: how a job is cut into heats, and what becomes of a heat that came back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
+from bestofn.service.cards import WorkerCard
 from bestofn.service.jobs import DEFAULT_HEAT_SIZE
+from bestofn.service.queue.records import Backlog
 
 
 def heat_size(num_samples: int, capacities: Sequence[int]) -> int:
@@ -45,3 +47,14 @@ def fate(deliveries: int, max_deliveries: int) -> Fate:
 def claim_count(room: int) -> int:
     """Heats to ask for at once when `room` more candidates are wanted: at least one, and none too many."""
     return max(1, room // DEFAULT_HEAT_SIZE)
+
+
+def wait_seconds(candidates: int, backlog: Backlog, cards: Iterable[WorkerCard]) -> float | None:
+    """Seconds until these live workers have done so many candidates of the average work in the backlog.
+
+    None while none of them has finished anything by which its speed would be known.
+    """
+    speed = sum(card.tflops_per_second or 0.0 for card in cards)
+    if not speed:
+        return None
+    return candidates * backlog.tflops / backlog.candidates / speed if backlog.candidates else 0.0

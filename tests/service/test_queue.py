@@ -17,7 +17,7 @@ from bestofn.service.errors import (
 )
 from bestofn.service.jobs import Heat, HeatOutcome, JobSpec, JobStatus
 from bestofn.service.queue.keys import GROUP, Keys
-from bestofn.service.queue.lane import Claim, HeatProgress, Lane
+from bestofn.service.queue.lane import Claim, HeatProgress, Judgement, Lane
 from bestofn.service.queue.queue import Queue, check_server
 from bestofn.service.queue.records import Backlog, pack_heat, unpack_heat
 from bestofn.service.result import leaders
@@ -59,7 +59,7 @@ def test_a_job_runs_to_its_end(settings: Settings, make_spec: MakeSpec, finish: 
             assert await queue.submit(spec, cost=1.5) == (spec.id, True)
             assert await queue.spec(spec.id) == spec
             before = await queue.record(spec.id)
-            assert (before.status, before.position, before.started) == (JobStatus.QUEUED, 1, None)
+            assert (before.status, before.progress.position, before.started) == (JobStatus.QUEUED, 1, None)
             assert await queue.backlog() == Backlog(1, 10, 1.5, before.spec.top_k * int(32 * 32 * 3.1) + 1)
 
             claims = await drain(lane, finish)
@@ -81,7 +81,7 @@ def test_a_job_runs_to_its_end(settings: Settings, make_spec: MakeSpec, finish: 
             for index in losers:
                 with pytest.raises(NotThere):
                     await queue.image(spec.id, index)
-            assert await types(queue, spec.id) == ["queued", "started", *["progress", "heat"] * 3, "result"]
+            assert await types(queue, spec.id) == ["queued", "started", "heat", "heat", "progress", "heat", "result"]
             sizes = [len(await queue.image(spec.id, index)) for index in leaders(spec, candidates)]
             assert await queue.backlog() == Backlog(0, 0, 0.0, sum(sizes))
 
@@ -139,7 +139,7 @@ def test_images_of_the_leaders_stand_whoever_completes_when(
     async def run() -> None:
         async with opened(settings) as queue:
             lanes = [await open_lane(queue, name, 16) for name in ("one", "two")]
-            spec = make_spec(num_samples=24, heat_size=3, top_k=4, thumbnails=True)
+            spec = make_spec(num_samples=24, heat_size=3, top_k=4)
             await queue.submit(spec, cost=1)
             claims = [(lane, claim) for _ in range(4) for lane in lanes for claim in await lane.claim(1, 0)]
             assert len(claims) == 8
@@ -152,10 +152,56 @@ def test_images_of_the_leaders_stand_whoever_completes_when(
                 else:
                     with pytest.raises(NotThere):
                         await queue.image(spec.id, index)
-                assert await queue.thumbnail(spec.id, index)
-            assert record.thumbnails == frozenset(range(24))
             keys = await queue.redis.keys(queue.keys("staged", spec.id, "*", "*"))
             assert keys == []
+
+    asyncio.run(run())
+
+
+def test_thumbnails_stand_before_their_heat_is_done_and_count_as_bytes(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        async with opened(settings) as queue:
+            lane = await open_lane(queue)
+            spec = make_spec(num_samples=4, thumbnails=True)
+            await queue.submit(spec, cost=1)
+            assert (await queue.backlog()).image_bytes > 4 * 8192
+            [claim] = await lane.claim(1, 0)
+            outcome = finish(claim.heat)
+            for repeated in (b"first", b"again"):  # a heat that starts anew tells its candidates again
+                judged = [Judgement(candidate, repeated) for candidate in outcome.candidates[:2]]
+                assert await lane.report(spec.id, [HeatProgress(0, 2, 4, 8)], judged)
+            assert await queue.thumbnail(spec.id, 1) == b"first"
+            with pytest.raises(NotThere):
+                await queue.thumbnail(spec.id, 2)
+            with pytest.raises(JobNotFound):
+                await queue.thumbnail("abc", 1)
+            assert (await queue.record(spec.id)).progress.transformer_forwards == 8
+            await lane.complete(claim, outcome)
+            assert (await queue.record(spec.id)).progress.transformer_forwards == 16
+            [winner] = leaders(spec, outcome.candidates)
+            assert (await queue.backlog()).image_bytes == len(await queue.image(spec.id, winner)) + 2 * len(b"first")
+
+    asyncio.run(run())
+
+
+def test_a_waiting_job_knows_its_place_and_about_how_long(
+    settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        async with opened(settings) as queue:
+            lane = await open_lane(queue)  # of 4 candidates, and one heat more is dealt
+            first, second, third = (make_spec(num_samples=num) for num in (16, 16, 4))
+            for spec in (first, second, third):
+                await queue.submit(spec, cost=spec.num_samples)  # 1 TFLOP a candidate
+            waits = [await queue.standing(spec) for spec in (second, third)]
+            assert [(wait.position, wait.estimated_wait_seconds) for wait in waits] == [(2, None), (3, None)]
+            await lane.beat((), 60.0, tflops_per_second=2.0)
+            assert (await queue.standing(second)).estimated_wait_seconds == (4 + 4) / 2
+            assert (await queue.standing(third)).estimated_wait_seconds == (4 + 2 * 4) / 2
+            [claim] = await lane.claim(1, 0)
+            assert (await queue.record(claim.entry.job)).progress.estimated_wait_seconds is None
 
     asyncio.run(run())
 
@@ -174,7 +220,7 @@ def test_cancel_drops_what_waits_and_touches_nobody_else(
             await queue.submit(stays, cost=1)
             assert await queue.cancel(gone.id) is JobStatus.CANCELED
             assert await queue.cancel(gone.id) is JobStatus.CANCELED
-            assert not await lane.report(gone.id, [HeatProgress(1, 1, 2)])
+            assert not await lane.report(gone.id, [HeatProgress(1, 1, 2, 4)])
             assert not await lane.complete(held, finish(held.heat))
             assert {claim.entry.job for claim in await drain(lane, finish)} == {stays.id}
             assert (await queue.record(stays.id)).status is JobStatus.SUCCEEDED
@@ -240,7 +286,7 @@ def test_a_full_server_refuses_jobs_and_finishes_those_it_has(
                     await queue.submit(make_spec(), cost=1)
                 for claim in await lane.claim(4, 0):
                     await lane.beat([claim], 60.0)
-                    assert await lane.report(spec.id, [HeatProgress(claim.heat.index, 1, 2)])
+                    assert await lane.report(spec.id, [HeatProgress(claim.heat.index, 1, 2, 4)])
                     assert await lane.complete(claim, finish(claim.heat))
             finally:
                 await queue.redis.config_set("maxmemory", 0)
