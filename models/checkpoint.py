@@ -71,7 +71,7 @@ class Checkpoint:
                 f"no checkpoint {name!r}: {folder} is no folder, and a hub name looks like owner/name@revision"
             )
         path = download(repository, revision or "main")
-        return cls(repository, _checked(path), path.name[:12])
+        return cls(repository, _checked(path), path.name)
 
     def config(self, *parts: str) -> dict[str, Any]:
         """Parse one of the checkpoint's JSON files, such as ``config("scheduler", "scheduler_config.json")``."""

@@ -58,6 +58,7 @@ class JobSpec(BaseModel):
     priority: Priority = "interactive"
     heat_size: int = DEFAULT_HEAT_SIZE
     thumbnails: bool = False
+    embed_prompt: bool = True
     model: Revision
     judge: Revision
     warnings: tuple[str, ...] = ()

@@ -117,7 +117,7 @@ def find_judge(name: str) -> JudgeCheckpoint:
             f"no judge {name!r}: {folder} is no folder, and a hub name looks like owner/name@revision"
         )
     path = download(repository, commit or "main")
-    return JudgeCheckpoint(path, Revision(name=repository, revision=path.name[:12]))
+    return JudgeCheckpoint(path, Revision(name=repository, revision=path.name))
 
 
 def share_memory(generator: dict[str, int], judge: int, memory: int) -> tuple[bool, int]:

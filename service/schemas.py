@@ -30,6 +30,7 @@ class GenerateRequest(BaseModel):
     rule: Rule = Rule.MARGIN
     priority: Priority = "interactive"
     format: ImageFormat = "png"
+    embed_prompt: bool = Field(True, description="Write prompt and negative prompt into the winners' files.")
     thumbnails: bool = Field(False, description="Keep small pictures of the candidates too (at most 512 of a job).")
 
 

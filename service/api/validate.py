@@ -141,6 +141,7 @@ def job_spec(
         priority=request.priority,
         heat_size=heat_size(N, pair.capacities),
         thumbnails=request.thumbnails,
+        embed_prompt=request.embed_prompt,
         model=card.pin,
         judge=pair.judge.pin,
         warnings=tuple(_unknown_words(request, card)),

@@ -69,7 +69,7 @@ def test_hub_name_is_looked_up_in_the_cache_when_offline(folder, tmp_path):
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     found, missing = done.stdout.splitlines()
-    assert found == f"{commit[:12]} {commit[:12]}"
+    assert found == f"{commit} {commit}"
     assert "owner/other@v2 was not found in the local cache (HF_HUB_OFFLINE is set)" in missing
 
 
