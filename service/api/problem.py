@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from structlog.contextvars import bind_contextvars, get_contextvars
 
 from bestofn.service.errors import BestOfNError, InvalidRequest, JobCanceled, JobFailed, Unavailable
 
@@ -21,6 +22,17 @@ QUEUE_RETRY_SECONDS = 2.0  # a restarted queue server answers again within secon
 # Errors that would come again if the same request were sent again, whatever their status suggests to a client.
 _FINAL = (JobFailed, JobCanceled)
 _CODES = {404: "not_found", 405: "method_not_allowed", 406: "not_acceptable", 413: "payload_too_large"}
+
+
+def document(status: int, code: str, detail: str) -> dict[str, Any]:
+    """The members that every problem document has."""
+    return {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
 
 
 def problem(
@@ -38,15 +50,15 @@ def problem(
 
     `retry-after-ms` is what the OpenAI clients look at first; they also obey `x-should-retry`.
     """
-    body: dict[str, Any] = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "code": code,
+    bind_contextvars(code=code)  # for the request's line in the log, and for the counts
+    extras = {
+        "field": field,
+        "errors": list(errors) or None,
+        "retry_after": retry_after,
+        "job": job,
+        "request_id": get_contextvars().get("request_id"),
     }
-    extras = {"field": field, "errors": list(errors) or None, "retry_after": retry_after, "job": job}
-    body |= {name: value for name, value in extras.items() if value is not None}
+    body = document(status, code, detail) | {name: value for name, value in extras.items() if value is not None}
     sent = dict(headers or {})
     if retry_after is not None:
         sent |= {"Retry-After": str(math.ceil(retry_after)), "retry-after-ms": str(round(1000 * retry_after))}
@@ -79,7 +91,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _validation)
     for lost in (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.BusyLoadingError):
         app.add_exception_handler(lost, _queue_lost)
-    app.add_exception_handler(Exception, _bug)
 
 
 async def _ours(request: Request, error: Exception) -> Response:
@@ -143,6 +154,6 @@ async def _queue_lost(request: Request, error: Exception) -> Response:
     return problem_of(Unavailable("the queue cannot be reached; try again", retry_after=QUEUE_RETRY_SECONDS))
 
 
-async def _bug(request: Request, error: Exception) -> Response:
-    # Starlette raises the error again after this answer, so that the server's log has the traceback.
+def mistake() -> Response:
+    """What is said of an error of ours that nobody has foreseen."""
     return problem(500, BestOfNError.code, "the server made a mistake; its log says more")

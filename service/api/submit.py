@@ -5,12 +5,15 @@ import json
 import secrets
 from dataclasses import replace
 
+from structlog.contextvars import bind_contextvars
+
 from bestofn.service.api.context import Context
 from bestofn.service.api.guard import caller_of
 from bestofn.service.api.validate import choose_pair, job_spec, pairs_of, tflops
 from bestofn.service.errors import InvalidRequest
 from bestofn.service.jobs import ImageFormat
 from bestofn.service.schemas import RANDOM_SEEDS, GenerateRequest
+from bestofn.service.telemetry.traces import traceparent
 
 MAX_KEY = 255
 
@@ -58,4 +61,12 @@ async def submit(
         scoped = f"{caller_of(authorization)}:{key}"
         asked = body.model_dump(mode="json", exclude_unset=True) | {"format": spec.format}
         fingerprint = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    return await queue.submit(spec, idempotency_key=scoped, fingerprint=fingerprint, cost=tflops(spec, pair))
+    job, created = await queue.submit(
+        spec,
+        idempotency_key=scoped,
+        fingerprint=fingerprint,
+        cost=tflops(spec, pair),
+        traceparent=traceparent(),
+    )
+    bind_contextvars(job_id=job)  # for the request's line in the log
+    return job, created

@@ -2,6 +2,7 @@
 local ACTIVE = {queued = true, running = true}
 local EVENTS_KEPT = 1024
 local DEAD_KEPT = 1000
+local ENDED_KEPT = 4096
 local TOMBSTONE_MS = 24 * 3600 * 1000
 
 local function now()
@@ -11,6 +12,15 @@ end
 
 local function emit(job, type, data)
   return redis.call('XADD', key('events', job), 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', type, 'data', data)
+end
+
+-- Adds to the work that waits or runs, of all jobs and of those of a class.
+local function add_load(class, jobs, candidates, gflop)
+  for _, of in ipairs({'', class .. ':'}) do
+    redis.call('HINCRBY', key('backlog'), of .. 'jobs', jobs)
+    redis.call('HINCRBY', key('backlog'), of .. 'candidates', candidates)
+    redis.call('HINCRBY', key('backlog'), of .. 'gflop', gflop)
+  end
 end
 
 local function status_of(job)
@@ -85,14 +95,16 @@ end
 local function finish(job, status, type, data)
   local hash = key('job', job)
   local time = now()
-  local waiting, gflop, ttl, idempotency, bytes = unpack(
-    redis.call('HMGET', hash, 'waiting', 'gflop', 'ttl', 'idempotency', 'thumbnail_bytes')
+  local waiting, gflop, ttl, idempotency, bytes, pair, class, created, started, leaders = unpack(
+    redis.call('HMGET', hash, 'waiting', 'gflop', 'ttl', 'idempotency', 'thumbnail_bytes',
+      'pair', 'class', 'created', 'started', 'leaders')
   )
   ttl = tonumber(ttl)
   redis.call('HSET', hash, 'status', status, 'ended', time, 'waiting', 0)
-  redis.call('HINCRBY', key('backlog'), 'jobs', -1)
-  redis.call('HINCRBY', key('backlog'), 'candidates', 0 - waiting)
-  redis.call('HINCRBY', key('backlog'), 'gflop', 0 - gflop)
+  add_load(class, -1, 0 - waiting, 0 - gflop)
+  redis.call('ZREM', key('queued'), job)
+  redis.call('XADD', key('ended'), 'MAXLEN', '~', ENDED_KEPT, '*', 'status', status, 'pair', pair, 'class', class,
+    'waited', (started or time) - created, 'took', time - created, 'leaders', leaders)
   emit(job, type, data)
   local kept = redis.call('HGETALL', key('kept', job))
   for i = 1, #kept, 2 do

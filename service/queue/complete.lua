@@ -43,8 +43,7 @@ redis.call('HINCRBY', hash, 'version', 1)
 local share = math.floor(gflop * count / waiting)
 redis.call('HINCRBY', hash, 'waiting', -count)
 redis.call('HINCRBY', hash, 'gflop', -share)
-redis.call('HINCRBY', key('backlog'), 'candidates', -count)
-redis.call('HINCRBY', key('backlog'), 'gflop', -share)
+add_load(class, 0, -count, -share)
 if advance(job, heat, count, count * total_steps / num_samples, forwards) then
   emit_progress(job)
 end

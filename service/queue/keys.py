@@ -17,7 +17,9 @@ job:<job>:staged:<heat>:<by>  hash    the same of a heat that is not yet complet
 job:<job>:thumbnails          hash    candidate -> bytes, of jobs that asked
 gone:<job>                    string  how an expired job had ended
 idempotency:<key>             hash    job, fingerprint of its request
-backlog                       hash    jobs, candidates, gflop: waiting or running
+backlog                       hash    jobs, candidates, gflop: waiting or running; <class>:jobs ... of one class
+queued                        zset    job -> time (ms) of its submission, of jobs that have not started
+ended                         stream  how jobs have ended, for metrics; capped
 images                        hash    job -> bytes of images it holds or may come to hold; "total"
 images:expiry                 zset    job -> time (ms) at which those expire
 dead                          stream  heats that could not be finished
@@ -54,6 +56,8 @@ Name = Literal[
     "gone",
     "idempotency",
     "backlog",
+    "queued",
+    "ended",
     "reserved",
     "reserved_until",
     "dead",
@@ -79,6 +83,8 @@ _TEMPLATES: dict[Name, str] = {
     "gone": "gone:%s",
     "idempotency": "idempotency:%s",
     "backlog": "backlog",
+    "queued": "queued",
+    "ended": "ended",
     "reserved": "images",
     "reserved_until": "images:expiry",
     "dead": "dead",

@@ -1,8 +1,9 @@
 """The queue as a worker sees it: claims, leases and completions of the heats of one (model, judge) pair."""
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from redis.exceptions import OutOfMemoryError, ResponseError
 
@@ -36,11 +37,21 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A heat that this worker holds. `deliveries` counts this one too."""
+    """A heat that this worker holds.
+
+    Attributes:
+        deliveries: counts this one too.
+        traceparent: of the request that submitted the job; "" if it was not traced.
+        waited_seconds: from the job's submission to this claim.
+        claimed: on the monotonic clock of this process.
+    """
 
     entry: Entry
     heat: Heat
     deliveries: int
+    traceparent: str = ""
+    waited_seconds: float = 0.0
+    claimed: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -213,9 +224,11 @@ class Lane:
         for entry in entries:
             arguments += [entry.priority, entry.id, entry.job, entry.heat, entry.count]
         claims = []
-        for entry, (deliveries, spec) in zip(entries, await self.queue.scripts("refill", *arguments), strict=True):
+        replies = await self.queue.scripts("refill", *arguments)
+        for entry, (deliveries, spec, traceparent, waited) in zip(entries, replies, strict=True):
             if deliveries:
-                claims.append(Claim(entry, JobSpec.model_validate_json(spec).heat(entry.heat), deliveries))
+                heat = JobSpec.model_validate_json(spec).heat(entry.heat)
+                claims.append(Claim(entry, heat, deliveries, (traceparent or b"").decode(), waited / 1000))
         return claims
 
     async def _stage(self, staged: str, kept: Sequence[int], outcome: HeatOutcome, again: bool) -> bool:

@@ -1,6 +1,6 @@
 """The queue as the API sees it: submit, look, cancel, follow, and the cards of the workers."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import structlog
@@ -97,6 +97,7 @@ class Queue:
         idempotency_key: str | None = None,
         fingerprint: str | None = None,
         cost: float,
+        traceparent: str = "",
     ) -> tuple[str, bool]:
         """Accepts a job, or refuses it at the door.
 
@@ -105,6 +106,7 @@ class Queue:
             idempotency_key: of the client; a second call with it returns the first call's job.
             fingerprint: of the client's request, to tell a repetition from a mistake.
             cost: estimated TFLOP of the whole job.
+            traceparent: the span of the request, which workers' spans go on from.
 
         Returns:
             The job's id and whether this call made it.
@@ -135,6 +137,7 @@ class Queue:
                 fingerprint or "",
                 settings.max_queued_candidates,
                 settings.image_budget_bytes,
+                traceparent,
             )
         except OutOfMemoryError as error:
             raise Unavailable("the queue's memory is full; try again later", retry_after=BUSY_RETRY_SECONDS) from error
@@ -190,7 +193,7 @@ class Queue:
         spec = JobSpec.model_validate_json(fields[b"spec"])
         status = JobStatus(fields[b"status"].decode())
         outcomes = tuple(unpack_heat(spec, index, heats[b"%d" % index]) for index in sorted(map(int, heats)))
-        standing = await self.standing(spec) if status is JobStatus.QUEUED else Standing()
+        standing = await self.standing(spec)
         return JobRecord(
             spec,
             status,
@@ -218,17 +221,19 @@ class Queue:
         )
 
     async def standing(self, spec: JobSpec) -> Standing:
-        """Where a job stands that waits: its place, and how long until it starts."""
+        """Where a job stands that waits: its place, and how long until it starts; nothing for one that has started."""
         pair = pair_id(spec.model, spec.judge)
         async with self.redis.pipeline(transaction=False) as pipe:
             pipe.lpos(self.keys("ring", pair, spec.priority), spec.id)
-            pipe.hget(self.keys("job", spec.id), "next")
+            pipe.hmget(self.keys("job", spec.id), ["status", "next"])
             for priority in CLASSES[: CLASSES.index(spec.priority) + 1]:
                 pipe.get(self.keys("dealt", pair, priority))
-            place, own, *dealt = await pipe.execute()
+            place, (status, own), *dealt = await pipe.execute()
+        if status != JobStatus.QUEUED.encode():
+            return Standing()
         cards = [card for card in await self.cards() if (card.model.pin, card.judge.pin) == (spec.model, spec.judge)]
         # One heat of each job before this one in the ring, and what is dealt already, its own heats aside.
-        others = sum(int(count or 0) for count in dealt) - int(own or 0) * spec.heat_size
+        others = sum(int(count or 0) for count in dealt) - int(own) * spec.heat_size
         ahead = max(0, others) + int(place or 0) * spec.heat_size
         return Standing(int(place or 0) + 1, wait_seconds(ahead, await self.backlog(), cards))
 
@@ -258,7 +263,7 @@ class Queue:
             await self._missing(job)
         return JobStatus(status.decode())
 
-    async def events(self, job: str, after: str = "0") -> AsyncIterator[Event]:
+    async def events(self, job: str, after: str = "0") -> AsyncGenerator[Event, None]:
         """The job's events after the one with id `after`, as they come; ends after the job's last event.
 
         The stream is capped, so that a reader who comes late misses the oldest.

@@ -1,24 +1,29 @@
 #!lua flags=allow-oom
 -- Called with the heats that a worker has just claimed: marks their jobs as running, drops heats that nobody waits
--- for, and deals the next ones in their place. Returns (deliveries, specification) of each; 0 deliveries: dropped.
+-- for, and deals the next ones in their place. Returns (deliveries, specification, traceparent, ms since
+-- the job's submission) of each; 0 deliveries: dropped.
 local pair = ARGV[1]
 local claims = {}
 for i = 2, #ARGV, 5 do
   local class, entry, job, heat, count = unpack(ARGV, i, i + 4)
   local hash = key('job', job)
-  local status, spec = unpack(redis.call('HMGET', hash, 'status', 'spec'))
+  local status, spec, traceparent, created = unpack(
+    redis.call('HMGET', hash, 'status', 'spec', 'traceparent', 'created')
+  )
   if not ACTIVE[status] or redis.call('HEXISTS', key('heats', job), heat) == 1 then
     release(pair, class, entry, count)
-    claims[#claims + 1] = {0, ''}
+    claims[#claims + 1] = {0, '', '', 0}
   else
     if status == 'queued' then
       redis.call('HSET', hash, 'status', 'running', 'started', now())
+      redis.call('ZREM', key('queued'), job)
       emit(job, 'started', '{}')
     end
     local ready = key('ready', pair, class)
     local pending = redis.call('XPENDING', ready, GROUP, entry, entry, 1)[1]
     local fields = redis.call('XRANGE', ready, entry, entry)[1]
-    claims[#claims + 1] = {(pending and pending[4] or 1) + (fields and fields[2][8] or 0), spec}
+    local deliveries = (pending and pending[4] or 1) + (fields and fields[2][8] or 0)
+    claims[#claims + 1] = {deliveries, spec, traceparent, now() - created}
   end
 end
 deal(pair)

@@ -4,7 +4,7 @@ local job, spec, pair, class = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local num_samples, heat_size, num_steps = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local gflop, image_bytes, ttl = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local idempotency, fingerprint = ARGV[11], ARGV[12]
-local max_candidates, max_image_bytes = tonumber(ARGV[13]), tonumber(ARGV[14])
+local max_candidates, max_image_bytes, traceparent = tonumber(ARGV[13]), tonumber(ARGV[14]), ARGV[15]
 
 if idempotency ~= '' then
   local known, other = unpack(redis.call('HMGET', key('idempotency', idempotency), 'job', 'fingerprint'))
@@ -39,10 +39,10 @@ redis.call('HSET', key('job', job),
   'num_samples', num_samples, 'heat_size', heat_size, 'heats', math.ceil(num_samples / heat_size),
   'next', 0, 'done', 0, 'waiting', num_samples, 'gflop', gflop,
   'judged', 0, 'steps', 0, 'total_steps', num_samples * num_steps,
-  'forwards', 0, 'thumbnail_bytes', 0, 'version', 0, 'leaders', '[]', 'idempotency', idempotency)
-redis.call('HINCRBY', key('backlog'), 'jobs', 1)
-redis.call('HINCRBY', key('backlog'), 'candidates', num_samples)
-redis.call('HINCRBY', key('backlog'), 'gflop', gflop)
+  'forwards', 0, 'thumbnail_bytes', 0, 'version', 0, 'leaders', '[]', 'idempotency', idempotency,
+  'traceparent', traceparent)
+add_load(class, 1, num_samples, gflop)
+redis.call('ZADD', key('queued'), now(), job)
 redis.call('HSET', key('reserved'), job, image_bytes)
 redis.call('HINCRBY', key('reserved'), 'total', image_bytes)
 redis.call('ZADD', key('reserved_until'), '+inf', job)

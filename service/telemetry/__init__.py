@@ -1,0 +1,1 @@
+"""Telemetry: the metrics, logs and traces of API and workers."""

@@ -1,0 +1,65 @@
+"""Logs: every line of a process, the libraries' too, as JSON or, at a terminal, as text; with request and trace ids."""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from opentelemetry import trace
+from structlog.typing import Processor
+
+from bestofn.service.settings import Settings
+
+REQUESTS = "bestofn.requests"  # one line a request
+
+
+def configure(settings: Settings) -> None:
+    """Sends all lines to stderr: as JSON if it is no terminal, unless the settings say otherwise.
+
+    A terminal is not shown one line a request, except at the level "debug".
+    """
+    as_json = settings.log == "json" or (settings.log is None and not sys.stderr.isatty())
+    level = settings.log_level.upper()
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper("iso", key="time"),
+        _add_trace,
+    ]
+    renderers: list[Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        if as_json
+        # Without the values of variables, which rich would show: prompts may be among them.
+        else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
+    logging.getLogger("bestofn").setLevel(level)
+    logging.getLogger("uvicorn").setLevel(level if as_json else logging.WARNING)
+    if not as_json and level != "DEBUG":
+        logging.getLogger(REQUESTS).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+
+
+def _add_trace(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    span = trace.get_current_span().get_span_context()
+    if span.is_valid:
+        event["trace_id"] = trace.format_trace_id(span.trace_id)
+    return event
