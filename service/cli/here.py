@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from bestofn.service.cli.outcome import Outcome
 from bestofn.service.cli.progress import JobBar
+from bestofn.service.client.progress import Progress
 from bestofn.service.errors import InvalidRequest, JobCanceled, JobFailed
 from bestofn.service.jobs import JobStatus
 from bestofn.service.schemas import GenerateRequest
@@ -31,7 +32,7 @@ def generate(request: Mapping[str, Any], settings: Settings) -> Outcome:
         from bestofn.service.local import local_spec, run_local
 
         engine = load_engine(settings)
-        run = run_local(local_spec(checked, engine, settings), engine, bar.show)
+        run = run_local(local_spec(checked, engine, settings), engine, lambda running: bar.show(Progress.of(running)))
     result = run.result
     if result.status is JobStatus.FAILED:
         raise JobFailed(f"the job failed: {result.error}")

@@ -2,18 +2,19 @@
 
 from types import TracebackType
 
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from bestofn.service.cli.console import err
+from bestofn.service.client.progress import Progress
 from bestofn.service.jobs import JobStatus
-from bestofn.service.schemas import JobResult
 
 
 class JobBar:
-    """One line on stderr that follows denoising steps, judged candidates and the best score so far."""
+    """One line on stderr: the place in the queue, then denoising steps, judged candidates and the best score so far."""
 
     def __init__(self) -> None:
-        self._bar = Progress(
+        self._bar = Bar(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
@@ -35,19 +36,26 @@ class JobBar:
     ) -> None:
         self._bar.stop()
 
-    def show(self, result: JobResult) -> None:
-        """Draw the bar for the job as it stands."""
-        progress = result.progress
-        description = "waiting" if result.status is JobStatus.QUEUED else "drawing"
-        if progress is None:
-            self._bar.update(self._task, description=description)
-            return
+    def show(self, progress: Progress) -> None:
+        """Draw the bar for a job that is this far."""
         best = progress.best and progress.best.verdict.p_yes
         self._bar.update(
             self._task,
-            description=description,
+            description=describe(progress),
             completed=progress.steps,
             total=progress.total_steps,
             judged=f"{progress.judged}/{progress.num_samples}",
             best="" if best is None else f", best {best:.3f}",
         )
+
+
+def describe(progress: Progress) -> str:
+    """What the job does, and while it waits, which place it has and for how long."""
+    if progress.status is not JobStatus.QUEUED:
+        return "drawing"
+    place = "" if progress.position is None else f", place {progress.position}"
+    seconds = progress.estimated_wait_seconds
+    if seconds is None:
+        return f"waiting{place}"
+    wait = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f"waiting{place}, about {wait}"

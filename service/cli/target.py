@@ -1,30 +1,10 @@
 """Where a job runs: on a server, or in this process."""
 
 import importlib.util
-import json
-from pathlib import Path
 
-import httpx
-
+from bestofn.service.discovery import running_server as running_server
 from bestofn.service.errors import SetupError
 from bestofn.service.settings import Settings
-
-PROBE_SECONDS = 1.0
-
-
-def address_file(settings: Settings) -> Path:
-    """Where `bestofn up` leaves the address of its API, for other commands of the same user."""
-    return settings.data_dir / "server.json"
-
-
-def running_server(settings: Settings) -> str | None:
-    """The address of a `bestofn up` that runs and answers, if there is one."""
-    try:
-        server = str(json.loads(address_file(settings).read_text())["server"])
-        answers = httpx.get(f"{server}/livez", timeout=PROBE_SECONDS).is_success
-    except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError):
-        return None
-    return server if answers else None
 
 
 def choose(settings: Settings, *, local: bool) -> str | None:

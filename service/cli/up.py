@@ -14,6 +14,7 @@ import typer
 from bestofn.service.cli import target
 from bestofn.service.cli.console import say
 from bestofn.service.cli.supervisor import Supervisor
+from bestofn.service.discovery import address_file
 from bestofn.service.errors import SetupError
 from bestofn.service.redis_server import LocalServer
 from bestofn.service.settings import Settings, load_settings
@@ -71,7 +72,7 @@ def up(
             },
         )
         address = _address(settings)
-        file = target.address_file(settings)
+        file = address_file(settings)
         errand: list[subprocess.Popen[bytes]] = []
 
         def begin() -> None:

@@ -21,9 +21,9 @@ from bestofn.service.cli import main, target
 from bestofn.service.cli.doctor import Finding, examine
 from bestofn.service.cli.outcome import paths_of
 from bestofn.service.cli.supervisor import MAX_DEATHS, WITHIN_SECONDS, may_restart
-from bestofn.service.client import Client
+from bestofn.service.discovery import address_file, running_server
 from bestofn.service.engine.fake import FAILS
-from bestofn.service.errors import InvalidRequest, JobNotFound, SetupError, Unavailable
+from bestofn.service.errors import SetupError
 from bestofn.service.images import decode
 from bestofn.service.settings import Settings
 
@@ -184,38 +184,14 @@ def test_waiting_calls_are_answered_when_the_server_stops(served: Any, queue_ser
     httpx.delete(served.url + place)
 
 
-def test_the_client_reads_whole_jobs_and_errors(served: Any) -> None:
-    with Client(served.url) as client:
-        client.ready()
-        seen: list[str] = []
-        job = client.submit({"prompt": "p", "num_samples": 300, "num_inference_steps": 1})
-        result = client.wait(job.id, lambda state: seen.append(state.status))
-        assert (len(result.candidates), sum(map(len, result.bracket)), result.next) == (300, 303, None)
-        assert seen[-1] == "succeeded"
-        assert decode(client.image(job.id)).size == (64, 64)
-        assert (
-            client.submit({"prompt": "p"}, idempotency_key="c").id
-            == client.submit({"prompt": "p"}, idempotency_key="c").id
-        )
-        with pytest.raises(InvalidRequest, match="did you mean top_k"):
-            client.submit({"prompt": "p", "topk": 3})
-        with pytest.raises(JobNotFound):
-            client.cancel("0123")
-
-
-def test_the_client_gives_up_on_a_server_that_stays_busy() -> None:
-    with Client("http://127.0.0.1:9", retries=1) as client, pytest.raises(Unavailable, match="cannot be reached"):
-        client.ready()
-
-
 def test_a_running_server_is_found_by_the_address_it_left(served: Any, tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
-    assert target.running_server(settings) is None
-    target.address_file(settings).write_text(json.dumps({"server": served.url}))
+    assert running_server(settings) is None
+    address_file(settings).write_text(json.dumps({"server": served.url}))
     assert target.choose(settings, local=False) == served.url
     assert target.choose(settings.model_copy(update={"server": "http://other"}), local=False) == "http://other"
-    target.address_file(settings).write_text("nonsense")
-    assert target.running_server(settings) is None
+    address_file(settings).write_text("nonsense")
+    assert running_server(settings) is None
     if not target.can_draw_here():
         with pytest.raises(SetupError, match=r"bestofn\[worker\]"):
             target.choose(settings, local=True)
@@ -245,7 +221,7 @@ def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, 
             up.communicate(timeout=60)
         assert up.returncode == 0
         assert all(not Path(f"/proc/{child}").exists() for child in children)
-        assert not target.address_file(Settings(data_dir=Path(data))).exists()
+        assert not address_file(Settings(data_dir=Path(data))).exists()
     finally:
         shutil.rmtree(data)
 

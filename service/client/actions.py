@@ -1,0 +1,92 @@
+"""What a flow asks of its driver: a request, an event of a stream, a pause, a word to the caller.
+
+A flow is the client's policy written once: a generator that yields actions and is sent what came of them (or has their
+error raised at its `yield`). `drivers` runs a flow with blocking calls or with awaited ones.
+"""
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """One request; its outcome is the httpx.Response, read to its end, whatever its status.
+
+    Attributes:
+        timeout: seconds; None: the client's.
+        shielded: whether it is made even though the task it is made in is cancelled.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    json: Any = None
+    timeout: float | None = None
+    shielded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open an event stream; its outcome is the httpx.Response, of which only an error's body has been read.
+
+    A flow has one stream at a time: the one before is closed.
+    """
+
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """Its outcome is the next httpx_sse.ServerSentEvent of the open stream, or None at the stream's end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close the stream, if one is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Wait this many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Tell the caller something; the callback's errors are raised in the flow."""
+
+    value: Any
+
+
+Action = Send | Open | Next | Close | Sleep | Emit
+Flow = Generator[Action, Any, T]
+
+
+class Cursor(Generic[T]):
+    """A flow that stands at its next action; `action` is None once it has ended with `value`."""
+
+    value: T
+
+    def __init__(self, flow: Flow[T]) -> None:
+        self._flow = flow
+        self.action: Action | None = None
+        self.send(None)
+
+    def send(self, outcome: Any) -> None:
+        """Go on with what came of the action. Raises what the flow raises."""
+        try:
+            self.action = self._flow.send(outcome)
+        except StopIteration as end:
+            self.action, self.value = None, end.value
+
+    def throw(self, error: BaseException) -> None:
+        """Go on although the action failed. Raises what the flow raises, which often is that error."""
+        try:
+            self.action = self._flow.throw(error)
+        except StopIteration as end:
+            self.action, self.value = None, end.value

@@ -1,0 +1,113 @@
+"""What happens to a job, as its event stream tells it: one type an event."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from httpx_sse import ServerSentEvent
+from pydantic import BaseModel, ConfigDict
+
+from bestofn.service.client.refusals import error_from
+from bestofn.service.errors import BestOfNError
+from bestofn.service.schemas import CandidateOut, JobResult, VerdictOut
+
+
+class JobEvent(BaseModel):
+    """One event of a job. `id` is its place in the stream, where another stream can go on; None: it keeps no place."""
+
+    model_config = ConfigDict(frozen=True)
+    type: ClassVar[str]
+    id: str | None = None
+
+
+class QueuedEvent(JobEvent):
+    """The job waits, and again whenever its place (1 is next) or the estimated wait changes; None: not known."""
+
+    type = "queued"
+    job: str
+    position: int | None = None
+    estimated_wait_seconds: float | None = None
+
+
+class StartedEvent(JobEvent):
+    """A worker has taken the job's first heat."""
+
+    type = "started"
+
+
+class ProgressEvent(JobEvent):
+    """How far the job is: candidates judged, denoising steps done, and the best so far."""
+
+    type = "progress"
+    judged: int
+    num_samples: int
+    steps: int
+    total_steps: int
+    transformer_forwards: int = 0
+    best: CandidateOut | None = None
+
+
+class CandidateEvent(JobEvent):
+    """A candidate is judged; `thumbnail` is the url of its small picture, if the job asked for them."""
+
+    type = "candidate"
+    index: int
+    seed: int
+    verdict: VerdictOut
+    thumbnail: str | None = None
+
+
+class MatchEvent(JobEvent):
+    """A match of the knockout is decided, `bracket[round][place]` of the result; `b` is None for a bye."""
+
+    type = "match"
+    round: int
+    place: int
+    a: int
+    b: int | None
+    winner: int
+
+
+class SnapshotEvent(JobEvent):
+    """The job as it stands, where events were lost: what came before it no longer counts."""
+
+    type = "snapshot"
+    result: JobResult
+
+
+class ResultEvent(JobEvent):
+    """The job has succeeded; of a large one, this is the first page (`Client.result` reads them all)."""
+
+    type = "result"
+    result: JobResult
+
+
+class ErrorEvent(JobEvent):
+    """The job has failed or was cancelled."""
+
+    type = "error"
+    problem: Mapping[str, Any]
+
+    @property
+    def error(self) -> BestOfNError:
+        """JobFailed or JobCanceled, to be raised."""
+        return error_from(self.problem)
+
+
+_KINDS: Mapping[str, type[JobEvent]] = {kind.type: kind for kind in JobEvent.__subclasses__()}
+_WHOLE = {"snapshot": "result", "result": "result", "error": "problem"}  # the field that is all of the data
+ENDINGS = (ResultEvent, ErrorEvent)
+
+
+def read_event(message: ServerSentEvent) -> JobEvent | None:
+    """A message of the stream; None if it is of a type that this version does not know.
+
+    Raises:
+        ValueError: its data is not what its type promises.
+    """
+    kind = _KINDS.get(message.event)
+    if kind is None or not message.data:
+        return None
+    data = json.loads(message.data)
+    whole = _WHOLE.get(message.event)
+    return kind.model_validate({**(data if whole is None else {whole: data}), "id": message.id or None})

@@ -1,0 +1,144 @@
+"""What each of the client's methods does, as flows: which requests, in which order, and what is made of them."""
+
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from pydantic import ValidationError
+
+from bestofn.service.client.actions import Emit, Flow, Send
+from bestofn.service.client.events import ErrorEvent, ResultEvent
+from bestofn.service.client.following import Following
+from bestofn.service.client.generation import Generation
+from bestofn.service.client.progress import Progress
+from bestofn.service.client.retries import call
+from bestofn.service.errors import BestOfNError, JobCanceled
+from bestofn.service.openai_schemas import ModelOut, ModelsOut
+from bestofn.service.schemas import JobResult
+
+PAGE = 4096
+LAST_WISH_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Flows:
+    """The flows of one server. Each raises the `bestofn.service.errors` that the server names, and Unavailable where
+    it cannot be reached."""
+
+    server: str
+    retries: int
+    reconnects: int
+
+    def generate(self, request: Mapping[str, Any], key: str | None) -> Flow[Generation]:
+        """Submit, follow, fetch; emits Progress. Whatever interrupts it cancels the job."""
+        key = key or uuid.uuid4().hex
+        job: JobResult | None = None
+        try:
+            job = yield from self.submit(request, key)
+            return (yield from self._follow(job))
+        except BestOfNError:
+            raise  # there is no job, it has ended, or its server cannot be told
+        except BaseException:
+            yield from self._abandon(request, key, job)
+            raise
+
+    def submit(self, request: Mapping[str, Any], key: str | None) -> Flow[JobResult]:
+        """The job, once it is queued; an answer that got lost does not queue it twice."""
+        submission = _submission(request, key or uuid.uuid4().hex)
+        return _job((yield from call(submission, self.server, self.retries)))
+
+    def wait(self, job_id: str) -> Flow[Generation]:
+        """Follow a job to its end and fetch its pictures; emits Progress.
+
+        Raises:
+            JobFailed, JobCanceled: how it ended.
+        """
+        return (yield from self._follow((yield from self._read(f"/jobs/{job_id}?limit=1"))))
+
+    def _follow(self, job: JobResult) -> Flow[Generation]:
+        progress = Progress.of(job)
+        yield Emit(progress)
+        stream = Following(self.server, job.id, None, self.reconnects)
+        while (event := (yield from stream.next())) is not None:
+            before, progress = progress, progress.after(event)
+            if progress != before:
+                yield Emit(progress)
+            if isinstance(event, ErrorEvent):
+                error = event.error
+                canceled = isinstance(error, JobCanceled)
+                raise type(error)(f"job {job.id} {'was cancelled' if canceled else f'failed: {error.detail}'}")
+            if isinstance(event, ResultEvent):
+                result = event.result if event.result.next is None else (yield from self.result(job.id))
+                pictures: list[bytes] = []
+                for image in result.images:
+                    pictures += [(yield from self.image(job.id, image.rank))]
+                return Generation.of(result, pictures)
+        raise AssertionError("a stream ends with a result or an error")
+
+    def events(self, job_id: str, after: str | None) -> Flow[None]:
+        """Emits the job's events, each once."""
+        stream = Following(self.server, job_id, after, self.reconnects)
+        while (event := (yield from stream.next())) is not None:
+            yield Emit(event)
+
+    def result(self, job_id: str) -> Flow[JobResult]:
+        """The job as it stands, with all candidates and the whole bracket."""
+        result = yield from self._read(f"/jobs/{job_id}?limit={PAGE}")
+        following = result.next
+        while following is not None:
+            more = yield from self._read(following)
+            result.candidates += more.candidates
+            for matches, others in zip(result.bracket, more.bracket, strict=True):
+                matches += others
+            following = more.next
+        return result.model_copy(update={"next": None})
+
+    def cancel(self, job_id: str) -> Flow[JobResult]:
+        return _job((yield from self._call(Send("DELETE", f"/jobs/{job_id}"))))
+
+    def image(self, job_id: str, rank: int) -> Flow[bytes]:
+        return (yield from self._call(Send("GET", f"/jobs/{job_id}/images/{rank}"))).content
+
+    def thumbnail(self, job_id: str, candidate: int) -> Flow[bytes]:
+        return (yield from self._call(Send("GET", f"/jobs/{job_id}/thumbnails/{candidate}"))).content
+
+    def models(self) -> Flow[list[ModelOut]]:
+        answer = yield from self._call(Send("GET", "/v1/models"))
+        return ModelsOut.model_validate_json(answer.content).data
+
+    def ready(self) -> Flow[None]:
+        """Asked once: whoever wants to know whether it is ready now does not want to wait until it is."""
+        yield from call(Send("GET", "/readyz"), self.server, 0)
+
+    def _call(self, action: Send) -> Flow[httpx.Response]:
+        return call(action, self.server, self.retries)
+
+    def _read(self, path: str) -> Flow[JobResult]:
+        return _job((yield from self._call(Send("GET", path))))
+
+    def _abandon(self, request: Mapping[str, Any], key: str, job: JobResult | None) -> Flow[None]:
+        """Cancel the job of a caller who is being interrupted; one whose submission was not answered yet is asked
+        for by its key. Tried once: what interrupts the caller matters more than what goes wrong here."""
+        wish = {"timeout": LAST_WISH_SECONDS, "shielded": True}
+        with suppress(httpx.HTTPError, ValidationError):
+            if job is None:
+                answer: httpx.Response = yield _submission(request, key, **wish)
+                if not answer.is_success:
+                    return
+                job = _job(answer)
+            yield Send("DELETE", f"/jobs/{job.id}", **wish)
+
+
+def _submission(request: Mapping[str, Any], key: str, **options: Any) -> Send:
+    headers = {"Prefer": "respond-async", "Idempotency-Key": key}
+    return Send("POST", "/generate", headers, dict(request), **options)
+
+
+def _job(answer: httpx.Response) -> JobResult:
+    try:
+        return JobResult.model_validate_json(answer.content)
+    except ValidationError as error:
+        raise BestOfNError(f"{answer.request.url} does not answer with a job: is it a bestofn server?") from error

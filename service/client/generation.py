@@ -1,0 +1,159 @@
+"""What a job came to: its winners as pictures, and all that was judged on the way."""
+
+import base64
+import html
+import io
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+from PIL import Image
+
+from bestofn.service.images import MEDIA_TYPES
+from bestofn.service.jobs import ImageFormat
+from bestofn.service.schemas import CandidateOut, JobResult, MatchOut, UsageOut, VerdictOut
+
+_STYLE = "margin:0;display:inline-block;max-width:min(100%,512px);font:14px/1.4 system-ui,sans-serif"
+
+
+@dataclass(frozen=True)
+class Winner:
+    """A picture that won. In a notebook it shows itself.
+
+    Attributes:
+        rank: 1 is the best.
+        candidate: its number in the job, from 0.
+        seed: of its noise; the same seed and parameters draw the same picture.
+        verdict: the judge's answer on it.
+        data: the file's bytes, as the server made them.
+        format: of `data`.
+    """
+
+    rank: int
+    candidate: int
+    seed: int
+    verdict: VerdictOut
+    data: bytes = field(repr=False)
+    format: ImageFormat = "png"
+
+    @property
+    def score(self) -> float | None:
+        """Probability of yes, 0 to 1; None if the judge's numbers were not finite."""
+        return self.verdict.p_yes
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The picture; what the file says of it is in `image.info`."""
+        picture = Image.open(io.BytesIO(self.data))
+        picture.load()
+        return picture
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture and return its path: the server's own bytes where the suffix names their format or none
+        is given, else converted by Pillow to the format of the suffix."""
+        path = Path(path)
+        named = Image.registered_extensions().get(path.suffix.lower())
+        if not path.suffix or named == self.format.upper():
+            path.write_bytes(self.data)
+        else:
+            self.image.save(path)
+        return path
+
+    def _repr_png_(self) -> bytes:
+        if self.format == "png":
+            return self.data
+        file = io.BytesIO()
+        self.image.save(file, "PNG")
+        return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A job that has succeeded. In a notebook it shows its best picture with prompt, score and seed.
+
+    >>> generation = client.generate("a red star left of a blue circle", num_samples=32, top_k=4)
+    >>> generation.image.size, generation.seed, generation.score
+    ((128, 128), 1729, 0.987)
+    >>> generation.images[1].save("second.png")
+
+    Attributes:
+        result: all that the server says of the job.
+        images: the winners, best first.
+    """
+
+    result: JobResult
+    images: tuple[Winner, ...]
+
+    @classmethod
+    def of(cls, result: JobResult, pictures: list[bytes]) -> "Generation":
+        """From a result with its winners' files, best first."""
+        kind = cast(ImageFormat, result.parameters["format"])
+        winners = zip(result.images, pictures, strict=True)
+        return cls(
+            result,
+            tuple(
+                Winner(shown.rank, shown.candidate, shown.seed, shown.verdict, data, kind) for shown, data in winners
+            ),
+        )
+
+    @property
+    def best(self) -> Winner:
+        """The winner."""
+        return self.images[0]
+
+    @property
+    def image(self) -> Image.Image:
+        """The winner's picture."""
+        return self.best.image
+
+    @property
+    def seed(self) -> int:
+        """The winner's."""
+        return self.best.seed
+
+    @property
+    def score(self) -> float | None:
+        """The winner's probability of yes."""
+        return self.best.score
+
+    @property
+    def prompt(self) -> str:
+        return self.result.prompt
+
+    @property
+    def candidates(self) -> list[CandidateOut]:
+        """All that were judged, by index, each with its rank."""
+        return self.result.candidates
+
+    @property
+    def bracket(self) -> list[list[MatchOut]]:
+        """The knockout, first round first."""
+        return self.result.bracket
+
+    @property
+    def usage(self) -> UsageOut | None:
+        """What the job cost."""
+        return self.result.usage
+
+    def save(self, path: str | Path) -> Path:
+        """Write the winner, as `Winner.save` does."""
+        return self.best.save(path)
+
+    def __repr__(self) -> str:
+        judged = f"best of {len(self.candidates)}"
+        return f"Generation({self.prompt!r}, {judged}, score={_shown(self.score)}, seed={self.seed})"
+
+    def _repr_html_(self) -> str:
+        best = self.best
+        source = f"data:{MEDIA_TYPES[best.format]};base64,{base64.b64encode(best.data).decode()}"
+        prompt = html.escape(self.prompt)
+        facts = f"score {_shown(best.score)} · seed {best.seed} · best of {len(self.candidates)}"
+        return (
+            f'<figure style="{_STYLE}"><img src="{source}" alt="{prompt}" style="max-width:100%;border-radius:6px">'
+            f"<figcaption>{prompt}<br><small>{facts}</small></figcaption></figure>"
+        )
+
+
+def _shown(score: float | None) -> str:
+    return "none" if score is None else f"{score:.3f}"

@@ -1,0 +1,65 @@
+"""How far a job is, for whoever waits for it."""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+from bestofn.service.client.events import JobEvent, ProgressEvent, QueuedEvent, ResultEvent, SnapshotEvent, StartedEvent
+from bestofn.service.jobs import JobStatus
+from bestofn.service.schemas import CandidateOut, JobResult
+
+
+class Progress(BaseModel):
+    """A job at one moment.
+
+    Attributes:
+        job: its id.
+        judged: candidates that have their verdict, of `num_samples`.
+        steps: denoising steps done, of `total_steps` of all candidates together.
+        transformer_forwards: samples through the transformer; guidance counts twice.
+        best: the leader so far.
+        position: the job's place among those that wait, 1 is next; None once it runs, or where it is not known.
+        estimated_wait_seconds: until it starts.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    job: str
+    status: JobStatus
+    judged: int = 0
+    num_samples: int
+    steps: int = 0
+    total_steps: int
+    transformer_forwards: int = 0
+    best: CandidateOut | None = None
+    position: int | None = None
+    estimated_wait_seconds: float | None = None
+
+    @property
+    def fraction(self) -> float:
+        """Of the denoising steps, 0 to 1."""
+        return self.steps / self.total_steps if self.total_steps else 0.0
+
+    @classmethod
+    def of(cls, result: JobResult) -> Self:
+        """The progress of a job as it was read."""
+        counted = {} if result.progress is None else result.progress.model_dump()
+        N, steps = (int(result.parameters.get(name, 1)) for name in ("num_samples", "num_inference_steps"))
+        return cls.model_validate(
+            {"num_samples": N, "total_steps": N * steps, **counted, "job": result.id, "status": result.status}
+        )
+
+    def after(self, event: JobEvent) -> Self:
+        """The progress once an event has happened; the same object if the event says nothing of it."""
+        match event:
+            case QueuedEvent(position=position, estimated_wait_seconds=seconds):
+                return self._at(JobStatus.QUEUED, position=position, estimated_wait_seconds=seconds)
+            case StartedEvent():
+                return self._at(JobStatus.RUNNING)
+            case ProgressEvent():
+                return self._at(JobStatus.RUNNING, **{name: value for name, value in event if name != "id"})
+            case SnapshotEvent(result=result) | ResultEvent(result=result):
+                return self.of(result)
+        return self
+
+    def _at(self, status: JobStatus, **fields: object) -> Self:
+        return self.model_copy(update={"status": status, "position": None, "estimated_wait_seconds": None} | fields)
