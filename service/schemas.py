@@ -93,7 +93,9 @@ class Progress(BaseModel):
     num_samples: int
     steps: int = 0
     total_steps: int
-    transformer_forwards: int = Field(0, description="Samples through the transformer so far; guidance counts twice.")
+    transformer_forwards: int = Field(
+        default=0, description="Samples through the transformer so far; guidance counts twice."
+    )
     best: CandidateOut | None = None
     position: int | None = Field(default=None, description="Among the jobs that wait; 1 is next.")
     estimated_wait_seconds: float | None = Field(

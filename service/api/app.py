@@ -8,9 +8,10 @@ import structlog
 from fastapi import FastAPI
 
 import bestofn
-from bestofn.service.api import generate, guard, health, jobs, openai, problem
+from bestofn.service.api import events, generate, guard, health, jobs, openai, page, problem
 from bestofn.service.api.context import Context
 from bestofn.service.api.openai_errors import OpenAIErrors
+from bestofn.service.api.requests import Requests, is_probe
 from bestofn.service.api.tokens import TokenCounters
 from bestofn.service.errors import SetupError
 from bestofn.service.queue.queue import Queue, connect_redis
@@ -70,10 +71,24 @@ def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
             if queue is None:
                 await used.aclose()
 
-    app = FastAPI(title="bestofn", version=bestofn.__version__, description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="bestofn",
+        version=bestofn.__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        telemetry={
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+            "exclude": is_probe,
+        },
+    )
     app.add_middleware(guard.Guard, settings=settings)
     app.add_middleware(OpenAIErrors)  # around the guard, whose refusals it rewrites too
+    app.add_middleware(Requests)  # around all of them
     problem.install(app)
-    for module in (generate, jobs, openai, health):
+    app.include_router(events.streams)  # first: it takes those callers only who want events
+    for module in (generate, jobs, events, openai, health, page):
         app.include_router(module.router)
     return app

@@ -2,15 +2,19 @@
 
 import asyncio
 import re
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
+import structlog
 from fastapi import Depends, Path, Request
 
 from bestofn.service.api.tokens import TokenCounters
 from bestofn.service.errors import JobNotFound
 from bestofn.service.queue.queue import Queue
 from bestofn.service.settings import Settings
+
+log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -21,6 +25,18 @@ class Context:
     settings: Settings
     counters: TokenCounters
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def later(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do this beside everything else, for a caller who has gone."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.warning("work for a caller who has gone failed", error=str(task.exception()))
 
 
 def context_of(request: Request) -> Context:

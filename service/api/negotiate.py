@@ -8,7 +8,7 @@ from bestofn.service.jobs import ImageFormat
 
 FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 EVENTS = "text/event-stream"
-_OFFERS = ("application/json", *(f"image/{name}" for name in FORMATS))
+_OFFERS = ("application/json", *(f"image/{name}" for name in FORMATS), EVENTS)
 
 
 @dataclass(frozen=True, slots=True)

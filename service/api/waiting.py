@@ -33,14 +33,14 @@ async def wait(context: Context, request: Request, job_id: str, seconds: float) 
     try:
         done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        await _end(tasks)
+        await end_tasks(tasks)
     if ended in done:
         ended.result()  # raises what went wrong: the queue was lost, say
         return Ending.ENDED
     return Ending.HUNG_UP if hung_up in done else Ending.TIME
 
 
-async def _end(tasks: set[asyncio.Task[Any]]) -> None:
+async def end_tasks(tasks: set[asyncio.Task[Any]]) -> None:
     """Cancel tasks until they have ended: a cancellation that comes while a connection is being made can get lost."""
     running = tasks
     while running:

@@ -195,10 +195,10 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
     "a form": ("POST", "/generate", {"data": {"prompt": "p"}}, 415, "unsupported_media_type"),
     "no type": ("POST", "/generate", {"content": b"{}"}, 415, "unsupported_media_type"),
     "a long body": ("POST", "/generate", {"json": {"prompt": "p" * 70_000}}, 413, "payload_too_large"),
-    "an event stream": (
+    "a video": (
         "POST",
         "/generate",
-        {"json": {"prompt": "p"}, "headers": {"Accept": "text/event-stream"}},
+        {"json": {"prompt": "p"}, "headers": {"Accept": "video/mp4"}},
         406,
         "not_acceptable",
     ),

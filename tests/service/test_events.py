@@ -1,0 +1,180 @@
+"""Job events: what is told of stored ones, and the stream over a real queue, worker and socket."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bestofn.judge.bracket import knockout
+from bestofn.service.engine.fake import FAILS, fake_verdict
+from bestofn.service.events import JobEvent, Teller, place_of
+from bestofn.service.jobs import Candidate, JobSpec, Revision
+from bestofn.service.queue.records import Event, pack_candidate
+from bestofn.service.result import ranked
+
+EVENTS = {"Accept": "text/event-stream"}
+
+
+def read(answer: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The events of a stream as dictionaries of their fields, data decoded; comments are passed over."""
+    fields: dict[str, Any] = {}
+    for line in answer.iter_lines():
+        if line.startswith(":"):
+            continue
+        if line:
+            name, _, value = line.partition(": ")
+            fields[name] = json.loads(value) if name == "data" else value
+        elif fields:
+            yield fields
+            fields = {}
+
+
+def told(events: list[dict[str, Any]], kind: str) -> list[Any]:
+    return [event["data"] for event in events if event["event"] == kind]
+
+
+@pytest.fixture
+def http(served: Any) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=served.url, timeout=30) as client:
+        yield client
+
+
+def test_a_stream_tells_a_job_from_the_queue_to_its_result(http: httpx.Client) -> None:
+    request = {"prompt": "a red star", "num_samples": 21, "top_k": 2, "seed": 5, "thumbnails": True}
+    seen_first: list[int] = []
+    with http.stream("POST", "/generate", json=request, headers=EVENTS) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = []
+        for event in read(answer):
+            events.append(event)
+            if event["event"] == "candidate" and not seen_first:
+                seen_first.append(http.get(event["data"]["thumbnail"]).status_code)
+    kinds = [event["event"] for event in events]
+    assert (kinds[0], kinds[-1]) == ("queued", "result")
+    assert kinds.index("started") < kinds.index("candidate") < kinds.index("match")
+    queued = told(events, "queued")[0]
+    assert queued.keys() == {"job", "position", "estimated_wait_seconds"}
+    assert answer.headers["location"] == f"/jobs/{queued['job']}"
+    candidates = told(events, "candidate")
+    assert sorted(candidate["index"] for candidate in candidates) == list(range(21))
+    assert all(candidate["seed"] == 5 + candidate["index"] for candidate in candidates)
+    assert seen_first == [200]
+    [result] = told(events, "result")
+    assert result == http.get(answer.headers["location"]).json()
+    matches = sorted(told(events, "match"), key=lambda match: (match["round"], match["place"]))
+    assert [match | {"round": None} for match in matches] == [
+        {"round": None, "place": place, **match} for round in result["bracket"] for place, match in enumerate(round)
+    ]
+    last = told(events, "progress")[-1]
+    assert (last["judged"], last["transformer_forwards"]) == (21, 21 * 4 * 2)
+    assert last["best"]["index"] == result["images"][0]["candidate"]
+
+
+def test_a_stream_is_resumed_anywhere_without_gap_or_repetition(http: httpx.Client) -> None:
+    job = http.post("/generate", json={"prompt": "a ring", "num_samples": 7}).json()["id"]
+    url = f"/jobs/{job}/events"
+    with http.stream("GET", url) as answer:
+        whole = list(read(answer))
+    assert len({event["id"] for event in whole}) == len(whole)
+    for place, event in enumerate(whole):
+        with http.stream("GET", url, headers={"Last-Event-ID": event["id"]}) as answer:
+            assert list(read(answer)) == whole[place + 1 :]
+    with http.stream("GET", url, headers={"Last-Event-ID": "none of ours"}) as answer:
+        assert list(read(answer)) == whole
+
+
+def test_a_stream_that_has_lost_events_starts_with_a_snapshot(http: httpx.Client) -> None:
+    """The stream is capped at about a thousand events."""
+    request = {"prompt": "a heart", "num_samples": 1500, "num_inference_steps": 1}
+    job = http.post("/generate", json=request, headers={"Prefer": "wait=60"}).json()
+    assert job["status"] == "succeeded"
+    with http.stream("GET", f"/jobs/{job['id']}/events", headers={"Last-Event-ID": "1-0.0"}) as answer:
+        events = list(read(answer))
+    assert [event["event"] for event in events[:2]] == ["snapshot", "match"]
+    assert events[0]["data"] == http.get(f"/jobs/{job['id']}").json()
+    matches = [(match["round"], match["place"]) for match in told(events, "match")]
+    assert len(matches) == len(set(matches)) == sum(map(len, knockout(range(1500), range(1500)).rounds))
+    assert events[-1]["event"] == "result"
+
+
+def test_failure_and_cancel_end_a_stream_with_a_problem(http: httpx.Client) -> None:
+    with http.stream("POST", "/generate", json={"prompt": FAILS, "num_samples": 2}, headers=EVENTS) as answer:
+        *_, last = read(answer)
+    assert (last["event"], last["data"]["code"], last["data"]["status"]) == ("error", "job_failed", 500)
+    assert last["data"]["job"] in answer.headers["location"]
+    long = {"prompt": "a star", "num_samples": 4096, "num_inference_steps": 100}
+    with http.stream("POST", "/generate", json=long, headers=EVENTS) as answer:
+        events = read(answer)
+        assert next(events)["event"] == "queued"
+        assert http.delete(answer.headers["location"]).json()["status"] == "canceled"
+        *_, last = events
+    assert (last["event"], last["data"]["code"]) == ("error", "job_canceled")
+
+
+def test_refusals_come_before_the_stream(http: httpx.Client) -> None:
+    answer = http.post("/generate", json={"prompt": "p", "num_samples": 0}, headers=EVENTS)
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    assert http.post("/generate", content="{}", headers=EVENTS).status_code == 415
+    assert http.get("/jobs/abc/events").status_code == 404
+
+
+@pytest.mark.parametrize("cancels", [True, False])
+def test_hanging_up_cancels_only_for_those_who_asked(http: httpx.Client, cancels: bool) -> None:
+    headers = EVENTS | ({"Prefer": "cancel-on-disconnect"} if cancels else {})
+    long = {"prompt": "a star", "num_samples": 4096, "num_inference_steps": 100}
+    with http.stream("POST", "/generate", json=long, headers=headers) as answer:
+        job = answer.headers["location"]
+        next(read(answer))
+    deadline = time.monotonic() + (10 if cancels else 0.5)
+    while (status := http.get(job).json()["status"]) != "canceled" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (status == "canceled") == cancels
+    http.delete(job)
+
+
+@given(data=st.data(), N=st.integers(1, 9))
+def test_whatever_is_stored_readers_are_told_the_bracket_and_the_best(data: st.DataObject, N: int) -> None:
+    pin = Revision(name="m", revision="1")
+    spec = JobSpec(
+        id="a",
+        prompt="p",
+        num_samples=N,
+        seed=3,
+        width=32,
+        height=32,
+        num_inference_steps=1,
+        guidance_scale=1,
+        heat_size=4,
+        model=pin,
+        judge=pin,
+    )
+    candidates = [Candidate(index, 3 + index, fake_verdict("p", index)) for index in range(N)]
+    order = data.draw(st.permutations(candidates).flatmap(lambda c: st.just([*c, *c[: N // 2]])))  # some come twice
+    teller, seen = Teller(spec), list[JobEvent]()
+    for number, candidate in enumerate(order):
+        seen += teller.tell(Event(f"{number}-0", "candidate", json.loads(pack_candidate(candidate))))
+        seen += teller.tell(Event(f"{number}-1", "progress", {"judged": number}))
+    places = [place_of(event.id) for event in seen]
+    assert places == sorted(places, key=lambda place: place or ())
+    assert len(set(places)) == len(places)
+    assert sorted(event.data["index"] for event in seen if event.type == "candidate") == list(range(N))
+    assert seen[-1].data["best"]["index"] == ranked(spec, candidates)[0].index
+    bracket = knockout(range(N), [candidate.index for candidate in ranked(spec, candidates)])
+    assert sum(event.type == "match" for event in seen) == sum(map(len, bracket.rounds))
+
+
+def test_a_reader_too_slow_for_the_stream_is_noticed(make_spec: Callable[..., JobSpec]) -> None:
+    spec = make_spec(num_samples=8, heat_size=4)
+    teller = Teller(spec)
+    for index in (0, 1, 3):
+        candidate = Candidate(index, 7 + index, fake_verdict("p", index))
+        list(teller.tell(Event(f"{index}-0", "candidate", json.loads(pack_candidate(candidate)))))
+    done = Event("9-0", "heat", {"heat": 0, "num_heats": 2})
+    assert teller.missed(done)
+    list(teller.tell(Event("9-1", "candidate", {"index": 2, "seed": 9, "verdict": fake_verdict("p", 2).to_json()})))
+    assert not teller.missed(done)
