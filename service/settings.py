@@ -36,6 +36,12 @@ class Settings(BaseSettings):
     # HTTP
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535)
+    published_on: str | None = Field(
+        None, description="In a container: the host's address for `port`; `host` if unset."
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="Names beside loopback's that a server without keys answers to."
+    )
     api_keys: tuple[str, ...] = Field((), description="Bearer keys; empty: no authorization (loopback only).")
     open_access: bool = Field(False, description="Serve other machines without keys, on a network that protects it.")
     wait_seconds: float = Field(120.0, gt=0, description="A waiting call is answered 202 after this long.")
