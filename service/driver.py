@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from bestofn.service.engine.protocol import Engine, EngineEvent
 from bestofn.service.jobs import Heat
+from bestofn.service.telemetry.worker_metrics import ticked
 
 STALL_TICKS = 10.0  # a tick may take this many times as long as usual before the engine counts as stalled
 _JOIN_SECONDS = 5.0
@@ -115,6 +116,7 @@ class Driver:
             started = time.monotonic()
             events = self.engine.tick()
             self._last = time.monotonic()
+            ticked(self._last - started, events, self.engine.slots)
             usual = self._usual_tick or self._last - started
             self._usual_tick = usual + _TICK_WEIGHT * (self._last - started - usual)
         else:

@@ -24,6 +24,9 @@ from bestofn.service.queue.queue import Queue
 from bestofn.service.queue.ring import Fate, claim_count, fate
 from bestofn.service.reports import Reports, speed_after
 from bestofn.service.settings import Settings
+from bestofn.service.telemetry import worker_metrics as metrics
+from bestofn.service.telemetry.heat_log import HeatFate, HeatLog
+from bestofn.service.telemetry.port import Condition, metrics_port
 
 LEAVE_SECONDS = 5.0
 CANCEL_SECONDS = 0.1
@@ -57,6 +60,8 @@ class Worker:
         self._held: dict[tuple[str, int], Claim] = {}  # until they are completed or given up
         self._alone: list[Claim] = []  # of those, heats that wait for an engine without other work
         self._reports = Reports()
+        self._heat_log = HeatLog()
+        self._warm = False
         self._speed: float | None = None  # TFLOP a second
         self._ended: asyncio.Queue[tuple[Claim, HeatOutcome | str]] = asyncio.Queue()
         self._stop = asyncio.Event()
@@ -70,6 +75,12 @@ class Worker:
         """Loads, serves, drains; returns the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+        with metrics_port(self.settings.metrics_host, self.settings.metrics_port, self._condition) as port:
+            if port is not None:
+                log.info("metrics", port=port)
+            return await self._run()
+
+    async def _run(self) -> int:
         if not await self._first(self._connect()):
             return 0
         self._driver = Driver(self._factory, self._on_events)
@@ -99,6 +110,10 @@ class Worker:
         )
         self._lane = Lane(self._queue, card)
         await self._announce()
+        self._warm = True
+        metrics.SLOTS.set(engine.slots)
+        metrics.LEASES.set_function(lambda: len(self._held))
+        metrics.WORKER.info({"device": card.device, "model": card.model.pin.name, "judge": card.judge.pin.name})
         log.info("ready", worker=card.worker, model=card.model.pin.name, judge=card.judge.pin.name, slots=engine.slots)
         loops = (self._beat, self._claim, self._listen, self._report, self._settle)
         tasks = [asyncio.create_task(loop()) for loop in loops]
@@ -123,6 +138,8 @@ class Worker:
             for claim in list(self._held.values()):
                 await self._give_up(claim, f"the engine of worker {self._lane.worker} died: {self._driver.error}")
         await self._persist(lambda: self._lane.leave(self._held.values()))
+        for claim in self._held.values():
+            self._heat_log.ended(claim, "back")
         log.info("left", worker=self._lane.worker, handed_back=len(self._held))
 
     async def _announce(self) -> None:
@@ -145,11 +162,21 @@ class Worker:
     def _stalled(self) -> bool:
         return self._driver.stalled(self.settings.stall_seconds)
 
+    def _condition(self) -> Condition:
+        if self._stop.is_set():
+            return Condition.LEAVING
+        if not self._warm:
+            return Condition.STARTING
+        if self._stalled():
+            return Condition.STALLED
+        return Condition.BUSY if self._held else Condition.READY
+
     async def _beat_once(self) -> None:
         state = "busy" if self._held else "ready"
         seconds = CARD_BEATS * self.settings.beat_seconds
         lost = await self._persist(lambda: self._lane.beat(list(self._held.values()), seconds, state, self._speed))
         if lost:
+            metrics.LEASES_LOST.inc(len(lost))
             log.warning("leases lost; others run these heats too", entries=sorted(lost))
 
     async def _claim(self) -> None:
@@ -170,6 +197,7 @@ class Worker:
         if time.monotonic() < self._reclaim_at:
             return []
         claims = await self._persist(lambda: self._lane.reclaim(1, self.settings.lease_seconds))
+        metrics.RECLAIMS.inc(len(claims))
         if not claims:
             self._reclaim_at = time.monotonic() + self._pause
         return claims
@@ -186,6 +214,7 @@ class Worker:
         if claim.key in self._held:
             self._held[claim.key] = claim  # our own lease had run out
             return
+        self._heat_log.claimed(claim)
         match fate(claim.deliveries, self.settings.max_deliveries):
             case Fate.RUN:
                 self._held[claim.key] = claim
@@ -194,14 +223,12 @@ class Worker:
                 self._held[claim.key] = claim
                 self._alone.append(claim)
             case Fate.DEAD:
-                await self._persist(
-                    lambda: self._lane.fail(
-                        claim,
-                        "dead",
-                        f"candidates {claim.heat.first} to {claim.heat.candidates[-1]} were tried "
-                        f"{claim.deliveries - 1} times, and each time their worker died or stalled",
-                    )
+                reason = (
+                    f"candidates {claim.heat.first} to {claim.heat.candidates[-1]} were tried "
+                    f"{claim.deliveries - 1} times, and each time their worker died or stalled"
                 )
+                await self._persist(lambda: self._lane.fail(claim, "dead", reason))
+                self._heat_log.ended(claim, "dead", reason=reason)
 
     async def _listen(self) -> None:
         """Hears of jobs that have ended early, so that the engine drops them before its next tick."""
@@ -237,6 +264,7 @@ class Worker:
                         self._reports.step(job, heat, steps, forwards)
                 case Judged(job, heat, candidate, thumbnail):
                     if (job, heat) in self._held:
+                        self._heat_log.judged(job, heat, candidate)
                         self._reports.judge(job, heat, Judgement(candidate, thumbnail))
                 case HeatFinished(job, outcome):
                     self._speed = speed_after(self._speed, outcome.usage)
@@ -273,20 +301,23 @@ class Worker:
         claim = self._held[claim.key]
         if isinstance(result, HeatOutcome):
             await self._publish(claim.entry.job)
-            await self._persist(lambda: self._lane.complete(claim, result))
+            first = await self._persist(lambda: self._lane.complete(claim, result))
+            self._heat_log.ended(claim, "done" if first else "late", result)
         elif result:
             await self._give_up(claim, result)
         else:
             await self._persist(lambda: self._lane.fail(claim, "back"))
+            self._heat_log.ended(claim, "back")
         self._held.pop(claim.key, None)
         self._reports.forget(*claim.key)
         self._driver.changed.set()
 
     async def _give_up(self, claim: Claim, reason: str) -> None:
         last = fate(claim.deliveries, self.settings.max_deliveries) is not Fate.RUN
-        log.warning("heat failed", job=claim.entry.job, heat=claim.entry.heat, reason=reason, last=last)
+        outcome: HeatFate = "dead" if last else "again"
         self._reports.forget(*claim.key)
-        await self._persist(lambda: self._lane.fail(claim, "dead" if last else "again", reason))
+        await self._persist(lambda: self._lane.fail(claim, outcome, reason))
+        self._heat_log.ended(claim, outcome, reason=reason)
         self._held.pop(claim.key, None)
 
     async def _first(self, work: Awaitable[None]) -> bool:

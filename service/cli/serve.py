@@ -6,6 +6,7 @@ import typer
 
 from bestofn.service.cli.console import say
 from bestofn.service.settings import load_settings
+from bestofn.service.telemetry.start import start
 
 EPILOG = """Examples:
 
@@ -25,6 +26,7 @@ def serve(
     from bestofn.service.api.server import serve as run
 
     settings = load_settings(host=host, port=port, redis_url=redis_url, open_access=open_access or None)
+    start(settings, "api")
     run(settings, lambda address: say(f"the API is at {address}, its description at {address}/docs"))
 
 

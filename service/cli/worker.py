@@ -1,13 +1,17 @@
 """bestofn worker: one engine a device, fed from the queue."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bestofn.service.cli import target
 from bestofn.service.errors import SetupError
-from bestofn.service.settings import load_settings
+from bestofn.service.settings import Settings, load_settings
+from bestofn.service.telemetry.start import start
+
+if TYPE_CHECKING:
+    from bestofn.service.engine.engine import Engine
 
 EPILOG = """Examples:
 
@@ -26,29 +30,58 @@ def worker(
     redis_url: Annotated[str | None, typer.Option(help="The queue's server.", show_default="of `bestofn up`")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Candidates drawn together.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if left out.")] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65_535, help="Of /metrics, /livez and /readyz; of several devices, one each."),
+    ] = None,
 ) -> None:
     """Draw and judge what stands in the queue, until SIGTERM or Ctrl-C. With several devices, one process each."""
     settings = load_settings(
-        devices=devices, model=model, judge=judge, redis_url=redis_url, slots=slots, threads=threads
+        devices=devices,
+        model=model,
+        judge=judge,
+        redis_url=redis_url,
+        slots=slots,
+        threads=threads,
+        metrics_port=metrics_port,
     )
+    start(settings, "worker")
     if not target.can_draw_here():
         raise SetupError("a worker needs its packages: pip install 'bestofn[worker]'")
 
     from bestofn.service.load import devices as found
-    from bestofn.service.load import load_engine
 
     names = found(settings)
     if len(names) == 1:
         from bestofn.service.worker import run_worker
 
-        raise typer.Exit(run_worker(settings, lambda: load_engine(settings)))
+        settings = settings.model_copy(update={"devices": names[0]})
+        raise typer.Exit(run_worker(settings, lambda: _engine(settings)))
 
     from bestofn.service.supervisor import supervise
 
     flags = {"--model": model, "--judge": judge, "--redis-url": redis_url, "--slots": slots, "--threads": threads}
     given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
     program = [sys.executable, "-P", "-m", "bestofn.service.cli", "worker"]
-    raise typer.Exit(supervise([[*program, "--devices", name, *given] for name in names]))
+    commands = [[*program, "--devices", name, *given] for name in names]
+    if settings.metrics_port:
+        for port, command in enumerate(commands, settings.metrics_port):
+            command += ["--metrics-port", str(port)]
+    raise typer.Exit(supervise(commands))
+
+
+def _engine(settings: Settings) -> "Engine":
+    """The engine of the settings, its device's memory among the metrics."""
+    import torch
+
+    from bestofn.service.load import load_engine
+    from bestofn.service.telemetry.worker_metrics import watch_device
+
+    engine = load_engine(settings)
+    device = engine.generator.device
+    if device.type == "cuda":
+        watch_device(str(device), lambda: torch.cuda.mem_get_info(device), lambda: torch.cuda.memory_allocated(device))
+    return engine
 
 
 def add_to(program: typer.Typer) -> None:

@@ -16,6 +16,7 @@ from bestofn.models.solver import SolverTable, StepCoefficients, solver_step
 from bestofn.service.engine.microbatch import out_of_memory, release_cache
 from bestofn.service.engine.sizes import bucket
 from bestofn.service.engine.slots import Group, chunks, lowest_free
+from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
 
 
 @dataclass(slots=True)
@@ -184,6 +185,7 @@ class SlotGroup:
                 except (MemoryError, RuntimeError) as error:
                     if not out_of_memory(error):
                         raise
+                    OUT_OF_MEMORY.labels("denoising").inc()
                     output = None
                 if output is not None:
                     place |= {rows[i]: len(place) + i - start for i in range(start, stop)}

@@ -5,6 +5,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Shape = TypeVar("Shape", bound=Hashable)
@@ -76,6 +78,7 @@ class MicroBatches(Generic[Item, Result, Shape]):
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
+                OUT_OF_MEMORY.labels(self.stage).inc()
                 done = None
             if done is not None:
                 results += done[: len(batch)]

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from bestofn.models.linear_dit import PromptContext
+from bestofn.service.telemetry.worker_metrics import PROMPT_HITS, PROMPT_MISSES
 
 MAX_BYTES = 2**30
 
@@ -36,6 +37,8 @@ class PromptCache:
     def get(self, prompts: Sequence[Prompt]) -> list[PromptContext]:
         """The contexts of prompts in order, encoded now where they are not kept; passes on what the encoder raises."""
         missing = self.missing(prompts)
+        PROMPT_MISSES.inc(len(missing))
+        PROMPT_HITS.inc(len(prompts) - len(missing))
         if missing:
             self._contexts.update(zip(missing, self._encode(missing), strict=True))
         found = [self._contexts[prompt] for prompt in prompts]
