@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bestofn.service.jobs import ImageFormat
+from bestofn.service.story import Story
 
 THUMBNAIL_SIDE = 256  # pixels, the longer side
 MEDIA_TYPES: Mapping[ImageFormat, str] = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
@@ -20,17 +21,19 @@ _OPTIONS: Mapping[ImageFormat, Mapping[str, object]] = {
 }
 
 
-def encode(pixels: NDArray[np.uint8] | Image.Image, format: ImageFormat) -> bytes:
+def encode(pixels: NDArray[np.uint8] | Image.Image, format: ImageFormat, story: Story | None = None) -> bytes:
     """The picture as a file's bytes; PNG is lossless, WebP and JPEG are at quality 95.
 
     Args:
         pixels: RGB, (height, width, 3), or a Pillow image.
         format: png, webp or jpeg.
+        story: how the picture was made, to be written into the file.
     """
     if format not in MEDIA_TYPES:
         raise ValueError(f"a picture's format is one of {', '.join(MEDIA_TYPES)}, got {format!r}")
     file = io.BytesIO()
-    _image(pixels).save(file, format.upper(), **_OPTIONS[format])
+    told = {} if story is None else story.save_options(format)
+    _image(pixels).save(file, format.upper(), **_OPTIONS[format], **told)
     return file.getvalue()
 
 

@@ -18,6 +18,7 @@ from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinishe
 from bestofn.service.images import encode, thumbnail
 from bestofn.service.jobs import Candidate, Heat, HeatOutcome, Revision, Usage
 from bestofn.service.result import leaders
+from bestofn.service.story import Story
 
 FAILS = "this heat fails"
 DIES = "this engine dies"
@@ -142,13 +143,15 @@ def fake_picture(seed: int, width: int, height: int) -> Image.Image:
 def _outcome(run: _Run, seconds: float) -> HeatOutcome:
     spec = run.heat.job
     candidates = tuple(sorted(run.judged, key=lambda candidate: candidate.index))
+    best = set(leaders(spec, candidates))
     N, steps = len(candidates), spec.num_inference_steps
     return HeatOutcome(
         run.heat.index,
         candidates,
         {
-            index: encode(fake_picture(spec.seed + index, spec.width, spec.height), spec.format)
-            for index in leaders(spec, candidates)
+            one.index: encode(fake_picture(one.seed, spec.width, spec.height), spec.format, Story.of(spec, one))
+            for one in candidates
+            if one.index in best
         },
         Usage(N, 2 * N * steps, N, N * (2 * steps * 0.001 + 0.002), {"denoise": seconds}),
     )

@@ -11,6 +11,7 @@ from bestofn.judge.verdict import Verdict
 from bestofn.service.images import encode, thumbnail
 from bestofn.service.jobs import Candidate, Heat, HeatOutcome, Usage
 from bestofn.service.result import leaders
+from bestofn.service.story import Story
 
 Owner = tuple[str, int]  # job, heat
 Pixels = NDArray[np.uint8]  # (height, width, 3)
@@ -69,11 +70,16 @@ class HeatWork:
         """The finished heat, its best pictures encoded."""
         spec = self.heat.job
         started = time.perf_counter()
-        images = {index: encode(self.pictures[index], spec.format) for index in sorted(self.pictures)}
+        candidates = tuple(sorted(self.candidates, key=lambda candidate: candidate.index))
+        images = {
+            candidate.index: encode(self.pictures[candidate.index], spec.format, Story.of(spec, candidate))
+            for candidate in candidates
+            if candidate.index in self.pictures
+        }
         self.seconds["encode"] += time.perf_counter() - started
         return HeatOutcome(
             heat=self.heat.index,
-            candidates=tuple(sorted(self.candidates, key=lambda candidate: candidate.index)),
+            candidates=candidates,
             images=images,
             usage=Usage(
                 candidates=self.heat.count,

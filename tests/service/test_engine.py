@@ -20,10 +20,11 @@ from bestofn.service.engine.protocol import HeatFailed, HeatFinished, Judged, St
 from bestofn.service.engine.residence import JudgeResidence
 from bestofn.service.engine.sizes import Sizes, sizes_for
 from bestofn.service.images import decode, encode
-from bestofn.service.jobs import JobSpec
+from bestofn.service.jobs import Candidate, JobSpec
 from bestofn.service.load import load_engine
 from bestofn.service.result import ranked
 from bestofn.service.settings import Settings
+from bestofn.service.story import Story
 
 JUDGE = Path(__file__).parents[1] / "fixtures" / "vila" / "checkpoint"
 SIZES = Sizes(slots=6, strict=True, rows=4, decode=4, judge=3)
@@ -335,7 +336,8 @@ def test_encoded_pictures_are_those_that_were_judged(make, spec, loaded):
     events = run(make(), job)
     for candidate, (data, verdict) in pictures(events, "job").items():
         picture = decode(data)
-        assert encode(picture, "png") == data
+        story = Story.of(job, Candidate(candidate, job.seed + candidate, verdict))
+        assert encode(picture, "png", story) == data
         again = loaded._judge.get().judge([picture], [job.prompt])[0]
         assert again.yes_logit == pytest.approx(verdict.yes_logit, abs=1e-3), candidate
     assert [e.candidate.index for e in events if isinstance(e, Judged)] == [0, 1]

@@ -1,0 +1,171 @@
+"""Pictures that carry their story: written and read in every format, and remade from it."""
+
+import contextlib
+import io
+import random
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+import bestofn
+from bestofn.judge.verdict import Verdict
+from bestofn.service.engine.fake import fake_picture
+from bestofn.service.images import decode, encode
+from bestofn.service.jobs import Candidate, ImageFormat, JobSpec, Revision
+from bestofn.service.remake import diffusers_call, remake_request
+from bestofn.service.schemas import GenerateRequest
+from bestofn.service.story import OtherStory, Story, read_story
+
+FORMATS = get_args(ImageFormat)
+PROMPTS = {
+    "plain": "a red star",
+    "any script": "ein Stern ☆ 星 🌟 \u202eimportant",
+    "control characters": "two\nlines\tand\x01\x1b[31m\x7f\x85",
+    "quotes": "\"a\" 'b' \\n {} ; rm -rf",
+    "long": "🌟" * 2000,
+}
+
+
+@pytest.fixture
+def tell(make_spec: Callable[..., JobSpec]) -> Callable[..., Story]:
+    def make(**fields: object) -> Story:
+        return Story.of(make_spec(**fields), Candidate(5, 12, Verdict("yes", 2.5, float("-inf"))))
+
+    return make
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS.keys())
+def test_what_is_written_is_read(prompt: str, format: ImageFormat, tell: Callable[..., Story]) -> None:
+    story = tell(prompt=prompt, negative_prompt=prompt)
+    data = encode(fake_picture(3, 32, 32), format, story)
+    assert read_story(data) == story
+    assert decode(data).tobytes() == decode(encode(fake_picture(3, 32, 32), format)).tobytes()
+    picture = Image.open(io.BytesIO(data))
+    shown = picture.info["Description"] if format == "png" else picture.getexif()[0x010E].encode("latin-1").decode()
+    assert shown == prompt, "for programs that do not know us"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_bytes_are_a_function_of_the_picture_not_of_the_job(format: ImageFormat, tell: Callable[..., Story]) -> None:
+    picture = fake_picture(3, 32, 32)
+    one = encode(picture, format, tell(seed=7, num_samples=8, top_k=2, heat_size=4, priority="batch"))
+    assert one == encode(picture, format, tell(seed=7, num_samples=64))
+    assert one != encode(picture, format, tell(model=Revision(name="fake", revision="2")))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_prompts_can_be_left_out(format: ImageFormat, tell: Callable[..., Story]) -> None:
+    story = tell(prompt="a secret", negative_prompt="another secret", embed_prompt=False)
+    data = encode(fake_picture(3, 32, 32), format, story)
+    assert read_story(data) == story
+    assert (story.prompt, story.negative_prompt) == (None, None)
+    assert b"secret" not in data
+    assert "prompt" not in remake_request(story)
+
+
+def test_a_story_says_all_that_the_picture_depends_on_and_no_more(tell: Callable[..., Story]) -> None:
+    deployed = Revision(name="/home/somebody/models/star", revision="0123456789ab")
+    told = tell(model=deployed).model_dump(mode="json")
+    assert told == {
+        "prompt": "a red star",
+        "negative_prompt": "",
+        "seed": 12,
+        "width": 32,
+        "height": 32,
+        "num_inference_steps": 2,
+        "guidance_scale": 4.5,
+        "rule": "margin",
+        "verdict": {"answer": "yes", "yes_logit": 2.5, "no_logit": None, "p_yes": None},
+        "model": {"name": "star", "revision": "0123456789ab"},  # the path is its owner's business
+        "judge": {"name": "fake-judge", "revision": "1"},
+        "software": f"bestofn {bestofn.__version__}",
+    }
+
+
+def _png(**texts: str) -> bytes:
+    chunks = PngImagePlugin.PngInfo()
+    for name, text in texts.items():
+        chunks.add_text(name, text)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=chunks)
+    return file.getvalue()
+
+
+def _jpeg(comment: bytes) -> bytes:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = comment
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG", exif=exif.tobytes())
+    return file.getvalue()
+
+
+AUTOMATIC = "a star\nNegative prompt: blur\nSteps: 20, Sampler: Euler, Seed: 7"
+OTHERS: dict[str, tuple[bytes, str, dict[str, str]]] = {
+    "A1111, PNG": (_png(parameters=AUTOMATIC), "AUTOMATIC1111", {"parameters": AUTOMATIC}),
+    "A1111, JPEG": (
+        _jpeg(b"UNICODE\0" + AUTOMATIC.encode("utf-16-be")),
+        "AUTOMATIC1111",
+        {"UserComment": AUTOMATIC},
+    ),
+    "ComfyUI": (_png(prompt="{}", workflow='{"nodes": []}'), "ComfyUI", {"prompt": "{}", "workflow": '{"nodes": []}'}),
+    "an editor": (_png(Software="Painter 3"), "Painter 3", {"Software": "Painter 3"}),
+    "a comment": (_jpeg(b'ASCII\0\0\0{"seed": 1}'), "another program", {"UserComment": '{"seed": 1}'}),
+}
+
+
+@pytest.mark.parametrize(("data", "program", "texts"), OTHERS.values(), ids=OTHERS.keys())
+def test_pictures_of_other_programs(data: bytes, program: str, texts: dict[str, str]) -> None:
+    found = read_story(data)
+    assert isinstance(found, OtherStory)
+    assert found.program.startswith(program)
+    assert found.texts == texts
+
+
+def test_pictures_that_tell_nothing() -> None:
+    assert all(read_story(encode(fake_picture(3, 32, 32), format)) is None for format in FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "JSON: Invalid JSON"),
+        ("[]", "JSON: "),
+        ("{}", "prompt: Field required"),
+        ("[" * 100_000, "damaged"),
+        (" " * 300_000, "at most 262,144"),
+    ],
+)
+def test_damaged_stories_are_refused(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        read_story(_png(bestofn=text))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_damaged_files_never_do_worse(format: ImageFormat, tell: Callable[..., Story]) -> None:
+    data = encode(fake_picture(3, 32, 32), format, tell())
+    dice = random.Random(0)
+    for _ in range(300):
+        broken = bytearray(data[: dice.randrange(len(data))] if dice.random() < 0.2 else data)
+        for _ in range(dice.randrange(8)):
+            if broken:
+                broken[dice.randrange(len(broken))] = dice.randrange(256)
+        with contextlib.suppress(ValueError):
+            read_story(bytes(broken))
+
+
+def test_the_diffusers_call(tell: Callable[..., Story]) -> None:
+    hub = Revision(name="lab/Sana_Sprint", revision="9468102c3cebb657f8c4b5f1e5a71e989a15f10d")
+    story = tell(prompt=PROMPTS["quotes"], negative_prompt="blur", seed=2**62)
+    for each in (story, tell(model=hub), tell(embed_prompt=False)):
+        compile(diffusers_call(each), "call", "exec")
+    call = diffusers_call(story)
+    assert repr(PROMPTS["quotes"]) in call
+    assert 'negative_prompt="blur"' in call
+    assert 'Checkpoint.resolve("fake")' in call
+    call = diffusers_call(tell(model=hub, num_inference_steps=4))
+    assert f'"lab/Sana_Sprint", revision="{hub.revision}"' in call
+    assert "intermediate_timesteps=None" in call
+    GenerateRequest.model_validate(remake_request(story))
