@@ -145,6 +145,16 @@ def download(repository: str, revision: str) -> Path:
         raise CheckpointError(f"{repository}@{revision} was not found in {where}: {reason}") from error
 
 
+def cached(repository: str, revision: str) -> Path | None:
+    """The folder of a hub repository's commit in the local cache, whole or not, or None; asks no network."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
 def folder_revision(folder: Path) -> str:
     """12 hex digits that change with any file of the checkpoint; hidden files and READMEs do not count.
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 _GEMMA_LINK = "https://ai.google.dev/gemma/terms"
-_HUB = "https://huggingface.co/"
+HUB = "https://huggingface.co/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Licence:
     link: str
 
 
-SHAPES = (Licence("generator and judge", "Apache-2.0", "any use", "https://www.apache.org/licenses/LICENSE-2.0"),)
+SHAPES = (Licence("weights", "Apache-2.0", "any use", "https://www.apache.org/licenses/LICENSE-2.0"),)
 
 # What is known of the published repositories. The LICENSE.txt and the model card of the revision in use decide.
 _GEMMA = Licence(
@@ -33,7 +33,9 @@ _GEMMA = Licence(
     "Google's Prohibited Use Policy applies, and has to be passed on",
     _GEMMA_LINK,
 )
-_DECODER = Licence("autoencoder (DC-AE)", "that of the repository", "published apart, it has a licence of its own", "")
+_DECODER = Licence(
+    "autoencoder (DC-AE)", "that of the repository", "a licence of its own where it is published apart", ""
+)
 _NVIDIA = (
     'NVIDIA License ("NSCL v2-custom")',
     "taken to be non-commercial; it also speaks of NVIDIA processors and of ShieldGemma-2B as a safety filter",
@@ -43,14 +45,14 @@ _SPRINT = (
     "the card has named both: the first is non-commercial; read the one of your revision",
 )
 _NVILA = (
-    "CC BY-NC 4.0, as the cards of its siblings state",
+    "CC BY-NC 4.0 by the cards of its siblings",
     "non-commercial",
 )
 
 _KNOWN: tuple[tuple[re.Pattern[str], str, tuple[str, str], tuple[Licence, ...]], ...] = (
     (re.compile(r"sana[_-]?sprint", re.IGNORECASE), "transformer", _SPRINT, (_GEMMA, _DECODER)),
     (re.compile(r"efficient-large-model/sana", re.IGNORECASE), "transformer", _NVIDIA, (_GEMMA, _DECODER)),
-    (re.compile(r"/(nvila|vila)", re.IGNORECASE), "judge", _NVILA, ()),
+    (re.compile(r"/(nvila|vila)", re.IGNORECASE), "weights", _NVILA, ()),
 )
 
 
@@ -66,7 +68,7 @@ def licences(name: str) -> tuple[Licence, ...]:
         return ()
     for pattern, part, (licence, means), others in _KNOWN:
         if pattern.search(repository):
-            return (Licence(part, licence, means, f"{_HUB}{repository}"), *others)
+            return (Licence(part, licence, means, f"{HUB}{repository}"), *others)
     return ()
 
 
@@ -80,7 +82,7 @@ def notice(name: str) -> str | None:
         return None
     known = licences(name)
     if not known:
-        return f"{repository}: its licence is not known to bestofn; read {_HUB}{repository} before you use it"
+        return f"{repository}: its licence is not known to bestofn; read {HUB}{repository} before you use it"
     first, *others = known
     also = "".join(f"; {licence.part}: {licence.name}" for licence in others if licence.link)
     return f"{repository} is not ours. {first.part}: {first.name} ({first.means}){also}. Read {first.link}"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import transformers
 from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.judge.loader import PARTS, JudgeFolderError, revision
 from bestofn.models import residency
-from bestofn.models.checkpoint import HUB_NAME, Checkpoint, download
+from bestofn.models.checkpoint import HUB_NAME, Checkpoint, cached, download
 from bestofn.models.errors import ModelError
 from bestofn.models.flops import TERA
 from bestofn.models.generator import FOLDERS, Generator, part_dtypes
@@ -23,6 +23,8 @@ from bestofn.service.engine.residence import JudgeResidence
 from bestofn.service.engine.sizes import sizes_for
 from bestofn.service.errors import SetupError
 from bestofn.service.jobs import Revision
+from bestofn.service.licences import notice
+from bestofn.service.limits import cores
 from bestofn.service.settings import Settings
 
 # Sides up to this multiple of the default; beyond it pictures fall apart long before memory runs out.
@@ -49,11 +51,12 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
     """
     place = torch.device(device or devices(settings)[0])
     # Bits depend on how many threads share a sum, so the number is fixed once and for all stages.
-    torch.set_num_threads(settings.threads or _cores())
+    torch.set_num_threads(settings.threads or cores())
     # Their bars of "Loading weights" would run through the progress of jobs.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
+        _say_licence(settings.model)
         checkpoint = Checkpoint.resolve(settings.model)
         judge = find_judge(settings.judge)
         memory = residency.memory_bytes(place)
@@ -116,6 +119,7 @@ def find_judge(name: str) -> JudgeCheckpoint:
         raise JudgeFolderError(
             f"no judge {name!r}: {folder} is no folder, and a hub name looks like owner/name@revision"
         )
+    _say_licence(name)
     path = download(repository, commit or "main")
     return JudgeCheckpoint(path, Revision(name=repository, revision=path.name))
 
@@ -208,6 +212,9 @@ def known_words(tokenizer: bytes) -> tuple[str, ...] | None:
     return tuple(sorted(word for word in model["vocab"] if word.isalnum()))
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _say_licence(name: str) -> None:
+    """States the licence of weights that are about to be downloaded, on stderr; nothing of those that are here."""
+    repository, _, commit = name.partition("@")
+    line = notice(name)
+    if line is not None and not Path(name).is_dir() and cached(repository, commit or "main") is None:
+        sys.stderr.write(f"{line}\n")

@@ -18,7 +18,6 @@ import pytest
 
 from bestofn.service.api.server import listen
 from bestofn.service.cli import main, target
-from bestofn.service.cli.doctor import Finding, examine
 from bestofn.service.cli.outcome import paths_of
 from bestofn.service.cli.supervisor import MAX_DEATHS, WITHIN_SECONDS, may_restart
 from bestofn.service.discovery import address_file, running_server
@@ -145,21 +144,6 @@ def test_help_and_version(run: Run) -> None:
     assert (status, out.count(".")) == (0, 2)
     status, out, err = run()
     assert (status, "Commands" in out + err) == (2, True)
-
-
-def test_the_doctor_knows_the_queue(served: Any, queue_server: Path, tmp_path: Path) -> None:
-    def found(**fields: Any) -> dict[str, Finding]:
-        settings = Settings(redis_url=None).model_copy(update=fields)
-        return {finding.what: finding for finding in examine(settings, ["packages", "queue", "disk"])}
-
-    running = found(data_dir=queue_server)
-    assert running["queue"].state == "ok"
-    assert "append-only file on" in running["queue"].found
-    assert "fake" in running["workers"].found
-    assert "fastapi" in running["packages"].found
-    assert "`bestofn up` would start" in found(data_dir=tmp_path)["queue"].found
-    lost = found(redis_url="redis://127.0.0.1:9")["queue"]
-    assert (lost.state, "ConnectionError" in lost.found) == ("fail", True)
 
 
 def test_the_api_needs_no_torch_by_any_path(tmp_path: Path) -> None:

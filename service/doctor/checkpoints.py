@@ -1,0 +1,197 @@
+"""Checks of the chosen checkpoints: found, whole, pinned, licensed, and whether they fit device and disk."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bestofn.service.cli.target import can_draw_here
+from bestofn.service.doctor.published import published
+from bestofn.service.doctor.report import Finding, State
+from bestofn.service.licences import HUB, is_hub_name, licences
+from bestofn.service.settings import Settings
+
+GIB = 2**30
+ENOUGH_DISK, LITTLE_DISK = 10 * GIB, GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A checkpoint on this machine.
+
+    Attributes:
+        name: without the revision.
+        path: None for a hub name of which nothing is here.
+        revision: as workers announce it.
+        broken: what it lacks.
+        pinned: a folder, or a hub name that came with a revision.
+    """
+
+    name: str
+    path: Path | None
+    revision: str = ""
+    broken: tuple[str, ...] = ()
+    pinned: bool = True
+
+
+def checkpoints(settings: Settings) -> Iterator[Finding]:
+    """Where model and judge are, whether they are whole, what they weigh, and their licences."""
+    for kind, name in (("model", settings.model), ("judge", settings.judge)):
+        if can_draw_here():
+            yield from _found(kind, locate(name, kind == "judge"))
+        known = licences(name)
+        for licence in known:
+            where = f" ({licence.link})" if licence.link else ""
+            yield Finding("ok", "licence", f"of the {kind}'s {licence.part}: {licence.name}, {licence.means}{where}")
+        if not known:
+            repository = name.partition("@")[0]
+            where = f"{HUB}{repository}" if is_hub_name(repository) else f"what came with {name}"
+            yield Finding("warn", "licence", f"of the {kind}: not known here", f"read {where}")
+
+
+def memory(settings: Settings) -> Iterator[Finding]:
+    """Whether both fit the first device, and what to change where they do not."""
+    if not can_draw_here():
+        return
+    import psutil
+    import torch
+
+    from bestofn.models.residency import memory_bytes
+    from bestofn.service.doctor.memory import findings
+    from bestofn.service.doctor.shapes import needs
+    from bestofn.service.limits import memory_limit
+    from bestofn.service.load import devices
+
+    device = torch.device(devices(settings)[0])
+    needed = needs(locate(settings.model), locate(settings.judge, judge=True), device)
+    if needed is None:
+        yield Finding("warn", "memory", "not known before the checkpoints are here", "download them and ask again")
+        return
+    total = memory_bytes(device)
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        limit = memory_limit()
+        total = total if limit is None else min(total, limit)
+        free = min(psutil.virtual_memory().available, total)
+    yield from findings(needed, total, free, device.type, settings.slots)
+
+
+def disk(settings: Settings) -> Iterator[Finding]:
+    """Space for the queue's files and for what is yet to be downloaded."""
+    folder = _existing(settings.data_dir)
+    if not os.access(folder, os.W_OK):
+        yield Finding("fail", "data", f"{folder} is not writable", "set BESTOFN_DATA_DIR to a folder that is")
+    else:
+        free = shutil.disk_usage(folder).free
+        state: State = "ok" if free >= ENOUGH_DISK else "warn" if free >= LITTLE_DISK else "fail"
+        fix = "" if state == "ok" else "free some, or set BESTOFN_DATA_DIR to another disk"
+        yield Finding(state, "data", f"{free / GIB:.1f} GiB free in {folder}", fix)
+    if can_draw_here():
+        yield from _hub(settings)
+
+
+def locate(name: str, judge: bool = False) -> Located:
+    """A checkpoint by name, without asking the network for it."""
+    from bestofn.judge.judge import EMBEDDED as EMBEDDED_JUDGE
+    from bestofn.judge.loader import revision as judge_revision
+    from bestofn.models.checkpoint import EMBEDDED, cached, folder_revision
+
+    folder = Path(name).expanduser()
+    if name == "shapes":
+        folder = EMBEDDED_JUDGE if judge else EMBEDDED[name]
+    if folder.is_dir():
+        found = judge_revision(folder) if judge else folder_revision(folder)
+        return Located(name, folder, found, tuple(_broken(folder, judge)))
+    repository, _, revision = name.partition("@")
+    if not is_hub_name(repository):
+        return Located(name, None, broken=(f"{folder} is no folder, and a hub name looks like owner/name@revision",))
+    path = cached(repository, revision or "main")
+    if path is None:
+        return Located(repository, None, revision)
+    return Located(repository, path, path.name, tuple(_broken(path, judge)), pinned=bool(revision))
+
+
+def _found(kind: str, place: Located) -> Iterator[Finding]:
+    if place.path is None and place.broken:
+        yield Finding("fail", kind, f"{place.name}: {place.broken[0]}", "name one that is there")
+    elif place.path is None:
+        sizes = published(place.name)
+        size = f", {sizes.download / 1e9:.1f} GB to download" if sizes else ""
+        fix = f"`bestofn models download {place.name}@REVISION`, or the first worker does it"
+        yield Finding("warn", kind, f"{place.name} is not on this machine{size}", fix)
+    elif place.broken:
+        found = f"{place.name} at {place.path}: {'; '.join(place.broken[:3])}"
+        yield Finding("fail", kind, found, "download or copy it again, the whole of it")
+    elif place.pinned:
+        yield Finding("ok", kind, f"{place.name}, revision {place.revision}, at {place.path}")
+    else:
+        found = f"{place.name} without a revision: {place.revision} here, perhaps another one on other hosts"
+        yield Finding("warn", kind, found, f"name it {place.name}@{place.revision}")
+
+
+def _broken(folder: Path, judge: bool) -> Iterator[str]:
+    """What a checkpoint's folder lacks: parts, files that an index names, ends of files."""
+    from bestofn.judge.loader import PARTS
+    from bestofn.models.generator import FOLDERS
+
+    parts = PARTS if judge else (*FOLDERS.values(), "tokenizer", "scheduler")
+    if not (folder / ("config.json" if judge else "model_index.json")).is_file():
+        yield "it has no config.json" if judge else "it has no model_index.json"
+    for part in parts:
+        if not (folder / part).is_dir():
+            yield f"no {part}/"
+        elif part not in ("tokenizer", "scheduler"):
+            yield from _broken_weights(folder / part)
+
+
+def _broken_weights(part: Path) -> Iterator[str]:
+    import json
+
+    from bestofn.models.residency import header
+
+    files = {file.name for file in part.glob("*.safetensors")}
+    for index in part.glob("*.safetensors.index.json"):
+        if ".fp16." in index.name:
+            continue
+        named = set(json.loads(index.read_text())["weight_map"].values())
+        yield from (f"{part.name}/{name} is missing" for name in sorted(named - files))
+    if not files:
+        yield f"no weights in {part.name}/"
+    for name in sorted(files):
+        file = part / name
+        try:
+            ends = max((tensor["data_offsets"][1] for tensor in header(file).values()), default=0)
+            with file.open("rb") as stream:
+                whole = 8 + int.from_bytes(stream.read(8), "little") + ends
+        except (OSError, ValueError, KeyError):
+            yield f"{part.name}/{name} cannot be read"
+            continue
+        if file.stat().st_size < whole:
+            yield f"{part.name}/{name} is cut off at {file.stat().st_size / whole:.0%}"
+
+
+def _hub(settings: Settings) -> Iterator[Finding]:
+    """The hub's cache, and whether what is missing would fit there."""
+    from huggingface_hub import constants
+
+    places = [locate(settings.model), locate(settings.judge, judge=True)]
+    missing = [place for place in places if place.path is None and not place.broken]
+    sizes = [sizes.download for place in missing if (sizes := published(place.name)) is not None]
+    cache = Path(constants.HF_HUB_CACHE)
+    free = shutil.disk_usage(_existing(cache)).free
+    offline = constants.HF_HUB_OFFLINE
+    found = f"{cache}, {free / GIB:.1f} GiB free, {'offline (HF_HUB_OFFLINE is set)' if offline else 'online'}"
+    if missing and offline:
+        names = " and ".join(place.name for place in missing)
+        yield Finding("fail", "hub cache", f"{found}; it lacks {names}", "unset HF_HUB_OFFLINE to download, or copy it")
+    elif sum(sizes) > free:
+        fix = "free some, or set HF_HOME to another disk"
+        yield Finding("fail", "hub cache", f"{found}, {sum(sizes) / GIB:.1f} are needed to download", fix)
+    else:
+        yield Finding("ok", "hub cache", found)
+
+
+def _existing(folder: Path) -> Path:
+    return next(place for place in (folder, *folder.parents) if place.is_dir())

@@ -1,0 +1,125 @@
+"""Checks of the queue and its workers."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from bestofn.service.cards import WorkerCard
+from bestofn.service.doctor.report import Finding
+from bestofn.service.errors import SetupError
+from bestofn.service.queue.queue import Queue, check_server, connect_redis
+from bestofn.service.queue.records import Backlog
+from bestofn.service.redis_server import find_redis, server_binary
+from bestofn.service.settings import Settings
+
+ANSWER_SECONDS = 3.0
+SLOW_SECONDS = 0.02  # of a ping: a worker's beat and every claim take a few of them
+FULL = 0.8  # of maxmemory: submissions are refused from here on
+MIB = 2**20
+
+
+class Look(NamedTuple):
+    """What one visit to the server found."""
+
+    info: dict[str, Any]
+    ping_seconds: float
+    cards: list[WorkerCard]
+    backlog: Backlog
+    dead: int
+
+
+def queue(settings: Settings) -> Iterator[Finding]:
+    """The server, its policy and memory, the work that waits, and the workers that are ready."""
+    try:
+        url = find_redis(settings)
+    except SetupError:
+        yield Finding("ok", "queue", f"none runs; `bestofn up` would start {server_binary()}")
+        return
+    try:
+        look = asyncio.run(asyncio.wait_for(_look(url, settings), ANSWER_SECONDS))
+    except Exception as error:
+        reason = "no answer" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
+        fix = "start it, or set REDIS_URL to the one that runs; from another host, see its bind address and firewall"
+        yield Finding("fail", "queue", f"{url}: {' '.join(reason.split())}", fix)
+        return
+    yield from _server(url, look)
+    yield from _work(look)
+    yield from workers(look.cards, settings)
+
+
+async def _look(url: str, settings: Settings) -> Look:
+    queue = Queue(connect_redis(url), settings)
+    try:
+        await queue.ping()
+        began = time.perf_counter()
+        await queue.ping()
+        ping = time.perf_counter() - began
+        info = dict(await queue.redis.info())
+        dead = int(await queue.redis.xlen(queue.keys("dead")))
+        return Look(info, ping, await queue.cards(), await queue.backlog(), dead)
+    finally:
+        await queue.aclose()
+
+
+def _server(url: str, look: Look) -> Iterator[Finding]:
+    info = look.info
+    kind = "Valkey" if info.get("server_name") == "valkey" else "Redis"
+    version = info.get("valkey_version") or info.get("redis_version")
+    kept, limit = bool(info.get("aof_enabled")), int(info.get("maxmemory", 0))
+    found = (
+        f"{kind} {version} at {url}, {info.get('maxmemory_policy')}, append-only file {'on' if kept else 'off'}, "
+        f"{int(info['used_memory']) / MIB:.1f} MiB of {f'{limit / MIB:.0f} MiB' if limit else 'no limit'}, "
+        f"up {int(info['uptime_in_seconds']) // 60} min, {1000 * look.ping_seconds:.1f} ms a call"
+    )
+    try:
+        check_server(info)
+    except SetupError as error:
+        yield Finding("fail", "queue", found, error.detail)
+        return
+    if info.get("maxmemory_policy") != "noeviction":
+        yield Finding("warn", "queue", found, "`redis-cli config set maxmemory-policy noeviction`, or jobs may be lost")
+    elif not kept:
+        yield Finding("warn", "queue", found, "`redis-cli config set appendonly yes`, or jobs are lost at a restart")
+    elif info.get("aof_last_write_status", "ok") != "ok":
+        yield Finding("fail", "queue", f"{found}; its last write to disk failed", "free space on the server's disk")
+    elif limit and int(info["used_memory"]) > FULL * limit:
+        yield Finding("warn", "queue", found, "raise its maxmemory, or lower BESTOFN_RESULT_TTL_SECONDS")
+    elif look.ping_seconds > SLOW_SECONDS:
+        yield Finding("warn", "queue", found, "it answers slowly: move it nearer to the workers, or off a busy machine")
+    else:
+        yield Finding("ok", "queue", found)
+
+
+def _work(look: Look) -> Iterator[Finding]:
+    waiting = look.backlog
+    found = f"{waiting.jobs} jobs with {waiting.candidates} candidates wait or run, {waiting.tflops:.0f} TFLOP"
+    yield Finding("ok", "backlog", f"{found}; images hold up to {waiting.image_bytes / MIB:.0f} MiB")
+    if look.dead:
+        fix = "the workers' logs say why; `redis-cli xrange NAMESPACE:dead - + count 1` shows the oldest"
+        yield Finding("warn", "dead heats", f"{look.dead} heats could not be finished by any worker", fix)
+
+
+def workers(cards: Sequence[WorkerCard], settings: Settings) -> Iterator[Finding]:
+    """The workers that are ready, by model and judge; two revisions of one name are an upgrade, or a mistake."""
+    if not cards:
+        yield Finding("warn", "workers", "none is ready", "start one: `bestofn worker`")
+        return
+    pairs = Counter(
+        (card.model.pin.name, card.model.pin.revision, card.judge.pin.name, card.judge.pin.revision) for card in cards
+    )
+    for (model, revision, judge, judge_revision), count in pairs.items():
+        places = ", ".join(
+            sorted(
+                f"{card.host}:{card.device} ({card.state})"
+                for card in cards
+                if (card.model.pin.revision, card.judge.pin.revision) == (revision, judge_revision)
+            )
+        )
+        yield Finding("ok", "workers", f"{count} with {model} {revision} and judge {judge} {judge_revision}: {places}")
+    for kind, pins in (("model", {c.model.pin for c in cards}), ("judge", {c.judge.pin for c in cards})):
+        twice = [name for name, times in Counter(pin.name for pin in pins).items() if times > 1]
+        if twice:
+            found = f"workers run several revisions of {kind} {', '.join(twice)}"
+            yield Finding("warn", "workers", found, "pin one with NAME@REVISION; new jobs go to the one announced last")

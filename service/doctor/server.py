@@ -1,0 +1,67 @@
+"""Checks of the HTTP server: whether one answers, whether it would serve, and whether its version is ours."""
+
+import socket
+from collections.abc import Iterator
+
+import httpx
+
+import bestofn
+from bestofn.service.api.guard import is_loopback
+from bestofn.service.discovery import running_server
+from bestofn.service.doctor.report import Finding
+from bestofn.service.settings import Settings
+
+ANSWER_SECONDS = 3.0
+
+
+def server(settings: Settings) -> Iterator[Finding]:
+    """The server that the command line would use, or the port that a new one would take."""
+    address = settings.server or running_server(settings)
+    if address is None:
+        yield _port(settings)
+        return
+    headers = {} if settings.api_key is None else {"Authorization": f"Bearer {settings.api_key}"}
+    try:
+        with httpx.Client(base_url=address, headers=headers, timeout=ANSWER_SECONDS) as http:
+            version = str(http.get("/openapi.json").raise_for_status().json()["info"]["version"])
+            ready = http.get("/readyz")
+            allowed = http.get("/jobs/0")
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        yield Finding("fail", "server", f"{address}: {reason}", "see that `bestofn serve` or `bestofn up` runs there")
+        return
+    if version == bestofn.__version__:
+        yield Finding("ok", "server", f"{address}, version {version}")
+    else:
+        found = f"{address} runs version {version}, this is {bestofn.__version__}"
+        yield Finding("warn", "server", found, "install the same version here, there and on the workers")
+    if ready.is_success:
+        yield Finding("ok", "ready", f"{ready.json().get('workers', '')} workers are warm")
+    else:
+        yield Finding("warn", "ready", _detail(ready), "see the queue and the workers above")
+    if allowed.status_code in (401, 403):
+        yield Finding("warn", "access", _detail(allowed), "set BESTOFN_API_KEY to one of the server's keys")
+
+
+def _port(settings: Settings) -> Finding:
+    """Whether a server could listen where the settings say."""
+    host = settings.host
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, settings.port))
+        except OSError as error:
+            found = f"none is known, and {host}:{settings.port} cannot be had: {error.strerror}"
+            fix = "another program listens there: choose another --port"
+            if is_loopback(host):
+                fix += f", or name the server that runs: BESTOFN_SERVER=http://{host}:{settings.port}"
+            return Finding("warn", "server", found, fix)
+    return Finding("ok", "server", f"none runs; {host}:{settings.port} is free")
+
+
+def _detail(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"{response.request.url.path} answered {response.status_code}"

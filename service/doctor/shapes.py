@@ -1,0 +1,75 @@
+"""From a located checkpoint, or from the published sizes of one that is not here, to what it needs on a device."""
+
+import json
+
+import torch
+
+from bestofn.judge.loader import PARTS
+from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.flops import TERA, forward_flops
+from bestofn.models.generator import FOLDERS, part_dtypes
+from bestofn.models.guidance import needs_negative
+from bestofn.models.linear_dit import LinearDiTConfig
+from bestofn.models.residency import stored_dtype, weight_bytes
+from bestofn.service.doctor.checkpoints import Located
+from bestofn.service.doctor.memory import Needs, needs_of
+from bestofn.service.doctor.published import published
+from bestofn.service.load import judge_bytes, judge_dtype
+
+PUBLISHED_TEXT, PUBLISHED_CHANNELS, PUBLISHED_COMPRESSION = 300, 128, 32
+
+
+def needs(model: Located, judge: Located, device: torch.device) -> Needs | None:
+    """What both take; None if one is neither here and whole, nor among the published ones."""
+    judged = _judge(judge, device)
+    if judged is None or model.broken:
+        return None
+    if model.path is None:
+        return _published(model.name, judged, device)
+    checkpoint = Checkpoint(model.name, model.path, model.revision)
+    stored = stored_dtype(model.path / FOLDERS["transformer"])
+    dtypes = part_dtypes(device, stored)
+    parts = {part: weight_bytes(model.path / folder, dtypes[part].itemsize) for part, folder in FOLDERS.items()}
+    config = LinearDiTConfig.from_file(model.path / "transformer" / "config.json")
+    vae = json.loads((model.path / "vae" / "config.json").read_text())
+    calls = checkpoint.call_defaults()
+    return needs_of(
+        parts,
+        judged,
+        config,
+        2 ** (len(vae["encoder_block_out_channels"]) - 1),
+        vae["decoder_block_out_channels"][0],
+        calls.max_sequence_length,
+        dtypes["transformer"].itemsize,
+        needs_negative(calls.guidance_scale, config.guidance_embeds),
+        forward_flops(config, config.sample_size, config.sample_size, calls.max_sequence_length) / TERA,
+    )
+
+
+def _judge(place: Located, device: torch.device) -> int | None:
+    """Bytes of the judge's weights."""
+    if place.broken:
+        return None
+    if place.path is not None and all((place.path / part).is_dir() for part in PARTS):
+        return judge_bytes(place.path, device)
+    sizes = published(place.name)
+    return None if sizes is None or "judge" not in sizes.parts else sizes.parts["judge"] * judge_dtype(device).itemsize
+
+
+def _published(name: str, judge: int, device: torch.device) -> Needs | None:
+    sizes = published(name)
+    if sizes is None or "transformer" not in sizes.parts:
+        return None
+    dtypes = part_dtypes(device, "BF16")
+    config = LinearDiTConfig.from_dict({**sizes.transformer})
+    return needs_of(
+        {part: count * dtypes[part].itemsize for part, count in sizes.parts.items()},
+        judge,
+        config,
+        PUBLISHED_COMPRESSION,
+        PUBLISHED_CHANNELS,
+        PUBLISHED_TEXT,
+        dtypes["transformer"].itemsize,
+        not config.guidance_embeds,
+        forward_flops(config, config.sample_size, config.sample_size, PUBLISHED_TEXT) / TERA,
+    )

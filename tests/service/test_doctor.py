@@ -1,0 +1,203 @@
+"""The doctor: what it finds, what it advises, what it keeps to itself, and that it always ends."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bestofn.models.checkpoint import EMBEDDED
+from bestofn.models.linear_dit import LinearDiTConfig
+from bestofn.service.discovery import address_file
+from bestofn.service.doctor.checkpoints import Located, locate
+from bestofn.service.doctor.checks import CHECKS
+from bestofn.service.doctor.memory import GIB, Needs, findings, needs_of, plan
+from bestofn.service.doctor.published import published
+from bestofn.service.doctor.report import Finding, examine
+from bestofn.service.doctor.shapes import needs
+from bestofn.service.licences import licences, notice
+from bestofn.service.limits import cpu_quota, memory_limit
+from bestofn.service.settings import Settings
+
+SANA, LARGE = (f"Efficient-Large-Model/SANA1.5_{size}_1024px_diffusers" for size in ("1.6B", "4.8B"))
+VERIFIER = "Efficient-Large-Model/NVILA-Lite-2B-Verifier"
+
+
+def look(*names: str, **fields: Any) -> dict[str, Finding]:
+    """The findings of these checks, the last one of a name."""
+    settings = Settings(redis_url=None).model_copy(update=fields)
+    return {finding.what: finding for _, finding in examine(settings, CHECKS, names or None)}
+
+
+def test_a_check_that_breaks_or_hangs_is_a_finding() -> None:
+    def breaks(settings: Settings) -> Iterator[Finding]:
+        yield Finding("ok", "first", "fine")
+        raise OSError("redis://me:pass:w@rd@host is gone, key open-sesame, in " + str(Path.home() / "data"))
+
+    def hangs(settings: Settings) -> Iterator[Finding]:
+        time.sleep(2)
+        yield Finding("ok", "late", "")
+
+    settings = Settings(api_key="open-sesame")
+    found = [finding for _, finding in examine(settings, {"breaks": breaks, "hangs": hangs}, patience=0.2)]
+    assert [finding.state for finding in found] == ["ok", "fail", "fail"]
+    assert found[1].found == "OSError: redis://***@host is gone, key ***, in ~/data"
+    assert "no answer within 0.2 s" in found[2].found
+
+
+def test_the_whole_report_on_a_host_without_torch(served: Any, queue_server: Path, tmp_path: Path) -> None:
+    """As on an API's host; and nothing secret is in it."""
+    program = "import sys; sys.modules['torch'] = None; from bestofn.service.cli.main import app; app()"
+    environment = {
+        "BESTOFN_REDIS_URL": (queue_server / "queue.address").read_text().strip(),
+        "BESTOFN_SERVER": served.url,
+        "BESTOFN_DATA_DIR": str(tmp_path),
+        "BESTOFN_API_KEYS": '["open-sesame"]',
+        "HOME": str(tmp_path),
+    }
+    command = [sys.executable, "-P", "-c", program, "doctor", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "open-sesame" not in done.stdout
+    found = {f"{finding['check']} {finding['what']}": finding for finding in json.loads(done.stdout)}
+    assert "enough for API and client" in found["program for models"]["found"]
+    assert "api_keys=(1 of them)" in found["settings settings"]["found"]
+    assert "fake" in found["queue workers"]["found"]
+    assert found["server server"]["state"] == "ok"
+    assert {finding["check"] for finding in found.values()} == CHECKS.keys() - {"devices", "memory"}
+
+
+def test_queue(served: Any, queue_server: Path, tmp_path: Path) -> None:
+    running = look("queue", data_dir=queue_server)
+    assert running["queue"].state == "ok"
+    assert "noeviction, append-only file on" in running["queue"].found
+    assert "fake" in running["workers"].found
+    assert "candidates wait or run" in running["backlog"].found
+    assert "`bestofn up` would start" in look("queue", data_dir=tmp_path)["queue"].found
+    lost = look("queue", redis_url="redis://:secret@127.0.0.1:9")["queue"]
+    assert (lost.state, "ConnectionError" in lost.found, "secret" in lost.found) == ("fail", True, False)
+
+
+def test_server(served: Any, tmp_path: Path) -> None:
+    address_file(Settings(data_dir=tmp_path)).write_text(json.dumps({"server": served.url}))
+    found = look("server", data_dir=tmp_path)
+    assert (found["server"].state, found["ready"].state) == ("ok", "ok")
+    taken = look("server", data_dir=tmp_path / "empty", port=int(served.url.rpartition(":")[2]))["server"]
+    assert (taken.state, "another program" in taken.fix) == ("warn", True)
+    assert look("server", server="http://127.0.0.1:9")["server"].state == "fail"
+    assert look("settings", host="0.0.0.0")["access"].state == "fail"
+
+
+def test_a_checkpoint_that_is_not_whole(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(EMBEDDED["shapes"], broken)
+    assert locate(str(broken)).broken == ()
+    (broken / "model_index.json").unlink()
+    shutil.rmtree(broken / "tokenizer")
+    weights = broken / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100_000])
+    lacks = locate(str(broken)).broken
+    assert [lack.partition(" at ")[0] for lack in lacks] == [
+        "it has no model_index.json",
+        "vae/diffusion_pytorch_model.safetensors is cut off",
+        "no tokenizer/",
+    ]
+    found = look("checkpoints", model=str(broken))["model"]
+    assert (found.state, found.fix) == ("fail", "download or copy it again, the whole of it")
+    assert look("checkpoints")["judge"].state == "ok"
+
+
+def test_what_is_not_here_yet_is_not_downloaded() -> None:
+    found = look("checkpoints", "memory", model=LARGE, judge=VERIFIER, devices="cpu")
+    assert (found["model"].state, "16.0 GB to download" in found["model"].found) == ("warn", True)
+    assert "text encoder 9.7 GiB, transformer 17.6 GiB" in found["weights"].found
+
+
+GPU = torch.device("cuda")  # for the sizes of its dtypes: no GPU is asked
+FITS: dict[str, tuple[str, float, tuple[str, ...], str]] = {
+    "everything": (SANA, 80, ("ok", "ok"), "all parts stay"),
+    "4.8B on 24 with fewer slots": (LARGE, 24, ("ok", "warn"), "BESTOFN_SLOTS=10"),
+    "4.8B on 20": (LARGE, 20, ("ok", "warn"), "text encoder is read again"),
+    "1.6B on 8": (SANA, 8, ("ok", "warn"), "a GPU of 24 GiB keeps everything"),
+    "nothing": (LARGE, 8, ("ok", "fail"), "the 1.6B checkpoint takes less"),
+}
+
+
+@pytest.mark.parametrize(("model", "gib", "states", "said"), FITS.values(), ids=FITS.keys())
+def test_memory(model: str, gib: float, states: tuple[str, ...], said: str) -> None:
+    needed = needs(Located(model, None), Located(VERIFIER, None), GPU)
+    assert needed is not None
+    made = list(findings(needed, int(gib * GIB), int(gib * GIB), "cuda"))
+    assert tuple(finding.state for finding in made) == states
+    assert said in made[-1].found + made[-1].fix
+
+
+def test_the_memory_plan_is_the_engines() -> None:
+    """The same sizes as `load_engine` finds, and the slots it would take."""
+    needed = needs(locate("shapes"), locate("shapes", judge=True), torch.device("cpu"))
+    assert needed is not None
+    planned = plan(needed, 8 * GIB, "cpu")
+    assert (planned.slots, planned.turns, planned.fits) == (16, (), True)
+    small: Needs = needs_of(
+        {"text_encoder": 10, "transformer": 10, "decoder": 10}, 60, LinearDiTConfig.from_dict({}), 1, 1, 1, 1, True, 0.0
+    )
+    assert plan(small, 100, "cuda").turns == ("text_encoder",)
+
+
+def test_limits_of_a_container(tmp_path: Path) -> None:
+    own, root = tmp_path / "own", tmp_path / "groups"
+    for path, text in {
+        "cpu.max": "max 100000",
+        "pod/cpu.max": "150000 100000",
+        "pod/memory.max": "2048",
+        "pod/box/memory.max": "max",
+        "memory/old/memory.limit_in_bytes": "9223372036854771712",
+        "memory/old/box/memory.limit_in_bytes": "4096",
+        "cpu/old/cpu.cfs_quota_us": "50000",
+        "cpu/old/cpu.cfs_period_us": "100000",
+    }.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text + "\n")
+    own.write_text("0::/pod/box\n")
+    assert (cpu_quota(root, own), memory_limit(root, own)) == (1.5, 2048)
+    own.write_text("5:memory:/old/box\n4:cpu,cpuacct:/old\n")
+    assert (cpu_quota(root, own), memory_limit(root, own)) == (0.5, 4096)
+    assert (cpu_quota(root, tmp_path / "none"), memory_limit(root, tmp_path / "none")) == (None, None)
+
+
+def test_licences() -> None:
+    assert notice("shapes") is None
+    assert notice("./folder") is None
+    said = notice(f"{SANA}@abc")
+    assert said is not None
+    assert "non-commercial" in said
+    assert "Gemma Terms" in said
+    assert "\n" not in said
+    assert "not known" in str(notice("someone/else"))
+    assert [licence.name for licence in licences("shapes")] == ["Apache-2.0"]
+    assert "CC BY-NC" in licences(VERIFIER)[0].name
+    assert "Open Model" in licences("Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers")[0].name
+
+
+def test_published_sizes() -> None:
+    """What a download takes, and the parameters of diffusers' own module of that shape."""
+    from diffusers import SanaTransformer2DModel
+
+    for name, gigabytes in (
+        (SANA, 9.7),
+        (LARGE, 16.0),
+        ("Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers", 7.7),
+    ):
+        sizes = published(name)
+        assert sizes is not None
+        assert round(sizes.download / 1e9, 1) == gigabytes
+        with torch.device("meta"):
+            shape = {"qk_norm": "rms_norm_across_heads", **sizes.transformer}
+            transformer = SanaTransformer2DModel(**shape)
+        assert sum(p.numel() for p in transformer.parameters()) == sizes.parts["transformer"]
