@@ -9,12 +9,13 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bestofn.service.api import page
 from bestofn.service.api.problem import problem_of
 from bestofn.service.errors import BestOfNError, HostRefused, NotAuthorized, SetupError
 from bestofn.service.settings import Settings
 
-# Probes carry no key, and the description of the API is no secret.
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+# Probes carry no key; the page and the description of the API are no secret, and the page asks for a key itself.
+OPEN_PATHS = page.PATHS | {"/livez", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 
 
 def is_loopback(host: str) -> bool:
@@ -27,15 +28,21 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def reached_at(settings: Settings) -> str:
+    """The address that decides who can call: a container listens on all of its own, and is published on another."""
+    return settings.published_on or settings.host
+
+
 def check_binding(settings: Settings) -> None:
     """Refuse settings that would open the server to other machines without keys and without saying so.
 
     Raises:
         SetupError: the host is no loopback address, there are no keys, and `open_access` is off.
     """
-    if not (is_loopback(settings.host) or settings.api_keys or settings.open_access):
+    host = reached_at(settings)
+    if not (is_loopback(host) or settings.api_keys or settings.open_access):
         raise SetupError(
-            f"a server on {settings.host} can be called from other machines: set BESTOFN_API_KEYS, "
+            f"a server on {host} can be called from other machines: set BESTOFN_API_KEYS, "
             f"listen on 127.0.0.1, or say BESTOFN_OPEN_ACCESS=1 (--open-access) if a network of yours protects it"
         )
 
@@ -56,13 +63,14 @@ def check_key(headers: Headers, keys: Sequence[str]) -> None:
         raise NotAuthorized("the key in the Authorization header is not one of this server's")
 
 
-def check_host(headers: Headers) -> None:
-    """Raises HostRefused unless Host is a loopback name and Origin, if a browser sent one, is this very server.
+def check_host(headers: Headers, allowed: Sequence[str] = ()) -> None:
+    """Raises HostRefused unless Host is a loopback name, or allowed, and Origin, if sent, is this very server.
 
     Any web page can make a browser call a loopback port. Its Origin gives it away; with DNS rebinding its Host does.
     """
     host = headers.get("host", "")
-    if not is_loopback(_name(f"//{host}")):
+    name = _name(f"//{host}")
+    if not (is_loopback(name) or name in allowed):
         raise HostRefused(
             f"Host is {host[:100]!r}, but a server without API keys answers to localhost and 127.0.0.1 only; "
             "set BESTOFN_API_KEYS to serve other names"
@@ -85,7 +93,8 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._keys = settings.api_keys
-        self._check_host = not settings.api_keys and is_loopback(settings.host)
+        self._check_host = not settings.api_keys and is_loopback(reached_at(settings))
+        self._allowed_hosts = settings.allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -93,7 +102,7 @@ class Guard:
         headers = Headers(scope=scope)
         try:
             if self._check_host:
-                check_host(headers)
+                check_host(headers, self._allowed_hosts)
             if self._keys and scope["path"] not in OPEN_PATHS:
                 check_key(headers, self._keys)
         except BestOfNError as error:

@@ -1,0 +1,102 @@
+// The candidates as tiles: places that fill as they are judged; arrow keys walk, Enter opens.
+
+import { ordered, picturePath } from "./job.js";
+import { picture } from "./pictures.js";
+import { $, element, score } from "./text.js";
+
+const SHOWN = 512; // the server keeps no more thumbnails of a job
+
+export class Grid {
+  #list = $("grid");
+  #tiles = new Map(); // index -> tile
+  #open;
+
+  /** `open(index)` shows a candidate large. */
+  constructor(open) {
+    this.#open = open;
+    this.#list.addEventListener("click", ({ target }) => {
+      const tile = target.closest("button:not(:disabled)");
+      if (tile) open(Number(tile.dataset.index));
+    });
+    this.#list.addEventListener("keydown", (event) => this.#walk(event));
+  }
+
+  clear() {
+    this.#tiles.clear();
+    this.#list.replaceChildren();
+  }
+
+  draw(job, bestFirst) {
+    const count = Math.min(job.count, SHOWN);
+    this.#list.style.setProperty("--tile", `${count > 64 ? 80 : 122}px`);
+    const judged = ordered(job, bestFirst);
+    const shown = bestFirst ? judged.slice(0, count) : judged.filter((index) => index < count);
+    const waiting = [...Array(count).keys()].filter((index) => !job.candidates.has(index));
+    const order = bestFirst ? [...shown, ...waiting].slice(0, count) : [...Array(count).keys()];
+    for (const index of order) this.#update(job, index);
+    const tiles = order.map((index) => this.#tiles.get(index).parentElement);
+    // Elements that stay where they are keep their focus and are not laid out again.
+    if (tiles.some((tile, i) => this.#list.children[i] !== tile) || tiles.length !== this.#list.children.length) {
+      const focused = document.activeElement;
+      this.#list.replaceChildren(...tiles);
+      if (focused && this.#list.contains(focused)) focused.focus({ preventScroll: true });
+    }
+    this.#list.querySelector("[tabindex='0']") ?? this.#list.querySelector("button:not(:disabled)")?.setAttribute("tabindex", "0");
+    const note = $("grid-note");
+    note.hidden = job.count <= SHOWN;
+    note.textContent = `${SHOWN} of ${job.count.toLocaleString("en")} are shown.`;
+  }
+
+  focus(index) {
+    const tile = this.#tiles.get(index);
+    if (!tile || tile.disabled) return;
+    this.#list.querySelector("[tabindex='0']")?.setAttribute("tabindex", "-1");
+    tile.setAttribute("tabindex", "0");
+    tile.focus();
+  }
+
+  #update(job, index) {
+    let tile = this.#tiles.get(index);
+    if (!tile) {
+      tile = element("button", { type: "button", className: "tile", disabled: true, tabIndex: -1, dataset: { index } });
+      tile.append(element("span", { className: "pixels" }), element("span", { className: "label" }));
+      tile.setAttribute("aria-label", `Candidate ${index}, not judged yet`);
+      this.#tiles.set(index, tile);
+      element("li", {}, tile);
+    }
+    const candidate = job.candidates.get(index);
+    if (!candidate) return;
+    const [pixels, label] = tile.children;
+    const { answer, p_yes: p } = candidate.verdict;
+    const leads = index === job.leader;
+    const state = `${answer} ${p} ${candidate.rank} ${leads}`;
+    if (tile.dataset.state !== state) {
+      tile.dataset.state = state;
+      tile.disabled = false;
+      tile.dataset.answer = answer;
+      tile.classList.toggle("leads", leads);
+      const rank = candidate.rank ? `rank ${candidate.rank}, ` : "";
+      tile.setAttribute("aria-label", `Candidate ${index}, ${rank}judged ${answer}, score ${score(candidate.verdict)}`);
+      const badge = element("b", {}, score(candidate.verdict));
+      label.replaceChildren(element("i", {}, candidate.rank ? `${candidate.rank}` : ""), badge);
+      label.style.setProperty("--score", p ?? 0);
+    }
+    const path = picturePath(job, index);
+    if (path && pixels.dataset.path !== path) {
+      pixels.dataset.path = path;
+      picture(path).then((url) => url && pixels.dataset.path === path && pixels.replaceChildren(element("img", { src: url, alt: "" })));
+    }
+  }
+
+  #walk(event) {
+    const tiles = [...this.#list.querySelectorAll("button:not(:disabled)")];
+    const at = tiles.indexOf(document.activeElement);
+    if (at < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
+    const columns = getComputedStyle(this.#list).gridTemplateColumns.split(" ").length;
+    const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, Home: -at, End: tiles.length - 1 - at };
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    const next = tiles[at + moves[event.key]];
+    if (next) this.focus(Number(next.dataset.index));
+  }
+}

@@ -1,0 +1,115 @@
+// What is known of a job: built up from its events, without a look at the page.
+
+/** Events after which nothing follows. */
+export const LAST = new Set(["result", "error"]);
+
+/** A job from its JobResult, as POST /generate and GET /jobs/{id} return it. */
+export function jobOf(result) {
+  const job = {
+    id: result.id,
+    prompt: result.prompt,
+    parameters: result.parameters,
+    model: result.model,
+    judge: result.judge,
+    count: result.parameters.num_samples,
+    status: result.status,
+    position: null,
+    wait: null,
+    judged: 0,
+    steps: 0,
+    totalSteps: result.parameters.num_samples * result.parameters.num_inference_steps,
+    candidates: new Map(), // index -> {index, seed, verdict, thumbnail, rank}
+    curve: [], // [candidates judged, best p_yes so far]
+    bracket: [], // [round][place] -> {a, b, winner}
+    leader: null, // index
+    images: [],
+    warnings: result.warnings,
+    error: null,
+    next: null,
+  };
+  standAt(job, result);
+  return job;
+}
+
+/** Take an event {type, data} into account. */
+export function apply(job, { type, data }) {
+  if (type === "queued") {
+    job.position = data.position;
+    job.wait = data.estimated_wait_seconds;
+  } else if (type === "started") {
+    job.status = "running";
+  } else if (type === "progress") {
+    job.status = "running";
+    standing(job, data);
+  } else if (type === "candidate") {
+    judged(job, data);
+  } else if (type === "match") {
+    (job.bracket[data.round] ??= [])[data.place] = { a: data.a, b: data.b, winner: data.winner };
+  } else if (type === "snapshot" || type === "result") {
+    standAt(job, data);
+  } else if (type === "error") {
+    job.status = data.code === "job_canceled" ? "canceled" : "failed";
+    job.error = data.detail;
+  }
+}
+
+/** A further page of the result. */
+export function append(job, page) {
+  for (const candidate of page.candidates) judged(job, candidate);
+  page.bracket.forEach((matches, round) => (job.bracket[round] ??= []).push(...matches));
+  job.next = page.next;
+}
+
+export const ended = (job) => ["succeeded", "failed", "canceled"].includes(job.status);
+
+/** The picture of a candidate: the full one of a winner, else its thumbnail, else null. */
+export function picturePath(job, index) {
+  const winner = job.images.find((image) => image.candidate === index);
+  return winner?.url ?? job.candidates.get(index)?.thumbnail ?? null;
+}
+
+/** Indices of the judged candidates: best first, or in the order of their seeds. */
+export function ordered(job, bestFirst) {
+  const known = [...job.candidates.values()];
+  const place = (c) => c.rank ?? Infinity;
+  if (bestFirst) known.sort((a, b) => place(a) - place(b) || better(b, a) - better(a, b) || a.index - b.index);
+  else known.sort((a, b) => a.index - b.index);
+  return known.map((candidate) => candidate.index);
+}
+
+function standAt(job, result) {
+  job.status = result.status;
+  job.warnings = result.warnings;
+  job.images = result.images;
+  job.error = result.error;
+  job.next = result.next;
+  for (const candidate of result.candidates) judged(job, candidate);
+  if (result.bracket.length) job.bracket = result.bracket;
+  if (result.progress) standing(job, result.progress);
+  if (result.images.length) job.leader = result.images[0].candidate;
+}
+
+function standing(job, progress) {
+  job.judged = Math.max(progress.judged, job.candidates.size);
+  job.steps = progress.steps;
+  job.totalSteps = progress.total_steps;
+  // The server knows the rule; it may have a leader whose own event is still to come.
+  if (progress.best && job.candidates.has(progress.best.index)) job.leader = progress.best.index;
+}
+
+function judged(job, candidate) {
+  const known = job.candidates.get(candidate.index);
+  job.candidates.set(candidate.index, { ...known, ...candidate });
+  if (known) return;
+  job.judged = Math.max(job.judged, job.candidates.size);
+  const leader = job.candidates.get(job.leader);
+  if (!leader || better(candidate, leader)) job.leader = candidate.index;
+  const best = Math.max(candidate.verdict.p_yes ?? 0, job.curve.at(-1)?.[1] ?? 0);
+  job.curve.push([job.candidates.size, best]);
+}
+
+// Yes and no before any other word, then by score: the server's order but for ties, until it says the ranks.
+function better(a, b) {
+  const place = ({ verdict }) => (verdict.answer === "other" || verdict.p_yes === null ? -1 : verdict.p_yes);
+  return place(a) > place(b);
+}

@@ -1,0 +1,322 @@
+// The page: a prompt becomes a job, the job's events become pictures, and the address remembers which job is shown.
+
+import { call, json, key, Problem, readJson } from "./api.js";
+import { BracketView, entrants, plant } from "./bracket.js";
+import { Form } from "./form.js";
+import { Grid } from "./grid.js";
+import { drawHistory, forgetAll, recall, remember } from "./history.js";
+import { append, apply, ended, jobOf, LAST, ordered } from "./job.js";
+import { forget, miniature } from "./pictures.js";
+import { drawJob, stateOf } from "./show.js";
+import { follow, sleep } from "./stream.js";
+import { $, copy, element, score, sentence } from "./text.js";
+import { Viewer } from "./viewer.js";
+
+const EXAMPLES = {
+  shapes: ["a photo of a red star left of a blue circle", "a photo of three red circles", "a photo of a green square above a yellow heart"],
+  other: ["a lighthouse on a cliff at dusk, oil painting", "two foxes asleep under a birch in the snow", "a red bicycle left of a blue door"],
+};
+const ADVICE = {
+  401: "This server wants a key: set it with the button “API key” above.",
+  403: "Open the page under the server's own address.",
+  429: "The server has enough to do at the moment.",
+  500: "Draw again; if it fails again, the log of the server or its worker says why.",
+};
+
+const form = new Form();
+const viewer = new Viewer((index) => grid.focus(index));
+const open = (index) => viewer.open(job, index, ordered(job, bestFirst));
+const grid = new Grid(open);
+const bracket = new BracketView(open);
+
+let job = null;
+let doing = null; // AbortController of what goes on: a submission, or the following of a job
+let bestFirst = false;
+let lost = false;
+let since = null; // when the job was submitted, if this page did it
+let drawing = 0;
+let asked = null; // what to do once there is a key
+
+// -- what the person does ---------------------------------------------------------------------------------------------
+
+async function generate() {
+  let body;
+  try {
+    body = form.read();
+  } catch ({ field, message }) {
+    return form.complain(message, field);
+  }
+  form.complain(null);
+  const signal = begin();
+  // The same key for every attempt: an answer that got lost does not draw the pictures twice.
+  const headers = { Prefer: "respond-async", "Idempotency-Key": hex(crypto.getRandomValues(new Uint8Array(16))) };
+  for (let attempt = 0; ; attempt++) {
+    try {
+      const result = await json("generate", { method: "POST", body, headers, signal });
+      form.complain(null);
+      remember(result.id, { prompt: result.prompt, count: result.parameters.num_samples, status: "running", parameters: kept(result) });
+      since = Date.now();
+      history.pushState(null, "", `#job=${result.id}`);
+      return await watch(result, signal);
+    } catch (error) {
+      if (signal.aborted) return;
+      if (!(error instanceof Problem) || !error.passing) return refused(error, generate);
+      const pause = error.retryAfter ?? Math.min(10, 2 ** attempt);
+      form.complain(`${plain(error)} Trying again in ${Math.ceil(pause)} s.`);
+      await sleep(1000 * pause, signal).catch(() => {});
+      if (signal.aborted) return;
+    }
+  }
+}
+
+async function cancel() {
+  if (!job || ended(job) || !location.hash) return idle();
+  say("Cancelling");
+  try {
+    await call(`jobs/${job.id}`, { method: "DELETE" }); // its stream tells the rest
+  } catch (error) {
+    refused(error, cancel);
+  }
+}
+
+/** Show a job that exists already: after a reload, from the history, or from a link. */
+async function reopen(id) {
+  const signal = begin();
+  since = null;
+  for (let attempt = 0; ; attempt++) {
+    try {
+      return await watch(await json(`jobs/${id}?limit=1`, { signal }), signal);
+    } catch (error) {
+      if (signal.aborted) return;
+      if ([404, 410].includes(error.status)) return expired(id);
+      if (!error.passing) return refused(error, () => reopen(id));
+      form.complain(`${plain(error)} Trying again.`);
+      await sleep(Math.min(10_000, 500 * 2 ** attempt), signal).catch(() => {});
+      if (signal.aborted) return;
+    }
+  }
+}
+
+function expired(id) {
+  idle();
+  leave();
+  const entry = recall(id);
+  if (entry) {
+    form.show(entry.parameters);
+    form.lockSeed();
+  }
+  const known = entry ? " Its parameters are filled in above, with its seed: Generate draws the same pictures again." : "";
+  form.complain(`This job is no longer on the server.${known}`);
+  $("go").focus();
+}
+
+// -- following a job --------------------------------------------------------------------------------------------------
+
+async function watch(result, signal) {
+  leave();
+  job = jobOf({ ...result, candidates: [], bracket: [] });
+  form.show(kept(result));
+  bestFirst = false;
+  busy(true);
+  $("examples").hidden = true;
+  $("job").hidden = false;
+  drawHistory(pick, job.id);
+  draw();
+  say(stateOf(job, false));
+  const events = follow((lastId, stop) => listen(result.id, lastId, stop), {
+    signal,
+    last: LAST,
+    onLost: () => ((lost = true), draw()),
+    onBack: () => ((lost = false), draw()),
+  });
+  let quarters = 0;
+  for await (const { type, data } of events) {
+    const before = job.status;
+    apply(job, { type, data: readJson(data) });
+    const quarter = Math.floor((4 * job.candidates.size) / job.count);
+    if (job.status !== before || quarter > quarters) say(stateOf(job, false));
+    quarters = quarter;
+    draw();
+  }
+  while (job.next !== null) append(job, await json(job.next, { signal }));
+  await finish(signal);
+}
+
+const listen = (id, lastId, signal) =>
+  call(`jobs/${id}/events`, { headers: { Accept: "text/event-stream", ...(lastId === null ? {} : { "Last-Event-ID": lastId }) }, signal });
+
+async function finish(signal) {
+  const done = job;
+  lost = false;
+  busy(false);
+  bestFirst = done.status === "succeeded";
+  if (done.status === "failed") form.complain(`The job failed: ${sentence(done.error ?? "")} ${ADVICE[500]}`);
+  draw();
+  say(stateOf(done, false));
+  const words = { status: done.status };
+  if (done.images.length) {
+    words.score = score(done.images[0].verdict);
+    words.thumbnail = await miniature(done.images[0].url).catch(() => null);
+  }
+  if (signal.aborted) return;
+  if (recall(done.id)) remember(done.id, words);
+  drawHistory(pick, done.id);
+}
+
+function draw() {
+  drawing ||= requestAnimationFrame(() => {
+    drawing = 0;
+    if (!job) return;
+    drawJob(job, { lost, since });
+    $("by-rank").setAttribute("aria-pressed", bestFirst);
+    $("by-index").setAttribute("aria-pressed", !bestFirst);
+    grid.draw(job, bestFirst);
+    bracket.draw(job);
+  });
+}
+
+// -- what the page is at ----------------------------------------------------------------------------------------------
+
+/** Ends what was going on and starts something new, which ends with the signal. */
+function begin() {
+  doing?.abort();
+  doing = new AbortController();
+  busy(true);
+  return doing.signal;
+}
+
+function busy(on) {
+  $("go").textContent = on ? "Cancel" : "Generate";
+  $("go").title = on ? "Esc" : "Enter";
+  $("ask").classList.toggle("busy", on);
+}
+
+function idle() {
+  doing?.abort();
+  busy(false);
+}
+
+/** Nothing is shown but the box. */
+function leave() {
+  viewer.close();
+  forget();
+  grid.clear();
+  bracket.clear();
+  job = null;
+  lost = false;
+  $("job").hidden = true;
+  $("examples").hidden = false;
+  document.title = "bestofn";
+}
+
+function refused(error, again) {
+  if (!(error instanceof Problem)) throw error;
+  idle();
+  if (error.status === 401) {
+    asked = again;
+    $("key-note").textContent = sentence(error.message);
+    $("key-button").hidden = false;
+    $("key-dialog").showModal();
+  }
+  form.complain(plain(error), error.field);
+}
+
+const plain = (error) => `${sentence(error.message)} ${ADVICE[error.status] ?? ""}`.trim();
+const say = (text) => ($("announcer").textContent = text);
+const hex = (bytes) => [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+const kept = ({ parameters, model, judge }) => ({ ...parameters, model: model.name, judge: judge.name });
+const hashJob = () => /^#job=([0-9a-f]{1,64})$/.exec(location.hash)?.[1] ?? null;
+
+function pick(entry) {
+  if (hashJob() !== entry.id) location.hash = `job=${entry.id}`;
+  else reopen(entry.id);
+  scrollTo({ top: 0 });
+}
+
+function route() {
+  const id = hashJob();
+  if (id !== null) return reopen(id);
+  idle();
+  leave();
+  drawHistory(pick, null);
+}
+
+async function learn() {
+  let models = [];
+  try {
+    models = (await json("v1/models")).data;
+  } catch (error) {
+    if (error.status === 401) refused(error, start);
+    else form.complain(plain(error));
+  }
+  form.know(models);
+  const prompts = EXAMPLES[models.every(({ id }) => id === "shapes") ? "shapes" : "other"];
+  $("example-list").replaceChildren(...prompts.map((prompt) => element("li", {}, example(prompt))));
+}
+
+function example(prompt) {
+  const button = element("button", { type: "button" }, prompt);
+  button.addEventListener("click", () => {
+    $("prompt").value = prompt;
+    generate();
+  });
+  return button;
+}
+
+async function start() {
+  $("key-button").hidden = key.get() === null;
+  drawHistory(pick, null);
+  await learn();
+  if (hashJob() !== null) route();
+  else if (matchMedia("(pointer: fine)").matches) $("prompt").focus(); // on a phone it would raise the keyboard
+}
+
+// -- wiring -----------------------------------------------------------------------------------------------------------
+
+$("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if ($("ask").classList.contains("busy")) cancel();
+  else generate();
+});
+$("prompt").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  if (!$("ask").classList.contains("busy")) generate();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && $("ask").classList.contains("busy") && !document.querySelector("dialog[open]")) cancel();
+});
+$("by-rank").addEventListener("click", () => ((bestFirst = true), draw()));
+$("by-index").addEventListener("click", () => ((bestFirst = false), draw()));
+$("frame").addEventListener("click", () => open(job.leader));
+$("remake").addEventListener("click", () => open(job.leader));
+$("copy-seed").addEventListener("click", ({ target }) => copy(job.candidates.get(job.leader).seed, target));
+$("winners").addEventListener("click", ({ target }) => {
+  const picked = target.closest("[data-index]");
+  if (picked) open(Number(picked.dataset.index));
+});
+$("clear-history").addEventListener("click", () => {
+  forgetAll();
+  drawHistory(pick, null);
+});
+$("key-button").addEventListener("click", () => {
+  asked = null;
+  $("key-note").textContent = "It stays in this browser.";
+  $("key-dialog").showModal();
+});
+$("key-forget").addEventListener("click", () => {
+  key.set(null);
+  $("key-dialog").close();
+});
+$("key-form").addEventListener("submit", () => {
+  key.set($("key").value.trim());
+  $("key").value = "";
+  form.complain(null);
+  (asked ?? start)();
+});
+addEventListener("hashchange", route);
+new ResizeObserver(() => draw()).observe($("bracket"));
+new ResizeObserver(([{ contentRect: { width } }]) => width && plant($("ghost"), entrants(width < 540 ? 8 : 16), 0, width)).observe($("ghost"));
+setInterval(() => job && !ended(job) && draw(), 1000);
+
+start();

@@ -1,0 +1,98 @@
+// The job as the page shows it: heading, progress, who leads and who won. Grid and bracket draw themselves.
+
+import { drawCurve } from "./curve.js";
+import { ended, picturePath } from "./job.js";
+import { picture } from "./pictures.js";
+import { $, element, fillPairs, plural, score, seconds, sentence } from "./text.js";
+import { fileName } from "./viewer.js";
+
+const PLACES = ["", "first", "second", "third"];
+
+/** Draw everything but grid and bracket. `lost`: the stream broke and is being opened again. `since`: when it began. */
+export function drawJob(job, { lost, since }) {
+  const { parameters: p } = job;
+  const done = ended(job);
+  $("job").dataset.status = job.status;
+  $("job").setAttribute("aria-busy", !done);
+  $("job-eyebrow").textContent = `Best of ${job.count.toLocaleString("en")}`;
+  $("job-prompt").textContent = job.prompt;
+  $("job-facts").textContent = facts(job);
+  $("warnings").hidden = job.warnings.length === 0;
+  $("warnings").replaceChildren(...job.warnings.map((text) => element("li", {}, sentence(text))));
+  $("progress").hidden = job.status === "succeeded";
+  $("progress").classList.toggle("lost", lost);
+  $("progress-bar").hidden = done;
+  if (job.status === "queued") $("progress-bar").removeAttribute("value");
+  else $("progress-bar").value = job.steps / job.totalSteps;
+  $("progress-text").textContent = stateOf(job, lost);
+  $("progress-time").textContent = done || since === null ? "" : seconds((Date.now() - since) / 1000);
+  drawLeader(job, done);
+  drawWinners(job);
+  drawCurve($("curve"), job.curve, job.count);
+  document.title = done ? `${job.prompt} · bestofn` : `${job.judged}/${job.count} · bestofn`;
+  if (p.negative_prompt) $("job-facts").append(element("span", {}, ` · without: ${p.negative_prompt}`));
+}
+
+/** What goes on, in one sentence. */
+export function stateOf(job, lost) {
+  if (lost) return "The server does not answer. Trying again…";
+  if (job.status === "queued") {
+    const place = job.position === null ? "" : `, ${PLACES[job.position] ?? `number ${job.position}`} in the queue`;
+    return `Waiting${place}${job.wait === null ? "" : `, about ${seconds(job.wait)} to go`}`;
+  }
+  const share = `${job.candidates.size} of ${job.count}`;
+  if (job.status === "running") return job.candidates.size ? `${share} judged` : "Drawing the first candidates";
+  if (job.status === "canceled") return `Cancelled after ${share} candidates.`;
+  if (job.status === "failed") return `Failed after ${share} candidates.`;
+  const { verdict, seed } = job.candidates.get(job.leader);
+  return `Done: candidate ${job.leader} won with score ${score(verdict)}, seed ${seed}.`;
+}
+
+function facts({ parameters: p, model, judge }) {
+  return [`${p.width} × ${p.height}`, plural(p.num_inference_steps, "step"), `guidance ${p.guidance_scale}`, `model ${model.name}`, `judge ${judge.name}`].join(" · ");
+}
+
+function drawLeader(job, done) {
+  const leader = job.candidates.get(job.leader);
+  const won = job.images[0];
+  $("frame").disabled = !leader;
+  $("frame").classList.toggle("won", Boolean(won));
+  $("leader-title").textContent = won ? "Winner" : !leader ? "" : done ? "Led when it ended" : "Leads";
+  $("score").textContent = leader ? score(leader.verdict) : "";
+  $("score-words").textContent = leader ? wordsOf(leader.verdict) : "";
+  fillPairs($("leader-pairs"), leader ? [["Candidate", `${leader.index}`], ["Seed", leader.seed]] : []);
+  $("winner-actions").hidden = !won;
+  const path = leader ? picturePath(job, leader.index) : null;
+  if ($("frame").dataset.path === `${path}`) return;
+  $("frame").dataset.path = `${path}`;
+  $("frame").setAttribute("aria-label", leader ? `${$("leader-title").textContent}: candidate ${leader.index}. Open large` : "No candidate is judged yet");
+  if (!path) return ($("leader").hidden = true);
+  picture(path).then((url) => {
+    if ($("frame").dataset.path !== path || !url) return;
+    $("leader").hidden = false;
+    $("leader").src = url;
+    Object.assign($("download"), { href: url, download: fileName(job, leader.seed, won) });
+  });
+}
+
+function wordsOf({ answer }) {
+  if (answer === "other") return "the judge said neither yes nor no";
+  return answer === "yes" ? "the judge says it shows the prompt" : "the judge says it does not show the prompt";
+}
+
+/** Further winners, if more than one was asked for. */
+function drawWinners(job) {
+  const others = job.images.slice(1);
+  const box = $("winners");
+  box.hidden = others.length === 0;
+  if (box.dataset.of === `${job.id} ${others.length}`) return;
+  box.dataset.of = `${job.id} ${others.length}`;
+  box.replaceChildren(
+    ...others.map(({ rank, candidate, url, verdict }) => {
+      const button = element("button", { type: "button", dataset: { index: candidate } }, element("span", { className: "pixels" }), element("small", {}, `${rank} · ${score(verdict)}`));
+      button.setAttribute("aria-label", `Rank ${rank}, candidate ${candidate}`);
+      picture(url).then((at) => at && button.firstChild.append(element("img", { src: at, alt: "" })));
+      return button;
+    }),
+  );
+}

@@ -1,0 +1,99 @@
+// A picture large, with its verdict, its seed, its rank, and the call that draws it again; arrow keys walk on.
+
+import { diffusersCall } from "./diffusers.js";
+import { picturePath } from "./job.js";
+import { picture } from "./pictures.js";
+import { $, copy, fillPairs, logit, score } from "./text.js";
+
+// What the embedded checkpoint's own bestofn.json changes of diffusers' defaults.
+const EXTRAS = { shapes: { max_sequence_length: 16, complex_human_instruction: "None" } };
+
+export class Viewer {
+  #dialog = $("viewer");
+  #job = null;
+  #order = [];
+  #index = null;
+
+  /** `closed(index)` is told which picture was shown last. */
+  constructor(closed) {
+    $("viewer-previous").addEventListener("click", () => this.#step(-1));
+    $("viewer-next").addEventListener("click", () => this.#step(1));
+    $("viewer-close").addEventListener("click", () => this.#dialog.close());
+    $("viewer-copy-seed").addEventListener("click", ({ target }) => copy(this.#candidate.seed, target));
+    $("viewer-copy-call").addEventListener("click", ({ target }) => copy($("viewer-call").textContent, target));
+    this.#dialog.addEventListener("close", () => closed(this.#index));
+    this.#dialog.addEventListener("click", ({ target }) => target === this.#dialog && this.#dialog.close());
+    this.#dialog.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!step || event.target.tagName === "PRE") return;
+      event.preventDefault();
+      this.#step(step);
+    });
+  }
+
+  get #candidate() {
+    return this.#job.candidates.get(this.#index);
+  }
+
+  /** Show candidate `index` of a job; the arrows walk through `order`. */
+  open(job, index, order) {
+    [this.#job, this.#order] = [job, order];
+    this.#show(index);
+    if (!this.#dialog.open) this.#dialog.showModal();
+  }
+
+  close() {
+    if (this.#dialog.open) this.#dialog.close();
+  }
+
+  #step(by) {
+    const next = this.#order[this.#order.indexOf(this.#index) + by];
+    if (next !== undefined) this.#show(next);
+  }
+
+  #show(index) {
+    this.#index = index;
+    const job = this.#job;
+    const { seed, verdict, rank } = this.#candidate;
+    const won = job.images.find((image) => image.candidate === index);
+    const path = picturePath(job, index);
+    $("viewer-rank").textContent = rank ? `Rank ${rank} of ${job.candidates.size}` : `${job.candidates.size} of ${job.count} are judged`;
+    $("viewer-title").textContent = won?.rank === 1 ? `The winner, candidate ${index}` : `Candidate ${index}`;
+    fillPairs($("viewer-pairs"), [
+      ["Judged", verdict.answer],
+      ["Score", score(verdict)],
+      ["Logits", `yes ${logit(verdict.yes_logit)}, no ${logit(verdict.no_logit)}`],
+      ["Seed", seed],
+    ]);
+    $("viewer-note").textContent = note(job, won, path);
+    $("viewer-call").textContent = diffusersCall(job, seed, EXTRAS[job.model.name]);
+    const at = this.#order.indexOf(index);
+    $("viewer-previous").disabled = at <= 0;
+    $("viewer-next").disabled = at < 0 || at === this.#order.length - 1;
+    this.#paint(path, fileName(job, seed, won));
+  }
+
+  async #paint(path, name) {
+    const [image, download] = [$("viewer-image"), $("viewer-download")];
+    download.hidden = true;
+    const url = path && (await picture(path));
+    if (path !== picturePath(this.#job, this.#index)) return; // walked on meanwhile
+    image.hidden = !url;
+    if (!url) return;
+    image.src = url;
+    image.alt = `${this.#job.prompt}, candidate ${this.#index}`;
+    Object.assign(download, { hidden: false, href: url, download: name });
+  }
+}
+
+/** A file name for a picture: the prompt's first words and the seed. */
+export function fileName(job, seed, won) {
+  const words = job.prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["picture"];
+  return `${words.slice(0, 8).join("-").slice(0, 60)}-${seed}.${won ? job.parameters.format : "webp"}`;
+}
+
+function note(job, won, path) {
+  if (won) return "";
+  if (!path) return "No picture was kept of this candidate. The call below draws it.";
+  return "A small copy: full pictures are kept of winners only. The call below draws this one in full.";
+}
