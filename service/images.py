@@ -1,14 +1,19 @@
 """Pictures to bytes and back: the three formats of the wire and small WebP thumbnails, with Pillow alone."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from bestofn.service.jobs import ImageFormat
 from bestofn.service.story import Story
+
+if TYPE_CHECKING:  # whoever has an array has numpy; clients and the API do without
+    import numpy as np
+    from numpy.typing import NDArray
 
 THUMBNAIL_SIDE = 256  # pixels, the longer side
 MEDIA_TYPES: Mapping[ImageFormat, str] = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
@@ -63,6 +68,6 @@ def _image(pixels: NDArray[np.uint8] | Image.Image) -> Image.Image:
     """A copy in RGB, so that shrinking it does not touch the caller's."""
     if isinstance(pixels, Image.Image):
         return pixels.convert("RGB") if pixels.mode != "RGB" else pixels.copy()
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+    if pixels.dtype != "uint8" or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"a picture is (height, width, 3) of uint8, got {pixels.shape} of {pixels.dtype}")
-    return Image.fromarray(np.ascontiguousarray(pixels))
+    return Image.fromarray(pixels)
