@@ -31,6 +31,10 @@ class Settings(BaseSettings):
     max_deliveries: int = Field(3, ge=1)
     result_ttl_seconds: int = Field(3600, ge=1, description="Results and images are kept this long after a job's end.")
     max_queued_candidates: int = Field(65_536, ge=1, description="More waiting candidates than this are refused: 429.")
+    max_queued_candidates_per_key: int | None = Field(
+        None, ge=1, description="The same for each API key; none: no limit."
+    )
+    max_queued_tflops: float | None = Field(None, gt=0, description="More estimated work than this is refused: 429.")
     image_budget_bytes: int = Field(512 * 2**20, description="Winners' images that may stand in Redis together.")
 
     # HTTP
@@ -73,6 +77,7 @@ class Settings(BaseSettings):
         None, ge=0, le=65_535, description="A worker's port of /metrics, /livez and /readyz; none if unset."
     )
     metrics_host: str = Field("0.0.0.0", description="Address of that port.")
+    open_metrics: bool = Field(False, description="The API answers /metrics without a key, where keys are set.")
     otel_endpoint: str | None = Field(
         None,
         validation_alias=AliasChoices("BESTOFN_OTEL_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),

@@ -8,7 +8,7 @@ import structlog
 from fastapi import FastAPI
 
 import bestofn
-from bestofn.service.api import events, generate, guard, health, jobs, openai, page, problem
+from bestofn.service.api import events, generate, guard, health, jobs, metrics, openai, page, problem, status
 from bestofn.service.api.context import Context
 from bestofn.service.api.openai_errors import OpenAIErrors
 from bestofn.service.api.requests import Requests, is_probe
@@ -64,7 +64,8 @@ def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         used = queue or await _connect(settings)
-        app.state.context = Context(used, settings, TokenCounters(used.tokenizer))
+        app.state.context = context = Context(used, settings, TokenCounters(used.tokenizer))
+        await health.look(context)  # jobs that end from now on are counted
         try:
             yield
         finally:
@@ -89,6 +90,6 @@ def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
     app.add_middleware(Requests)  # around all of them
     problem.install(app)
     app.include_router(events.streams)  # first: it takes those callers only who want events
-    for module in (generate, jobs, events, openai, health, page):
+    for module in (generate, jobs, events, openai, health, status, metrics, page):
         app.include_router(module.router)
     return app

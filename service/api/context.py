@@ -13,6 +13,7 @@ from bestofn.service.api.tokens import TokenCounters
 from bestofn.service.errors import JobNotFound
 from bestofn.service.queue.queue import Queue
 from bestofn.service.settings import Settings
+from bestofn.service.telemetry.queue_metrics import EndedJobs
 
 log = structlog.get_logger()
 
@@ -24,6 +25,7 @@ class Context:
     queue: Queue
     settings: Settings
     counters: TokenCounters
+    ended: EndedJobs = field(default_factory=EndedJobs)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 

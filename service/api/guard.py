@@ -93,6 +93,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._keys = settings.api_keys
+        self._open = OPEN_PATHS | ({"/metrics"} if settings.open_metrics else frozenset())
         self._check_host = not settings.api_keys and is_loopback(reached_at(settings))
         self._allowed_hosts = settings.allowed_hosts
 
@@ -103,7 +104,7 @@ class Guard:
         try:
             if self._check_host:
                 check_host(headers, self._allowed_hosts)
-            if self._keys and scope["path"] not in OPEN_PATHS:
+            if self._keys and scope["path"] not in self._open:
                 check_key(headers, self._keys)
         except BestOfNError as error:
             return await problem_of(error)(scope, receive, send)

@@ -3,11 +3,22 @@
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
-from bestofn.service.api.context import ContextDep
+from bestofn.service.api.context import Context, ContextDep
+from bestofn.service.api.problem import QUEUE_LOST
 from bestofn.service.api.validate import NO_WORKER_RETRY_SECONDS
 from bestofn.service.errors import Unavailable
+from bestofn.service.queue.census import Census, take_census
 
 router = APIRouter()
+
+
+async def look(context: Context) -> Census | None:
+    """The queue as it stands, the jobs that have ended since the last look counted; None if its server is away."""
+    try:
+        await context.ended.read(context.queue)
+        return await take_census(context.queue)
+    except QUEUE_LOST:
+        return None
 
 
 @router.get("/livez", summary="The process lives")

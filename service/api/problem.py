@@ -14,13 +14,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from structlog.contextvars import bind_contextvars, get_contextvars
 
-from bestofn.service.errors import BestOfNError, InvalidRequest, JobCanceled, JobFailed, Unavailable
+from bestofn.service.errors import BestOfNError, DeadlinePassed, InvalidRequest, JobCanceled, JobFailed, Unavailable
 
 MEDIA_TYPE = "application/problem+json"
 QUEUE_RETRY_SECONDS = 2.0  # a restarted queue server answers again within seconds
 
+QUEUE_LOST = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.BusyLoadingError)
+
 # Errors that would come again if the same request were sent again, whatever their status suggests to a client.
-_FINAL = (JobFailed, JobCanceled)
+_FINAL = (JobFailed, JobCanceled, DeadlinePassed)
 _CODES = {404: "not_found", 405: "method_not_allowed", 406: "not_acceptable", 413: "payload_too_large"}
 
 
@@ -89,7 +91,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(BestOfNError, _ours)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
-    for lost in (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.BusyLoadingError):
+    for lost in QUEUE_LOST:
         app.add_exception_handler(lost, _queue_lost)
 
 

@@ -11,6 +11,7 @@ from bestofn.service.api.app import check_queue, create_app
 from bestofn.service.api.context import Context
 from bestofn.service.errors import SetupError
 from bestofn.service.settings import Settings
+from bestofn.service.telemetry import traces
 
 GRACE_SECONDS = 10
 BACKLOG = 2048
@@ -29,6 +30,10 @@ class _Server(uvicorn.Server):
         if self.started:
             self._loop = asyncio.get_running_loop()
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        await asyncio.to_thread(traces.flush)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.started:

@@ -2,11 +2,15 @@
 
 from typing import Annotated
 
+import structlog
 import typer
 
 from bestofn.service.cli.console import say
 from bestofn.service.settings import load_settings
+from bestofn.service.telemetry import logs
 from bestofn.service.telemetry.start import start
+
+log = structlog.get_logger()
 
 EPILOG = """Examples:
 
@@ -27,7 +31,14 @@ def serve(
 
     settings = load_settings(host=host, port=port, redis_url=redis_url, open_access=open_access or None)
     start(settings, "api")
-    run(settings, lambda address: say(f"the API is at {address}, its description at {address}/docs"))
+
+    def announce(address: str) -> None:
+        if logs.as_json(settings):
+            log.info("the API is ready", address=address)
+        else:
+            say(f"the API is at {address}, its description at {address}/docs")
+
+    run(settings, announce)
 
 
 def add_to(program: typer.Typer) -> None:

@@ -69,6 +69,9 @@ def up(
                 "BESTOFN_MODEL": settings.model,
                 "BESTOFN_JUDGE": settings.judge,
                 "BESTOFN_DEVICES": settings.devices,
+                # A person reads along here, unless told otherwise: what needs attention, in plain text.
+                "BESTOFN_LOG": settings.log or "text",
+                "BESTOFN_LOG_LEVEL": settings.log_level if "log_level" in settings.model_fields_set else "warning",
             },
         )
         address = _address(settings)

@@ -73,4 +73,4 @@ class HeatLog:
         named = {f"bestofn.{name}": value for name, value in attributes.items()}
         with past_span("heat", claim.traceparent, seconds, named, (reason or fate) if fate in _ERRORS else None):
             tell = log.warning if fate in _ERRORS else log.info
-            tell("heat", seconds=round(seconds, 3), reason=reason, **attributes)
+            tell("heat", seconds=round(seconds, 3), **attributes, **({"reason": reason} if reason else {}))

@@ -14,12 +14,14 @@ from bestofn.service.settings import Settings
 REQUESTS = "bestofn.requests"  # one line a request
 
 
-def configure(settings: Settings) -> None:
-    """Sends all lines to stderr: as JSON if it is no terminal, unless the settings say otherwise.
+def as_json(settings: Settings) -> bool:
+    """Whether lines are JSON: where stderr is no terminal, unless the settings say otherwise."""
+    return settings.log == "json" or (settings.log is None and not sys.stderr.isatty())
 
-    A terminal is not shown one line a request, except at the level "debug".
-    """
-    as_json = settings.log == "json" or (settings.log is None and not sys.stderr.isatty())
+
+def configure(settings: Settings) -> None:
+    """Sends all lines to stderr. In text there is not one line a request, except at the level "debug"."""
+    json = as_json(settings)
     level = settings.log_level.upper()
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -30,7 +32,7 @@ def configure(settings: Settings) -> None:
     ]
     renderers: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
-        if as_json
+        if json
         # Without the values of variables, which rich would show: prompts may be among them.
         else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     )
@@ -44,8 +46,7 @@ def configure(settings: Settings) -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
     logging.getLogger("bestofn").setLevel(level)
-    logging.getLogger("uvicorn").setLevel(level if as_json else logging.WARNING)
-    if not as_json and level != "DEBUG":
+    if not json and level != "DEBUG":
         logging.getLogger(REQUESTS).setLevel(logging.WARNING)
     structlog.configure(
         processors=[

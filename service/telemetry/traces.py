@@ -4,12 +4,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import bestofn
+
+FLUSH_MS = 3000
 
 _W3C = TraceContextTextMapPropagator()
 _NEEDED = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
@@ -32,6 +35,13 @@ def configure(endpoint: str | None, service: str) -> None:
     provider = TracerProvider(resource=resource)  # sampled as OTEL_TRACES_SAMPLER says; flushed when the process ends
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")))
     trace.set_tracer_provider(provider)
+
+
+def flush() -> None:
+    """Sends what waits to be sent, for a process that a signal will end."""
+    provider: Any = trace.get_tracer_provider()
+    if hasattr(provider, "force_flush"):
+        provider.force_flush(FLUSH_MS)
 
 
 def traceparent() -> str:
