@@ -12,6 +12,7 @@ BestOfNError
 ├── Overloaded              429  refused at the door; carries Retry-After
 ├── Unavailable             503  no warm worker, or the queue cannot be reached; carries Retry-After
 ├── WaitTimeout             504  a call for image bytes outlasted the server's wait
+├── DeadlinePassed          504  the job's deadline passed before anything could be returned
 ├── JobFailed               500  the job ended in failure; carries its reason
 ├── JobCanceled             409  the job was cancelled; carries x-should-retry: false
 └── SetupError              (command line) a checkpoint, device or server is not as needed; names the fix
@@ -84,6 +85,11 @@ class Unavailable(BestOfNError):
 class WaitTimeout(BestOfNError):
     status = 504
     code = "wait_timeout"
+
+
+class DeadlinePassed(BestOfNError):
+    status = 504
+    code = "deadline_passed"
 
 
 class JobFailed(BestOfNError):

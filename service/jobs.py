@@ -57,6 +57,7 @@ class JobSpec(BaseModel):
     format: ImageFormat = "png"
     priority: Priority = "interactive"
     heat_size: int = DEFAULT_HEAT_SIZE
+    deadline_seconds: float | None = None
     thumbnails: bool = False
     embed_prompt: bool = True
     model: Revision

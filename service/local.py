@@ -1,8 +1,10 @@
 """A job in this process: the engine without server and queue."""
 
+import math
 import secrets
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,12 +68,21 @@ def run_local(spec: JobSpec, engine: Engine, on_progress: Callable[[JobResult], 
     thumbnails: dict[int, bytes] = {}
     progress = Progress(num_samples=spec.num_samples, total_steps=spec.num_samples * spec.num_inference_steps)
     leader: Candidate | None = None
+    deadline = time.monotonic() + (spec.deadline_seconds or math.inf)
     with _interrupts() as interrupted:
         while waiting or engine.busy:
             if interrupted.is_set():
                 engine.cancel(spec.id)
                 engine.tick()
                 return LocalRun(assemble(spec, JobStatus.CANCELED, outcomes), {}, {})
+            if time.monotonic() > deadline:
+                engine.cancel(spec.id)
+                engine.tick()
+                if not outcomes:
+                    error = "its deadline passed before its first candidates were judged"
+                    return LocalRun(assemble(spec, JobStatus.FAILED, (), error=error, stopped="deadline"), {}, {})
+                result = assemble(spec, JobStatus.SUCCEEDED, outcomes, stopped="deadline")
+                return LocalRun(result, images, thumbnails)
             while waiting and engine.room() > 0:
                 engine.admit(waiting.popleft())
             for event in engine.tick():

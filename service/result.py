@@ -25,28 +25,37 @@ def assemble(
     outcomes: Sequence[HeatOutcome],
     *,
     error: str | None = None,
+    stopped: str | None = None,
     progress: Progress | None = None,
     thumbnails: Collection[int] = (),
 ) -> JobResult:
     """The job's answer from its finished heats; the order in which they finished does not matter.
 
     A job that has not succeeded shows what was judged so far but no images: those of its heats may still change.
-    `thumbnails` are the candidates whose small picture can be fetched.
+    `stopped` says why it ended before all candidates were judged. `thumbnails` are the candidates whose small picture
+    can be fetched.
     """
     order = ranked(spec, (candidate for outcome in outcomes for candidate in outcome.candidates))
-    complete = status is JobStatus.SUCCEEDED
+    succeeded = status is JobStatus.SUCCEEDED
+    warnings = [*spec.warnings, *(text for outcome in outcomes for text in outcome.warnings)]
+    if succeeded and stopped == "deadline":
+        warnings.append(
+            f"the deadline of {spec.deadline_seconds:g} s passed with {len(order)} of {spec.num_samples} candidates "
+            "judged; these are the best of them"
+        )
     parameters = spec.model_dump(mode="json", exclude={"id", "model", "judge", "warnings"})
     return JobResult(
         id=spec.id,
         status=status,
         prompt=spec.prompt,
-        images=_images(spec, order) if complete else [],
-        bracket=_bracket(order) if complete else [],
+        images=_images(spec, order) if succeeded else [],
+        bracket=_bracket(order) if succeeded else [],
         candidates=_candidates(spec, order, thumbnails),
         usage=_usage(sum((outcome.usage for outcome in outcomes), Usage())) if outcomes else None,
         progress=progress,
-        complete=complete,
-        warnings=list(dict.fromkeys([*spec.warnings, *(text for outcome in outcomes for text in outcome.warnings)])),
+        complete=succeeded and len(order) == spec.num_samples,
+        stopped=stopped,
+        warnings=list(dict.fromkeys(warnings)),
         error=error,
         parameters=parameters,
         model=spec.model,

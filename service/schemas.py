@@ -31,6 +31,9 @@ class GenerateRequest(BaseModel):
     priority: Priority = "interactive"
     format: ImageFormat = "png"
     embed_prompt: bool = Field(True, description="Write prompt and negative prompt into the winners' files.")
+    deadline_seconds: float | None = Field(
+        default=None, gt=0, le=86_400, allow_inf_nan=False, description="The best so far is returned then."
+    )
     thumbnails: bool = Field(False, description="Keep small pictures of the candidates too (at most 512 of a job).")
 
 
@@ -116,8 +119,8 @@ class JobResult(BaseModel):
     next: str | None = Field(default=None, description="Relative url of the next page of candidates and bracket.")
     usage: UsageOut | None = None
     progress: Progress | None = None
-    complete: bool = False
-    stopped: str | None = None
+    complete: bool = Field(default=False, description="Whether every candidate was judged.")
+    stopped: str | None = Field(default=None, description="`deadline`: why not every candidate was judged.")
     warnings: list[str] = []
     error: str | None = Field(default=None, description="Why the job failed.")
     parameters: dict[str, Any] = Field({}, description="Every field of the request with its default filled in.")

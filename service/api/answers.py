@@ -4,8 +4,8 @@ from starlette.responses import Response
 
 from bestofn.service.api.context import Context
 from bestofn.service.api.paging import PAGE, page
-from bestofn.service.errors import NotThere
-from bestofn.service.jobs import ACTIVE
+from bestofn.service.errors import BestOfNError, DeadlinePassed, JobCanceled, JobFailed, NotThere
+from bestofn.service.jobs import ACTIVE, JobStatus
 from bestofn.service.result import assemble
 from bestofn.service.schemas import ImageOut, JobResult
 
@@ -20,9 +20,22 @@ async def result_of(context: Context, job_id: str) -> JobResult:
         record.status,
         record.outcomes,
         error=record.error,
+        stopped=record.stopped,
         progress=record.progress,
         thumbnails=record.thumbnails,
     )
+
+
+def failure_of(result: JobResult) -> BestOfNError | None:
+    """Why a job that has ended has no pictures; None if it has, or goes on."""
+    match result.status:
+        case JobStatus.FAILED:
+            kind = DeadlinePassed if result.stopped == "deadline" else JobFailed
+            return kind(result.error or "the job failed")
+        case JobStatus.CANCELED:
+            return JobCanceled("the job was cancelled")
+        case _:
+            return None
 
 
 def location_of(job_id: str) -> str:

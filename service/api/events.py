@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from bestofn.service.api.answers import location_of, result_of
+from bestofn.service.api.answers import failure_of, location_of, result_of
 from bestofn.service.api.body import JsonRoute
 from bestofn.service.api.context import Context, ContextDep, JobId
 from bestofn.service.api.negotiate import read_accept, read_prefer
@@ -22,7 +22,6 @@ from bestofn.service.api.paging import PAGE, page
 from bestofn.service.api.problem import document
 from bestofn.service.api.submit import submit
 from bestofn.service.api.waiting import end_tasks
-from bestofn.service.errors import JobCanceled, JobFailed
 from bestofn.service.events import JobEvent, Place, Teller, place_of
 from bestofn.service.jobs import JobSpec
 from bestofn.service.queue.records import ENDINGS, Event
@@ -163,10 +162,10 @@ async def _standing(context: Context, spec: JobSpec) -> dict[str, Any]:
 
 
 async def _ending(context: Context, spec: JobSpec, event: Event) -> JobEvent:
-    if event.type == "result":
-        return JobEvent("result", _json(await result_of(context, spec.id)), f"{event.id}.0")
-    failed = event.type == "failed"
-    error = JobFailed(event.data["error"]) if failed else JobCanceled("the job was cancelled")
+    result = await result_of(context, spec.id)
+    error = failure_of(result)
+    if error is None:
+        return JobEvent("result", _json(result), f"{event.id}.0")
     return JobEvent("error", document(error.status, error.code, error.detail) | {"job": spec.id}, f"{event.id}.0")
 
 

@@ -6,15 +6,15 @@ from fastapi import APIRouter, Header, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from bestofn.service.api.answers import image_answer, json_answer, location_of, result_of
+from bestofn.service.api.answers import failure_of, image_answer, json_answer, location_of, result_of
 from bestofn.service.api.body import JsonRoute
 from bestofn.service.api.context import Context, ContextDep
 from bestofn.service.api.negotiate import Accepted, Preference, image_format, offers, read_accept, read_prefer
 from bestofn.service.api.problem import problem_of
 from bestofn.service.api.submit import submit
 from bestofn.service.api.waiting import Ending, wait
-from bestofn.service.errors import InvalidRequest, JobCanceled, JobFailed, WaitTimeout
-from bestofn.service.jobs import ACTIVE, ImageFormat, JobStatus
+from bestofn.service.errors import InvalidRequest, WaitTimeout
+from bestofn.service.jobs import ACTIVE, ImageFormat
 from bestofn.service.schemas import GenerateRequest, JobResult
 
 router = APIRouter(route_class=JsonRoute)
@@ -63,10 +63,9 @@ async def _answer(
             )
             return problem_of(late, job=job_id, headers=place)
         return json_answer(result, 202, headers)
-    if result.status is JobStatus.FAILED:
-        return problem_of(JobFailed(result.error or "the job failed"), job=job_id, headers=place)
-    if result.status is JobStatus.CANCELED:
-        return problem_of(JobCanceled("the job was cancelled"), job=job_id, headers=place)
+    failure = failure_of(result)
+    if failure is not None:
+        return problem_of(failure, job=job_id, headers=place)
     if accepted.image_first:
         return await image_answer(context, result, 1, headers)
     return json_answer(result, 200, headers)

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
-from bestofn.service.api.answers import location_of, result_of
+from bestofn.service.api.answers import failure_of, location_of, result_of
 from bestofn.service.api.body import JsonRoute
 from bestofn.service.api.context import Context, ContextDep
 from bestofn.service.api.negotiate import read_prefer
@@ -16,8 +16,8 @@ from bestofn.service.api.problem import problem_of
 from bestofn.service.api.submit import submit
 from bestofn.service.api.waiting import Ending, wait
 from bestofn.service.cards import WorkerCard
-from bestofn.service.errors import BestOfNError, InvalidRequest, JobCanceled, JobFailed, NotThere, WaitTimeout
-from bestofn.service.jobs import ACTIVE, JobStatus
+from bestofn.service.errors import BestOfNError, InvalidRequest, NotThere, WaitTimeout
+from bestofn.service.jobs import ACTIVE
 from bestofn.service.openai_schemas import GeneratedImage, ImagesRequest, ImagesResponse, ModelOut, ModelsOut
 from bestofn.service.schemas import ImageOut, JobResult
 
@@ -111,9 +111,7 @@ def _refusal(result: JobResult, seconds: float) -> BestOfNError | None:
             f"the job was not done within {seconds:g} s; it goes on at {location_of(result.id)}. "
             "Fetch it there, or repeat the call with the same Idempotency-Key"
         )
-    if result.status is JobStatus.FAILED:
-        return JobFailed(result.error or "the job failed")
-    return JobCanceled("the job was cancelled") if result.status is JobStatus.CANCELED else None
+    return failure_of(result)
 
 
 async def _image(

@@ -66,6 +66,7 @@ async def submit(
         idempotency_key=scoped,
         fingerprint=fingerprint,
         cost=tflops(spec, pair),
+        caller=caller_of(authorization),
         traceparent=traceparent(),
     )
     bind_contextvars(job_id=job)  # for the request's line in the log

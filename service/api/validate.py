@@ -140,6 +140,7 @@ def job_spec(
         format=image_format or request.format,
         priority=request.priority,
         heat_size=heat_size(N, pair.capacities),
+        deadline_seconds=request.deadline_seconds,
         thumbnails=request.thumbnails,
         embed_prompt=request.embed_prompt,
         model=card.pin,

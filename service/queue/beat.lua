@@ -36,5 +36,6 @@ for _, gone in ipairs(redis.call('ZRANGEBYSCORE', key('workers', pair), '-inf', 
     redis.call('ZREM', key('workers', pair), gone)
   end
 end
+expire()
 deal(pair)
 return lost

@@ -14,8 +14,11 @@ local function emit(job, type, data)
   return redis.call('XADD', key('events', job), 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', type, 'data', data)
 end
 
--- Adds to the work that waits or runs, of all jobs and of those of a class.
-local function add_load(class, jobs, candidates, gflop)
+-- Adds to the work that waits or runs: of all jobs, of those of a class, and of a caller.
+local function add_load(class, caller, jobs, candidates, gflop)
+  if caller and caller ~= '' and redis.call('HINCRBY', key('callers'), caller, candidates) <= 0 then
+    redis.call('HDEL', key('callers'), caller)
+  end
   for _, of in ipairs({'', class .. ':'}) do
     redis.call('HINCRBY', key('backlog'), of .. 'jobs', jobs)
     redis.call('HINCRBY', key('backlog'), of .. 'candidates', candidates)
@@ -95,14 +98,15 @@ end
 local function finish(job, status, type, data)
   local hash = key('job', job)
   local time = now()
-  local waiting, gflop, ttl, idempotency, bytes, pair, class, created, started, leaders = unpack(
+  local waiting, gflop, ttl, idempotency, bytes, pair, class, created, started, leaders, caller = unpack(
     redis.call('HMGET', hash, 'waiting', 'gflop', 'ttl', 'idempotency', 'thumbnail_bytes',
-      'pair', 'class', 'created', 'started', 'leaders')
+      'pair', 'class', 'created', 'started', 'leaders', 'caller')
   )
   ttl = tonumber(ttl)
   redis.call('HSET', hash, 'status', status, 'ended', time, 'waiting', 0)
-  add_load(class, -1, 0 - waiting, 0 - gflop)
+  add_load(class, caller, -1, 0 - waiting, 0 - gflop)
   redis.call('ZREM', key('queued'), job)
+  redis.call('ZREM', key('deadlines'), job)
   redis.call('XADD', key('ended'), 'MAXLEN', '~', ENDED_KEPT, '*', 'status', status, 'pair', pair, 'class', class,
     'waited', (started or time) - created, 'took', time - created, 'leaders', leaders)
   emit(job, type, data)
@@ -126,8 +130,27 @@ local function finish(job, status, type, data)
   if idempotency ~= '' then
     redis.call('PEXPIRE', key('idempotency', idempotency), ttl + TOMBSTONE_MS)
   end
-  if status ~= 'succeeded' then
+  if tonumber(waiting) > 0 then
     redis.call('PUBLISH', key('control'), job)
+  end
+end
+
+-- Ends the jobs whose deadline has passed: with the best of the heats that are done, or as failed if none is.
+local function expire()
+  for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', now(), 'LIMIT', 0, 100)) do
+    local hash = key('job', job)
+    local status, done = unpack(redis.call('HMGET', hash, 'status', 'done'))
+    redis.call('HSET', hash, 'stopped', 'deadline')
+    if tonumber(done) > 0 then
+      finish(job, 'succeeded', 'result', '{"status":"succeeded"}')
+    else
+      local reason = 'its deadline passed before its first candidates were judged'
+      if status == 'queued' then
+        reason = 'its deadline passed before it was started'
+      end
+      redis.call('HSET', hash, 'error', reason)
+      finish(job, 'failed', 'failed', cjson.encode({status = 'failed', error = reason}))
+    end
   end
 end
 

@@ -6,8 +6,8 @@ local record, version, leaders, staged = unpack(ARGV, 7, 10)
 local kept, dropped = cjson.decode(ARGV[11]), cjson.decode(ARGV[12]) -- candidates; {candidate, heat}
 local forwards = ARGV[13]
 local hash = key('job', job)
-local status, version_now, heats, num_samples, total_steps, waiting, gflop = unpack(redis.call('HMGET', hash,
-  'status', 'version', 'heats', 'num_samples', 'total_steps', 'waiting', 'gflop'))
+local status, version_now, heats, num_samples, total_steps, waiting, gflop, caller = unpack(redis.call('HMGET', hash,
+  'status', 'version', 'heats', 'num_samples', 'total_steps', 'waiting', 'gflop', 'caller'))
 
 if not ACTIVE[status] or redis.call('HEXISTS', key('heats', job), heat) == 1 then
   release(pair, class, entry, count)
@@ -43,7 +43,7 @@ redis.call('HINCRBY', hash, 'version', 1)
 local share = math.floor(gflop * count / waiting)
 redis.call('HINCRBY', hash, 'waiting', -count)
 redis.call('HINCRBY', hash, 'gflop', -share)
-add_load(class, 0, -count, -share)
+add_load(class, caller, 0, -count, -share)
 if advance(job, heat, count, count * total_steps / num_samples, forwards) then
   emit_progress(job)
 end

@@ -18,7 +18,9 @@ job:<job>:thumbnails          hash    candidate -> bytes, of jobs that asked
 gone:<job>                    string  how an expired job had ended
 idempotency:<key>             hash    job, fingerprint of its request
 backlog                       hash    jobs, candidates, gflop: waiting or running; <class>:jobs ... of one class
+callers                       hash    caller -> candidates of its jobs that wait or run
 queued                        zset    job -> time (ms) of its submission, of jobs that have not started
+deadlines                     zset    job -> time (ms) at which it has to end, of jobs with a deadline
 ended                         stream  how jobs have ended, for metrics; capped
 images                        hash    job -> bytes of images it holds or may come to hold; "total"
 images:expiry                 zset    job -> time (ms) at which those expire
@@ -56,7 +58,9 @@ Name = Literal[
     "gone",
     "idempotency",
     "backlog",
+    "callers",
     "queued",
+    "deadlines",
     "ended",
     "reserved",
     "reserved_until",
@@ -83,7 +87,9 @@ _TEMPLATES: dict[Name, str] = {
     "gone": "gone:%s",
     "idempotency": "idempotency:%s",
     "backlog": "backlog",
+    "callers": "callers",
     "queued": "queued",
+    "deadlines": "deadlines",
     "ended": "ended",
     "reserved": "images",
     "reserved_until": "images:expiry",

@@ -8,8 +8,8 @@ from redis.exceptions import NoScriptError
 
 from bestofn.service.queue.keys import Keys
 
-Script = Literal["submit", "refill", "beat", "report", "complete", "fail", "cancel"]
-SCRIPTS: tuple[Script, ...] = ("submit", "refill", "beat", "report", "complete", "fail", "cancel")
+Script = Literal["submit", "refill", "beat", "report", "complete", "fail", "cancel", "expire"]
+SCRIPTS: tuple[Script, ...] = ("submit", "refill", "beat", "report", "complete", "fail", "cancel", "expire")
 Argument = str | int | float | bytes
 
 

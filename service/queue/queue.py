@@ -10,16 +10,9 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import OutOfMemoryError
 
 from bestofn.service.cards import WorkerCard
-from bestofn.service.errors import (
-    IdempotencyMismatch,
-    JobGone,
-    JobNotFound,
-    NotThere,
-    Overloaded,
-    SetupError,
-    Unavailable,
-)
+from bestofn.service.errors import JobGone, JobNotFound, NotThere, SetupError, Unavailable
 from bestofn.service.jobs import ACTIVE, THUMBNAILS_KEPT, ImageFormat, JobSpec, JobStatus
+from bestofn.service.queue.admission import BUSY_RETRY_SECONDS, refusal
 from bestofn.service.queue.keys import CLASSES, Keys, opaque, pair_id
 from bestofn.service.queue.lua import Scripts
 from bestofn.service.queue.records import ENDINGS, Backlog, Event, JobRecord, Standing, best, unpack_heat
@@ -31,7 +24,6 @@ from bestofn.service.settings import Settings
 CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 10.0  # longest wait for a reply, above the longest blocking read
 BLOCK_SECONDS = 5.0
-BUSY_RETRY_SECONDS = 5.0
 OLDEST_SERVER = (7, 0)
 
 # Most bytes that a picture takes, a pixel: what admission counts until the pictures are there.
@@ -62,6 +54,7 @@ class Queue:
         self.settings = settings
         self.keys = Keys(settings.namespace)
         self.scripts = Scripts(redis, self.keys)
+        self._speed = 0.0  # TFLOP a second of all workers, when they were last looked at
 
     @classmethod
     async def connect(cls, settings: Settings) -> "Queue":
@@ -97,6 +90,7 @@ class Queue:
         idempotency_key: str | None = None,
         fingerprint: str | None = None,
         cost: float,
+        caller: str = "",
         traceparent: str = "",
     ) -> tuple[str, bool]:
         """Accepts a job, or refuses it at the door.
@@ -106,6 +100,7 @@ class Queue:
             idempotency_key: of the client; a second call with it returns the first call's job.
             fingerprint: of the client's request, to tell a repetition from a mistake.
             cost: estimated TFLOP of the whole job.
+            caller: a name of whoever submits, for limits of each; "": none.
             traceparent: the span of the request, which workers' spans go on from.
 
         Returns:
@@ -113,7 +108,8 @@ class Queue:
 
         Raises:
             IdempotencyMismatch: the key came before, with another fingerprint.
-            Overloaded: too many candidates wait, or too many bytes of images stand.
+            Overloaded: too many candidates or too much work wait, of all or of this caller, or too many bytes of
+                images stand.
             Unavailable: no worker ever announced this pair, or the server's memory is nearly full.
         """
         settings = self.settings
@@ -138,6 +134,10 @@ class Queue:
                 settings.max_queued_candidates,
                 settings.image_budget_bytes,
                 traceparent,
+                round(1000 * (spec.deadline_seconds or 0)),
+                caller,
+                settings.max_queued_candidates_per_key or 0,
+                round(1000 * (settings.max_queued_tflops or 0)),
             )
         except OutOfMemoryError as error:
             raise Unavailable("the queue's memory is full; try again later", retry_after=BUSY_RETRY_SECONDS) from error
@@ -146,34 +146,7 @@ class Queue:
                 return job.decode(), True
             case [b"replay", job]:
                 return job.decode(), False
-            case [b"mismatch", job]:
-                raise IdempotencyMismatch(
-                    f"this Idempotency-Key came with another request before (job {job.decode()}); use a new key",
-                    field="Idempotency-Key",
-                )
-            case [b"unknown"]:
-                raise Unavailable(
-                    f"no worker has ever announced model {spec.model.name} with judge {spec.judge.name}; start one",
-                    retry_after=BUSY_RETRY_SECONDS,
-                )
-            case [b"memory", used, limit]:
-                raise Unavailable(
-                    f"the queue's memory is nearly full ({used >> 20} of {limit >> 20} MiB); try again later",
-                    retry_after=BUSY_RETRY_SECONDS,
-                )
-            case [b"candidates", waiting]:
-                raise Overloaded(
-                    f"{waiting} candidates wait, and {spec.num_samples} more would pass the limit of "
-                    f"{settings.max_queued_candidates}; try again later",
-                    retry_after=BUSY_RETRY_SECONDS,
-                )
-            case [b"images", held, soonest]:
-                raise Overloaded(
-                    f"results of other jobs hold {held >> 20} of {settings.image_budget_bytes >> 20} MiB for images; "
-                    "try again when some have expired, or ask for fewer or smaller images",
-                    retry_after=max(1.0, soonest / 1000) if soonest >= 0 else BUSY_RETRY_SECONDS,
-                )
-        raise AssertionError(f"submit.lua returned {reply!r}")
+        raise refusal(reply, spec, settings, self._speed)
 
     async def spec(self, job: str) -> JobSpec:
         """A job's specification. Raises JobNotFound, JobGone."""
@@ -193,11 +166,12 @@ class Queue:
         spec = JobSpec.model_validate_json(fields[b"spec"])
         status = JobStatus(fields[b"status"].decode())
         outcomes = tuple(unpack_heat(spec, index, heats[b"%d" % index]) for index in sorted(map(int, heats)))
-        standing = await self.standing(spec)
+        standing = await self.standing(spec) if status is JobStatus.QUEUED else Standing()
         return JobRecord(
             spec,
             status,
             fields[b"error"].decode() if b"error" in fields else None,
+            fields[b"stopped"].decode() if b"stopped" in fields else None,
             outcomes,
             Progress(
                 judged=int(fields[b"judged"]),
@@ -282,27 +256,42 @@ class Queue:
                     return
                 after = event.id
             if not reply:
-                status = await self.redis.hget(self.keys("job", job), "status")
+                status, deadline = await self.redis.hmget(self.keys("job", job), ["status", "deadline"])
                 if status is None:
                     await self._missing(job)
                 if JobStatus(status.decode()) in ACTIVE:
-                    block = int(1000 * BLOCK_SECONDS)
+                    block = await self._patience(deadline)
                 elif block is None:
                     return  # `after` was the last event
                 else:
                     block = None  # the job has ended since the read: its last event is there
 
+    async def _patience(self, deadline: bytes | None) -> int | None:
+        """Milliseconds to wait for the next event of a job with this deadline; None: it has just been ended by it."""
+        if deadline is None:
+            return int(1000 * BLOCK_SECONDS)
+        left = int(deadline) - await self._now()
+        if left <= 0:
+            await self.scripts("expire")
+            return None
+        return min(int(1000 * BLOCK_SECONDS), left + 1)
+
+    async def _now(self) -> int:
+        """The server's time in milliseconds."""
+        seconds, micros = await self.redis.time()
+        return int(1000 * seconds + micros // 1000)
+
     async def cards(self) -> list[WorkerCard]:
         """The cards of the workers that are warm now."""
         cards: list[WorkerCard] = []
-        seconds, micros = await self.redis.time()
-        now = 1000 * seconds + micros // 1000
+        now = await self._now()
         for pair in await self.redis.hkeys(self.keys("pairs")):
             name = pair.decode()
             live = await self.redis.zrangebyscore(self.keys("workers", name), f"({now}", "+inf")
             if live:
                 texts = await self.redis.hmget(self.keys("cards", name), live)
                 cards += [WorkerCard.model_validate_json(text) for text in texts if text is not None]
+        self._speed = sum(card.tflops_per_second or 0.0 for card in cards)
         return cards
 
     async def announced(self) -> list[WorkerCard]:

@@ -45,6 +45,7 @@ class JobRecord:
     spec: JobSpec
     status: JobStatus
     error: str | None
+    stopped: str | None  # why it ended before all candidates were judged
     outcomes: tuple[HeatOutcome, ...]  # of finished heats by index, without image bytes
     progress: Progress
     created: float

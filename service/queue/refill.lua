@@ -4,6 +4,7 @@
 -- the job's submission) of each; 0 deliveries: dropped.
 local pair = ARGV[1]
 local claims = {}
+expire()
 for i = 2, #ARGV, 5 do
   local class, entry, job, heat, count = unpack(ARGV, i, i + 4)
   local hash = key('job', job)

@@ -5,6 +5,8 @@ local num_samples, heat_size, num_steps = tonumber(ARGV[5]), tonumber(ARGV[6]), 
 local gflop, image_bytes, ttl = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local idempotency, fingerprint = ARGV[11], ARGV[12]
 local max_candidates, max_image_bytes, traceparent = tonumber(ARGV[13]), tonumber(ARGV[14]), ARGV[15]
+local deadline, caller = tonumber(ARGV[16]), ARGV[17] -- ms from now, 0: none; '': not known
+local max_own, max_gflop = tonumber(ARGV[18]), tonumber(ARGV[19]) -- 0: no limit
 
 if idempotency ~= '' then
   local known, other = unpack(redis.call('HMGET', key('idempotency', idempotency), 'job', 'fingerprint'))
@@ -23,9 +25,21 @@ local used, limit = tonumber(memory:match('used_memory:(%d+)')), tonumber(memory
 if limit > 0 and used >= 0.8 * limit then
   return {'memory', used, limit}
 end
-local waiting = tonumber(redis.call('HGET', key('backlog'), 'candidates') or 0)
+-- Each refusal for want of room says how much stands there, and how much work (GFLOP) has to be done before there is.
+local waiting, work = unpack(redis.call('HMGET', key('backlog'), 'candidates', 'gflop'))
+waiting, work = tonumber(waiting or 0), tonumber(work or 0)
+local function over(reason, held, excess)
+  return {reason, held, math.floor(excess * work / math.max(waiting, 1))}
+end
 if waiting + num_samples > max_candidates then
-  return {'candidates', waiting}
+  return over('candidates', waiting, waiting + num_samples - max_candidates)
+end
+if max_gflop > 0 and work + gflop > max_gflop then
+  return {'work', work, work + gflop - max_gflop}
+end
+local own = tonumber(redis.call('HGET', key('callers'), caller) or 0)
+if max_own > 0 and caller ~= '' and own + num_samples > max_own then
+  return over('caller', own, own + num_samples - max_own)
 end
 forget_expired_images()
 local held = tonumber(redis.call('HGET', key('reserved'), 'total') or 0)
@@ -40,9 +54,13 @@ redis.call('HSET', key('job', job),
   'next', 0, 'done', 0, 'waiting', num_samples, 'gflop', gflop,
   'judged', 0, 'steps', 0, 'total_steps', num_samples * num_steps,
   'forwards', 0, 'thumbnail_bytes', 0, 'version', 0, 'leaders', '[]', 'idempotency', idempotency,
-  'traceparent', traceparent)
-add_load(class, 1, num_samples, gflop)
+  'traceparent', traceparent, 'caller', caller)
+add_load(class, caller, 1, num_samples, gflop)
 redis.call('ZADD', key('queued'), now(), job)
+if deadline > 0 then
+  redis.call('HSET', key('job', job), 'deadline', now() + deadline)
+  redis.call('ZADD', key('deadlines'), now() + deadline, job)
+end
 redis.call('HSET', key('reserved'), job, image_bytes)
 redis.call('HINCRBY', key('reserved'), 'total', image_bytes)
 redis.call('ZADD', key('reserved_until'), '+inf', job)

@@ -161,7 +161,7 @@ BAD = {
     "a list": (b"[1]", None, "JSON object"),
     "no prompt": (b"{}", "prompt", "required"),
     "a typing mistake": (b'{"prompt": "p", "num_sample": 3}', "num_sample", "did you mean num_samples?"),
-    "a later field": (b'{"prompt": "p", "deadline_seconds": 3}', "deadline_seconds", "not a field"),
+    "a later field": (b'{"prompt": "p", "stop": {"confidence": 0.9}}', "stop", "not a field"),
     "an odd field": (b'{"prompt": "p", "\\u202e": 3}', None, "'\\u202e' is not a field"),
     "a broken field": (b'{"prompt": "p", "\\ud800": 3}', None, "surrogate"),
     "too few": (b'{"prompt": "p", "num_samples": 0}', "num_samples", "greater than or equal to 1"),
@@ -347,3 +347,19 @@ def test_waiting_costs_nothing_much(served: Any, http: httpx.Client) -> None:
     assert http.get(job, headers={"Prefer": "wait=1"}).json()["status"] == "running"
     assert 0.9 < time.monotonic() - started < 3
     http.delete(job)
+
+
+def test_a_deadline_gives_the_best_so_far_or_says_that_nothing_was_begun(http: httpx.Client) -> None:
+    fields = {"prompt": "a star", "num_samples": 4096, "num_inference_steps": 4, "deadline_seconds": 1.0}
+    started = time.monotonic()
+    result = http.post("/generate", json=fields).json()
+    assert time.monotonic() - started < 3
+    assert (result["status"], result["complete"], result["stopped"]) == ("succeeded", False, "deadline")
+    judged = result["usage"]["candidates"]
+    assert 0 < judged < 4096
+    assert f"with {judged} of 4096 candidates judged" in result["warnings"][-1]
+    assert http.get(result["images"][0]["url"]).is_success
+    answer = http.post("/generate", json=fields | {"deadline_seconds": 0.02, "num_inference_steps": 100})
+    problem = problem_of(answer)
+    assert (problem["status"], problem["code"]) == (504, "deadline_passed")
+    assert answer.headers["x-should-retry"] == "false"

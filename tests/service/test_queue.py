@@ -441,3 +441,62 @@ def test_a_server_that_cannot_keep_a_queue_is_refused(info: dict[str, object], f
 def test_a_namespace_cannot_spell_a_pattern() -> None:
     with pytest.raises(ValueError, match="a namespace is made of"):
         Keys("a%s")
+
+
+@pytest.mark.parametrize("waiter", ["a beat", "a reader"])
+def test_a_deadline_ends_a_job_with_the_best_so_far(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane, waiter: str
+) -> None:
+    async def run() -> None:
+        async with opened(settings) as queue:
+            lane = await open_lane(queue)
+            late, never = (make_spec(num_samples=12, top_k=2, deadline_seconds=0.5) for _ in range(2))
+            for spec in (late, never):
+                await queue.submit(spec, cost=1)
+            [claim] = await lane.claim(1, 0)
+            await lane.complete(claim, finish(claim.heat))
+            [held] = await lane.claim(1, 0)
+            if waiter == "a beat":
+                await asyncio.sleep(0.6)
+                await lane.beat([held], 60.0)
+            for spec, last in ((late, "result"), (never, "failed")):
+                assert (await types(queue, spec.id))[-1] == last
+            record = await queue.record(late.id)
+            assert (record.status, record.stopped, record.progress.judged) == (JobStatus.SUCCEEDED, "deadline", 4)
+            for index in leaders(late, [c for outcome in record.outcomes for c in outcome.candidates]):
+                assert await queue.image(late.id, index)
+            record = await queue.record(never.id)
+            assert (record.status, record.stopped) == (JobStatus.FAILED, "deadline")
+            assert record.error == "its deadline passed before it was started"
+            assert not await lane.complete(held, finish(held.heat))  # too late
+            assert await lane.claim(4, 0) == []
+            backlog = await queue.backlog()
+            assert (backlog.jobs, backlog.candidates, backlog.tflops) == (0, 0, 0.0)
+
+    asyncio.run(run())
+
+
+def test_a_caller_and_the_work_have_limits_of_their_own(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        limits = {"max_queued_candidates_per_key": 10, "max_queued_tflops": 100.0}
+        async with opened(settings, **limits) as queue:
+            lane = await open_lane(queue)
+            await lane.beat((), 60.0, tflops_per_second=5.0)
+            await queue.cards()
+            await queue.submit(make_spec(num_samples=8), cost=40, caller="one")
+            with pytest.raises(
+                Overloaded, match="8 candidates of this key wait, and 4 more would pass its limit of 10"
+            ):
+                await queue.submit(make_spec(num_samples=4), cost=1, caller="one")
+            gone, _ = await queue.submit(make_spec(num_samples=8), cost=40, caller="two")
+            with pytest.raises(Overloaded, match="about 80 TFLOP of work wait") as refused:
+                await queue.submit(make_spec(num_samples=1), cost=60, caller="three")
+            assert refused.value.retry_after == (80 + 60 - 100) / 5
+            await queue.cancel(gone)
+            await drain(lane, finish)
+            assert await queue.redis.hgetall(queue.keys("callers")) == {}
+            await queue.submit(make_spec(num_samples=10), cost=1, caller="one")
+
+    asyncio.run(run())
