@@ -38,6 +38,12 @@ def assemble(
     order = ranked(spec, (candidate for outcome in outcomes for candidate in outcome.candidates))
     succeeded = status is JobStatus.SUCCEEDED
     warnings = [*spec.warnings, *(text for outcome in outcomes for text in outcome.warnings)]
+    unusable = sum(candidate.verdict.broken or candidate.verdict.answer == "other" for candidate in order)
+    if unusable:
+        warnings.append(
+            f"the judge gave {unusable} of {len(order)} candidates no usable verdict (neither yes nor no, or no "
+            "numbers); they rank last"
+        )
     if succeeded and stopped == "deadline":
         warnings.append(
             f"the deadline of {spec.deadline_seconds:g} s passed with {len(order)} of {spec.num_samples} candidates "
