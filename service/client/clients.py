@@ -166,7 +166,7 @@ class Client:
 
 
 class AsyncClient:
-    """`Client`, awaited, under asyncio or trio. A task that is cancelled in `generate` cancels its job on the server.
+    """`Client`, awaited. A task that is cancelled in `generate` cancels its job on the server.
 
     >>> async with bestofn.AsyncClient() as client:
     ...     generation = await client.generate("a photo of a red star left of a blue circle", num_samples=32)

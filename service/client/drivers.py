@@ -138,7 +138,7 @@ class _AsyncStream:
 
 
 class AsyncDriver:
-    """Runs flows with awaited calls, under asyncio or trio."""
+    """Runs flows with awaited calls."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http

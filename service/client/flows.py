@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -122,19 +122,22 @@ class Flows:
     def _abandon(self, request: Mapping[str, Any], key: str, job: JobResult | None) -> Flow[None]:
         """Cancel the job of a caller who is being interrupted; one whose submission was not answered yet is asked
         for by its key. Tried once: what interrupts the caller matters more than what goes wrong here."""
-        wish = {"timeout": LAST_WISH_SECONDS, "shielded": True}
-        with suppress(httpx.HTTPError, ValidationError):
+        with suppress(httpx.HTTPError, BestOfNError):
             if job is None:
-                answer: httpx.Response = yield _submission(request, key, **wish)
+                answer: httpx.Response = yield _last_wish(_submission(request, key))
                 if not answer.is_success:
                     return
                 job = _job(answer)
-            yield Send("DELETE", f"/jobs/{job.id}", **wish)
+            yield _last_wish(Send("DELETE", f"/jobs/{job.id}"))
 
 
-def _submission(request: Mapping[str, Any], key: str, **options: Any) -> Send:
+def _submission(request: Mapping[str, Any], key: str) -> Send:
     headers = {"Prefer": "respond-async", "Idempotency-Key": key}
-    return Send("POST", "/generate", headers, dict(request), **options)
+    return Send("POST", "/generate", headers, dict(request))
+
+
+def _last_wish(action: Send) -> Send:
+    return replace(action, timeout=LAST_WISH_SECONDS, shielded=True)
 
 
 def _job(answer: httpx.Response) -> JobResult:

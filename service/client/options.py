@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
     judge: str | None
     rule: Rule | Literal["margin", "official"]
     priority: Priority
+    deadline_seconds: float | None
     format: ImageFormat
     embed_prompt: bool
     thumbnails: bool

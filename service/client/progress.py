@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict
 
 from bestofn.service.client.events import JobEvent, ProgressEvent, QueuedEvent, ResultEvent, SnapshotEvent, StartedEvent
-from bestofn.service.jobs import JobStatus
+from bestofn.service.jobs import ENDED, JobStatus
 from bestofn.service.schemas import CandidateOut, JobResult
 
 
@@ -49,8 +49,15 @@ class Progress(BaseModel):
         )
 
     def after(self, event: JobEvent) -> Self:
-        """The progress once an event has happened; the same object if the event says nothing of it."""
+        """The progress once an event has happened; the same object if the event says nothing new of it.
+
+        A stream that is read from its beginning tells what is over: a job that runs does not wait again.
+        """
         match event:
+            case QueuedEvent() | StartedEvent() if self.status is not JobStatus.QUEUED:
+                return self
+            case ProgressEvent(steps=steps) if steps < self.steps or self.status in ENDED:
+                return self
             case QueuedEvent(position=position, estimated_wait_seconds=seconds):
                 return self._at(JobStatus.QUEUED, position=position, estimated_wait_seconds=seconds)
             case StartedEvent():

@@ -1,0 +1,513 @@
+"""The Python clients against a real API, on good lines and on bad ones."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import socketserver
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import bestofn
+from bestofn import AsyncClient, Client, Generation, Progress
+from bestofn.service.client.actions import Emit, Flow, Open, Send, Sleep
+from bestofn.service.client.drivers import AsyncDriver, Driver
+from bestofn.service.client.flows import Flows
+from bestofn.service.client.options import Options
+from bestofn.service.client.refusals import error_of
+from bestofn.service.client.retries import LONGEST_ASKED_SECONDS, asked_delay, passes
+from bestofn.service.discovery import address_file
+from bestofn.service.engine.fake import FAILS, fake_picture
+from bestofn.service.errors import (
+    BestOfNError,
+    IdempotencyMismatch,
+    InvalidRequest,
+    JobCanceled,
+    JobFailed,
+    JobNotFound,
+    NotAuthorized,
+    SetupError,
+    Unavailable,
+)
+from bestofn.service.schemas import GenerateRequest
+from bestofn.service.settings import Settings
+
+Serving = Callable[[Settings], AbstractContextManager[Any]]
+LONG: Options = {"num_samples": 4096, "num_inference_steps": 100}  # minutes of the fake engine
+WHOLE = 1 << 30
+
+
+class Proxy:
+    """Carries connections to `upstream`; the n-th answers as many bytes as the n-th of `budgets` says, then is cut."""
+
+    def __init__(self, upstream: str, budgets: tuple[int, ...] = ()) -> None:
+        self.upstream = httpx.URL(upstream)
+        self.budgets = deque(budgets)
+        self.connections = 0
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._accept)
+
+    def __enter__(self) -> "Proxy":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._thread.join()
+        for end in self._open:
+            _cut(end)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed by __exit__
+            while True:
+                near, _ = self._listening.accept()
+                self.connections += 1
+                budget = self.budgets.popleft() if self.budgets else WHOLE
+                try:
+                    far = socket.create_connection((self.upstream.host, self.upstream.port or 80))
+                except ConnectionError:
+                    near.close()
+                    continue
+                self._open += [near, far]
+                threading.Thread(target=_carry, args=(near, far, WHOLE)).start()
+                threading.Thread(target=_carry, args=(far, near, budget)).start()
+
+
+def _carry(source: socket.socket, sink: socket.socket, budget: int) -> None:
+    with contextlib.suppress(OSError):
+        while budget >= 0 and (data := source.recv(65_536)):
+            sink.sendall(data[:budget])
+            budget -= len(data)
+    _cut(source)
+    _cut(sink)
+
+
+def _cut(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+    end.close()
+
+
+@pytest.fixture
+def client(served: Any) -> Iterator[Client]:
+    with Client(served.url) as client:
+        yield client
+
+
+def test_generate_returns_the_best_as_a_picture(client: Client, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    prompt = 'a <b>red</b> star & "more"'
+    generation = client.generate(prompt, num_samples=40, top_k=2, seed=100, on_progress=seen.append)
+    assert generation.image.getpixel((0, 0)) == fake_picture(generation.seed, 64, 64).getpixel((0, 0))
+    assert [winner.rank for winner in generation.images] == [1, 2]
+    assert generation.score == generation.images[0].verdict.p_yes
+    assert len(generation.candidates) == 40
+    assert generation.bracket[-1][-1].winner == generation.best.candidate == generation.seed - 100
+    assert generation.usage is not None
+    fractions = [progress.fraction for progress in seen]
+    assert (seen[-1].status, fractions[-1]) == ("succeeded", 1.0)
+    assert fractions == sorted(fractions)
+    assert seen[-1].best is not None
+    assert seen[-1].best.seed == generation.seed
+
+    assert generation.save(tmp_path / "best.png").read_bytes() == generation.best.data
+    assert generation.save(str(tmp_path / "best")).read_bytes() == generation.best.data
+    with Image.open(generation.images[1].save(tmp_path / "second.webp")) as picture:
+        assert picture.format == "WEBP"
+    page = generation._repr_html_()
+    assert "a &lt;b&gt;red&lt;/b&gt; star &amp; &quot;more&quot;" in page
+    assert "<b>" not in page
+    assert f"seed {generation.seed}" in page
+    assert generation.best._repr_png_() == generation.best.data
+    assert repr(generation).startswith(f"Generation({prompt!r}, best of 40, score=")
+
+
+def test_a_job_is_submitted_followed_and_read_in_parts(client: Client) -> None:
+    client.ready()
+    job = client.submit("p", num_samples=300, num_inference_steps=1, thumbnails=True, format="webp")
+    generation = client.wait(job.id)
+    late: list[Progress] = []
+    assert client.wait(job.id, late.append).result == generation.result
+    assert {progress.status for progress in late} == {"succeeded"}
+    result = client.result(job.id)
+    assert generation.result == result
+    assert (len(result.candidates), sum(map(len, result.bracket)), result.next) == (300, 303, None)
+    assert client.image(job.id) == generation.best.data
+    assert client.image(job.id)[8:12] == client.thumbnail(job.id, 299)[8:12] == b"WEBP"
+    assert generation.best._repr_png_().startswith(b"\x89PNG")
+    assert client.cancel(job.id).status == "succeeded"
+    assert [model.id for model in client.models()] == ["fake"]
+
+
+def test_the_awaited_client_does_the_same(served: Any) -> None:
+    async def work() -> None:
+        async with AsyncClient(served.url) as client:
+            seen: list[Progress] = []
+
+            async def show(progress: Progress) -> None:
+                await asyncio.sleep(0)
+                seen.append(progress)
+
+            await client.ready()
+            one, other = await asyncio.gather(
+                client.generate("p", num_samples=20, seed=5, on_progress=show),
+                client.generate("p", num_samples=20, seed=5, on_progress=seen.append),
+            )
+            assert one.best == other.best
+            assert len(seen) >= 6
+            job = await client.submit("p", num_samples=20, seed=5, thumbnails=True)
+            kinds = [event.type async for event in client.events(job.id)]
+            assert kinds[0] == "queued"
+            assert kinds[-1] == "result"
+            assert (await client.wait(job.id)).best.data == one.best.data == await client.image(job.id)
+            assert (await client.thumbnail(job.id, 3))[8:12] == b"WEBP"
+            assert (await client.result(job.id)).candidates[19].seed == 24
+            assert (await client.cancel(job.id)).status == "succeeded"
+            assert [model.id for model in await client.models()] == ["fake"]
+
+    asyncio.run(work())
+
+
+def test_events_go_on_where_the_connection_was_cut(served: Any, serving: Serving) -> None:
+    with Client(served.url) as direct, serving(served.settings) as second:
+        job = direct.submit("p", num_samples=64, num_inference_steps=20)
+        with Proxy(second.url, (700, 1500, 4000, 9000)) as proxy, Client(proxy.url) as client:
+            seen = list(client.events(job.id))
+            assert proxy.connections == 5
+        told = [(event.type, event.id) for event in seen if event.id and event.type != "progress"]
+        # Of the progress, only the last is kept for those who come late.
+        kept = [(event.type, event.id) for event in direct.events(job.id) if event.type != "progress"]
+        assert told == kept
+        half = next(place for place, event in enumerate(kept) if event[0] == "match")
+        rest = [event.id for event in direct.events(job.id, after=kept[half][1]) if event.type != "progress"]
+        assert rest == [place for _, place in kept[half + 1 :]]
+
+
+def test_a_job_is_followed_over_a_restart_of_the_server(served: Any, serving: Serving) -> None:
+    moved = threading.Event()
+
+    with contextlib.ExitStack() as first:
+        api = first.enter_context(serving(served.settings))
+        with Proxy(api.url) as proxy, Client(proxy.url) as client:
+
+            def move(progress: Progress) -> None:
+                if progress.judged and not moved.is_set():
+                    proxy.upstream = httpx.URL(served.url)
+                    first.close()
+                    moved.set()
+
+            generation = client.generate("p", num_samples=48, num_inference_steps=8, on_progress=move)
+    assert moved.is_set()
+    assert len(generation.candidates) == 48
+
+
+def watched(flow: Flow[Any], log: list[tuple[Any, Any]], *, hurry: bool = True) -> Flow[Any]:
+    """The flow, with what it asks for and what came of it in the log; in a hurry, its pauses are not made."""
+    step, outcome = flow.send, None
+    while True:
+        try:
+            action = step(outcome)
+        except StopIteration as end:
+            return end.value
+        try:
+            step, outcome = flow.send, (yield Sleep(0.0) if hurry and isinstance(action, Sleep) else action)
+        except BaseException as error:
+            step, outcome = flow.throw, error
+        log.append((action, outcome))
+
+
+def test_a_lost_answer_does_not_draw_twice(served: Any) -> None:
+    log: list[tuple[Any, Any]] = []
+    with Proxy(served.url, (0, 0)) as proxy, httpx.Client(base_url=proxy.url) as http:
+        flow = Flows(proxy.url, 4, 4).submit({"prompt": "p"}, None)
+        job = Driver(http).run(watched(flow, log))
+    first, _, second, _, third = [action for action, _ in log]
+    assert first == second == third
+    again = httpx.post(f"{served.url}{first.path}", headers=first.headers, json=first.json)
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert again.json()["id"] == job.id
+    with Client(served.url) as client, pytest.raises(IdempotencyMismatch):
+        client.submit("q", idempotency_key=first.headers["Idempotency-Key"])
+
+
+def test_a_refusal_that_passes_is_tried_again_when_the_server_says(served: Any, serving: Serving) -> None:
+    with (
+        serving(served.settings.model_copy(update={"max_queued_candidates": 64})) as full,
+        Client(full.url) as client,
+    ):
+        job = client.submit("p", num_samples=64, num_inference_steps=100)  # four seconds
+        threading.Timer(0.5, client.cancel, [job.id]).start()
+        log: list[tuple[Any, Any]] = []
+        with httpx.Client(base_url=full.url) as http:
+            flow = Flows(full.url, 4, 4).submit({"prompt": "p", "num_samples": 1}, None)
+            Driver(http).run(watched(flow, log, hurry=False))
+    answers, pauses = [answer for _, answer in log[::2]], [pause for pause, _ in log[1::2]]
+    assert [answer.status_code for answer in answers] == [429] * len(pauses) + [202]
+    assert pauses
+    for answer, pause in zip(answers, pauses, strict=False):
+        assert pause.seconds >= float(answer.headers["retry-after-ms"]) / 1000 > 0
+
+
+HEADERS: dict[str, tuple[int, dict[str, str], float | None, bool]] = {
+    "milliseconds go first": (429, {"retry-after-ms": "250", "retry-after": "7"}, 0.25, True),
+    "seconds": (503, {"retry-after": "7"}, 7.0, True),
+    "a date that is over": (503, {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0, True),
+    "nonsense": (502, {"retry-after": "soon"}, None, True),
+    "it says no": (429, {"x-should-retry": "false"}, None, False),
+    "it says yes": (409, {"x-should-retry": "true"}, None, True),
+    "a refusal for good": (422, {}, None, False),
+}
+
+
+@pytest.mark.parametrize(("status", "headers", "delay", "again"), HEADERS.values(), ids=HEADERS.keys())
+def test_when_a_request_is_made_again(status: int, headers: dict[str, str], delay: float | None, again: bool) -> None:
+    answer = httpx.Response(status, headers=headers)
+    assert (asked_delay(answer), passes(answer)) == (delay, again)
+
+
+def test_errors_are_those_that_the_server_names(client: Client, serving: Serving, served: Any) -> None:
+    with pytest.raises(InvalidRequest, match="did you mean top_k") as refused:
+        client.submit("p", topk=3)  # type: ignore[call-arg]
+    assert refused.value.field == "topk"
+    with pytest.raises(JobFailed, match=r"job \w+ failed: the prompt asked for it"):
+        client.generate(FAILS, num_samples=1)
+    for call in (client.result, client.cancel, client.wait, lambda job: list(client.events(job))):
+        with pytest.raises(JobNotFound, match="0123"):
+            call("0123")
+    with serving(served.settings.model_copy(update={"api_keys": ("right",)})) as locked:
+        with pytest.raises(NotAuthorized), Client(locked.url, "wrong") as stranger:
+            stranger.models()
+        with Client(locked.url, "right") as friend:
+            assert friend.models()
+    with Client("http://127.0.0.1:9", retries=1) as lost, pytest.raises(Unavailable, match="cannot be reached"):
+        lost.generate("p")
+    with pytest.raises(Unavailable, match="starts with http://"), Client("localhost") as lost:
+        lost.ready()
+
+
+def test_answers_of_other_programs_are_told_apart() -> None:
+    request = httpx.Request("GET", "http://there/x")
+    gateway = error_of(httpx.Response(502, text="<html>Bad Gateway", request=request))
+    assert isinstance(gateway, Unavailable)
+    assert "http://there/x answered 502" in gateway.detail
+    openai = {"error": {"message": "no", "type": "invalid_request_error", "param": "size", "code": "invalid_request"}}
+    refused = error_of(httpx.Response(400, json=openai, request=request))
+    assert (type(refused), refused.detail, refused.field) == (InvalidRequest, "no", "size")
+
+
+def test_which_server_is_meant(served: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BESTOFN_DATA_DIR", str(tmp_path))
+    monkeypatch.delenv("BESTOFN_SERVER", raising=False)
+    with pytest.raises(SetupError, match="run `bestofn up`"):
+        Client()
+    address_file(Settings(data_dir=tmp_path)).write_text(json.dumps({"server": served.url}))
+    with Client() as found:
+        assert found.server == served.url
+    monkeypatch.setenv("BESTOFN_SERVER", "http://named/")
+    with Client() as named:
+        assert named.server == "http://named"
+    with Client("http://argument") as argument:
+        assert argument.server == "http://argument"
+
+
+def test_ctrl_c_cancels_the_job(client: Client) -> None:
+    jobs: list[str] = []
+
+    def interrupt_soon(progress: Progress) -> None:
+        if not jobs:
+            jobs.append(progress.job)
+            threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            client.generate("p", on_progress=interrupt_soon, **LONG)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert client.result(jobs[0]).status == "canceled"
+
+
+def test_what_a_callback_raises_cancels_the_job(client: Client) -> None:
+    jobs: list[str] = []
+
+    def fail(progress: Progress) -> None:
+        jobs.append(progress.job)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        client.generate("p", on_progress=fail, **LONG)
+    assert client.result(jobs[0]).status == "canceled"
+
+
+def test_a_cancelled_task_cancels_its_job_even_before_it_knows_of_it(served: Any) -> None:
+    async def work() -> None:
+        with Proxy(served.url, (0,)) as proxy:
+            async with AsyncClient(proxy.url, retries=8) as client, AsyncClient(served.url) as direct:
+                task = asyncio.create_task(client.generate("p", idempotency_key="lost", **LONG))
+                while not proxy.connections:
+                    await asyncio.sleep(0.01)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                with pytest.raises(JobCanceled):
+                    await direct.submit("p", idempotency_key="lost", **LONG)
+
+                running = asyncio.Event()
+                task = asyncio.create_task(
+                    direct.generate("p", idempotency_key="known", on_progress=lambda _: running.set(), **LONG)
+                )
+                await running.wait()
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                with pytest.raises(JobCanceled):
+                    await direct.submit("p", idempotency_key="known", **LONG)
+
+                task = asyncio.create_task(direct.generate("p", idempotency_key="theirs", **LONG))
+                await direct.cancel((await direct.submit("p", idempotency_key="theirs", **LONG)).id)
+                with pytest.raises(JobCanceled, match="was cancelled"):
+                    await task
+
+    asyncio.run(work())
+
+
+def test_the_options_are_the_fields_of_a_request() -> None:
+    assert Options.__annotations__.keys() == GenerateRequest.model_fields.keys() - {"prompt"}
+
+
+def test_what_the_package_offers() -> None:
+    assert set(bestofn.__all__) == set(dir(bestofn))
+    assert all(getattr(bestofn, name) is not None for name in bestofn.__all__)
+    assert issubclass(bestofn.BestOfNError, Exception)
+    assert Generation.__doc__ is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = bestofn.nothing  # type: ignore[attr-defined]
+
+
+# A server that misbehaves as it is told, and the ten events that it has.
+EVENTS = [
+    f"id: {number}\nevent: match\ndata: "
+    + json.dumps({"round": 0, "place": number, "a": number, "b": None, "winner": number, "text": "a\u2028b"})
+    + "\n\n"
+    for number in range(9)
+] + ['id: 9\nevent: error\ndata: {"code": "job_failed", "detail": "no"}\n\n']
+
+
+class Misbehaving(socketserver.ThreadingTCPServer):
+    """Answers the n-th request as the n-th of `script` says, and all later ones well."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Misbehaviour)
+        self.script: deque[tuple[str, int]] = deque()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Misbehaviour(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        assert isinstance(self.server, Misbehaving)
+        after = -1
+        while (line := self.rfile.readline()) not in (b"\r\n", b""):
+            name, _, value = line.decode().partition(":")
+            after = int(value) if name.lower() == "last-event-id" else after
+        how, much = self.server.script.popleft() if self.server.script else ("whole", 0)
+        body = "".join(EVENTS[after + 1 :]).encode()
+        head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n"
+        match how:
+            case "refused":
+                self.wfile.write(f"HTTP/1.1 {much} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+            case "nothing":
+                pass
+            case "broken":
+                self.wfile.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:much])
+            case "ended":
+                self.wfile.write(f"{head}\r\n".encode() + body[:much])
+            case _:
+                self.wfile.write(f"{head}\r\n".encode() + body)
+
+
+@pytest.fixture(scope="module")
+def misbehaving() -> Iterator[Misbehaving]:
+    with Misbehaving() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    script=st.lists(
+        st.one_of(
+            st.tuples(st.just("refused"), st.sampled_from([429, 502, 503, 404])),
+            st.tuples(st.just("nothing"), st.just(0)),
+            st.tuples(st.sampled_from(["broken", "ended"]), st.integers(0, 900)),
+        ),
+        max_size=5,
+    )
+)
+def test_both_drivers_see_the_same_events_whatever_happens(
+    misbehaving: Misbehaving, script: list[tuple[str, int]]
+) -> None:
+    def log_of(drive: Callable[[Flow[None]], object]) -> tuple[list[Any], list[str], str]:
+        misbehaving.script = deque(script)
+        log: list[tuple[Any, Any]] = []
+        said = ""
+        try:
+            drive(watched(Flows(misbehaving.url, 2, 2).events("j", None), log))
+        except BestOfNError as error:
+            said = error.detail
+        # How long it pauses is chance.
+        actions = [Sleep if isinstance(action, Sleep) else action for action, _ in log]
+        return actions, [action.value.id for action, _ in log if isinstance(action, Emit)], said
+
+    def blocking(flow: Flow[None]) -> None:
+        with httpx.Client(base_url=misbehaving.url) as http:
+            for _ in Driver(http).iterate(flow):
+                pass
+
+    async def awaited(flow: Flow[None]) -> None:
+        async with httpx.AsyncClient(base_url=misbehaving.url) as http:
+            async for _ in AsyncDriver(http).iterate(flow):
+                pass
+
+    seen = log_of(blocking)
+    assert log_of(lambda flow: asyncio.run(awaited(flow))) == seen
+    _, ids, said = seen
+    assert ids == [str(number) for number in range(len(ids))]  # neither gap nor repetition
+    assert said or len(ids) == len(EVENTS)
+
+
+def test_a_server_that_asks_for_too_long_is_not_waited_for() -> None:
+    answer = httpx.Response(503, headers={"retry-after": str(LONGEST_ASKED_SECONDS + 1)}, json={})
+    answer.request = httpx.Request("GET", "http://there")
+    flow = Flows("http://there", 4, 4).result("j")
+    assert isinstance(next(flow), Send)
+    with pytest.raises(Unavailable):
+        flow.send(answer)
+
+
+def test_a_stream_of_something_else_is_refused() -> None:
+    page = httpx.Response(200, text="<html>", request=httpx.Request("GET", "http://there"))
+    flow = Flows("http://there", 4, 4).events("j", None)
+    assert isinstance(next(flow), Open)
+    with pytest.raises(BestOfNError, match="is it a bestofn server"):
+        flow.send(page)
