@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import bestofn
@@ -134,7 +134,8 @@ def _texts(data: bytes) -> dict[str, str]:
                 comment = exif.get_ifd(_EXIF).get(_COMMENT)
                 named = {"Software": exif.get(_SOFTWARE), "ImageDescription": exif.get(_DESCRIPTION)}
         except (*_MALFORMED, Image.DecompressionBombError) as error:
-            raise ValueError(f"not a readable PNG, WebP or JPEG ({len(data):,} bytes): {error}") from error
+            reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+            raise ValueError(f"not a readable PNG, WebP or JPEG ({len(data):,} bytes){reason}") from error
     # Pillow reads EXIF text as Latin-1; what was written is UTF-8, or what the program's author had.
     found |= {key: _utf8(text) for key, text in named.items() if isinstance(text, str) and text}
     if isinstance(comment, bytes):

@@ -6,9 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from bestofn.judge.verdict import Rule
+from bestofn.service.cli import again as remaking
 from bestofn.service.cli.console import say
 from bestofn.service.cli.outcome import check_writable, format_of, report, write
+from bestofn.service.remake import remake_request
 from bestofn.service.settings import load_settings
+from bestofn.service.story import Story
 
 EPILOG = """Examples:
 
@@ -17,7 +20,11 @@ EPILOG = """Examples:
 `bestofn generate "two hearts" -n 64 --top-k 4 --sheet all.png`
 
 `bestofn generate "a ring" --seed 7 --json | jq .images[0].seed`
+
+`bestofn generate --again best.png`
 """
+
+CANDIDATES = 16
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -30,18 +37,43 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the picture should show.", show_default=False)],
-    num_samples: Annotated[int, typer.Option("-n", "--num-samples", min=1, help="Candidates to draw and judge.")] = 16,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The winner's file: .png, .webp or .jpg.")] = Path(
-        "best.png"
-    ),
+    prompt: Annotated[
+        str | None, typer.Argument(help="What the picture should show; needed without --again.", show_default=False)
+    ] = None,
+    num_samples: Annotated[
+        int | None,
+        typer.Option(
+            "-n",
+            "--num-samples",
+            min=1,
+            help="Candidates to draw and judge.",
+            show_default=f"{CANDIDATES}; with --again 1",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="The winner's file: .png, .webp or .jpg.",
+            show_default="best.png; with --again again.png",
+        ),
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, max=16, help="Winners to keep: best-1.png, best-2.png, ...")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of candidate 0; candidate i has seed + i.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, such as 1024x1024.")] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What the picture should not show.")] = None,
-    rule: Annotated[Rule, typer.Option(help="How verdicts are compared.")] = Rule.MARGIN,
+    rule: Annotated[Rule | None, typer.Option(help="How verdicts are compared.", show_default="margin")] = None,
+    again: Annotated[
+        Path | None,
+        typer.Option(metavar="PICTURE", help="Draw this picture of ours again; other options change what it tells."),
+    ] = None,
+    embed_prompt: Annotated[
+        bool | None,
+        typer.Option(help="Write the prompt into the winners' files.", show_default="embed-prompt"),
+    ] = None,
     server: Annotated[str | None, typer.Option(metavar="URL", help="Use this server.")] = None,
     local: Annotated[bool, typer.Option("--local", help="Draw in this process, without server or queue.")] = False,
     model: Annotated[
@@ -57,7 +89,17 @@ def generate(
     """
     if server is not None and local:
         raise typer.BadParameter("--server and --local exclude each other")
+    if prompt is None and again is None:
+        raise typer.BadParameter("write a prompt, or --again PICTURE to draw a picture once more")
     dimensions = _size(size)
+    story: Story | None = None
+    base: dict[str, Any] = {"num_samples": CANDIDATES}
+    if again is not None:
+        story = remaking.read(again)
+        remaking.check_prompt(story, again, prompt)
+        base = remake_request(story)
+        output = output or remaking.output_of(again)
+    output = output or Path("best.png")
     fields: dict[str, Any] = {
         "prompt": prompt,
         "num_samples": num_samples,
@@ -68,11 +110,12 @@ def generate(
         "negative_prompt": negative,
         "width": dimensions and dimensions[0],
         "height": dimensions and dimensions[1],
-        "rule": rule.value,
+        "rule": rule and rule.value,
+        "embed_prompt": embed_prompt,
         "format": format_of(output),
         "thumbnails": sheet is not None,
     }
-    request = {name: value for name, value in fields.items() if value is not None}
+    request = base | {name: value for name, value in fields.items() if value is not None}
     check_writable(output, sheet)
     if sheet is not None:
         format_of(sheet)
@@ -92,7 +135,13 @@ def generate(
         from bestofn.service.cli.here import generate as draw_here
 
         say("drawing in this process" if local else "no server is running: drawing in this process")
-        outcome = draw_here(request, load_settings(model=model, judge=judge))
+        settings = load_settings(model=model, judge=judge)
+        if story is not None and model is None:
+            remaking.check_model_here(story, settings.model)
+        outcome = draw_here(request, settings)
+    if story is not None:
+        for difference in remaking.differences(story, outcome.result):
+            say(f"warning: {difference}")
     report(write(outcome, output, sheet), sheet, json=json)
 
 

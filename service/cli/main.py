@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bestofn.service.cli import console, doctor, eval, generate, models, rank, serve, train, up, worker
+from bestofn.service.cli import console, doctor, eval, generate, inspect, models, rank, serve, train, up, worker
 
 program = typer.Typer(
     name="bestofn",
@@ -38,6 +38,7 @@ def main(
 
 generate.add_to(program)
 rank.add_to(program)
+inspect.add_to(program)
 eval.add_to(program)
 up.add_to(program)
 serve.add_to(program)

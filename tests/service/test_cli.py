@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image, PngImagePlugin
 
 from bestofn.service.api.server import listen
 from bestofn.service.cli import main, target
@@ -23,8 +24,10 @@ from bestofn.service.cli.supervisor import MAX_DEATHS, WITHIN_SECONDS, may_resta
 from bestofn.service.discovery import address_file, running_server
 from bestofn.service.engine.fake import FAILS
 from bestofn.service.errors import SetupError
-from bestofn.service.images import decode
+from bestofn.service.images import decode, encode
+from bestofn.service.jobs import Revision
 from bestofn.service.settings import Settings
+from bestofn.service.story import Story, read_story
 
 Run = Callable[..., tuple[int, str, str]]
 PROGRAM = [sys.executable, "-P", "-m", "bestofn.service.cli"]
@@ -87,6 +90,60 @@ def test_json_is_the_result_and_nothing_else(served: Any, run: Run, tmp_path: Pa
     answer = httpx.get(served.url + result["images"][0]["url"])
     assert (tmp_path / "best.png").read_bytes() == answer.content
     assert err.count("\n") == 1
+
+
+def test_a_picture_tells_how_it_was_made_and_is_drawn_again(served: Any, run: Run, tmp_path: Path) -> None:
+    server = {"BESTOFN_SERVER": served.url}
+    options = ("-n", "8", "--steps", "3", "--guidance", "2.5", "--size", "96x32", "--negative", "blur")
+    assert run("generate", "a star \x1b[31m", *options, "-o", "best.webp", **server)[0] == 0
+    status, out, _ = run("inspect", "best.webp", "--json")
+    (told,) = json.loads(out)
+    assert (status, told["story"]["prompt"], told["story"]["width"]) == (0, "a star \x1b[31m", 96)
+    status, out, err = run("inspect", "best.webp")
+    assert (status, err) == (0, "")
+    assert "a star \\x1b[31m\n" in out, "nothing in a picture commands the terminal"
+    assert f"manual_seed({told['story']['seed']})" in out
+
+    assert run("generate", "--again", "best.webp", **server)[0] == 0
+    assert (tmp_path / "again.webp").read_bytes() == (tmp_path / "best.webp").read_bytes()
+    assert run("generate", "--again", "best.webp", "--steps", "4", "-o", "other.png", **server)[0] == 0
+    story = read_story((tmp_path / "other.png").read_bytes())
+    assert isinstance(story, Story)
+    assert (story.num_inference_steps, story.seed) == (4, told["story"]["seed"])
+
+    older = story.model_copy(update={"model": Revision(name="fake", revision="0")})
+    (tmp_path / "older.png").write_bytes(encode(decode((tmp_path / "other.png").read_bytes()), "png", older))
+    status, _, err = run("generate", "--again", "older.png", **server)
+    assert (status, "the model was fake@0 and is fake@1: the picture may differ" in err) == (0, True)
+    status, _, err = run("generate", "--again", "older.png", "--local")
+    assert (status, "--model fake@0" in err) == (1, True)
+
+
+def test_a_prompt_that_was_left_out_is_asked_for(served: Any, run: Run, tmp_path: Path) -> None:
+    server = {"BESTOFN_SERVER": served.url}
+    assert run("generate", "a secret", "--no-embed-prompt", **server)[0] == 0
+    assert b"secret" not in (tmp_path / "best.png").read_bytes()
+    assert "  prompt           (left out)" in run("inspect", "best.png")[1].splitlines()
+    status, _, err = run("generate", "--again", "best.png", **server)
+    assert (status, "leaves its prompt out" in err) == (2, True)
+    assert run("generate", "a secret", "--again", "best.png", **server)[0] == 0
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "best.png").read_bytes()
+
+
+def test_pictures_of_others_are_told_apart(run: Run, tmp_path: Path) -> None:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", "a star\nSteps: 20")
+    Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=chunks)
+    Image.new("RGB", (8, 8)).save(tmp_path / "bare.png")
+    status, out, err = run("inspect", "theirs.png", "bare.png", "none.png")
+    assert (status, err) == (1, "bestofn: none.png: No such file or directory\n")
+    assert out.splitlines() == [
+        "theirs.png: not of bestofn but of AUTOMATIC1111's web UI, or one that writes like it, which wrote:",
+        "  parameters: a star\\nSteps: 20",
+        "bare.png: tells nothing of how it was made",
+    ]
+    status, _, err = run("generate", "--again", "theirs.png", "--local")
+    assert (status, "only pictures that bestofn wrote" in err) == (1, True)
 
 
 def test_ctrl_c_cancels_the_job(served: Any, tmp_path: Path) -> None:
@@ -153,7 +210,9 @@ def test_the_api_needs_no_torch_by_any_path(tmp_path: Path) -> None:
 
 
 def test_waiting_calls_are_answered_when_the_server_stops(served: Any, queue_server: Path, tmp_path: Path) -> None:
-    with start("serve", "--port", "0", cwd=tmp_path, BESTOFN_DATA_DIR=str(queue_server)) as process:
+    with start(
+        "serve", "--port", "0", cwd=tmp_path, BESTOFN_DATA_DIR=str(queue_server), BESTOFN_LOG="text"
+    ) as process:
         assert process.stderr is not None
         address = process.stderr.readline().split("at ")[1].split(",")[0]
         with httpx.Client(base_url=address, timeout=30) as http:

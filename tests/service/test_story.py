@@ -4,8 +4,9 @@ import contextlib
 import io
 import random
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -14,8 +15,11 @@ from bestofn.judge.verdict import Verdict
 from bestofn.service.engine.fake import fake_picture
 from bestofn.service.images import decode, encode
 from bestofn.service.jobs import Candidate, ImageFormat, JobSpec, Revision
+from bestofn.service.load import load_engine
+from bestofn.service.local import local_spec, run_local
 from bestofn.service.remake import diffusers_call, remake_request
 from bestofn.service.schemas import GenerateRequest
+from bestofn.service.settings import Settings
 from bestofn.service.story import OtherStory, Story, read_story
 
 FORMATS = get_args(ImageFormat)
@@ -169,3 +173,22 @@ def test_the_diffusers_call(tell: Callable[..., Story]) -> None:
     assert f'"lab/Sana_Sprint", revision="{hub.revision}"' in call
     assert "intermediate_timesteps=None" in call
     GenerateRequest.model_validate(remake_request(story))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+def test_the_best_of_eight_is_drawn_again_by_us_and_by_diffusers() -> None:
+    settings = Settings(threads=1, devices="cpu", model="shapes", judge="shapes")
+    engine = load_engine(settings)
+
+    def draw(**fields: Any) -> bytes:
+        run = run_local(local_spec(GenerateRequest(**fields), engine, settings), engine)
+        return run.images[run.result.images[0].candidate]
+
+    best = draw(prompt="a photo of a red star left of a blue circle", num_samples=8, seed=3, width=96)
+    story = read_story(best)
+    assert isinstance(story, Story)
+    assert draw(**remake_request(story)) == best
+    names: dict[str, Any] = {}
+    exec(diffusers_call(story), names)
+    apart = np.abs(np.asarray(names["picture"]).astype(int) - np.asarray(decode(best)))
+    assert (apart <= 1).mean() >= 0.999
