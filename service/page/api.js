@@ -42,11 +42,13 @@ export async function call(path, { method = "GET", body, headers = {}, signal } 
 export const json = async (path, options) => readJson(await (await call(path, options)).text());
 
 async function problemOf(response) {
+  const { status } = response;
   try {
-    return new Problem(JSON.parse(await response.text()));
+    const said = JSON.parse(await response.text());
+    return new Problem({ ...said, status, detail: said.detail ?? said.error.message }); // under /v1: OpenAI's form
   } catch {
     // A proxy in between answers in its own words.
-    return new Problem({ status: response.status, code: "unknown", detail: `the server answered ${response.status}` });
+    return new Problem({ status, code: "unknown", detail: `the server answered ${status}` });
   }
 }
 

@@ -29,6 +29,10 @@ export class Form {
     this.#sayModel();
   }
 
+  get knows() {
+    return this.#models.length > 0;
+  }
+
   /** The body of POST /generate. Throws {field, message} for what the server could not even read. */
   read() {
     const prompt = $("prompt").value;

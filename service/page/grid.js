@@ -40,8 +40,9 @@ export class Grid {
       const focused = document.activeElement;
       this.#list.replaceChildren(...tiles);
       if (focused && this.#list.contains(focused)) focused.focus({ preventScroll: true });
+      else this.#stop(this.#list.querySelector("button:not(:disabled)"));
     }
-    this.#list.querySelector("[tabindex='0']") ?? this.#list.querySelector("button:not(:disabled)")?.setAttribute("tabindex", "0");
+    if (!this.#list.querySelector("[tabindex='0']")) this.#stop(this.#list.querySelector("button:not(:disabled)"));
     const note = $("grid-note");
     note.hidden = job.count <= SHOWN;
     note.textContent = `${SHOWN} of ${job.count.toLocaleString("en")} are shown.`;
@@ -50,9 +51,14 @@ export class Grid {
   focus(index) {
     const tile = this.#tiles.get(index);
     if (!tile || tile.disabled) return;
-    this.#list.querySelector("[tabindex='0']")?.setAttribute("tabindex", "-1");
-    tile.setAttribute("tabindex", "0");
+    this.#stop(tile);
     tile.focus();
+  }
+
+  /** The one tile that the tab key stops at. */
+  #stop(tile) {
+    this.#list.querySelector("[tabindex='0']")?.setAttribute("tabindex", "-1");
+    tile?.setAttribute("tabindex", "0");
   }
 
   #update(job, index) {

@@ -24,7 +24,8 @@ const ADVICE = {
 };
 
 const form = new Form();
-const viewer = new Viewer((index) => grid.focus(index));
+// Whoever opened a tile and walked on comes back to the tile of the last picture; the browser sees to other openers.
+const viewer = new Viewer((index) => $("grid").contains(document.activeElement) && grid.focus(index));
 const open = (index) => viewer.open(job, index, ordered(job, bestFirst));
 const grid = new Grid(open);
 const bracket = new BracketView(open);
@@ -75,7 +76,7 @@ async function cancel() {
   try {
     await call(`jobs/${job.id}`, { method: "DELETE" }); // its stream tells the rest
   } catch (error) {
-    refused(error, cancel);
+    form.complain(plain(error));
   }
 }
 
@@ -114,7 +115,8 @@ function expired(id) {
 
 async function watch(result, signal) {
   leave();
-  job = jobOf({ ...result, candidates: [], bracket: [] });
+  // The events are told from the first one on, also of a job that has ended.
+  job = jobOf({ ...result, status: "queued", images: [], candidates: [], bracket: [], progress: null });
   form.show(kept(result));
   bestFirst = false;
   busy(true);
@@ -123,6 +125,7 @@ async function watch(result, signal) {
   drawHistory(pick, job.id);
   draw();
   say(stateOf(job, false));
+  if (!form.knows) learn(); // the first worker came up after the page
   const events = follow((lastId, stop) => listen(result.id, lastId, stop), {
     signal,
     last: LAST,
@@ -136,6 +139,7 @@ async function watch(result, signal) {
     const quarter = Math.floor((4 * job.candidates.size) / job.count);
     if (job.status !== before || quarter > quarters) say(stateOf(job, false));
     quarters = quarter;
+    if (type === "result") bestFirst = true;
     draw();
   }
   while (job.next !== null) append(job, await json(job.next, { signal }));
@@ -149,7 +153,6 @@ async function finish(signal) {
   const done = job;
   lost = false;
   busy(false);
-  bestFirst = done.status === "succeeded";
   if (done.status === "failed") form.complain(`The job failed: ${sentence(done.error ?? "")} ${ADVICE[500]}`);
   draw();
   say(stateOf(done, false));

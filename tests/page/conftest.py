@@ -1,0 +1,144 @@
+"""A real browser, and the API it talks to: over a queue with one worker process, whose engine is the sleeping one."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from bestofn.service.api.app import create_app
+from bestofn.service.api.server import address_of, listen
+from bestofn.service.redis_server import LocalServer
+from bestofn.service.settings import Settings
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+OWN = ("http://127.0.0.1:", "blob:", "data:")
+# 4 candidates every 80 ms: a job of 16 is over at once, one of 256 takes five seconds.
+WORKER = """
+import sys
+from bestofn.service.engine.fake import FakeEngine
+from bestofn.service.settings import Settings
+from bestofn.service.worker import run_worker
+sys.exit(run_worker(Settings(beat_seconds=0.2), lambda: FakeEngine(slots=4, step_seconds=0.02)))
+"""
+
+
+class Api:
+    """An API that can be stopped and started again at the same address."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._port = 0
+        self.start()
+
+    def start(self) -> None:
+        self._listening = listen("127.0.0.1", self._port)
+        self.url = address_of(self._listening)
+        self._port = self._listening.getsockname()[1]
+        config = uvicorn.Config(create_app(self.settings), log_config=None, lifespan="on", timeout_graceful_shutdown=0)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listening]})
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._listening.close()
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Iterator[Path]:
+    """The data folder of a queue with a warm worker."""
+    folder = Path(tempfile.mkdtemp(prefix="bestofn-test-"))
+    environment = {**os.environ, "BESTOFN_DATA_DIR": str(folder), "REDIS_URL": ""}
+    try:
+        with LocalServer(folder):
+            worker = subprocess.Popen([sys.executable, "-P", "-c", WORKER], env=environment, stdout=subprocess.DEVNULL)
+            try:
+                yield folder
+            finally:
+                worker.kill()
+                worker.wait()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def api(data_dir: Path) -> Iterator[Api]:
+    served = Api(Settings(data_dir=data_dir, redis_url=None))
+    try:
+        deadline = time.monotonic() + 30
+        while not httpx.get(f"{served.url}/readyz").is_success:
+            assert time.monotonic() < deadline, "the worker did not become ready"
+            time.sleep(0.05)
+        yield served
+    finally:
+        served.stop()
+
+
+@pytest.fixture(scope="session")
+def keyed_api(api: Api) -> Iterator[Api]:
+    """The same service behind a key, which is `sesame`."""
+    served = Api(api.settings.model_copy(update={"api_keys": ("sesame",)}))
+    yield served
+    served.stop()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's chromium, or whichever there is; playwright brings none along."""
+    if os.environ.get("CI"):
+        pytest.skip("the page is tested in a browser on developers' machines, not in CI")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[page]'")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("there is no chromium on the PATH")
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=found, args=list(FLAGS))
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser, api: Api):
+    """A page of a new visitor, who must neither see an error on the console nor make it call another server."""
+    with visit(browser, api) as opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def visit(browser, api: Api):
+    context = browser.new_context(base_url=api.url, viewport={"width": 1200, "height": 900})
+    opened = context.new_page()
+    opened.set_default_timeout(15_000)
+    wrong: list[str] = []
+    opened.on("pageerror", lambda error: wrong.append(f"uncaught: {error}"))
+    opened.on("console", lambda said: wrong.append(said.text) if _is_error(said) else None)
+    opened.on("request", lambda call: None if call.url.startswith(OWN) else wrong.append(call.url))
+    yield opened
+    context.close()
+    assert not wrong, wrong
+
+
+def _is_error(said) -> bool:
+    # The browser notes each refused call, which the page then explains; those are no errors of the page.
+    return said.type in ("error", "warning") and "Failed to load resource" not in said.text

@@ -1,0 +1,113 @@
+"""The page's policies, each in its module, tried alone in the browser that runs them."""
+
+import ast
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def module(browser, api):
+    """Runs `expression` over the exports of a module, `m`, with `given`."""
+    page = browser.new_page(base_url=api.url)
+    page.goto("/livez")
+
+    def run(name, expression, given=None):
+        return page.evaluate(f"async (given) => {{ const m = await import('/page/{name}.js'); {expression} }}", given)
+
+    yield run
+    page.close()
+
+
+def test_a_stream_reads_the_same_however_it_is_cut(module):
+    text = ': hello\r\nid: 7\r\nevent: candidate\r\ndata: {"a":\r\ndata: 1}\r\n\r\nretry: 9\ndata:x\n\n'
+    text += "event: end\rdata: \r\r"
+    read = """
+        const seen = [];
+        for (let cut = 0; cut <= given.length; cut++) {
+            const parser = new m.EventParser();
+            const pieces = [given.slice(0, cut), given.slice(cut), "\\n"];
+            seen.push(JSON.stringify(pieces.flatMap((piece) => parser.push(piece))));
+        }
+        return [...new Set(seen)].map(JSON.parse);
+    """
+    assert module("stream", read, text) == [
+        [
+            {"type": "candidate", "data": '{"a":\n1}', "id": "7"},
+            {"type": "message", "data": "x", "id": "7"},
+            {"type": "end", "data": "", "id": "7"},
+        ]
+    ]
+
+
+def test_a_broken_stream_goes_on_after_the_last_event_and_gives_up_on_a_final_refusal(module):
+    follow = """
+        const asked = [], pauses = [];
+        const whole = "id: 1\\ndata: a\\n\\nid: 2\\ndata: b\\n\\n";
+        const pieces = [whole + "id: 3\\nda", null, "id: 3\\ndata: c\\n\\n", { passing: false }];
+        const open = async (last) => {
+            asked.push(last);
+            const piece = pieces.shift();
+            if (piece === null) throw { passing: true };
+            if (piece.passing === false) throw piece;
+            return new Response(piece);
+        };
+        const seen = [];
+        try {
+            const { signal } = new AbortController();
+            const pause = async (milliseconds) => pauses.push(milliseconds);
+            for await (const event of m.follow(open, { signal, last: new Set(), pause })) seen.push(event.data);
+        } catch (error) { seen.push(error.passing); }
+        return { asked, seen, growing: pauses[0] < pauses[1] };
+    """
+    assert module("stream", follow) == {"asked": [None, "2", "2", "3"], "seen": ["a", "b", "c", False], "growing": True}
+
+
+def test_seeds_keep_every_digit(module):
+    text = r'{"seed":9223372036854775807,"prompt":"\"seed\":12","more":[{"seed": 5}]}'
+    kept = module("api", "const read = m.readJson(given); return [read, m.writeJson(read)]", text)
+    assert kept[0] == {"seed": "9223372036854775807", "prompt": '"seed":12', "more": [{"seed": "5"}]}
+    assert kept[1] == text.replace(" ", "")
+
+
+@pytest.mark.parametrize("prompt", ["a red star", 'a "red"\n\\star\t{x}', "eine Brücke 橋 \U0001f309 \u2028 \x7f"])
+def test_the_diffusers_call_is_python_that_says_what_was_asked(module, prompt):
+    job = {
+        "prompt": prompt,
+        "parameters": {
+            "negative_prompt": prompt,
+            "height": 64,
+            "width": 32,
+            "num_inference_steps": 12,
+            "guidance_scale": 4,
+        },
+        "model": {"name": "someone/model", "revision": "abc"},
+    }
+    source = module("diffusers", "return m.diffusersCall(given, '9007199254740993', { max_sequence_length: 16 })", job)
+    load, call = (statement.value for statement in ast.parse(source).body[-2:])
+    assert ast.unparse(load) == "SanaPipeline.from_pretrained('someone/model', revision='abc')"
+    assert ast.literal_eval(call.value.value.args[0]) == prompt
+    said = {keyword.arg: ast.unparse(keyword.value) for keyword in call.value.value.keywords}
+    assert ast.literal_eval(said.pop("negative_prompt")) == prompt
+    assert said == {
+        "height": "64",
+        "width": "32",
+        "num_inference_steps": "12",
+        "guidance_scale": "4.0",
+        "max_sequence_length": "16",
+        "generator": "torch.Generator('cpu').manual_seed(9007199254740993)",
+        "use_resolution_binning": "False",
+    }
+
+
+def test_every_tree_has_all_entrants_and_fits(module):
+    grow = """
+        return [2, 3, 4, 5, 7, 8, 17, 31, 32].flatMap((count) => [330, 700, 1080].map((width) => {
+            const sizes = m.entrants(count);
+            const { nodes, lines, height } = m.layout(sizes, 0, width);
+            const inside = nodes.every(({ x, y, side }) =>
+                x - side / 2 >= 0 && x + side / 2 <= width && y - side / 2 >= -1 && y + side / 2 <= height + 1);
+            return [count, nodes.length === sizes.reduce((a, b) => a + b), lines.every(({ to }) => to), inside];
+        }));
+    """
+    wrong = [case for case in module("bracket", grow) if case[1:] != [True, True, True]]
+    assert not wrong

@@ -1,0 +1,209 @@
+"""The page, used as people use it."""
+
+import re
+
+import httpx
+
+STAR = "a photo of a red star"
+
+
+def ask(page, prompt: str, samples: int) -> None:
+    """Type a prompt and a number of candidates, and press Enter."""
+    page.goto("/")
+    page.fill("#num_samples", str(samples))
+    page.fill("#prompt", prompt)
+    page.press("#prompt", "Enter")
+
+
+def judged(page) -> int:
+    return page.locator(".tile:not(:disabled)").count()
+
+
+def wait_for(page, status: str) -> None:
+    page.locator(f"#job[data-status={status}]").wait_for(timeout=30_000)
+
+
+def job_of(page, api) -> dict:
+    job = re.search(r"#job=(\w+)", page.url)[1]
+    return httpx.get(f"{api.url}/jobs/{job}?limit=4096").raise_for_status().json()
+
+
+def test_a_prompt_fills_the_page_and_every_picture_opens(page, api):
+    ask(page, STAR, 48)
+    page.locator(".tile:not(:disabled)").nth(3).wait_for()
+    assert 0 < judged(page) < 48
+    assert page.locator("#go").inner_text() == "Cancel"
+    page.locator(".bracket .leads").first.wait_for()
+    wait_for(page, "succeeded")
+    result = job_of(page, api)
+    winner = result["images"][0]
+    assert page.locator("#winner-actions").is_visible()
+    assert f"{winner['verdict']['p_yes']:.3f}" == page.locator("#score").inner_text()
+    assert str(winner["seed"]) in page.locator("#leader-pairs").inner_text()
+    assert judged(page) == 48
+    assert "47 of 47 matches" in page.locator("#knockout-facts").inner_text()
+    assert f"won with score {winner['verdict']['p_yes']:.3f}" in page.locator("#announcer").inner_text()
+    ranks = [int(text) for text in page.locator(".tile .label i").all_inner_texts()]
+    assert ranks == list(range(1, 49))
+
+    page.locator("#earlier summary").click()
+    assert page.locator("#earlier li").count() == 24
+
+    page.locator(".tile").nth(1).click()
+    second = next(candidate for candidate in result["candidates"] if candidate["rank"] == 2)
+    assert page.locator("#viewer-rank").text_content() == "Rank 2 of 48"
+    assert f"manual_seed({second['seed']})" in page.locator("#viewer-call").inner_text()
+    assert "winners only" in page.locator("#viewer-note").inner_text()
+    page.locator("#viewer-image[src^=blob]").wait_for()
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#viewer-title").inner_text() == f"The winner, candidate {winner['candidate']}"
+    with page.expect_download() as download:
+        page.locator("#viewer-download").click()
+    assert download.value.suggested_filename == f"a-photo-of-a-red-star-{winner['seed']}.png"
+    assert download.value.path().read_bytes() == httpx.get(f"{api.url}{winner['url']}").content
+    page.keyboard.press("Escape")
+    assert page.locator("#viewer").is_hidden()
+
+    page.goto("/")
+    page.locator("#history-list img").wait_for()
+    page.locator("#history-list button").click()
+    wait_for(page, "succeeded")
+    assert page.locator("#score").inner_text() == f"{winner['verdict']['p_yes']:.3f}"
+
+
+def test_escape_cancels(page, api):
+    ask(page, STAR, 256)
+    page.locator(".tile:not(:disabled)").first.wait_for()
+    page.keyboard.press("Escape")
+    wait_for(page, "canceled")
+    assert job_of(page, api)["status"] == "canceled"
+    assert "Cancelled after" in page.locator("#progress-text").inner_text()
+    assert page.locator("#go").inner_text() == "Generate"
+
+
+def test_a_reload_in_mid_job_resumes(page, api):
+    ask(page, STAR, 96)
+    page.locator(".tile:not(:disabled)").nth(9).wait_for()
+    page.reload()
+    page.locator("#job[data-status=running]").wait_for()
+    assert page.input_value("#prompt") == STAR
+    wait_for(page, "succeeded")
+    assert judged(page) == 96
+    assert page.locator("#history-list li").count() == 1
+
+
+def test_a_server_that_comes_back_is_followed_on(page, data_dir, api):
+    own = type(api)(api.settings)
+    try:
+        page.goto(own.url)
+        page.fill("#num_samples", "64")
+        page.fill("#prompt", STAR)
+        page.press("#prompt", "Enter")
+        page.locator(".tile:not(:disabled)").nth(5).wait_for()
+        own.stop()
+        page.get_by_text("The server does not answer. Trying again").wait_for()
+        own.start()
+        wait_for(page, "succeeded")
+        assert judged(page) == 64
+        assert "63 of 63 matches" in page.locator("#knockout-facts").inner_text()
+    finally:
+        own.stop()
+
+
+def test_the_keyboard_is_enough(page):
+    page.goto("/")
+    page.locator("#prompt:focus").wait_for()
+    page.keyboard.type(STAR)
+    page.keyboard.press("Enter")
+    wait_for(page, "succeeded")
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.locator(".tile:focus").count():
+            break
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    ninth = page.locator(".tile").nth(9).get_attribute("data-index")
+    assert page.locator("#viewer-title").inner_text() == f"Candidate {ninth}"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Escape")
+    tenth = page.locator(".tile").nth(10).get_attribute("data-index")
+    assert page.locator(".tile:focus").get_attribute("data-index") == tenth
+    assert page.locator(".tile:focus").evaluate("tile => getComputedStyle(tile).outlineStyle") == "solid"
+
+
+def test_a_phone_in_the_dark(page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.emulate_media(color_scheme="dark", reduced_motion="reduce")
+    ask(page, f"{STAR} {'w' * 200}", 16)
+    wait_for(page, "succeeded")
+    page.locator("#more-button").click()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.locator(".tile").first.click()
+    box = page.locator("#viewer").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 360
+    light, dark = (
+        page.evaluate(f"getComputedStyle(document.documentElement).{name}") for name in ("color", "backgroundColor")
+    )
+    assert sum(map(int, re.findall(r"\d+", light))) > 600 > 100 > sum(map(int, re.findall(r"\d+", dark)))
+
+
+def test_a_seed_is_kept_while_it_is_locked(page, api):
+    ask(page, STAR, 4)
+    wait_for(page, "succeeded")
+    first = job_of(page, api)
+    page.locator("#lock").click()
+    page.locator("#go").click()
+    page.wait_for_url(lambda url: first["id"] not in url)
+    wait_for(page, "succeeded")
+    again = job_of(page, api)
+    assert again["parameters"]["seed"] == first["parameters"]["seed"]
+    page.fill("#seed", str(2**63 - 4))
+    page.locator("#go").click()
+    page.wait_for_url(lambda url: again["id"] not in url)
+    wait_for(page, "succeeded")
+    assert job_of(page, api)["parameters"]["seed"] == 2**63 - 4
+    assert "922337203685477580" in page.locator("#leader-pairs").inner_text()
+
+
+def test_refusals_are_said_beside_the_box(page):
+    for prompt, said in (
+        (" ", "Say what the picture should show"),
+        ("word " * 310, "shorten it by"),
+        ("this heat fails", "The job failed: "),
+    ):
+        ask(page, prompt, 4)
+        page.locator("#problem", has_text=said).wait_for()
+        assert page.locator("#go").inner_text() == "Generate"
+
+
+def test_a_server_with_keys_is_asked_with_one(page, keyed_api):
+    page.goto(keyed_api.url)
+    page.locator("#key-dialog[open]").wait_for()
+    page.fill("#key", "sesame")
+    page.keyboard.press("Enter")
+    page.locator("#example-list button").first.click()
+    wait_for(page, "succeeded")
+    page.locator(".tile img").nth(15).wait_for()
+
+
+def test_a_job_that_is_gone_can_be_drawn_again(page):
+    page.goto("/")
+    entry = {"id": "dead", "time": 0, "prompt": STAR, "count": 4}
+    entry["parameters"] = {
+        "prompt": STAR,
+        "num_samples": 4,
+        "top_k": 2,
+        "seed": "77",
+        "negative_prompt": "",
+        "num_inference_steps": 4,
+    }
+    page.evaluate("entry => localStorage.setItem('bestofn.history', JSON.stringify([entry]))", entry)
+    page.reload()
+    page.locator("#history-list button").click()
+    page.locator("#problem", has_text="no longer on the server").wait_for()
+    page.keyboard.press("Enter")
+    wait_for(page, "succeeded")
+    assert page.locator("#winners button").count() == 1
+    assert int(page.input_value("#seed")) == 77
