@@ -70,7 +70,7 @@ def test_the_whole_report_on_a_host_without_torch(served: Any, queue_server: Pat
     assert "api_keys=(1 of them)" in found["settings settings"]["found"]
     assert "fake" in found["queue workers"]["found"]
     assert found["server server"]["state"] == "ok"
-    assert {finding["check"] for finding in found.values()} == CHECKS.keys() - {"devices", "memory"}
+    assert CHECKS.keys() - {"devices", "memory"} <= {finding["check"] for finding in found.values()}
 
 
 def test_queue(served: Any, queue_server: Path, tmp_path: Path) -> None:
