@@ -12,6 +12,7 @@ from bestofn.service.jobs import Heat
 from bestofn.service.telemetry.worker_metrics import ticked
 
 STALL_TICKS = 10.0  # a tick may take this many times as long as usual before the engine counts as stalled
+PROBE_SECONDS = 5.0  # an idle device is asked this often whether it is still there
 _JOIN_SECONDS = 5.0
 _TICK_WEIGHT = 0.1  # of the last tick in the usual one
 
@@ -22,13 +23,19 @@ class Driver:
     `on_events` is called in the event loop with what each tick brought; `died` is set when the engine raised.
     """
 
-    def __init__(self, factory: Callable[[], Engine], on_events: Callable[[Sequence[EngineEvent]], None]) -> None:
+    def __init__(
+        self,
+        factory: Callable[[], Engine],
+        on_events: Callable[[Sequence[EngineEvent]], None],
+        probe_seconds: float = PROBE_SECONDS,
+    ) -> None:
         self.engine: Engine
         self.error: BaseException | None = None
         self.died = asyncio.Event()
         self.changed = asyncio.Event()  # set whenever there may be more room than before
         self._factory = factory
         self._on_events = on_events
+        self._probe_seconds = probe_seconds
         self._loop = asyncio.get_running_loop()
         self._loaded = asyncio.Event()
         self._wake = threading.Condition()
@@ -95,10 +102,13 @@ class Driver:
             self._post(self.died.set)
 
     def _admit_waiting(self) -> bool:
-        """Waits for work; False when the thread shall end."""
+        """Waits for work, and asks now and then whether the device is still there; False when the thread shall end."""
+        while not self._wait(self._probe_seconds):
+            self._last = time.monotonic()
+            self._ticking = True  # a probe that hangs is a stall too
+            self.engine.probe()
+            self._ticking = False
         with self._wake:
-            while not (self._stopping or self._admitted or self.engine.busy):
-                self._wake.wait()
             if self._stopping:
                 return False
             if not self._ticking:
@@ -110,6 +120,11 @@ class Driver:
             self.engine.admit(heat)
         self._tell((), sum(heat.count for heat in heats))
         return True
+
+    def _wait(self, seconds: float) -> bool:
+        """Whether there is something to do within that time."""
+        with self._wake:
+            return self._wake.wait_for(lambda: self._stopping or bool(self._admitted) or self.engine.busy, seconds)
 
     def _tick(self) -> None:
         if self.engine.busy:

@@ -1,4 +1,4 @@
-"""Several devices on one machine: one worker process each, started again when it ends."""
+"""Several devices on one machine: one worker process each, started again when it ends, until none can be had."""
 
 import signal
 import subprocess
@@ -13,6 +13,7 @@ import structlog
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 HEALTHY_SECONDS = 60.0  # a worker that ran this long starts again without a pause
+LOST_AFTER = 3  # short runs in a row
 STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.2
 
@@ -22,6 +23,15 @@ log = structlog.get_logger()
 def pause_after(failures: int) -> float:
     """Seconds to wait before the next start after `failures` short runs in a row: 1, 2, 4 ... at most 60."""
     return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (failures - 1)) if failures else 0.0
+
+
+def all_lost(failures: Sequence[int]) -> bool:
+    """Whether no device is left, given each one's short runs in a row.
+
+    One bad device is tried again, ever more slowly, beside the good ones. If all fail, more tries from in here do not
+    help (a container may have lost its devices for good): whoever started us shall start us anew.
+    """
+    return all(count >= LOST_AFTER for count in failures)
 
 
 @dataclass
@@ -51,9 +61,10 @@ class _Child:
 
 
 def supervise(commands: Sequence[Sequence[str]]) -> int:
-    """Runs all commands until SIGTERM or SIGINT, each started again when it ends; returns 0.
+    """Runs all commands, each started again when it ends; returns the exit status.
 
-    Runs in the main thread. Every command gets the signal and `STOP_SECONDS` to end.
+    That is 0 after SIGTERM or SIGINT, 1 when no command can be kept running. Runs in the main thread. Every command
+    that still runs then gets SIGTERM and `STOP_SECONDS` to end.
     """
     stop = threading.Event()
 
@@ -65,7 +76,9 @@ def supervise(commands: Sequence[Sequence[str]]) -> int:
     try:
         while not stop.is_set():
             for child in children:
-                child.ended()
+                if child.ended() and all_lost([each.failures for each in children]):
+                    log.error("no device can be used", devices=len(children), short_runs=LOST_AFTER)
+                    return 1
                 if child.process is None and time.monotonic() >= child.due:
                     child.start()
             stop.wait(_POLL_SECONDS)

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 
+import torch
+
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
 from bestofn.models.linear_dit import PromptContext
@@ -125,6 +127,11 @@ class Engine:
         """Drops everything of this job before the next tick; any thread may call this."""
         with self._lock:
             self._canceled.add(job)
+
+    def probe(self) -> None:
+        """A moment's work on the device, waited for; raises if a GPU is lost."""
+        if self.generator.device.type == "cuda":
+            torch.zeros(1, device=self.generator.device).item()
 
     def tick(self) -> list[EngineEvent]:
         """One forward over the busy slots of one resolution, and the decoding and judging that became due."""

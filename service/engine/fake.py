@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ class FakeEngine:
 
     A prompt that contains one of these asks for trouble: `FAILS` (every heat fails), `DIES` (the tick raises, as when
     a device is lost), `HANGS` (the tick does not return for an hour), `KILLS` (the process exits without a word).
+    Setting `lost` loses the device while it is idle.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class FakeEngine:
             tflops_per_decode=0.001,
         )
         self.judge_card = JudgeCard(pin=Revision(name=f"{name}-judge", revision=revision), tflops_per_forward=0.001)
+        self.lost = threading.Event()
         self._runs: dict[tuple[str, int], _Run] = {}
         self._canceled: deque[str] = deque()
 
@@ -83,6 +86,10 @@ class FakeEngine:
 
     def cancel(self, job: str) -> None:
         self._canceled.append(job)
+
+    def probe(self) -> None:
+        if self.lost.is_set():
+            raise RuntimeError("the device is lost")
 
     def tick(self) -> list[EngineEvent]:
         while self._canceled:

@@ -87,3 +87,7 @@ class Engine(Protocol):
     def tick(self) -> list[EngineEvent]:
         """One transformer forward over all busy slots, and whatever decoding and judging became due."""
         ...
+
+    def probe(self) -> None:
+        """A moment's work on the device, which raises if it is lost; called while there is nothing else to do."""
+        ...

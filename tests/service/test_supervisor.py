@@ -1,4 +1,4 @@
-"""Workers that end are started again, ever more slowly, until the supervisor is told to stop."""
+"""Workers that end are started again, ever more slowly, until the supervisor is told to stop or none can be kept."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from bestofn.service.supervisor import pause_after, supervise
+from bestofn.service.supervisor import LOST_AFTER, all_lost, pause_after, supervise
 
 
 def test_pauses_double_up_to_a_minute() -> None:
@@ -32,3 +32,13 @@ def test_a_worker_that_ends_is_started_again_and_all_end_together(tmp_path: Path
     thread.join()
     assert len(starts.read_text()) >= 2
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_one_bad_device_is_no_reason_to_end_but_all_of_them_are() -> None:
+    assert not all_lost([LOST_AFTER + 5, 0])
+    assert not all_lost([LOST_AFTER, LOST_AFTER - 1])
+    assert all_lost([LOST_AFTER, LOST_AFTER + 5])
+
+
+def test_the_supervisor_ends_with_a_failure_when_no_worker_can_be_kept() -> None:
+    assert supervise([[sys.executable, "-c", "raise SystemExit(1)"]] * 2) == 1

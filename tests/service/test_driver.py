@@ -1,0 +1,21 @@
+"""The engine's thread while there is nothing to do."""
+
+import asyncio
+
+from bestofn.service.driver import Driver
+from bestofn.service.engine.fake import FakeEngine
+
+
+def test_an_idle_device_that_is_lost_is_noticed() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine()
+        driver = Driver(lambda: engine, lambda events: None, probe_seconds=0.02)
+        await driver.load()
+        await asyncio.sleep(0.1)
+        assert not driver.died.is_set()
+        engine.lost.set()
+        await asyncio.wait_for(driver.died.wait(), 5.0)
+        assert str(driver.error) == "the device is lost"
+        await driver.stop()
+
+    asyncio.run(scenario())
