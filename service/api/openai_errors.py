@@ -45,5 +45,5 @@ async def _send(start: Message, problem: bytes, send: Send) -> None:
     headers = MutableHeaders(scope=start)
     headers["Content-Type"] = "application/json"
     headers["Content-Length"] = str(len(body))
-    await send(start | {"status": _STATUS.get(start["status"], start["status"])})
+    await send({**start, "status": _STATUS.get(start["status"], start["status"])})
     await send({"type": "http.response.body", "body": body})

@@ -29,6 +29,7 @@ OLDEST_SERVER = (7, 0)
 # Most bytes that a picture takes, a pixel: what admission counts until the pictures are there.
 _BYTES_A_PIXEL: Mapping[ImageFormat, float] = {"png": 3.1, "webp": 1.5, "jpeg": 1.5}
 _BYTES_A_THUMBNAIL = 8 * 1024
+_BYTES_A_STORY, _BYTES_A_CHARACTER = 2048, 16  # a prompt stands in a file as UTF-8, and escaped in its story
 
 log = structlog.get_logger()
 
@@ -113,7 +114,8 @@ class Queue:
             Unavailable: no worker ever announced this pair, or the server's memory is nearly full.
         """
         settings = self.settings
-        image_bytes = int(spec.top_k * spec.width * spec.height * _BYTES_A_PIXEL[spec.format])
+        story_bytes = _BYTES_A_STORY + _BYTES_A_CHARACTER * len(spec.prompt + spec.negative_prompt)
+        image_bytes = spec.top_k * int(spec.width * spec.height * _BYTES_A_PIXEL[spec.format] + story_bytes)
         if spec.thumbnails:
             image_bytes += min(spec.num_samples, THUMBNAILS_KEPT) * _BYTES_A_THUMBNAIL
         try:
