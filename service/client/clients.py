@@ -136,7 +136,8 @@ class Client:
         ...         print(event.index, event.verdict.p_yes)
 
         Lost connections and restarted servers leave neither gap nor repetition. Where the server no longer has all
-        events, there is a `snapshot`: a reader starts afresh from its `result`.
+        events, there is a `snapshot`: a reader starts afresh from its `result`. The types of all events are in
+        `bestofn.service.client.events`.
         """
         return self._driver.iterate(self._flows.events(job_id, after))
 

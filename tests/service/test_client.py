@@ -22,8 +22,10 @@ from PIL import Image
 
 import bestofn
 from bestofn import AsyncClient, Client, Generation, Progress
+from bestofn.service.cli.progress import describe
 from bestofn.service.client.actions import Emit, Flow, Open, Send, Sleep
 from bestofn.service.client.drivers import AsyncDriver, Driver
+from bestofn.service.client.events import QueuedEvent, StartedEvent
 from bestofn.service.client.flows import Flows
 from bestofn.service.client.options import Options
 from bestofn.service.client.refusals import error_of
@@ -41,6 +43,7 @@ from bestofn.service.errors import (
     SetupError,
     Unavailable,
 )
+from bestofn.service.jobs import JobStatus
 from bestofn.service.schemas import GenerateRequest
 from bestofn.service.settings import Settings
 
@@ -384,6 +387,16 @@ def test_a_cancelled_task_cancels_its_job_even_before_it_knows_of_it(served: Any
                     await task
 
     asyncio.run(work())
+
+
+def test_the_bar_says_how_long_a_job_waits() -> None:
+    waiting = Progress(job="j", status=JobStatus.QUEUED, num_samples=8, total_steps=160)
+    assert describe(waiting) == "waiting"
+    told = waiting.after(QueuedEvent(job="j", position=3, estimated_wait_seconds=41.6))
+    assert describe(told) == "waiting, place 3, about 42 s"
+    assert describe(told.after(QueuedEvent(job="j", position=3, estimated_wait_seconds=600))).endswith("about 10 min")
+    running = told.after(StartedEvent())
+    assert (describe(running), running.position, running.after(QueuedEvent(job="j"))) == ("drawing", None, running)
 
 
 def test_the_options_are_the_fields_of_a_request() -> None:
