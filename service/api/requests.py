@@ -5,7 +5,6 @@ import time
 import uuid
 from http import HTTPMethod
 
-import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
@@ -21,7 +20,7 @@ NO_ROUTE = "none"
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=+/-]{0,127}")
 
-log = structlog.get_logger(logs.REQUESTS)
+log = logs.request_log()
 
 
 def request_id(given: str | None) -> str:

@@ -11,7 +11,7 @@ from structlog.typing import Processor
 
 from bestofn.service.settings import Settings
 
-REQUESTS = "bestofn.requests"  # one line a request
+_REQUESTS = "bestofn.requests"
 
 
 def as_json(settings: Settings) -> bool:
@@ -23,13 +23,6 @@ def configure(settings: Settings) -> None:
     """Sends all lines to stderr. In text there is not one line a request, except at the level "debug"."""
     json = as_json(settings)
     level = settings.log_level.upper()
-    shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper("iso", key="time"),
-        _add_trace,
-    ]
     renderers: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
         if json
@@ -39,24 +32,28 @@ def configure(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=_SHARED,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger().addHandler(handler)
     logging.captureWarnings(True)
     logging.getLogger("bestofn").setLevel(level)
     if not json and level != "DEBUG":
-        logging.getLogger(REQUESTS).setLevel(logging.WARNING)
+        logging.getLogger(_REQUESTS).setLevel(logging.WARNING)
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
+        processors=_PROCESSORS,
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
+
+
+def request_log() -> structlog.stdlib.BoundLogger:
+    """Takes one line a request. In a process that has not set up its logs it is silent, as Python's own logs are."""
+    log: structlog.stdlib.BoundLogger = structlog.wrap_logger(
+        logging.getLogger(_REQUESTS), processors=_PROCESSORS, wrapper_class=structlog.stdlib.BoundLogger
+    )
+    return log
 
 
 def _add_trace(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -64,3 +61,17 @@ def _add_trace(logger: Any, method: str, event: MutableMapping[str, Any]) -> Mut
     if span.is_valid:
         event["trace_id"] = trace.format_trace_id(span.trace_id)
     return event
+
+
+_SHARED: list[Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper("iso", key="time"),
+    _add_trace,
+]
+_PROCESSORS: list[Processor] = [
+    structlog.stdlib.filter_by_level,
+    *_SHARED,
+    structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+]

@@ -1,6 +1,7 @@
 """Queue servers for tests, each session's own, and APIs over them; each test of the queue has its own namespace."""
 
 import contextlib
+import logging
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 import httpx
 import pytest
+import structlog
 import uvicorn
 
 from bestofn.service.api.app import create_app
@@ -54,6 +56,18 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
         beat_seconds=0.2,
         stall_seconds=2.0,
     )
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Takes back what a command that ran in this process has set up for its lines of the log."""
+    yield
+    root = logging.getLogger()
+    ours = [h for h in root.handlers if isinstance(h.formatter, structlog.stdlib.ProcessorFormatter)]
+    if ours:
+        root.removeHandler(ours[0])
+        logging.captureWarnings(False)
+        structlog.reset_defaults()
 
 
 class Served(NamedTuple):

@@ -303,15 +303,15 @@ async def _ask(app: Any) -> list[httpx.Response]:
         return [await http.get("/bug", headers={"X-Request-ID": "seven"}), await http.get("/no/such/7f3a")]
 
 
-def test_a_mistake_of_ours_is_answered_with_the_id_under_which_it_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_of_ours_is_answered_with_the_id_under_which_it_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     app = create_app(Settings())
     app.add_api_route("/bug", _bug)
     answers = asyncio.run(_ask(app))
     assert [(a.status_code, a.json()["code"]) for a in answers] == [(500, "internal"), (404, "not_found")]
     assert answers[0].json()["request_id"] == answers[0].headers["x-request-id"] == "seven"
-    told = capsys.readouterr().out
-    assert "a mistake of ours" in told
-    assert "seven" in told
+    (told,) = (record.msg for record in caplog.records if record.levelname == "ERROR")
+    assert isinstance(told, dict)
+    assert (told["event"], told["request_id"], told["exc_info"]) == ("the server made a mistake", "seven", True)
 
 
 def test_a_census_counts_jobs_by_priority_and_notes_how_they_end(
