@@ -145,12 +145,37 @@ def download(repository: str, revision: str) -> Path:
         raise CheckpointError(f"{repository}@{revision} was not found in {where}: {reason}") from error
 
 
+def bytes_to_download(repository: str, revision: str) -> int:
+    """What `download` would fetch.
+
+    Raises:
+        CheckpointError: the hub cannot be reached, or does not have the repository or the revision.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        files = snapshot_download(
+            repository, revision=revision, allow_patterns=HUB_PATTERNS, ignore_patterns=HUB_IGNORE, dry_run=True
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the hub does not tell of {repository}@{revision}: {error}") from error
+    return sum(file.file_size for file in files if file.will_download)
+
+
 def cached(repository: str, revision: str) -> Path | None:
     """The folder of a hub repository's commit in the local cache, whole or not, or None; asks no network."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=HUB_PATTERNS,
+                ignore_patterns=HUB_IGNORE,
+                local_files_only=True,
+            )
+        )
     except (OSError, ValueError):
         return None
 

@@ -1,6 +1,7 @@
-"""bestofn models: look into checkpoints, and make random ones."""
+"""bestofn models: look into checkpoints, download published ones, and make random ones."""
 
 import json as jsonlib
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,9 @@ from bestofn.service.cli import target
 from bestofn.service.cli.console import say
 from bestofn.service.errors import SetupError
 
-program = typer.Typer(no_args_is_help=True, help="Look into checkpoints, and make random ones.")
+program = typer.Typer(
+    no_args_is_help=True, help="Look into checkpoints, download published ones, and make random ones."
+)
 
 
 @program.command(epilog="Example: `bestofn models random --like sana1.5-1.6b ./random-1.6b`")
@@ -46,6 +49,53 @@ def inspect(
             )
         for field, value in about.get("defaults", {}).items():
             typer.echo(f"  {field:28} {value}")
+
+
+@program.command(epilog="Example: `bestofn models download Efficient-Large-Model/NVILA-Lite-2B-Verifier@main`")
+def download(
+    names: Annotated[
+        list[str], typer.Argument(help="Hub names with @revision.", metavar="NAME...", show_default=False)
+    ],
+) -> None:
+    """Fetch checkpoints into the hub's cache (HF_HOME), and print each with the commit that a deployment should pin.
+
+    It needs no torch. The licences, which are not ours, come first.
+    """
+    from bestofn.service.licences import notice
+
+    wanted = [name for name in names if notice(name) is not None]
+    for name in wanted:
+        say(str(notice(name)))
+    for name in names:
+        typer.echo(_fetch(name) if name in wanted else name)  # shapes and folders are here
+
+
+def _fetch(name: str) -> str:
+    """Downloads what is missing of a checkpoint, and returns its name with the commit."""
+    from huggingface_hub.constants import HF_HOME
+
+    from bestofn.models import checkpoint
+    from bestofn.models.errors import CheckpointError
+
+    repository, _, revision = name.partition("@")
+    revision = revision or "main"
+    try:
+        missing = checkpoint.bytes_to_download(repository, revision)
+    except CheckpointError as error:
+        here = checkpoint.cached(repository, revision)
+        if here is None:
+            raise
+        say(f"{error}; what is in {HF_HOME} stays in use")
+        return f"{repository}@{here.name}"
+    Path(HF_HOME).mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(HF_HOME).free
+    if missing > free:
+        raise SetupError(
+            f"{repository} takes {missing / 2**30:.1f} GiB more and {HF_HOME} has {free / 2**30:.1f} GiB free: "
+            "free some, or set HF_HOME to another disk"
+        )
+    say(f"{repository}: {missing / 2**30:.2f} GiB to fetch into {HF_HOME}")
+    return f"{repository}@{checkpoint.download(repository, revision).name}"
 
 
 def _about(name: str) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,148 @@
+"""The deployment's files agree with each other and with the settings; weights come from a hub as workers need them."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from bestofn.service.api.guard import check_binding
+from bestofn.service.errors import SetupError
+from bestofn.service.settings import Settings
+from tests.hub import COMMIT, hub
+
+ROOT = Path(__file__).parent.parent
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_hardened(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["user"] not in ("root", "0", "0:0")
+    assert service["profiles"], "a service without a profile would start everywhere"
+    assert "mem_limit" in service
+    assert service["logging"]["options"]["max-size"]
+
+
+def test_the_queue_is_private_and_loses_nothing() -> None:
+    redis = SERVICES["redis"]
+    assert "ports" not in redis
+    assert redis["networks"] == ["queue"]
+    assert COMPOSE["networks"]["queue"]["internal"] is True
+    command = " ".join(redis["command"])
+    for option in ("--appendonly yes", "--maxmemory-policy noeviction", "--aclfile /run/secrets/redis_acl"):
+        assert option in command
+    assert all(port.startswith("${") or port.startswith("127.0.0.1:") for port in ports())
+
+
+def ports() -> list[str]:
+    return [port for service in SERVICES.values() for port in service.get("ports", [])]
+
+
+def test_nothing_is_published_beyond_this_machine_unless_a_variable_says_so() -> None:
+    assert {re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", port).partition(":")[0] for port in ports()} == {"127.0.0.1"}
+
+
+def test_one_command_works_without_preparation() -> None:
+    """The default secrets are in the repository, and every variable has a default."""
+    text = (ROOT / "docker-compose.yml").read_text()
+    assert set(re.findall(r"\$\{\w+(.{2})", text)) == {":-"}
+    cpu = [service for service in SERVICES.values() if "cpu" in service["profiles"]]
+    for secret in {secret for service in cpu for secret in service.get("secrets", [])}:
+        path = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", COMPOSE["secrets"][secret]["file"])
+        assert (ROOT / path).is_file(), f"{path} is missing"
+
+
+def test_every_variable_is_explained() -> None:
+    used = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
+    explained = set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert used <= explained
+    assert explained - used == {"COMPOSE_PROFILES"}
+
+
+def test_environment_names_settings() -> None:
+    for service in SERVICES.values():
+        for name in service.get("environment", {}):
+            if name.startswith("BESTOFN_"):
+                assert name.removeprefix("BESTOFN_").lower() in Settings.model_fields
+
+
+def test_a_published_port_decides_whether_keys_are_needed() -> None:
+    inside = {"host": "0.0.0.0", "api_keys": ()}
+    check_binding(Settings(**inside, published_on="127.0.0.1"))
+    with pytest.raises(SetupError, match=r"a server on 10\.0\.0\.1 can be called"):
+        check_binding(Settings(**inside, published_on="10.0.0.1"))
+    check_binding(Settings(host="0.0.0.0", api_keys=("key",), published_on="10.0.0.1"))
+
+
+def test_images_install_what_the_project_asks_for() -> None:
+    lines = (ROOT / "docker" / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for line in [*project["dependencies"], *extras["trace"], *extras["worker"]]:
+        need = Requirement(line)
+        if need.name == "torch":
+            continue
+        version = pinned.get(canonicalize_name(need.name))
+        assert version is not None, f"{need.name} has no version: run `.venv/bin/python -P docker/constraints.py`"
+        assert need.specifier.contains(version)
+
+
+def test_secrets_are_made_once_and_read_by_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("REDIS_URL", "BESTOFN_REDIS_URL", "BESTOFN_API_KEYS"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "secrets"
+    make = [str(ROOT / "docker" / "make-secrets"), str(folder), "queue.example.net"]
+    subprocess.run(make, check=True, capture_output=True)
+    before = {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
+    subprocess.run(make, check=True, capture_output=True)
+    assert {path: path.read_text() for path in folder.rglob("*") if path.is_file()} == before
+
+    edge = Settings(_secrets_dir=folder)
+    assert edge.redis_url is not None
+    assert len(edge.api_keys[0]) == 48
+    remote = Settings(_secrets_dir=folder / "gpu-host").redis_url or ""
+    password = edge.redis_url.removeprefix("redis://bestofn:").removesuffix("@redis:6379/0")
+    assert remote == f"rediss://bestofn:{password}@queue.example.net:6380/0?ssl_ca_certs=/run/secrets/queue_ca"
+    assert folder.stat().st_mode & 0o077 == 0
+    assert {path.name for path in folder.iterdir() if path.is_file()} == set(COMPOSE["secrets"])
+
+
+def test_weights_are_fetched_with_their_licences_and_found_again_without_a_network(tmp_path: Path) -> None:
+    model, judge = "Efficient-Large-Model/SANA-test", "Efficient-Large-Model/NVILA-test"
+    weights = {model: ROOT / "models" / "weights" / "shapes", judge: ROOT / "judge" / "weights" / "shapes"}
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "bestofn.service.cli",
+        "models",
+        "download",
+        f"{model}@main",
+        judge,
+        "shapes",
+    ]
+
+    def download(address: str) -> "subprocess.CompletedProcess[str]":
+        env = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        return subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+
+    with hub(weights) as address:
+        first = download(address)
+    assert first.stdout.split() == [f"{model}@{COMMIT}", f"{judge}@{COMMIT}", "shapes"]
+    assert first.stderr.index("Gemma Terms of Use") < first.stderr.index("GiB to fetch")
+    again = download(address)
+    assert again.stdout == first.stdout
+    assert "stays in use" in again.stderr
