@@ -42,7 +42,8 @@ export function layout(sizes, first, width) {
       x += towards * (GAP * scale + side / 2);
       for (let i = 0; i < 2 ** back; i++) {
         const place = half * 2 ** back + i;
-        if (place < sizes[last - 1 - back]) nodes.push({ round: last - 1 - back, place, x, y: (height * (i + 0.5)) / 2 ** back, side });
+        if (place < sizes[last - 1 - back])
+          nodes.push({ round: last - 1 - back, place, x, y: (height * (i + 0.5)) / 2 ** back, side });
       }
       x += (towards * side) / 2;
     }
@@ -55,7 +56,12 @@ export function layout(sizes, first, width) {
 /** Draws an empty tree into `box`; returns its nodes {group, image, round, place} and lines {line, from, to}. */
 export function plant(box, sizes, first, width) {
   const { nodes, lines, height } = layout(sizes, first, width);
-  const svg = drawing("svg", { viewBox: `0 ${-MARGIN} ${width} ${height + 2 * MARGIN}`, width, height: height + 2 * MARGIN, role: "img" });
+  const svg = drawing("svg", {
+    viewBox: `0 ${-MARGIN} ${width} ${height + 2 * MARGIN}`,
+    width,
+    height: height + 2 * MARGIN,
+    role: "img",
+  });
   const edge = (node, other) => node.x + (Math.sign(other.x - node.x) * node.side) / 2;
   const paths = lines.map(({ from, to }) => {
     const [x1, x2] = [edge(from, to), edge(to, from)];
@@ -104,21 +110,32 @@ export class BracketView {
     if (sizes[0] < 2) return;
     const width = this.#box.clientWidth;
     const most = width >= 820 ? 32 : width >= 540 ? 16 : 8;
-    const first = Math.max(0, sizes.findIndex((size) => size <= most));
+    const first = Math.max(
+      0,
+      sizes.findIndex((size) => size <= most),
+    );
     this.#job = job;
     this.#first = first;
     const made = `${job.id} ${sizes[0]} ${first} ${width}`;
     if (made !== this.#drawn) [this.#nodes, this.#lines] = plant(this.#box, sizes, first, width);
     this.#drawn = made;
-    const out = new Set(job.bracket.flatMap((matches, r) => (matches ?? []).flatMap((m) => (m?.b == null ? [] : [`${r}/${m.winner === m.a ? m.b : m.a}`]))));
+    const out = new Set(
+      job.bracket.flatMap((matches, r) =>
+        (matches ?? []).flatMap((m) => (m?.b == null ? [] : [`${r}/${m.winner === m.a ? m.b : m.a}`])),
+      ),
+    );
     for (const node of this.#nodes) this.#fill(job, node, out);
     for (const { line, from, to } of this.#lines) {
       const [a, b] = [entrant(job, from.round, from.place), entrant(job, to.round, to.place)];
       line.setAttribute("class", a === null || a !== b ? "" : a === job.leader ? "won leads" : "won");
     }
-    const played = job.bracket.reduce((sum, matches) => sum + matches.filter((match) => match && match.b !== null).length, 0);
+    const played = job.bracket.reduce(
+      (sum, matches) => sum + matches.filter((match) => match && match.b !== null).length,
+      0,
+    );
     const folded = first > 0 ? `, the last ${sizes[first]} shown` : "";
-    $("knockout-facts").textContent = `${plural(sizes[0], "candidate")}${folded}, ${played} of ${plural(sizes[0] - 1, "match", "matches")} played`;
+    $("knockout-facts").textContent =
+      `${plural(sizes[0], "candidate")}${folded}, ${played} of ${plural(sizes[0] - 1, "match", "matches")} played`;
     this.#box.firstChild.setAttribute("aria-label", `Knockout of ${sizes[0]} candidates, ${played} matches played`);
     $("earlier").hidden = first === 0;
     $("earlier").firstElementChild.textContent = first === 1 ? "The round before" : `The ${first} rounds before`;
@@ -129,7 +146,10 @@ export class BracketView {
   #fill(job, { group, image, round, place }, out) {
     const index = entrant(job, round, place);
     const lost = index !== null && out.has(`${round}/${index}`);
-    group.setAttribute("class", index === null ? "open" : `known${lost ? " lost" : ""}${index === job.leader ? " leads" : ""}`);
+    group.setAttribute(
+      "class",
+      index === null ? "open" : `known${lost ? " lost" : ""}${index === job.leader ? " leads" : ""}`,
+    );
     if (index === null) return;
     group.dataset.index = index;
     const path = picturePath(job, index);
@@ -144,7 +164,9 @@ export class BracketView {
     const job = this.#job;
     const rounds = job.bracket.slice(0, this.#first).map((matches, round) => {
       const pairs = matches.filter(Boolean).map(({ a, b, winner }) => {
-        const sides = [a, b].filter((index) => index !== null).map((index) => this.#small(job, index, index !== winner));
+        const sides = [a, b]
+          .filter((index) => index !== null)
+          .map((index) => this.#small(job, index, index !== winner));
         return element("li", {}, ...sides);
       });
       return element("section", {}, element("h3", {}, `Round ${round + 1}`), element("ol", {}, ...pairs));

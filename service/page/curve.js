@@ -25,11 +25,14 @@ export function drawCurve(svg, points, count) {
   parts.push(words(LEFT, HEIGHT - 4, "1", "start"));
   if (count > 1) parts.push(words(WIDTH - RIGHT, HEIGHT - 4, `${count}`, "end"));
   if (points.length) {
-    const path = points.map(([judged, best], i) => (i ? `H${x(judged)}V${y(best)}` : `M${x(judged)} ${y(best)}`)).join("");
+    const path = points
+      .map(([judged, best], i) => (i ? `H${x(judged)}V${y(best)}` : `M${x(judged)} ${y(best)}`))
+      .join("");
     const [judged, best] = points.at(-1);
     parts.push(drawing("path", { d: path, class: "best" }));
     for (const [i, [at, value]] of points.entries())
-      if (i === 0 || value > points[i - 1][1]) parts.push(drawing("circle", { cx: x(at), cy: y(value), r: 3, class: "best" }));
+      if (i === 0 || value > points[i - 1][1])
+        parts.push(drawing("circle", { cx: x(at), cy: y(value), r: 3, class: "best" }));
     parts.push(words(x(judged) + 8, y(best) + 4, best.toFixed(3), "start", "value"));
     svg.setAttribute("aria-label", `Best score ${best.toFixed(3)} after ${judged} of ${count} candidates`);
   } else {

@@ -31,6 +31,7 @@ export function diffusersCall({ prompt, parameters, model }, seed, extras = {}) 
 
 function load({ name, revision }) {
   if (name === "shapes") return `pipeline = SanaPipeline.from_pretrained("models/weights/shapes")`; // in a checkout of this project
-  if (name.includes("/")) return `pipeline = SanaPipeline.from_pretrained(${python(name)}, revision=${python(revision)})`;
+  if (name.includes("/"))
+    return `pipeline = SanaPipeline.from_pretrained(${python(name)}, revision=${python(revision)})`;
   return `pipeline = SanaPipeline.from_pretrained(${python(name)})  # the folder, revision ${revision}`;
 }

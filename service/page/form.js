@@ -12,7 +12,8 @@ export class Form {
   constructor() {
     for (const choice of quick()) choice.addEventListener("change", () => ($("num_samples").value = ""));
     $("num_samples").addEventListener("input", () => this.#sayCount($("num_samples").value));
-    for (const choice of document.getElementsByName("effort")) choice.addEventListener("change", () => this.#sayEffort());
+    for (const choice of document.getElementsByName("effort"))
+      choice.addEventListener("change", () => this.#sayEffort());
     $("seed").addEventListener("input", () => this.#lock($("seed").value.trim() !== ""));
     $("lock").addEventListener("click", () => this.#lock(!this.#locked && $("seed").value.trim() !== ""));
     $("more-button").addEventListener("click", () => this.#unfold($("more").hidden));
@@ -39,11 +40,20 @@ export class Form {
     const seed = $("seed").value.trim();
     if (!prompt.trim()) throw { field: "prompt", message: "Say what the picture should show." };
     const count = quick().find((choice) => choice.checked)?.value ?? $("num_samples").value;
-    const body = { prompt, num_samples: whole("num_samples", count, 4096), top_k: whole("top_k", $("top_k").value, 16), thumbnails: true };
-    if (body.top_k > body.num_samples) throw { field: "top_k", message: `There cannot be more winners than candidates: at most ${body.num_samples}.` };
+    const body = {
+      prompt,
+      num_samples: whole("num_samples", count, 4096),
+      top_k: whole("top_k", $("top_k").value, 16),
+      thumbnails: true,
+    };
+    if (body.top_k > body.num_samples)
+      throw { field: "top_k", message: `There cannot be more winners than candidates: at most ${body.num_samples}.` };
     if (this.#locked) {
       if (!/^\d{1,19}$/.test(seed) || BigInt(seed) >= LONGEST_SEED)
-        throw { field: "seed", message: "A seed is a whole number from 0 to 9,223,372,036,854,775,807; leave it empty for a random one." };
+        throw {
+          field: "seed",
+          message: "A seed is a whole number from 0 to 9,223,372,036,854,775,807; leave it empty for a random one.",
+        };
       body.seed = BigInt(seed).toString();
     }
     if ($("negative_prompt").value.trim()) body.negative_prompt = $("negative_prompt").value;
@@ -64,7 +74,9 @@ export class Form {
     if (parameters.model && this.#models.some(({ id }) => id === parameters.model)) $("model").value = parameters.model;
     this.#sayModel();
     const share = parameters.num_inference_steps / (this.#model?.num_inference_steps ?? NaN);
-    const effort = [...document.getElementsByName("effort")].find((choice) => Math.abs(Number(choice.value) - share) < 0.05);
+    const effort = [...document.getElementsByName("effort")].find(
+      (choice) => Math.abs(Number(choice.value) - share) < 0.05,
+    );
     if (effort) effort.checked = true;
     this.#sayEffort();
     if (parameters.negative_prompt || parameters.top_k > 1) this.#unfold(true);
@@ -102,7 +114,9 @@ export class Form {
     const judges = this.#model?.judges ?? [];
     $("judge").parentElement.hidden = judges.length < 2;
     const chosen = $("judge").value;
-    $("judge").replaceChildren(...judges.map(({ name }) => element("option", { value: name, selected: name === chosen }, name)));
+    $("judge").replaceChildren(
+      ...judges.map(({ name }) => element("option", { value: name, selected: name === chosen }, name)),
+    );
     this.#sayEffort();
   }
 
@@ -113,7 +127,8 @@ export class Form {
   /** A number of candidates: one of the quick choices, or written beside them. */
   #sayCount(value) {
     for (const choice of quick()) choice.checked = choice.value === value;
-    $("num_samples").value = quick().some((choice) => choice.checked) && document.activeElement !== $("num_samples") ? "" : value;
+    $("num_samples").value =
+      quick().some((choice) => choice.checked) && document.activeElement !== $("num_samples") ? "" : value;
   }
 
   #lock(on) {
@@ -140,6 +155,7 @@ const quick = () => [...document.getElementsByName("quick-samples")];
 function whole(field, text, most) {
   const value = Number(text);
   const what = field === "top_k" ? "Winners" : "Candidates";
-  if (!Number.isInteger(value) || value < 1 || value > most) throw { field, message: `${what}: a whole number from 1 to ${most.toLocaleString("en")}.` };
+  if (!Number.isInteger(value) || value < 1 || value > most)
+    throw { field, message: `${what}: a whole number from 1 to ${most.toLocaleString("en")}.` };
   return value;
 }

@@ -1,6 +1,6 @@
 // The candidates as tiles: places that fill as they are judged; arrow keys walk, Enter opens.
 
-import { ordered, picturePath } from "./job.js";
+import { ended, ordered, picturePath } from "./job.js";
 import { picture } from "./pictures.js";
 import { $, element, score } from "./text.js";
 
@@ -28,11 +28,12 @@ export class Grid {
 
   draw(job, bestFirst) {
     const count = Math.min(job.count, SHOWN);
-    this.#list.style.setProperty("--tile", `${count > 64 ? 80 : 122}px`);
+    this.#list.classList.toggle("dense", count > 64);
     const judged = ordered(job, bestFirst);
-    const shown = bestFirst ? judged.slice(0, count) : judged.filter((index) => index < count);
-    const waiting = [...Array(count).keys()].filter((index) => !job.candidates.has(index));
-    const order = bestFirst ? [...shown, ...waiting].slice(0, count) : [...Array(count).keys()];
+    const all = [...Array(count).keys()];
+    const waiting = all.filter((index) => !job.candidates.has(index));
+    const order = ended(job) ? judged : bestFirst ? [...judged, ...waiting] : all;
+    order.splice(count);
     for (const index of order) this.#update(job, index);
     const tiles = order.map((index) => this.#tiles.get(index).parentElement);
     // Elements that stay where they are keep their focus and are not laid out again.
@@ -90,7 +91,9 @@ export class Grid {
     const path = picturePath(job, index);
     if (path && pixels.dataset.path !== path) {
       pixels.dataset.path = path;
-      picture(path).then((url) => url && pixels.dataset.path === path && pixels.replaceChildren(element("img", { src: url, alt: "" })));
+      picture(path).then(
+        (url) => url && pixels.dataset.path === path && pixels.replaceChildren(element("img", { src: url, alt: "" })),
+      );
     }
   }
 
@@ -99,7 +102,14 @@ export class Grid {
     const at = tiles.indexOf(document.activeElement);
     if (at < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
     const columns = getComputedStyle(this.#list).gridTemplateColumns.split(" ").length;
-    const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, Home: -at, End: tiles.length - 1 - at };
+    const moves = {
+      ArrowLeft: -1,
+      ArrowRight: 1,
+      ArrowUp: -columns,
+      ArrowDown: columns,
+      Home: -at,
+      End: tiles.length - 1 - at,
+    };
     if (!(event.key in moves)) return;
     event.preventDefault();
     const next = tiles[at + moves[event.key]];

@@ -48,7 +48,12 @@ export function drawHistory(open, current) {
         "button",
         { type: "button", className: id === current ? "current" : "" },
         element("span", { className: "pixels" }, ...(thumbnail ? [element("img", { src: thumbnail, alt: "" })] : [])),
-        element("span", { className: "words" }, element("b", {}, prompt), element("small", {}, `${said}${plural(count, "candidate")}, ${ago(time)}`)),
+        element(
+          "span",
+          { className: "words" },
+          element("b", {}, prompt),
+          element("small", {}, `${said}${plural(count, "candidate")}, ${ago(time)}`),
+        ),
       );
       button.addEventListener("click", () => open(entry));
       return element("li", {}, button);

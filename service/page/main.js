@@ -1,21 +1,19 @@
 // The page: a prompt becomes a job, the job's events become pictures, and the address remembers which job is shown.
 
-import { call, json, key, Problem, readJson } from "./api.js";
-import { BracketView, entrants, plant } from "./bracket.js";
+import { call, json, Problem, readJson } from "./api.js";
+import { BracketView } from "./bracket.js";
+import { drawExamples } from "./examples.js";
 import { Form } from "./form.js";
 import { Grid } from "./grid.js";
 import { drawHistory, forgetAll, recall, remember } from "./history.js";
 import { append, apply, ended, jobOf, LAST, ordered } from "./job.js";
+import { askForKey, offerKey } from "./keys.js";
 import { forget, miniature } from "./pictures.js";
 import { drawJob, stateOf } from "./show.js";
 import { follow, sleep } from "./stream.js";
-import { $, copy, element, score, sentence } from "./text.js";
+import { $, copy, score, sentence } from "./text.js";
 import { Viewer } from "./viewer.js";
 
-const EXAMPLES = {
-  shapes: ["a photo of a red star left of a blue circle", "a photo of three red circles", "a photo of a green square above a yellow heart"],
-  other: ["a lighthouse on a cliff at dusk, oil painting", "two foxes asleep under a birch in the snow", "a red bicycle left of a blue door"],
-};
 const ADVICE = {
   401: "This server wants a key: set it with the button “API key” above.",
   403: "Open the page under the server's own address.",
@@ -36,7 +34,6 @@ let bestFirst = false;
 let lost = false;
 let since = null; // when the job was submitted, if this page did it
 let drawing = 0;
-let asked = null; // what to do once there is a key
 
 // -- what the person does ---------------------------------------------------------------------------------------------
 
@@ -55,7 +52,12 @@ async function generate() {
     try {
       const result = await json("generate", { method: "POST", body, headers, signal });
       form.complain(null);
-      remember(result.id, { prompt: result.prompt, count: result.parameters.num_samples, status: "running", parameters: kept(result) });
+      remember(result.id, {
+        prompt: result.prompt,
+        count: result.parameters.num_samples,
+        status: "running",
+        parameters: kept(result),
+      });
       since = Date.now();
       history.pushState(null, "", `#job=${result.id}`);
       return await watch(result, signal);
@@ -106,7 +108,9 @@ function expired(id) {
     form.show(entry.parameters);
     form.lockSeed();
   }
-  const known = entry ? " Its parameters are filled in above, with its seed: Generate draws the same pictures again." : "";
+  const known = entry
+    ? " Its parameters are filled in above, with its seed: Generate draws the same pictures again."
+    : "";
   form.complain(`This job is no longer on the server.${known}`);
   $("go").focus();
 }
@@ -147,7 +151,10 @@ async function watch(result, signal) {
 }
 
 const listen = (id, lastId, signal) =>
-  call(`jobs/${id}/events`, { headers: { Accept: "text/event-stream", ...(lastId === null ? {} : { "Last-Event-ID": lastId }) }, signal });
+  call(`jobs/${id}/events`, {
+    headers: { Accept: "text/event-stream", ...(lastId === null ? {} : { "Last-Event-ID": lastId }) },
+    signal,
+  });
 
 async function finish(signal) {
   const done = job;
@@ -215,12 +222,7 @@ function leave() {
 function refused(error, again) {
   if (!(error instanceof Problem)) throw error;
   idle();
-  if (error.status === 401) {
-    asked = again;
-    $("key-note").textContent = sentence(error.message);
-    $("key-button").hidden = false;
-    $("key-dialog").showModal();
-  }
+  if (error.status === 401) askForKey(sentence(error.message), again);
   form.complain(plain(error), error.field);
 }
 
@@ -253,21 +255,14 @@ async function learn() {
     else form.complain(plain(error));
   }
   form.know(models);
-  const prompts = EXAMPLES[models.every(({ id }) => id === "shapes") ? "shapes" : "other"];
-  $("example-list").replaceChildren(...prompts.map((prompt) => element("li", {}, example(prompt))));
-}
-
-function example(prompt) {
-  const button = element("button", { type: "button" }, prompt);
-  button.addEventListener("click", () => {
+  drawExamples(models, (prompt) => {
     $("prompt").value = prompt;
     generate();
   });
-  return button;
 }
 
 async function start() {
-  $("key-button").hidden = key.get() === null;
+  form.complain(null);
   drawHistory(pick, null);
   await learn();
   if (hashJob() !== null) route();
@@ -287,7 +282,8 @@ $("prompt").addEventListener("keydown", (event) => {
   if (!$("ask").classList.contains("busy")) generate();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && $("ask").classList.contains("busy") && !document.querySelector("dialog[open]")) cancel();
+  if (event.key === "Escape" && $("ask").classList.contains("busy") && !document.querySelector("dialog[open]"))
+    cancel();
 });
 $("by-rank").addEventListener("click", () => ((bestFirst = true), draw()));
 $("by-index").addEventListener("click", () => ((bestFirst = false), draw()));
@@ -302,24 +298,9 @@ $("clear-history").addEventListener("click", () => {
   forgetAll();
   drawHistory(pick, null);
 });
-$("key-button").addEventListener("click", () => {
-  asked = null;
-  $("key-note").textContent = "It stays in this browser.";
-  $("key-dialog").showModal();
-});
-$("key-forget").addEventListener("click", () => {
-  key.set(null);
-  $("key-dialog").close();
-});
-$("key-form").addEventListener("submit", () => {
-  key.set($("key").value.trim());
-  $("key").value = "";
-  form.complain(null);
-  (asked ?? start)();
-});
 addEventListener("hashchange", route);
 new ResizeObserver(() => draw()).observe($("bracket"));
-new ResizeObserver(([{ contentRect: { width } }]) => width && plant($("ghost"), entrants(width < 540 ? 8 : 16), 0, width)).observe($("ghost"));
 setInterval(() => job && !ended(job) && draw(), 1000);
 
+offerKey(start);
 start();

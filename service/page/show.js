@@ -19,7 +19,7 @@ export function drawJob(job, { lost, since }) {
   $("job-facts").textContent = facts(job);
   $("warnings").hidden = job.warnings.length === 0;
   $("warnings").replaceChildren(...job.warnings.map((text) => element("li", {}, sentence(text))));
-  $("progress").hidden = job.status === "succeeded";
+  $("progress").hidden = job.status === "succeeded" && job.candidates.size === job.count;
   $("progress").classList.toggle("lost", lost);
   $("progress-bar").hidden = done;
   if (job.status === "queued") $("progress-bar").removeAttribute("value");
@@ -44,12 +44,20 @@ export function stateOf(job, lost) {
   if (job.status === "running") return job.candidates.size ? `${share} judged` : "Drawing the first candidates";
   if (job.status === "canceled") return `Cancelled after ${share} candidates.`;
   if (job.status === "failed") return `Failed after ${share} candidates.`;
+  if (job.leader === null) return "Ended before a candidate was judged.";
   const { verdict, seed } = job.candidates.get(job.leader);
-  return `Done: candidate ${job.leader} won with score ${score(verdict)}, seed ${seed}.`;
+  const early = job.candidates.size < job.count ? ` after ${share} candidates` : "";
+  return `Done${early}: candidate ${job.leader} won with score ${score(verdict)}, seed ${seed}.`;
 }
 
 function facts({ parameters: p, model, judge }) {
-  return [`${p.width} × ${p.height}`, plural(p.num_inference_steps, "step"), `guidance ${p.guidance_scale}`, `model ${model.name}`, `judge ${judge.name}`].join(" · ");
+  return [
+    `${p.width} × ${p.height}`,
+    plural(p.num_inference_steps, "step"),
+    `guidance ${p.guidance_scale}`,
+    `model ${model.name}`,
+    `judge ${judge.name}`,
+  ].join(" · ");
 }
 
 function drawLeader(job, done) {
@@ -60,12 +68,23 @@ function drawLeader(job, done) {
   $("leader-title").textContent = won ? "Winner" : !leader ? "" : done ? "Led when it ended" : "Leads";
   $("score").textContent = leader ? score(leader.verdict) : "";
   $("score-words").textContent = leader ? wordsOf(leader.verdict) : "";
-  fillPairs($("leader-pairs"), leader ? [["Candidate", `${leader.index}`], ["Seed", leader.seed]] : []);
+  fillPairs(
+    $("leader-pairs"),
+    leader
+      ? [
+          ["Candidate", `${leader.index}`],
+          ["Seed", leader.seed],
+        ]
+      : [],
+  );
   $("winner-actions").hidden = !won;
   const path = leader ? picturePath(job, leader.index) : null;
   if ($("frame").dataset.path === `${path}`) return;
   $("frame").dataset.path = `${path}`;
-  $("frame").setAttribute("aria-label", leader ? `${$("leader-title").textContent}: candidate ${leader.index}. Open large` : "No candidate is judged yet");
+  $("frame").setAttribute(
+    "aria-label",
+    leader ? `${$("leader-title").textContent}: candidate ${leader.index}. Open large` : "No candidate is judged yet",
+  );
   if (!path) return ($("leader").hidden = true);
   picture(path).then((url) => {
     if ($("frame").dataset.path !== path || !url) return;
@@ -89,7 +108,12 @@ function drawWinners(job) {
   box.dataset.of = `${job.id} ${others.length}`;
   box.replaceChildren(
     ...others.map(({ rank, candidate, url, verdict }) => {
-      const button = element("button", { type: "button", dataset: { index: candidate } }, element("span", { className: "pixels" }), element("small", {}, `${rank} · ${score(verdict)}`));
+      const button = element(
+        "button",
+        { type: "button", dataset: { index: candidate } },
+        element("span", { className: "pixels" }),
+        element("small", {}, `${rank} · ${score(verdict)}`),
+      );
       button.setAttribute("aria-label", `Rank ${rank}, candidate ${candidate}`);
       picture(url).then((at) => at && button.firstChild.append(element("img", { src: at, alt: "" })));
       return button;

@@ -18,7 +18,8 @@ export class EventParser {
     this.#rest = lines.pop();
     for (const line of lines) {
       if (line === "") {
-        if (this.#data.length) events.push({ type: this.#type || "message", data: this.#data.join("\n"), id: this.#id });
+        if (this.#data.length)
+          events.push({ type: this.#type || "message", data: this.#data.join("\n"), id: this.#id });
         this.#type = "";
         this.#data = [];
         continue;
@@ -38,7 +39,10 @@ export class EventParser {
  * open(lastId, signal) resolves to a response, or throws an error whose `passing` says whether to try again.
  * onLost(error) is told that the stream broke, onBack() that it goes on.
  */
-export async function* follow(open, { signal, last, onLost = () => {}, onBack = () => {}, pause = sleep, silence = SILENCE }) {
+export async function* follow(
+  open,
+  { signal, last, onLost = () => {}, onBack = () => {}, pause = sleep, silence = SILENCE },
+) {
   let lastId = null;
   for (let failures = 0; ; failures++) {
     const attempt = new AbortController();

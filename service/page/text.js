@@ -21,13 +21,16 @@ export function drawing(name, attributes = {}) {
 
 /** Fills a <dl> with [term, description] pairs. */
 export function fillPairs(list, pairs) {
-  list.replaceChildren(...pairs.map(([term, said]) => element("div", {}, element("dt", {}, term), element("dd", {}, said))));
+  list.replaceChildren(
+    ...pairs.map(([term, said]) => element("div", {}, element("dt", {}, term), element("dd", {}, said))),
+  );
 }
 
 export const score = ({ p_yes: p }) => (p === null ? "–" : p.toFixed(3));
 export const logit = (x) => (x === null ? "not finite" : x.toFixed(2));
 export const plural = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
-export const sentence = (text) => (text ? text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".") : "");
+export const sentence = (text) =>
+  text ? text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".") : "";
 
 /** 7 s, 3 min, 2 h: a time as one would say it. */
 export function seconds(value) {

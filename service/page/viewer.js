@@ -57,7 +57,9 @@ export class Viewer {
     const { seed, verdict, rank } = this.#candidate;
     const won = job.images.find((image) => image.candidate === index);
     const path = picturePath(job, index);
-    $("viewer-rank").textContent = rank ? `Rank ${rank} of ${job.candidates.size}` : `${job.candidates.size} of ${job.count} are judged`;
+    $("viewer-rank").textContent = rank
+      ? `Rank ${rank} of ${job.candidates.size}`
+      : `${job.candidates.size} of ${job.count} are judged`;
     $("viewer-title").textContent = won?.rank === 1 ? `The winner, candidate ${index}` : `Candidate ${index}`;
     fillPairs($("viewer-pairs"), [
       ["Judged", verdict.answer],
