@@ -81,7 +81,7 @@ class Story(BaseModel):
         exif[_SOFTWARE] = self.software
         if self.prompt is not None:
             exif[_DESCRIPTION] = self.prompt.encode()
-        exif.get_ifd(_EXIF)[_COMMENT] = _ASCII + text.encode("ascii")
+        exif[_EXIF] = {_COMMENT: _ASCII + text.encode("ascii")}
         return {"exif": exif.tobytes()}
 
 

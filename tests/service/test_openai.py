@@ -134,15 +134,14 @@ def test_a_full_queue_is_tried_again_when_it_says(served: Any, serving: Serving)
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=retries) as client:
             with pytest.raises(openai.RateLimitError, match="candidates wait") as caught:
                 await client.images.generate(prompt="p", quality="high")
-            assert caught.value.response.headers["retry-after"] == "5"
+            assert float(caught.value.response.headers["retry-after-ms"]) >= 1000
             return str(caught.value.request.headers["x-stainless-retry-count"])
 
     with serving(served.settings.model_copy(update={"max_queued_candidates": 20})) as full:
-        started = time.monotonic()
         assert asyncio.run(call(full.url, 0)) == "0"
-        assert time.monotonic() - started < 4
+        started = time.monotonic()
         assert asyncio.run(call(full.url, 1)) == "1"
-        assert time.monotonic() - started > 5
+        assert time.monotonic() - started > 0.95  # left to itself, it would have waited half a second at most
 
 
 def test_models(client: OpenAI) -> None:

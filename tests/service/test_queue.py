@@ -60,7 +60,8 @@ def test_a_job_runs_to_its_end(settings: Settings, make_spec: MakeSpec, finish: 
             assert await queue.spec(spec.id) == spec
             before = await queue.record(spec.id)
             assert (before.status, before.progress.position, before.started) == (JobStatus.QUEUED, 1, None)
-            assert await queue.backlog() == Backlog(1, 10, 1.5, before.spec.top_k * int(32 * 32 * 3.1) + 1)
+            feared = 3 * (int(32 * 32 * 3.1) + 2048 + 16 * len(spec.prompt))  # pictures with their stories
+            assert await queue.backlog() == Backlog(1, 10, 1.5, feared)
 
             claims = await drain(lane, finish)
             assert [(claim.heat.index, claim.heat.count, claim.deliveries) for claim in claims] == [
@@ -254,7 +255,7 @@ def test_the_door_counts_candidates_and_bytes(
     settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
 ) -> None:
     async def run() -> None:
-        async with opened(settings, max_queued_candidates=20, image_budget_bytes=8000) as queue:
+        async with opened(settings, max_queued_candidates=20, image_budget_bytes=12_000) as queue:
             lane = await open_lane(queue)
             await queue.submit(make_spec(num_samples=16), cost=1)
             with pytest.raises(Overloaded, match="16 candidates wait, and 5 more would pass the limit of 20") as full:

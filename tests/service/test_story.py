@@ -100,7 +100,7 @@ def _png(**texts: str) -> bytes:
 
 def _jpeg(comment: bytes) -> bytes:
     exif = Image.Exif()
-    exif.get_ifd(0x8769)[0x9286] = comment
+    exif[0x8769] = {0x9286: comment}
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG", exif=exif.tobytes())
     return file.getvalue()
