@@ -22,7 +22,7 @@ class JobEvent:
     progress   {"judged", "num_samples", "steps", "total_steps", "transformer_forwards", "best"}
     candidate  {"index", "seed", "verdict", "thumbnail"}
     match      {"round", "place", "a", "b", "winner"}: `bracket[round][place]` of the result
-    snapshot   the job as it stands, where events were lost: a reader starts afresh from it
+    snapshot   the job as it stands, where events were lost: a reader starts afresh from it (without id)
     result     the result, or its first page
     error      a problem document: the job failed or was cancelled
     """

@@ -136,7 +136,7 @@ async def follow(context: Context, spec: JobSpec, after: Place | None) -> AsyncG
                 continue
             if (first and event.type != "queued") or teller.missed(event):
                 teller, after = Teller(spec), None
-                async for told in _snapshot(context, spec, teller, event):
+                async for told in _snapshot(context, spec, teller):
                     yield told
             first, standing = False, None
             ended = event.type in ENDINGS
@@ -150,9 +150,10 @@ async def follow(context: Context, spec: JobSpec, after: Place | None) -> AsyncG
                 return
 
 
-async def _snapshot(context: Context, spec: JobSpec, teller: Teller, event: Event) -> AsyncIterator[JobEvent]:
+async def _snapshot(context: Context, spec: JobSpec, teller: Teller) -> AsyncIterator[JobEvent]:
+    """The job as it stands, without an id: a stream that has lost events always starts with another snapshot."""
     record = await context.queue.record(spec.id)
-    yield JobEvent("snapshot", _json(await result_of(context, spec.id)), f"{event.id}.0")
+    yield JobEvent("snapshot", _json(await result_of(context, spec.id)))
     for told in teller.catch_up(candidate for outcome in record.outcomes for candidate in outcome.candidates):
         yield told
 
