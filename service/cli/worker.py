@@ -1,6 +1,7 @@
 """bestofn worker: one engine a device, fed from the queue."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -61,13 +62,17 @@ def worker(
     from bestofn.service.supervisor import supervise
 
     flags = {"--model": model, "--judge": judge, "--redis-url": redis_url, "--slots": slots, "--threads": threads}
-    given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
+    raise typer.Exit(supervise(device_commands(names, flags, settings.metrics_port)))
+
+
+def device_commands(
+    devices: Sequence[str], flags: Mapping[str, str | int | None], metrics_port: int | None
+) -> list[list[str]]:
+    """One worker a device, with the flags that were given and ports from `metrics_port` on."""
     program = [sys.executable, "-P", "-m", "bestofn.service.cli", "worker"]
-    commands = [[*program, "--devices", name, *given] for name in names]
-    if settings.metrics_port:
-        for port, command in enumerate(commands, settings.metrics_port):
-            command += ["--metrics-port", str(port)]
-    raise typer.Exit(supervise(commands))
+    given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
+    ports = [["--metrics-port", str(metrics_port + i)] if metrics_port else [] for i in range(len(devices))]
+    return [[*program, "--devices", device, *given, *port] for device, port in zip(devices, ports, strict=True)]
 
 
 def _engine(settings: Settings) -> "Engine":

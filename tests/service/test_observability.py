@@ -24,6 +24,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 
 from bestofn.service.api.app import create_app
+from bestofn.service.cli.worker import device_commands
 from bestofn.service.engine.fake import FAILS
 from bestofn.service.errors import SetupError
 from bestofn.service.jobs import JobSpec, JobStatus
@@ -167,6 +168,8 @@ def metrics(url: str) -> dict[str, float]:
 
 
 def test_the_api_counts_requests_jobs_and_what_waits(deployed: Deployed) -> None:
+    rests = 'bestofn_workers{judge="fake-judge",model="fake",state="ready"}'
+    wait_for(lambda: rests in metrics(deployed.api))  # it says so with its next beat
     found = metrics(deployed.api)
     expected = {
         'bestofn_http_requests_total{method="POST",route="/generate",status="200"}': 1,
@@ -179,7 +182,7 @@ def test_the_api_counts_requests_jobs_and_what_waits(deployed: Deployed) -> None
         'bestofn_winner_score_count{judge="fake-judge",model="fake"}': 1,
         'bestofn_backlog_candidates{priority="interactive"}': 0,
         'bestofn_jobs{status="queued"}': 0,
-        'bestofn_workers{judge="fake-judge",model="fake",state="ready"}': 1,
+        rests: 1,
         "bestofn_dead_heats": 1,
         "bestofn_redis_up": 1,
         "bestofn_ready": 1,
@@ -280,6 +283,15 @@ def test_a_worker_that_hangs_is_not_live_and_one_that_loads_is_not_ready(conditi
             pass
     assert [answer.is_success for answer in answers] == [condition in LIVE, condition in READY]
     assert [answer.json() for answer in answers] == 2 * [{"status": condition}]
+
+
+def test_each_device_of_a_machine_has_a_port_of_its_own() -> None:
+    commands = device_commands(["cuda:0", "cuda:1"], {"--slots": 8, "--model": None}, 9100)
+    assert [command[5:] for command in commands] == [
+        ["--devices", "cuda:0", "--slots", "8", "--metrics-port", "9100"],
+        ["--devices", "cuda:1", "--slots", "8", "--metrics-port", "9101"],
+    ]
+    assert device_commands(["cpu"], {}, None)[0][5:] == ["--devices", "cpu"]
 
 
 def test_without_its_queue_an_api_still_tells_how_it_is(
