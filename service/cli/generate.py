@@ -66,6 +66,9 @@ def generate(
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, such as 1024x1024.")] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What the picture should not show.")] = None,
     rule: Annotated[Rule | None, typer.Option(help="How verdicts are compared.", show_default="margin")] = None,
+    deadline: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Take the best there is by then.", show_default=False)
+    ] = None,
     again: Annotated[
         Path | None,
         typer.Option(metavar="PICTURE", help="Draw this picture of ours again; other options change what it tells."),
@@ -111,6 +114,7 @@ def generate(
         "width": dimensions and dimensions[0],
         "height": dimensions and dimensions[1],
         "rule": rule and rule.value,
+        "deadline_seconds": deadline,
         "embed_prompt": embed_prompt,
         "format": format_of(output),
         "thumbnails": sheet is not None,
