@@ -386,7 +386,7 @@ def test_dashboard_and_alerts_read_metrics_that_there_are(deployed: Deployed) ->
     assert read <= there, read - there
     described = (DOCKER.parent / "docs/observability.md").read_text()
     ours = {re.sub("_(bucket|sum|count|info)$", "", name) for name in there if name.startswith("bestofn_")}
-    assert {name for name in ours if name not in described and not name.endswith("_created")} == set()
+    assert {name for name in ours if name not in described} == set()
 
 
 def test_prometheus_and_grafana_are_set_up_for_each_other() -> None:
