@@ -12,15 +12,13 @@ const BOTTOM = 22;
 /** Draws `points`, pairs of judged candidates and best score, for a job of `count` candidates. */
 export function drawCurve(svg, points, count) {
   svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
-  const scores = points.map(([, best]) => best);
-  const low = points.length ? Math.floor(Math.min(...scores) * 10) / 10 : 0;
-  const high = points.length ? Math.max(Math.ceil(Math.max(...scores) * 10) / 10, low + 0.1) : 1;
+  const [low, high] = range(points.map(([, best]) => best));
   const x = (judged) => LEFT + ((WIDTH - LEFT - RIGHT) * (judged - 1)) / Math.max(1, count - 1);
   const y = (best) => TOP + ((HEIGHT - TOP - BOTTOM) * (high - best)) / (high - low);
 
   const parts = [low, (low + high) / 2, high].flatMap((value) => [
     drawing("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value), class: "rule" }),
-    words(LEFT - 7, y(value) + 4, value.toFixed(high - low > 0.15 ? 1 : 2), "end"),
+    words(LEFT - 7, y(value) + 4, value.toFixed(2).replace(/0$/, ""), "end"),
   ]);
   parts.push(words(LEFT, HEIGHT - 4, "1", "start"));
   if (count > 1) parts.push(words(WIDTH - RIGHT, HEIGHT - 4, `${count}`, "end"));
@@ -39,6 +37,14 @@ export function drawCurve(svg, points, count) {
     svg.setAttribute("aria-label", "No candidate is judged yet");
   }
   svg.replaceChildren(...parts);
+}
+
+/** Tenths around the scores, or all from 0 to 1 where they are far apart. */
+function range(scores) {
+  if (!scores.length) return [0, 1];
+  const low = Math.floor(Math.min(...scores) * 10) / 10;
+  const high = Math.max(Math.ceil(Math.max(...scores) * 10) / 10, low + 0.1);
+  return high - low > 0.45 ? [0, 1] : [low, high];
 }
 
 function words(x, y, text, anchor, name = "tick") {

@@ -1,37 +1,48 @@
-// The call that draws a candidate again with plain diffusers.
+// The call that draws a candidate again with plain diffusers: the same one that `bestofn inspect` tells of a file.
 
 // A JSON string is a Python string: the same quotes, the same escapes.
 const python = JSON.stringify;
 const float = (value) => (Number.isInteger(value) ? `${value}.0` : `${value}`);
 
-/** Python source that makes the picture of `seed`; `extras` are further arguments of the checkpoint, name -> source. */
-export function diffusersCall({ prompt, parameters, model }, seed, extras = {}) {
-  const given = {
-    negative_prompt: parameters.negative_prompt ? python(parameters.negative_prompt) : null,
-    height: parameters.height,
-    width: parameters.width,
-    num_inference_steps: parameters.num_inference_steps,
-    guidance_scale: float(parameters.guidance_scale),
-    ...extras,
-    generator: `torch.Generator("cpu").manual_seed(${seed})`,
-    use_resolution_binning: "False",
-  };
-  const lines = Object.entries(given).flatMap(([name, value]) => (value === null ? [] : [`    ${name}=${value},`]));
-  return [
-    "import torch",
-    "from diffusers import SanaPipeline",
-    "",
-    load(model),
-    "image = pipeline(",
-    `    ${python(prompt)},`,
-    ...lines,
-    ").images[0]",
-  ].join("\n");
+/** Python source that makes the picture of `seed`. */
+export function diffusersCall({ prompt, parameters, model }, seed) {
+  const hub = /^[0-9a-f]{40}$/.test(model.revision);
+  const sprint = hub && model.name.toLowerCase().includes("sprint"); // its pipeline takes no negative prompt
+  const call = [
+    python(prompt),
+    ...(parameters.negative_prompt && !sprint ? [`negative_prompt=${python(parameters.negative_prompt)}`] : []),
+    `width=${parameters.width}`,
+    `height=${parameters.height}`,
+    `num_inference_steps=${parameters.num_inference_steps}`,
+    `guidance_scale=${float(parameters.guidance_scale)}`,
+    `generator=torch.Generator("cpu").manual_seed(${seed})`,
+    "use_resolution_binning=False",
+  ];
+  if (sprint && parameters.num_inference_steps !== 2) call.push("intermediate_timesteps=None");
+  if (!hub) {
+    // A checkpoint in a folder may bring call defaults of its own.
+    call.push("max_sequence_length=calls.max_sequence_length");
+    call.push("complex_human_instruction=list(calls.complex_human_instruction)");
+  }
+  const lines = call.map((argument) => `    ${argument},`);
+  return [...(hub ? fromHub : fromFolder)(model), "picture = pipeline(", ...lines, ").images[0]"].join("\n");
 }
 
-function load({ name, revision }) {
-  if (name === "shapes") return `pipeline = SanaPipeline.from_pretrained("models/weights/shapes")`; // in a checkout of this project
-  if (name.includes("/"))
-    return `pipeline = SanaPipeline.from_pretrained(${python(name)}, revision=${python(revision)})`;
-  return `pipeline = SanaPipeline.from_pretrained(${python(name)})  # the folder, revision ${revision}`;
-}
+const fromHub = ({ name, revision }) => [
+  "import torch",
+  "from diffusers import DiffusionPipeline",
+  "",
+  "pipeline = DiffusionPipeline.from_pretrained(",
+  `    ${python(name)}, revision="${revision}", dtype=torch.bfloat16`,
+  ').to("cuda")',
+];
+
+const fromFolder = ({ name, revision }) => [
+  "import torch",
+  "from bestofn.models.checkpoint import Checkpoint",
+  "from diffusers import DiffusionPipeline",
+  "",
+  `checkpoint = Checkpoint.resolve(${python(name)})  # revision ${revision.replace(/[^\w.-]/g, "?")}`,
+  "calls = checkpoint.call_defaults()",
+  "pipeline = DiffusionPipeline.from_pretrained(checkpoint.path, dtype=torch.float32)",
+];

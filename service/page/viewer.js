@@ -5,9 +5,6 @@ import { picturePath } from "./job.js";
 import { picture } from "./pictures.js";
 import { $, copy, fillPairs, logit, score } from "./text.js";
 
-// What the embedded checkpoint's own bestofn.json changes of diffusers' defaults.
-const EXTRAS = { shapes: { max_sequence_length: 16, complex_human_instruction: "None" } };
-
 export class Viewer {
   #dialog = $("viewer");
   #job = null;
@@ -68,7 +65,7 @@ export class Viewer {
       ["Seed", seed],
     ]);
     $("viewer-note").textContent = note(job, won, path);
-    $("viewer-call").textContent = diffusersCall(job, seed, EXTRAS[job.model.name]);
+    $("viewer-call").textContent = diffusersCall(job, seed);
     const at = this.#order.indexOf(index);
     $("viewer-previous").disabled = at <= 0;
     $("viewer-next").disabled = at < 0 || at === this.#order.length - 1;

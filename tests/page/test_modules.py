@@ -4,6 +4,10 @@ import ast
 
 import pytest
 
+from bestofn.judge.verdict import Rule
+from bestofn.service.remake import diffusers_call
+from bestofn.service.story import Story
+
 
 @pytest.fixture(scope="module")
 def module(browser, api):
@@ -69,34 +73,22 @@ def test_seeds_keep_every_digit(module):
     assert kept[1] == text.replace(" ", "")
 
 
+@pytest.mark.parametrize(
+    ("name", "revision", "steps"),
+    [("someone/model", "a" * 40, 20), ("someone/Sprint", "b" * 40, 4), ('my "model"', "c#\n1", 12)],
+    ids=["hub", "sprint", "folder"],
+)
 @pytest.mark.parametrize("prompt", ["a red star", 'a "red"\n\\star\t{x}', "eine Brücke 橋 \U0001f309 \u2028 \x7f"])
-def test_the_diffusers_call_is_python_that_says_what_was_asked(module, prompt):
-    job = {
-        "prompt": prompt,
-        "parameters": {
-            "negative_prompt": prompt,
-            "height": 64,
-            "width": 32,
-            "num_inference_steps": 12,
-            "guidance_scale": 4,
-        },
-        "model": {"name": "someone/model", "revision": "abc"},
-    }
-    source = module("diffusers", "return m.diffusersCall(given, '9007199254740993', { max_sequence_length: 16 })", job)
-    load, call = (statement.value for statement in ast.parse(source).body[-2:])
-    assert ast.unparse(load) == "SanaPipeline.from_pretrained('someone/model', revision='abc')"
-    assert ast.literal_eval(call.value.value.args[0]) == prompt
-    said = {keyword.arg: ast.unparse(keyword.value) for keyword in call.value.value.keywords}
-    assert ast.literal_eval(said.pop("negative_prompt")) == prompt
-    assert said == {
-        "height": "64",
-        "width": "32",
-        "num_inference_steps": "12",
-        "guidance_scale": "4.0",
-        "max_sequence_length": "16",
-        "generator": "torch.Generator('cpu').manual_seed(9007199254740993)",
-        "use_resolution_binning": "False",
-    }
+def test_the_diffusers_call_is_the_one_that_files_tell(module, prompt, name, revision, steps):
+    said = {"negative_prompt": prompt, "height": 64, "width": 32, "num_inference_steps": steps, "guidance_scale": 4}
+    model = {"name": name, "revision": revision}
+    verdict = {"answer": "yes", "yes_logit": 1.0, "no_logit": 0.0, "p_yes": 0.7}
+    story = Story(
+        prompt=prompt, **said, seed=2**63 - 1, rule=Rule.MARGIN, verdict=verdict, model=model, judge=model, software=""
+    )
+    job = {"prompt": prompt, "parameters": said, "model": model}
+    source = module("diffusers", "return m.diffusersCall(given, '9223372036854775807')", job)
+    assert ast.dump(ast.parse(source)) == ast.dump(ast.parse(diffusers_call(story)))
 
 
 def test_every_tree_has_all_entrants_and_fits(module):
