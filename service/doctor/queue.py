@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from redis.exceptions import AuthenticationError, NoPermissionError
+
 from bestofn.service.cards import WorkerCard
 from bestofn.service.doctor.report import Finding
 from bestofn.service.errors import SetupError
@@ -41,12 +43,19 @@ def queue(settings: Settings) -> Iterator[Finding]:
         look = asyncio.run(asyncio.wait_for(_look(url, settings), ANSWER_SECONDS))
     except Exception as error:
         reason = "no answer" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
-        fix = "start it, or set REDIS_URL to the one that runs; from another host, see its bind address and firewall"
-        yield Finding("fail", "queue", f"{url}: {' '.join(reason.split())}", fix)
+        yield Finding("fail", "queue", f"{url}: {' '.join(reason.split())}", _remedy(error))
         return
     yield from _server(url, look)
     yield from _work(look)
     yield from workers(look.cards, settings)
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, AuthenticationError | NoPermissionError):
+        return "put its user and password before the host in REDIS_URL, with a colon between and an @ behind"
+    if isinstance(error, ValueError):
+        return "an address looks like redis://localhost:6379"
+    return "start it, or set REDIS_URL to the one that runs; from another host, see its bind address and firewall"
 
 
 async def _look(url: str, settings: Settings) -> Look:

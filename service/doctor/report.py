@@ -12,8 +12,8 @@ from bestofn.service.settings import Settings
 State = Literal["ok", "warn", "fail"]
 PATIENCE_SECONDS = 60.0  # for a check; loading torch on a busy machine takes half of it
 
-# A password in an address: everything between the scheme's slashes and the last @ before the path.
-_PASSWORD = re.compile(r"(?<=://)[^/\s@]*:[^/\s]*@")
+# A password in an address: between the scheme's slashes and the last @ before the path, or a parameter of its own.
+_PASSWORD = re.compile(r"(?<=://)[^/\s@]*:[^/\s]*(?=@)|(?<=password=)[^&\s]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def hiding(settings: Settings) -> Callable[[str], str]:
     def hide(text: str) -> str:
         for secret in secrets:
             text = text.replace(secret, "***")
-        text = _PASSWORD.sub("***@", text)
+        text = _PASSWORD.sub("***", text)
         return re.sub(rf"{re.escape(home)}(?=[/\s,;:)'\"]|$)", "~", text) if len(home) > 1 else text
 
     return hide

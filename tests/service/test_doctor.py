@@ -38,7 +38,7 @@ def look(*names: str, **fields: Any) -> dict[str, Finding]:
 def test_a_check_that_breaks_or_hangs_is_a_finding() -> None:
     def breaks(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "first", "fine")
-        raise OSError("redis://me:pass:w@rd@host is gone, key open-sesame, in " + str(Path.home() / "data"))
+        raise OSError("redis://me:pass:w@rd@host /0?password=x&db=1 is gone, open-sesame, " + str(Path.home() / "data"))
 
     def hangs(settings: Settings) -> Iterator[Finding]:
         time.sleep(2)
@@ -47,7 +47,7 @@ def test_a_check_that_breaks_or_hangs_is_a_finding() -> None:
     settings = Settings(api_key="open-sesame")
     found = [finding for _, finding in examine(settings, {"breaks": breaks, "hangs": hangs}, patience=0.2)]
     assert [finding.state for finding in found] == ["ok", "fail", "fail"]
-    assert found[1].found == "OSError: redis://***@host is gone, key ***, in ~/data"
+    assert found[1].found == "OSError: redis://***@host/0?password=***&db=1 is gone, ***, ~/data"
     assert "no answer within 0.2 s" in found[2].found
 
 
