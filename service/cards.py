@@ -42,4 +42,5 @@ class WorkerCard(BaseModel):
     judge: JudgeCard
     started_at: float  # Unix time of the queue server
     state: str = "ready"  # ready, busy, draining
+    version: str | None = None  # of bestofn; None: older than this field
     tflops_per_second: float | None = None  # that its device has lately done; None: nothing yet

@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+import bestofn
 from bestofn.service.cards import WorkerCard
 from bestofn.service.driver import Driver
 from bestofn.service.engine.protocol import Engine, EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
@@ -107,6 +108,7 @@ class Worker:
             model=engine.model_card,
             judge=engine.judge_card,
             started_at=seconds + micros / 1e6,
+            version=bestofn.__version__,
         )
         self._lane = Lane(self._queue, card)
         await self._announce()

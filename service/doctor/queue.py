@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import AuthenticationError, NoPermissionError
 
+import bestofn
 from bestofn.service.cards import WorkerCard
 from bestofn.service.doctor.report import Finding
 from bestofn.service.errors import SetupError
@@ -47,7 +48,7 @@ def queue(settings: Settings) -> Iterator[Finding]:
         return
     yield from _server(url, look)
     yield from _work(look)
-    yield from workers(look.cards, settings)
+    yield from workers(look.cards)
 
 
 def _remedy(error: Exception) -> str:
@@ -110,7 +111,7 @@ def _work(look: Look) -> Iterator[Finding]:
         yield Finding("warn", "dead heats", f"{look.dead} heats could not be finished by any worker", fix)
 
 
-def workers(cards: Sequence[WorkerCard], settings: Settings) -> Iterator[Finding]:
+def workers(cards: Sequence[WorkerCard]) -> Iterator[Finding]:
     """The workers that are ready, by model and judge; two revisions of one name are an upgrade, or a mistake."""
     if not cards:
         yield Finding("warn", "workers", "none is ready", "start one: `bestofn worker`")
@@ -127,6 +128,10 @@ def workers(cards: Sequence[WorkerCard], settings: Settings) -> Iterator[Finding
             )
         )
         yield Finding("ok", "workers", f"{count} with {model} {revision} and judge {judge} {judge_revision}: {places}")
+    others = sorted({card.version or "an older version" for card in cards} - {bestofn.__version__})
+    if others:
+        found = f"some run {', '.join(others)}, this is {bestofn.__version__}"
+        yield Finding("warn", "versions", found, "install one version on every host: they share the queue's records")
     for kind, pins in (("model", {c.model.pin for c in cards}), ("judge", {c.judge.pin for c in cards})):
         twice = [name for name, times in Counter(pin.name for pin in pins).items() if times > 1]
         if twice:

@@ -12,15 +12,20 @@ from typing import Any
 import pytest
 import torch
 
+import bestofn
 from bestofn.models.checkpoint import EMBEDDED
 from bestofn.models.linear_dit import LinearDiTConfig
+from bestofn.service.cards import WorkerCard
 from bestofn.service.discovery import address_file
 from bestofn.service.doctor.checkpoints import Located, locate
 from bestofn.service.doctor.checks import CHECKS
 from bestofn.service.doctor.memory import GIB, Needs, findings, needs_of, plan
 from bestofn.service.doctor.published import published
+from bestofn.service.doctor.queue import workers
 from bestofn.service.doctor.report import Finding, examine
 from bestofn.service.doctor.shapes import needs
+from bestofn.service.engine.fake import FakeEngine
+from bestofn.service.jobs import Revision
 from bestofn.service.licences import licences, notice
 from bestofn.service.limits import cpu_quota, memory_limit
 from bestofn.service.settings import Settings
@@ -38,7 +43,7 @@ def look(*names: str, **fields: Any) -> dict[str, Finding]:
 def test_a_check_that_breaks_or_hangs_is_a_finding() -> None:
     def breaks(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "first", "fine")
-        raise OSError("redis://me:pass:w@rd@host /0?password=x&db=1 is gone, open-sesame, " + str(Path.home() / "data"))
+        raise OSError("redis://me:pass:w@rd@host/0?password=x&db=1 is gone, open-sesame, " + str(Path.home() / "data"))
 
     def hangs(settings: Settings) -> Iterator[Finding]:
         time.sleep(2)
@@ -82,6 +87,21 @@ def test_queue(served: Any, queue_server: Path, tmp_path: Path) -> None:
     assert "`bestofn up` would start" in look("queue", data_dir=tmp_path)["queue"].found
     lost = look("queue", redis_url="redis://:secret@127.0.0.1:9")["queue"]
     assert (lost.state, "ConnectionError" in lost.found, "secret" in lost.found) == ("fail", True, False)
+
+
+def test_workers_of_another_version_or_revision() -> None:
+    engine = FakeEngine()
+    ours = WorkerCard(
+        worker="one", host="here", pid=1, device="cpu", capacity=1, model=engine.model_card, judge=engine.judge_card,
+        started_at=0.0, version=bestofn.__version__,
+    )  # fmt: skip
+    newer = engine.model_card.model_copy(update={"pin": Revision(name="fake", revision="2")})
+    theirs = ours.model_copy(update={"worker": "two", "version": "9.9.9", "model": newer})
+    assert [finding.state for finding in workers([ours])] == ["ok"]
+    found = list(workers([ours, theirs]))
+    assert [(finding.state, finding.what) for finding in found[2:]] == [("warn", "versions"), ("warn", "workers")]
+    assert "9.9.9" in found[2].found
+    assert "several revisions of model fake" in found[3].found
 
 
 def test_server(served: Any, tmp_path: Path) -> None:
