@@ -6,7 +6,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 import bestofn
 
-disable_created_metrics()  # a time beside every count, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a time beside every count, which nobody reads
 
 # Seconds: from an answer out of memory to a thousand candidates on a laptop.
 LATENCY = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
