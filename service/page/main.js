@@ -73,7 +73,10 @@ async function generate() {
 }
 
 async function cancel() {
-  if (!job || ended(job) || !location.hash) return idle();
+  if (!job || ended(job)) {
+    form.complain(null);
+    return idle();
+  }
   say("Cancelling");
   try {
     await call(`jobs/${job.id}`, { method: "DELETE" }); // its stream tells the rest

@@ -178,6 +178,20 @@ def test_refusals_are_said_beside_the_box(page):
         assert page.locator("#go").inner_text() == "Generate"
 
 
+def test_a_full_server_is_asked_again_until_escape(page, api):
+    full = type(api)(api.settings.model_copy(update={"max_queued_candidates": 1}))
+    try:
+        page.goto(full.url)
+        page.locator("#example-list button").first.click()
+        page.locator("#problem", has_text="Trying again in").wait_for()
+        assert page.locator("#go").inner_text() == "Cancel"
+        page.keyboard.press("Escape")
+        page.locator("#go", has_text="Generate").wait_for()
+        assert page.locator("#problem").is_hidden()
+    finally:
+        full.stop()
+
+
 def test_a_server_with_keys_is_asked_with_one(page, keyed_api):
     page.goto(keyed_api.url)
     page.locator("#key-dialog[open]").wait_for()
