@@ -58,6 +58,12 @@ def test_links_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
 
 
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "README.md").read_text()
+    pages = {page.name for page in DOCS.glob("*.md")} - {"README.md"}
+    assert {page for page in pages if f"]({page})" not in index} == set(), "add them to docs/README.md"
+
+
 def test_errors_are_all_documented() -> None:
     from bestofn.service.errors import BestOfNError, SetupError
 
