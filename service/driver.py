@@ -76,18 +76,24 @@ class Driver:
             self._wake.notify()
         self._on_the_way -= sum(heat.count for heat in dropped)
 
-    def stalled(self, stall_seconds: float) -> bool:
-        """Whether a tick has gone on for longer than `stall_seconds` and than ten usual ones."""
-        patience = max(stall_seconds, STALL_TICKS * (self._usual_tick or 0.0))
+    def stalled(self, stall_seconds: float, factor: float = 1.0) -> bool:
+        """Whether a tick has gone on for longer than `factor` times `stall_seconds`, and than ten usual ones."""
+        patience = factor * max(stall_seconds, STALL_TICKS * (self._usual_tick or 0.0))
         return self._ticking and time.monotonic() - self._last > patience
 
-    async def stop(self) -> None:
-        """Ends the thread after the tick that runs; a tick that hangs is left to the end of the process."""
+    def give_up(self) -> None:
+        """Takes an engine whose tick does not return for dead."""
+        self.error = TimeoutError(f"a tick has not returned for {time.monotonic() - self._last:.0f} s")
+        self.died.set()
+
+    async def stop(self) -> bool:
+        """Ends the thread after the tick that runs; False if that does not return, and is left to the process' end."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, _JOIN_SECONDS)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:

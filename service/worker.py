@@ -8,18 +8,18 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import structlog
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError, ResponseError
 
 import bestofn
 from bestofn.service.cards import WorkerCard
 from bestofn.service.driver import Driver
 from bestofn.service.engine.protocol import Engine, EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
 from bestofn.service.jobs import HeatOutcome
+from bestofn.service.queue.away import away
 from bestofn.service.queue.lane import Claim, Judgement, Lane
 from bestofn.service.queue.queue import Queue
 from bestofn.service.queue.ring import Fate, claim_count, fate
@@ -32,10 +32,11 @@ from bestofn.service.telemetry.port import Condition, metrics_port
 LEAVE_SECONDS = 5.0
 CANCEL_SECONDS = 0.1
 REPORT_SECONDS = 0.25  # progress is published this often
+HOPELESS = 5.0  # stalled for so many times the stall time, an engine is given up
 CARD_BEATS = 4  # a card lapses after this many beats without one
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 2.0
-_AWAY = (RedisConnectionError, RedisTimeoutError, ReadOnlyError)
+OVER_KEPT = 1000  # jobs that have ended early, remembered
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -49,7 +50,11 @@ def run_worker(settings: Settings, engine_factory: Callable[[], Engine]) -> int:
     Raises:
         SetupError: no queue, or what the factory raises.
     """
-    return asyncio.run(Worker(settings, engine_factory).run())
+    worker = Worker(settings, engine_factory)
+    status = asyncio.run(worker.run())
+    if worker.hangs:
+        os._exit(status)  # a device that does not answer would hold up the end of the interpreter as well
+    return status
 
 
 class Worker:
@@ -59,10 +64,12 @@ class Worker:
         self.settings = settings
         self._factory = engine_factory
         self._held: dict[tuple[str, int], Claim] = {}  # until they are completed or given up
-        self._alone: list[Claim] = []  # of those, heats that wait for an engine without other work
+        self._alone: list[tuple[str, int]] = []  # of those, heats that wait for an engine without other work
+        self._over: dict[str, None] = {}  # jobs that have ended early, the last ones
         self._reports = Reports()
         self._heat_log = HeatLog()
         self._warm = False
+        self.hangs = False  # known at the end: the engine's thread is stuck in a tick
         self._speed: float | None = None  # TFLOP a second
         self._ended: asyncio.Queue[tuple[Claim, HeatOutcome | str]] = asyncio.Queue()
         self._stop = asyncio.Event()
@@ -90,7 +97,7 @@ class Worker:
                 await self._serve()
             return 1 if self._driver.died.is_set() else 0
         finally:
-            await self._driver.stop()
+            self.hangs = not await self._driver.stop()
             await self._queue.aclose()
 
     async def _connect(self) -> None:
@@ -137,7 +144,7 @@ class Worker:
             await self._settle_one(*self._ended.get_nowait())
         if self._driver.died.is_set():
             log.error("the engine died", error=repr(self._driver.error))
-            for claim in list(self._held.values()):
+            for claim in [claim for key, claim in self._held.items() if key not in self._alone]:
                 await self._give_up(claim, f"the engine of worker {self._lane.worker} died: {self._driver.error}")
         await self._persist(lambda: self._lane.leave(self._held.values()))
         for claim in self._held.values():
@@ -160,6 +167,8 @@ class Worker:
                 )
             if not stalled:
                 await self._beat_once()
+            elif self._driver.stalled(self.settings.stall_seconds, HOPELESS):
+                self._driver.give_up()
 
     def _stalled(self) -> bool:
         return self._driver.stalled(self.settings.stall_seconds)
@@ -185,7 +194,7 @@ class Worker:
         while True:
             self._driver.changed.clear()
             if self._alone and len(self._held) == len(self._alone):
-                self._driver.admit(self._alone.pop().heat)
+                await self._begin_alone(self._held[self._alone.pop()])
             if self._alone or self._driver.room() <= 0 or self._runs_alone() or self._stalled():
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._pause):
@@ -214,7 +223,13 @@ class Worker:
 
     async def _take(self, claim: Claim) -> None:
         if claim.key in self._held:
-            self._held[claim.key] = claim  # our own lease had run out
+            # Our own lease had run out, while the queue was away, say: that is not one delivery more.
+            claim = replace(claim, deliveries=self._held[claim.key].deliveries)
+            self._held[claim.key] = claim
+            await self._count(claim)
+            return
+        if claim.entry.job in self._over:  # the job's end was heard of before the reply to this claim
+            await self._persist(lambda: self._lane.fail(claim, "back"))
             return
         self._heat_log.claimed(claim)
         match fate(claim.deliveries, self.settings.max_deliveries):
@@ -223,7 +238,8 @@ class Worker:
                 self._driver.admit(claim.heat)
             case Fate.ALONE:
                 self._held[claim.key] = claim
-                self._alone.append(claim)
+                self._alone.append(claim.key)
+                await self._count(claim)
             case Fate.DEAD:
                 reason = (
                     f"candidates {claim.heat.first} to {claim.heat.candidates[-1]} were tried "
@@ -231,6 +247,17 @@ class Worker:
                 )
                 await self._persist(lambda: self._lane.fail(claim, "dead", reason))
                 self._heat_log.ended(claim, "dead", reason=reason)
+
+    async def _begin_alone(self, claim: Claim) -> None:
+        await self._count(claim)
+        if claim.entry.job not in self._over:
+            self._driver.admit(claim.heat)
+
+    async def _count(self, claim: Claim) -> None:
+        """Counts a delivery; one of a heat that has yet to run alone counts when it does, for only then is a death of
+        this worker its fault."""
+        delivered = claim.deliveries - (claim.key in self._alone)
+        await self._persist(lambda: self._lane.count(claim, delivered))
 
     async def _listen(self) -> None:
         """Hears of jobs that have ended early, so that the engine drops them before its next tick."""
@@ -243,10 +270,15 @@ class Worker:
                         message = await control.get_message(ignore_subscribe_messages=True, timeout=5.0)
                         if message is not None:
                             self._drop(message["data"].decode())
-            except _AWAY:
+            except RedisError as error:
+                if not away(error):
+                    raise
                 await asyncio.sleep(LAST_RETRY_SECONDS / 4)  # meanwhile reports tell which jobs have ended
 
     def _drop(self, job: str) -> None:
+        self._over[job] = None
+        if len(self._over) > OVER_KEPT:
+            del self._over[next(iter(self._over))]
         keys = [key for key in self._held if key[0] == job]
         if not keys:
             return
@@ -254,8 +286,8 @@ class Worker:
         self._reports.drop(job)
         for key in keys:
             claim = self._held[key]
-            if claim in self._alone:
-                self._alone.remove(claim)
+            if key in self._alone:
+                self._alone.remove(key)
             self._ended.put_nowait((claim, ""))
 
     def _on_events(self, events: Sequence[EngineEvent]) -> None:
@@ -339,13 +371,14 @@ class Worker:
         while True:
             try:
                 return await call()
-            except _AWAY as error:
-                if pause >= LAST_RETRY_SECONDS:
-                    log.warning("the queue is away", error=str(error))
-            except ResponseError as error:
-                if "NOGROUP" not in str(error):
+            except RedisError as error:
+                if away(error):
+                    if pause >= LAST_RETRY_SECONDS:
+                        log.warning("the queue is away", error=str(error))
+                elif isinstance(error, ResponseError) and "NOGROUP" in str(error):
+                    await self._announce()
+                else:
                     raise
-                await self._announce()
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_RETRY_SECONDS)
 

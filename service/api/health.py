@@ -4,9 +4,9 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from bestofn.service.api.context import Context, ContextDep
-from bestofn.service.api.problem import QUEUE_LOST
 from bestofn.service.api.validate import NO_WORKER_RETRY_SECONDS
 from bestofn.service.errors import Unavailable
+from bestofn.service.queue.away import AWAY
 from bestofn.service.queue.census import Census, take_census
 
 router = APIRouter()
@@ -17,7 +17,7 @@ async def look(context: Context) -> Census | None:
     try:
         await context.ended.read(context.queue)
         return await take_census(context.queue)
-    except QUEUE_LOST:
+    except AWAY:
         return None
 
 

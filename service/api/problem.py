@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-import redis.exceptions
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from redis.exceptions import ResponseError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from structlog.contextvars import bind_contextvars, get_contextvars
 
 from bestofn.service.errors import BestOfNError, DeadlinePassed, InvalidRequest, JobCanceled, JobFailed, Unavailable
+from bestofn.service.queue.away import AWAY, away
 
 MEDIA_TYPE = "application/problem+json"
 QUEUE_RETRY_SECONDS = 2.0  # a restarted queue server answers again within seconds
 
-QUEUE_LOST = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.BusyLoadingError)
 
 # Errors that would come again if the same request were sent again, whatever their status suggests to a client.
 _FINAL = (JobFailed, JobCanceled, DeadlinePassed)
@@ -91,7 +91,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(BestOfNError, _ours)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
-    for lost in QUEUE_LOST:
+    for lost in (*AWAY, ResponseError):
         app.add_exception_handler(lost, _queue_lost)
 
 
@@ -153,6 +153,8 @@ def _printable(name: str) -> str:
 
 
 async def _queue_lost(request: Request, error: Exception) -> Response:
+    if not away(error):
+        raise error
     return problem_of(Unavailable("the queue cannot be reached; try again", retry_after=QUEUE_RETRY_SECONDS))
 
 

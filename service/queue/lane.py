@@ -186,6 +186,11 @@ class Lane:
         """Gives up a heat: `back` (no delivery), `again` (a delivery spent) or `dead` (its job fails with `reason`)."""
         await self.queue.scripts("fail", *self._place(claim), self.worker, claim.deliveries, fate, reason)
 
+    async def count(self, claim: Claim, deliveries: int) -> None:
+        """Makes it so many deliveries: a heat that is held, but not yet run, is not to blame if its worker dies."""
+        entry = claim.entry
+        await self.queue.scripts("count", self.pair, entry.priority, entry.id, self.worker, deliveries)
+
     async def report(self, job: str, progress: Sequence[HeatProgress], judgements: Iterable[Judgement] = ()) -> bool:
         """Publishes how far heats of a job have come and its new candidates; whether the job still wants them."""
         arguments: list[Argument] = [job, len(progress)]

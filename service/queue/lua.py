@@ -1,15 +1,15 @@
 """The queue's Lua scripts: loaded from their files, run by their hashes."""
 
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from bestofn.service.queue.keys import Keys
 
-Script = Literal["submit", "refill", "beat", "report", "complete", "fail", "cancel", "expire"]
-SCRIPTS: tuple[Script, ...] = ("submit", "refill", "beat", "report", "complete", "fail", "cancel", "expire")
+Script = Literal["submit", "refill", "beat", "report", "complete", "fail", "cancel", "expire", "count"]
+SCRIPTS: tuple[Script, ...] = get_args(Script)
 Argument = str | int | float | bytes
 
 

@@ -12,8 +12,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
-from bestofn.service.engine.fake import DIES, FAILS, KILLS, FakeEngine
+from bestofn.service.engine.fake import DIES, FAILS, HANGS, KILLS, FakeEngine
 from bestofn.service.engine.protocol import EngineEvent
 from bestofn.service.jobs import JobSpec, JobStatus
 from bestofn.service.queue.lane import Lane
@@ -333,6 +334,81 @@ def test_workers_outlive_a_killed_server(settings: Settings, make_spec: MakeSpec
             await asyncio.to_thread(server.restart)
             assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
             assert len((await queue.record(spec.id)).outcomes) == 16
+            assert worker.poll() is None
+            await queue.aclose()
+
+        asyncio.run(run())
+
+
+@embedded
+def test_a_heat_that_waits_to_run_alone_is_not_to_blame_for_the_death_of_its_worker(
+    settings: Settings, make_spec: MakeSpec, start: Start, open_lane: Callable[..., Awaitable[Lane]]
+) -> None:
+    quick = settings.model_copy(update={"lease_seconds": 0.4, "beat_seconds": 0.1})
+
+    async def run() -> None:
+        queue = await Queue.connect(quick)
+        good, bad = make_spec(num_samples=4), make_spec(prompt=KILLS, num_samples=4)
+        lane = await open_lane(queue)
+        await queue.submit(good, cost=1)
+        for _ in range(quick.max_deliveries):
+            [claim] = await lane.claim(1, 0)
+            await lane.fail(claim, "again")
+        await queue.submit(bad, cost=1)
+        [claim] = await lane.claim(1, 0)  # the good one: the bad one is first now
+        await lane.fail(claim, "back")
+        await lane.leave([])
+        worker = start(quick, 0.5)  # takes the second heat before its first tick, which kills it, is over
+        end = asyncio.create_task(ended(queue, bad.id))
+        while not end.done():
+            if worker.poll() is not None:
+                worker = start(quick, 0.5)
+            await asyncio.sleep(0.05)
+        assert await end is JobStatus.FAILED
+        assert await ended(queue, good.id) is JobStatus.SUCCEEDED
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+@embedded
+def test_a_worker_whose_engine_hangs_ends_and_hands_its_heats_on(
+    settings: Settings, make_spec: MakeSpec, start: Start
+) -> None:
+    hasty = settings.model_copy(update={"stall_seconds": 0.2})
+
+    async def run() -> None:
+        queue = await Queue.connect(hasty)
+        worker = start(hasty, 0.02)
+        await ready(queue, 1)
+        spec = make_spec(prompt=HANGS, num_samples=4)
+        await queue.submit(spec, cost=1)
+        assert await asyncio.to_thread(worker.wait, 15.0) == 1
+        assert (await queue.record(spec.id)).status is JobStatus.RUNNING
+        await queue.cancel(spec.id)
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+@embedded
+def test_a_server_that_takes_no_writes_is_waited_for(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
+    with LocalServer(settings.data_dir) as server:
+        own = settings.model_copy(update={"redis_url": server.url})
+
+        async def run() -> None:
+            queue = await Queue.connect(own)
+            worker = start(own, 0.05)
+            await ready(queue, 1)
+            spec = make_spec(num_samples=32)
+            await queue.submit(spec, cost=1)
+            await heats_done(queue, spec.id, 2)
+            await queue.redis.config_set("min-replicas-to-write", 1)  # as a full disk: what is written is refused
+            with pytest.raises(ResponseError, match="NOREPLICAS"):
+                await queue.submit(make_spec(), cost=1)
+            await asyncio.sleep(0.5)
+            await queue.redis.config_set("min-replicas-to-write", 0)
+            assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
             assert worker.poll() is None
             await queue.aclose()
 
