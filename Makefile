@@ -7,7 +7,7 @@ PROMPT ?= a photo of a red star left of a blue circle
 
 export PYTHONSAFEPATH := 1
 
-.PHONY: setup demo up test check bench clean
+.PHONY: setup demo up test check bench containers clean
 
 setup: .venv/.ready
 
@@ -33,9 +33,14 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/hadolint docker/Dockerfile
 
 bench: setup
 	$(BIN)/python -P tests/bench/pipeline.py
+
+containers: setup  ## builds the images with buildah and runs the compose file's services from them; root, no Docker
+	$(BIN)/python -P tests/containers
 
 clean:
 	rm -rf .venv $(OUT) build dist

@@ -15,7 +15,7 @@ PIPELINES = ("SanaPipeline", "SanaSprintPipeline")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 # Files that are read; variants (fp16) and duplicates in other formats stay on the hub.
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt"]
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 HUB_IGNORE = ["*.fp16.safetensors", "*.fp16*", "*.bf16.safetensors"]
 
 # A file above this size is identified by its size, its header and samples spread over it.
