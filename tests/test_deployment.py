@@ -112,7 +112,8 @@ def test_secrets_are_made_once_and_read_by_the_settings(tmp_path: Path, monkeypa
 
     edge = Settings(_secrets_dir=folder)
     assert edge.redis_url is not None
-    assert len(edge.api_keys[0]) == 48
+    assert [len(key) for key in edge.api_keys] == [48, 48]
+    assert edge.api_keys[1] == (folder / "prometheus_key").read_text().strip()
     remote = Settings(_secrets_dir=folder / "gpu-host").redis_url or ""
     password = edge.redis_url.removeprefix("redis://bestofn:").removesuffix("@redis:6379/0")
     assert remote == f"rediss://bestofn:{password}@queue.example.net:6380/0?ssl_ca_certs=/run/secrets/queue_ca"
