@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import threading
 import time
@@ -25,6 +26,7 @@ FAILS = "this heat fails"
 DIES = "this engine dies"
 HANGS = "this engine hangs"
 KILLS = "this process dies"
+RAMBLES = "this judge rambles"
 _CRASH_STATUS = 70
 
 
@@ -42,8 +44,8 @@ class FakeEngine:
     """Sleeps `step_seconds` a tick. A picture is one colour, made from its seed; a verdict hashes prompt and seed.
 
     A prompt that contains one of these asks for trouble: `FAILS` (every heat fails), `DIES` (the tick raises, as when
-    a device is lost), `HANGS` (the tick does not return for an hour), `KILLS` (the process exits without a word).
-    Setting `lost` loses the device while it is idle.
+    a device is lost), `HANGS` (the tick does not return for an hour), `KILLS` (the process exits without a word),
+    `RAMBLES` (of three verdicts one is prose and one no number). Setting `lost` loses the device while it is idle.
     """
 
     def __init__(
@@ -136,6 +138,8 @@ class FakeEngine:
 
 def fake_verdict(prompt: str, seed: int) -> Verdict:
     """A verdict that only prompt and seed decide; about half are yes."""
+    if RAMBLES in prompt and seed % 3:
+        return Verdict("other", 1.0, 2.0) if seed % 3 == 1 else Verdict("yes", math.nan, math.inf)
     digest = hashlib.sha256(f"{prompt}\n{seed}".encode()).digest()
     yes, no = (20.0 * int.from_bytes(digest[at : at + 4]) / 2**32 for at in (0, 4))
     return Verdict("yes" if yes > no else "no", yes, no)

@@ -1,0 +1,76 @@
+"""Breaks things on purpose and counts what comes of it: every promise of docs/reliability.md, on real processes.
+
+    python tests/chaos/run.py                            all of it, within 40 minutes
+    python tests/chaos/run.py kill-workers --rounds 100  one section
+    python tests/chaos/run.py --short                    a few rounds of each
+
+Prints a table, writes docs/reliability/chaos.json and chaos.md (or into --out), and ends with 1 if a promise is broken.
+"""
+
+import argparse
+import asyncio
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent))  # which -P leaves out
+
+import trouble
+import workers
+from figures import ROOT, Figure, table, write
+
+
+class Section(NamedTuple):
+    """Something that breaks, and how often it does so: in full, and for a short look."""
+
+    run: Callable[[int], Awaitable[list[Figure]]]
+    rounds: int
+    short: int
+
+
+SECTIONS = {
+    "kill-workers": Section(workers.kill_workers, 100, 2),
+    "stop-worker": Section(workers.stop_worker, 10, 1),
+    "hang": Section(workers.hang, 3, 1),
+    "drain": Section(workers.drain, 20, 2),
+    "poison": Section(trouble.poison, 10, 1),
+    "memory": Section(trouble.memory, 3, 1),
+    "judge-garbage": Section(trouble.rambling, 10, 2),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all if left out")
+    parser.add_argument("--rounds", type=int, help="of each section")
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reliability")
+    flags = parser.parse_args()
+    unknown = set(flags.sections) - SECTIONS.keys()
+    if unknown:
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    figures: list[Figure] = []
+    seconds: dict[str, float] = {}
+    for name in flags.sections or SECTIONS:
+        section = SECTIONS[name]
+        rounds = flags.rounds or (section.short if flags.short else section.rounds)
+        begun = time.monotonic()
+        try:
+            own = asyncio.run(section.run(rounds))
+        except Exception as error:
+            traceback.print_exc()
+            own = [Figure(name, "runs to its end", "yes", f"{type(error).__name__}: {error}"[:100], False)]
+        seconds[name] = time.monotonic() - begun
+        figures += own
+        print(f"{table(own)}\n{name}: {seconds[name]:.0f} s\n", flush=True)  # noqa: T201
+    write(figures, seconds, flags.out)
+    broken = [figure for figure in figures if figure.kept is False]
+    print(f"{len(broken)} broken of {sum(f.kept is not None for f in figures)} promises")  # noqa: T201
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
