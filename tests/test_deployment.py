@@ -46,12 +46,17 @@ def test_the_queue_is_private_and_loses_nothing() -> None:
     assert all(port.startswith("${") or port.startswith("127.0.0.1:") for port in ports())
 
 
+def default(text: str) -> str:
+    """With each ${NAME:-default} replaced by its default."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+
+
 def ports() -> list[str]:
     return [port for service in SERVICES.values() for port in service.get("ports", [])]
 
 
 def test_nothing_is_published_beyond_this_machine_unless_a_variable_says_so() -> None:
-    assert {re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", port).partition(":")[0] for port in ports()} == {"127.0.0.1"}
+    assert {default(port).partition(":")[0] for port in ports()} == {"127.0.0.1"}
 
 
 def test_one_command_works_without_preparation() -> None:
@@ -60,7 +65,7 @@ def test_one_command_works_without_preparation() -> None:
     assert set(re.findall(r"\$\{\w+(.{2})", text)) == {":-"}
     cpu = [service for service in SERVICES.values() if "cpu" in service["profiles"]]
     for secret in {secret for service in cpu for secret in service.get("secrets", [])}:
-        path = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", COMPOSE["secrets"][secret]["file"])
+        path = default(COMPOSE["secrets"][secret]["file"])
         assert (ROOT / path).is_file(), f"{path} is missing"
 
 
@@ -84,6 +89,18 @@ def test_a_published_port_decides_whether_keys_are_needed() -> None:
     with pytest.raises(SetupError, match=r"a server on 10\.0\.0\.1 can be called"):
         check_binding(Settings(**inside, published_on="10.0.0.1"))
     check_binding(Settings(host="0.0.0.0", api_keys=("key",), published_on="10.0.0.1"))
+
+
+def test_kubernetes_runs_what_compose_runs() -> None:
+    folder = ROOT / "docker" / "kubernetes"
+    about = {path.name: list(yaml.safe_load_all(path.read_text())) for path in folder.glob("*.yaml")}
+    (kustomization,) = about["kustomization.yaml"]
+    assert {*kustomization["resources"], "kustomization.yaml", "keda.yaml"} == set(about)
+    redis = about["redis.yaml"][1]["spec"]["template"]["spec"]["containers"][0]
+    assert redis["command"] == [default(part) for part in SERVICES["redis"]["command"]]
+    assert redis["image"] == default(SERVICES["redis"]["image"])
+    worker = default(SERVICES["worker"]["environment"]["BESTOFN_MODEL"])
+    assert f"BESTOFN_MODEL={worker}" in kustomization["configMapGenerator"][0]["literals"]
 
 
 def test_images_install_what_the_project_asks_for() -> None:
