@@ -24,6 +24,7 @@ A step of one candidate with guidance is::
 """
 
 import gc
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,6 +136,7 @@ class Generator:
             for part, folder in FOLDERS.items()
         }
         self._parts: dict[str, Any] = {}
+        self._loading = threading.Lock()  # batches may run in threads side by side
         self._embeddings = EmbeddingCache(
             lambda prompt, negative: encode(self.text_encoder, self.tokenizer, prompt, instructed=not negative),
             with_empty=self.needs_negative(self.calls.guidance_scale),
@@ -284,16 +286,15 @@ class Generator:
             torch.cuda.empty_cache()
 
     def _part(self, part: str) -> Any:
-        if part not in self._parts:
-            for victim in residency.to_release(part, self._sizes, list(self._parts), self._budget):
-                self.release(victim)
-                self._warn_of_turns()
-            folder = self.checkpoint.path / FOLDERS[part]
-            load: Any = {"text_encoder": load_text_encoder, "transformer": from_diffusers, "decoder": Decoder.load}[
-                part
-            ]
-            self._parts[part] = load(folder, self.device, self.dtypes[part])
-        return self._parts[part]
+        with self._loading:
+            if part not in self._parts:
+                for victim in residency.to_release(part, self._sizes, list(self._parts), self._budget):
+                    self.release(victim)
+                    self._warn_of_turns()
+                folder = self.checkpoint.path / FOLDERS[part]
+                load: Any = {"text_encoder": load_text_encoder, "transformer": from_diffusers, "decoder": Decoder.load}
+                self._parts[part] = load[part](folder, self.device, self.dtypes[part])
+            return self._parts[part]
 
     def _warn_of_turns(self) -> None:
         parts = ", ".join(f"{part} {size / 2**30:.1f}" for part, size in self._sizes.items())

@@ -72,7 +72,10 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
             tflops=card.tflops_per_forward,
             row_bytes=context_bytes(generator),
             memory=memory,
+            cores=settings.threads or cores(),
         )
+        if sizes.parallel > 1:
+            torch.set_num_threads(1)
         judged_by = judge_card(residence.get(), judge.pin, generator)
         engine = Engine(generator, residence, card, judged_by, tokenizer, sizes)
         engine.warm_up()

@@ -13,6 +13,7 @@ from bestofn.models.linear_dit import PromptContext
 from bestofn.service.cards import JudgeCard, ModelCard
 from bestofn.service.engine import slots as policy
 from bestofn.service.engine.clock import Clock
+from bestofn.service.engine.cores import Cores
 from bestofn.service.engine.finishing import Finishing, Latent
 from bestofn.service.engine.group import SlotGroup
 from bestofn.service.engine.heats import HeatWork, Owner
@@ -61,7 +62,8 @@ class Engine:
         self._heats: dict[Owner, HeatWork] = {}
         self._flops = cache(generator.flops)
         self._solver_table = cache(generator.solver_table)
-        self._finishing = Finishing(generator, judge, self._heats, sizes, self._flops)
+        self._cores = Cores(sizes.parallel)
+        self._finishing = Finishing(generator, judge, self._heats, sizes, self._flops, self._cores)
         self._canceled: set[str] = set()
         self._lock = threading.Lock()  # guards _canceled, the only thing that another thread touches
 
@@ -165,7 +167,9 @@ class Engine:
             if heat.group not in self._groups:
                 forward = self._flops(*heat.group).forward / TERA
                 rows = self.sizes.batch(self.sizes.rows, forward)
-                self._groups[heat.group] = SlotGroup(self.generator, heat.group, self.slots, rows, self.sizes.strict)
+                self._groups[heat.group] = SlotGroup(
+                    self.generator, heat.group, self.slots, rows, self.sizes.strict, self._cores
+                )
         free = {group: slots.free for group, slots in self._groups.items()}
         placements, self._waiting = policy.refill(free, self._waiting)
         for placement in placements:

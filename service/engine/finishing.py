@@ -10,6 +10,7 @@ from bestofn.judge.verdict import Verdict
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Flops, Generator
 from bestofn.service.engine.clock import Clock
+from bestofn.service.engine.cores import Cores
 from bestofn.service.engine.heats import HeatWork, Owner, Pixels
 from bestofn.service.engine.microbatch import MicroBatches
 from bestofn.service.engine.protocol import HeatFailed, Judged
@@ -52,10 +53,12 @@ class Finishing:
         heats: Mapping[Owner, HeatWork],
         sizes: Sizes,
         flops: Callable[[int, int], Flops],
+        cores: Cores,
     ) -> None:
         """
         Args:
             flops: of one sample of a width and height.
+            cores: how many batches at once.
             heats: the heats in work; entries are removed by the owner of the mapping only.
         """
         self._generator = generator
@@ -66,10 +69,10 @@ class Finishing:
         self._latents: dict[Group, list[Latent]] = {}
         self._pictures: dict[tuple[Group, str], list[Picture]] = {}
         self._decoding: MicroBatches[Tensor, Pixels, Group] = MicroBatches(
-            "decoding", self._decode_batch, self._decode_size, pinned=sizes.strict
+            "decoding", self._decode_batch, self._decode_size, cores, pinned=sizes.strict
         )
         self._judging: MicroBatches[Picture, Verdict, Group] = MicroBatches(
-            "judging", self._judge_batch, self._judge_size, pinned=sizes.strict
+            "judging", self._judge_batch, self._judge_size, cores, pinned=sizes.strict
         )
 
     def check(self, spec: JobSpec) -> None:

@@ -13,6 +13,7 @@ from bestofn.models.generator import Generator
 from bestofn.models.guidance import guide
 from bestofn.models.linear_dit import PromptContext
 from bestofn.models.solver import SolverTable, StepCoefficients, solver_step
+from bestofn.service.engine.cores import Cores
 from bestofn.service.engine.microbatch import out_of_memory, release_cache
 from bestofn.service.engine.sizes import bucket
 from bestofn.service.engine.slots import Group, chunks, lowest_free
@@ -52,13 +53,15 @@ class SlotGroup:
     Prompt contexts are written into a lane's buffers once, when a slot is filled.
     """
 
-    def __init__(self, generator: Generator, group: Group, slots: int, lane: int, strict: bool) -> None:
+    def __init__(self, generator: Generator, group: Group, slots: int, lane: int, strict: bool, cores: Cores) -> None:
         """
         Args:
             group: width and height in pixels.
             slots: S.
             lane: R.
+            cores: how many forwards at once.
         """
+        self._cores = cores
         self._generator = generator
         self._group = group
         self._lane = lane if strict else 2 * slots
@@ -165,38 +168,52 @@ class SlotGroup:
         """The network's output for all lanes in use, and where in it each row stands."""
         slot_of = {row: slot for slot, occupant in self.occupants.items() for row in occupant.rows}
         any_slot = next(iter(self.occupants))
+        waiting: list[range] = []
+        for lane in chunks(slot_of, self._lane):
+            used = len(lane) if self._strict else bucket(max(slot_of) - lane.start + 1, len(lane))
+            waiting += self._parts(lane[:used])
         outputs: list[Tensor] = []
         place: dict[int, int] = {}
-        for rows in chunks(slot_of, self._lane):
-            lane = rows.start // self._lane
-            used = len(rows) if self._strict else bucket(max(slot_of) - rows.start + 1, len(rows))
-            slots = torch.tensor([slot_of.get(row, any_slot) for row in rows[:used]], device=self._x.device)
-            start = 0
-            while start < used:
-                stop = min(used, start + self._most_rows)
-                part = slots[start:stop]
-                try:
-                    output = self._generator.output(
-                        self._x[part],
-                        StepCoefficients.of(coefficients[part]),
-                        self._contexts[lane].rows(start, stop),
-                        scales[part],
-                    )
-                except (MemoryError, RuntimeError) as error:
-                    if not out_of_memory(error):
-                        raise
-                    OUT_OF_MEMORY.labels("denoising").inc()
-                    output = None
-                if output is not None:
-                    place |= {rows[i]: len(place) + i - start for i in range(start, stop)}
-                    outputs.append(output)
-                    start = stop
-                elif self._most_rows == 1:
-                    raise MemoryError("a single row does not fit")
+
+        def output(rows: range) -> Tensor | None:
+            slots = torch.tensor([slot_of.get(row, any_slot) for row in rows], device=self._x.device)
+            return self._output(rows, slots, coefficients, scales)
+
+        while waiting:
+            failed = []
+            for rows, done in zip(waiting, self._cores.map(output, waiting), strict=True):
+                if done is None:
+                    failed.append(rows)
                 else:
-                    release_cache()
-                    self._most_rows = max(1, min(self._most_rows, stop - start) // 2)
+                    place |= {row: len(place) + i for i, row in enumerate(rows)}
+                    outputs.append(done)
+            if failed:
+                if self._most_rows == 1:
+                    raise MemoryError("a single row does not fit")
+                release_cache()
+                self._most_rows = max(1, min(self._most_rows, max(map(len, failed))) // 2)
+            waiting = [part for rows in failed for part in self._parts(rows)]
         return torch.cat(outputs), place
+
+    def _parts(self, rows: range) -> list[range]:
+        """Rows of one lane as forwards of at most as many as memory sufficed for."""
+        return [rows[start : start + self._most_rows] for start in range(0, len(rows), self._most_rows)]
+
+    def _output(self, rows: range, slots: Tensor, coefficients: Tensor, scales: Tensor) -> Tensor | None:
+        """The network's output for rows of one lane; None if they do not fit into memory."""
+        lane, start = divmod(rows.start, self._lane)
+        try:
+            return self._generator.output(
+                self._x[slots],
+                StepCoefficients.of(coefficients[slots]),
+                self._contexts[lane].rows(start, start + len(rows)),
+                scales[slots],
+            )
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            OUT_OF_MEMORY.labels("denoising").inc()
+            return None
 
     def _fresh_noise(self) -> Tensor | None:
         """z of this step, (S, C, h, w), for solvers that add noise; None if none does now."""

@@ -1,10 +1,12 @@
 """Micro-batches: work in batches of a pinned size, halved for good where memory does not suffice."""
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
 
+from bestofn.service.engine.cores import Cores
 from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
 
 Item = TypeVar("Item")
@@ -26,6 +28,7 @@ class MicroBatches(Generic[Item, Result, Shape]):
         stage: its name, for messages.
         forward: the results of a batch, one an item.
         size: the greatest batch for items of a shape.
+        cores: how many batches at once.
         pinned: fill every batch up to its size with copies of its first item, because a kernel may round otherwise
             for another batch size; copies cost time and change nothing else.
     """
@@ -35,6 +38,7 @@ class MicroBatches(Generic[Item, Result, Shape]):
         stage: str,
         forward: Callable[[Sequence[Item]], Sequence[Result]],
         size: Callable[[Shape], int],
+        cores: Cores,
         *,
         pinned: bool,
     ) -> None:
@@ -42,6 +46,7 @@ class MicroBatches(Generic[Item, Result, Shape]):
         self.pinned = pinned
         self._forward = forward
         self._size = size
+        self._cores = cores
         self._sizes: dict[Shape, int] = {}
         self._shrunk: set[Shape] = set()
 
@@ -67,31 +72,38 @@ class MicroBatches(Generic[Item, Result, Shape]):
             items: all of one shape.
             shape: what the batch size depends on.
         """
-        results: list[Result | None] = []
-        start = 0
-        while start < len(items):
+        results: list[Result | None] = [None] * len(items)
+        waiting = list(range(len(items)))
+        while waiting:
             size = self.size(shape)
-            batch = list(items[start : start + size])
-            padding = [batch[0]] * (size - len(batch)) if self.pinned else []
-            try:
-                done = self._forward(batch + padding)
-            except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
-                    raise
-                OUT_OF_MEMORY.labels(self.stage).inc()
-                done = None
-            if done is not None:
-                results += done[: len(batch)]
-                start += len(batch)
-            elif size == 1:
-                results.append(None)
-                start += 1
-            else:
-                # The failed call's tensors are gone only now that its traceback is.
+            batches = [waiting[start : start + size] for start in range(0, len(waiting), size)]
+            waiting = []
+            tried = self._cores.map(partial(self._try, items, size), batches)
+            for batch, done in zip(batches, tried, strict=True):
+                if done is None:
+                    waiting += batch
+                else:
+                    for place, result in zip(batch, done, strict=False):
+                        results[place] = result
+            if waiting and size == 1:
+                break
+            if waiting:
+                # The failed calls' tensors are gone only now that their tracebacks are.
                 release_cache()
                 self._sizes[shape] = size // 2
                 self._shrunk.add(shape)
         return results
+
+    def _try(self, items: Sequence[Item], size: int, batch: Sequence[int]) -> Sequence[Result] | None:
+        """The results of a batch, those of padding last; None if it does not fit into memory."""
+        padding = size - len(batch) if self.pinned else 0
+        try:
+            return self._forward([items[place] for place in batch] + [items[batch[0]]] * padding)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            OUT_OF_MEMORY.labels(self.stage).inc()
+            return None
 
 
 def release_cache() -> None:

@@ -17,6 +17,7 @@ class Sizes:
         decode: the most pictures decoded together.
         judge: the most pictures judged together.
         work: TFLOP of one batch beyond which a larger one brings nothing; None: no such bound.
+        parallel: batches at once, each in one thread.
     """
 
     slots: int
@@ -25,6 +26,7 @@ class Sizes:
     decode: int
     judge: int
     work: float | None = None
+    parallel: int = 1
 
     def __post_init__(self) -> None:
         least = min(self.slots, self.rows, self.decode, self.judge)
@@ -57,6 +59,7 @@ def sizes_for(
     tflops: float = 0.0,
     row_bytes: int = 0,
     memory: int = 0,
+    cores: int = 1,
 ) -> Sizes:
     """The sizes for a device of type `device` ("cpu", "cuda").
 
@@ -66,6 +69,7 @@ def sizes_for(
         tflops: of one row's forward at the model's own size.
         row_bytes: of one row's prompt context.
         memory: bytes of the device; 0 if memory need not be minded.
+        cores: of the CPU. With a small model each computes batches of its own, with a large one they share each.
     """
     cpu = device != "cuda"
     if slots is None:
@@ -76,7 +80,9 @@ def sizes_for(
             slots = max(1, min(slots, int(CONTEXT_SHARE * memory / (2 * row_bytes))))
     strict = reproducible == "strict" or (reproducible is None and cpu)
     if cpu:
-        return Sizes(slots, strict, min(CPU_ROWS, 2 * slots), decode=8, judge=8, work=CPU_WORK)
+        rows = min(CPU_ROWS, 2 * slots)
+        parallel = cores if rows * tflops <= CPU_WORK else 1
+        return Sizes(slots, strict, rows, decode=8, judge=8, work=CPU_WORK, parallel=parallel)
     return Sizes(slots, strict, 2 * slots, decode=8, judge=16)
 
 

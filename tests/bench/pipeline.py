@@ -21,6 +21,7 @@ import torch
 from diffusers import SanaPipeline
 
 from bestofn.models.checkpoint import Checkpoint
+from bestofn.service.limits import cores as available_cores
 from bestofn.service.load import load_engine
 from bestofn.service.local import local_spec, run_local
 from bestofn.service.schemas import GenerateRequest
@@ -32,7 +33,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def main(N: int, rounds: int) -> None:
     settings = load_settings(model="shapes", judge="shapes")
-    engine = load_engine(settings, "cpu")  # also fixes the number of threads, for both sides
+    engine = load_engine(settings, "cpu")
+    # Diffusers' operators share all cores; of the engine's, as many as it runs batches at once.
+    cores, own = available_cores(), 1 if engine.sizes.parallel > 1 else available_cores()
     checkpoint = Checkpoint.resolve("shapes")
     pipeline = SanaPipeline.from_pretrained(checkpoint.path, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -51,12 +54,14 @@ def main(N: int, rounds: int) -> None:
         return [torch.Generator("cpu").manual_seed(first + i) for i in range(count)]
 
     def one_by_one(first: int) -> float:
+        torch.set_num_threads(cores)
         started = time.perf_counter()
         for i in range(N):
             pipeline(PROMPT, generator=seeds(first + i, 1), **call)
         return time.perf_counter() - started
 
     def together(first: int) -> float:
+        torch.set_num_threads(cores)
         started = time.perf_counter()
         pipeline(PROMPT, num_images_per_prompt=N, generator=seeds(first, N), **call)
         return time.perf_counter() - started
@@ -64,6 +69,7 @@ def main(N: int, rounds: int) -> None:
     judged: list[float] = []
 
     def ours(first: int) -> float:
+        torch.set_num_threads(own)
         request = GenerateRequest(prompt=PROMPT, num_samples=N, seed=first)
         started = time.perf_counter()
         result = run_local(local_spec(request, engine, settings), engine).result
@@ -89,7 +95,7 @@ def main(N: int, rounds: int) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     capability = torch.backends.cpu.get_cpu_capability()
     machine = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {capability}",
+        "machine": f"{platform.machine()}, {cores} cores, {capability}",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit.stdout.strip(),

@@ -122,6 +122,8 @@ def test_a_candidate_is_byte_equal_alone_in_full_batches_and_beside_other_jobs(m
     resplit = run(make(), job.model_copy(update={"heat_size": 1}))
     assert pictures(resplit, "job") == reference
     assert pictures(run(make(Sizes(slots=3, strict=True, rows=4, decode=4, judge=3)), job), "job") == reference
+    side_by_side = Sizes(slots=6, strict=True, rows=4, decode=4, judge=3, parallel=3)
+    assert pictures(run(make(side_by_side), job, *others), "job") == reference
 
 
 def test_without_strict_mode_pictures_are_equal_to_rounding(make, spec):
