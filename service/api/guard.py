@@ -49,7 +49,8 @@ def check_binding(settings: Settings) -> None:
 
 def caller_of(authorization: str | None) -> str:
     """A short name for whoever holds a key, to keep callers apart without keeping their keys; "" without a key."""
-    return hashlib.sha256(authorization.encode()).hexdigest()[:16] if authorization else ""
+    key = (authorization or "").partition(" ")[2].strip()  # however the scheme before it is spelled
+    return hashlib.sha256(key.encode()).hexdigest()[:16] if key else ""
 
 
 def check_key(headers: Headers, keys: Sequence[str]) -> None:
