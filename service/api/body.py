@@ -9,19 +9,27 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message
 
-from bestofn.service.errors import UnsupportedMediaType
+from bestofn.service.api.guard import caller_of
+from bestofn.service.errors import Overloaded, Unavailable, UnsupportedMediaType
 
 
 class JsonRoute(APIRoute):
-    """A route whose body is JSON of limited size: anything else is refused before it is read, in our form of error."""
+    """A route that takes submissions as JSON of limited size: all else is refused before it is read, in our form of
+    error, and so is who was refused over and over."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
+            context = request.app.state.context
+            caller = caller_of(request.headers.get("authorization"))
+            context.door.enter(caller)
             _check_media_type(request.headers.get("content-type"))
-            limit = request.app.state.context.settings.max_body_bytes
-            return await handle(_limited(request, limit))
+            try:
+                return await handle(_limited(request, context.settings.max_body_bytes))
+            except (Overloaded, Unavailable) as refusal:
+                context.door.refused(caller, refusal)
+                raise
 
         return handle_json
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import structlog
 from fastapi import Depends, Path, Request
 
+from bestofn.service.api.deployed import Deployed
+from bestofn.service.api.door import Door
 from bestofn.service.api.tokens import TokenCounters
 from bestofn.service.errors import JobNotFound
 from bestofn.service.queue.queue import Queue
@@ -26,8 +28,13 @@ class Context:
     settings: Settings
     counters: TokenCounters
     ended: EndedJobs = field(default_factory=EndedJobs)
+    door: Door = field(default_factory=Door)
+    deployed: Deployed = field(init=False)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.deployed = Deployed(self.queue)
 
     def later(self, work: Coroutine[Any, Any, Any]) -> None:
         """Do this beside everything else, for a caller who has gone."""
@@ -41,7 +48,7 @@ class Context:
             log.warning("work for a caller who has gone failed", error=str(task.exception()))
 
 
-def context_of(request: Request) -> Context:
+async def context_of(request: Request) -> Context:
     context = request.app.state.context
     assert isinstance(context, Context)
     return context
@@ -50,7 +57,7 @@ def context_of(request: Request) -> Context:
 ContextDep = Annotated[Context, Depends(context_of)]
 
 
-def _checked_id(job_id: Annotated[str, Path(examples=["3f9a0c61b2d84e57a1c0d9e8"])]) -> str:
+async def _checked_id(job_id: Annotated[str, Path(examples=["3f9a0c61b2d84e57a1c0d9e8"])]) -> str:
     """Ids become parts of keys in Redis: nothing but what we may have generated ever gets there."""
     if not re.fullmatch(r"[0-9a-f]{1,64}", job_id):
         raise JobNotFound(f"there is no job {job_id[:64]!a}")

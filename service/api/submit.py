@@ -3,13 +3,12 @@
 import hashlib
 import json
 import secrets
-from dataclasses import replace
 
 from structlog.contextvars import bind_contextvars
 
 from bestofn.service.api.context import Context
 from bestofn.service.api.guard import caller_of
-from bestofn.service.api.validate import choose_pair, job_spec, pairs_of, tflops
+from bestofn.service.api.validate import job_spec, tflops
 from bestofn.service.errors import InvalidRequest
 from bestofn.service.jobs import ImageFormat
 from bestofn.service.schemas import RANDOM_SEEDS, GenerateRequest
@@ -38,9 +37,8 @@ async def submit(
     Raises:
         InvalidRequest, IdempotencyMismatch, Overloaded, Unavailable: as `job_spec` and `Queue.submit` say.
     """
-    queue = context.queue
-    live, announced = pairs_of(await queue.cards()), pairs_of(await queue.announced())
-    pair = choose_pair(live, [replace(pair, capacities=()) for pair in announced], body.model, body.judge)
+    queue, caller = context.queue, caller_of(authorization)
+    pair = await context.deployed.choose(body.model, body.judge)
     await context.counters.load(pair.model.tokenizer_sha256)
     spec = job_spec(
         body,
@@ -58,7 +56,7 @@ async def submit(
                 f"Idempotency-Key must have 1 to {MAX_KEY} printable characters", field="Idempotency-Key"
             )
         # Two callers who pick the same key must not get each other's pictures.
-        scoped = f"{caller_of(authorization)}:{key}"
+        scoped = f"{caller}:{key}"
         asked = body.model_dump(mode="json", exclude_unset=True) | {"format": spec.format}
         fingerprint = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     job, created = await queue.submit(
@@ -66,8 +64,9 @@ async def submit(
         idempotency_key=scoped,
         fingerprint=fingerprint,
         cost=tflops(spec, pair),
-        caller=caller_of(authorization),
+        caller=caller,
         traceparent=traceparent(),
     )
+    context.door.accepted(caller)
     bind_contextvars(job_id=job)  # for the request's line in the log
     return job, created

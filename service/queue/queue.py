@@ -285,14 +285,21 @@ class Queue:
 
     async def cards(self) -> list[WorkerCard]:
         """The cards of the workers that are warm now."""
-        cards: list[WorkerCard] = []
-        now = await self._now()
-        for pair in await self.redis.hkeys(self.keys("pairs")):
-            name = pair.decode()
-            live = await self.redis.zrangebyscore(self.keys("workers", name), f"({now}", "+inf")
-            if live:
-                texts = await self.redis.hmget(self.keys("cards", name), live)
-                cards += [WorkerCard.model_validate_json(text) for text in texts if text is not None]
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.hkeys(self.keys("pairs"))
+            (seconds, micros), pairs = await pipe.execute()
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for pair in pairs:
+                pipe.zrangebyscore(self.keys("workers", pair.decode()), f"({1000 * seconds + micros // 1000}", "+inf")
+                pipe.hgetall(self.keys("cards", pair.decode()))
+            found = await pipe.execute()
+        cards = [
+            WorkerCard.model_validate_json(texts[worker])
+            for live, texts in zip(found[::2], found[1::2], strict=True)
+            for worker in live
+            if worker in texts
+        ]
         self._speed = sum(card.tflops_per_second or 0.0 for card in cards)
         return cards
 

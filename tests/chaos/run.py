@@ -18,6 +18,9 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))  # which -P leaves out
 
+import door
+import jobs
+import outages
 import trouble
 import workers
 from figures import ROOT, Figure, table, write
@@ -39,6 +42,14 @@ SECTIONS = {
     "poison": Section(trouble.poison, 10, 1),
     "memory": Section(trouble.memory, 3, 1),
     "judge-garbage": Section(trouble.rambling, 10, 2),
+    "kill-queue": Section(outages.kill_queue, 8, 1),
+    "kill-api": Section(outages.kill_api, 4, 1),
+    "flood": Section(door.flood, 60, 5),
+    "fairness": Section(door.fairness, 5, 1),
+    "idempotency": Section(door.idempotency, 10, 1),
+    "cancel-storm": Section(jobs.cancel_storm, 1000, 100),
+    "hang-up": Section(jobs.hang_up, 20, 4),
+    "deadline": Section(jobs.deadline, 10, 1),
 }
 
 
