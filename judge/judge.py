@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Judge:
         self.dtype = dtype
         self.revision: str = folder.revision
         self.image_mode: ImageMode = folder.image_mode
+        self._one_tile = replace(folder.image_mode, min_tiles=1, max_tiles=1)
 
     @classmethod
     def load(
@@ -58,12 +60,13 @@ class Judge:
         return cls(load(Path(folder), torch.device(device), dtype, max_tiles), torch.device(device), dtype)
 
     @torch.inference_mode()
-    def judge(self, pictures: Sequence[Picture], prompts: Sequence[str]) -> list[Verdict]:
+    def judge(self, pictures: Sequence[Picture], prompts: Sequence[str], *, one_tile: bool = False) -> list[Verdict]:
         """One verdict a picture, all in one forward; the caller chooses how many go in.
 
         Args:
             pictures: PIL images or (H, W, 3) uint8 arrays, of any sizes.
             prompts: the prompt of each picture.
+            one_tile: look at the whole picture only and not into its cells: cheaper, for drafts.
 
         Raises:
             ValueError: the numbers differ, or a conversation is longer than the model can read.
@@ -72,7 +75,8 @@ class Judge:
             raise ValueError(f"each picture needs its prompt, got {len(pictures)} pictures and {len(prompts)} prompts")
         if not pictures:
             return []
-        tiles = [self.image_mode.tiles(picture) for picture in pictures]
+        mode = self._one_tile if one_tile else self.image_mode
+        tiles = [mode.tiles(picture) for picture in pictures]
         rows = [self.ids(prompt, len(cut)) for prompt, cut in zip(prompts, tiles, strict=True)]
         pixels = torch.from_numpy(self.image_mode.pixels(np.concatenate(tiles)))  # (n, 3, S, S)
         logits = self.model(pixels.to(self.device, self.dtype), rows).cpu()  # (B, V)
@@ -111,9 +115,9 @@ class Judge:
         """Words this judge was never shown; none for a judge that speaks freely."""
         return [] if self.known_words is None else unknown_words(prompt, self.known_words)
 
-    def flops(self, width: int, height: int, prompt: str = "") -> int:
+    def flops(self, width: int, height: int, prompt: str = "", *, one_tile: bool = False) -> int:
         """Floating-point operations of one verdict on a picture of that size (a multiply-add is two)."""
-        n = self.tiles(width, height)
+        n = 1 if one_tile else self.tiles(width, height)
         L = len(self.ids(prompt, n)) + n * self.tokens_per_tile
         return n * vision_flops(self.model, self.image_mode.size) + language_flops(self.model, L)
 

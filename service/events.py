@@ -1,6 +1,6 @@
 """The events of a job as its readers see them: told from what the queue has stored, pure and without I/O."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ class JobEvent:
     queued     {"job", "position", "estimated_wait_seconds"}; again, without id, when one of them changes
     started    {}
     progress   {"judged", "num_samples", "steps", "total_steps", "transformer_forwards", "best"}
-    candidate  {"index", "seed", "verdict", "thumbnail"}
+    candidate  {"index", "seed", "verdict", "final", "draft", "thumbnail"}; with drafts, finalists come twice
     match      {"round", "place", "a", "b", "winner"}: `bracket[round][place]` of the result
     snapshot   the job as it stands, where events were lost: a reader starts afresh from it (without id)
     result     the result, or its first page
@@ -54,8 +54,9 @@ class Teller:
 
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec
-        self._knockout = LiveKnockout(spec.num_samples, spec.rule)
-        self._known: set[int] = set()
+        # Who will be a finalist is not known before: with drafts, the knockout is told with the result.
+        self._knockout = None if spec.draft else LiveKnockout(spec.num_samples, spec.rule)
+        self._known: dict[int, Candidate] = {}
         self._best: Candidate | None = None
 
     def tell(self, event: Event) -> Iterator[JobEvent]:
@@ -68,8 +69,7 @@ class Teller:
             case "progress":
                 told = [("progress", event.data | {"best": self._leader()})]
             case "candidate":
-                verdict = Verdict.from_json(event.data["verdict"])
-                told = self._judge(Candidate(event.data["index"], event.data["seed"], verdict))
+                told = self._judge(_candidate(event.data))
             case _:
                 told = []
         for number, (type, data) in enumerate(told):
@@ -86,15 +86,17 @@ class Teller:
 
     def missed(self, event: Event) -> bool:
         """Whether a heat is done of which not every candidate was told: the reader was too slow for the stream."""
-        return event.type == "heat" and not self._known.issuperset(self._spec.heat(event.data["heat"]).candidates)
+        return event.type == "heat" and not self._known.keys() >= set(self._spec.heat(event.data["heat"]).candidates)
 
     def _judge(self, candidate: Candidate) -> list[tuple[str, dict[str, Any]]]:
-        if candidate.index in self._known:
+        known = self._known.get(candidate.index)
+        if known is not None and (known.final or not candidate.final):
             return []
-        self._known.add(candidate.index)
-        self._best = ranked(self._spec, [candidate, *([self._best] if self._best else [])])[0]
+        self._known[candidate.index] = candidate
+        rival = self._best if self._best and self._best.index != candidate.index else None
+        self._best = ranked(self._spec, [candidate, *([rival] if rival else [])])[0]
         data = self._shown(candidate).model_dump(mode="json", exclude={"rank"})
-        decided = self._knockout.judge(candidate.index, candidate.verdict)
+        decided = self._knockout.judge(candidate.index, candidate.verdict) if self._knockout else []
         return [("candidate", data), *(("match", _match(match)) for match in decided)]
 
     def _leader(self) -> dict[str, Any] | None:
@@ -107,8 +109,17 @@ class Teller:
             seed=candidate.seed,
             verdict=VerdictOut.of(candidate.verdict),
             rank=1,
+            final=candidate.final,
+            draft=VerdictOut.of(candidate.draft) if candidate.draft is not None else None,
             thumbnail=small if self._spec.has_thumbnail(candidate.index) else None,
         )
+
+
+def _candidate(data: Mapping[str, Any]) -> Candidate:
+    draft = Verdict.from_json(data["draft"]) if "draft" in data else None
+    return Candidate(
+        data["index"], data["seed"], Verdict.from_json(data["verdict"]), draft, bool(data.get("final", True))
+    )
 
 
 def _match(decided: Decided) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Jobs and heats: what a worker needs to know to draw and judge candidates, and the states a job can be in."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from bestofn.judge.verdict import Rule, Verdict
 
@@ -36,6 +37,14 @@ class Revision(BaseModel):
     revision: str
 
 
+class Draft(BaseModel):
+    """Drafts: every candidate's own noise is solved in few steps and judged; the best share of each heat in full."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    num_inference_steps: int = Field(4, ge=1, description="Of a draft; fewer than of a full solution.")
+    keep: float = Field(0.125, gt=0, le=1, description="Share of a heat that is solved in full, at least one.")
+
+
 class JobSpec(BaseModel):
     """One job with every default filled in: with the checkpoints it names, all that its result depends on.
 
@@ -53,6 +62,7 @@ class JobSpec(BaseModel):
     height: int
     num_inference_steps: int
     guidance_scale: float
+    draft: Draft | None = None
     rule: Rule = Rule.MARGIN
     format: ImageFormat = "png"
     priority: Priority = "interactive"
@@ -71,6 +81,20 @@ class JobSpec(BaseModel):
     @property
     def num_heats(self) -> int:
         return -(-self.num_samples // self.heat_size)
+
+    def finalists(self, count: int) -> int:
+        """How many of a heat's `count` candidates are solved in full."""
+        return count if self.draft is None else max(1, math.ceil(round(self.draft.keep * count, 9)))
+
+    @property
+    def num_finalists(self) -> int:
+        """Of all heats: candidates that can win."""
+        return sum(heat.finalists for heat in self.heats())
+
+    @property
+    def total_steps(self) -> int:
+        """Denoising steps of all candidates."""
+        return sum(heat.steps for heat in self.heats())
 
     def heat(self, index: int) -> "Heat":
         """Heat `index` (0-based): candidates index * heat_size up to the job's end."""
@@ -96,14 +120,35 @@ class Heat:
     def candidates(self) -> range:
         return range(self.first, self.first + self.count)
 
+    @property
+    def finalists(self) -> int:
+        return self.job.finalists(self.count)
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of all its candidates, drafts included."""
+        drafts = 0 if self.job.draft is None else self.count * self.job.draft.num_inference_steps
+        return drafts + self.finalists * self.job.num_inference_steps
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One judged candidate of a job."""
+    """One judged candidate of a job.
+
+    `verdict` is the last it got: of its full solution, or of its draft if it was not among the finalists (`final` is
+    False). `draft` is its draft's, in jobs with drafts.
+    """
 
     index: int
     seed: int
     verdict: Verdict
+    draft: Verdict | None = None
+    final: bool = True
+
+    @property
+    def again(self) -> bool:
+        """Whether this is its second verdict."""
+        return self.final and self.draft is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def run_local(spec: JobSpec, engine: Engine, on_progress: Callable[[JobResult], 
     in_play: list[Candidate] = []  # the best of the finished heats, best first, and their pictures
     images: dict[int, bytes] = {}
     thumbnails: dict[int, bytes] = {}
-    progress = Progress(num_samples=spec.num_samples, total_steps=spec.num_samples * spec.num_inference_steps)
+    progress = Progress(num_samples=spec.num_samples, total_steps=spec.total_steps)
     leader: Candidate | None = None
     deadline = time.monotonic() + (spec.deadline_seconds or math.inf)
     with _interrupts() as interrupted:
@@ -93,14 +93,16 @@ def run_local(spec: JobSpec, engine: Engine, on_progress: Callable[[JobResult], 
                         return LocalRun(assemble(spec, JobStatus.FAILED, outcomes, error=reason), {}, {})
                     case HeatFinished(_, outcome):
                         outcomes.append(replace(outcome, images={}))
-                        in_play = ranked(spec, [*in_play, *outcome.candidates])[: spec.top_k]
+                        in_play = [c for c in ranked(spec, [*in_play, *outcome.candidates]) if c.final][: spec.top_k]
                         images |= outcome.images
                         images = {candidate.index: images[candidate.index] for candidate in in_play}
                     case Judged(_, _, candidate, thumbnail):
-                        progress.judged += 1
+                        progress.judged += not candidate.again
                         if thumbnail is not None:
                             thumbnails[candidate.index] = thumbnail
-                        leader = ranked(spec, [leader, candidate] if leader else [candidate])[0]
+                        if leader is not None and leader.index != candidate.index:
+                            candidate = ranked(spec, [leader, candidate])[0]
+                        leader = candidate
                     case Stepped(_, _, steps, forwards):
                         progress.steps += steps
                         progress.transformer_forwards += forwards

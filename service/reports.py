@@ -44,7 +44,7 @@ class Reports:
     def judge(self, job: str, heat: int, judgement: Judgement) -> None:
         """Counts a verdict."""
         report = self._of(job, heat)
-        report.judged[heat] += 1
+        report.judged[heat] += not judgement.candidate.again
         report.judgements.append(judgement)
 
     async def wait(self) -> None:

@@ -1,22 +1,33 @@
 """From the heats' verdicts to a job's answer: leaders, ranks, bracket and usage, pure and without torch."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from bestofn.judge.bracket import knockout
-from bestofn.judge.verdict import rank
+from bestofn.judge.verdict import Verdict, rank
 from bestofn.service.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
 from bestofn.service.schemas import CandidateOut, ImageOut, JobResult, MatchOut, Progress, UsageOut, VerdictOut
 
 
 def ranked(spec: JobSpec, candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Candidates best first, whatever the order they came in: ties are broken by candidate index, as the rule says."""
+    """Candidates best first, whatever the order they came in: ties are broken by candidate index, as the rule says.
+
+    Those of whom there is only a draft come after all others.
+    """
     by_index = sorted(candidates, key=lambda candidate: candidate.index)
-    return [by_index[place] for place in rank([candidate.verdict for candidate in by_index], spec.rule)]
+    fields = [[candidate for candidate in by_index if candidate.final is final] for final in (True, False)]
+    return [field[place] for field in fields for place in rank([candidate.verdict for candidate in field], spec.rule)]
+
+
+def finalists(spec: JobSpec, drafts: Mapping[int, Verdict]) -> list[int]:
+    """Which of a heat's candidates are solved in full, by index, given the verdicts on all its drafts."""
+    indices = sorted(drafts)
+    order = rank([drafts[index] for index in indices], spec.rule)
+    return sorted(indices[place] for place in order[: spec.finalists(len(indices))])
 
 
 def leaders(spec: JobSpec, candidates: Iterable[Candidate]) -> list[int]:
     """Indices of the best `top_k` among these candidates, best first: whose pictures are still in play."""
-    return [candidate.index for candidate in ranked(spec, candidates)[: spec.top_k]]
+    return [candidate.index for candidate in ranked(spec, candidates)[: spec.top_k] if candidate.final]
 
 
 def assemble(
@@ -79,6 +90,7 @@ def _images(spec: JobSpec, order: Sequence[Candidate]) -> list[ImageOut]:
             url=f"/jobs/{spec.id}/images/{place + 1}",
         )
         for place, candidate in enumerate(order[: spec.top_k])
+        if candidate.final
     ]
 
 
@@ -93,6 +105,8 @@ def _candidates(spec: JobSpec, order: Sequence[Candidate], thumbnails: Collectio
             seed=candidate.seed,
             verdict=VerdictOut.of(candidate.verdict),
             rank=place + 1,
+            final=candidate.final,
+            draft=VerdictOut.of(candidate.draft) if candidate.draft is not None else None,
             thumbnail=f"/jobs/{spec.id}/thumbnails/{index}" if index in thumbnails else None,
         )
         for index, place, candidate in places
@@ -100,7 +114,7 @@ def _candidates(spec: JobSpec, order: Sequence[Candidate], thumbnails: Collectio
 
 
 def _bracket(order: Sequence[Candidate]) -> list[list[MatchOut]]:
-    indices = [candidate.index for candidate in order]
+    indices = [candidate.index for candidate in order if candidate.final]
     rounds = knockout(sorted(indices), indices).rounds
     return [[MatchOut(a=match.a, b=match.b, winner=match.winner) for match in matches] for matches in rounds]
 

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from bestofn.judge.verdict import Rule, Verdict
-from bestofn.service.jobs import ImageFormat, JobStatus, Priority, Revision
+from bestofn.service.jobs import Draft, ImageFormat, JobStatus, Priority, Revision
 
 MAX_SEED = 2**63
 RANDOM_SEEDS = 2**53  # random seeds stay exact in JavaScript and Lua
@@ -25,6 +25,9 @@ class GenerateRequest(BaseModel):
     height: int | None = Field(default=None, ge=32)
     num_inference_steps: int | None = Field(default=None, ge=1)
     guidance_scale: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    draft: Draft | None = Field(
+        default=None, description="Draft all candidates in few steps, solve the best share in full."
+    )
     model: str | None = None
     judge: str | None = None
     rule: Rule = Rule.MARGIN
@@ -70,8 +73,10 @@ class ImageOut(BaseModel):
 class CandidateOut(BaseModel):
     index: int
     seed: int
-    verdict: VerdictOut
+    verdict: VerdictOut = Field(description="Of the full solution, or of the draft if that is all there is.")
     rank: int
+    final: bool = Field(default=True, description="false: drafted only.")
+    draft: VerdictOut | None = Field(default=None, description="The draft's verdict, in jobs with drafts.")
     thumbnail: str | None = Field(default=None, description="Relative url of a small picture, if they were asked for.")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bestofn.service.cards import JudgeCard, ModelCard, WorkerCard
 from bestofn.service.errors import InvalidRequest, Unavailable
-from bestofn.service.jobs import ImageFormat, JobSpec
+from bestofn.service.jobs import DEFAULT_HEAT_SIZE, ImageFormat, JobSpec
 from bestofn.service.queue.ring import heat_size
 from bestofn.service.schemas import MAX_SEED, GenerateRequest
 from bestofn.service.settings import Settings
@@ -125,6 +125,7 @@ def job_spec(
                 f"{tokens - card.token_limit} (about {round(0.75 * (tokens - card.token_limit)) or 1} words)",
                 field=field,
             )
+    _check_draft(request, steps)
     spec = JobSpec(
         id=job_id,
         prompt=request.prompt,
@@ -139,7 +140,9 @@ def job_spec(
         rule=request.rule,
         format=image_format or request.format,
         priority=request.priority,
-        heat_size=heat_size(N, pair.capacities),
+        # Drafts compete within a heat, so that its size is part of the result.
+        heat_size=heat_size(N, pair.capacities) if request.draft is None else min(N, DEFAULT_HEAT_SIZE),
+        draft=request.draft,
         deadline_seconds=request.deadline_seconds,
         thumbnails=request.thumbnails,
         embed_prompt=request.embed_prompt,
@@ -147,6 +150,7 @@ def job_spec(
         judge=pair.judge.pin,
         warnings=tuple(_unknown_words(request, card)),
     )
+    _at_most("top_k", spec.top_k, spec.num_finalists, "the candidates that are solved in full; raise draft.keep")
     work = tflops(spec, pair)
     if settings.max_tflops is not None and work > settings.max_tflops:
         raise InvalidRequest(
@@ -163,8 +167,18 @@ def tflops(spec: JobSpec, pair: Pair) -> float:
     card = pair.model
     area = spec.width * spec.height / (card.width * card.height)
     guided = 2 if spec.guidance_scale > 1 else 1
-    drawing = area * (spec.num_inference_steps * guided * card.tflops_per_forward + card.tflops_per_decode)
-    return spec.num_samples * (drawing + pair.judge.tflops_per_forward)
+    verdicts = spec.num_finalists + (0 if spec.draft is None else spec.num_samples)
+    forwards = spec.total_steps * guided * card.tflops_per_forward
+    return area * (forwards + verdicts * card.tflops_per_decode) + verdicts * pair.judge.tflops_per_forward
+
+
+def _check_draft(request: GenerateRequest, steps: int) -> None:
+    if request.draft is not None and request.draft.num_inference_steps >= steps:
+        raise InvalidRequest(
+            f"draft.num_inference_steps must be fewer than the {steps} of a full solution, "
+            f"got {request.draft.num_inference_steps}",
+            field="draft.num_inference_steps",
+        )
 
 
 def _check_text(field: str, text: str) -> None:

@@ -66,6 +66,13 @@ def generate(
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, such as 1024x1024.")] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What the picture should not show.")] = None,
     rule: Annotated[Rule | None, typer.Option(help="How verdicts are compared.", show_default="margin")] = None,
+    draft: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="STEPS", help="Draft all in few steps, solve the best in full.", show_default=False
+        ),
+    ] = None,
+    keep: Annotated[float, typer.Option(metavar="SHARE", help="With --draft: who is solved in full.")] = 0.125,
     deadline: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Take the best there is by then.", show_default=False)
     ] = None,
@@ -115,6 +122,7 @@ def generate(
         "height": dimensions and dimensions[1],
         "rule": rule and rule.value,
         "deadline_seconds": deadline,
+        "draft": draft and {"num_inference_steps": draft, "keep": keep},
         "embed_prompt": embed_prompt,
         "format": format_of(output),
         "thumbnails": sheet is not None,

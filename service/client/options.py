@@ -1,5 +1,6 @@
 """The fields of a request, as keyword arguments."""
 
+from collections.abc import Mapping
 from typing import Literal, TypedDict
 
 from bestofn.judge.verdict import Rule
@@ -27,6 +28,7 @@ class Options(TypedDict, total=False):
     rule: Rule | Literal["margin", "official"]
     priority: Priority
     deadline_seconds: float | None
+    draft: Mapping[str, float] | None
     format: ImageFormat
     embed_prompt: bool
     thumbnails: bool

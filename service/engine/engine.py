@@ -92,7 +92,7 @@ class Engine:
 
     def room(self) -> int:
         """How many more candidates it would take now without letting the device wait."""
-        held = sum(work.heat.count - len(work.candidates) for work in self._heats.values())
+        held = sum(work.left for work in self._heats.values())
         return policy.room(self.slots, held)
 
     def warm_up(self) -> None:
@@ -122,7 +122,9 @@ class Engine:
         group = (spec.width, spec.height)
         self._heats[owner] = HeatWork(heat, drawing=heat.count)
         self._waiting += (
-            policy.Waiting(spec.id, heat.index, group, spec.priority == "interactive", heat.first, heat.count),
+            policy.Waiting(
+                *owner, group, spec.priority == "interactive", tuple(heat.candidates), draft=spec.draft is not None
+            ),
         )
 
     def cancel(self, job: str) -> None:
@@ -157,6 +159,14 @@ class Engine:
             yield from self._step(self._last, self._groups[self._last])
         yield from self._finishing.run()
         for owner, work in list(self._heats.items()):
+            if work.heat.job.draft is not None and work.choose_finalists():
+                spec = work.heat.job
+                group = (spec.width, spec.height)
+                # Before all heats that wait: theirs is the first in its group to be finished.
+                self._waiting = (
+                    policy.Waiting(*owner, group, spec.priority == "interactive", work.finalists),
+                    *self._waiting,
+                )
             if work.done:
                 del self._heats[owner]
                 yield HeatFinished(owner[0], work.outcome())
@@ -188,14 +198,19 @@ class Engine:
 
     def _fill(self, placement: policy.Placement, work: HeatWork) -> None:
         spec = work.heat.job
+        steps = spec.num_inference_steps
+        if placement.draft:
+            assert spec.draft is not None
+            steps = spec.draft.num_inference_steps
         self._groups[placement.group].fill(
             placement.slot,
             (placement.job, placement.heat),
             placement.candidate,
             spec.seed + placement.candidate,
-            self._solver_table(spec.num_inference_steps),
+            self._solver_table(steps),
             spec.guidance_scale,
             self._contexts(work),
+            draft=placement.draft,
         )
 
     def _contexts(self, work: HeatWork) -> list[PromptContext]:
@@ -239,7 +254,8 @@ class Engine:
             work.warn(slots.shrunk)
         for slot, latent in finished:
             slots.drop(slot)
-            self._finishing.add(group, Latent(occupants[slot].owner, occupants[slot].candidate, latent))
+            occupant = occupants[slot]
+            self._finishing.add(group, Latent(occupant.owner, occupant.candidate, latent, occupant.draft))
         for owner, count in steps.items():
             yield Stepped(*owner, count, rows[owner])
 

@@ -19,7 +19,7 @@ from bestofn.service.cards import JudgeCard, ModelCard
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
 from bestofn.service.images import encode, thumbnail
 from bestofn.service.jobs import Candidate, Heat, HeatOutcome, Revision, Usage
-from bestofn.service.result import leaders
+from bestofn.service.result import finalists, leaders
 from bestofn.service.story import Story
 
 FAILS = "this heat fails"
@@ -38,6 +38,8 @@ class _Run:
     waiting: deque[int]
     steps: dict[int, int] = field(default_factory=dict)
     judged: list[Candidate] = field(default_factory=list)
+    drafts: dict[int, Verdict] = field(default_factory=dict)
+    finalists: list[int] = field(default_factory=list)  # in jobs with drafts, once all of them are judged
 
 
 class FakeEngine:
@@ -107,9 +109,9 @@ class FakeEngine:
                 del self._runs[key]
             elif run.steps:
                 events += self._advance(run)
-                if len(run.judged) == run.heat.count:
-                    steps = run.heat.count * run.heat.job.num_inference_steps
-                    events.append(HeatFinished(key[0], _outcome(run, steps * self.step_seconds / self.slots)))
+                if len(run.judged) == run.heat.finalists:
+                    seconds = run.heat.steps * self.step_seconds / self.slots
+                    events.append(HeatFinished(key[0], _outcome(run, seconds)))
                     del self._runs[key]
         return events
 
@@ -123,25 +125,41 @@ class FakeEngine:
     def _advance(self, run: _Run) -> list[EngineEvent]:
         spec, heat = run.heat.job, run.heat.index
         events: list[EngineEvent] = [Stepped(spec.id, heat, len(run.steps), 2 * len(run.steps))]
+        steps = spec.draft.num_inference_steps if spec.draft and not run.finalists else spec.num_inference_steps
         for index in list(run.steps):
             run.steps[index] += 1
-            if run.steps[index] == spec.num_inference_steps:
+            if run.steps[index] == steps:
                 del run.steps[index]
-                candidate = Candidate(index, spec.seed + index, fake_verdict(spec.prompt, spec.seed + index))
-                run.judged.append(candidate)
+                candidate = _judge(run, index)
                 picture = fake_picture(candidate.seed, spec.width, spec.height)
                 events.append(
                     Judged(spec.id, heat, candidate, thumbnail(picture) if spec.has_thumbnail(index) else None)
                 )
+        if spec.draft and not run.finalists and len(run.drafts) == run.heat.count:
+            run.finalists = finalists(spec, run.drafts)
+            run.waiting.extend(run.finalists)
         return events
 
 
-def fake_verdict(prompt: str, seed: int) -> Verdict:
-    """A verdict that only prompt and seed decide; about half are yes."""
+def _judge(run: _Run, index: int) -> Candidate:
+    spec = run.heat.job
+    seed = spec.seed + index
+    if spec.draft and not run.finalists:
+        run.drafts[index] = verdict = fake_verdict(spec.prompt, seed, draft=True)
+        return Candidate(index, seed, verdict, verdict, final=False)
+    candidate = Candidate(index, seed, fake_verdict(spec.prompt, seed), run.drafts.get(index))
+    run.judged.append(candidate)
+    return candidate
+
+
+def fake_verdict(prompt: str, seed: int, *, draft: bool = False) -> Verdict:
+    """A verdict that only prompt and seed decide; about half are yes. That on a draft resembles the final one."""
     if RAMBLES in prompt and seed % 3:
         return Verdict("other", 1.0, 2.0) if seed % 3 == 1 else Verdict("yes", math.nan, math.inf)
     digest = hashlib.sha256(f"{prompt}\n{seed}".encode()).digest()
     yes, no = (20.0 * int.from_bytes(digest[at : at + 4]) / 2**32 for at in (0, 4))
+    if draft:
+        yes, no = (0.7 * logit + 6.0 * digest[at] / 256 for at, logit in ((8, yes), (9, no)))
     return Verdict("yes" if yes > no else "no", yes, no)
 
 
@@ -153,9 +171,11 @@ def fake_picture(seed: int, width: int, height: int) -> Image.Image:
 
 def _outcome(run: _Run, seconds: float) -> HeatOutcome:
     spec = run.heat.job
-    candidates = tuple(sorted(run.judged, key=lambda candidate: candidate.index))
+    left = run.drafts.keys() - set(run.finalists)
+    drafted = [Candidate(i, spec.seed + i, run.drafts[i], run.drafts[i], final=False) for i in left]
+    candidates = tuple(sorted([*run.judged, *drafted], key=lambda candidate: candidate.index))
     best = set(leaders(spec, candidates))
-    N, steps = len(candidates), spec.num_inference_steps
+    steps, verdicts = run.heat.steps, len(run.judged) + len(run.drafts)
     return HeatOutcome(
         run.heat.index,
         candidates,
@@ -164,7 +184,7 @@ def _outcome(run: _Run, seconds: float) -> HeatOutcome:
             for one in candidates
             if one.index in best
         },
-        Usage(N, 2 * N * steps, N, N * (2 * steps * 0.001 + 0.002), {"denoise": seconds}),
+        Usage(run.heat.count, 2 * steps, verdicts, 0.001 * (2 * steps + 2 * verdicts), {"denoise": seconds}),
     )
 
 

@@ -19,6 +19,8 @@ from bestofn.service.engine.sizes import Sizes
 from bestofn.service.engine.slots import Group, split_due
 from bestofn.service.jobs import JobSpec
 
+Look = tuple[Group, bool]  # what the judge looks at: pictures of a size, and whether they are drafts: of one tile
+
 
 @dataclass(frozen=True, slots=True)
 class Latent:
@@ -27,6 +29,7 @@ class Latent:
     owner: Owner
     candidate: int
     latent: Tensor
+    draft: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class Picture:
     candidate: int
     pixels: Pixels
     prompt: str
+    draft: bool = False
 
 
 class Finishing:
@@ -67,11 +71,11 @@ class Finishing:
         self._sizes = sizes
         self._flops = flops
         self._latents: dict[Group, list[Latent]] = {}
-        self._pictures: dict[tuple[Group, str], list[Picture]] = {}
+        self._pictures: dict[tuple[Look, str], list[Picture]] = {}
         self._decoding: MicroBatches[Tensor, Pixels, Group] = MicroBatches(
             "decoding", self._decode_batch, self._decode_size, cores, pinned=sizes.strict
         )
-        self._judging: MicroBatches[Picture, Verdict, Group] = MicroBatches(
+        self._judging: MicroBatches[Picture, Verdict, Look] = MicroBatches(
             "judging", self._judge_batch, self._judge_size, cores, pinned=sizes.strict
         )
 
@@ -97,8 +101,8 @@ class Finishing:
         """Decodes and judges what is due. Whoever is told of a failed heat drops it before asking for more."""
         for group in list(self._latents):
             yield from self._decode(group)
-        for group, prompt in list(self._pictures):
-            yield from self._give_verdicts(group, prompt)
+        for look, prompt in list(self._pictures):
+            yield from self._give_verdicts(look, prompt)
 
     def _decode(self, group: Group) -> Iterator[HeatFailed]:
         waiting = self._latents.pop(group, [])
@@ -124,21 +128,23 @@ class Finishing:
             work.tflops += flops / TERA
             work.warn(self._decoding.shrunk(group))
             prompt = work.heat.job.prompt
-            self._pictures.setdefault((group, prompt), []).append(Picture(item.owner, item.candidate, pixels, prompt))
+            picture = Picture(item.owner, item.candidate, pixels, prompt, item.draft)
+            self._pictures.setdefault(((group, item.draft), prompt), []).append(picture)
 
-    def _give_verdicts(self, group: Group, prompt: str) -> Iterator[Judged | HeatFailed]:
-        waiting = self._pictures.pop((group, prompt), [])
+    def _give_verdicts(self, look: Look, prompt: str) -> Iterator[Judged | HeatFailed]:
+        waiting = self._pictures.pop((look, prompt), [])
         last = any(work.drawing + work.decoding == 0 for work in (self._heats[item.owner] for item in waiting))
         judge = self._judge.get()
-        due, later = split_due(waiting, self._judging.size(group), flush=last)
+        due, later = split_due(waiting, self._judging.size(look), flush=last)
         if later:
-            self._pictures[group, prompt] = later
+            self._pictures[look, prompt] = later
         if not due:
             return
+        group, draft = look
         try:
-            flops = judge.flops(*group, prompt)
+            flops = judge.flops(*group, prompt, one_tile=draft)
             with Clock(self._generator.device) as clock:
-                verdicts = self._judging.run(due, group)
+                verdicts = self._judging.run(due, look)
         except ValueError as error:  # the prompt is too long for the judge
             yield from (HeatFailed(*owner, str(error)) for owner in dict.fromkeys(item.owner for item in due))
             return
@@ -153,11 +159,12 @@ class Finishing:
             work.seconds["judge"] += clock.seconds / len(due)
             work.counts["judge"] += 1
             work.tflops += flops / TERA
-            work.warn(self._judging.shrunk(group))
+            work.warn(self._judging.shrunk(look))
             if unknown:
                 name = work.heat.job.judge.name
                 work.warn(f"prompt: the judge {name} has never learned the words {', '.join(unknown[:12])}")
-            yield Judged(*item.owner, *work.judged(item.candidate, verdict, item.pixels))
+            note = work.drafted if draft else work.judged
+            yield Judged(*item.owner, *note(item.candidate, verdict, item.pixels))
 
     def _decode_size(self, group: Group) -> int:
         return self._sizes.batch(self._sizes.decode, self._flops(*group).decode / TERA)
@@ -165,11 +172,14 @@ class Finishing:
     def _decode_batch(self, latents: Sequence[Tensor]) -> Sequence[Pixels]:
         return list(self._generator.decode(torch.stack(list(latents))).numpy())
 
-    def _judge_size(self, group: Group) -> int:
-        return self._sizes.batch(self._sizes.judge, self._judge.get().flops(*group) / TERA)
+    def _judge_size(self, look: Look) -> int:
+        group, draft = look
+        return self._sizes.batch(self._sizes.judge, self._judge.get().flops(*group, one_tile=draft) / TERA)
 
     def _judge_batch(self, pictures: Sequence[Picture]) -> Sequence[Verdict]:
-        return self._judge.get().judge([item.pixels for item in pictures], [item.prompt for item in pictures])
+        return self._judge.get().judge(
+            [item.pixels for item in pictures], [item.prompt for item in pictures], one_tile=pictures[0].draft
+        )
 
 
 def _too_large(doing: str, group: Group) -> str:

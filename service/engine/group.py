@@ -31,6 +31,7 @@ class Occupant:
         guidance_scale: of its request.
         noise: (draws, C, h, w) on the device, fresh noise of later steps.
         rows: its rows of the batch: the prompt's, and the negative prompt's where guidance needs one.
+        draft: whether this is its draft.
     """
 
     owner: tuple[str, int]
@@ -39,6 +40,7 @@ class Occupant:
     guidance_scale: float
     noise: Tensor
     rows: tuple[int, ...]
+    draft: bool
     step: int = 0
 
 
@@ -99,6 +101,8 @@ class SlotGroup:
         table: SolverTable,
         guidance_scale: float,
         contexts: Sequence[PromptContext],
+        *,
+        draft: bool = False,
     ) -> None:
         """Puts a candidate into a free slot.
 
@@ -116,7 +120,7 @@ class SlotGroup:
         noise = self._generator.noise(seed, *self._group, draws=1 + table.noise_draws).to(self._x.device)
         self._x[slot] = noise[0]
         self._previous[slot] = 0.0
-        self.occupants[slot] = Occupant(owner, candidate, table, guidance_scale, noise[1:], rows)
+        self.occupants[slot] = Occupant(owner, candidate, table, guidance_scale, noise[1:], rows, draft)
 
     def drop(self, slot: int) -> None:
         """Empties a slot."""

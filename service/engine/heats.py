@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bestofn.judge.verdict import Verdict
 from bestofn.service.images import encode, thumbnail
 from bestofn.service.jobs import Candidate, Heat, HeatOutcome, Usage
-from bestofn.service.result import leaders
+from bestofn.service.result import finalists, leaders
 from bestofn.service.story import Story
 
 Owner = tuple[str, int]  # job, heat
@@ -22,8 +22,10 @@ class HeatWork:
     """A heat in work.
 
     Attributes:
-        drawing: candidates whose latent is not finished.
+        drawing: candidates whose latent is not finished, of the drafts and later of the finalists.
         decoding: candidates whose latent waits to be decoded.
+        drafts: verdicts on drafts.
+        finalists: who is solved in full, once that is known.
         counts: forwards of the "transformer" and of the "judge".
         tflops, seconds: as in `Usage`.
         warnings: sentences for the user, each once.
@@ -33,6 +35,8 @@ class HeatWork:
     drawing: int
     decoding: int = 0
     candidates: list[Candidate] = field(default_factory=list)
+    drafts: dict[int, Verdict] = field(default_factory=dict)
+    finalists: tuple[int, ...] = ()
     pictures: dict[int, Pixels] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     tflops: float = 0.0
@@ -41,7 +45,21 @@ class HeatWork:
 
     @property
     def done(self) -> bool:
-        return len(self.candidates) == self.heat.count
+        return len(self.candidates) == self.heat.finalists
+
+    @property
+    def left(self) -> int:
+        """Candidates that are still to be drawn and judged, once each."""
+        drafts = 0 if self.heat.job.draft is None else self.heat.count - len(self.drafts)
+        return drafts + self.heat.finalists - len(self.candidates)
+
+    def choose_finalists(self) -> bool:
+        """Whether the last draft has its verdict, and the finalists were chosen just now."""
+        if self.finalists or len(self.drafts) < self.heat.count:
+            return False
+        self.finalists = tuple(finalists(self.heat.job, self.drafts))
+        self.drawing += len(self.finalists)
+        return True
 
     def warn(self, text: str | None) -> None:
         if text is not None:
@@ -54,23 +72,37 @@ class HeatWork:
             The candidate, and a small picture of it if the job asked.
         """
         spec = self.heat.job
-        candidate = Candidate(index, spec.seed + index, verdict)
+        candidate = Candidate(index, spec.seed + index, verdict, self.drafts.get(index))
         self.candidates.append(candidate)
         self.pictures[index] = pixels
         in_play = set(leaders(spec, self.candidates))
         self.pictures = {i: picture for i, picture in self.pictures.items() if i in in_play}
-        if not spec.has_thumbnail(index):
-            return candidate, None
+        return candidate, self._thumbnail(index, pixels)
+
+    def drafted(self, index: int, verdict: Verdict, pixels: Pixels) -> tuple[Candidate, bytes | None]:
+        """Notes the verdict on a draft, whose picture nobody needs any more; returns as `judged`."""
+        self.drafts[index] = verdict
+        candidate = Candidate(index, self.heat.job.seed + index, verdict, verdict, final=False)
+        return candidate, self._thumbnail(index, pixels)
+
+    def _thumbnail(self, index: int, pixels: Pixels) -> bytes | None:
+        if not self.heat.job.has_thumbnail(index):
+            return None
         started = time.perf_counter()
         small = thumbnail(pixels)
         self.seconds["encode"] += time.perf_counter() - started
-        return candidate, small
+        return small
 
     def outcome(self) -> HeatOutcome:
         """The finished heat, its best pictures encoded."""
         spec = self.heat.job
         started = time.perf_counter()
-        candidates = tuple(sorted(self.candidates, key=lambda candidate: candidate.index))
+        drafted = (
+            Candidate(index, spec.seed + index, verdict, verdict, final=False)
+            for index, verdict in self.drafts.items()
+            if index not in self.finalists
+        )
+        candidates = tuple(sorted([*self.candidates, *drafted], key=lambda candidate: candidate.index))
         images = {
             candidate.index: encode(self.pictures[candidate.index], spec.format, Story.of(spec, candidate))
             for candidate in candidates

@@ -15,25 +15,26 @@ Group = tuple[int, int]  # width, height in pixels
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """An admitted heat with `count` candidates that have not started, of which `first` is the next."""
+    """An admitted heat with candidates that have not started, next first, all to be drafted or all to be solved."""
 
     job: str
     heat: int
     group: Group
     interactive: bool
-    first: int
-    count: int
+    candidates: tuple[int, ...]
+    draft: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Candidate `candidate` of a heat enters slot `slot` of its group."""
+    """Candidate `candidate` of a heat enters slot `slot` of its group, to be drafted or solved in full."""
 
     slot: int
     job: str
     heat: int
     group: Group
     candidate: int
+    draft: bool = False
 
 
 def refill(
@@ -54,12 +55,13 @@ def refill(
     for i in sorted(range(len(left)), key=lambda i: not left[i].interactive):  # stable: admission order within a class
         heat = left[i]
         open_slots = slots.get(heat.group, [])
-        taken = min(len(open_slots), heat.count)
+        taken = min(len(open_slots), len(heat.candidates))
         placements += [
-            Placement(open_slots.pop(), heat.job, heat.heat, heat.group, heat.first + j) for j in range(taken)
+            Placement(open_slots.pop(), heat.job, heat.heat, heat.group, candidate, heat.draft)
+            for candidate in heat.candidates[:taken]
         ]
-        left[i] = replace(heat, first=heat.first + taken, count=heat.count - taken)
-    return placements, tuple(heat for heat in left if heat.count)
+        left[i] = replace(heat, candidates=heat.candidates[taken:])
+    return placements, tuple(heat for heat in left if heat.candidates)
 
 
 def turn(busy: Mapping[Group, bool], last: Group | None) -> Group:

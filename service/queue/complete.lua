@@ -4,10 +4,11 @@
 local pair, class, entry, count, job, heat = unpack(ARGV, 1, 6)
 local record, version, leaders, staged = unpack(ARGV, 7, 10)
 local kept, dropped = cjson.decode(ARGV[11]), cjson.decode(ARGV[12]) -- candidates; {candidate, heat}
-local forwards = ARGV[13]
+local steps, forwards = ARGV[13], ARGV[14]
 local hash = key('job', job)
-local status, version_now, heats, num_samples, total_steps, waiting, gflop, caller = unpack(redis.call('HMGET', hash,
-  'status', 'version', 'heats', 'num_samples', 'total_steps', 'waiting', 'gflop', 'caller'))
+local status, version_now, heats, waiting, gflop, caller = unpack(
+  redis.call('HMGET', hash, 'status', 'version', 'heats', 'waiting', 'gflop', 'caller')
+)
 
 if not ACTIVE[status] or redis.call('HEXISTS', key('heats', job), heat) == 1 then
   release(pair, class, entry, count)
@@ -18,7 +19,7 @@ end
 if version_now ~= version then
   return 'again'
 end
-for i = 14, #ARGV, 2 do -- images that a full server would not take by themselves
+for i = 15, #ARGV, 2 do -- images that a full server would not take by themselves
   redis.call('HSET', staged, ARGV[i], ARGV[i + 1])
 end
 if #kept > 0 and redis.call('HLEN', staged) < #kept then
@@ -44,7 +45,7 @@ local share = math.floor(gflop * count / waiting)
 redis.call('HINCRBY', hash, 'waiting', -count)
 redis.call('HINCRBY', hash, 'gflop', -share)
 add_load(class, caller, 0, -count, -share)
-if advance(job, heat, count, count * total_steps / num_samples, forwards) then
+if advance(job, heat, count, steps, forwards) then
   emit_progress(job)
 end
 emit(job, 'heat', string.format('{"heat":%d,"num_heats":%d}', heat, heats))

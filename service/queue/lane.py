@@ -171,6 +171,7 @@ class Lane:
                 staged,
                 json.dumps(kept),
                 json.dumps(dropped),
+                claim.heat.steps,
                 outcome.usage.transformer_forwards,
                 *inline,
             )

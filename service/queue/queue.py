@@ -127,7 +127,7 @@ class Queue:
                 spec.priority,
                 spec.num_samples,
                 spec.heat_size,
-                spec.num_inference_steps,
+                spec.total_steps,
                 round(1000 * cost),
                 image_bytes,
                 1000 * settings.result_ttl_seconds,

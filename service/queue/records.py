@@ -21,7 +21,7 @@ class Event:
     queued     {}
     started    {}
     progress   {"judged", "num_samples", "steps", "total_steps", "transformer_forwards"}; the last one only is kept
-    candidate  {"index", "seed", "verdict"}
+    candidate  {"index", "seed", "verdict"}, in jobs with drafts also {"draft", "final"}: a finalist comes twice
     heat       {"heat", "num_heats"}
     result     {"status"}            the job has succeeded
     failed     {"status", "error"}
@@ -75,6 +75,8 @@ class Backlog:
 def pack_heat(outcome: HeatOutcome) -> str:
     """A finished heat without its pictures, as compact JSON of less than 100 bytes a candidate."""
     verdicts = [candidate.verdict for candidate in outcome.candidates]
+    # In jobs with drafts: who was solved in full, with the draft's verdict; the others have no other than that.
+    finalists = {c.index: _verdict(c.draft) for c in outcome.candidates if c.final and c.draft is not None}
     usage = outcome.usage
     return _compact(
         {
@@ -90,6 +92,7 @@ def pack_heat(outcome: HeatOutcome) -> str:
                 {stage: round(seconds, 6) for stage, seconds in usage.seconds.items()},
             ],
             "warnings": outcome.warnings,
+            **({"finalists": finalists} if finalists else {}),
         }
     )
 
@@ -99,16 +102,18 @@ def unpack_heat(spec: JobSpec, heat: int, record: str | bytes) -> HeatOutcome:
     fields = json.loads(record)
     answers = {answer[0]: answer for answer in ANSWERS}
     judged = zip(fields["answers"], fields["yes"], fields["no"], strict=True)
-    candidates = tuple(
-        Candidate(index, spec.seed + index, Verdict(answers[letter], yes, no))
-        for index, (letter, yes, no) in enumerate(judged, fields["first"])
-    )
-    return HeatOutcome(heat, candidates, {}, Usage(*fields["usage"]), warnings=tuple(fields["warnings"]))
+    drafts = {int(index): Verdict(*draft) for index, draft in fields.get("finalists", {}).items()}
+    candidates = []
+    for index, (letter, yes, no) in enumerate(judged, fields["first"]):
+        verdict = Verdict(answers[letter], yes, no)
+        draft = None if spec.draft is None else drafts.get(index, verdict)
+        candidates.append(Candidate(index, spec.seed + index, verdict, draft, spec.draft is None or index in drafts))
+    return HeatOutcome(heat, tuple(candidates), {}, Usage(*fields["usage"]), warnings=tuple(fields["warnings"]))
 
 
 def pack_leaders(leaders: Sequence[Candidate]) -> str:
     """Candidates with their verdicts, best first, as JSON that only `unpack_leaders` reads."""
-    return _compact([[c.index, c.verdict.answer, c.verdict.yes_logit, c.verdict.no_logit] for c in leaders])
+    return _compact([[c.index, *_verdict(c.verdict)] for c in leaders])
 
 
 def unpack_leaders(spec: JobSpec, leaders: str | bytes) -> list[Candidate]:
@@ -117,8 +122,10 @@ def unpack_leaders(spec: JobSpec, leaders: str | bytes) -> list[Candidate]:
 
 def pack_candidate(candidate: Candidate) -> str:
     """The data of a `candidate` event."""
+    draft = None if candidate.draft is None else candidate.draft.to_json()
+    drafted = {} if draft is None else {"draft": draft, "final": candidate.final}
     verdict = candidate.verdict.to_json()
-    return _compact({"index": candidate.index, "seed": candidate.seed, "verdict": verdict})
+    return _compact({"index": candidate.index, "seed": candidate.seed, "verdict": verdict, **drafted})
 
 
 def best(spec: JobSpec, outcomes: Iterable[HeatOutcome]) -> CandidateOut | None:
@@ -129,6 +136,10 @@ def best(spec: JobSpec, outcomes: Iterable[HeatOutcome]) -> CandidateOut | None:
     return CandidateOut(
         index=order[0].index, seed=order[0].seed, verdict=VerdictOut.of(order[0].verdict), rank=1, thumbnail=None
     )
+
+
+def _verdict(verdict: Verdict) -> list[str | float]:
+    return [verdict.answer, verdict.yes_logit, verdict.no_logit]
 
 
 def _compact(value: Any) -> str:

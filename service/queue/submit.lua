@@ -1,7 +1,7 @@
 #!lua
 -- Accepts a job, or says why not. Without the allow-oom flag: a full server refuses it before it runs.
 local job, spec, pair, class = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local num_samples, heat_size, num_steps = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local num_samples, heat_size, total_steps = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local gflop, image_bytes, ttl = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local idempotency, fingerprint = ARGV[11], ARGV[12]
 local max_candidates, max_image_bytes, traceparent = tonumber(ARGV[13]), tonumber(ARGV[14]), ARGV[15]
@@ -52,7 +52,7 @@ redis.call('HSET', key('job', job),
   'spec', spec, 'status', 'queued', 'pair', pair, 'class', class, 'created', now(), 'ttl', ttl,
   'num_samples', num_samples, 'heat_size', heat_size, 'heats', math.ceil(num_samples / heat_size),
   'next', 0, 'done', 0, 'waiting', num_samples, 'gflop', gflop,
-  'judged', 0, 'steps', 0, 'total_steps', num_samples * num_steps,
+  'judged', 0, 'steps', 0, 'total_steps', total_steps,
   'forwards', 0, 'thumbnail_bytes', 0, 'version', 0, 'leaders', '[]', 'idempotency', idempotency,
   'traceparent', traceparent, 'caller', caller)
 add_load(class, caller, 1, num_samples, gflop)

@@ -73,11 +73,11 @@ def cramped(notes: Path) -> "Engine":
         config_scale = 0
 
     class CrampedJudge(Judge):
-        def judge(self, pictures: Sequence[Any], prompts: Sequence[str]) -> Any:
+        def judge(self, pictures: Sequence[Any], prompts: Sequence[str], *, one_tile: bool = False) -> Any:
             if len(pictures) > 2:
                 failed("judging", len(pictures))
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 byte")
-            return super().judge(pictures, prompts)
+            return super().judge(pictures, prompts, one_tile=one_tile)
 
     settings = load_settings(model="shapes", judge="shapes", devices="cpu", threads=1)
     loaded = load_engine(settings)

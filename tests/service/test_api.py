@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -363,3 +364,43 @@ def test_a_deadline_gives_the_best_so_far_or_says_that_nothing_was_begun(http: h
     problem = problem_of(answer)
     assert (problem["status"], problem["code"]) == (504, "deadline_passed")
     assert answer.headers["x-should-retry"] == "false"
+
+
+def test_drafts(http: httpx.Client) -> None:
+    fields = {"prompt": "a star", "num_samples": 40, "top_k": 3, "seed": 9, "draft": {"num_inference_steps": 1}}
+    result = http.post("/generate", json=fields).json()
+    assert (result["status"], result["complete"], result["parameters"]["heat_size"]) == ("succeeded", True, 16)
+    finals = [candidate for candidate in result["candidates"] if candidate["final"]]
+    assert len(finals) == 2 + 2 + 1
+    assert sorted(candidate["rank"] for candidate in finals) == [1, 2, 3, 4, 5]
+    assert all(candidate["draft"] is not None for candidate in result["candidates"])
+    assert {image["candidate"] for image in result["images"]} <= {candidate["index"] for candidate in finals}
+    assert sum(match["b"] is not None for matches in result["bracket"] for match in matches) == 4
+    assert result["usage"]["transformer_forwards"] == 2 * (40 * 1 + 5 * 4)
+    assert result["usage"]["judge_forwards"] == 45
+    with http.stream("GET", f"/jobs/{result['id']}/events") as answer:
+        text = answer.read().decode()
+    assert text.count("event: candidate") == 45
+    assert text.count("event: match") == 0
+    progress = json.loads(text.rpartition("event: progress\ndata: ")[2].partition("\n")[0])
+    assert (progress["judged"], progress["steps"]) == (40, progress["total_steps"])
+    assert progress["best"]["index"] == result["images"][0]["candidate"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "said"),
+    [
+        ({"draft": {"num_inference_steps": 4}}, "draft.num_inference_steps", "fewer than the 4 of a full solution"),
+        ({"draft": {"keep": 0}}, "draft.keep", "greater than 0"),
+        ({"draft": {"steps": 2}}, "draft.steps", "not a field"),
+        (
+            {"draft": {"num_inference_steps": 2}, "top_k": 2},
+            "top_k",
+            "at most 1 (the candidates that are solved in full",
+        ),
+    ],
+)
+def test_drafts_that_cannot_be(http: httpx.Client, fields: dict[str, Any], field: str, said: str) -> None:
+    problem = problem_of(http.post("/generate", json={"prompt": "a star", "num_samples": 8, **fields}))
+    assert (problem["status"], problem["field"]) == (422, field)
+    assert said in problem["detail"]

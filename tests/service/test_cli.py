@@ -210,9 +210,7 @@ def test_the_api_needs_no_torch_by_any_path(tmp_path: Path) -> None:
 
 
 def test_waiting_calls_are_answered_when_the_server_stops(served: Any, queue_server: Path, tmp_path: Path) -> None:
-    with start(
-        "serve", "--port", "0", cwd=tmp_path, BESTOFN_DATA_DIR=str(queue_server), BESTOFN_LOG="text"
-    ) as process:
+    with start("serve", "--port", "0", cwd=tmp_path, BESTOFN_DATA_DIR=str(queue_server), BESTOFN_LOG="text") as process:
         assert process.stderr is not None
         address = process.stderr.readline().split("at ")[1].split(",")[0]
         with httpx.Client(base_url=address, timeout=30) as http:

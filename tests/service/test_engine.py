@@ -20,9 +20,9 @@ from bestofn.service.engine.protocol import HeatFailed, HeatFinished, Judged, St
 from bestofn.service.engine.residence import JudgeResidence
 from bestofn.service.engine.sizes import Sizes, sizes_for
 from bestofn.service.images import decode, encode
-from bestofn.service.jobs import Candidate, JobSpec
+from bestofn.service.jobs import Candidate, Draft, JobSpec, Usage
 from bestofn.service.load import load_engine
-from bestofn.service.result import ranked
+from bestofn.service.result import finalists, ranked
 from bestofn.service.settings import Settings
 from bestofn.service.story import Story
 
@@ -201,6 +201,30 @@ def test_a_heat_keeps_the_pictures_of_its_own_best(rule, make, spec):
     assert [c.seed for c in outcomes[1].candidates] == [16, 17]
 
 
+def test_drafts_choose_who_is_solved_in_full_from_the_same_noise(make, spec):
+    full = spec("full", num_samples=9, heat_size=9, num_inference_steps=5)
+    coarse = spec("coarse", num_samples=9, heat_size=9, num_inference_steps=2)
+    draft = Draft(num_inference_steps=2, keep=0.25)
+    drafted = full.model_copy(update={"id": "drafted", "draft": draft, "top_k": 2, "heat_size": 5})
+    events = run(make(), drafted, spec("other", num_samples=4))
+    whole, steps = pictures(run(make(), full), "full"), pictures(run(make(), coarse), "coarse")
+    outcomes = [event.outcome for event in events if isinstance(event, HeatFinished) and event.job == "drafted"]
+    candidates = [candidate for outcome in outcomes for candidate in outcome.candidates]
+    assert {c.index: c.draft for c in candidates} == {i: verdict for i, (_, verdict) in steps.items()}
+    for heat, count in ((0, 2), (1, 1)):
+        of_heat = {c.index: c.draft for c in candidates if c.index in drafted.heat(heat).candidates}
+        chosen = [c.index for c in candidates if c.final and c.index in of_heat]
+        assert chosen == finalists(drafted, of_heat)
+        assert len(chosen) == count
+    for index, (data, verdict) in pictures(events, "drafted").items():
+        assert (decode(data).tobytes(), verdict) == (decode(whole[index][0]).tobytes(), whole[index][1])
+    assert all(c.verdict == c.draft for c in candidates if not c.final)
+    steps_done = sum(event.steps for event in events if isinstance(event, Stepped) and event.job == "drafted")
+    assert steps_done == drafted.total_steps == 9 * 2 + 3 * 5
+    usage = sum((outcome.usage for outcome in outcomes), Usage())
+    assert (usage.candidates, usage.transformer_forwards, usage.judge_forwards) == (9, 2 * drafted.total_steps, 9 + 3)
+
+
 def test_a_cancelled_job_is_gone_before_the_next_tick_and_its_slots_are_refilled(make, spec):
     engine = make()
     doomed, other = spec("doomed", num_samples=20, heat_size=10), spec("other", num_samples=3)
@@ -272,10 +296,10 @@ class CrampedGenerator(Generator):
 class CrampedJudge(Judge):
     """Memory for one picture at a time."""
 
-    def judge(self, pictures, prompts):
+    def judge(self, pictures, prompts, *, one_tile=False):
         if len(pictures) > 1:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 byte")
-        return super().judge(pictures, prompts)
+        return super().judge(pictures, prompts, one_tile=one_tile)
 
 
 def test_a_failed_allocation_halves_the_batch_and_is_said(make, spec, checkpoints):

@@ -15,7 +15,7 @@ from bestofn.service.errors import (
     SetupError,
     Unavailable,
 )
-from bestofn.service.jobs import Heat, HeatOutcome, JobSpec, JobStatus
+from bestofn.service.jobs import Draft, Heat, HeatOutcome, JobSpec, JobStatus
 from bestofn.service.queue.keys import GROUP, Keys
 from bestofn.service.queue.lane import Claim, HeatProgress, Judgement, Lane
 from bestofn.service.queue.queue import Queue, check_server
@@ -415,11 +415,13 @@ def test_who_leaves_hands_back_even_what_it_never_heard_of(
     asyncio.run(run())
 
 
-def test_a_record_says_all_and_is_small(make_spec: MakeSpec, finish: Finish) -> None:
-    spec = make_spec(num_samples=16, heat_size=16)
+@pytest.mark.parametrize("draft", [None, Draft(num_inference_steps=1, keep=0.25)])
+def test_a_record_says_all_and_is_small(make_spec: MakeSpec, finish: Finish, draft: Draft | None) -> None:
+    spec = make_spec(num_samples=16, heat_size=16, draft=draft)
     outcome = finish(spec.heat(0))
+    assert sum(candidate.final for candidate in outcome.candidates) == (16 if draft is None else 4)
     record = pack_heat(outcome)
-    assert len(record) < 100 * 16
+    assert len(record) < (100 if draft is None else 120) * 16
     again = unpack_heat(spec, 0, record)
     assert (again.candidates, again.usage) == (outcome.candidates, outcome.usage)
 

@@ -14,8 +14,8 @@ heats = st.builds(
     heat=st.integers(0, 9),
     group=st.sampled_from(GROUPS),
     interactive=st.booleans(),
-    first=st.integers(0, 100),
-    count=st.integers(1, 20),
+    candidates=st.lists(st.integers(0, 100), min_size=1, max_size=20, unique=True).map(tuple),
+    draft=st.booleans(),
 )
 
 
@@ -32,22 +32,23 @@ def test_refill_places_every_candidate_once_in_order_of_admission(waiting, slots
             assert sum(p.group == group for p in placements) == slots, "a slot stays empty while candidates wait"
         seen += [(p.job, p.candidate) for p in placements]
         left, rounds = after, rounds + 1
-    expected = [(heat.job, heat.first + j) for heat in waiting for j in range(heat.count)]
+    expected = [(heat.job, candidate) for heat in waiting for candidate in heat.candidates]
     assert sorted(seen) == sorted(expected)
     for group in GROUPS:
         jobs = {heat.job for heat in waiting if heat.group == group}
         order = sorted((h for h in waiting if h.group == group), key=lambda heat: not heat.interactive)
         assert [entry for entry in seen if entry[0] in jobs] == [
-            (heat.job, heat.first + j) for heat in order for j in range(heat.count)
+            (heat.job, candidate) for heat in order for candidate in heat.candidates
         ]
 
 
 def test_refill_prefers_interactive_heats_that_came_later():
-    batch = Waiting("slow", 0, (64, 64), False, 0, 16)
-    urgent = Waiting("fast", 0, (64, 64), True, 0, 2)
+    batch = Waiting("slow", 0, (64, 64), False, tuple(range(16)), draft=True)
+    urgent = Waiting("fast", 0, (64, 64), True, (0, 5))
     placements, left = refill({(64, 64): [1, 5, 6]}, (batch, urgent))
-    assert [(p.slot, p.job, p.candidate) for p in placements] == [(1, "fast", 0), (5, "fast", 1), (6, "slow", 0)]
-    assert left == (Waiting("slow", 0, (64, 64), False, 1, 15),)
+    assert [(p.slot, p.job, p.candidate) for p in placements] == [(1, "fast", 0), (5, "fast", 5), (6, "slow", 0)]
+    assert [p.draft for p in placements] == [False, False, True]
+    assert left == (Waiting("slow", 0, (64, 64), False, tuple(range(1, 16)), draft=True),)
 
 
 def test_groups_take_turns_and_interactive_ones_go_first():
