@@ -105,10 +105,15 @@ def ready(api: Container) -> bool:
     return api.run("python", "-c", look).returncode == 0
 
 
+def status_of(container: Container) -> dict[str, str]:
+    """What the kernel says of the service's process."""
+    lines = Path(f"/proc/{container.pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
 def check_confined(container: Container) -> None:
     """The service's own process, not only what runs beside it."""
-    name, status = container.service.name, Path(f"/proc/{container.pid}/status").read_text()
-    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    name, fields = container.service.name, status_of(container)
     user = fields["Uid"].split()[0]
     rights = {fields[field].strip() for field in ("CapEff", "CapPrm", "CapBnd")}
     check(user != "0" and rights == {"0" * 16} and fields["NoNewPrivs"] == "1", f"{name} runs as {user} without rights")
@@ -132,8 +137,10 @@ def one_machine() -> None:
         picture = (Path(folder) / "best.png").read_bytes()
         check(picture.startswith(b"\x89PNG"), f"a job is done: {answer['status']}, {len(picture)} bytes of PNG")
         for container in (worker, api, redis):
+            peak = int(status_of(container)["VmHWM"].split()[0]) / 1024
             status, seconds = container.stop()
-            check(status == 0, f"{container.service.name} ends {seconds:.1f} s after SIGTERM, with {status}")
+            what = f"{container.service.name} took {peak:.0f} MiB at most, and ends {seconds:.1f} s after SIGTERM"
+            check(status == 0, f"{what}, with {status}")
 
 
 def several_hosts() -> None:
@@ -191,9 +198,13 @@ def main() -> None:
     images.make_base()
     images.make_servers()
     say("base images")
+    for stage in images.STAGES:
+        images.build(stage, f"localhost/bestofn-{stage}")
+    say("packages")
     for target, image in (("api", API), ("worker", WORKER)):
         images.build(target, image)
         say(f"{target}: {images.megabytes(image):.0f} MB")
+    images.prune()
     check(images.megabytes(API) < API_MEGABYTES, f"the API's image is below {API_MEGABYTES} MB")
     one_machine()
     several_hosts()

@@ -13,6 +13,8 @@ from compose import ROOT
 
 WORK = ROOT / "out" / "containers"
 BASE, API, WORKER, SERVERS = (f"localhost/bestofn-{name}" for name in ("base", "api", "worker", "servers"))
+# Stages that hold what others made; with names they outlive `prune`, and the next build finds them.
+STAGES = ("packages", "worker-packages")
 PACKAGES = "python3,python3-venv,ca-certificates"
 # What a slim image leaves out too.
 LEFT_OUT = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt/archives", "var/lib/apt/lists")
@@ -81,6 +83,11 @@ def build(target: str, image: str) -> None:
     for option in pip_options():
         arguments += option
     buildah("bud", "--quiet", *arguments, "-f", "docker/Dockerfile", "-t", image, ".", quiet=False)
+
+
+def prune() -> None:
+    """Lets go of images that a newer build has replaced; named ones keep the layers that they were made of."""
+    buildah("rmi", "--prune", "--force")
 
 
 def pip_options() -> list[list[str]]:
