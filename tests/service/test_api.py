@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from bestofn.service.api.app import create_app
+from bestofn.service.api.server import listen
 from bestofn.service.engine.fake import FAILS, fake_picture
 from bestofn.service.errors import SetupError
 from bestofn.service.redis_server import LocalServer
@@ -404,3 +406,10 @@ def test_drafts_that_cannot_be(http: httpx.Client, fields: dict[str, Any], field
     problem = problem_of(http.post("/generate", json={"prompt": "a star", "num_samples": 8, **fields}))
     assert (problem["status"], problem["field"]) == (422, field)
     assert said in problem["detail"]
+
+
+def test_an_answer_does_not_wait_until_its_headers_are_acknowledged() -> None:
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
