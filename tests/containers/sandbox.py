@@ -76,7 +76,7 @@ class Container:
             *(f"{name}={value}" for name, value in service.environment.items()),
         ]
         script = ENTER.format(mounts="\n".join(self._mounts(volumes)), mode="ro" if service.read_only else "rw")
-        apart = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
+        apart = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork"]
         inside = [*self._rights, *self._environment, *service.command]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -151,14 +151,17 @@ class Container:
         try:
             status = self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            status = self._process.wait()
+            status = self._kill()
         return status, time.monotonic() - started
+
+    def _kill(self) -> int:
+        """Ends the first process of the container's process namespace, and with it all others there."""
+        os.kill(self.pid, signal.SIGKILL)
+        return self._process.wait()
 
     def remove(self) -> None:
         if self.running():
-            self._process.kill()
-            self._process.wait()
+            self._kill()
         buildah("umount", self._name)
         buildah("rm", self._name)
 
