@@ -50,8 +50,8 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host.strip("[]"), port), family=family, backlog=BACKLOG)
-        # Connections inherit it; asyncio sets it only on those of sockets that it has made itself. Without it an answer's
-        # body waits until the client acknowledges the headers: 40 ms on every connection that is kept alive.
+        # Connections inherit it; asyncio sets it on those of its own sockets only. Without it an answer's body waits
+        # until the client acknowledges the headers: 40 ms on every connection that is kept alive.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except OSError as error:
