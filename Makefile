@@ -37,8 +37,8 @@ check: setup
 	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/kubernetes-validate --strict --quiet --no-warn docker/kubernetes/*.yaml
 
-bench: setup
-	$(BIN)/python -P tests/bench/pipeline.py
+bench: setup  ## all sections within ten minutes, or some: make bench SECTIONS="queue scaling"
+	$(BIN)/python -P tests/bench $(SECTIONS)
 
 containers: setup  ## builds the images with buildah and runs the compose file's services from them; root, no Docker
 	$(BIN)/python -P tests/containers
