@@ -112,8 +112,8 @@ def save(folder: Path, section: str, caption: str, measured: Measured, seconds: 
 def write_page(folder: Path, sections: Iterable[str]) -> None:
     """Writes README.md from the JSON of those sections that there is, each run at its own time."""
     parts = [
-        "# Benchmarks\n\nWritten by `make bench` (`make bench SECTIONS="queue scaling"` runs some). Ratios are of "
-        "medians of one run in alternating order. What is wanted was written down before it was measured."
+        '# Benchmarks\n\nWritten by `make bench` (`make bench SECTIONS="queue scaling"` runs some). Ratios are of medians of '
+        "one run in alternating order. What is wanted was written down before it was measured."
     ]
     for section in sections:
         file = folder / f"{section}.json"
