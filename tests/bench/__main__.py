@@ -15,7 +15,7 @@ import time
 import warnings
 from pathlib import Path
 
-from figures import ROOT, machine, save, shown, write_page
+from figures import ROOT, Company, machine, save, shown, write_page
 
 SECTIONS = {
     "pipeline": "pipeline",
@@ -41,9 +41,10 @@ def main() -> int:
     missed = 0
     for name in flags.sections or SECTIONS:
         module = importlib.import_module(SECTIONS[name])
-        on, begun = machine(), time.monotonic()
+        company, begun = Company(), time.monotonic()
         measured = module.measure(flags.short)
         seconds = time.monotonic() - begun
+        on = f"{machine()}; other programs took {100 * company.share():.0f} % of the cores meanwhile"
         save(flags.out, name, module.__doc__.strip(), measured, seconds, on)
         write_page(flags.out, SECTIONS)
         print(f"{name}: {seconds:.0f} s on {on}\n\n{shown(measured)}\n", flush=True)  # noqa: T201

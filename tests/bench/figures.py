@@ -5,11 +5,14 @@ import math
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bestofn.service.errors import SetupError
 from bestofn.service.limits import cores
@@ -102,18 +105,18 @@ def shown(measured: Measured) -> str:
     return "\n\n".join([*parts, *measured.notes])
 
 
-def save(folder: Path, section: str, caption: str, measured: Measured, seconds: float, machine: str) -> None:
+def save(folder: Path, section: str, caption: str, measured: Measured, seconds: float, on: str) -> None:
     """Writes a section's JSON."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"caption": caption, "machine": machine, "seconds": round(seconds)} | asdict(measured)
+    told = {"caption": caption, "machine": on, "seconds": round(seconds)} | asdict(measured)
     (folder / f"{section}.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 def write_page(folder: Path, sections: Iterable[str]) -> None:
     """Writes README.md from the JSON of those sections that there is, each run at its own time."""
     parts = [
-        '# Benchmarks\n\nWritten by `make bench` (`make bench SECTIONS="queue scaling"` runs some). Ratios are of medians of '
-        "one run in alternating order. What is wanted was written down before it was measured."
+        '# Benchmarks\n\nWritten by `make bench` (some sections: `make bench SECTIONS="queue scaling"`). Ratios are of '
+        "medians of one run in alternating order. What is wanted was written down before it was measured."
     ]
     for section in sections:
         file = folder / f"{section}.json"
@@ -133,7 +136,7 @@ def _read(told: dict[str, Any]) -> Measured:
 
 
 def machine() -> str:
-    """The machine, the versions that matter, and how busy it was."""
+    """The machine and the versions that matter."""
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
     found = []
     for name in PACKAGES:
@@ -142,10 +145,23 @@ def machine() -> str:
         except PackageNotFoundError:
             continue
     versions = ", ".join([f"Python {platform.python_version()}", *found, _queue_server()])
-    return (
-        f"{_processor()}, {cores()} cores, {platform.system()}, {versions}, commit {git.stdout.strip() or 'unknown'}; "
-        f"load {os.getloadavg()[0]:.1f} at its start"
-    )
+    return f"{_processor()}, {cores()} cores, {platform.system()}, {versions}, commit {git.stdout.strip() or 'unknown'}"
+
+
+class Company:
+    """How much of the machine other programs take, from the making of this on."""
+
+    def __init__(self) -> None:
+        self._begun, self._before = time.monotonic(), self._others()
+
+    def share(self) -> float:
+        """Of all cores, 0 to 1. Processes that were started and have ended are this program."""
+        seconds = time.monotonic() - self._begun
+        return max(0.0, (self._others() - self._before) / (seconds * (os.cpu_count() or 1)))
+
+    def _others(self) -> float:
+        busy = psutil.cpu_times()
+        return float(busy.user + busy.nice + busy.system) - sum(os.times()[:4])
 
 
 def _processor() -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import httpx
-from figures import Measured, Table, at_most, percentile
+from figures import Figure, Measured, Table, at_most, percentile
 from memory import commands, job_bytes
 from stand import spec, stand
 
@@ -16,7 +16,8 @@ KINDS = ("events", "heats", "progress", "job", "kept", "gone")
 
 def measure(short: bool) -> Measured:
     """Each on a queue of its own."""
-    tables, figures = [], []
+    tables: list[Table] = []
+    figures: list[Figure] = []
     for part in (_heats, _hand_off, _latency, _redis):
         measured = asyncio.run(part(short))
         tables += measured.tables

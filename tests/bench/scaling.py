@@ -20,9 +20,10 @@ def measure(short: bool) -> Measured:
 async def _measure(counts: tuple[int, ...], heats: int) -> Measured:
     seconds: dict[int, float] = {}
     async with stand() as here:
-        crew = []
+        running = 0
         for count in counts:
-            crew += await here.sleepers(count - len(crew), SLOTS, STEP_SECONDS)
+            await here.sleepers(count - running, SLOTS, STEP_SECONDS)
+            running = count
             jobs = [
                 spec(num_samples=SLOTS * heats * count // JOBS, num_inference_steps=STEPS, seed=seed, heat_size=SLOTS)
                 for seed in range(JOBS)
