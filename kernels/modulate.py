@@ -7,7 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bestofn.kernels.dispatch import fused
 
+
+def _like(x: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _twice_like(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return _like(x), _like(x)
+
+
+@fused(fake=_like)
 def modulated_norm(
     x: Tensor, shift: Tensor, scale: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
@@ -29,6 +40,7 @@ def modulated_norm(
     return (normed * (1 + scale.float()) + shift.float()).to(x.dtype)
 
 
+@fused(fake=_like)
 def gated_residual(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     """``y = x + gate * update``: the end of an adaptively modulated branch.
 
@@ -40,6 +52,34 @@ def gated_residual(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
         (B, N, D) in x's dtype.
     """
     return torch.addcmul(x.float(), gate.float(), update.float()).to(x.dtype)
+
+
+@fused(fake=_twice_like)
+def residual_norm(
+    x: Tensor,
+    gate: Tensor | None,
+    update: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The end of one branch and the beginning of the next, of whose norm ``y`` is read only once::
+
+        y = x + gate * update
+        h = modulated_norm(y, shift, scale)
+
+    Args:
+        x, update: (B, N, D).
+        gate: (B, 1, D), or None for a residual without one.
+        shift, scale, eps, weight, bias: of the norm, as in `modulated_norm`.
+
+    Returns:
+        y and h, (B, N, D) in x's dtype; h is taken of y as rounded.
+    """
+    y = x + update if gate is None else gated_residual(x, gate, update)
+    return y, modulated_norm(y, shift, scale, eps, weight, bias)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,0 +1,90 @@
+"""Dispatch by device: an operator's plain-torch reference on the CPU, its Triton kernel on a GPU.
+
+Kernels are imported when the first CUDA tensor arrives, so that everything runs where Triton is not installed.
+"""
+
+import functools
+import importlib
+import importlib.util
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+from torch.utils.flop_counter import register_flop_formula
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+NAMESPACE = "bestofn"
+OLDEST_CAPABILITY = (8, 0)  # bfloat16 matrix products and tanh.approx
+
+
+def fused(
+    *, fake: Callable[..., Any], flops: Callable[..., int] | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Gives a reference in ``kernels/<stem>.py`` the Triton kernel of the same name in ``kernels/fused/<stem>.py``.
+
+    The reference is called for CPU tensors and wherever a gradient is wanted; the kernel for CUDA tensors, as the
+    custom operator ``torch.ops.bestofn.<name>``, which graphs, compilers and FLOP counters see as one node.
+
+    Args:
+        fake: empty results of the reference's arguments, shapes and dtypes alone.
+        flops: of the shapes of the reference's arguments and ``out_shape``, as `FlopCounterMode` calls it; None for
+            an operator without matrix products or convolutions, which count as nothing.
+    """
+
+    def decorate(reference: Callable[P, R]) -> Callable[P, R]:
+        name, stem = reference.__name__, reference.__module__.rpartition(".")[2]
+
+        def launch(*args: Any) -> Any:
+            return getattr(importlib.import_module(f"bestofn.kernels.fused.{stem}"), name)(*args)
+
+        operator = torch.library.custom_op(
+            f"{NAMESPACE}::{name}",
+            launch,
+            mutates_args=(),
+            device_types="cuda",
+            schema=torch.library.infer_schema(reference, mutates_args=()),
+        )
+        operator.register_kernel("cpu", reference)
+        operator.register_fake(fake)
+        if flops is not None:
+            register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), name))(flops)
+
+        @functools.wraps(reference)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            first = args[0]
+            assert isinstance(first, Tensor)
+            if first.is_cuda and not _wants_gradient(args) and (is_compiling() or _usable(first.device)):
+                return operator(*args, **kwargs)  # type: ignore[no-any-return]
+            return reference(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def _wants_gradient(args: tuple[object, ...]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+
+
+@functools.cache
+def _usable(device: torch.device) -> bool:
+    """Whether kernels can be built for ``device``; if not, says once what that lacks."""
+    if torch.version.hip is not None:
+        lacking = "kernels are written for NVIDIA GPUs"
+    elif torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
+        have, least = (".".join(map(str, c)) for c in (torch.cuda.get_device_capability(device), OLDEST_CAPABILITY))
+        lacking = f"its compute capability is {have}, {least} is the least"
+    elif importlib.util.find_spec("triton") is None:
+        lacking = "Triton is not installed: pip install 'triton>=3.5'"
+    elif not any(map(shutil.which, ("gcc", "clang"))):
+        lacking = "Triton needs a C compiler for its launchers: install gcc"
+    else:
+        return True
+    warnings.warn(f"{device} computes without fused kernels: {lacking}", RuntimeWarning, stacklevel=3)
+    return False

@@ -1,0 +1,38 @@
+"""What row kernels share: their launch rule, and the inverse root mean square of a token's row.
+
+B batch, N tokens, D width. One program holds one row in registers.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def inverse_rms_kernel(
+    x,  # (B, N, D)
+    out,  # out (B, N) float32
+    D,
+    eps,
+    BLOCK_D: tl.constexpr,
+):
+    i_row = tl.program_id(0).to(tl.int64)
+    o_d = tl.arange(0, BLOCK_D)
+    b_x = tl.load(x + i_row * D + o_d, mask=o_d < D, other=0.0).to(tl.float32)
+    tl.store(out + i_row, tl.rsqrt(tl.sum(b_x * b_x, 0) / D + eps))
+
+
+def row_launch(D: int) -> dict[str, int]:
+    """The launch rule: a row in one block, 16 elements a thread, which are two loads of 16 bytes in bfloat16."""
+    block = triton.next_power_of_2(D)
+    return {"BLOCK_D": block, "num_warps": min(max(block // 512, 1), 16)}
+
+
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """``1 / sqrt(mean(x^2) + eps)`` over the last axis: contiguous (B, N, D) -> (B, N) float32."""
+    B, N, D = x.shape
+    out = torch.empty(B, N, dtype=torch.float32, device=x.device)
+    if x.numel():
+        inverse_rms_kernel[(B * N,)](x, out, D, eps, **row_launch(D), enable_fp_fusion=True)
+    return out
