@@ -3,10 +3,23 @@
 B batch, N = height x width tokens, F hidden width (the input has 2F channels: value and gate).
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bestofn.kernels.dispatch import fused
 
+
+def _halved(hidden: Tensor, *_: object) -> Tensor:
+    return hidden.new_empty(*hidden.shape[:2], hidden.shape[2] // 2)
+
+
+def _flops(hidden: torch.Size, *_: object, **__: object) -> int:
+    B, N, channels = hidden
+    return 2 * 9 * B * N * channels
+
+
+@fused(fake=_halved, flops=_flops)
 def gated_depthwise(hidden: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int) -> Tensor:
     """``silu`` -> depthwise 3x3 -> gated linear unit (GLUMBConv, SANA, arXiv 2410.10629, section 2.2).
 
