@@ -7,7 +7,7 @@ PROMPT ?= a photo of a red star left of a blue circle
 
 export PYTHONSAFEPATH := 1
 
-.PHONY: setup demo up test check bench containers clean
+.PHONY: setup demo up test check bench chaos containers clean
 
 setup: .venv/.ready
 
@@ -39,6 +39,9 @@ check: setup
 
 bench: setup  ## all sections within ten minutes, or some: make bench SECTIONS="queue scaling"
 	$(BIN)/python -P tests/bench $(SECTIONS)
+
+chaos: setup  ## breaks what docs/reliability.md promises to survive, within 40 minutes, or some: make chaos SECTIONS=flood
+	$(BIN)/python -P tests/chaos/run.py $(SECTIONS)
 
 containers: setup  ## builds the images with buildah and runs the compose file's services from them; root, no Docker
 	$(BIN)/python -P tests/containers

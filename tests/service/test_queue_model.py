@@ -1,0 +1,316 @@
+"""The queue against a small model of it: whatever order things happen in, each heat counts once and turns are kept."""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase
+from hypothesis import settings as bounds
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from bestofn.service.engine.fake import FakeEngine
+from bestofn.service.engine.protocol import HeatFinished
+from bestofn.service.errors import Overloaded
+from bestofn.service.jobs import ACTIVE, Heat, HeatOutcome, JobSpec, JobStatus, Priority
+from bestofn.service.queue.keys import CLASSES, GROUP
+from bestofn.service.queue.lane import Claim, Lane
+from bestofn.service.queue.queue import Queue
+from bestofn.service.result import assemble
+from bestofn.service.settings import Settings
+
+MOST, MOST_OF_ONE = 40, 16  # candidates that may wait, of all and of one caller
+WORKERS = ("one", "two", "three")
+
+Entry = tuple[str, str]  # class, place in its stream
+MakeSpec = Callable[..., JobSpec]
+OpenLane = Callable[..., Awaitable[Lane]]
+
+
+@dataclass
+class Job:
+    """What the model knows of a job."""
+
+    spec: JobSpec
+    caller: str
+    status: JobStatus = JobStatus.QUEUED
+    dealt: int = 0  # heats that have left the ring
+    done: set[int] = field(default_factory=set)
+
+    @property
+    def active(self) -> bool:
+        return self.status in ACTIVE
+
+    @property
+    def heats(self) -> list[Heat]:
+        return list(self.spec.heats())
+
+    @property
+    def waiting(self) -> int:
+        return sum(heat.count for heat in self.heats if heat.index not in self.done) if self.active else 0
+
+
+def outcome_of(heat: Heat) -> HeatOutcome:
+    """What the fake engine makes of a heat, at once."""
+    engine = FakeEngine(slots=16)
+    engine.admit(heat)
+    while True:
+        for event in engine.tick():
+            if isinstance(event, HeatFinished):
+                return event.outcome
+
+
+def entry_of(claim: Claim) -> Entry:
+    return claim.entry.priority, claim.entry.id
+
+
+class Machine(RuleBasedStateMachine):
+    """Workers and callers do as they please, one at a time; leases end whenever somebody says so."""
+
+    def __init__(self, runner: asyncio.Runner, settings: Settings, make_spec: MakeSpec, open_lane: OpenLane) -> None:
+        super().__init__()
+        self.run: Callable[[Any], Any] = runner.run
+        self.make_spec, self.open_lane = make_spec, open_lane
+        own = {
+            "namespace": f"model-{uuid.uuid4().hex[:8]}",
+            "max_queued_candidates": MOST,
+            "max_queued_candidates_per_key": MOST_OF_ONE,
+        }
+        self.queue: Queue = self.run(Queue.connect(settings.model_copy(update=own)))
+        self.jobs: dict[str, Job] = {}
+        self.rings: dict[Priority, list[str]] = {priority: [] for priority in CLASSES}
+        self.owners: dict[Entry, str] = {}  # entry -> worker, of claims that count
+        self.spent: dict[Entry, int] = {}  # entry -> deliveries so far
+        self.claimed: dict[Entry, tuple[str, int]] = {}  # entry -> job, heat, of all that were ever claimed
+        self.held: dict[str, list[Claim]] = {}  # of each worker, those it has lost too
+        self.lanes: dict[str, Lane] = {}
+        self.pair = ""
+        for name in WORKERS[:2]:
+            self.join(name)
+
+    def join(self, name: str) -> None:
+        self.lanes[name] = self.run(self.open_lane(self.queue, name))
+        self.pair = self.lanes[name].pair
+        self.held[name] = []
+
+    @rule(
+        heats=st.integers(1, 4),
+        size=st.integers(1, 4),
+        missing=st.integers(0, 3),
+        priority=st.sampled_from(CLASSES),
+        caller=st.sampled_from(["", "a", "b"]),
+    )
+    def submit(self, heats: int, size: int, missing: int, priority: Priority, caller: str) -> None:
+        samples = max(1, heats * size - min(missing, size - 1))
+        spec = self.make_spec(num_samples=samples, heat_size=size, priority=priority)
+        active = [job for job in self.jobs.values() if job.active]
+        own = sum(job.waiting for job in active if job.caller == caller) if caller else 0
+        if sum(job.waiting for job in active) + samples > MOST or own + samples > MOST_OF_ONE:
+            with pytest.raises(Overloaded):
+                self.run(self.queue.submit(spec, cost=1, caller=caller))
+            return
+        assert self.run(self.queue.submit(spec, cost=1, caller=caller)) == (spec.id, True)
+        self.jobs[spec.id] = Job(spec, caller)
+        self.rings[priority].append(spec.id)
+
+    @rule(name=st.sampled_from(WORKERS), count=st.integers(1, 3))
+    def claim(self, name: str, count: int) -> None:
+        if name in self.lanes:
+            self._take(name, self.run(self.lanes[name].claim(count, 0)), again=False)
+
+    @rule(name=st.sampled_from(WORKERS), count=st.integers(1, 3))
+    def leases_end(self, name: str, count: int) -> None:
+        if name in self.lanes:
+            self._take(name, self.run(self.lanes[name].reclaim(count, 0)), again=True)
+
+    def _take(self, name: str, claims: list[Claim], again: bool) -> None:
+        for claim in claims:
+            entry, job = entry_of(claim), self.jobs[claim.entry.job]
+            assert job.active
+            assert claim.entry.heat not in job.done
+            assert claim.heat.count == claim.entry.count
+            assert (entry in self.owners) == again
+            self.owners[entry], self.claimed[entry] = name, claim.key
+            self.spent[entry] = self.spent.get(entry, 0) + 1
+            assert claim.deliveries == self.spent[entry]
+            job.status = JobStatus.RUNNING
+            self.held[name] = [held for held in self.held[name] if entry_of(held) != entry] + [claim]
+
+    @precondition(lambda self: any(self.held.values()))
+    @rule(data=st.data())
+    def complete(self, data: st.DataObject) -> None:
+        name, claim = self._one(data)
+        job = self.jobs[claim.entry.job]
+        first = job.active and claim.entry.heat not in job.done
+        assert self.run(self.lanes[name].complete(claim, outcome_of(claim.heat))) == first
+        self.owners.pop(entry_of(claim), None)
+        if first:
+            job.done.add(claim.entry.heat)
+            if len(job.done) == len(job.heats):
+                job.status = JobStatus.SUCCEEDED
+
+    @precondition(lambda self: any(self.held.values()))
+    @rule(data=st.data(), fate=st.sampled_from(["back", "again", "dead"]))
+    def fail(self, data: st.DataObject, fate: str) -> None:
+        name, claim = self._one(data)
+        before = self._entries()
+        self.run(self.lanes[name].fail(claim, fate, "it would not"))
+        if self.owners.get(entry_of(claim)) != name:
+            return
+        del self.owners[entry_of(claim)]
+        job = self.jobs[claim.entry.job]
+        if not job.active or claim.entry.heat in job.done:
+            return
+        if fate == "dead":
+            job.status = JobStatus.FAILED
+        else:
+            mine = (claim.entry.job, claim.entry.heat)
+            [added] = [entry for entry, what in self._entries().items() if entry not in before and what == mine]
+            self.spent[added] = claim.deliveries - (fate == "back")
+
+    def _one(self, data: st.DataObject) -> tuple[str, Claim]:
+        name = data.draw(st.sampled_from([name for name, held in self.held.items() if held]))
+        claim = data.draw(st.sampled_from(self.held[name]))
+        self.held[name].remove(claim)
+        return name, claim
+
+    @precondition(lambda self: bool(self.jobs))
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        job = self.jobs[data.draw(st.sampled_from(list(self.jobs)))]
+        if job.active:
+            job.status = JobStatus.CANCELED
+        assert self.run(self.queue.cancel(job.spec.id)) is job.status
+
+    @precondition(lambda self: any(job.active for job in self.jobs.values()))
+    @rule(data=st.data())
+    def deadline(self, data: st.DataObject) -> None:
+        job = data.draw(st.sampled_from([job for job in self.jobs.values() if job.active]))
+        self.run(self.queue.redis.zadd(self.queue.keys("deadlines"), {job.spec.id: 0}))
+        self.run(self.queue.scripts("expire"))
+        job.status = JobStatus.SUCCEEDED if job.done else JobStatus.FAILED
+
+    @rule(name=st.sampled_from(WORKERS))
+    def beat(self, name: str) -> None:
+        if name not in self.lanes:
+            self.join(name)
+            return
+        lost = self.run(self.lanes[name].beat(self.held[name], 60.0))
+        wanted = [claim for claim in self.held[name] if self._wanted(entry_of(claim))]
+        taken = {claim.entry.id for claim in wanted if self.owners.get(entry_of(claim)) != name}
+        assert taken <= lost
+
+    @precondition(lambda self: len(self.lanes) > 1)
+    @rule(data=st.data())
+    def crash(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(list(self.lanes)))
+        self.run(self.lanes.pop(name).beat((), 0.0))  # its announcement lapses; its heats stay where they are
+        del self.held[name]
+
+    @invariant()
+    def turns_are_kept(self) -> None:
+        """Heats have been dealt as if the jobs of a class had taken turns, whatever else has happened."""
+        for ring in self.rings.values():
+            now = {job: int(self._field(job, "next")) for job in ring}
+            left = sum(now[job] - self.jobs[job].dealt for job in ring)
+            while left:
+                job = self.jobs[ring.pop(0)]
+                if job.active:
+                    job.dealt += 1
+                    left -= 1
+                    if job.dealt < len(job.heats):
+                        ring.append(job.spec.id)
+                else:
+                    left -= now[job.spec.id] - job.dealt
+                    job.dealt = now[job.spec.id]
+            assert all(self.jobs[job].dealt == dealt for job, dealt in now.items())
+
+    @invariant()
+    def books_balance(self) -> None:
+        active = [job for job in self.jobs.values() if job.active]
+        backlog = self.run(self.queue.backlog())
+        assert (backlog.jobs, backlog.candidates) == (len(active), sum(job.waiting for job in active))
+        callers = self.run(self.queue.redis.hgetall(self.queue.keys("callers")))
+        owed = {name: sum(job.waiting for job in active if job.caller == name) for name in ("a", "b")}
+        assert {name.decode(): int(count) for name, count in callers.items()} == {k: v for k, v in owed.items() if v}
+        entries = self._entries()
+        for job in self.jobs.values():
+            name = job.spec.id
+            assert self._field(name, "status").decode() == job.status
+            filed = self.run(self.queue.redis.hkeys(self.queue.keys("heats", name)))
+            assert {int(heat) for heat in filed} == job.done
+            if job.active:
+                there = [heat for owner, heat in entries.values() if owner == name and heat not in job.done]
+                assert sorted(there) == [heat for heat in range(int(self._field(name, "next"))) if heat not in job.done]
+
+    @invariant()
+    def what_is_dealt_is_counted(self) -> None:
+        pending: dict[Entry, str] = {}
+        for priority in CLASSES:
+            ready = self.queue.keys("ready", self.pair, priority)
+            rows = self.run(self.queue.redis.xpending_range(ready, GROUP, "-", "+", 100))
+            pending |= {(priority, row["message_id"].decode()): row["consumer"].decode() for row in rows}
+            entries = self.run(self.queue.redis.xrange(ready))
+            dealt = int(self.run(self.queue.redis.get(self.queue.keys("dealt", self.pair, priority))) or 0)
+            assert dealt == sum(int(fields[b"count"]) for _, fields in entries)
+        wanted = {entry: owner for entry, owner in self.owners.items() if self._wanted(entry)}
+        assert {entry: owner for entry, owner in pending.items() if self._wanted(entry)} == wanted
+
+    def _wanted(self, entry: Entry) -> bool:
+        """Whether a claimed entry is of a heat that its job still waits for; any other goes when it is looked at."""
+        job, heat = self.claimed[entry]
+        return self.jobs[job].active and heat not in self.jobs[job].done
+
+    def _entries(self) -> dict[Entry, tuple[str, int]]:
+        """Everything in the ready streams, as (job, heat)."""
+        found: dict[Entry, tuple[str, int]] = {}
+        for priority in CLASSES:
+            for entry, fields in self.run(self.queue.redis.xrange(self.queue.keys("ready", self.pair, priority))):
+                found[priority, entry.decode()] = fields[b"job"].decode(), int(fields[b"heat"])
+        return found
+
+    def _field(self, job: str, name: str) -> bytes:
+        value = self.run(self.queue.redis.hget(self.queue.keys("job", job), name))
+        assert isinstance(value, bytes)
+        return value
+
+    def teardown(self) -> None:
+        """One worker that stays does all that is left; then every job has its end and nothing is owed."""
+        last = self.run(self.open_lane(self.queue, "last", 64))
+        for _ in range(100):  # some find only what nobody wants any more
+            for claim in self.run(last.reclaim(8, 0)) or self.run(last.claim(8, 0)):
+                self.run(last.complete(claim, outcome_of(claim.heat)))
+                job = self.jobs[claim.entry.job]
+                job.done.add(claim.entry.heat)
+                if len(job.done) == len(job.heats):
+                    job.status = JobStatus.SUCCEEDED
+            if not self._entries():
+                break
+        for job in self.jobs.values():
+            record = self.run(self.queue.record(job.spec.id))
+            assert record.status is job.status
+            assert not job.active
+            result = assemble(record.spec, record.status, record.outcomes)
+            if len(job.done) == len(job.heats):
+                assert sorted(c.index for c in result.candidates) == list(range(job.spec.num_samples))
+        backlog = self.run(self.queue.backlog())
+        assert (backlog.jobs, backlog.candidates, backlog.tflops) == (0, 0, 0)
+        assert self._entries() == {}
+        self.run(self.queue.aclose())
+
+
+def test_the_queue_is_what_its_model_says(settings: Settings, make_spec: MakeSpec, open_lane: OpenLane) -> None:
+    with asyncio.Runner() as runner:
+        run_state_machine_as_test(
+            lambda: Machine(runner, settings, make_spec, open_lane),
+            settings=bounds(
+                max_examples=12,
+                stateful_step_count=40,
+                deadline=None,
+                phases=[Phase.generate],  # to shorten a failure would take longer than to read it
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
