@@ -5,20 +5,26 @@ Parameters carry the names of the diffusers checkpoint, so a key in an error mes
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bestofn.kernels.cross_attention import cross_attention
 from bestofn.kernels.gated_depthwise import gated_depthwise
 from bestofn.kernels.linear_attention import relu_linear_attention
-from bestofn.kernels.modulate import gated_residual, modulated_norm
+from bestofn.kernels.modulate import gated_residual, modulated_norm, residual_norm
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.embeddings import RMSNorm
 
 FLOAT16_MAX = 65_504.0
+QK_NORM_EPS = 1e-5
 
 
 def _norm(config: LinearDiTConfig, width: int) -> nn.Module:
-    return RMSNorm(width) if config.qk_norm else nn.Identity()
+    return RMSNorm(width, QK_NORM_EPS) if config.qk_norm else nn.Identity()
+
+
+def _weight(norm: nn.Module) -> Tensor | None:
+    """Of a norm that is computed inside of the attention."""
+    return norm.weight if isinstance(norm, RMSNorm) else None
 
 
 class LinearAttention(nn.Module):
@@ -37,10 +43,9 @@ class LinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        q = self.norm_q(self.to_q(x))  # (B, N, D)
-        k = self.norm_k(self.to_k(x))  # (B, N, D)
-        v = self.to_v(x)  # (B, N, D)
-        out: Tensor = self.to_out[0](relu_linear_attention(q, k, v, self.heads))  # (B, N, D)
+        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)  # (B, N, D) each
+        weights = _weight(self.norm_q), _weight(self.norm_k)
+        out: Tensor = self.to_out[0](relu_linear_attention(q, k, v, self.heads, *weights, QK_NORM_EPS))  # (B, N, D)
         # SANA-1.0's float16 weights were trained with this clamp; wider dtypes do not need it.
         return out.clip(-FLOAT16_MAX, FLOAT16_MAX) if out.dtype == torch.float16 else out
 
@@ -67,9 +72,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """(B, N, D), (B, H, L, K) twice, (B, 1, 1, L) -> (B, N, D)."""
-        q = self.norm_q(self.to_q(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, N, K)
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)  # (B, H, N, K)
-        return self.to_out[0](out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        out = cross_attention(self.to_q(x), keys, values, bias, _weight(self.norm_q), QK_NORM_EPS)  # (B, N, W)
+        return self.to_out[0](out)  # type: ignore[no-any-return]
 
 
 class PointwiseConv(nn.Linear):
@@ -122,11 +126,11 @@ class Block(nn.Module):
         """Tokens (B, N, D), the block's keys and values (B, H, L, K), bias (B, 1, 1, L), modulation (B, 6, D)."""
         rows = (self.scale_shift_table + modulation).chunk(6, dim=1)  # six of (B, 1, D)
         shift_attention, scale_attention, gate_attention, shift_ffn, scale_ffn, gate_ffn = rows
+        ffn_norm = (shift_ffn, scale_ffn, self.eps, self.norm2.weight, self.norm2.bias)
 
         h = modulated_norm(x, shift_attention, scale_attention, self.eps)  # (B, N, D)
         x = gated_residual(x, gate_attention, self.attn1(h))
 
-        x = x + self.attn2(x, keys, values, bias)
+        x, h = residual_norm(x, None, self.attn2(x, keys, values, bias), *ffn_norm)  # (B, N, D) twice
 
-        h = modulated_norm(x, shift_ffn, scale_ffn, self.eps, self.norm2.weight, self.norm2.bias)  # (B, N, D)
         return gated_residual(x, gate_ffn, self.ff(h, height, width))
