@@ -1,0 +1,73 @@
+"""Operators as graphs, compilers and FLOP counters see them, and what happens where there is no Triton."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bestofn.kernels.cross_attention import cross_attention
+from bestofn.kernels.gated_depthwise import gated_depthwise
+from bestofn.kernels.linear_attention import relu_linear_attention
+from bestofn.kernels.modulate import gated_residual, modulated_norm, residual_norm
+
+B, N, D, H, K, L = 2, 6, 32, 2, 16, 5
+x, weight, row = torch.randn(B, N, D), torch.randn(D), torch.randn(B, 1, D)
+text = torch.randn(B, H, L, K)
+# operator: arguments of a call
+CALLS = {
+    modulated_norm: (x, row, row, 1e-6, weight, None),
+    gated_residual: (x, row, x.clone()),
+    residual_norm: (x, None, x.clone(), row, row, 1e-6, None, None),
+    relu_linear_attention: (x, x.clone(), x.clone(), H, weight, weight, 1e-5),
+    gated_depthwise: (x, torch.randn(D, 1, 3, 3), weight, 2, 3),
+    cross_attention: (x, text, text.clone(), torch.zeros(B, 1, 1, L), weight, 1e-5, torch.tensor([1, 0])),
+}
+operators = pytest.mark.parametrize("operator", CALLS, ids=lambda operator: operator.__name__)
+
+
+def registered(operator):
+    return getattr(torch.ops.bestofn, operator.__name__)
+
+
+@operators
+def test_the_registered_operator_is_the_reference_on_a_cpu(operator):
+    got, wanted = registered(operator)(*CALLS[operator]), operator(*CALLS[operator])
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
+@operators
+def test_schema_fake_and_traced_graph(operator):
+    torch.library.opcheck(registered(operator).default, CALLS[operator])
+
+
+@operators
+def test_as_many_operations_as_the_reference_is_counted(operator):
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as wanted:
+        operator(*CALLS[operator])
+    on_meta = [arg.to("meta") if isinstance(arg, torch.Tensor) else arg for arg in CALLS[operator]]
+    with FlopCounterMode(display=False) as got:
+        registered(operator)(*on_meta)
+    assert got.get_total_flops() == wanted.get_total_flops()
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+import torch
+from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig
+heads = {"num_attention_heads": 2, "attention_head_dim": 8}
+heads |= {"num_cross_attention_heads": 2, "cross_attention_head_dim": 8}
+sizes = {"cross_attention_dim": 16, "caption_channels": 8, "num_layers": 1}
+model = LinearDiT(LinearDiTConfig.from_dict(heads | sizes))
+with torch.inference_mode():
+    context = model.prompt_context(torch.randn(1, 9, 8), torch.ones(1, 9))
+    assert not model(torch.randn(1, 32, 6, 4), torch.ones(1), context).isnan().any()
+assert not [name for name in sys.modules if name.startswith("bestofn.kernels.fused")]
+"""
+
+
+def test_a_cpu_needs_no_triton():
+    subprocess.run([sys.executable, "-P", "-c", WITHOUT_TRITON], check=True)

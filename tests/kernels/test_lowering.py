@@ -1,0 +1,130 @@
+"""Every kernel as a binary for three GPU generations, built at SANA-1.5's shapes on whatever machine this is.
+
+`python -P tests/kernels/test_lowering.py` prints what docs/kernels.md shows.
+"""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from bestofn.kernels.fused import (  # noqa: E402
+    cross_attention,
+    gated_depthwise,
+    linear_attention,
+    modulate,
+    rows,
+)
+
+ARCHITECTURES = (80, 90, 100)  # A100, H100 and H200, B200
+WIDE, FULL, INDEX = "*bf16", "*fp32", "*i64"
+N, D, H, K = 1024, 2240, 70, 32  # tokens at 1024 px, width, heads and their channels
+CROSS_K, L, FFN = 112, 300, 5600  # channels of a cross-attention head, padded text, hidden width
+ROW = rows.row_launch(D)
+PRODUCT = {"PRECISION": "tf32", "BLOCK_K": K}
+
+# name: kernel, its arguments (pointers by their types), registers of a thread and bytes of shared memory at most.
+# Registers are what leaves room for enough programs on a multiprocessor (65,536 registers) to keep its memory busy.
+KERNELS = {
+    "residual_norm": (
+        modulate.residual_norm_kernel,
+        dict.fromkeys(("x", "gate", "update", "total", "shift", "scale", "out"), WIDE)
+        | {"weight": None, "bias": None, "gate_row": 6 * D, "shift_row": 6 * D, "scale_row": 6 * D}
+        | {"N": N, "D": D, "eps": 1e-6, **ROW},
+        64,
+        1_024,
+    ),
+    "inverse_rms": (rows.inverse_rms_kernel, {"x": WIDE, "out": FULL, "D": D, "eps": 1e-5, **ROW}, 32, 1_024),
+    "state": (
+        linear_attention.state_kernel,
+        {"key": WIDE, "value": WIDE, "rms": FULL, "weight": WIDE, "state": FULL, "N": N, "D": D, "K": K}
+        | PRODUCT
+        | linear_attention.STATE_LAUNCH,
+        128,
+        32_768,
+    ),
+    "read_out": (
+        linear_attention.read_out_kernel,
+        {"query": WIDE, "weight": WIDE, "state": FULL, "out": WIDE, "N": N, "D": D, "K": K, "EPSILON": 1e-15}
+        | PRODUCT
+        | linear_attention.READ_OUT_LAUNCH,
+        80,
+        32_768,
+    ),
+    "gated_depthwise": (
+        gated_depthwise.gated_depthwise_kernel,
+        {"hidden": WIDE, "weight": WIDE, "bias": WIDE, "out": WIDE, "height": 32, "width": 32, "F": FFN}
+        | {"strips": 8, "rows": 32, "FAST": True, **gated_depthwise.LAUNCH},
+        128,
+        1_024,
+    ),
+    "cross_attention": (
+        cross_attention.cross_attention_kernel,
+        dict.fromkeys(("query", "weight", "keys", "values", "bias", "out"), WIDE)
+        | {"rms": FULL, "prompts": INDEX, "key_prompt": D * L, "key_head": L * CROSS_K, "key_token": CROSS_K}
+        | {"value_prompt": D * L, "value_head": L * CROSS_K, "value_token": CROSS_K, "bias_prompt": L}
+        | {"N": N, "L": L, "W": D, "K": CROSS_K, "scale": 0.1, "UNSEEN": cross_attention.UNSEEN}
+        | {"PRECISION": "tf32", "BLOCK_K": 128, "BLOCK_T": 512, **cross_attention.LAUNCH},
+        184,
+        65_536,
+    ),
+}
+
+
+def lower(name: str, architecture: int) -> dict[str, int]:
+    """Registers of a thread, bytes of spilled registers and of shared memory of the binary."""
+    kernel, arguments, _, _ = KERNELS[name]
+    arguments = dict(arguments)
+    options = {option: arguments.pop(option) for option in ("num_warps", "num_stages") if option in arguments}
+    signature, constants, attributes = {}, {}, {}
+    for place, parameter in enumerate(kernel.params):
+        value = arguments.pop(parameter.name)
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name], constants[(place,)] = "constexpr", value
+            continue
+        pointer = isinstance(value, str)
+        signature[parameter.name] = value if pointer else "i32" if isinstance(value, int) else "fp32"
+        if pointer or (isinstance(value, int) and value % 16 == 0):  # as Triton specialises a launch
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    assert not arguments, f"the kernel takes no {', '.join(arguments)}"
+    source = ASTSource(kernel, signature, constants, attributes)
+    target = GPUTarget("cuda", architecture, 32)
+    binary = triton.compile(source, target=target, options=options | {"enable_fp_fusion": True})
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        listing = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    used = {what: int(number) for what, number in re.findall(r"\b([A-Z]+):(\d+)", listing)}
+    return {"registers": used["REG"], "spills": used["STACK"] + used["LOCAL"], "shared": binary.metadata.shared}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids="sm_{}".format)
+@pytest.mark.parametrize("name", KERNELS)
+def test_binary_fits_the_multiprocessor(name, architecture):
+    _, _, registers, shared = KERNELS[name]
+    used = lower(name, architecture)
+    assert used["spills"] == 0
+    assert used["registers"] <= registers
+    assert used["shared"] <= shared
+
+
+if __name__ == "__main__":
+    for name in KERNELS:
+        cells = (lower(name, architecture) for architecture in ARCHITECTURES)
+        shown = " | ".join(f"{c['registers']} / {c['shared']:,}" for c in cells)
+        print(f"| `{name}` | {shown} |")  # noqa: T201
