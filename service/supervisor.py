@@ -13,16 +13,16 @@ import structlog
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 HEALTHY_SECONDS = 60.0  # a worker that ran this long starts again without a pause
-LOST_AFTER = 3  # short runs in a row
+LOST_AFTER = 6  # short runs in a row; more than the four workers that one heat can kill before its job fails
 STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.2
 
 log = structlog.get_logger()
 
 
-def pause_after(failures: int) -> float:
+def pause_after(failures: int, first: float = FIRST_PAUSE_SECONDS) -> float:
     """Seconds to wait before the next start after `failures` short runs in a row: 1, 2, 4 ... at most 60."""
-    return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (failures - 1)) if failures else 0.0
+    return min(LONGEST_PAUSE_SECONDS, first * 2.0 ** (failures - 1)) if failures else 0.0
 
 
 def all_lost(failures: Sequence[int]) -> bool:
@@ -37,6 +37,7 @@ def all_lost(failures: Sequence[int]) -> bool:
 @dataclass
 class _Child:
     command: Sequence[str]
+    first_pause: float
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     due: float = 0.0
@@ -52,15 +53,14 @@ class _Child:
             return False
         ran = time.monotonic() - self.started
         self.failures = 0 if ran >= HEALTHY_SECONDS else self.failures + 1
-        self.due = time.monotonic() + pause_after(self.failures)
-        log.warning(
-            "worker ended", status=self.process.returncode, ran=round(ran, 1), again_in=pause_after(self.failures)
-        )
+        pause = pause_after(self.failures, self.first_pause)
+        self.due = time.monotonic() + pause
+        log.warning("worker ended", status=self.process.returncode, ran=round(ran, 1), again_in=pause)
         self.process = None
         return True
 
 
-def supervise(commands: Sequence[Sequence[str]]) -> int:
+def supervise(commands: Sequence[Sequence[str]], first_pause: float = FIRST_PAUSE_SECONDS) -> int:
     """Runs all commands, each started again when it ends; returns the exit status.
 
     That is 0 after SIGTERM or SIGINT, 1 when no command can be kept running. Runs in the main thread. Every command
@@ -72,7 +72,7 @@ def supervise(commands: Sequence[Sequence[str]]) -> int:
         stop.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    children = [_Child(command) for command in commands]
+    children = [_Child(command, first_pause) for command in commands]
     try:
         while not stop.is_set():
             for child in children:

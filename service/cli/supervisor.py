@@ -15,7 +15,8 @@ from bestofn.service.errors import SetupError
 POLL_SECONDS = 0.1
 WATCH_POLLS = 10
 STOP_SECONDS = 20.0
-MAX_DEATHS, WITHIN_SECONDS = 3, 300.0
+# More than the four workers that one heat can kill before its job fails: that must not take all the rest with it.
+MAX_DEATHS, WITHIN_SECONDS = 8, 300.0
 
 
 class _Stop(Exception):
@@ -31,7 +32,7 @@ class _Child:
 
 
 def may_restart(deaths: Sequence[float], now: float) -> bool:
-    """Whether a process that died at these times, in seconds, is started again: fewer than 3 in the last 5 minutes."""
+    """Whether a process that died at these times, in seconds, is started again: fewer than 8 in the last 5 minutes."""
     return sum(now - death < WITHIN_SECONDS for death in deaths) < MAX_DEATHS
 
 

@@ -273,7 +273,7 @@ def test_several_winners_get_numbered_files() -> None:
 
 
 def test_a_process_that_dies_again_and_again_is_not_started_again() -> None:
-    deaths = [0.0, 1.0, 2.0]
-    assert may_restart(deaths[: MAX_DEATHS - 1], 2.0)
-    assert not may_restart(deaths, 2.0)
-    assert may_restart(deaths, 1.5 + WITHIN_SECONDS)
+    deaths = [float(second) for second in range(MAX_DEATHS)]
+    assert may_restart(deaths[1:], deaths[-1])
+    assert not may_restart(deaths, deaths[-1])
+    assert may_restart(deaths, 0.5 + WITHIN_SECONDS)

@@ -41,4 +41,4 @@ def test_one_bad_device_is_no_reason_to_end_but_all_of_them_are() -> None:
 
 
 def test_the_supervisor_ends_with_a_failure_when_no_worker_can_be_kept() -> None:
-    assert supervise([[sys.executable, "-c", "raise SystemExit(1)"]] * 2) == 1
+    assert supervise([[sys.executable, "-c", "raise SystemExit(1)"]] * 2, first_pause=0.01) == 1
