@@ -60,18 +60,19 @@ _WORDS = {True: "kept", False: "BROKEN", None: ""}
 
 
 def write(figures: Sequence[Figure], seconds: Mapping[str, float], folder: Path) -> None:
-    """chaos.json and chaos.md, with a line about the machine; sections that did not run keep their last figures."""
+    """chaos.json, and the end of reliability.md beside the folder; sections that did not run keep their figures."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "chaos.json"
-    before = json.loads(file.read_text()) if file.is_file() else {"sections": {}}
-    sections = before["sections"]
+    file, page = folder / "chaos.json", folder.with_name("reliability.md")
+    sections = json.loads(file.read_text())["sections"] if file.is_file() else {}
     for name in seconds:
         own = [{k: v for k, v in asdict(f).items() if k != "section"} for f in figures if f.section == name]
         sections[name] = {"seconds": round(seconds[name]), "machine": machine(), "figures": own}
     file.write_text(json.dumps({"sections": sections}, indent=1) + "\n")
-    every = [Figure(section=name, **figure) for name, told in sections.items() for figure in told["figures"]]
-    machines = dict.fromkeys(told["machine"] for told in sections.values())
-    (folder / "chaos.md").write_text(f"{table(every)}\n\n" + "\n".join(f"Measured on {m}." for m in machines) + "\n")
+    if page.is_file():
+        every = [Figure(section=name, **figure) for name, told in sections.items() for figure in told["figures"]]
+        machines = "\n".join(f"Measured on {m}." for m in dict.fromkeys(told["machine"] for told in sections.values()))
+        head, mark, _ = page.read_text().partition("## Measured\n")
+        page.write_text(f"{head}{mark}\n{table(every)}\n\n{machines}\n")
 
 
 def machine() -> str:

@@ -4,7 +4,8 @@
     python tests/chaos/run.py kill-workers --rounds 100  one section
     python tests/chaos/run.py --short                    a few rounds of each
 
-Prints a table, writes docs/reliability/chaos.json and chaos.md (or into --out), and ends with 1 if a promise is broken.
+Prints a table, writes docs/reliability/chaos.json (or into --out) and the table in docs/reliability.md; ends with 1 if
+a promise is broken.
 """
 
 import argparse
