@@ -249,6 +249,7 @@ class Queue:
         """
         key = self.keys("events", job)
         block: int | None = None
+        ended = False
         while True:
             reply = await self.redis.xread({key: after}, block=block, count=256)
             for entry, fields in reply[0][1] if reply else ():
@@ -258,15 +259,14 @@ class Queue:
                     return
                 after = event.id
             if not reply:
+                if ended:
+                    return  # `after` was the last event
                 status, deadline = await self.redis.hmget(self.keys("job", job), ["status", "deadline"])
                 if status is None:
                     await self._missing(job)
-                if JobStatus(status.decode()) in ACTIVE:
-                    block = await self._patience(deadline)
-                elif block is None:
-                    return  # `after` was the last event
-                else:
-                    block = None  # the job has ended since the read: its last event is there
+                # A job that has ended may have done so since the read: then its last event is there now.
+                ended = JobStatus(status.decode()) not in ACTIVE
+                block = None if ended else await self._patience(deadline)
 
     async def _patience(self, deadline: bytes | None) -> int | None:
         """Milliseconds to wait for the next event of a job with this deadline; None: it has just been ended by it."""
