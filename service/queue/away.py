@@ -1,11 +1,11 @@
 """Which errors say that the queue's server cannot serve now but may later: they are waited for, or answered 503."""
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MasterDownError, ReadOnlyError, ResponseError
+from redis.exceptions import MasterDownError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-# A server that loads its file, or has too many clients, is a ConnectionError too.
-AWAY = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, MasterDownError)
+# A server that loads its file, or has too many clients, is a ConnectionError too; one that is full may have room later.
+AWAY = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError, MasterDownError)
 _NO_WRITES = ("MISCONF ", "NOREPLICAS ")  # its disk is full or broken, or too few replicas listen
 
 

@@ -110,7 +110,8 @@ class Lane:
     async def leave_tokenizer(self, tokenizer: bytes) -> None:
         """Stores the tokenizer.json under the hash that the model card names."""
         key = self.queue.keys("tokenizer", self.card.model.tokenizer_sha256)
-        await self.queue.redis.set(key, tokenizer, nx=True)
+        if not await self.queue.redis.exists(key):  # a full server refuses to write even what is there
+            await self.queue.redis.set(key, tokenizer, nx=True)
 
     async def claim(self, count: int, block_seconds: float) -> list[Claim]:
         """At most `count` new heats, interactive ones first; waits for one at most `block_seconds`."""

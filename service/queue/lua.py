@@ -8,7 +8,7 @@ from redis.exceptions import NoScriptError
 
 from bestofn.service.queue.keys import Keys
 
-Script = Literal["submit", "refill", "beat", "report", "complete", "fail", "cancel", "expire", "count"]
+Script = Literal["submit", "refill", "beat", "report", "complete", "fail", "cancel", "expire", "count", "record"]
 SCRIPTS: tuple[Script, ...] = get_args(Script)
 Argument = str | int | float | bytes
 

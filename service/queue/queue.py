@@ -159,10 +159,7 @@ class Queue:
 
     async def record(self, job: str) -> JobRecord:
         """All that is known of a job, without images. Raises JobNotFound, JobGone."""
-        async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.hgetall(self.keys("job", job))
-            pipe.hgetall(self.keys("heats", job))
-            fields, heats = await pipe.execute()
+        fields, heats = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in await self.scripts("record", job))
         if not fields:
             await self._missing(job)
         spec = JobSpec.model_validate_json(fields[b"spec"])

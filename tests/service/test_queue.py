@@ -289,9 +289,9 @@ def test_a_full_server_refuses_jobs_and_finishes_those_it_has(
                     await lane.beat([claim], 60.0)
                     assert await lane.report(spec.id, [HeatProgress(claim.heat.index, 1, 2, 4)])
                     assert await lane.complete(claim, finish(claim.heat))
+                record = await queue.record(spec.id)
             finally:
                 await queue.redis.config_set("maxmemory", 0)
-            record = await queue.record(spec.id)
             assert record.status is JobStatus.SUCCEEDED
             for index in leaders(spec, [c for outcome in record.outcomes for c in outcome.candidates]):
                 assert await queue.image(spec.id, index)

@@ -413,3 +413,26 @@ def test_a_server_that_takes_no_writes_is_waited_for(settings: Settings, make_sp
             await queue.aclose()
 
         asyncio.run(run())
+
+
+@embedded
+def test_a_worker_that_starts_over_a_full_server_does_what_is_left(
+    settings: Settings, make_spec: MakeSpec, start: Start
+) -> None:
+    with LocalServer(settings.data_dir) as server:
+        own = settings.model_copy(update={"redis_url": server.url})
+
+        async def run() -> None:
+            queue = await Queue.connect(own)
+            first = start(own, 0.1)
+            await ready(queue, 1)
+            spec = make_spec(num_samples=16)
+            await queue.submit(spec, cost=1)
+            await heats_done(queue, spec.id, 1)
+            first.kill()
+            await queue.redis.config_set("maxmemory", (await queue.redis.info("memory"))["used_memory"] // 2)
+            start(own, 0.02)
+            assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
+            await queue.aclose()
+
+        asyncio.run(run())
