@@ -25,6 +25,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder of the pool and the report; what it holds already is kept.")],
     samples: Annotated[int, typer.Option(min=1, help="Candidates of each prompt: the largest N.")] = 32,
     prompts: Annotated[int, typer.Option(min=6, max=240, help="How many of the 240 prompts, evenly spaced.")] = 240,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the checkpoint's")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="One thread each.", show_default="all cores")] = None,
     model: Annotated[str | None, typer.Option(help="A generator of the shapes world.", show_default="shapes")] = None,
     judge: Annotated[str | None, typer.Option(help="A judge of it.", show_default="shapes")] = None,
@@ -49,8 +50,8 @@ def evaluate(
     settings = load_settings(model=model, judge=judge)
     checkpoint, judging = Checkpoint.resolve(settings.model), find_judge(settings.judge)
     source = pool.Source(
-        str(checkpoint.path), checkpoint.revision, str(judging.path), judging.pin.revision, samples
-    )  # fmt: skip
+        str(checkpoint.path), checkpoint.revision, str(judging.path), judging.pin.revision, samples, steps
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     columns = (TextColumn("prompts"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err) as bar:

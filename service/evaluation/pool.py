@@ -37,18 +37,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Source:
-    """What draws and judges: checkpoint folders on this machine, with their revisions, and samples a prompt."""
+    """What draws and judges: checkpoint folders on this machine, with their revisions, and samples a prompt.
+
+    `steps` are denoising steps; None: the checkpoint's.
+    """
 
     model: str
     model_revision: str
     judge: str
     judge_revision: str
     samples: int
+    steps: int | None = None
 
     @property
     def identity(self) -> dict[str, str | int]:
         """What verdicts and pictures depend on, wherever the folders lie."""
-        return {"model": self.model_revision, "judge": self.judge_revision, "samples": self.samples}
+        steps = {} if self.steps is None else {"steps": self.steps}
+        return {"model": self.model_revision, "judge": self.judge_revision, "samples": self.samples, **steps}
 
 
 def fill(
@@ -135,13 +140,17 @@ def _row(source: Source, prompt: BenchmarkPrompt, folder: Path | None) -> Row:
 def _pictures(
     generator: Generator, source: Source, prompt: BenchmarkPrompt, folder: Path | None
 ) -> NDArray[np.uint8]:  # (S, H, W, 3)
-    kept = folder and folder / f"{source.model_revision}-{prompt.seed}-{source.samples}.npz"
+    kept = folder and folder / (
+        "-".join(map(str, (source.model_revision, prompt.seed, source.samples, source.steps))) + ".npz"
+    )
     if kept is not None and kept.is_file():
         with np.load(kept) as file:
             return np.asarray(file["pictures"])
     seeds = range(prompt.seed, prompt.seed + source.samples)
     shares = (seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH))
-    drawn = np.concatenate([generate(generator, prompt.spec.prompt, share).numpy() for share in shares])
+    drawn = np.concatenate(
+        [generate(generator, prompt.spec.prompt, share, num_inference_steps=source.steps).numpy() for share in shares]
+    )
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         part = kept.with_suffix(".part.npz")
