@@ -155,7 +155,8 @@ def _printable(name: str) -> str:
 async def _queue_lost(request: Request, error: Exception) -> Response:
     if not away(error):
         raise error
-    return problem_of(Unavailable("the queue cannot be reached; try again", retry_after=QUEUE_RETRY_SECONDS))
+    what = "takes no writes now" if isinstance(error, ResponseError) else "cannot be reached"
+    return problem_of(Unavailable(f"the queue {what}; try again", retry_after=QUEUE_RETRY_SECONDS))
 
 
 def mistake() -> Response:
