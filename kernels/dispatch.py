@@ -6,6 +6,7 @@ Kernels are imported when the first CUDA tensor arrives, so that everything runs
 import functools
 import importlib
 import importlib.util
+import inspect
 import shutil
 import warnings
 from collections.abc import Callable
@@ -38,14 +39,10 @@ def fused(
     """
 
     def decorate(reference: Callable[P, R]) -> Callable[P, R]:
-        name, stem = reference.__name__, reference.__module__.rpartition(".")[2]
-
-        def launch(*args: Any) -> Any:
-            return getattr(importlib.import_module(f"bestofn.kernels.fused.{stem}"), name)(*args)
-
+        name = reference.__name__
         operator = torch.library.custom_op(
             f"{NAMESPACE}::{name}",
-            launch,
+            launcher(reference),
             mutates_args=(),
             device_types="cuda",
             schema=torch.library.infer_schema(reference, mutates_args=()),
@@ -66,6 +63,21 @@ def fused(
         return call
 
     return decorate
+
+
+def launcher(reference: Callable[P, R]) -> Callable[P, R]:
+    """A reference's kernel, imported when it is called; it takes every argument, also those left to their defaults."""
+    signature = inspect.signature(reference)
+
+    @functools.wraps(reference)
+    def launch(*args: P.args, **kwargs: P.kwargs) -> R:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        module = importlib.import_module(f"bestofn.kernels.fused.{reference.__module__.rpartition('.')[2]}")
+        with torch.cuda.device_of(bound.args[0]):  # type: ignore[no-untyped-call]  # Triton launches on the current one
+            return getattr(module, reference.__name__)(*bound.args)  # type: ignore[no-any-return]
+
+    return launch
 
 
 def _wants_gradient(args: tuple[object, ...]) -> bool:

@@ -11,7 +11,6 @@ An operator whose result is not near the float32 reference is reported as red, w
 # ruff: noqa: T201
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bestofn.kernels.cross_attention import cross_attention
+from bestofn.kernels.dispatch import launcher
 from bestofn.kernels.gated_depthwise import gated_depthwise
 from bestofn.kernels.linear_attention import relu_linear_attention
 from bestofn.kernels.modulate import gated_residual, modulated_norm, residual_norm
@@ -104,12 +104,6 @@ def calls(s: Shape, B: int) -> dict[Callable[..., object], tuple[object, ...]]:
     }
 
 
-def fused(operator: Callable[..., object]) -> Callable[..., object]:
-    """The operator's Triton kernel."""
-    stem = operator.__module__.rpartition(".")[2]
-    return getattr(importlib.import_module(f"bestofn.kernels.fused.{stem}"), operator.__name__)  # type: ignore[no-any-return]
-
-
 def gate_error(operator: Callable[..., object], args: Sequence[object]) -> float:
     """Relative distance of the kernel's result to the reference of the same numbers in float32; NaN is infinite."""
     first = args[0]
@@ -117,7 +111,7 @@ def gate_error(operator: Callable[..., object], args: Sequence[object]) -> float
     B = len(first)
     few = [a[:GATE_ROWS] if isinstance(a, Tensor) and len(a) == B > GATE_ROWS else a for a in args]
     exact = [a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in few]
-    got, wanted = fused(operator)(*few), operator.__wrapped__(*exact)  # type: ignore[attr-defined]
+    got, wanted = launcher(operator)(*few), operator.__wrapped__(*exact)  # type: ignore[attr-defined]
     pairs = [(got, wanted)] if isinstance(got, Tensor) else list(zip(got, wanted, strict=True))
     errors = [float((ours.double() - theirs.double()).norm() / theirs.double().norm()) for ours, theirs in pairs]
     return max(error if error == error else float("inf") for error in errors)
@@ -155,7 +149,7 @@ def measure(rows: Sequence[int]) -> int:
                     continue
                 line = f"{name}  error {error:.1e}"
                 if not INTERPRETED:
-                    kernel, reference = fused(operator), operator.__wrapped__  # type: ignore[attr-defined]
+                    kernel, reference = launcher(operator), operator.__wrapped__  # type: ignore[attr-defined]
                     ours, theirs = (milliseconds(lambda f=f, a=args: f(*a)) for f in (kernel, reference))
                     rate = B * work(shape)[operator.__name__].moved / ours * 1e3
                     line += f"  {ours:7.3f} ms  {rate / 1e12:5.2f} TB/s = {rate / ceiling:4.0%} of a copy"

@@ -1,5 +1,7 @@
 """Operators as graphs, compilers and FLOP counters see them, and what happens where there is no Triton."""
 
+import importlib
+import inspect
 import subprocess
 import sys
 
@@ -71,3 +73,12 @@ assert not [name for name in sys.modules if name.startswith("bestofn.kernels.fus
 
 def test_a_cpu_needs_no_triton():
     subprocess.run([sys.executable, "-P", "-c", WITHOUT_TRITON], check=True)
+
+
+@operators
+def test_reference_and_kernel_take_the_same_arguments(operator):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    kernel = getattr(
+        importlib.import_module(operator.__module__.replace("kernels", "kernels.fused")), operator.__name__
+    )
+    assert [*inspect.signature(kernel).parameters] == [*inspect.signature(operator).parameters]
