@@ -1,5 +1,6 @@
 """The queue's Lua scripts: loaded from their files, run by their hashes."""
 
+import hashlib
 from importlib.resources import files
 from typing import Any, Literal, get_args
 
@@ -14,28 +15,19 @@ Argument = str | int | float | bytes
 
 
 class Scripts:
-    """The scripts of one namespace on one server. A server that has restarted gets them again."""
+    """The scripts of one namespace on one server. A server that has restarted gets each again when it is called."""
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis: Any = redis
         self._sources = {name: _source(name, keys) for name in SCRIPTS}
-        self._hashes: dict[Script, str] = {}
-
-    async def load(self) -> None:
-        """Hands all scripts to the server."""
-        for name, source in self._sources.items():
-            reply = await self._redis.script_load(source)
-            self._hashes[name] = reply.decode() if isinstance(reply, bytes) else reply
+        self._hashes = {name: hashlib.sha1(source.encode()).hexdigest() for name, source in self._sources.items()}
 
     async def __call__(self, name: Script, *arguments: Argument) -> Any:
         """Runs one script and returns its reply, with bytes for strings."""
-        if not self._hashes:
-            await self.load()
         try:
             return await self._redis.evalsha(self._hashes[name], 0, *arguments)
         except NoScriptError:
-            await self.load()
-            return await self._redis.evalsha(self._hashes[name], 0, *arguments)
+            return await self._redis.eval(self._sources[name], 0, *arguments)
 
 
 def _source(name: Script, keys: Keys) -> str:
