@@ -82,12 +82,15 @@ class Following:
 
     def _read(self, message: ServerSentEvent) -> JobEvent | None:
         try:
-            return read_event(message)
+            event = read_event(message)
         except (ValidationError, ValueError) as error:
             raise BestOfNError(
                 f"{self._server} sent a {message.event!r} event that this version ({_version()}) does not understand: "
                 f"{error}"
             ) from error
+        if event is not None and event.id == self.last:  # it has none: by the standard, the last one is then repeated
+            return event.model_copy(update={"id": None})
+        return event
 
     def _repeats(self, event: JobEvent) -> bool:
         """Whether it says what was said: a new connection begins with the place in the queue once more."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from httpx_sse import ServerSentEvent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,6 +28,7 @@ from bestofn.service.client.actions import Emit, Flow, Open, Send, Sleep
 from bestofn.service.client.drivers import AsyncDriver, Driver
 from bestofn.service.client.events import QueuedEvent, StartedEvent
 from bestofn.service.client.flows import Flows
+from bestofn.service.client.following import Following
 from bestofn.service.client.options import Options
 from bestofn.service.client.refusals import error_of
 from bestofn.service.client.retries import LONGEST_ASKED_SECONDS, asked_delay, passes
@@ -524,3 +526,21 @@ def test_a_stream_of_something_else_is_refused() -> None:
     assert isinstance(next(flow), Open)
     with pytest.raises(BestOfNError, match="is it a bestofn server"):
         flow.send(page)
+
+
+def test_an_event_that_keeps_no_place_has_no_id() -> None:
+    stream = Following("http://server", "job", None, 0)
+    told = []
+    for position, place in ((2, "1-0.0"), (1, "1-0.0"), (1, "1-0.0")):
+        flow = stream.next()
+        action = next(flow)
+        if isinstance(action, Open):
+            request = httpx.Request("GET", "http://server/jobs/job/events")
+            flow.send(httpx.Response(200, headers={"content-type": "text/event-stream"}, request=request))
+        message = ServerSentEvent("queued", json.dumps({"job": "job", "position": position}), place)
+        try:
+            flow.send(message)
+        except StopIteration as end:
+            told.append((end.value.position, end.value.id))
+    assert told == [(2, "1-0.0"), (1, None)]
+    assert stream.last == "1-0.0"
