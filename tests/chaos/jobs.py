@@ -26,7 +26,7 @@ async def cancel_storm(rounds: int) -> list[Figure]:
             too_late: list[str] = []
 
             async def live(number: int) -> str:
-                job = await _submit(http, f"p {number}", 32)  # in two heats, so that none is done before all have begun
+                job = await _submit(http, f"p {number}", 64)  # in turns, so that none is done before its cancel comes
                 if number % 10:
                     await asyncio.sleep(random.uniform(0.0, 10.0))
                     answer = await http.delete(f"/jobs/{job}")

@@ -45,7 +45,7 @@ SECTIONS = {
     "judge-garbage": Section(trouble.rambling, 10, 2),
     "kill-queue": Section(outages.kill_queue, 8, 1),
     "kill-api": Section(outages.kill_api, 4, 1),
-    "flood": Section(door.flood, 60, 5),
+    "flood": Section(door.flood, 60, 30),
     "fairness": Section(door.fairness, 5, 1),
     "idempotency": Section(door.idempotency, 10, 1),
     "cancel-storm": Section(jobs.cancel_storm, 1000, 100),
