@@ -61,5 +61,5 @@ def relu_linear_attention(
     v = value.view(B, N, heads, K).transpose(1, 2).float()  # (B, H, N, K)
     state = k.transpose(2, 3) @ v  # (B, H, K, K)
     total = k.sum(dim=2, keepdim=True).transpose(2, 3)  # (B, H, K, 1)
-    out: Tensor = (q @ state) / (q @ total + EPSILON)  # (B, H, N, K)
+    out: Tensor = (q @ state).div_(q @ total + EPSILON)  # (B, H, N, K)
     return out.transpose(1, 2).flatten(2).to(query.dtype)  # (B, N, D)

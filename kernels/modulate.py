@@ -1,6 +1,7 @@
 """Normalisation and modulation: the row-wise operators around the matrix products.
 
 B batch, N tokens, D width. All compute in float32 and round once, to the dtype of their first argument.
+What an operator made itself it changes in place: fresh memory costs a CPU more than arithmetic does.
 """
 
 import torch
@@ -37,7 +38,7 @@ def modulated_norm(
     """
     affine = (None if weight is None else weight.float(), None if bias is None else bias.float())
     normed = F.layer_norm(x.float(), x.shape[-1:], *affine, eps)
-    return (normed * (1 + scale.float()) + shift.float()).to(x.dtype)
+    return normed.mul_(1 + scale.float()).add_(shift.float()).to(x.dtype)
 
 
 @fused(fake=_like)
@@ -97,4 +98,4 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     wide = x.float()
     inverse = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-    return (wide * inverse * weight.float()).to(x.dtype)
+    return (wide * inverse).mul_(weight.float()).to(x.dtype)
