@@ -4,6 +4,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -16,15 +17,16 @@ from bestofn.kernels.linear_attention import relu_linear_attention
 from bestofn.kernels.modulate import gated_residual, modulated_norm, residual_norm
 
 B, N, D, H, K, L = 2, 6, 32, 2, 16, 5
-x, weight, row = torch.randn(B, N, D), torch.randn(D), torch.randn(B, 1, D)
-text = torch.randn(B, H, L, K)
+noise = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+x, weight, row = noise(B, N, D), noise(D), noise(B, 1, D)
+text = noise(B, H, L, K)
 # operator: arguments of a call
 CALLS = {
     modulated_norm: (x, row, row, 1e-6, weight, None),
     gated_residual: (x, row, x.clone()),
     residual_norm: (x, None, x.clone(), row, row, 1e-6, None, None),
     relu_linear_attention: (x, x.clone(), x.clone(), H, weight, weight, 1e-5),
-    gated_depthwise: (x, torch.randn(D, 1, 3, 3), weight, 2, 3),
+    gated_depthwise: (x, noise(D, 1, 3, 3), weight, 2, 3),
     cross_attention: (x, text, text.clone(), torch.zeros(B, 1, 1, L), weight, 1e-5, torch.tensor([1, 0])),
 }
 operators = pytest.mark.parametrize("operator", CALLS, ids=lambda operator: operator.__name__)
