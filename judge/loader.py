@@ -129,7 +129,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _tokenizer(folder: Path) -> Any:
     # AutoTokenizer would rebuild Qwen2's pre-tokenizer for any llm/ of type qwen2, whatever tokenizer.json says.
     kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
-    return kind.from_pretrained(folder)
+    return kind.from_pretrained(folder, trust_remote_code=False)
 
 
 @contextmanager
@@ -145,10 +145,18 @@ def without_progress_bars() -> Iterator[None]:
 
 
 def _pretrained(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
-    """A transformers model, refused unless every weight of the folder has its place and the other way round."""
+    """A transformers model, refused unless every weight of the folder has its place and the other way round.
+
+    No pickle and no code of the folder's own: either could do anything as this process.
+    """
     read_json(folder / "config.json")
-    with without_progress_bars():
-        model, report = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+    try:
+        with without_progress_bars():
+            model, report = kind.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **options
+            )
+    except OSError as error:
+        raise ValueError(f"{folder.name}/ cannot be read: {' '.join(str(error).split())}") from error
     wrong = {name: sorted(map(str, report[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     for name, keys in wrong.items():
         if keys:
@@ -158,7 +166,7 @@ def _pretrained(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> 
 
 
 def _llm(folder: Path, dtype: torch.dtype, vocabulary: int) -> Any:
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type != "qwen2":
         raise ValueError(f"llm/ is of type {config.model_type!r}, only 'qwen2' is supported")
     if config.use_sliding_window:

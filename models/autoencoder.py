@@ -29,7 +29,9 @@ class Decoder:
         Raises:
             CheckpointError: when a weight is missing.
         """
-        vae, loading = AutoencoderDC.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        vae, loading = AutoencoderDC.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, use_safetensors=True
+        )
         if loading["missing_keys"]:
             raise CheckpointError(f"{folder}: no weight {sorted(loading['missing_keys'])[0]!r}")
         del vae.encoder

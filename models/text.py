@@ -63,7 +63,7 @@ class PromptTokenizer:
         kind = getattr(transformers, class_name, None)
         if kind is None:
             raise CheckpointError(f"{folder}: transformers has no tokenizer class {class_name!r}")
-        return cls(kind.from_pretrained(folder), max_sequence_length, instruction)
+        return cls(kind.from_pretrained(folder, trust_remote_code=False), max_sequence_length, instruction)
 
     @property
     def limit(self) -> int:
@@ -117,7 +117,7 @@ class PromptTokenizer:
 
 def load_text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """Load Gemma-2 from the ``text_encoder`` folder, in evaluation mode."""
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type != "gemma2":
         raise CheckpointError(
             f"{folder / 'config.json'}: model_type = {config.model_type!r} is not supported, only 'gemma2'"
@@ -125,7 +125,9 @@ def load_text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) ->
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # it would break into the program's own
     try:
-        encoder, loading = transformers.Gemma2Model.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        encoder, loading = transformers.Gemma2Model.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, use_safetensors=True
+        )
     finally:
         if shown:
             logging.enable_progress_bar()

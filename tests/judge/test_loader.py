@@ -39,6 +39,19 @@ def add_weight(folder: Path) -> None:
     save_file(load_file(path) | {"model.layers.9.extra": torch.zeros(1)}, path, {"format": "pt"})
 
 
+def pickle_weights(folder: Path) -> None:
+    path = folder / "llm" / "model.safetensors"
+    torch.save(load_file(path), path.with_name("pytorch_model.bin"))
+    path.unlink()
+
+
+def bring_code(folder: Path) -> None:
+    tower = folder / "vision_tower"
+    (tower / "tower.py").write_text("raise SystemExit('this code ran')")
+    auto_map = {"AutoConfig": "tower.Config", "AutoModel": "tower.Model"}
+    edit(tower / "config.json", model_type="mine", auto_map=auto_map)
+
+
 BREAKAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
     "no part": (lambda f: shutil.rmtree(f / "mm_projector"), "has no mm_projector/: not a VILA checkpoint"),
@@ -50,6 +63,8 @@ BREAKAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "other feature": (lambda f: edit(f / "config.json", mm_vision_select_feature="cls"), "'cls' is not"),
     "missing weight": (drop_weight, "vision_tower/ has 1 missing keys, first .*patch_embedding.bias"),
     "unknown weight": (add_weight, r"llm/ has 1 unexpected keys, first model\.layers\.9\.extra"),
+    "pickle": (pickle_weights, r"llm/ cannot be read: .*no file named model\.safetensors"),
+    "code": (bring_code, "contains custom code which must be executed"),
     "bad question": (lambda f: (f / "bestofn.json").write_text('{"question": "yes?"}'), r"must hold \{prompt\} once"),
 }
 
