@@ -16,7 +16,11 @@ class Settings(BaseSettings):
     )
 
     # Queue
-    redis_url: str | None = Field(None, validation_alias=AliasChoices("BESTOFN_REDIS_URL", "REDIS_URL"))
+    redis_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("BESTOFN_REDIS_URL", "REDIS_URL"),
+        description="The queue's server, such as redis://host:6379; that of `bestofn up` if unset.",
+    )
     namespace: str = Field("bestofn", description="First word of every Redis key.")
     data_dir: Path = Field(
         Path("~/.local/share/bestofn").expanduser(), description="Embedded queue's files and address."
@@ -28,7 +32,9 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(
         60.0, gt=0, description="An engine that finishes nothing for this long stops its leases."
     )
-    max_deliveries: int = Field(3, ge=1)
+    max_deliveries: int = Field(
+        3, ge=1, description="So often a heat may fail, or take its worker with it, beside others; then it runs alone."
+    )
     result_ttl_seconds: int = Field(3600, ge=1, description="Results and images are kept this long after a job's end.")
     max_queued_candidates: int = Field(65_536, ge=1, description="More waiting candidates than this are refused: 429.")
     max_queued_candidates_per_key: int | None = Field(
@@ -38,8 +44,8 @@ class Settings(BaseSettings):
     image_budget_bytes: int = Field(512 * 2**20, description="Winners' images that may stand in Redis together.")
 
     # HTTP
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65_535)
+    host: str = Field("127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(8000, ge=0, le=65_535, description="Its port; 0 takes a free one.")
     published_on: str | None = Field(
         None, description="In a container: the host's address for `port`; `host` if unset."
     )
@@ -49,17 +55,17 @@ class Settings(BaseSettings):
     api_keys: tuple[str, ...] = Field((), description="Bearer keys; empty: no authorization (loopback only).")
     open_access: bool = Field(False, description="Serve other machines without keys, on a network that protects it.")
     wait_seconds: float = Field(120.0, gt=0, description="A waiting call is answered 202 after this long.")
-    max_body_bytes: int = 64 * 1024
+    max_body_bytes: int = Field(64 * 1024, description="A longer body of a request is refused: 413.")
 
     # Client
     server: str | None = Field(None, description="Address of a server for the command line, such as http://host:8000.")
     api_key: str | None = Field(None, description="The key that the command line sends to it.")
 
     # Limits of a request
-    max_samples: int = Field(4096, ge=1)
-    max_steps: int = Field(100, ge=1)
-    max_guidance: float = Field(30.0, ge=0)
-    max_size: int = Field(4096, ge=32)
+    max_samples: int = Field(4096, ge=1, description="Most candidates of a job.")
+    max_steps: int = Field(100, ge=1, description="Most steps of a candidate.")
+    max_guidance: float = Field(30.0, ge=0, description="Greatest guidance scale.")
+    max_size: int = Field(4096, ge=32, description="Longest side; a model may allow less.")
     max_tflops: float | None = Field(None, description="Estimated work of one job above this is refused.")
 
     # Worker
@@ -72,7 +78,7 @@ class Settings(BaseSettings):
 
     # Telemetry
     log: str | None = Field(None, pattern="^(json|text)$", description="JSON unless stderr is a terminal, if unset.")
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error.")
     metrics_port: int | None = Field(
         None, ge=0, le=65_535, description="A worker's port of /metrics, /livez and /readyz; none if unset."
     )
