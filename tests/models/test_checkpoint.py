@@ -7,12 +7,15 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from bestofn.models.autoencoder import Decoder
 from bestofn.models.checkpoint import CallDefaults, Checkpoint
 from bestofn.models.errors import CheckpointError
 from bestofn.models.generator import Generator, part_dtypes
 from bestofn.models.instruction import COMPLEX_HUMAN_INSTRUCTION
 from bestofn.models.residency import to_release
+from bestofn.models.text import load_text_encoder
 
 
 @pytest.fixture
@@ -108,3 +111,19 @@ def test_a_checkpoint_whose_parts_do_not_fit_each_other_is_refused(folder):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"latent_channels": 4}))
     with pytest.raises(CheckpointError, match="takes 8 latent channels, the autoencoder makes 4"):
         Generator.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("weights", "pickled", "load"),
+    [
+        ("text_encoder/model", "pytorch_model.bin", load_text_encoder),
+        ("vae/diffusion_pytorch_model", "diffusion_pytorch_model.bin", Decoder.load),
+    ],
+    ids=["text encoder", "autoencoder"],
+)
+def test_pickled_weights_are_not_fallen_back_on(folder, weights, pickled, load):
+    path = folder / f"{weights}.safetensors"
+    torch.save(load_file(path), path.with_name(pickled))
+    path.unlink()
+    with pytest.raises(OSError, match=rf"no file named {path.name}"):
+        load(path.parent, torch.device("cpu"), torch.float32)
