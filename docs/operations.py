@@ -44,7 +44,7 @@ def default(field: FieldInfo) -> str:
     if value is None:
         return ""
     if isinstance(value, Path):
-        return f"`{value}`".replace(str(Path.home()), "~")
+        return f"`~/{value.relative_to(Path.home())}`"
     if isinstance(value, (bool, tuple)):
         return f"`{json.dumps(value)}`"
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
