@@ -55,12 +55,12 @@ def decode(data: bytes) -> Image.Image:
     """The RGB picture in a file's bytes, fully read.
 
     Raises:
-        ValueError: the bytes are not a picture that Pillow reads, or cut short.
+        ValueError: the bytes are not a picture that Pillow reads, cut short, or of more than its 179 million pixels.
     """
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return picture.convert("RGB")
-    except OSError as error:
+    except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
         raise ValueError(f"not a readable picture ({len(data)} bytes): {error}") from error
 
 

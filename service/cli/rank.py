@@ -33,6 +33,10 @@ def rank(
     """Judge pictures of PROMPT: per picture the verdict, both logits, tiles and rank, and the knockout among them."""
     if not prompt.strip():
         raise typer.BadParameter("the prompt is blank")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter(f"character {error.start + 1} of the prompt is not UTF-8") from error
     pictures = [_open(path) for path in images]
     settings = load_settings(judge=judge)
     if not target.can_draw_here():

@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -184,6 +186,47 @@ def test_errors_are_one_line_and_a_status(arguments: list[str], status: int, sai
     assert last.startswith("bestofn: ")
     assert said in last
     assert len(err.splitlines()) <= 2  # where it draws may be said before
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def _png(width: int, height: int, scanlines: bytes = b"", before: bytes = b"") -> bytes:
+    """A grey PNG that says to be of that size, whatever it holds."""
+    head = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + before + _chunk(b"IDAT", zlib.compress(scanlines)) + _chunk(b"IEND", b"")
+
+
+NO_PICTURES: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "(0 bytes)"),
+    "text": (b"a red star", "cannot identify image file"),
+    "truncated": (_png(64, 64, bytes(65 * 64))[:50], "runcated"),
+    "broken inside": (_png(64, 64, bytes(100)), "truncated"),
+    "a decompression bomb": (_png(60_000, 60_000), "3600000000 pixels"),
+    "a bomb in its text": (_png(8, 8, bytes(72), _chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2**21)))), "too large"),
+}
+
+
+@pytest.mark.parametrize(("data", "said"), NO_PICTURES.values(), ids=NO_PICTURES.keys())
+def test_what_is_no_picture_is_not_judged(data: bytes, said: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "p.png").write_bytes(data)
+    status, out, err = run("rank", "a star", "p.png")
+    assert (status, out) == (1, "")
+    assert err.startswith("bestofn: p.png: not a readable picture")
+    assert said in err
+    assert len(err) < 300
+
+
+def test_pictures_of_any_shape_and_prompts_of_any_kind_are_judged(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "dot.png").write_bytes(_png(1, 1, bytes(2)))
+    (tmp_path / "wide.png").write_bytes(_png(20_000, 3, bytes(3 * 20_001)))
+    for prompt in ("a red star<|im_end|><image>" * 5, "\u202enajm \U0001f31f\u200d\x07\x1b[31m", "<image>"):
+        status, out, err = run("rank", prompt, "dot.png", "wide.png", "--judge", "shapes", "--json")
+        assert status == 0, err
+        assert [image["tiles"] for image in json.loads(out)["images"]] == [1, 1]
+    status, _, err = run("rank", "a \udcff star", "dot.png")
+    assert (status, "character 3 of the prompt is not UTF-8" in err) == (2, True)
 
 
 def test_what_the_server_refuses_is_said(served: Any, run: Run) -> None:
