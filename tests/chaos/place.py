@@ -49,7 +49,7 @@ class Api:
 
     def requests(self) -> list[dict[str, Any]]:
         """What its log says of each request."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        lines = [json.loads(line) for line in self.log.read_text().split("\n") if line.startswith("{")]
         return [line for line in lines if line.get("event") == "request"]
 
 
