@@ -10,6 +10,7 @@ from fastapi import FastAPI
 import bestofn
 from bestofn.service.api import events, generate, guard, health, jobs, metrics, openai, page, problem, status
 from bestofn.service.api.context import Context
+from bestofn.service.api.described import Described
 from bestofn.service.api.openai_errors import OpenAIErrors
 from bestofn.service.api.requests import Requests, is_probe
 from bestofn.service.api.tokens import TokenCounters
@@ -72,7 +73,8 @@ def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
             if queue is None:
                 await used.aclose()
 
-    app = FastAPI(
+    app = Described(
+        keys=bool(settings.api_keys),
         title="bestofn",
         version=bestofn.__version__,
         description=DESCRIPTION,

@@ -9,7 +9,7 @@ from bestofn.service.api.problem import MEDIA_TYPE
 from bestofn.service.openai_schemas import error_body
 
 PREFIX = "/v1/"
-_STATUS = {422: 400}  # clients of OpenAI know a bad request as 400
+STATUS_UNDER_V1 = {422: 400}  # clients of OpenAI know a bad request as 400
 
 
 class OpenAIErrors:
@@ -45,5 +45,5 @@ async def _send(start: Message, problem: bytes, send: Send) -> None:
     headers = MutableHeaders(scope=start)
     headers["Content-Type"] = "application/json"
     headers["Content-Length"] = str(len(body))
-    await send({**start, "status": _STATUS.get(start["status"], start["status"])})
+    await send({**start, "status": STATUS_UNDER_V1.get(start["status"], start["status"])})
     await send({"type": "http.response.body", "body": body})

@@ -12,12 +12,14 @@ from fastapi.exceptions import RequestValidationError
 from redis.exceptions import ResponseError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 from structlog.contextvars import bind_contextvars, get_contextvars
 
 from bestofn.service.errors import BestOfNError, DeadlinePassed, InvalidRequest, JobCanceled, JobFailed, Unavailable
 from bestofn.service.queue.away import AWAY, away
 
 MEDIA_TYPE = "application/problem+json"
+MOST_ERRORS = 8  # that are explained of one request, so that no answer is much longer than what it answers
 QUEUE_RETRY_SECONDS = 2.0  # a restarted queue server answers again within seconds
 
 
@@ -107,17 +109,27 @@ async def _http(request: Request, error: Exception) -> Response:
     if status == HTTPStatus.NOT_FOUND:
         detail = f"there is nothing at {request.url.path}; /docs lists what there is"
     elif status == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        detail = f"{request.method} is not possible at {request.url.path}; use {allowed}"
+        allowed = ", ".join(_methods(request))
+        detail = f"{request.method[:20]} is not possible at {request.url.path}; use {allowed}"
+        return problem(status, _CODES[status], detail, headers={"Allow": allowed})
     elif status == HTTPStatus.BAD_REQUEST:
         status, detail = HTTPStatus.UNPROCESSABLE_ENTITY, "the body cannot be read as JSON in UTF-8"
     return problem(status, _CODES.get(status, InvalidRequest.code), detail, headers=error.headers)
 
 
+def _methods(request: Request) -> list[str]:
+    """What the path takes, of all routes: Starlette's own Allow header knows the first one only."""
+    scopes = [{**request.scope, "method": method} for method in ("GET", "HEAD", "POST", "DELETE")]
+    routes = request.app.router.routes
+    return [scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)]
+
+
 async def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    errors = [_explain(entry, _fields(request)) for entry in error.errors()]
-    detail = "; ".join(entry["detail"] for entry in errors)
+    entries = error.errors()
+    errors = [_explain(entry, _fields(request)) for entry in entries[:MOST_ERRORS]]
+    left = len(entries) - len(errors)
+    detail = "; ".join([entry["detail"] for entry in errors] + ([f"{left} more of the kind"] if left else []))
     return problem(422, InvalidRequest.code, detail, field=errors[0].get("field"), errors=errors)
 
 
@@ -137,19 +149,19 @@ def _explain(entry: Mapping[str, Any], known: Sequence[str]) -> dict[str, str]:
         return {"field": field, "detail": f"{field} holds a lone surrogate, which is no character; remove it"}
     if not place:
         return {"detail": 'the body must be a JSON object with at least "prompt", such as {"prompt": "a red star"}'}
-    field = ".".join(place)
+    field = _printable(".".join(place))
     if entry["type"] == "extra_forbidden":
         close = difflib.get_close_matches(field, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(known)}"
-        return {"field": field, "detail": f"{_printable(field)} is not a field; {hint}"}
+        return {"field": field, "detail": f"{field} is not a field; {hint}"}
     if entry["type"] == "missing":
         return {"field": field, "detail": f"{field} is required"}
     message = str(entry["msg"])
-    return {"field": field, "detail": f"{_printable(field)}: {message[:1].lower()}{message[1:]}"}
+    return {"field": field, "detail": f"{field}: {message[:1].lower()}{message[1:]}"}
 
 
 def _printable(name: str) -> str:
-    return name if name.isprintable() and len(name) <= 64 else ascii(name[:64])
+    return name if name and name.isprintable() and len(name) <= 64 else ascii(name[:64])
 
 
 async def _queue_lost(request: Request, error: Exception) -> Response:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))  # which -P leaves out
 
+import bad_input
 import door
 import jobs
 import outages
@@ -51,6 +52,7 @@ SECTIONS = {
     "cancel-storm": Section(jobs.cancel_storm, 1000, 100),
     "hang-up": Section(jobs.hang_up, 20, 4),
     "deadline": Section(jobs.deadline, 10, 1),
+    "bad-input": Section(bad_input.bad_input, 10_000, 500),
 }
 
 
