@@ -19,7 +19,8 @@ LIMITS = {
     "wait_seconds": 0.2,
     "api_keys": (KEY,),
 }
-PER_OPERATION = 20  # of so many cases in all, those of one operation in each phase
+ALWAYS = 500  # cases at least, however few examples are asked for: the edges of every field
+PER_EXAMPLE = 12  # cases at least: of each operation one, and sequences
 MOST_SECONDS = 900
 
 
@@ -33,7 +34,7 @@ async def bad_input(rounds: int) -> list[Figure]:
         command = [
             *(str(Path(sys.executable).with_name("st")), "--config-file", str(HERE / "bad-input.toml")),
             *("run", f"{api.url}/openapi.json", "--header", f"Authorization: Bearer {KEY}"),
-            *("--max-examples", str(max(10, rounds // PER_OPERATION)), "--no-color"),
+            *("--max-examples", str(max(10, (rounds - ALWAYS) // PER_EXAMPLE)), "--no-color"),
             *("--report", "json", "--report-json-path", str(report)),
         ]
         environment = {**os.environ, "PYTHONPATH": str(HERE), "SCHEMATHESIS_HOOKS": "bad_input_hooks"}
