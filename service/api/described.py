@@ -148,8 +148,8 @@ def _describe_generate(operation: dict[str, Any], events: dict[str, Any]) -> Non
     """Its two good answers, and where a job's id goes next. Accept is no parameter in OpenAPI: media types say it."""
     operation["parameters"] = [p for p in operation["parameters"] if p["name"] != "accept"]
     answers = operation["responses"]
-    job = {"parameters": {"job_id": "$response.body#/id"}}
-    onward = {name: {"operationId": name, **job} for name in ("read_job", "cancel_job", "read_events")}
+    job: dict[str, Any] = {"parameters": {"job_id": "$response.body#/id"}}
+    onward: dict[str, Any] = {name: {"operationId": name, **job} for name in ("read_job", "cancel_job", "read_events")}
     onward["read_image"] = {"operationId": "read_image", "parameters": job["parameters"] | {"rank": 1}}
     onward["read_thumbnail"] = {"operationId": "read_thumbnail", "parameters": job["parameters"] | {"candidate": 0}}
     content = answers["200"]["content"]
