@@ -41,8 +41,10 @@ class Draft(BaseModel):
     """Drafts: every candidate's own noise is solved in few steps and judged; the best share of each heat in full."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    num_inference_steps: int = Field(4, ge=1, description="Of a draft; fewer than of a full solution.")
-    keep: float = Field(0.125, gt=0, le=1, description="Share of a heat that is solved in full, at least one.")
+    num_inference_steps: int = Field(4, strict=True, ge=1, description="Of a draft; fewer than of a full solution.")
+    keep: float = Field(
+        0.125, strict=True, gt=0, le=1, description="Share of a heat that is solved in full, at least one."
+    )
 
 
 class JobSpec(BaseModel):

@@ -40,7 +40,7 @@ class ImagesRequest(GenerateRequest):
             "examples": [{"prompt": "a photo of a red star left of a blue circle", "n": 2, "num_samples": 32}]
         },
     )
-    n: int | None = Field(default=None, ge=1, le=16, description="Pictures returned, best first: top_k.")
+    n: int | None = Field(default=None, strict=True, ge=1, le=16, description="Pictures returned, best first: top_k.")
     size: str | None = Field(
         default=None,
         pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$",
@@ -59,10 +59,12 @@ class ImagesRequest(GenerateRequest):
     output_format: ImageFormat | None = Field(default=None, description="png by default.")
     background: Literal["auto", "opaque", "transparent"] | None = None
     moderation: Literal["auto", "low"] | None = Field(default=None, description="Ignored: nothing is moderated.")
-    output_compression: int | None = Field(default=None, description="Refused: WebP and JPEG are at quality 95.")
+    output_compression: int | None = Field(
+        default=None, strict=True, description="Refused: WebP and JPEG are at quality 95."
+    )
     style: str | None = Field(default=None, description="Refused: say it in the prompt.")
-    stream: bool | None = Field(default=None, description="Refused: POST /generate streams events.")
-    partial_images: int | None = Field(default=None, description="Refused, but for 0.")
+    stream: bool | None = Field(default=None, strict=True, description="Refused: POST /generate streams events.")
+    partial_images: int | None = Field(default=None, strict=True, description="Refused, but for 0.")
     user: str | None = Field(default=None, description="Ignored.")
     safety_identifier: str | None = Field(default=None, description="Ignored.")
 

@@ -18,13 +18,17 @@ class GenerateRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
     prompt: str = Field(min_length=1, max_length=2000, examples=["a photo of a red star left of a blue circle"])
     negative_prompt: str = Field("", max_length=2000)
-    num_samples: int = Field(16, ge=1, description="N, the candidates that are drawn and judged.", examples=[32])
-    top_k: int = Field(1, ge=1, le=16, description="Winners returned, best first; at most num_samples.")
-    seed: int | None = Field(default=None, ge=0, lt=MAX_SEED, description="Candidate i: seed + i; random if left out.")
-    width: int | None = Field(default=None, ge=32)
-    height: int | None = Field(default=None, ge=32)
-    num_inference_steps: int | None = Field(default=None, ge=1)
-    guidance_scale: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    num_samples: int = Field(
+        16, strict=True, ge=1, description="N, the candidates that are drawn and judged.", examples=[32]
+    )
+    top_k: int = Field(1, strict=True, ge=1, le=16, description="Winners returned, best first; at most num_samples.")
+    seed: int | None = Field(
+        default=None, strict=True, ge=0, lt=MAX_SEED, description="Candidate i: seed + i; random if left out."
+    )
+    width: int | None = Field(default=None, strict=True, ge=32)
+    height: int | None = Field(default=None, strict=True, ge=32)
+    num_inference_steps: int | None = Field(default=None, strict=True, ge=1)
+    guidance_scale: float | None = Field(default=None, strict=True, ge=0, allow_inf_nan=False)
     draft: Draft | None = Field(
         default=None, description="Draft all candidates in few steps, solve the best share in full."
     )
@@ -33,11 +37,15 @@ class GenerateRequest(BaseModel):
     rule: Rule = Rule.MARGIN
     priority: Priority = "interactive"
     format: ImageFormat = "png"
-    embed_prompt: bool = Field(True, description="Write prompt and negative prompt into the winners' files.")
-    deadline_seconds: float | None = Field(
-        default=None, gt=0, le=86_400, allow_inf_nan=False, description="The best so far is returned then."
+    embed_prompt: bool = Field(
+        True, strict=True, description="Write prompt and negative prompt into the winners' files."
     )
-    thumbnails: bool = Field(False, description="Keep small pictures of the candidates too (at most 512 of a job).")
+    deadline_seconds: float | None = Field(
+        default=None, strict=True, gt=0, le=86_400, allow_inf_nan=False, description="The best so far is returned then."
+    )
+    thumbnails: bool = Field(
+        False, strict=True, description="Keep small pictures of the candidates too (at most 512 of a job)."
+    )
 
 
 class VerdictOut(BaseModel):
