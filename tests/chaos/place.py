@@ -71,7 +71,7 @@ class Place:
     def worker(self, slots: int = 4, step_seconds: float = 0.05, kind: str = "fake") -> "subprocess.Popen[bytes]":
         """Starts a worker process with its own log."""
         command = [sys.executable, "-P", str(ENGINE), kind, str(slots), str(step_seconds), str(self.notes)]
-        return self._start(command, self.folder / f"worker-{len(self._processes)}.log")
+        return self.start(command, self.folder / f"worker-{len(self._processes)}.log")
 
     async def workers(self, count: int, slots: int = 4, step_seconds: float = 0.05) -> list["subprocess.Popen[bytes]"]:
         """Starts workers and waits until they are warm."""
@@ -94,7 +94,7 @@ class Place:
         port = port or _free_port()
         log = self.folder / f"api-{len(self._processes)}.log"
         command = [sys.executable, "-P", "-m", "bestofn.service.cli", "serve", "--port", str(port)]
-        api = Api(f"http://127.0.0.1:{port}", port, log, self._start(command, log, settings))
+        api = Api(f"http://127.0.0.1:{port}", port, log, self.start(command, log, settings))
         async with httpx.AsyncClient() as http, asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 with contextlib.suppress(httpx.TransportError):
@@ -104,7 +104,8 @@ class Place:
                     raise RuntimeError(f"the API has ended: {log.read_text()[-2000:]}")
                 await asyncio.sleep(0.05)
 
-    def _start(self, command: list[str], log: Path, settings: dict[str, object] | None = None) -> Any:
+    def start(self, command: list[str], log: Path, settings: dict[str, object] | None = None) -> Any:
+        """Starts a process with the settings of this place, and of its own; it writes to `log`."""
         told = {"log": "json", **self.settings.model_dump(exclude_unset=True), **(settings or {})}
         environment = {f"BESTOFN_{name.upper()}": _as_text(value) for name, value in told.items()}
         with log.open("ab") as out:
