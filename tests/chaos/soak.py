@@ -1,0 +1,335 @@
+"""A mixed load at 80 % of capacity for a long time, with cancels and a kill a minute: does anything grow or stick?
+
+    python tests/chaos/soak.py --minutes 30
+
+One API, one worker with the shapes checkpoint, three with the sleeping engine, of which two are killed in turn and one
+is not; a queue's server of their own. Prints a table, writes soak.json and soak.png into docs/reliability (or --out)
+and the table in docs/reliability.md; ends with 1 if a promise is broken.
+"""
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import itertools
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # which -P leaves out
+
+import httpx
+import psutil
+import soak_watch as watch
+from figures import ROOT, Figure, at_most, exactly, machine, percentile, table, told
+from place import PATIENCE_SECONDS, Api, Place, at_rest, place
+from soak_load import ACTS, WAITING_SECONDS, Book, Load, arrivals
+
+import bestofn
+from bestofn.service.api.validate import pairs_of
+from bestofn.service.jobs import ENDED
+
+NAME = "soak"
+SHARE = 0.8  # of capacity
+SLOTS, STEP_SECONDS = 16, 0.1  # of a sleeping worker
+KILLED = 2  # sleeping workers that are killed in turn
+WARM_UP_SECONDS = 60.0
+SAMPLE_SECONDS = 10.0
+KILL_SECONDS = 60.0
+REFUSED_SECONDS = 3.0  # between two bodies that are refused
+DRAIN_SECONDS = 300.0
+GROWTH = 5.0  # percent
+SETTINGS: dict[str, Any] = {"lease_seconds": 15.0, "beat_seconds": 3.0, "result_ttl_seconds": 120}
+TORCH, SLEEPING = "worker (torch)", "worker (sleeping)"
+HEADING = "## Over a long time"
+
+
+@dataclass
+class Run:
+    """All that is looked at while it lasts."""
+
+    here: Place
+    api: Api
+    crew: "subprocess.Popen[bytes]"
+    watched: list[watch.Watched]
+    server: watch.Server = field(default_factory=watch.Server)
+    origin: float = field(default_factory=time.monotonic)
+    kills: int = 0
+    ended: set[str] = field(default_factory=set)  # roles that had to last
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.origin
+
+    async def sample(self) -> None:
+        """One sample of everything."""
+        known = {one.pid for one in self.watched}
+        for child in psutil.Process(self.crew.pid).children():
+            if child.pid not in known:
+                self.watched.append(watch.Watched("workers (sleeping, killed in turn)", child.pid, lasting=False))
+        now = self.seconds
+        for one in self.watched:
+            try:
+                one.sample(now, self.api.port)
+            except psutil.NoSuchProcess:
+                if one.lasting:
+                    self.ended.add(one.role)
+        await self.server.sample(self.here, now)
+
+    async def samples(self) -> None:
+        """Samples until it is canceled."""
+        for number in itertools.count():
+            await self.sample()
+            if number % 6 == 0:
+                self.say(", ".join(f"{one.role} {one.samples[-1].rss // watch.MB} MB" for one in self.lasting()))
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    async def kill(self) -> None:
+        """Kills the oldest of the crew every minute, until it is canceled."""
+        while True:
+            await asyncio.sleep(KILL_SECONDS)
+            children = psutil.Process(self.crew.pid).children()
+            min(children, key=lambda child: child.create_time()).send_signal(signal.SIGKILL)
+            self.kills += 1
+
+    def lasting(self) -> list[watch.Watched]:
+        return [one for one in self.watched if one.lasting and one.samples]
+
+    def say(self, text: str) -> None:
+        print(f"{self.seconds:6.0f} s  {text}", flush=True)  # noqa: T201
+
+
+async def soak(minutes: float, out: Path) -> list[Figure]:
+    """Runs it; writes samples and plot into `out`."""
+    async with place(**SETTINGS) as here, _crew(here) as crew:
+        program = [sys.executable, "-P", "-m", "bestofn.service.cli", "worker", "--devices", "cpu", "--threads", "1"]
+        torch, sleeping = here.start(program, here.folder / "torch.log"), here.worker(SLOTS, STEP_SECONDS)
+        await here.warm([torch, sleeping])
+        api = await here.api(log_level="info")
+        process_id = (await here.queue.redis.info("server"))["process_id"]
+        lasting = {"API": api.process.pid, TORCH: torch.pid, SLEEPING: sleeping.pid, "queue's server": process_id}
+        run = Run(here, api, crew, [watch.Watched(role, pid, lasting=True) for role, pid in lasting.items()])
+        await _all_warm(here, 1 + KILLED)
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=5.0)
+        async with (
+            httpx.AsyncClient(base_url=api.url, timeout=180, limits=limits) as http,
+            bestofn.AsyncClient(api.url) as client,
+        ):
+            pairs = {pair.model.pin.name: pair for pair in pairs_of(await here.queue.cards())}
+            loads = {name: Load(http, client, Book(here), random.Random(name)) for name in pairs}
+            looking = [asyncio.create_task(load.book.watch()) for load in loads.values()]
+            looking.append(asyncio.create_task(run.samples()))
+            speeds = await asyncio.gather(
+                *(
+                    loads[name].capacity(arrivals(pair, random.Random(1), {"poll": 1}), callers, WARM_UP_SECONDS)
+                    for (name, pair), callers in zip(pairs.items(), _callers(pairs), strict=True)
+                )
+            )
+            capacity = dict(zip(pairs, speeds, strict=True))
+            run.say("; ".join(f"{name}: {1000 * speed:.3g} GFLOP/s" for name, speed in capacity.items()))
+            before = {name: load.book.work for name, load in loads.items()}
+            begun, until = run.seconds, time.monotonic() + 60 * minutes
+            killing = asyncio.create_task(run.kill())
+            await asyncio.gather(
+                *(
+                    loads[name].arrive(
+                        arrivals(pair, loads[name].rng), SHARE * capacity[name], WAITING_SECONDS * capacity[name], until
+                    )
+                    for name, pair in pairs.items()
+                ),
+                loads["fake"].refused(REFUSED_SECONDS, until),
+            )
+            ended = run.seconds
+            killing.cancel()
+            run.say("the load is over")
+            unfinished = sum(await asyncio.gather(*(load.drained(DRAIN_SECONDS) for load in loads.values())))
+        done = {name: load.book.work - before[name] for name, load in loads.items()}
+        left = await at_rest(here.queue, PATIENCE_SECONDS)
+        accepted = _accepted(api)
+        states = await _states(here, accepted)
+        run.say("waiting until the last results expire")
+        await asyncio.sleep(SETTINGS["result_ttl_seconds"] + SAMPLE_SECONDS)
+        await run.sample()
+        odd_keys = await watch.odd_keys(here)
+        for task in looking:
+            task.cancel()
+        starts = _starts(here)
+        dead = await here.queue.redis.xlen(here.queue.keys("dead"))
+        mistakes = sum(line["status"] >= 500 and line["status"] not in (503, 504) for line in api.requests())
+        requests = len(api.requests())
+    stuck = max(unfinished, sum(state not in ENDED for state in states.values()))
+    figures = [
+        told(NAME, "length, samples", f"{minutes:g} min; one every {SAMPLE_SECONDS:g} s"),
+        *_load_figures(loads, capacity, done, 60 * minutes),
+        told(NAME, "requests answered by the API", str(requests)),
+        told(NAME, "jobs accepted; how they ended", _counted(collections.Counter(map(str, states.values())))),
+        exactly(NAME, "jobs stuck: neither succeeded, failed nor canceled", 0, stuck),
+        exactly(NAME, "jobs failed", 0, sum(state == "failed" for state in states.values())),
+        exactly(NAME, "heats in the dead-letter stream", 0, dead),
+        told(NAME, "workers killed; heats that were begun again for it", f"{run.kills}; {starts}"),
+        exactly(
+            NAME, "answers or streams other than they should be", 0, sum(load.odd.total() for load in loads.values())
+        ),
+        exactly(NAME, "answers of 5xx, but for 503 and 504", 0, mistakes),
+        exactly(NAME, "processes that ended though nobody killed them", 0, len(run.ended)),
+        *(figure for one in run.lasting() for figure in _flat(one, begun, ended)),
+        told(NAME, "queue's memory; keys of jobs: second fifth, last fifth", _plateau(run.server, begun, ended)),
+        exactly(NAME, "gauges and streams of the queue that are not 0 afterwards", 0, len(left)),
+        exactly(NAME, "keys of jobs when their results have expired", 0, run.server.standing[-1]),
+        exactly(NAME, "keys without a time to live beside the known ones", 0, len(odd_keys)),
+    ]
+    for name, load in loads.items():
+        for what, count in load.odd.most_common(20):
+            run.say(f"odd, {name}, {count} times: {what}")
+    for text in (*odd_keys[:20], *(f"{name}: {value}" for name, value in left.items()), *run.ended):
+        run.say(f"left: {text}")
+    out.mkdir(parents=True, exist_ok=True)
+    record = {
+        "machine": machine(),
+        "minutes": minutes,
+        "begun": round(begun, 1),
+        "ended": round(ended, 1),
+        "figures": [asdict(figure) for figure in figures],
+        **watch.as_json(run.watched, run.server),
+    }
+    (out / "soak.json").write_text(json.dumps(record) + "\n")
+    watch.plot(out / "soak.png", run.watched, run.server, begun, ended)
+    return figures
+
+
+@contextlib.asynccontextmanager
+async def _crew(here: Place) -> "AsyncIterator[subprocess.Popen[bytes]]":
+    """Workers under a supervisor, which is told to end them at the end."""
+    script = str(Path(__file__).with_name("soak_crew.py"))
+    command = [sys.executable, "-P", script, str(KILLED), str(SLOTS), str(STEP_SECONDS), str(here.notes)]
+    process = here.start(command, here.folder / "crew.log")
+    try:
+        yield process
+    finally:
+        process.terminate()
+        await asyncio.to_thread(process.wait)
+
+
+async def _all_warm(here: Place, sleeping: int) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while sum(card.model.pin.name == "fake" for card in await here.queue.cards()) < sleeping:
+            await asyncio.sleep(0.1)
+
+
+def _callers(names: Iterable[str]) -> list[int]:
+    """So many that workers never wait for them."""
+    return [24 if name == "fake" else 8 for name in names]
+
+
+def _accepted(api: Api) -> set[str]:
+    """Every job that the API has told of in its log, whether or not its caller heard of it."""
+    return {line["job_id"] for line in api.requests() if "job_id" in line}
+
+
+async def _states(here: Place, jobs: set[str]) -> dict[str, str | None]:
+    """The status of each job, of expired ones too; None of those that nothing is known of."""
+    redis, keys = here.queue.redis, here.queue.keys
+    states: dict[str, str | None] = {}
+    for job in jobs:
+        word = await redis.hget(keys("job", job), "status") or await redis.get(keys("gone", job))
+        states[job] = word.decode() if word else None
+    return states
+
+
+def _starts(here: Place) -> int:
+    """Heats that sleeping workers began more than once."""
+    lines = [line.split() for file in here.notes.glob("*.heats") for line in file.read_text().splitlines()]
+    return sum(count > 1 for count in collections.Counter((job, heat) for _, job, heat in lines).values())
+
+
+def _load_figures(
+    loads: dict[str, Load], capacity: dict[str, float], done: dict[str, float], seconds: float
+) -> list[Figure]:
+    figures = []
+    for name, load in loads.items():
+        offered = load.offered / seconds / capacity[name]
+        worked = done[name] / seconds / capacity[name]
+        waits = f"{percentile(load.book.seconds, 0.5):.1f} s and {percentile(load.book.seconds, 0.99):.1f} s"
+        arrived = sum(load.done[act] for act in ACTS)
+        figures += [
+            told(NAME, f"{name}: offered and done, of capacity", f"{100 * offered:.0f} % and {100 * worked:.0f} %"),
+            told(NAME, f"{name}: arrivals; left out because too much waited", f"{arrived}; {load.left_out}"),
+            told(NAME, f"{name}: job's time, median and p99", waits),
+            told(NAME, f"{name}: what callers did", _counted(load.done)),
+        ]
+    return figures
+
+
+def _flat(one: watch.Watched, begun: float, ended: float) -> list[Figure]:
+    """Whether memory and descriptors of a process have stayed the same."""
+    fifths = watch.Fifths.of(one.samples, begun, ended)
+    first, last = fifths.second[0], fifths.last[-1]
+    size = f"{first.rss / watch.MB:.0f} and {last.rss / watch.MB:.0f} MB ({last.uss / watch.MB:.0f} its own)"
+    before, after = fifths.most("files")
+    threads = fifths.most("threads")
+    rows = [
+        told(NAME, f"{one.role}: resident memory, early and late", size),
+        told(
+            NAME,
+            f"{one.role}: descriptors, threads: most in the second fifth, in the last",
+            f"{before}, {after}; {threads[0]}, {threads[1]}",
+        ),
+    ]
+    if one.role.startswith("queue"):
+        return rows
+    return [
+        *rows,
+        at_most(NAME, f"{one.role}: growth of resident memory", GROWTH, fifths.growth("rss"), "%"),
+        told(NAME, f"{one.role}: growth of memory of its own", f"{fifths.growth('uss'):.2g} %"),
+        exactly(NAME, f"{one.role}: more open descriptors than before", 0, max(0, after - before)),
+    ]
+
+
+def _plateau(server: watch.Server, begun: float, ended: float) -> str:
+    fifth = (ended - begun) / 5
+
+    def part(number: int, values: list[int]) -> float:
+        start = begun + number * fifth
+        return percentile([v for t, v in zip(server.seconds, values, strict=True) if start <= t <= start + fifth], 0.5)
+
+    used = [f"{part(number, server.used) / watch.MB:.1f}" for number in (1, 4)]
+    standing = [f"{part(number, server.standing):.0f}" for number in (1, 4)]
+    return f"{used[0]}, {used[1]} MB; {standing[0]}, {standing[1]}"
+
+
+def _counted(counter: "collections.Counter[str]") -> str:
+    return ", ".join(f"{what} {count}" for what, count in sorted(counter.items()))
+
+
+def publish(figures: Sequence[Figure], page: Path) -> None:
+    """The table in its section of reliability.md."""
+    head, mark, rest = page.read_text().partition(f"{HEADING}\n")
+    words, _, _ = rest.partition("\n| section")
+    _, _, after = rest.partition("\n## ")
+    page.write_text(f"{head}{mark}{words}\n{table(figures)}\n\nMeasured on {machine()}.\n\n## {after}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reliability")
+    flags = parser.parse_args()
+    figures = asyncio.run(soak(flags.minutes, flags.out))
+    print(table(figures))  # noqa: T201
+    page = flags.out.with_name("reliability.md")
+    if page.is_file():
+        publish(figures, page)
+    broken = [figure for figure in figures if figure.kept is False]
+    print(f"{len(broken)} broken of {sum(f.kept is not None for f in figures)} promises")  # noqa: T201
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
