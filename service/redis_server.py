@@ -114,7 +114,13 @@ class LocalServer:
         lock = _lock(self.folder / "queue.lock")
         if lock is not None:
             with lock:
-                self._spawn(lock)
+                try:
+                    self._spawn(lock)
+                except OSError as error:
+                    raise SetupError(
+                        f"the queue's server cannot be started in {self.folder} ({error}); make room there, "
+                        "or set BESTOFN_DATA_DIR"
+                    ) from error
         return self.url
 
     def stop(self) -> None:
@@ -163,6 +169,8 @@ class LocalServer:
             "maxmemory-policy": "noeviction",
         }
         command = [str(binary), *(part for name, value in options.items() for part in (f"--{name}", value))]
+        url = f"unix://{socket}"
+        (self.folder / "queue.address").write_text(url + "\n")
         if self._process is not None:
             self._process.wait()
         self._process = subprocess.Popen(
@@ -173,8 +181,6 @@ class LocalServer:
             pass_fds=(lock.fileno(),),  # the lock lasts as long as the server
             start_new_session=True,  # Ctrl-C in the terminal is for `up`, which stops the server last
         )
-        url = f"unix://{socket}"
-        (self.folder / "queue.address").write_text(url + "\n")
         deadline = time.monotonic() + START_SECONDS
         while not _answers(url):
             if self._process.poll() is not None or time.monotonic() > deadline:

@@ -13,9 +13,9 @@ POLL_SECONDS = 1.0
 
 
 async def result_of(context: Context, job_id: str) -> JobResult:
-    """The job's result as it stands. Raises JobNotFound, JobGone."""
+    """The job's result as it stands; that of a running one says so if it cannot go on. Raises JobNotFound, JobGone."""
     record = await context.queue.record(job_id)
-    return assemble(
+    result = assemble(
         record.spec,
         record.status,
         record.outcomes,
@@ -24,6 +24,9 @@ async def result_of(context: Context, job_id: str) -> JobResult:
         progress=record.progress,
         thumbnails=record.thumbnails,
     )
+    if result.status in ACTIVE and (reason := await context.standstill.reason()) is not None:
+        result.warnings.append(f"{reason}; the job goes on when that is over")
+    return result
 
 
 def failure_of(result: JobResult) -> BestOfNError | None:

@@ -11,6 +11,7 @@ from fastapi import Depends, Path, Request
 
 from bestofn.service.api.deployed import Deployed
 from bestofn.service.api.door import Door
+from bestofn.service.api.standstill import Standstill
 from bestofn.service.api.tokens import TokenCounters
 from bestofn.service.errors import JobNotFound
 from bestofn.service.queue.queue import Queue
@@ -33,11 +34,13 @@ class Context:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
+    standstill: Standstill = field(init=False)
     def __post_init__(self) -> None:
         self.deployed = Deployed(self.queue)
 
     def later(self, work: Coroutine[Any, Any, Any]) -> None:
         """Do this beside everything else, for a caller who has gone."""
+        self.standstill = Standstill(self.queue)
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)

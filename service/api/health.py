@@ -6,6 +6,7 @@ from starlette.responses import JSONResponse, Response
 from bestofn.service.api.context import Context, ContextDep
 from bestofn.service.api.validate import NO_WORKER_RETRY_SECONDS
 from bestofn.service.errors import Unavailable
+from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
 from bestofn.service.queue.away import AWAY
 from bestofn.service.queue.census import Census, take_census
 
@@ -27,10 +28,12 @@ async def livez() -> dict[str, str]:
     return {"status": "live"}
 
 
-@router.get("/readyz", response_class=JSONResponse, summary="The queue answers and a worker is warm")
+@router.get("/readyz", response_class=JSONResponse, summary="The queue takes jobs and a worker is warm")
 async def readyz(context: ContextDep) -> Response:
-    """200 with the number of warm workers, 503 otherwise."""
-    await context.queue.ping()
+    """200 with the number of warm workers; else 503 with what is wrong, such as a full disk of the queue's server."""
+    reason = await context.queue.refuses()
+    if reason is not None:
+        raise Unavailable(reason, retry_after=BUSY_RETRY_SECONDS)
     cards = await context.queue.cards()
     if not cards:
         raise Unavailable("no worker is ready", retry_after=NO_WORKER_RETRY_SECONDS)

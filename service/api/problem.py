@@ -16,7 +16,8 @@ from starlette.routing import Match
 from structlog.contextvars import bind_contextvars, get_contextvars
 
 from bestofn.service.errors import BestOfNError, DeadlinePassed, InvalidRequest, JobCanceled, JobFailed, Unavailable
-from bestofn.service.queue.away import AWAY, away
+from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
+from bestofn.service.queue.away import AWAY, away, why
 
 MEDIA_TYPE = "application/problem+json"
 MOST_ERRORS = 8  # that are explained of one request, so that no answer is much longer than what it answers
@@ -167,8 +168,8 @@ def _printable(name: str) -> str:
 async def _queue_lost(request: Request, error: Exception) -> Response:
     if not away(error):
         raise error
-    what = "takes no writes now" if isinstance(error, ResponseError) else "cannot be reached"
-    return problem_of(Unavailable(f"the queue {what}; try again", retry_after=QUEUE_RETRY_SECONDS))
+    wait = BUSY_RETRY_SECONDS if isinstance(error, ResponseError) else QUEUE_RETRY_SECONDS
+    return problem_of(Unavailable(f"{why(error)}; try again", retry_after=wait))
 
 
 def mistake() -> Response:

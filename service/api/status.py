@@ -96,9 +96,12 @@ class LimitsOut(BaseModel):
 
 
 class Status(BaseModel):
-    """`queue` and `server` are null while the queue's server is away."""
+    """`queue` and `server` are null while the queue's server is away; `refuses` says why no job is taken now.
 
-    status: Literal["ready", "no worker", "no queue"]
+    """
+
+    status: Literal["ready", "no worker", "no queue", "no jobs taken"]
+    refuses: str | None
     version: str
     uptime_seconds: float
     workers: list[WorkerOut]
@@ -119,7 +122,8 @@ def status_of(census: Census | None, settings: Settings) -> Status:
     """The answer to a census; None says that the queue's server is away."""
     workers = census.workers if census is not None else ()
     return Status(
-        status="no queue" if census is None else "ready" if workers else "no worker",
+        status=_state(census),
+        refuses=census.refuses if census is not None else None,
         version=bestofn.__version__,
         uptime_seconds=round(time.monotonic() - _STARTED, 1),
         workers=[_worker(card) for card in workers],
@@ -135,6 +139,14 @@ def _worker(card: WorkerCard) -> WorkerOut:
     return WorkerOut(
         name=card.worker,
         host=card.host,
+def _state(census: Census | None) -> Literal["ready", "no worker", "no queue", "no jobs taken"]:
+    if census is None:
+        return "no queue"
+    if census.refuses is not None:
+        return "no jobs taken"
+    return "ready" if census.workers else "no worker"
+
+
         device=card.device,
         state=card.state,
         slots=card.capacity,

@@ -31,6 +31,7 @@ class Look(NamedTuple):
     cards: list[WorkerCard]
     backlog: Backlog
     dead: int
+    refuses: str | None
 
 
 def queue(settings: Settings) -> Iterator[Finding]:
@@ -62,13 +63,13 @@ def _remedy(error: Exception) -> str:
 async def _look(url: str, settings: Settings) -> Look:
     queue = Queue(connect_redis(url), settings)
     try:
-        await queue.ping()
+        await queue.redis.time()  # not a ping, which a server with a full disk refuses
         began = time.perf_counter()
-        await queue.ping()
+        await queue.redis.time()
         ping = time.perf_counter() - began
         info = dict(await queue.redis.info())
         dead = int(await queue.redis.xlen(queue.keys("dead")))
-        return Look(info, ping, await queue.cards(), await queue.backlog(), dead)
+        return Look(info, ping, await queue.cards(), await queue.backlog(), dead, await queue.refuses(jobs=False))
     finally:
         await queue.aclose()
 
@@ -92,8 +93,8 @@ def _server(url: str, look: Look) -> Iterator[Finding]:
         yield Finding("warn", "queue", found, "`redis-cli config set maxmemory-policy noeviction`, or jobs may be lost")
     elif not kept:
         yield Finding("warn", "queue", found, "`redis-cli config set appendonly yes`, or jobs are lost at a restart")
-    elif info.get("aof_last_write_status", "ok") != "ok":
-        yield Finding("fail", "queue", f"{found}; its last write to disk failed", "free space on the server's disk")
+    elif look.refuses is not None:
+        yield Finding("fail", "queue", f"{found}; {look.refuses}", "make room on the server's disk; its log says more")
     elif limit and int(info["used_memory"]) > FULL * limit:
         yield Finding("warn", "queue", found, "raise its maxmemory, or lower BESTOFN_RESULT_TTL_SECONDS")
     elif look.ping_seconds > SLOW_SECONDS:

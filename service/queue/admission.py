@@ -33,11 +33,7 @@ def refusal(reply: Sequence[bytes | int], spec: JobSpec, settings: Settings, spe
                 retry_after=BUSY_RETRY_SECONDS,
             )
         case "memory":
-            used, limit = numbers
-            return Unavailable(
-                f"the queue's memory is nearly full ({used >> 20} of {limit >> 20} MiB); try again later",
-                retry_after=BUSY_RETRY_SECONDS,
-            )
+            return Unavailable(f"{nearly_full(*numbers)}; try again later", retry_after=BUSY_RETRY_SECONDS)
         case "candidates" | "caller" | "work":
             held, gflop = numbers
             limits = {
@@ -57,6 +53,11 @@ def refusal(reply: Sequence[bytes | int], spec: JobSpec, settings: Settings, spe
                 retry_after=max(LEAST_RETRY_SECONDS, soonest / 1000) if soonest >= 0 else BUSY_RETRY_SECONDS,
             )
     raise AssertionError(f"submit.lua returned {reply!r}")
+
+
+def nearly_full(used: int, limit: int) -> str:
+    """What is said of a server with so many bytes in use, of so many."""
+    return f"the queue's memory is nearly full ({used >> 20} of {limit >> 20} MiB)"
 
 
 def retry_seconds(tflops: float, speed: float) -> float:

@@ -39,6 +39,7 @@ class Census:
         image_bytes: that winners' pictures take or may come to take.
         dead: heats in the dead-letter stream.
         workers: that are warm.
+        refuses: why no job is taken now, in plain words; None if jobs are taken.
     """
 
     loads: Mapping[Priority, Backlog]
@@ -50,6 +51,7 @@ class Census:
     dead: int
     workers: tuple[WorkerCard, ...]
     server: Server
+    refuses: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ async def take_census(queue: Queue) -> Census:
             policy=info["maxmemory_policy"],
             append_only=bool(info["aof_enabled"]),
         ),
+        refuses=await queue.refuses(),
     )
 
 

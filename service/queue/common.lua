@@ -26,6 +26,13 @@ local function add_load(class, caller, jobs, candidates, gflop)
   end
 end
 
+-- What a submission is answered where it would take memory that running jobs will need; nothing while there is enough.
+local function nearly_full()
+  local memory = redis.call('INFO', 'memory')
+  local used, limit = tonumber(memory:match('used_memory:(%d+)')), tonumber(memory:match('maxmemory:(%d+)'))
+  return limit > 0 and used >= 0.8 * limit and {'memory', used, limit}
+end
+
 local function status_of(job)
   return redis.call('HGET', key('job', job), 'status') or ''
 end

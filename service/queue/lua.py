@@ -9,7 +9,9 @@ from redis.exceptions import NoScriptError
 
 from bestofn.service.queue.keys import Keys
 
-Script = Literal["submit", "refill", "beat", "report", "complete", "fail", "cancel", "expire", "count", "record"]
+Script = Literal[
+    "submit", "refill", "beat", "report", "complete", "fail", "cancel", "expire", "count", "record", "probe"
+]
 SCRIPTS: tuple[Script, ...] = get_args(Script)
 Argument = str | int | float | bytes
 

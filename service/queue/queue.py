@@ -7,12 +7,13 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from bestofn.service.cards import WorkerCard
 from bestofn.service.errors import JobGone, JobNotFound, NotThere, SetupError, Unavailable
 from bestofn.service.jobs import ACTIVE, THUMBNAILS_KEPT, ImageFormat, JobSpec, JobStatus
-from bestofn.service.queue.admission import BUSY_RETRY_SECONDS, refusal
+from bestofn.service.queue.admission import BUSY_RETRY_SECONDS, nearly_full, refusal
+from bestofn.service.queue.away import away, why
 from bestofn.service.queue.keys import CLASSES, Keys, opaque, pair_id
 from bestofn.service.queue.lua import Scripts
 from bestofn.service.queue.records import ENDINGS, Backlog, Event, JobRecord, Standing, best, unpack_heat
@@ -80,9 +81,18 @@ class Queue:
         """Closes the connections."""
         await self.redis.aclose()
 
-    async def ping(self) -> None:
-        """Asks the server whether it is there."""
-        await self.redis.ping()
+    async def refuses(self, *, jobs: bool = True) -> str | None:
+        """Why the server takes no writes now, or (`jobs`) no more jobs, in plain words; None if it does.
+
+        Asks without writing anything.
+        """
+        try:
+            full = await self.scripts("probe")
+        except ResponseError as error:
+            if not away(error):
+                raise
+            return why(error)
+        return nearly_full(*full[1:]) if full and jobs else None
 
     async def submit(
         self,

@@ -20,10 +20,9 @@ end
 if redis.call('HEXISTS', key('pairs'), pair) == 0 then
   return {'unknown'}
 end
-local memory = redis.call('INFO', 'memory')
-local used, limit = tonumber(memory:match('used_memory:(%d+)')), tonumber(memory:match('maxmemory:(%d+)'))
-if limit > 0 and used >= 0.8 * limit then
-  return {'memory', used, limit}
+local full = nearly_full()
+if full then
+  return full
 end
 -- Each refusal for want of room says how much stands there, and how much work (GFLOP) has to be done before there is.
 local waiting, work = unpack(redis.call('HMGET', key('backlog'), 'candidates', 'gflop'))

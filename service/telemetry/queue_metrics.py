@@ -29,11 +29,12 @@ class QueueState(Collector):
         yield Gauge("bestofn_redis_up", "Whether the queue's server answers.", value=census is not None)
         yield Gauge(
             "bestofn_ready",
-            "Whether a request would be served now: the queue answers and a worker is warm.",
-            value=census is not None and bool(census.workers),
+            "Whether a request would be served now: the queue takes jobs and a worker is warm.",
+            value=census is not None and census.refuses is None and bool(census.workers),
         )
         if census is None:
             return
+        yield Gauge("bestofn_redis_takes_jobs", "Whether it has room for jobs.", value=census.refuses is None)
         yield from _work(census)
         yield from _workers(census)
         yield Gauge("bestofn_images_reserved_bytes", "Bytes of winners' pictures, here or to come.", census.image_bytes)

@@ -1,0 +1,130 @@
+"""A queue's server that takes no writes: said in plain words wherever it matters, waited for, and over by itself."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bestofn.service.doctor.queue import queue as findings
+from bestofn.service.errors import SetupError
+from bestofn.service.queue.queue import Queue
+from bestofn.service.redis_server import LocalServer, embedded_binary
+from bestofn.service.settings import Settings
+from tests.chaos.disks import Disk, small_disk
+
+Serving = Callable[[Settings], AbstractContextManager[Any]]
+WORKER = Path(__file__).parents[1] / "chaos" / "engine.py"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    try:
+        with small_disk(tmp_path / "disk") as mounted:
+            yield mounted
+    except OSError as error:
+        pytest.skip(str(error))
+
+
+def until(found: Callable[[], Any]) -> Any:
+    end = time.monotonic() + 15
+    while not (value := found()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return value
+
+
+def test_over_a_full_disk_nothing_is_accepted_and_nothing_is_lost(disk: Disk, serving: Serving, tmp_path: Path) -> None:
+    with LocalServer(disk.folder / "data", embedded_binary()) as server:
+        settings = Settings(redis_url=server.url, beat_seconds=0.2, lease_seconds=1.0)
+        command = [sys.executable, "-P", str(WORKER), "fake", "4", "0.1", str(tmp_path)]
+        environment = {**os.environ, "BESTOFN_REDIS_URL": server.url, "BESTOFN_BEAT_SECONDS": "0.2"}
+        worker = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            with serving(settings) as api, httpx.Client(base_url=api.url, timeout=30) as http:
+
+                def is_ready() -> bool:
+                    return http.get("/readyz").is_success
+
+                until(is_ready)
+                body = {"prompt": "a star", "num_samples": 16, "num_inference_steps": 8, "seed": 3}
+                job = http.post("/generate", json=body, headers={"Prefer": "respond-async"}).headers["location"]
+                until(lambda: http.get(job).json()["status"] == "running")
+                disk.fill()
+                until(lambda: not is_ready())
+                for answer in (http.get("/readyz"), http.post("/generate", json=body)):
+                    assert answer.status_code == 503
+                    assert "the disk of its server is full" in answer.json()["detail"]
+                    assert int(answer.headers["retry-after"]) >= 1
+                stuck = until(lambda: http.get(job).json()["warnings"])
+                assert "disk of its server is full" in stuck[0]
+                status = http.get("/status").json()
+                assert (status["status"], status["refuses"] in stuck[0]) == ("no jobs taken", True)
+                told = http.get("/metrics").text
+                assert "bestofn_redis_up 1.0" in told
+                assert "bestofn_redis_takes_jobs 0.0" in told
+                assert "bestofn_ready 0.0" in told
+                assert any("disk of its server is full" in found.found for found in findings(settings))
+                time.sleep(1.5)  # the worker draws all that it holds, and can hand in nothing
+                assert worker.poll() is None
+                assert http.get(job).json()["status"] == "running"
+                disk.free()
+                until(is_ready)
+                result = http.get(job, headers={"Prefer": "wait=20"}).json()
+                assert (result["status"], result["complete"], result["warnings"]) == ("succeeded", True, [])
+                again = http.post("/generate", json=body).json()
+                assert again["bracket"] == result["bracket"]
+        finally:
+            worker.kill()
+            worker.wait()
+
+
+def test_a_server_over_a_full_disk_is_not_started_and_says_why(disk: Disk) -> None:
+    (disk.folder / "data").mkdir()
+    disk.fill()
+    with pytest.raises(SetupError, match="No space left on device"):
+        LocalServer(disk.folder / "data", embedded_binary()).start()
+
+
+def test_every_reason_has_its_words_and_is_over_when_it_is(tmp_path: Path) -> None:
+    async def run(queue: Queue, redis: Any) -> None:
+        async def refused(*command: str | int) -> str | None:
+            await redis.execute_command(*command)
+            return await queue.refuses()
+
+        set_to = "CONFIG", "SET"
+        assert await queue.refuses() is None
+        try:
+            assert "too few replicas" in (await refused(*set_to, "min-replicas-to-write", 1) or "")
+            assert await refused(*set_to, "min-replicas-to-write", 0) is None
+            assert "a replica" in (await refused("REPLICAOF", "127.0.0.1", "1") or "")
+            assert await refused("REPLICAOF", "NO", "ONE") is None
+            assert "memory is nearly full" in (await refused(*set_to, "maxmemory", "1mb") or "")
+            assert await queue.refuses(jobs=False) is None  # what runs goes on
+            assert await refused(*set_to, "maxmemory", 0) is None
+            await redis.config_set("save", "3600 1")
+            folder = tmp_path / "queue" / "dump.rdb"
+            folder.mkdir()
+            (folder / "in the way").touch()
+            await redis.bgsave()
+            while (await queue.refuses()) is None:
+                await asyncio.sleep(0.02)
+            assert "could not save a snapshot" in (await queue.refuses() or "")
+            assert await refused(*set_to, "save", "") is None
+        finally:
+            await redis.aclose()
+
+    with LocalServer(tmp_path, embedded_binary()) as server:
+
+        async def visit() -> None:
+            queue = await Queue.connect(Settings(redis_url=server.url))
+            await run(queue, queue.redis)
+
+        asyncio.run(asyncio.wait_for(visit(), 20))
