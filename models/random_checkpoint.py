@@ -18,7 +18,7 @@ from bestofn.models.instruction import COMPLEX_HUMAN_INSTRUCTION
 from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig
 from bestofn.models.linear_dit.weights import file_shapes
 from bestofn.models.random_judge import write_nvila_lite
-from bestofn.models.random_weights import RandomTensor, write_json, write_safetensors
+from bestofn.models.random_weights import RandomTensor, another, write_json, write_safetensors
 
 SANA_1_5: dict[str, Any] = {"qk_norm": "rms_norm_across_heads"}  # all other fields are diffusers' defaults
 SPRINT: dict[str, Any] = SANA_1_5 | {"guidance_embeds": True}
@@ -113,14 +113,15 @@ LAYOUTS = (*SANA_LAYOUTS, "nvila-lite-2b")
 
 
 def make_random_checkpoint(
-    like: str, out: Path, seed: int = 0, changes: Mapping[str, Mapping[str, Any]] | None = None
+    like: str, out: Path, seed: int | None = 0, changes: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Path:
     """Write a checkpoint with random weights, bfloat16 except for the autoencoder (float32), as published.
 
     Args:
         like: one of `LAYOUTS`.
         out: folder, new or empty.
-        seed: of the weights; the same seed writes the same bytes.
+        seed: of the weights; the same seed writes the same bytes. None: holes in place of random weights, which read
+            as zeros and take neither time nor disk.
         changes: fields to change by part, such as ``{"transformer": {"patch_size": 2}}``; SANA layouts only.
 
     Returns:
@@ -138,8 +139,8 @@ def make_random_checkpoint(
         return out
     parts = {part: {**fields, **(changes or {}).get(part, {})} for part, fields in SANA_LAYOUTS[like].items()}
     _write_transformer(out / "transformer", parts["transformer"], seed)
-    _write_text_encoder(out / "text_encoder", parts["text_encoder"], seed + 1)
-    _write_vae(out / "vae", parts["vae"], seed + 2)
+    _write_text_encoder(out / "text_encoder", parts["text_encoder"], another(seed, 1))
+    _write_vae(out / "vae", parts["vae"], another(seed, 2))
     _write_tokenizer(out / "tokenizer")
     write_json(out / "scheduler" / "scheduler_config.json", parts["scheduler"])
     sprint = parts["scheduler"]["_class_name"] == SCM["_class_name"]
@@ -186,13 +187,13 @@ def transformer_tensors(config: LinearDiTConfig) -> list[RandomTensor]:
     return _tensors(shapes, "BF16", _is_norm, _is_bias)
 
 
-def _write_transformer(folder: Path, fields: dict[str, Any], seed: int) -> None:
+def _write_transformer(folder: Path, fields: dict[str, Any], seed: int | None) -> None:
     config = LinearDiTConfig.from_dict(fields)
     write_safetensors(folder, "diffusion_pytorch_model", transformer_tensors(config), seed)
     write_json(folder / "config.json", config.to_dict())
 
 
-def _write_text_encoder(folder: Path, fields: dict[str, Any], seed: int) -> None:
+def _write_text_encoder(folder: Path, fields: dict[str, Any], seed: int | None) -> None:
     config = Gemma2Config(**fields, dtype="bfloat16", architectures=["Gemma2Model"])
     with torch.device("meta"):
         shapes = _shapes(Gemma2Model(config))
@@ -201,7 +202,7 @@ def _write_text_encoder(folder: Path, fields: dict[str, Any], seed: int) -> None
     config.save_pretrained(folder)
 
 
-def _write_vae(folder: Path, fields: dict[str, Any], seed: int) -> None:
+def _write_vae(folder: Path, fields: dict[str, Any], seed: int | None) -> None:
     with torch.device("meta"):
         vae = AutoencoderDC(**fields)
     write_safetensors(folder, "diffusion_pytorch_model", _tensors(_shapes(vae), "F32", _is_norm, _is_bias), seed)

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-from bestofn.models.random_weights import RandomTensor, write_json, write_safetensors
+from bestofn.models.random_weights import RandomTensor, another, write_json, write_safetensors
 
 VISION: dict[str, Any] = {
     "hidden_size": 1152,
@@ -48,7 +48,7 @@ WORDS = (
 )
 
 
-def write_nvila_lite(out: Path, seed: int) -> None:
+def write_nvila_lite(out: Path, seed: int | None) -> None:
     """Write ``llm``, ``vision_tower``, ``mm_projector`` and ``config.json``, 4 GB in bfloat16.
 
     The tokenizer is byte-level with a few words, under Qwen2's class; the embedding keeps the published number of rows.
@@ -70,7 +70,7 @@ def write_nvila_lite(out: Path, seed: int) -> None:
     with torch.device("meta"):
         vision = SiglipVisionModel(vision_config)
     names = {f"vision_model.{name.removeprefix('vision_model.')}": shape for name, shape in _shapes(vision).items()}
-    write_safetensors(out / "vision_tower", "model", _tensors(names), seed + 1)
+    write_safetensors(out / "vision_tower", "model", _tensors(names), another(seed, 1))
     vision_config.save_pretrained(out / "vision_tower")
     side = {"height": VISION["image_size"], "width": VISION["image_size"]}
     write_json(
@@ -92,7 +92,7 @@ def write_nvila_lite(out: Path, seed: int) -> None:
     with torch.device("meta"):
         language = Qwen2ForCausalLM(llm_config)
     tied = {name: shape for name, shape in _shapes(language).items() if name != "lm_head.weight"}
-    write_safetensors(out / "llm", "model", _tensors(tied), seed + 2)
+    write_safetensors(out / "llm", "model", _tensors(tied), another(seed, 2))
     llm_config.save_pretrained(out / "llm")
     _write_tokenizer(out / "llm")
 

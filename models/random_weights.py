@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +29,23 @@ class RandomTensor:
         return math.prod(self.shape) * (2 if self.dtype == "BF16" else 4)
 
 
-def write_safetensors(folder: Path, stem: str, tensors: Iterable[RandomTensor], seed: int) -> None:
-    """Write ``<stem>.safetensors``, or shards of at most 5 GB and their index, as transformers and diffusers do."""
+def another(seed: int | None, number: int) -> int | None:
+    """The seed of a checkpoint's next part; None stays None."""
+    return None if seed is None else seed + number
+
+
+def write_safetensors(folder: Path, stem: str, tensors: Iterable[RandomTensor], seed: int | None) -> None:
+    """Write ``<stem>.safetensors``, or shards of at most 5 GB and their index, as transformers and diffusers do.
+
+    With no seed, random tensors are left as holes, which read as zeros and take no disk.
+    """
     shards: list[list[RandomTensor]] = [[]]
     for tensor in tensors:
         if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > SHARD_BYTES:
             shards.append([])
         shards[-1].append(tensor)
     folder.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(seed)
+    random = None if seed is None else np.random.default_rng(seed)
     names = (
         [f"{stem}.safetensors"]
         if len(shards) == 1
@@ -51,7 +60,7 @@ def write_safetensors(folder: Path, stem: str, tensors: Iterable[RandomTensor], 
         write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
-def _write_file(path: Path, tensors: list[RandomTensor], random: np.random.Generator) -> None:
+def _write_file(path: Path, tensors: list[RandomTensor], random: np.random.Generator | None) -> None:
     table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -63,11 +72,15 @@ def _write_file(path: Path, tensors: list[RandomTensor], random: np.random.Gener
     with path.open("wb") as stream:
         stream.write(len(head).to_bytes(8, "little") + head)
         for tensor in tensors:
+            if random is None and tensor.constant is None:
+                stream.seek(tensor.nbytes, os.SEEK_CUR)
+                continue
             for chunk in _values(tensor, random):
                 stream.write(chunk.data)
+        stream.truncate()
 
 
-def _values(tensor: RandomTensor, random: np.random.Generator) -> Iterator[np.ndarray[Any, Any]]:
+def _values(tensor: RandomTensor, random: np.random.Generator | None) -> Iterator[np.ndarray[Any, Any]]:
     """Values in the order of memory, as the bits of their dtype. Random ones have a random sign and mantissa under the
     power of two nearest to 1 / sqrt(inputs): as well scaled as normal ones, and several times as fast to draw."""
     count = math.prod(tensor.shape)
@@ -80,7 +93,9 @@ def _values(tensor: RandomTensor, random: np.random.Generator) -> Iterator[np.nd
         if tensor.constant is not None:
             wide = np.full(size, tensor.constant, dtype="<f4").view(np.uint32)
             yield (wide >> 16).astype(kind) if narrow else wide
-        elif narrow:
+            continue
+        assert random is not None
+        if narrow:
             yield (random.integers(0, 2**16, size, dtype=np.uint16) & np.uint16(0x807F)) | np.uint16(exponent << 7)
         else:
             yield (random.integers(0, 2**32, size, dtype=np.uint32) & np.uint32(0x807FFFFF)) | np.uint32(exponent << 23)

@@ -47,3 +47,13 @@ def test_large_parts_are_sharded_with_an_index(tmp_path, monkeypatch):
     assert index["metadata"]["total_size"] == 180
     assert index["weight_map"]["a"] == "model-00001-of-00003.safetensors"
     assert {name for file in set(index["weight_map"].values()) for name in load_file(tmp_path / file)} == {*"abc"}
+
+
+def test_without_a_seed_matrices_are_holes_in_files_of_the_same_layout(tmp_path):
+    hollow, drawn = (make_random_checkpoint("tiny", tmp_path / str(seed), seed) for seed in (None, 1))
+    for file in hollow.rglob("*.safetensors"):
+        ours, theirs = load_file(file), load_file(drawn / file.relative_to(hollow))
+        assert {name: (w.shape, w.dtype) for name, w in ours.items()} == {
+            n: (w.shape, w.dtype) for n, w in theirs.items()
+        }
+        assert all(torch.equal(w, theirs[name]) or (w.ndim > 1 and not w.any()) for name, w in ours.items())
