@@ -52,7 +52,9 @@ class Settings(BaseSettings):
     allowed_hosts: tuple[str, ...] = Field(
         (), description="Names beside loopback's that a server without keys answers to."
     )
-    api_keys: tuple[str, ...] = Field((), description="Bearer keys; empty: no authorization (loopback only).")
+    keys_file: Path | None = Field(
+        None, description="Names and hashes of the API's keys (`bestofn keys`); `keys` in the data folder if unset."
+    )
     open_access: bool = Field(False, description="Serve other machines without keys, on a network that protects it.")
     wait_seconds: float = Field(120.0, gt=0, description="A waiting call is answered 202 after this long.")
     max_body_bytes: int = Field(64 * 1024, description="A longer body of a request is refused: 413.")
@@ -78,6 +80,7 @@ class Settings(BaseSettings):
 
     # Telemetry
     log: str | None = Field(None, pattern="^(json|text)$", description="JSON unless stderr is a terminal, if unset.")
+    log_prompts: bool = Field(False, description="A submission's line has its prompt; otherwise 12 digits of its hash.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error.")
     metrics_port: int | None = Field(
         None, ge=0, le=65_535, description="A worker's port of /metrics, /livez and /readyz; none if unset."

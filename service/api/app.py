@@ -1,5 +1,6 @@
 """The HTTP application: routes, guard and errors around one queue."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -58,23 +59,25 @@ def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
     """The application. It connects to the queue of `settings` unless it is given one, which it then does not close.
 
     Raises:
-        SetupError: the settings would open it to other machines without keys.
+        SetupError: its keys cannot be read, or the settings would open it to other machines without any.
     """
-    guard.check_binding(settings)
+    keyring = guard.check_binding(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         used = queue or await _connect(settings)
-        app.state.context = context = Context(used, settings, TokenCounters(used.tokenizer))
+        app.state.context = context = Context(used, settings, keyring, TokenCounters(used.tokenizer))
         await health.look(context)  # jobs that end from now on are counted
+        watch = asyncio.create_task(keyring.watch())
         try:
             yield
         finally:
+            watch.cancel()
             if queue is None:
                 await used.aclose()
 
     app = Described(
-        keys=bool(settings.api_keys),
+        keys=keyring.on,
         title="bestofn",
         version=bestofn.__version__,
         description=DESCRIPTION,
@@ -87,7 +90,7 @@ def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
             "exclude": is_probe,
         },
     )
-    app.add_middleware(guard.Guard, settings=settings)
+    app.add_middleware(guard.Guard, settings=settings, keyring=keyring)
     app.add_middleware(OpenAIErrors)  # around the guard, whose refusals it rewrites too
     app.add_middleware(Requests)  # around all of them
     problem.install(app)

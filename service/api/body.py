@@ -22,7 +22,7 @@ class JsonRoute(APIRoute):
 
         async def handle_json(request: Request) -> Response:
             context = request.app.state.context
-            caller = caller_of(request.headers.get("authorization"))
+            caller = caller_of(request)
             context.door.enter(caller)
             _check_media_type(request.headers.get("content-type"))
             try:

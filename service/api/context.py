@@ -11,6 +11,8 @@ from fastapi import Depends, Path, Request
 
 from bestofn.service.api.deployed import Deployed
 from bestofn.service.api.door import Door
+from bestofn.service.api.guard import caller_of
+from bestofn.service.api.keyring import Keyring
 from bestofn.service.api.standstill import Standstill
 from bestofn.service.api.tokens import TokenCounters
 from bestofn.service.errors import JobNotFound
@@ -27,20 +29,21 @@ class Context:
 
     queue: Queue
     settings: Settings
+    keyring: Keyring
     counters: TokenCounters
     ended: EndedJobs = field(default_factory=EndedJobs)
     door: Door = field(default_factory=Door)
     deployed: Deployed = field(init=False)
+    standstill: Standstill = field(init=False)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
-    standstill: Standstill = field(init=False)
     def __post_init__(self) -> None:
         self.deployed = Deployed(self.queue)
+        self.standstill = Standstill(self.queue)
 
     def later(self, work: Coroutine[Any, Any, Any]) -> None:
         """Do this beside everything else, for a caller who has gone."""
-        self.standstill = Standstill(self.queue)
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -60,10 +63,21 @@ async def context_of(request: Request) -> Context:
 ContextDep = Annotated[Context, Depends(context_of)]
 
 
-async def _checked_id(job_id: Annotated[str, Path(examples=["3f9a0c61b2d84e57a1c0d9e8"])]) -> str:
-    """Ids become parts of keys in Redis: nothing but what we may have generated ever gets there."""
+async def _checked_id(
+    request: Request, context: ContextDep, job_id: Annotated[str, Path(examples=["3f9a0c61b2d84e57a1c0d9e8"])]
+) -> str:
+    """The id of a job that the caller may see, which is any where no keys are asked for.
+
+    Ids become parts of keys in Redis: nothing but what we may have generated ever gets there.
+
+    Raises:
+        JobNotFound: it is no id; or, with keys, another caller's job, which nothing tells apart from none.
+    """
     if not re.fullmatch(r"[0-9a-f]{1,64}", job_id):
         raise JobNotFound(f"there is no job {job_id[:64]!a}")
+    caller = caller_of(request)
+    if caller and await context.queue.owner(job_id) != caller:
+        raise JobNotFound(f"there is no job {job_id}")
     return job_id
 
 

@@ -17,6 +17,7 @@ from starlette.types import Scope
 from bestofn.service.api.answers import failure_of, location_of, result_of
 from bestofn.service.api.body import JsonRoute
 from bestofn.service.api.context import Context, ContextDep, JobId
+from bestofn.service.api.guard import caller_of
 from bestofn.service.api.negotiate import read_accept, read_prefer
 from bestofn.service.api.paging import PAGE, page
 from bestofn.service.api.problem import document
@@ -70,9 +71,7 @@ async def _submitted(
 ) -> Followed:
     """Submitted before the stream begins, so that a refusal is a problem document with its status."""
     preference = read_prefer(prefer, context.settings.wait_seconds)
-    job_id, created = await submit(
-        context, body, authorization=request.headers.get("authorization"), key=idempotency_key
-    )
+    job_id, created = await submit(context, body, caller=caller_of(request), key=idempotency_key)
     response.headers["Location"] = location_of(job_id)
     if preference.cancel_on_disconnect:
         response.headers["Preference-Applied"] = "cancel-on-disconnect"

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from bestofn.service.api.answers import failure_of, image_answer, json_answer, location_of, result_of
 from bestofn.service.api.body import JsonRoute
 from bestofn.service.api.context import Context, ContextDep
+from bestofn.service.api.guard import caller_of
 from bestofn.service.api.negotiate import Accepted, Preference, image_format, offers, read_accept, read_prefer
 from bestofn.service.api.problem import problem_of
 from bestofn.service.api.submit import submit
@@ -39,9 +40,7 @@ async def generate(
     """
     accepted, wanted = _read_accept(accept, body)
     preference = read_prefer(prefer, context.settings.wait_seconds)
-    job_id, created = await submit(
-        context, body, image_format=wanted, authorization=request.headers.get("authorization"), key=idempotency_key
-    )
+    job_id, created = await submit(context, body, image_format=wanted, caller=caller_of(request), key=idempotency_key)
     headers = {} if preference.applied is None else {"Preference-Applied": preference.applied}
     if not created:
         headers["Idempotent-Replayed"] = "true"

@@ -1,15 +1,16 @@
 """Who may call: API keys where they are set, and on an open loopback server only pages and programs of this machine."""
 
-import hashlib
-import hmac
 import ipaddress
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
 from bestofn.service.api import page
+from bestofn.service.api.keyring import Keyring
 from bestofn.service.api.problem import problem_of
 from bestofn.service.errors import BestOfNError, HostRefused, NotAuthorized, SetupError
 from bestofn.service.settings import Settings
@@ -33,35 +34,37 @@ def reached_at(settings: Settings) -> str:
     return settings.published_on or settings.host
 
 
-def check_binding(settings: Settings) -> None:
-    """Refuse settings that would open the server to other machines without keys and without saying so.
+def check_binding(settings: Settings) -> Keyring:
+    """The keys of a server with these settings, which must not be open to other machines without saying so.
 
     Raises:
-        SetupError: the host is no loopback address, there are no keys, and `open_access` is off.
+        SetupError: the keys cannot be read, or the host is no loopback address, there are none, and `open_access` is
+            off.
     """
-    host = reached_at(settings)
-    if not (is_loopback(host) or settings.api_keys or settings.open_access):
+    host, keyring = reached_at(settings), Keyring(settings)
+    if not (is_loopback(host) or keyring.on or settings.open_access):
         raise SetupError(
-            f"a server on {host} can be called from other machines: set BESTOFN_API_KEYS, "
-            f"listen on 127.0.0.1, or say BESTOFN_OPEN_ACCESS=1 (--open-access) if a network of yours protects it"
+            f"a server on {host} can be called from other machines: make a key with `bestofn keys add NAME` (it goes "
+            f"into {keyring.file}), listen on 127.0.0.1, or say BESTOFN_OPEN_ACCESS=1 (--open-access) if a network of "
+            "yours protects it"
         )
+    return keyring
 
 
-def caller_of(authorization: str | None) -> str:
-    """A short name for whoever holds a key, to keep callers apart without keeping their keys; "" without a key."""
-    key = (authorization or "").partition(" ")[2].strip()  # however the scheme before it is spelled
-    return hashlib.sha256(key.encode()).hexdigest()[:16] if key else ""
+def caller_of(request: HTTPConnection) -> str:
+    """The name that goes with the key of a request; "" where no keys are asked for."""
+    return str(request.scope.get("caller", ""))
 
 
-def check_key(headers: Headers, keys: Sequence[str]) -> None:
-    """Raises NotAuthorized unless `Authorization: Bearer` carries one of the keys."""
+def check_key(headers: Headers, keyring: Keyring) -> str:
+    """The caller's name. Raises NotAuthorized unless `Authorization: Bearer` carries one of the keys."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not given.strip():
         raise NotAuthorized("this server wants a key: send the header Authorization: Bearer KEY")
-    sent = given.strip().encode()
-    # All keys are compared, so that the time taken tells nothing about which one was near.
-    if not sum(hmac.compare_digest(sent, key.encode()) for key in keys):
+    caller = keyring.caller(given.strip())
+    if caller is None:
         raise NotAuthorized("the key in the Authorization header is not one of this server's")
+    return caller
 
 
 def check_host(headers: Headers, allowed: Sequence[str] = ()) -> None:
@@ -74,7 +77,7 @@ def check_host(headers: Headers, allowed: Sequence[str] = ()) -> None:
     if not (is_loopback(name) or name in allowed):
         raise HostRefused(
             f"Host is {host[:100]!r}, but a server without API keys answers to localhost and 127.0.0.1 only; "
-            "set BESTOFN_API_KEYS to serve other names"
+            "make a key with `bestofn keys add NAME` to serve other names"
         )
     origin = headers.get("origin")
     if origin is not None and origin.lower().partition("://")[2] != host.lower():
@@ -91,11 +94,11 @@ def _name(url: str) -> str:
 class Guard:
     """ASGI middleware in front of everything, so that a refused call costs neither parsing nor a look at the queue."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, keyring: Keyring) -> None:
         self._app = app
-        self._keys = settings.api_keys
+        self._keyring = keyring
         self._open = OPEN_PATHS | ({"/metrics"} if settings.open_metrics else frozenset())
-        self._check_host = not settings.api_keys and is_loopback(reached_at(settings))
+        self._loopback = is_loopback(reached_at(settings))
         self._allowed_hosts = settings.allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,10 +106,11 @@ class Guard:
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         try:
-            if self._check_host:
+            if self._loopback and not self._keyring.on:
                 check_host(headers, self._allowed_hosts)
-            if self._keys and scope["path"] not in self._open:
-                check_key(headers, self._keys)
+            if self._keyring.on and scope["path"] not in self._open:
+                scope["caller"] = check_key(headers, self._keyring)
+                bind_contextvars(caller=scope["caller"])  # for the request's line in the log
         except BestOfNError as error:
             return await problem_of(error)(scope, receive, send)
         await self._app(scope, receive, send)

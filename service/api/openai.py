@@ -11,6 +11,7 @@ from starlette.responses import Response
 from bestofn.service.api.answers import failure_of, location_of, result_of
 from bestofn.service.api.body import JsonRoute
 from bestofn.service.api.context import Context, ContextDep
+from bestofn.service.api.guard import caller_of
 from bestofn.service.api.negotiate import read_prefer
 from bestofn.service.api.problem import problem_of
 from bestofn.service.api.submit import submit
@@ -44,9 +45,7 @@ async def generate_images(
     """
     wanted = body.generate_request(context.settings.max_samples)
     try:
-        job_id, created = await submit(
-            context, wanted, authorization=request.headers.get("authorization"), key=idempotency_key
-        )
+        job_id, created = await submit(context, wanted, caller=caller_of(request), key=idempotency_key)
     except InvalidRequest as error:
         error.field = _their_name(error.field, body)
         raise

@@ -17,6 +17,14 @@ HEADER = "X-Request-ID"
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds: no line, no trace
 HUNG_UP = 499  # said of callers who left before their answer began
 NO_ROUTE = "none"
+DOCS = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc"})  # pages of FastAPI's with scripts inside
+# Of every answer that does not say otherwise itself, as the page does.
+SECURE = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+SECURE_DOCS = SECURE | {"Content-Security-Policy": "frame-ancestors 'none'"}
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=+/-]{0,127}")
 
@@ -42,7 +50,7 @@ class Requests:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        answer = _Answer(send, request_id(Headers(scope=scope).get(HEADER)))
+        answer = _Answer(scope, send, request_id(Headers(scope=scope).get(HEADER)))
         clear_contextvars()
         bind_contextvars(request_id=answer.id)
         started = time.perf_counter()
@@ -60,10 +68,11 @@ class Requests:
 
 
 class _Answer:
-    """Sends an answer with the request's id on it, and remembers its status."""
+    """Sends an answer with the request's id and what browsers should know of it, and remembers its status."""
 
-    def __init__(self, send: Send, request: str) -> None:
+    def __init__(self, scope: Scope, send: Send, request: str) -> None:
         self.id = request
+        self._scope = scope
         self.status: int | None = None
         self.streams = False
         self._send = send
@@ -73,6 +82,10 @@ class _Answer:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers[HEADER] = self.id
+            for name, value in (SECURE_DOCS if self._scope["path"] in DOCS else SECURE).items():
+                headers.setdefault(name, value)
+            if "caller" in self._scope:
+                headers["Cache-Control"] = "no-store"  # what a key opens is kept by nobody on the way
             if headers.get("content-type", "").startswith("text/event-stream"):
                 self.streams = True
                 metrics.EVENT_STREAMS.inc()

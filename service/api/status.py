@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 import bestofn
 from bestofn.service.api.context import ContextDep
 from bestofn.service.api.health import look
+from bestofn.service.api.keyring import Keyring
 from bestofn.service.cards import WorkerCard
 from bestofn.service.jobs import Priority, Revision
 from bestofn.service.queue.census import Census
@@ -98,6 +99,7 @@ class LimitsOut(BaseModel):
 class Status(BaseModel):
     """`queue` and `server` are null while the queue's server is away; `refuses` says why no job is taken now.
 
+    `keys` are stale while their file cannot be read: those read last are in force.
     """
 
     status: Literal["ready", "no worker", "no queue", "no jobs taken"]
@@ -109,16 +111,17 @@ class Status(BaseModel):
     judges: list[JudgeOut]
     queue: QueueOut | None
     server: ServerOut | None
+    keys: Literal["off", "on", "stale"]
     limits: LimitsOut
 
 
 @router.get("/status", summary="Workers, models, the queue and the limits")
 async def status(context: ContextDep) -> Status:
     """200 whatever the state; `status` says whether a request would be served now."""
-    return status_of(await look(context), context.settings)
+    return status_of(await look(context), context.settings, context.keyring)
 
 
-def status_of(census: Census | None, settings: Settings) -> Status:
+def status_of(census: Census | None, settings: Settings, keyring: Keyring) -> Status:
     """The answer to a census; None says that the queue's server is away."""
     workers = census.workers if census is not None else ()
     return Status(
@@ -131,14 +134,11 @@ def status_of(census: Census | None, settings: Settings) -> Status:
         judges=_judges(workers),
         queue=_queue(census, settings) if census is not None else None,
         server=ServerOut.model_validate(census.server) if census is not None else None,
+        keys="off" if not keyring.on else "on" if keyring.trouble is None else "stale",
         limits=LimitsOut.model_validate(settings),
     )
 
 
-def _worker(card: WorkerCard) -> WorkerOut:
-    return WorkerOut(
-        name=card.worker,
-        host=card.host,
 def _state(census: Census | None) -> Literal["ready", "no worker", "no queue", "no jobs taken"]:
     if census is None:
         return "no queue"
@@ -147,6 +147,10 @@ def _state(census: Census | None) -> Literal["ready", "no worker", "no queue", "
     return "ready" if census.workers else "no worker"
 
 
+def _worker(card: WorkerCard) -> WorkerOut:
+    return WorkerOut(
+        name=card.worker,
+        host=card.host,
         device=card.device,
         state=card.state,
         slots=card.capacity,

@@ -7,7 +7,6 @@ import secrets
 from structlog.contextvars import bind_contextvars
 
 from bestofn.service.api.context import Context
-from bestofn.service.api.guard import caller_of
 from bestofn.service.api.validate import job_spec, tflops
 from bestofn.service.errors import InvalidRequest
 from bestofn.service.jobs import ImageFormat
@@ -22,7 +21,7 @@ async def submit(
     body: GenerateRequest,
     *,
     image_format: ImageFormat | None = None,
-    authorization: str | None = None,
+    caller: str,
     key: str | None = None,
 ) -> tuple[str, bool]:
     """Submit the job that a request asks for; returns its id and whether this call made it.
@@ -31,13 +30,13 @@ async def submit(
         context: of this process.
         body: the request.
         image_format: overrules the request's, for callers whose Accept header chose.
-        authorization: the caller's header, which tells the Idempotency-Keys of two callers apart.
+        caller: who asks; the job, its share of the limits and the Idempotency-Key are theirs. "": nobody known.
         key: the Idempotency-Key, if there is one.
 
     Raises:
         InvalidRequest, IdempotencyMismatch, Overloaded, Unavailable: as `job_spec` and `Queue.submit` say.
     """
-    queue, caller = context.queue, caller_of(authorization)
+    queue = context.queue
     pair = await context.deployed.choose(body.model, body.judge)
     await context.counters.load(pair.model.tokenizer_sha256)
     spec = job_spec(
@@ -68,5 +67,11 @@ async def submit(
         traceparent=traceparent(),
     )
     context.door.accepted(caller)
-    bind_contextvars(job_id=job)  # for the request's line in the log
+    told = {"prompt": spec.prompt} if context.settings.log_prompts else {"prompt_sha256": _short_hash(spec.prompt)}
+    bind_contextvars(job_id=job, **told)  # for the request's line in the log
     return job, created
+
+
+def _short_hash(prompt: str) -> str:
+    """Enough to tell repeated prompts apart; whoever guesses a prompt can check the guess."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:12]

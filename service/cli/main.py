@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bestofn.service.cli import console, doctor, eval, generate, inspect, models, rank, serve, train, up, worker
+from bestofn.service.cli import console, doctor, eval, generate, inspect, keys, models, rank, serve, train, up, worker
 
 program = typer.Typer(
     name="bestofn",
@@ -44,6 +44,7 @@ up.add_to(program)
 serve.add_to(program)
 worker.add_to(program)
 doctor.add_to(program)
+program.add_typer(keys.program, name="keys")
 program.add_typer(models.program, name="models")
 program.add_typer(train.program, name="train")
 

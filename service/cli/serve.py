@@ -16,7 +16,7 @@ EPILOG = """Examples:
 
 `bestofn serve --port 8080`
 
-`BESTOFN_API_KEYS='["secret"]' bestofn serve --host 0.0.0.0 --redis-url redis://queue:6379`
+`bestofn keys add alice; bestofn serve --host 0.0.0.0 --redis-url redis://queue:6379`
 """
 
 

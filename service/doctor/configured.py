@@ -19,7 +19,7 @@ def settings_changed(settings: Settings) -> Iterator[Finding]:
         if value == field.get_default(call_default_factory=True):
             continue
         if _SECRET.search(name):
-            value = f"({len(value)} of them)" if isinstance(value, tuple) else "(set)"
+            value = "(set)"
         changed.append(f"{name}={value}")
     yield Finding("ok", "settings", ", ".join(changed) or "all at their defaults")
     if SECRETS.is_dir():
@@ -28,9 +28,9 @@ def settings_changed(settings: Settings) -> Iterator[Finding]:
         names = sorted(file.name for file in SECRETS.iterdir() if file.name.lower() in known)
         yield Finding("ok", "secrets", f"{SECRETS} has {', '.join(names) or 'no file of ours'}")
     try:
-        check_binding(settings)
+        keyring = check_binding(settings)
     except SetupError as error:
         yield Finding("fail", "access", f"a server would listen on {settings.host}", error.detail)
     else:
-        who = "with a key" if settings.api_keys else "without a key"
+        who = f"with one of the {len(keyring)} keys in {keyring.file}" if keyring.on else "without a key"
         yield Finding("ok", "access", f"a server would listen on {settings.host}:{settings.port}, calls {who}")

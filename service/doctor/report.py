@@ -48,12 +48,11 @@ def examine(
 
 def hiding(settings: Settings) -> Callable[[str], str]:
     """A function that takes passwords, keys and the home folder's name out of a text."""
-    secrets = sorted((key for key in (*settings.api_keys, settings.api_key) if key), key=len, reverse=True)
     home = str(Path.home())
 
     def hide(text: str) -> str:
-        for secret in secrets:
-            text = text.replace(secret, "***")
+        if settings.api_key:
+            text = text.replace(settings.api_key, "***")
         text = _PASSWORD.sub("***", text)
         return re.sub(rf"{re.escape(home)}(?=[/\s,;:)'\"]|$)", "~", text) if len(home) > 1 else text
 

@@ -133,7 +133,7 @@ local function finish(job, status, type, data)
   for _, name in ipairs({'job', 'heats', 'progress', 'events', 'kept', 'thumbnails'}) do
     redis.call('PEXPIRE', key(name, job), ttl)
   end
-  redis.call('SET', key('gone', job), status, 'PX', ttl + TOMBSTONE_MS)
+  redis.call('SET', key('gone', job), status .. ' ' .. (caller or ''), 'PX', ttl + TOMBSTONE_MS)
   if idempotency ~= '' then
     redis.call('PEXPIRE', key('idempotency', idempotency), ttl + TOMBSTONE_MS)
   end

@@ -15,7 +15,7 @@ job:<job>:kept                hash    candidate -> heat, of the images that stan
 job:<job>:images:<heat>       hash    candidate -> bytes
 job:<job>:staged:<heat>:<by>  hash    the same of a heat that is not yet completed
 job:<job>:thumbnails          hash    candidate -> bytes, of jobs that asked
-gone:<job>                    string  how an expired job had ended
+gone:<job>                    string  "status caller": how an expired job had ended, and whose it was
 idempotency:<key>             hash    job, fingerprint of its request
 backlog                       hash    jobs, candidates, gflop: waiting or running; <class>:jobs ... of one class
 callers                       hash    caller -> candidates of its jobs that wait or run

@@ -111,7 +111,7 @@ class Queue:
             idempotency_key: of the client; a second call with it returns the first call's job.
             fingerprint: of the client's request, to tell a repetition from a mistake.
             cost: estimated TFLOP of the whole job.
-            caller: a name of whoever submits, for limits of each; "": none.
+            caller: a name of whoever submits, for limits of each and walls between them; "": none.
             traceparent: the span of the request, which workers' spans go on from.
 
         Returns:
@@ -159,6 +159,16 @@ class Queue:
             case [b"replay", job]:
                 return job.decode(), False
         raise refusal(reply, spec, settings, self._speed)
+
+    async def owner(self, job: str) -> str | None:
+        """The `caller` who submitted a job, known for a day after its end; None: there is no such job."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.hget(self.keys("job", job), "caller")
+            pipe.get(self.keys("gone", job))
+            caller, gone = await pipe.execute()
+        if caller is None and gone is not None:
+            caller = gone.partition(b" ")[2]
+        return None if caller is None else caller.decode()
 
     async def spec(self, job: str) -> JobSpec:
         """A job's specification. Raises JobNotFound, JobGone."""
@@ -336,11 +346,11 @@ class Queue:
         )
 
     async def _missing(self, job: str) -> None:
-        status = await self.redis.get(self.keys("gone", job))
-        if status is None:
+        gone = await self.redis.get(self.keys("gone", job))
+        if gone is None:
             raise JobNotFound(f"there is no job {job[:64]}")
         raise JobGone(
-            f"job {job} ended ({status.decode()}) longer ago than results are kept, "
+            f"job {job} ended ({gone.decode().partition(' ')[0]}) longer ago than results are kept, "
             f"{self.settings.result_ttl_seconds} s"
         )
 

@@ -17,7 +17,6 @@ LIMITS = {
     "max_steps": 16,
     "max_queued_candidates": 4000,
     "wait_seconds": 0.2,
-    "api_keys": (KEY,),
 }
 ALWAYS = 500  # cases at least, however few examples are asked for: the edges of every field
 PER_EXAMPLE = 12  # cases at least: of each operation one, and sequences
@@ -29,6 +28,7 @@ async def bad_input(rounds: int) -> list[Figure]:
     """At least so many requests, alone and as sequences; all are in the folder's log if one is answered badly."""
     name = "bad-input"
     async with place(**LIMITS) as here:
+        here.keys(KEY)
         await here.workers(1, slots=64, step_seconds=0.002)
         api = await here.api()
         report = here.folder / "report.json"

@@ -58,8 +58,9 @@ class _Flood:
 async def flood(rounds: int) -> list[Figure]:
     """200 clients of one key submit as fast as they can for so many seconds; another key submits now and then."""
     name = "flood"
-    limits = {"max_queued_candidates": 2000, "max_queued_candidates_per_key": 1000, "api_keys": ("flood", "other")}
+    limits = {"max_queued_candidates": 2000, "max_queued_candidates_per_key": 1000}
     async with place(**limits) as here:
+        here.keys("flood", "other")
         await here.workers(1, slots=16, step_seconds=0.05)
         api = await here.api()
         flooding = _Flood(api)

@@ -17,6 +17,7 @@ import uvicorn
 
 from bestofn.service.api.app import create_app
 from bestofn.service.api.server import address_of, listen
+from bestofn.service.keyfile import Key, sha256
 from bestofn.service.redis_server import LocalServer
 from bestofn.service.settings import Settings
 
@@ -96,9 +97,11 @@ def api(data_dir: Path) -> Iterator[Api]:
 
 
 @pytest.fixture(scope="session")
-def keyed_api(api: Api) -> Iterator[Api]:
+def keyed_api(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """The same service behind a key, which is `sesame`."""
-    served = Api(api.settings.model_copy(update={"api_keys": ("sesame",)}))
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text(f"{Key('ali', sha256('sesame'))}\n")
+    served = Api(api.settings.model_copy(update={"keys_file": file}))
     yield served
     served.stop()
 

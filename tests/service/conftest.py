@@ -25,6 +25,7 @@ from bestofn.service.cards import WorkerCard
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.engine.protocol import HeatFinished
 from bestofn.service.jobs import Heat, HeatOutcome, JobSpec
+from bestofn.service.keyfile import Key, sha256
 from bestofn.service.queue.lane import Lane
 from bestofn.service.queue.queue import Queue
 from bestofn.service.redis_server import LocalServer, embedded_binary
@@ -130,6 +131,18 @@ def served(queue_server: Path) -> Iterator[Served]:
     finally:
         worker.kill()  # not asked: one that waits for a queue would go on waiting
         worker.wait()
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Callable[..., dict[str, Path]]:
+    """The setting of a file with these keys, each of the caller of the same name: `keys("k1", "k2")`."""
+
+    def write(*texts: str) -> dict[str, Path]:
+        file = tmp_path / "keys"
+        file.write_text("".join(f"{Key(text, sha256(text))}\n" for text in texts))
+        return {"keys_file": file}
+
+    return write
 
 
 @pytest.fixture

@@ -14,10 +14,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from bestofn.service.api.app import create_app
 from bestofn.service.api.server import listen
 from bestofn.service.engine.fake import FAILS, fake_picture
-from bestofn.service.errors import SetupError
 from bestofn.service.redis_server import LocalServer
 from bestofn.service.settings import Settings
 
@@ -352,38 +350,6 @@ def test_a_queue_that_comes_back_is_found_again(tmp_path: Path, serving: Serving
         assert httpx.get(f"{api.url}/livez").is_success
         with LocalServer(tmp_path):
             assert "no worker" in httpx.get(f"{api.url}/readyz").json()["detail"]
-
-
-def test_keys_open_the_door_and_nothing_else_does(served: Any, serving: Serving) -> None:
-    keys = {"api_keys": ("k1", "k2"), "host": "0.0.0.0"}
-    with serving(served.settings.model_copy(update=keys)) as api:
-
-        def status(**headers: str) -> int:
-            return httpx.get(f"{api.url}/jobs/0123", headers=headers).status_code
-
-        refused = httpx.get(f"{api.url}/jobs/0123")
-        assert (problem_of(refused)["code"], refused.headers["www-authenticate"]) == ("not_authorized", "Bearer")
-        assert status(Authorization="Bearer k3") == 401
-        assert status(Authorization="Basic k1") == 401
-        assert status(Authorization="bearer k2", Host="any.example") == 404
-        assert httpx.get(f"{api.url}/readyz").is_success
-
-
-def test_callers_do_not_share_idempotency_keys(served: Any, serving: Serving) -> None:
-    with serving(served.settings.model_copy(update={"api_keys": ("k1", "k2")})) as api:
-
-        def call(key: str) -> str:
-            headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "same"}
-            return str(httpx.post(f"{api.url}/generate", json={"prompt": "p"}, headers=headers).json()["id"])
-
-        assert call("k1") == call("k1") != call("k2")
-
-
-def test_other_machines_need_keys_or_a_word_of_consent() -> None:
-    settings = Settings(host="0.0.0.0", redis_url="redis://localhost:1")
-    with pytest.raises(SetupError, match="BESTOFN_API_KEYS"):
-        create_app(settings)
-    create_app(settings.model_copy(update={"open_access": True}))
 
 
 def test_waiting_costs_nothing_much(served: Any, http: httpx.Client) -> None:

@@ -174,7 +174,7 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "no address": (["generate", "p", "--server", "localhost"], 1, "it starts with http://"),
     "no picture": (["rank", "p", "nothing.png"], 1, "nothing.png: No such file"),
     "no queue": (["serve"], 1, "run `bestofn up`"),
-    "open to all": (["serve", "--host", "0.0.0.0", "--redis-url", "redis://x"], 1, "BESTOFN_API_KEYS"),
+    "open to all": (["serve", "--host", "0.0.0.0", "--redis-url", "redis://x"], 1, "bestofn keys add"),
 }
 
 

@@ -285,7 +285,7 @@ def test_when_a_request_is_made_again(status: int, headers: dict[str, str], dela
     assert (asked_delay(answer), passes(answer)) == (delay, again)
 
 
-def test_errors_are_those_that_the_server_names(client: Client, serving: Serving, served: Any) -> None:
+def test_errors_are_those_that_the_server_names(client: Client, serving: Serving, served: Any, keys: Any) -> None:
     with pytest.raises(InvalidRequest, match="did you mean top_k") as refused:
         client.submit("p", topk=3)  # type: ignore[call-arg]
     assert refused.value.field == "topk"
@@ -294,7 +294,7 @@ def test_errors_are_those_that_the_server_names(client: Client, serving: Serving
     for call in (client.result, client.cancel, client.wait, lambda job: list(client.events(job))):
         with pytest.raises(JobNotFound, match="0123"):
             call("0123")
-    with serving(served.settings.model_copy(update={"api_keys": ("right",)})) as locked:
+    with serving(served.settings.model_copy(update=keys("right"))) as locked:
         with pytest.raises(NotAuthorized), Client(locked.url, "wrong") as stranger:
             stranger.models()
         with Client(locked.url, "right") as friend:

@@ -63,16 +63,18 @@ def test_the_whole_report_on_a_host_without_torch(served: Any, queue_server: Pat
         "BESTOFN_REDIS_URL": (queue_server / "queue.address").read_text().strip(),
         "BESTOFN_SERVER": served.url,
         "BESTOFN_DATA_DIR": str(tmp_path),
-        "BESTOFN_API_KEYS": '["open-sesame"]',
+        "BESTOFN_API_KEY": "open-sesame",
         "HOME": str(tmp_path),
     }
+    (tmp_path / "keys").write_text(f"ali {'0' * 64}\n")
     command = [sys.executable, "-P", "-c", program, "doctor", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "open-sesame" not in done.stdout
     found = {f"{finding['check']} {finding['what']}": finding for finding in json.loads(done.stdout)}
     assert "enough for API and client" in found["program for models"]["found"]
-    assert "api_keys=(1 of them)" in found["settings settings"]["found"]
+    assert "api_key=(set)" in found["settings settings"]["found"]
+    assert "one of the 1 keys in ~/keys" in found["settings access"]["found"]
     assert "fake" in found["queue workers"]["found"]
     assert found["server server"]["state"] == "ok"
     assert CHECKS.keys() - {"devices", "memory"} <= {finding["check"] for finding in found.values()}

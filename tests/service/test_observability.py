@@ -295,10 +295,9 @@ def test_each_device_of_a_machine_has_a_port_of_its_own() -> None:
 
 
 def test_without_its_queue_an_api_still_tells_how_it_is(
-    serving: Callable[[Settings], AbstractContextManager[Any]],
+    serving: Callable[[Settings], AbstractContextManager[Any]], keys: Callable[..., Any]
 ) -> None:
-    keys = {"api_keys": ("k",), "open_metrics": True}
-    with serving(Settings(redis_url="redis://127.0.0.1:1", **keys)) as api:
+    with serving(Settings(redis_url="redis://127.0.0.1:1", open_metrics=True, **keys("k"))) as api:
         found = metrics(api.url)
         assert (found["bestofn_redis_up"], found["bestofn_ready"]) == (0, 0)
         assert httpx.get(f"{api.url}/status").status_code == 401

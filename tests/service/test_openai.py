@@ -116,8 +116,8 @@ def test_a_job_that_takes_long_is_tried_again_only_under_its_key(client: OpenAI,
     assert answer.parse().num_samples == 32
 
 
-def test_keys(served: Any, serving: Serving) -> None:
-    with serving(served.settings.model_copy(update={"api_keys": ("k1",)})) as api:
+def test_keys(served: Any, serving: Serving, keys: Any) -> None:
+    with serving(served.settings.model_copy(update=keys("k1"))) as api:
 
         def call(key: str) -> Any:
             with OpenAI(base_url=f"{api.url}/v1", api_key=key, max_retries=0) as client:

@@ -84,8 +84,8 @@ def test_most_of_many_jobs_are_canceled_and_the_others_finish(served: Any) -> No
     asyncio.run(run())
 
 
-def test_a_flood_is_refused_at_once_and_the_next_caller_is_not(served: Any, serving: Serving) -> None:
-    limits = {"max_queued_candidates_per_key": 64, "api_keys": ("flood", "other")}
+def test_a_flood_is_refused_at_once_and_the_next_caller_is_not(served: Any, serving: Serving, keys: Any) -> None:
+    limits = {"max_queued_candidates_per_key": 64, **keys("flood", "other")}
 
     async def run(url: str) -> None:
         async with client_of(url) as http:
