@@ -170,7 +170,9 @@ class LocalServer:
         }
         command = [str(binary), *(part for name, value in options.items() for part in (f"--{name}", value))]
         url = f"unix://{socket}"
-        (self.folder / "queue.address").write_text(url + "\n")
+        address = self.folder / "queue.address"
+        if not address.is_file() or address.read_text().strip() != url:  # a disk that is full need not be written to
+            address.write_text(url + "\n")
         if self._process is not None:
             self._process.wait()
         self._process = subprocess.Popen(
@@ -197,9 +199,12 @@ def _client(url: str) -> redis.Redis:
 def _answers(url: str) -> bool:
     with contextlib.closing(_client(url)) as client:
         try:
-            return bool(client.ping())
+            client.ping()
         except (redis.ConnectionError, redis.TimeoutError):  # not there yet, or still reading its file
             return False
+        except redis.ResponseError:  # it takes no writes: its disk is full
+            return True
+        return True
 
 
 def _lock(path: Path) -> IO[str] | None:

@@ -62,7 +62,7 @@ _SAID: Mapping[int, str] = {
     422: "The request cannot be served as written: `field` is at fault, `detail` says what to change.",
     429: "Too much waits already.",
     500: "The job has failed, or the server made a mistake.",
-    503: "The queue is away, or no worker has been ready yet.",
+    503: "The queue is away or full, or no worker has been ready yet.",
     504: "The job is not done yet, or its deadline has passed.",
 }
 
