@@ -1,4 +1,4 @@
-"""The queue's server and the API are killed under load: nothing that was acknowledged is lost, and clients go on."""
+"""Queue server or API killed, the disk filled, all under load: nothing acknowledged is lost, and clients go on."""
 
 import asyncio
 import collections
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import httpx
 from figures import Figure, at_most, exactly, told
-from place import Api, Place, at_rest, place, servers
+from place import PATIENCE_SECONDS, Api, Place, at_rest, place, servers
 
 import bestofn
 from bestofn.service.client.events import JobEvent, SnapshotEvent
@@ -21,6 +21,7 @@ from bestofn.service.client.events import JobEvent, SnapshotEvent
 CLIENTS = 40
 RETURN_SECONDS = 5.0
 STREAMS = 100
+DISK_MEGABYTES = 512
 
 
 @dataclass
@@ -110,6 +111,63 @@ async def _kill_server(kind: str, rounds: int) -> list[Figure]:
             exactly(name, f"{kind}: 503 without Retry-After and retry-after-ms", 0, load.refusals_without_time),
             exactly(name, f"{kind}: keys that made a second job", 0, load.twice),
             at_most(name, f"{kind}: until the API accepts again, slowest", RETURN_SECONDS, max(back), "s"),
+            exactly(name, f"{kind}: workers that ended by it", 0, sum(process.poll() is not None for process in crew)),
+            exactly(name, f"{kind}: gauges that are not 0 afterwards", 0, len(await at_rest(here.queue))),
+        ]
+
+
+async def disk_full(rounds: int) -> list[Figure]:
+    """The disk of the queue's server is filled under load, and has room again seconds later, with Redis and Valkey."""
+    figures = []
+    for name in servers():
+        figures += await _fill_disk(name, rounds)
+    return figures
+
+
+async def _fill_disk(kind: str, rounds: int) -> list[Figure]:
+    name = "disk-full"
+    async with place(kind, megabytes=DISK_MEGABYTES, image_budget_bytes=2**31) as here:
+        crew = await here.workers(2, slots=32, step_seconds=0.005)
+        load = _Load(await here.api())
+        unready, healed, accepted, words = list[float](), list[float](), 0, set[str]()
+        async with load.running(), httpx.AsyncClient(base_url=load.api.url, timeout=30) as http:
+
+            async def seconds_until(ready: bool) -> float:
+                began = time.monotonic()
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    while (answer := await http.get("/readyz")).is_success is not ready:
+                        await asyncio.sleep(0.01)
+                if not ready:
+                    words.add(answer.json()["detail"])
+                return time.monotonic() - began
+
+            for _ in range(rounds):
+                await asyncio.sleep(random.uniform(1.0, 3.0))
+                here.disk.fill()
+                unready.append(await seconds_until(False))
+                full = time.monotonic()
+                await asyncio.sleep(random.uniform(1.0, 5.0))
+                accepted += sum(when > full + 0.5 and status in (200, 202) for when, status in load.answers)
+                here.disk.free()
+                healed.append(await seconds_until(True))
+            await asyncio.sleep(1.0)
+        lost, unfinished = await _look_for(here, load)
+        other = {status: count for status, count in load.statuses.items() if status not in (200, 202, 503)}
+        said = sum("disk of its server is full" in text for text in words)
+        return [
+            exactly(name, f"{kind}: acknowledged jobs lost in {rounds} times", 0, lost),
+            exactly(name, f"{kind}: acknowledged jobs that were not completed", 0, unfinished),
+            exactly(name, f"{kind}: jobs accepted meanwhile", 0, accepted),
+            told(
+                name,
+                f"{kind}: jobs acknowledged before and after; submissions answered 503 meanwhile",
+                f"{len(load.acknowledged)}; {load.statuses[503]}",
+            ),
+            exactly(name, f"{kind}: submissions answered otherwise, such as 500", 0, sum(other.values())),
+            exactly(name, f"{kind}: 503 without Retry-After and retry-after-ms", 0, load.refusals_without_time),
+            exactly(name, f"{kind}: reasons in /readyz other than the full disk", 0, len(words) - said),
+            at_most(name, f"{kind}: until /readyz is 503, slowest", RETURN_SECONDS, max(unready), "s"),
+            at_most(name, f"{kind}: until it is 200 when there is room, slowest", RETURN_SECONDS, max(healed), "s"),
             exactly(name, f"{kind}: workers that ended by it", 0, sum(process.poll() is not None for process in crew)),
             exactly(name, f"{kind}: gauges that are not 0 afterwards", 0, len(await at_rest(here.queue))),
         ]

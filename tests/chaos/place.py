@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from disks import Disk, small_disk
 
 from bestofn.service.cards import WorkerCard
 from bestofn.service.engine.fake import FakeEngine
@@ -63,6 +64,11 @@ class Place:
     queue: Queue
     server: LocalServer
     _processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    @property
+    def disk(self) -> Disk:
+        """That of the server's file."""
+        return Disk(self.server.folder / "queue")
 
     @property
     def notes(self) -> Path:
@@ -132,21 +138,24 @@ class Place:
 
 
 @contextlib.contextmanager
-def server(name: str = "redis") -> Iterator[LocalServer]:
-    """A queue's server in a folder of its own, its append-only file on; the other one where this is not there."""
+def server(name: str = "redis", megabytes: int | None = None) -> Iterator[LocalServer]:
+    """A queue's server in a folder of its own, its append-only file on; the other one where this is not there.
+
+    `megabytes`: the file is on a small disk of its own.
+    """
     found = servers()
-    folder = Path(tempfile.mkdtemp(prefix="bestofn-chaos-"))
-    try:
-        with LocalServer(folder, found.get(name) or next(iter(found.values()))) as started:
-            yield started
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="bestofn-chaos-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        if megabytes is not None:
+            stack.enter_context(small_disk(folder / "queue", megabytes))
+        yield stack.enter_context(LocalServer(folder, found.get(name) or next(iter(found.values()))))
 
 
 @contextlib.asynccontextmanager
-async def place(name: str = "redis", **settings: Any) -> AsyncIterator[Place]:
+async def place(name: str = "redis", megabytes: int | None = None, **settings: Any) -> AsyncIterator[Place]:
     """A server of that name with a lease of 2 s and a beat of 0.4 s, unless the settings say otherwise."""
-    with server(name) as on:
+    with server(name, megabytes) as on:
         folder = on.folder / "notes"
         folder.mkdir()
         told = {

@@ -45,6 +45,7 @@ SECTIONS = {
     "memory": Section(trouble.memory, 3, 1),
     "judge-garbage": Section(trouble.rambling, 10, 2),
     "kill-queue": Section(outages.kill_queue, 8, 1),
+    "disk-full": Section(outages.disk_full, 8, 1),
     "kill-api": Section(outages.kill_api, 4, 1),
     "flood": Section(door.flood, 60, 30),
     "fairness": Section(door.fairness, 5, 1),
