@@ -15,7 +15,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from bestofn.service.api.guard import check_binding
+from bestofn.service.api.keyring import Keyring
 from bestofn.service.errors import SetupError
+from bestofn.service.keyfile import new_key
 from bestofn.service.settings import Settings
 from tests.hub import COMMIT, hub
 
@@ -65,6 +67,8 @@ def test_one_command_works_without_preparation() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     assert set(re.findall(r"\$\{\w+(.{2})", text)) == {":-"}
     cpu = [service for service in SERVICES.values() if "cpu" in service["profiles"]]
+    for folder in (default(volume).split(":")[0] for service in cpu for volume in service.get("volumes", [])):
+        assert not folder.startswith(".") or (ROOT / folder).is_dir(), f"{folder} is missing"
     for secret in {secret for service in cpu for secret in service.get("secrets", [])}:
         path = default(COMPOSE["secrets"][secret]["file"])
         assert (ROOT / path).is_file(), f"{path} is missing"
@@ -84,12 +88,13 @@ def test_environment_names_settings() -> None:
                 assert name.removeprefix("BESTOFN_").lower() in Settings.model_fields
 
 
-def test_a_published_port_decides_whether_keys_are_needed() -> None:
-    inside = {"host": "0.0.0.0", "api_keys": ()}
+def test_a_published_port_decides_whether_keys_are_needed(tmp_path: Path) -> None:
+    inside = {"host": "0.0.0.0", "data_dir": tmp_path}
     check_binding(Settings(**inside, published_on="127.0.0.1"))
     with pytest.raises(SetupError, match=r"a server on 10\.0\.0\.1 can be called"):
         check_binding(Settings(**inside, published_on="10.0.0.1"))
-    check_binding(Settings(host="0.0.0.0", api_keys=("key",), published_on="10.0.0.1"))
+    (tmp_path / "keys").write_text(f"ali {'0' * 64}\n")
+    check_binding(Settings(**inside, published_on="10.0.0.1"))
 
 
 def test_kubernetes_runs_what_compose_runs() -> None:
@@ -120,19 +125,23 @@ def test_images_install_what_the_project_asks_for() -> None:
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="docker/make-secrets needs openssl")
 def test_secrets_are_made_once_and_read_by_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("REDIS_URL", "BESTOFN_REDIS_URL", "BESTOFN_API_KEYS"):
+    for name in ("REDIS_URL", "BESTOFN_REDIS_URL"):
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "secrets"
     make = [str(ROOT / "docker" / "make-secrets"), str(folder), "queue.example.net"]
-    subprocess.run(make, check=True, capture_output=True)
+    told = subprocess.run(make, check=True, capture_output=True, text=True).stdout
     before = {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
-    subprocess.run(make, check=True, capture_output=True)
+    assert subprocess.run(make, check=True, capture_output=True).stdout == b""
     assert {path: path.read_text() for path in folder.rglob("*") if path.is_file()} == before
 
     edge = Settings(_secrets_dir=folder)
     assert edge.redis_url is not None
-    assert [len(key) for key in edge.api_keys] == [48, 48]
-    assert edge.api_keys[1] == (folder / "prometheus_key").read_text().strip()
+    keyring = Keyring(Settings(data_dir=folder / "api"))
+    first = told.split()[-1]
+    assert len(first) == len(new_key("ali")[0])
+    assert keyring.caller(first) == "first"
+    assert keyring.caller((folder / "prometheus_key").read_text().strip()) == "prometheus"
+    assert not any(first in text for text in before.values())
     remote = Settings(_secrets_dir=folder / "gpu-host").redis_url or ""
     password = edge.redis_url.removeprefix("redis://bestofn:").removesuffix("@redis:6379/0")
     assert remote == f"rediss://bestofn:{password}@queue.example.net:6380/0?ssl_ca_certs=/run/secrets/queue_ca"

@@ -100,6 +100,13 @@ def generate(here: Host, folder: Path, key: str | None = None) -> dict[str, obje
     return dict(json.loads(done.stdout))
 
 
+def status_with(here: Host, key: str) -> int:
+    """The status that a call with this key gets, from outside of the containers."""
+    command = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", f"Authorization: Bearer {key}"]
+    done = subprocess.run([*here.network.enter(), *command, "http://127.0.0.1:8000/status"], capture_output=True)
+    return int(done.stdout)
+
+
 def ready(api: Container) -> bool:
     look = "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/readyz')"
     return api.run("python", "-c", look).returncode == 0
@@ -148,9 +155,9 @@ def several_hosts() -> None:
     say("--- docker compose --profile edge --profile hosts up; docker compose --profile gpu up")
     with tempfile.TemporaryDirectory(dir=WORK) as folder:
         secrets = Path(folder) / "secrets"
-        subprocess.run([ROOT / "docker" / "make-secrets", secrets, "localhost"], check=True, stdout=subprocess.DEVNULL)
+        make = [ROOT / "docker" / "make-secrets", secrets, "localhost"]
+        key = subprocess.run(make, check=True, capture_output=True, text=True).stdout.split()[-1]
         secrets.chmod(0o755)
-        key = json.loads((secrets / "bestofn_api_keys").read_text())[0]
         # There is no GPU here; all else is as on such a host.
         named = {"BESTOFN_MODEL": f"{MODEL}@main", "BESTOFN_JUDGE": f"{JUDGE}@main", "BESTOFN_DEVICES": "cpu"}
         named["BESTOFN_BIND"] = "192.0.2.1"
@@ -175,6 +182,14 @@ def several_hosts() -> None:
             check("Read-only file system" in tried.stderr, "the worker cannot write to the weights")
             answer = generate(here, Path(folder), key)
             check(answer["status"] == "succeeded", f"a job is done with a key and {answer['model']}")
+            made = api.run("bestofn", "keys", "add", "alice", "--file", "-")
+            keys = secrets / "api" / "keys"
+            edited = keys.with_name("keys.edited")  # as editors and sed do
+            edited.write_text(keys.read_text().replace("first ", "# first ") + made.stdout)
+            edited.rename(keys)
+            time.sleep(2)
+            check(status_with(here, key) == 401, "a key is revoked while the API runs")
+            check(status_with(here, made.stderr.split()[-1]) == 200, "one that the API's container made is good")
             worker.stop()
 
 

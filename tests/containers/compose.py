@@ -21,7 +21,7 @@ class Service:
     user: str
     read_only: bool
     temporary: list[str]
-    volumes: dict[str, tuple[str, bool]]  # path in the container -> volume, read-only
+    volumes: dict[str, tuple[str, bool]]  # path in the container -> volume or folder, read-only
     secrets: dict[str, Path]
     configs: dict[str, Path]
     health: list[str]
@@ -54,6 +54,8 @@ def read(name: str, image: Mapping[str, Any], variables: Mapping[str, str], extr
     volumes = {}
     for line in service.get("volumes", []):
         volume, path, *mode = line.split(":")
+        if volume.startswith((".", "/")):  # a folder of the host
+            volume = str(ROOT / volume)
         volumes[path] = (volume, mode == ["ro"])
     return Service(
         name=name,
