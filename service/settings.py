@@ -23,7 +23,8 @@ class Settings(BaseSettings):
     )
     namespace: str = Field("bestofn", description="First word of every Redis key.")
     data_dir: Path = Field(
-        Path("~/.local/share/bestofn").expanduser(), description="Embedded queue's files and address."
+        Path("~/.local/share/bestofn").expanduser(),
+        description="Embedded queue's files and address, and the API's keys.",
     )
     lease_seconds: float = Field(
         15.0, gt=0, description="A heat whose lease was not renewed for this long is taken over."

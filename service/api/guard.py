@@ -60,7 +60,9 @@ def check_key(headers: Headers, keyring: Keyring) -> str:
     """The caller's name. Raises NotAuthorized unless `Authorization: Bearer` carries one of the keys."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not given.strip():
-        raise NotAuthorized("this server wants a key: send the header Authorization: Bearer KEY")
+        raise NotAuthorized(
+            "this server wants a key: send the header Authorization: Bearer KEY (bestofn's commands: BESTOFN_API_KEY)"
+        )
     caller = keyring.caller(given.strip())
     if caller is None:
         raise NotAuthorized("the key in the Authorization header is not one of this server's")
