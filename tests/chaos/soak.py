@@ -134,6 +134,9 @@ async def soak(minutes: float, out: Path) -> list[Figure]:
             )
             capacity = dict(zip(pairs, speeds, strict=True))
             run.say("; ".join(f"{name}: {1000 * speed:.3g} GFLOP/s" for name, speed in capacity.items()))
+            for load in loads.values():
+                load.done.clear()
+                load.book.seconds.clear()
             before = {name: load.book.work for name, load in loads.items()}
             begun, until = run.seconds, time.monotonic() + 60 * minutes
             killing = asyncio.create_task(run.kill())
@@ -225,7 +228,7 @@ async def _all_warm(here: Place, sleeping: int) -> None:
 
 def _callers(names: Iterable[str]) -> list[int]:
     """So many that workers never wait for them."""
-    return [24 if name == "fake" else 8 for name in names]
+    return [24 if name == "fake" else 6 for name in names]
 
 
 def _accepted(api: Api) -> set[str]:
@@ -260,6 +263,7 @@ def _load_figures(
         arrived = sum(load.done[act] for act in ACTS)
         figures += [
             told(NAME, f"{name}: offered and done, of capacity", f"{100 * offered:.0f} % and {100 * worked:.0f} %"),
+            told(NAME, f"{name}: capacity, measured before", f"{1000 * capacity[name]:.3g} GFLOP/s"),
             told(NAME, f"{name}: arrivals; left out because too much waited", f"{arrived}; {load.left_out}"),
             told(NAME, f"{name}: job's time, median and p99", waits),
             told(NAME, f"{name}: what callers did", _counted(load.done)),
@@ -308,12 +312,12 @@ def _counted(counter: "collections.Counter[str]") -> str:
     return ", ".join(f"{what} {count}" for what, count in sorted(counter.items()))
 
 
-def publish(figures: Sequence[Figure], page: Path) -> None:
-    """The table in its section of reliability.md."""
+def publish(figures: Sequence[Figure], on: str, page: Path) -> None:
+    """The table at the end of its section of reliability.md."""
     head, mark, rest = page.read_text().partition(f"{HEADING}\n")
-    words, _, _ = rest.partition("\n| section")
-    _, _, after = rest.partition("\n## ")
-    page.write_text(f"{head}{mark}{words}\n{table(figures)}\n\nMeasured on {machine()}.\n\n## {after}")
+    section, end, after = rest.partition("\n## ")
+    words = section.partition("\n| section")[0].rstrip()
+    page.write_text(f"{head}{mark}{words}\n\n{table(figures)}\n\nMeasured on {on}.\n{end}{after}")
 
 
 def main() -> int:
@@ -325,7 +329,7 @@ def main() -> int:
     print(table(figures))  # noqa: T201
     page = flags.out.with_name("reliability.md")
     if page.is_file():
-        publish(figures, page)
+        publish(figures, machine(), page)
     broken = [figure for figure in figures if figure.kept is False]
     print(f"{len(broken)} broken of {sum(f.kept is not None for f in figures)} promises")  # noqa: T201
     return 1 if broken else 0

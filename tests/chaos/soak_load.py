@@ -5,6 +5,7 @@ import collections
 import contextlib
 import itertools
 import random
+import statistics
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -22,7 +23,7 @@ from bestofn.service.jobs import ENDED, JobStatus
 PROMPTS = [f"a photo of a {colour} {shape}" for colour, shape in itertools.product(COLOURS, SHAPES)]
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 # What a caller does, and how often; "cancel" and "leave" end a part of their jobs early.
-ACTS = {"poll": 30, "wait": 20, "picture": 10, "follow": 15, "repeat": 10, "cancel": 10, "leave": 5}
+ACTS = {"poll": 25, "wait": 20, "picture": 10, "follow": 10, "repeat": 10, "stream": 5, "cancel": 15, "leave": 5}
 WAITING_SECONDS = 60.0  # of work at full capacity: when more waits, an arrival is left out
 ASYNC = {"Prefer": "respond-async"}
 LOOK_SECONDS = 1.0
@@ -34,19 +35,20 @@ REFUSED: tuple[tuple[int, dict[str, Any]], ...] = (
     (422, {"json": {"prompt": "p", "n": 4}}),
     (422, {"json": {"prompt": "p", "model": "another"}}),
     (422, {"json": {"prompt": "p " * 999, "model": "shapes", "judge": "shapes"}}),
-    (400, {"content": b'{"prompt": ', "headers": {"Content-Type": "application/json"}}),
+    (422, {"content": b'{"prompt": ', "headers": {"Content-Type": "application/json"}}),
     (415, {"content": b"prompt", "headers": {"Content-Type": "text/plain"}}),
     (413, {"content": b'"' + b"p" * 70_000 + b'"', "headers": {"Content-Type": "application/json"}}),
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
-    """One arrival."""
+    """One arrival, and when it came."""
 
     act: str
     body: dict[str, Any]
     tflops: float
+    since: float = 0.0
 
 
 def arrivals(pair: Pair, rng: random.Random, acts: dict[str, int] = ACTS) -> Iterator[Asked]:
@@ -95,12 +97,12 @@ class Book:
     def open(self) -> int:
         return len(self._open)
 
-    async def until_end(self, job: str, cost: float) -> None:
+    async def until_end(self, job: str, asked: Asked) -> None:
         """Returns when the job has ended. Raises TimeoutError if it seems not to."""
         if job in self._known and job not in self._open:
             return
         self._known.add(job)
-        _, _, end = self._open.setdefault(job, (cost, time.monotonic(), asyncio.Event()))
+        _, _, end = self._open.setdefault(job, (asked.tflops, asked.since, asyncio.Event()))
         await asyncio.wait_for(end.wait(), SLOW_SECONDS)
 
     async def watch(self) -> None:
@@ -198,6 +200,7 @@ class Load:
     async def _tried(self, asked: Asked) -> None:
         act: Callable[[Asked], Coroutine[Any, Any, None]] = getattr(self, f"_{asked.act}")
         self.waiting += asked.tflops
+        asked.since = time.monotonic()
         try:
             await act(asked)
             self.done[asked.act] += 1
@@ -214,14 +217,14 @@ class Load:
 
     async def _submitted(self, asked: Asked, **headers: str) -> str | None:
         answer = await self.http.post("/generate", json=asked.body, headers=ASYNC | headers)
-        return str(answer.json()["id"]) if self._expect(answer, 200, 202) else None
+        return _job(answer) if self._expect(answer, 200, 202) else None
 
     async def _poll(self, asked: Asked) -> None:
         """Comes back for the result, the winner and a small picture."""
         job = await self._submitted(asked)
         if job is None:
             return
-        await self.book.until_end(job, asked.tflops)
+        await self.book.until_end(job, asked)
         answer = await self.http.get(f"/jobs/{job}")
         if not self._expect(answer, 200):
             return
@@ -234,13 +237,15 @@ class Load:
     async def _wait(self, asked: Asked) -> None:
         answer = await self.http.post("/generate", json=asked.body)
         if self._expect(answer, 200, 202):
-            await self.book.until_end(answer.json()["id"], asked.tflops)
+            await self.book.until_end(_job(answer), asked)
 
     async def _picture(self, asked: Asked) -> None:
         """Asks for the winner's bytes; a 504 names the job when that takes too long."""
-        answer = await self.http.post("/generate", json=asked.body, headers={"Accept": "image/png"})
+        body = {name: value for name, value in asked.body.items() if name != "format"}
+        answer = await self.http.post("/generate", json=body, headers={"Accept": "image/png"})
         if self._expect(answer, 200, 504):
-            self.done["picture in time" if answer.is_success else "picture late"] += 1
+            self.done["picture too late"] += not answer.is_success
+            await self.book.until_end(_job(answer), asked)
 
     async def _follow(self, asked: Asked) -> None:
         """Follows the job's events; every third one leaves and comes back."""
@@ -253,7 +258,16 @@ class Load:
         last = await _last(self.client.events(job))
         if last != "result":
             self.odd[f"stream ends with {last}"] += 1
-        await self.book.until_end(job, asked.tflops)
+        await self.book.until_end(job, asked)
+
+    async def _stream(self, asked: Asked) -> None:
+        """Has the events as the answer to its request."""
+        headers = {"Accept": "text/event-stream"}
+        async with self.http.stream("POST", "/generate", json=asked.body, headers=headers) as answer:
+            events = [line async for line in answer.aiter_lines() if line.startswith("event:")]
+        if events[-1:] != ["event: result"]:
+            self.odd[f"stream ends with {events[-1:]}"] += 1
+        await self.book.until_end(_job(answer), asked)
 
     async def _repeat(self, asked: Asked) -> None:
         """Sends the request three times with one key: twice at once, and when it is done."""
@@ -263,7 +277,7 @@ class Load:
         if jobs or job is None:
             self.odd["one key, two jobs"] += 1
             return
-        await self.book.until_end(job, asked.tflops)
+        await self.book.until_end(job, asked)
         if await self._submitted(asked, **key) != job:
             self.odd["one key, two jobs"] += 1
 
@@ -271,8 +285,8 @@ class Load:
         job = await self._submitted(asked)
         if job is None:
             return
-        end = asyncio.create_task(self.book.until_end(job, asked.tflops))
-        await asyncio.sleep(self.rng.expovariate(1 / 3.0))
+        end = asyncio.create_task(self.book.until_end(job, asked))
+        await asyncio.sleep(self.rng.random() * (statistics.median(self.book.seconds) if self.book.seconds else 1.0))
         self._expect(await self.http.delete(f"/jobs/{job}"), 200)
         await end
 
@@ -287,8 +301,12 @@ class Load:
         await asyncio.sleep(1.0)
         answer = await self.http.post("/generate", json=asked.body, headers=ASYNC | key)
         canceled = not answer.is_success and answer.json().get("code") == "job_canceled"
-        if not canceled and self._expect(answer, 200, 202):
-            await self.book.until_end(answer.json()["id"], asked.tflops)
+        if canceled or self._expect(answer, 200, 202):
+            await self.book.until_end(_job(answer), asked)
+
+
+def _job(answer: httpx.Response) -> str:
+    return answer.headers["Location"].rpartition("/")[2]
 
 
 async def _last(events: AsyncIterator[Any]) -> str | None:
