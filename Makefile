@@ -7,7 +7,7 @@ PROMPT ?= a photo of a red star left of a blue circle
 
 export PYTHONSAFEPATH := 1
 
-.PHONY: setup demo up test check bench chaos containers clean
+.PHONY: setup demo up test check bench bench-gpu chaos containers clean
 
 setup: .venv/.ready
 
@@ -39,6 +39,9 @@ check: setup
 
 bench: setup  ## all sections within ten minutes, or some: make bench SECTIONS="queue scaling"
 	$(BIN)/python -P tests/bench $(SECTIONS)
+
+bench-gpu: setup  ## one GPU, no network, within nine minutes, or some: make bench-gpu SECTIONS="engine strict"
+	$(BIN)/python -P tests/bench/gpu.py $(SECTIONS)
 
 chaos: setup  ## breaks what docs/reliability.md promises to survive, within 40 minutes, or some: make chaos SECTIONS=flood
 	$(BIN)/python -P tests/chaos/run.py $(SECTIONS)

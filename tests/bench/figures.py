@@ -112,12 +112,15 @@ def save(folder: Path, section: str, caption: str, measured: Measured, seconds: 
     (folder / f"{section}.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
-def write_page(folder: Path, sections: Iterable[str]) -> None:
+HEAD = (
+    '# Benchmarks\n\nWritten by `make bench` (some sections: `make bench SECTIONS="queue scaling"`). Ratios are of '
+    "medians of one run in alternating order. What is wanted was written down before it was measured."
+)
+
+
+def write_page(folder: Path, sections: Iterable[str], head: str = HEAD) -> None:
     """Writes README.md from the JSON of those sections that there is, each run at its own time."""
-    parts = [
-        '# Benchmarks\n\nWritten by `make bench` (some sections: `make bench SECTIONS="queue scaling"`). Ratios are of '
-        "medians of one run in alternating order. What is wanted was written down before it was measured."
-    ]
+    parts = [head]
     for section in sections:
         file = folder / f"{section}.json"
         if file.is_file():

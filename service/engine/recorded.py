@@ -1,0 +1,51 @@
+"""Work that is done over and over on the same tensors: a CUDA graph on a GPU, a plain call elsewhere."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bestofn.service.engine.microbatch import out_of_memory
+
+
+class Recorded:
+    """Calls work that reads and writes the same memory each time, and returns nothing.
+
+    On a GPU the first call is a plain one, in which kernels are built and memory is found; the second is recorded, and
+    from then on a call is one launch instead of hundreds. The work must not wait for the device.
+    """
+
+    def __init__(self, work: Callable[[], object], device: torch.device, pool: Any = None) -> None:
+        """
+        Args:
+            pool: `torch.cuda.graph_pool_handle()` of graphs that may share memory, since none runs beside another and
+                what they write lies elsewhere.
+        """
+        self._work = work
+        self._pool = pool
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._calls_until_recording = 1 if device.type == "cuda" else -1  # negative: never
+
+    def __call__(self) -> None:
+        if self._calls_until_recording == 0:
+            self._record()
+        self._calls_until_recording -= 1
+        if self._graph is None:
+            self._work()
+        else:
+            self._graph.replay()
+
+    def _record(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads of this process may well use the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                self._work()
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"the forward runs without a CUDA graph, slower: {reason}", RuntimeWarning, stacklevel=3)
+        else:
+            self._graph = graph

@@ -1,0 +1,150 @@
+"""make bench-gpu: what one GPU does, section by section, with random weights at true shapes; no network.
+
+    python -P tests/bench/gpu.py                         all of it, within nine minutes
+    python -P tests/bench/gpu.py ceilings forward        some sections
+    python -P tests/bench/gpu.py --device cpu --tiny     every section at toy sizes, to see that it runs
+
+Each section is a process of its own, so that one that breaks or hangs costs the others nothing. What it has measured is
+written to SECTION.json as it goes; one that would not fit into the time that is left is not begun.
+"""
+
+# ruff: noqa: T201
+
+import argparse
+import importlib
+import multiprocessing
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parent))
+
+from figures import ROOT, Measured, machine, save, shown, write_page
+
+# Seconds that a section is expected to take on an H200; computed, not measured.
+SECTIONS = {"ceilings": 20, "kernels": 50, "forward": 80, "engine": 180, "diffusers": 130, "strict": 60}
+BUDGET = 530.0  # seconds of all
+LEAST_SHARE = 0.6  # of what a section is expected to take must be left to begin it
+HEAD = (
+    '# Benchmarks on a GPU\n\nWritten by `make bench-gpu` (some sections: `make bench-gpu SECTIONS="engine strict"`). '
+    "Weights are random, shapes are true: times and bytes mean something, pictures and verdicts do not."
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all if left out")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes; the CPU knows no others")
+    parser.add_argument(
+        "--budget", type=float, default=BUDGET, help=f"seconds of all sections, {BUDGET:.0f} if left out"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "gpu")
+    flags = parser.parse_args()
+    unknown = set(flags.sections) - SECTIONS.keys()
+    if unknown:
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    if flags.device == "cpu" and not flags.tiny:
+        parser.error("--device cpu takes --tiny: true shapes take a CPU hours")
+    deadline = time.monotonic() + flags.budget
+    device = _in_fork(_name, flags.device, seconds=60.0)
+    if device is None:
+        print(
+            "bench-gpu needs a CUDA device and found none; --device cpu --tiny runs its code without", file=sys.stderr
+        )
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        place = _place(flags.device, flags.tiny, folder)
+        on = f"{device}; {machine()}"
+        print(on, flush=True)
+        broken = 0
+        for name in flags.sections or SECTIONS:
+            left = deadline - time.monotonic()
+            if left < LEAST_SHARE * SECTIONS[name] and not flags.tiny:
+                print(f"{name}: skipped, {left:.0f} s are left and it takes about {SECTIONS[name]}", flush=True)
+                continue
+            begun = time.monotonic()
+            ended = _in_fork(_section, name, place, flags.out, on, seconds=left)
+            seconds = time.monotonic() - begun
+            broken += not ended
+            print(f"{name}: {seconds:.0f} s{'' if ended else ', broken off'}\n", flush=True)
+            write_page(flags.out, SECTIONS, HEAD)
+    print(f"{broken} broken off")
+    return 1 if broken else 0
+
+
+def _name(device: str) -> str | None:
+    """What the device is called; None if there is none."""
+    import torch
+
+    if device == "cpu":
+        return "no GPU, toy sizes"
+    if not torch.cuda.is_available():
+        return None
+    have = torch.cuda.get_device_properties(0)
+    return f"{have.name}, {have.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+
+
+def _place(device: str, tiny: bool, folder: str) -> Any:
+    """Imports what takes long, so that each section's fork has it at once; this process never touches the device."""
+    import diffusers
+    import torch
+    import transformers
+    from gpu_place import Place
+
+    diffusers.utils.logging.set_verbosity_error()
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    return Place(torch.device(device), tiny, Path(folder))
+
+
+def _section(name: str, place: Any, out: Path, on: str) -> bool:
+    """Runs a section; what it has measured is kept, whatever becomes of it."""
+    module = importlib.import_module(f"gpu_{name}")
+    caption, begun, measured = module.__doc__.strip(), time.monotonic(), Measured([])
+    try:
+        for measured in module.measure(place):
+            save(out, name, caption, measured, time.monotonic() - begun, on)
+    except Exception:
+        said = f"Broken off: {traceback.format_exc(limit=-1).strip().splitlines()[-1]}"
+        save(
+            out,
+            name,
+            caption,
+            Measured(measured.tables, measured.figures, [*measured.notes, said]),
+            time.monotonic() - begun,
+            on,
+        )
+        traceback.print_exc()
+        return False
+    finally:
+        print(f"{shown(measured)}\n", flush=True)
+    return True
+
+
+def _in_fork(call: Callable[..., Any], *args: object, seconds: float) -> Any:
+    """The result of a call in a process of its own; None if that breaks or is not done in time."""
+    fork = multiprocessing.get_context("fork")
+    inbox, outbox = fork.Pipe(duplex=False)
+    process = fork.Process(target=lambda: outbox.send(call(*args)))
+    process.start()
+    outbox.close()
+    try:
+        return inbox.recv() if inbox.poll(seconds) else None
+    except EOFError:
+        return None
+    finally:
+        process.join(5.0)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    sys.exit(main())

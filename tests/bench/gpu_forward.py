@@ -1,0 +1,91 @@
+"""One forward of the transformer by rows of the batch: ours as the engine calls it, plainly and as a CUDA graph, and
+diffusers'; then decoder and judge by pictures of a batch."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from diffusers import SanaTransformer2DModel
+from figures import Measured, Table
+from gpu_ceilings import peak_rate
+from gpu_place import Place, config, draw, emptied, engine, transformer
+
+from bestofn.models.flops import TERA, forward_flops
+from bestofn.service.engine.recorded import Recorded
+
+ROWS = {"1.6B": (2, 4, 8, 16, 32, 64), "4.8B": (2, 16, 64)}
+TEXT = 300
+
+
+def measure(place: Place) -> Iterator[Measured]:
+    """The ceiling is a large matrix product of this run."""
+    forwards: list[tuple[str | float, ...]] = []
+    parts: list[tuple[str | float, ...]] = []
+    ceiling = peak_rate(place)
+    measured = Measured(
+        [
+            Table(("model", "rows", "way", "ms", "ms a row", "TFLOP/s", "% of the ceiling"), forwards),
+            Table(("part", "pictures", "ms", "ms a picture", "TFLOP/s", "% of the ceiling"), parts),
+        ],
+        notes=[f"The ceiling: {ceiling:.4g} TFLOP/s."],
+    )
+    for size, sizes in ROWS.items():
+        for rows in place.pick(sizes, (2,)):
+            for way, seconds, flops in _forward(place, size, rows):
+                rate = flops / seconds / TERA
+                forwards.append((size, rows, way, 1e3 * seconds, 1e3 * seconds / rows, rate, 100 * rate / ceiling))
+            yield measured
+        place.free()
+    for part, pictures, seconds, flops in _parts(place):
+        rate = flops / seconds / TERA
+        parts.append((part, pictures, 1e3 * seconds, 1e3 * seconds / pictures, rate, 100 * rate / ceiling))
+        yield measured
+
+
+def _forward(place: Place, size: str, rows: int) -> Iterator[tuple[str, float, int]]:
+    shape = config(place, size)
+    side, L = shape.sample_size, place.pick(TEXT, 9)
+    flops = rows * forward_flops(shape, side, side, L)
+    runs = place.pick(5, 2)
+    model = _models.get((place, size, "ours")) or _models.setdefault((place, size, "ours"), transformer(place, size))
+    latent = place.normal(rows, shape.in_channels, side, side, dtype=torch.float32)
+    time = torch.full((rows,), 500.0, device=place.device)
+    text, seen = place.normal(1, L, shape.caption_channels), torch.ones(1, L, device=place.device)
+    with torch.inference_mode():
+        context = model.prompt_context(text, seen).select([0] * rows)
+        out = torch.empty(latent.shape, dtype=place.dtype, device=place.device)
+        plain: Callable[[], object] = lambda: out.copy_(model(latent, time, context))  # noqa: E731
+        yield "plain", place.seconds(plain, runs), flops
+        recorded = Recorded(plain, place.device)
+        recorded()
+        yield "recorded", place.seconds(recorded, runs), flops
+        theirs = _models.get((place, size, "diffusers"))
+        if theirs is None:
+            with torch.device("meta"):
+                made = SanaTransformer2DModel.from_config(shape.to_dict())
+            theirs = _models[place, size, "diffusers"] = draw(emptied(made, place))
+        hidden, mask = text.expand(rows, -1, -1), seen.expand(rows, -1)
+        same = latent.to(place.dtype)
+        call = lambda: theirs(same, encoder_hidden_states=hidden, encoder_attention_mask=mask, timestep=time)  # noqa: E731
+        yield "diffusers", place.seconds(call, runs), flops
+
+
+_models: dict[tuple[Place, str, str], torch.nn.Module] = {}
+
+
+def _parts(place: Place) -> Iterator[tuple[str, int, float, int]]:
+    _models.clear()
+    place.free()
+    made = engine(place, "1.6B")
+    generator, judge = made.generator, made._judge.get()
+    width, height = made.model_card.width, made.model_card.height
+    for pictures in place.pick((1, 8), (2,)):
+        latents = place.normal(pictures, *generator.latent_shape(width, height), dtype=torch.float32)
+        flops = pictures * generator.flops(width, height).decode
+        yield "decoder", pictures, place.seconds(lambda x=latents: generator.decode(x), 3), flops
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for pictures in place.pick((1, 16), (2,)):
+        flops = pictures * judge.flops(width, height, "a star", one_tile=True)
+        asked = [picture] * pictures, ["a star"] * pictures
+        seconds = place.seconds(lambda a=asked: judge.judge(*a, one_tile=True), 3)
+        yield "judge, one tile, preprocessing included", pictures, seconds, flops

@@ -1,0 +1,37 @@
+"""bench-gpu runs at toy sizes on a CPU, keeps what it has measured, and says so in one line where there is no GPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+PROGRAM = Path(__file__).with_name("gpu.py")
+
+
+def bench(*args: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-P", PROGRAM, *map(str, args)], capture_output=True, text=True, timeout=100)
+
+
+def test_sections_run_at_toy_sizes(tmp_path: Path) -> None:
+    done = bench("--device", "cpu", "--tiny", "--out", tmp_path, "ceilings", "kernels", "forward", "engine")
+    assert done.returncode == 0, done.stderr
+    told = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("ceilings", "forward", "engine")}
+    assert all(table["rows"] for section in told.values() for table in section["tables"])
+    header, *rows = (told["engine"]["tables"][0]["header"], *told["engine"]["tables"][0]["rows"])
+    rates = {(row[0], row[1]): row[header.index("candidates/s")] for row in rows}
+    assert min(rates.values()) > 0
+    assert set(rates) == {("1.6B", 32), ("1.6B", 256), ("4.8B", 32)}
+    assert "## engine" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
+    done = bench("--out", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "bench-gpu needs a CUDA device and found none; --device cpu --tiny runs its code without"
+    ]
+    assert not list(tmp_path.iterdir())
