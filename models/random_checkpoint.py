@@ -18,7 +18,8 @@ from bestofn.models.instruction import COMPLEX_HUMAN_INSTRUCTION
 from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig
 from bestofn.models.linear_dit.weights import file_shapes
 from bestofn.models.random_judge import write_nvila_lite
-from bestofn.models.random_weights import RandomTensor, another, write_json, write_safetensors
+from bestofn.models.random_weights import RandomTensor, another, write_safetensors
+from bestofn.models.streamed import write_json
 
 SANA_1_5: dict[str, Any] = {"qk_norm": "rms_norm_across_heads"}  # all other fields are diffusers' defaults
 SPRINT: dict[str, Any] = SANA_1_5 | {"guidance_embeds": True}

@@ -7,7 +7,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-from bestofn.models.random_weights import RandomTensor, another, write_json, write_safetensors
+from bestofn.models.random_weights import RandomTensor, another, write_safetensors
+from bestofn.models.streamed import write_json
 
 VISION: dict[str, Any] = {
     "hidden_size": 1152,

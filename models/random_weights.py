@@ -1,8 +1,6 @@
 """Random weights written straight to safetensors, tensor by tensor, so that a file may be larger than the memory."""
 
-import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +8,16 @@ from typing import Any
 
 import numpy as np
 
-SHARD_BYTES = 5 * 10**9
+from bestofn.models.streamed import StoredTensor, write_shards
+
 CHUNK = 2**22  # values drawn at a time
 
 
 @dataclass(frozen=True)
-class RandomTensor:
-    """A tensor to be written: its place, shape, dtype (BF16 or F32) and how it is filled."""
+class RandomTensor(StoredTensor):
+    """A tensor to be written (BF16 or F32), and how it is filled."""
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
     constant: float | None  # None: random
-
-    @property
-    def nbytes(self) -> int:
-        """Size in the file."""
-        return math.prod(self.shape) * (2 if self.dtype == "BF16" else 4)
 
 
 def another(seed: int | None, number: int) -> int | None:
@@ -35,49 +26,18 @@ def another(seed: int | None, number: int) -> int | None:
 
 
 def write_safetensors(folder: Path, stem: str, tensors: Iterable[RandomTensor], seed: int | None) -> None:
-    """Write ``<stem>.safetensors``, or shards of at most 5 GB and their index, as transformers and diffusers do.
+    """Write ``<stem>.safetensors``, or shards and their index (`write_shards`).
 
     With no seed, random tensors are left as holes, which read as zeros and take no disk.
     """
-    shards: list[list[RandomTensor]] = [[]]
-    for tensor in tensors:
-        if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > SHARD_BYTES:
-            shards.append([])
-        shards[-1].append(tensor)
-    folder.mkdir(parents=True, exist_ok=True)
     random = None if seed is None else np.random.default_rng(seed)
-    names = (
-        [f"{stem}.safetensors"]
-        if len(shards) == 1
-        else [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    )
-    for name, shard in zip(names, shards, strict=True):
-        _write_file(folder / name, shard, random)
-    if len(shards) > 1:
-        place = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        total = sum(tensor.nbytes for shard in shards for tensor in shard)
-        index = {"metadata": {"total_size": total}, "weight_map": place}
-        write_json(folder / f"{stem}.safetensors.index.json", index)
 
+    def chunks(tensor: RandomTensor) -> Iterator[memoryview] | None:
+        if random is None and tensor.constant is None:
+            return None
+        return (chunk.data for chunk in _values(tensor, random))
 
-def _write_file(path: Path, tensors: list[RandomTensor], random: np.random.Generator | None) -> None:
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for tensor in tensors:
-        span = [offset, offset + tensor.nbytes]
-        table[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": span}
-        offset += tensor.nbytes
-    head = json.dumps(table).encode()
-    head += b" " * (-len(head) % 8)
-    with path.open("wb") as stream:
-        stream.write(len(head).to_bytes(8, "little") + head)
-        for tensor in tensors:
-            if random is None and tensor.constant is None:
-                stream.seek(tensor.nbytes, os.SEEK_CUR)
-                continue
-            for chunk in _values(tensor, random):
-                stream.write(chunk.data)
-        stream.truncate()
+    write_shards(folder, stem, tensors, chunks)
 
 
 def _values(tensor: RandomTensor, random: np.random.Generator | None) -> Iterator[np.ndarray[Any, Any]]:
@@ -99,9 +59,3 @@ def _values(tensor: RandomTensor, random: np.random.Generator | None) -> Iterato
             yield (random.integers(0, 2**16, size, dtype=np.uint16) & np.uint16(0x807F)) | np.uint16(exponent << 7)
         else:
             yield (random.integers(0, 2**32, size, dtype=np.uint32) & np.uint32(0x807FFFFF)) | np.uint32(exponent << 23)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write an indented JSON file, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

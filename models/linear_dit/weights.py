@@ -30,7 +30,8 @@ def file_shapes(model: LinearDiT) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a ``transformer`` folder; CheckpointError when one is missing."""
     single, index = folder / WEIGHTS_NAME, folder / f"{WEIGHTS_NAME}.index.json"
     if index.exists():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -43,7 +44,8 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _check_keys(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], folder: Path) -> None:
+def check_keys(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], folder: Path) -> None:
+    """Raise CheckpointError at the first weight that is missing, has no place, or has another shape."""
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -85,9 +87,9 @@ def from_diffusers(
     with torch.device("meta"):
         model = LinearDiT(config)
     with ExitStack() as stack:
-        handles = [stack.enter_context(safe_open(file, framework="pt")) for file in _weight_files(folder)]
+        handles = [stack.enter_context(safe_open(file, framework="pt")) for file in weight_files(folder)]
         found = {name: tuple(file.get_slice(name).get_shape()) for file in handles for name in file.keys()}  # noqa: SIM118
-        _check_keys(file_shapes(model), found, folder)
+        check_keys(file_shapes(model), found, folder)
         names = ((name, file.get_tensor(name)) for file in handles for name in file.keys())  # noqa: SIM118
         load_weights(model, names, device, dtype)
     return model.eval()

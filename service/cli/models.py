@@ -1,4 +1,4 @@
-"""bestofn models: look into checkpoints, download published ones, and make random ones."""
+"""bestofn models: look into checkpoints, download published ones, make random, deeper or shallower ones."""
 
 import json as jsonlib
 import shutil
@@ -12,8 +12,10 @@ from bestofn.service.cli.console import say
 from bestofn.service.errors import SetupError
 
 program = typer.Typer(
-    no_args_is_help=True, help="Look into checkpoints, download published ones, and make random ones."
+    no_args_is_help=True, help="Look into checkpoints, download published ones, make random, deeper or shallower ones."
 )
+
+Source = Annotated[str, typer.Argument(help="shapes, a folder, or a hub name with @revision.", show_default=False)]
 
 
 @program.command(epilog="Example: `bestofn models random --like sana1.5-1.6b ./random-1.6b`")
@@ -32,7 +34,7 @@ def random(
 
 @program.command(epilog="Example: `bestofn models inspect shapes`")
 def inspect(
-    folder: Annotated[str, typer.Argument(help="shapes, a folder, or a hub name with @revision.", show_default=False)],
+    folder: Source,
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Say what a generator or a judge is: parts, parameters, storage, revision and call defaults."""
@@ -68,6 +70,33 @@ def download(
         say(str(notice(name)))
     for name in names:
         typer.echo(_fetch(name) if name in wanted else name)  # shapes and folders are here
+
+
+@program.command(epilog="Example: `bestofn models grow --to 2x shapes ./deep-shapes`")
+def grow(
+    checkpoint: Source,
+    out: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
+    to: Annotated[str, typer.Option(help="The new depth: 2x, or a number of layers.")] = "2x",
+    method: Annotated[str, typer.Option(help="partial (preservation), cyclic or block (replication).")] = "partial",
+    drop: Annotated[int, typer.Option(min=0, help="Last layers that partial preservation leaves out.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Of new weights.")] = 0,
+) -> None:
+    """Write a deeper checkpoint to train further: what it keeps of the trained layers it computes from the start."""
+    _need_packages()
+    from bestofn.models.checkpoint import Checkpoint
+    from bestofn.models.growth import METHODS, target_layers
+    from bestofn.models.growth import grow as write
+    from bestofn.models.linear_dit import LinearDiTConfig
+
+    if method not in METHODS:
+        raise typer.BadParameter(f"--method is one of {', '.join(METHODS)}, got {method!r}")
+    source = Checkpoint.resolve(checkpoint)
+    config = LinearDiTConfig.from_file(source.path / "transformer" / "config.json")
+    layers = target_layers(to, config.num_layers)
+    if config.qk_norm is None:
+        say("this checkpoint has no q/k norm, without which training a deep one is unstable in half precision")
+    write(source, out, layers, method, drop, seed)
+    say(f"wrote {out}: {layers} layers, {_size(out) / 2**30:.2f} GiB")
 
 
 def _fetch(name: str) -> str:

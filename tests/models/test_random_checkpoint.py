@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bestofn.models import random_weights
+from bestofn.models import streamed
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.linear_dit import LinearDiTConfig
 from bestofn.models.random_checkpoint import SANA_1_5, make_random_checkpoint, transformer_tensors
@@ -41,7 +41,7 @@ def test_values_are_scaled_by_their_inputs(dtype, tmp_path):
 
 
 def test_large_parts_are_sharded_with_an_index(tmp_path, monkeypatch):
-    monkeypatch.setattr(random_weights, "SHARD_BYTES", 100)
+    monkeypatch.setattr(streamed, "SHARD_BYTES", 100)
     write_safetensors(tmp_path, "model", [RandomTensor(name, (10, 3), "BF16", None) for name in "abc"], seed=0)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == 180
