@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from bestofn.judge.calibration import Calibration
 from bestofn.service.jobs import Revision
 
 
@@ -27,6 +28,7 @@ class JudgeCard(BaseModel):
     model_config = ConfigDict(frozen=True)
     pin: Revision
     tflops_per_forward: float
+    calibration: Calibration | None = None
 
 
 class WorkerCard(BaseModel):

@@ -54,6 +54,7 @@ class Teller:
 
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec
+        self._decided = 0  # heats of which the matches were told, of a job that may stop
         # Who will be a finalist is not known before: with drafts, the knockout is told with the result.
         self._knockout = None if spec.draft else LiveKnockout(spec.num_samples, spec.rule)
         self._known: dict[int, Candidate] = {}
@@ -70,6 +71,8 @@ class Teller:
                 told = [("progress", event.data | {"best": self._leader()})]
             case "candidate":
                 told = self._judge(_candidate(event.data))
+            case "heat" if "decided" in event.data:
+                told = self._decide(event.data["decided"])
             case _:
                 told = []
         for number, (type, data) in enumerate(told):
@@ -96,8 +99,18 @@ class Teller:
         rival = self._best if self._best and self._best.index != candidate.index else None
         self._best = ranked(self._spec, [candidate, *([rival] if rival else [])])[0]
         data = self._shown(candidate).model_dump(mode="json", exclude={"rank"})
+        # A job that may stop may end without this candidate: its matches are told once its heat belongs to the prefix.
+        return [("candidate", data), *([] if self._spec.stop else self._play(candidate))]
+
+    def _decide(self, heats: int) -> list[tuple[str, dict[str, Any]]]:
+        """The matches within the first `heats` heats that were not told yet."""
+        decided = range(self._spec.first(self._decided), self._spec.first(heats))
+        self._decided = heats
+        return [told for index in decided if index in self._known for told in self._play(self._known[index])]
+
+    def _play(self, candidate: Candidate) -> list[tuple[str, dict[str, Any]]]:
         decided = self._knockout.judge(candidate.index, candidate.verdict) if self._knockout else []
-        return [("candidate", data), *(("match", _match(match)) for match in decided)]
+        return [("match", _match(match)) for match in decided]
 
     def _leader(self) -> dict[str, Any] | None:
         return None if self._best is None else self._shown(self._best).model_dump(mode="json")

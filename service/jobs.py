@@ -4,13 +4,16 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import count
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bestofn.judge.calibration import Calibration
 from bestofn.judge.verdict import Rule, Verdict
 
 DEFAULT_HEAT_SIZE = 16
+FIRST_HEATS = (4, 4, 8)  # of a job that may stop early: few candidates before it is first asked whether it is enough
 THUMBNAILS_KEPT = 512  # of a job: those of its first candidates
 
 
@@ -47,10 +50,25 @@ class Draft(BaseModel):
     )
 
 
+class Stop(BaseModel):
+    """When a job ends before its last candidate: asked after each heat, of all candidates up to it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    confidence: float = Field(
+        0.97, strict=True, gt=0, lt=1, description="Enough: the best is right with this calibrated probability."
+    )
+    min_samples: int = Field(4, strict=True, ge=1, description="Candidates before the best is believed.")
+    patience: int = Field(
+        64, strict=True, ge=1, description="Candidates without a yes after which the prompt is given up."
+    )
+
+
 class JobSpec(BaseModel):
     """One job with every default filled in: with the checkpoints it names, all that its result depends on.
 
-    Candidate i is drawn from seed `seed + i`. `heat_size` candidates are queued, leased and retried together.
+    Candidate i is drawn from seed `seed + i`. `heat_size` candidates are queued, leased and retried together; the
+    first heats of a job that may stop are smaller, unless it has drafts. `calibration` is the judge's when the job was
+    submitted, of jobs that may stop.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -65,6 +83,8 @@ class JobSpec(BaseModel):
     num_inference_steps: int
     guidance_scale: float
     draft: Draft | None = None
+    stop: Stop | None = None
+    calibration: Calibration | None = None
     rule: Rule = Rule.MARGIN
     format: ImageFormat = "png"
     priority: Priority = "interactive"
@@ -81,8 +101,18 @@ class JobSpec(BaseModel):
         return self.thumbnails and candidate < THUMBNAILS_KEPT
 
     @property
+    def starts_small(self) -> bool:
+        """Whether the first heats are smaller than `heat_size`."""
+        return self.stop is not None and self.draft is None
+
+    @property
     def num_heats(self) -> int:
-        return -(-self.num_samples // self.heat_size)
+        return next(heat for heat in count() if self.first(heat) >= self.num_samples)
+
+    def first(self, heat: int) -> int:
+        """The first candidate of a heat, at most `num_samples`. The scripts have the same formula."""
+        small = FIRST_HEATS[:heat] if self.starts_small else ()
+        return min(sum(small) + (heat - len(small)) * self.heat_size, self.num_samples)
 
     def finalists(self, count: int) -> int:
         """How many of a heat's `count` candidates are solved in full."""
@@ -99,11 +129,11 @@ class JobSpec(BaseModel):
         return sum(heat.steps for heat in self.heats())
 
     def heat(self, index: int) -> "Heat":
-        """Heat `index` (0-based): candidates index * heat_size up to the job's end."""
-        if not 0 <= index < self.num_heats:
+        """Heat `index` (0-based) of `num_heats`."""
+        first, end = self.first(index), self.first(index + 1)
+        if index < 0 or first == end:
             raise ValueError(f"job {self.id} has heats 0..{self.num_heats - 1}, got {index}")
-        first = index * self.heat_size
-        return Heat(self, index, first, min(self.heat_size, self.num_samples - first))
+        return Heat(self, index, first, end - first)
 
     def heats(self) -> Iterator["Heat"]:
         return map(self.heat, range(self.num_heats))

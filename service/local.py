@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
+from bestofn.judge.stopping import Reason
 from bestofn.service.api.validate import Pair, job_spec
 from bestofn.service.engine.protocol import Engine, HeatFailed, HeatFinished, Judged, Stepped
 from bestofn.service.jobs import Candidate, HeatOutcome, JobSpec, JobStatus
-from bestofn.service.result import assemble, ranked
+from bestofn.service.prefix import enough
+from bestofn.service.result import assemble, best_of, ranked
 from bestofn.service.schemas import RANDOM_SEEDS, CandidateOut, GenerateRequest, JobResult, Progress, VerdictOut
 from bestofn.service.settings import Settings
 
@@ -64,6 +66,7 @@ def run_local(spec: JobSpec, engine: Engine, on_progress: Callable[[JobResult], 
     waiting = deque(spec.heats())
     outcomes: list[HeatOutcome] = []
     in_play: list[Candidate] = []  # the best of the finished heats, best first, and their pictures
+    stopped: Reason | None = None
     images: dict[int, bytes] = {}
     thumbnails: dict[int, bytes] = {}
     progress = Progress(num_samples=spec.num_samples, total_steps=spec.total_steps)
@@ -83,7 +86,8 @@ def run_local(spec: JobSpec, engine: Engine, on_progress: Callable[[JobResult], 
                     return LocalRun(assemble(spec, JobStatus.FAILED, (), error=error, stopped="deadline"), {}, {})
                 result = assemble(spec, JobStatus.SUCCEEDED, outcomes, stopped="deadline")
                 return LocalRun(result, images, thumbnails)
-            while waiting and engine.room() > 0:
+            # A job that may stop is asked after each heat, and nothing runs ahead that it might not want.
+            while waiting and engine.room() > 0 and not (spec.stop and engine.busy):
                 engine.admit(waiting.popleft())
             for event in engine.tick():
                 match event:
@@ -93,7 +97,11 @@ def run_local(spec: JobSpec, engine: Engine, on_progress: Callable[[JobResult], 
                         return LocalRun(assemble(spec, JobStatus.FAILED, outcomes, error=reason), {}, {})
                     case HeatFinished(_, outcome):
                         outcomes.append(replace(outcome, images={}))
-                        in_play = [c for c in ranked(spec, [*in_play, *outcome.candidates]) if c.final][: spec.top_k]
+                        in_play = best_of(spec, [*in_play, *outcome.candidates])
+                        if spec.stop is not None:
+                            stopped = enough(spec, outcome.heat + 1, in_play)
+                            if stopped is not None:
+                                waiting.clear()
                         images |= outcome.images
                         images = {candidate.index: images[candidate.index] for candidate in in_play}
                     case Judged(_, _, candidate, thumbnail):
@@ -109,7 +117,7 @@ def run_local(spec: JobSpec, engine: Engine, on_progress: Callable[[JobResult], 
             if on_progress is not None:
                 progress.best = _shown(leader) if leader else None
                 on_progress(assemble(spec, JobStatus.RUNNING, (), progress=progress.model_copy()))
-    return LocalRun(assemble(spec, JobStatus.SUCCEEDED, outcomes), images, thumbnails)
+    return LocalRun(assemble(spec, JobStatus.SUCCEEDED, outcomes, stopped=stopped), images, thumbnails)
 
 
 def _shown(leader: Candidate) -> CandidateOut:

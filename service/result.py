@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from bestofn.judge.bracket import knockout
+from bestofn.judge.calibration import probability
 from bestofn.judge.verdict import Verdict, rank
 from bestofn.service.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
 from bestofn.service.schemas import CandidateOut, ImageOut, JobResult, MatchOut, Progress, UsageOut, VerdictOut
@@ -25,9 +26,14 @@ def finalists(spec: JobSpec, drafts: Mapping[int, Verdict]) -> list[int]:
     return sorted(indices[place] for place in order[: spec.finalists(len(indices))])
 
 
+def best_of(spec: JobSpec, candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The best `top_k` among these candidates, best first; none of whom there is only a draft."""
+    return [candidate for candidate in ranked(spec, candidates)[: spec.top_k] if candidate.final]
+
+
 def leaders(spec: JobSpec, candidates: Iterable[Candidate]) -> list[int]:
     """Indices of the best `top_k` among these candidates, best first: whose pictures are still in play."""
-    return [candidate.index for candidate in ranked(spec, candidates)[: spec.top_k] if candidate.final]
+    return [candidate.index for candidate in best_of(spec, candidates)]
 
 
 def assemble(
@@ -39,12 +45,13 @@ def assemble(
     stopped: str | None = None,
     progress: Progress | None = None,
     thumbnails: Collection[int] = (),
+    discarded_forwards: int = 0,
 ) -> JobResult:
     """The job's answer from its finished heats; the order in which they finished does not matter.
 
     A job that has not succeeded shows what was judged so far but no images: those of its heats may still change.
-    `stopped` says why it ended before all candidates were judged. `thumbnails` are the candidates whose small picture
-    can be fetched.
+    `stopped` says why it ended: by its deadline or by its own rule. `thumbnails` are the candidates whose small picture
+    can be fetched. `discarded_forwards` went into candidates that the end has left out.
     """
     order = ranked(spec, (candidate for outcome in outcomes for candidate in outcome.candidates))
     succeeded = status is JobStatus.SUCCEEDED
@@ -60,6 +67,11 @@ def assemble(
             f"the deadline of {spec.deadline_seconds:g} s passed with {len(order)} of {spec.num_samples} candidates "
             "judged; these are the best of them"
         )
+    if succeeded and spec.stop is not None and order and spec.calibration is None:
+        warnings.append(
+            f"judge {spec.judge.name} is not calibrated: `confidence` is its own probability, which may promise too "
+            "much; `bestofn calibrate` fits it on labelled pictures"
+        )
     parameters = spec.model_dump(mode="json", exclude={"id", "model", "judge", "warnings"})
     return JobResult(
         id=spec.id,
@@ -68,10 +80,12 @@ def assemble(
         images=_images(spec, order) if succeeded else [],
         bracket=_bracket(order) if succeeded else [],
         candidates=_candidates(spec, order, thumbnails),
-        usage=_usage(sum((outcome.usage for outcome in outcomes), Usage())) if outcomes else None,
+        usage=_usage(sum((outcome.usage for outcome in outcomes), Usage()), discarded_forwards) if outcomes else None,
         progress=progress,
-        complete=succeeded and len(order) == spec.num_samples,
+        complete=succeeded and stopped != "deadline",
         stopped=stopped,
+        confidence=_confidence(spec, order) if succeeded else None,
+        calibrated=spec.calibration is not None if succeeded and spec.stop is not None else None,
         warnings=list(dict.fromkeys(warnings)),
         error=error,
         parameters=parameters,
@@ -119,11 +133,16 @@ def _bracket(order: Sequence[Candidate]) -> list[list[MatchOut]]:
     return [[MatchOut(a=match.a, b=match.b, winner=match.winner) for match in matches] for matches in rounds]
 
 
-def _usage(usage: Usage) -> UsageOut:
+def _confidence(spec: JobSpec, order: Sequence[Candidate]) -> float | None:
+    return None if spec.stop is None else probability(order[0].verdict, spec.calibration)
+
+
+def _usage(usage: Usage, discarded_forwards: int) -> UsageOut:
     return UsageOut(
         candidates=usage.candidates,
         transformer_forwards=usage.transformer_forwards,
         judge_forwards=usage.judge_forwards,
         tflops=usage.tflops,
         seconds=dict(usage.seconds),
+        discarded_forwards=discarded_forwards,
     )

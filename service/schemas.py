@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from bestofn.judge.verdict import Rule, Verdict
-from bestofn.service.jobs import Draft, ImageFormat, JobStatus, Priority, Revision
+from bestofn.service.jobs import Draft, ImageFormat, JobStatus, Priority, Revision, Stop
 
 MAX_SEED = 2**63
 RANDOM_SEEDS = 2**53  # random seeds stay exact in JavaScript and Lua
@@ -31,6 +31,9 @@ class GenerateRequest(BaseModel):
     guidance_scale: float | None = Field(default=None, strict=True, ge=0, allow_inf_nan=False)
     draft: Draft | None = Field(
         default=None, description="Draft all candidates in few steps, solve the best share in full."
+    )
+    stop: Stop | None = Field(
+        default=None, description="End once the best is probably right, or the prompt seems hopeless."
     )
     model: str | None = None
     judge: str | None = None
@@ -100,6 +103,10 @@ class UsageOut(BaseModel):
     judge_forwards: int
     tflops: float
     seconds: dict[str, float]
+    discarded_forwards: int = Field(
+        default=0,
+        description="Transformer forwards, not counted above, for candidates that ran ahead when `stop` ended the job.",
+    )
 
 
 class Progress(BaseModel):
@@ -132,8 +139,17 @@ class JobResult(BaseModel):
     next: str | None = Field(default=None, description="Relative url of the next page of candidates and bracket.")
     usage: UsageOut | None = None
     progress: Progress | None = None
-    complete: bool = Field(default=False, description="Whether every candidate was judged.")
-    stopped: str | None = Field(default=None, description="`deadline`: why not every candidate was judged.")
+    complete: bool = Field(default=False, description="Whether it ran as asked; false where a deadline cut it short.")
+    stopped: str | None = Field(
+        default=None,
+        description="Why it ended: `confident`, `patience` or `deadline`; null: all candidates were judged.",
+    )
+    confidence: float | None = Field(
+        default=None, ge=0, le=1, description="Probability that the winner is right, in jobs with `stop`."
+    )
+    calibrated: bool | None = Field(
+        default=None, description="Whether `confidence` is fitted on labelled pictures, or the judge's own `p_yes`."
+    )
     warnings: list[str] = []
     error: str | None = Field(default=None, description="Why the job failed.")
     parameters: dict[str, Any] = Field({}, description="Every field of the request with its default filled in.")

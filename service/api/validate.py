@@ -140,9 +140,15 @@ def job_spec(
         rule=request.rule,
         format=image_format or request.format,
         priority=request.priority,
-        # Drafts compete within a heat, so that its size is part of the result.
-        heat_size=heat_size(N, pair.capacities) if request.draft is None else min(N, DEFAULT_HEAT_SIZE),
+        # Drafts compete within a heat and `stop` asks after each, so that its size is part of the result.
+        heat_size=(
+            heat_size(N, pair.capacities)
+            if request.draft is None and request.stop is None
+            else min(N, DEFAULT_HEAT_SIZE)
+        ),
         draft=request.draft,
+        stop=request.stop,
+        calibration=None if request.stop is None else pair.judge.calibration,
         deadline_seconds=request.deadline_seconds,
         thumbnails=request.thumbnails,
         embed_prompt=request.embed_prompt,

@@ -29,6 +29,7 @@ class Options(TypedDict, total=False):
     priority: Priority
     deadline_seconds: float | None
     draft: Mapping[str, float] | None
+    stop: Mapping[str, float] | None
     format: ImageFormat
     embed_prompt: bool
     thumbnails: bool

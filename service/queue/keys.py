@@ -7,12 +7,12 @@ pair:<pair>:cards             hash    worker -> its card
 pair:<pair>:<class>:ring      list    jobs that still have heats to give, next first
 pair:<pair>:<class>:ready     stream  heats dealt and not finished; read by one consumer group
 pair:<pair>:<class>:dealt     int     candidates of those heats
-job:<job>                     hash    specification, status, counters, leaders
+job:<job>                     hash    specification, status, counters, leaders; dead:<heat>: why it could not be done
 job:<job>:heats               hash    heat -> its record; the first completion wins
 job:<job>:progress            hash    heat -> "judged steps forwards"
 job:<job>:events              stream  capped
 job:<job>:kept                hash    candidate -> heat, of the images that stand
-job:<job>:images:<heat>       hash    candidate -> bytes
+job:<job>:images:<heat>       hash    candidate -> bytes, or a reference to their file (pictures.py)
 job:<job>:staged:<heat>:<by>  hash    the same of a heat that is not yet completed
 job:<job>:thumbnails          hash    candidate -> bytes, of jobs that asked
 gone:<job>                    string  "status caller": how an expired job had ended, and whose it was

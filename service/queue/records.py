@@ -22,7 +22,7 @@ class Event:
     started    {}
     progress   {"judged", "num_samples", "steps", "total_steps", "transformer_forwards"}; the last one only is kept
     candidate  {"index", "seed", "verdict"}, in jobs with drafts also {"draft", "final"}: a finalist comes twice
-    heat       {"heat", "num_heats"}
+    heat       {"heat", "num_heats"}, of jobs that may stop also "decided": heats in the prefix from now on
     result     {"status"}            the job has succeeded
     failed     {"status", "error"}
     canceled   {"status"}
@@ -45,13 +45,14 @@ class JobRecord:
     spec: JobSpec
     status: JobStatus
     error: str | None
-    stopped: str | None  # why it ended before all candidates were judged
+    stopped: str | None  # why it ended, if not because all candidates were judged
     outcomes: tuple[HeatOutcome, ...]  # of finished heats by index, without image bytes
     progress: Progress
     created: float
     started: float | None
     ended: float | None
     thumbnails: frozenset[int] = frozenset()  # candidates of which there is one
+    discarded_forwards: int = 0  # for candidates that the end has left out
 
 
 @dataclass(frozen=True, slots=True)

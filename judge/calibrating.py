@@ -1,0 +1,182 @@
+"""Fits a judge's calibration on pictures of which it is known whether they are right. Pure numpy.
+
+Axes: L leaders.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestofn.judge.calibration import Calibration
+
+SIZES = (4, 8, 16, 32)
+"""How many candidates a leader has beaten where the fit looks at it: choosing the best inflates margins."""
+FOLDS = 5
+_EDGES = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0])
+_TOLERANCE, _STEPS = 1e-9, 100
+
+Floats = NDArray[np.float64]
+Field = Sequence[tuple[float, bool]]  # candidates of one prompt in their order: margin, whether it is right
+
+
+@dataclass(frozen=True)
+class Leaders:
+    """The best of some candidates of one prompt, each: margin, whether it is right (0 or 1), share in a fit; (L,)."""
+
+    margin: Floats
+    correct: Floats
+    weight: Floats
+
+    @classmethod
+    def of(cls, fields: Sequence[Field]) -> Leaders:
+        """The best of every block of 4, 8, 16 and 32 candidates of a field, or of all where they are fewer than 4.
+
+        Each number of candidates weighs the same, whatever the number of its blocks.
+        """
+        found = []
+        for field in fields:
+            for n in [n for n in SIZES if n <= len(field)] or [len(field)]:
+                starts = range(0, len(field) - n + 1, n)
+                for start in starts:
+                    margin, correct = max(field[start : start + n], key=_margin)
+                    if math.isfinite(margin):
+                        found.append((margin, float(correct), 1 / len(starts)))
+        return cls(*np.array(found, dtype=np.float64).reshape(-1, 3).T)
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Leaders that were promised a probability from `low` to `high`: what was promised and realised on average."""
+
+    low: float
+    high: float
+    promised: float
+    realised: float
+    count: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A fit, and how it does on prompts that it has not seen.
+
+    Attributes:
+        calibration: fitted on all fields.
+        table: every field was promised its probabilities by a fit on the others (five folds).
+        before: the same of the judge's own probabilities.
+        prompts, pictures: how many there were.
+    """
+
+    calibration: Calibration
+    table: list[Bin]
+    before: list[Bin]
+    prompts: int
+    pictures: int
+
+    def to_json(self, source: str) -> dict[str, Any]:
+        """What stands in the file; `source` says what it was fitted on."""
+        rows = [
+            {name: round(value, 4) for name, value in asdict(row).items() if name != "weight"} for row in self.table
+        ]
+        return {
+            "temperature": self.calibration.temperature,
+            "bias": self.calibration.bias,
+            "fitted_on": source,
+            "prompts": self.prompts,
+            "pictures": self.pictures,
+            "calibration_error": round(calibration_error(self.table), 4),
+            "calibration_error_before": round(calibration_error(self.before), 4),
+            "reliability": rows,
+        }
+
+
+def calibrate(fields: Sequence[Field]) -> Report:
+    """Fits on the leaders of all fields, and checks by folds over them.
+
+    Raises:
+        ValueError: as `fit`.
+    """
+    everyone = Leaders.of(fields)
+    calibration = fit(everyone)
+    checked = [(Leaders.of(fields[fold::FOLDS]), _others(fields, fold)) for fold in range(min(FOLDS, len(fields)))]
+    promised = [_promises(fit(Leaders.of(others)) if others else calibration, unseen) for unseen, others in checked]
+    unseen = Leaders(*(np.concatenate([getattr(one, name) for one, _ in checked]) for name in Leaders.__annotations__))
+    return Report(
+        calibration,
+        reliability(np.concatenate(promised), unseen),
+        reliability(_sigmoid(everyone.margin), everyone),
+        len(fields),
+        sum(map(len, fields)),
+    )
+
+
+def fit(leaders: Leaders) -> Calibration:
+    """Temperature and bias of least log-loss, by Newton's method.
+
+    A pull of one prompt's weight towards the judge's own probabilities (temperature 1, bias 0) keeps the fit finite
+    where right and wrong are separable.
+
+    Raises:
+        ValueError: there is nothing to fit on, or margins do not rise with being right.
+    """
+    if not leaders.margin.size:
+        raise ValueError("there are no pictures with a usable verdict to fit on")
+    x = np.stack([leaders.margin, np.ones_like(leaders.margin)])  # (2, L)
+    sign, own = 1 - 2 * leaders.correct, np.array([1.0, 0.0])
+
+    def loss(at: Floats) -> float:
+        return float(leaders.weight @ np.logaddexp(0, sign * (at @ x)) + 0.5 * ((at - own) ** 2).sum())
+
+    at = own  # slope, bias
+    for _ in range(_STEPS):
+        p = _sigmoid(at @ x)
+        gradient = x @ (leaders.weight * (p - leaders.correct)) + at - own
+        step = np.linalg.solve((x * (leaders.weight * p * (1 - p))) @ x.T + np.eye(2), gradient)
+        share = 1.0
+        while share > _TOLERANCE and loss(at - share * step) > loss(at):
+            share /= 2
+        at = at - share * step
+        if np.abs(step).max() < _TOLERANCE:
+            break
+    if at[0] <= 0:
+        raise ValueError("the judge's margins do not rise with being right on these pictures: it cannot be calibrated")
+    return Calibration(float(1 / at[0]), float(at[1]))
+
+
+def reliability(promised: Floats, leaders: Leaders) -> list[Bin]:
+    """What was promised, (L,), against what came true, in bins of the promise; empty bins are left out."""
+    place = np.clip(np.searchsorted(_EDGES, promised, side="right") - 1, 0, len(_EDGES) - 2)
+    table = []
+    for i in np.unique(place):
+        weight = leaders.weight[place == i]
+        p, correct = (float(np.average(of[place == i], weights=weight)) for of in (promised, leaders.correct))
+        table.append(Bin(float(_EDGES[i]), float(_EDGES[i + 1]), p, correct, len(weight), float(weight.sum())))
+    return table
+
+
+def calibration_error(table: Sequence[Bin]) -> float:
+    """Expected calibration error: how far promises are off, averaged over the bins by weight."""
+    return sum(row.weight * abs(row.promised - row.realised) for row in table) / sum(row.weight for row in table)
+
+
+def _margin(one: tuple[float, bool]) -> float:
+    return -math.inf if math.isnan(one[0]) else one[0]
+
+
+def _others(fields: Sequence[Field], fold: int) -> list[Field]:
+    return [field for i, field in enumerate(fields) if i % FOLDS != fold]
+
+
+def _promises(calibration: Calibration, leaders: Leaders) -> Floats:
+    return _sigmoid(leaders.margin / calibration.temperature + calibration.bias)
+
+
+def _sigmoid(x: Floats) -> Floats:
+    value: Floats = 0.5 * (1.0 + np.tanh(0.5 * x))
+    return value
