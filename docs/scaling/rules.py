@@ -8,13 +8,18 @@ from pathlib import Path
 
 from bestofn.judge.bracket import knockout, sub_brackets, top_k
 from bestofn.judge.verdict import Rule, Verdict, rank
+from bestofn.models.generator import Generator
+from bestofn.service.evaluation.tasks import benchmark
 
 POOL = Path(__file__).with_name("pool.jsonl")
 
 
 def main() -> None:
     """Prints the table."""
-    rows = [json.loads(line) for line in POOL.read_text().splitlines()[1:]]
+    lines = [json.loads(line) for line in POOL.read_text().splitlines()[1:]]
+    steps = Generator.load("shapes").defaults.num_inference_steps
+    rows = [line for line in lines if line["steps"] == steps and "after" not in line and line["start"] == 0]
+    tags = [task.tag for task in benchmark()]
     out = ["| N | margin | official | same winner | one of the best 4 is right | sub-brackets find the best 4 |"]
     out.append("|---|---|---|---|---|---|")
     for N in (4, 8, 16, 32):
@@ -22,7 +27,7 @@ def main() -> None:
         for row in rows:
             for start in range(0, len(row["correct"]), N):
                 for name, value in facts(row, slice(start, start + N)).items():
-                    seen[name][row["tag"]].append(value)
+                    seen[name][tags[row["prompt"]]].append(value)
         means = [sum(sum(v) / len(v) for v in by_tag.values()) / len(by_tag) for by_tag in seen.values()]
         out.append(f"| {N} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
     sys.stdout.write("\n".join(out) + "\n")
@@ -30,9 +35,9 @@ def main() -> None:
 
 def facts(row: dict, block: slice) -> dict[str, bool]:
     """Of one prompt's candidates: whether each choice is right."""
-    logits = zip(row["yes_logit"][block], row["no_logit"][block], strict=True)
+    logits = zip(row["yes"][block], row["no"][block], strict=True)
     verdicts = [Verdict("yes" if yes > no else "no", yes, no) for yes, no in logits]
-    correct, entrants = row["correct"][block], range(len(verdicts))
+    correct, entrants = [word == "1" for word in row["correct"][block]], range(len(verdicts))
     margin, official = rank(verdicts, Rule.MARGIN), rank(verdicts, Rule.OFFICIAL)
     assert knockout(entrants, margin).winner == margin[0]
     best = top_k(entrants, margin, 4)

@@ -9,10 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-
-RESAMPLES = 2000
-INTERVAL = (2.5, 97.5)  # per cent
+from bestofn.service.evaluation.stats import Floats, Prompts
 
 
 @dataclass(frozen=True)
@@ -23,6 +20,7 @@ class Point:
     judge: float
     oracle: float
     random: float
+    margin: float  # the judge's log-odds of what it chose
     judge_interval: tuple[float, float]  # 95 %, bootstrap over prompts
     gain_interval: tuple[float, float]  # of judge - random, the same prompts resampled for both
     judge_by_category: Mapping[str, float]
@@ -58,20 +56,8 @@ def curve(correct: Floats, margin: Floats, tags: Sequence[str], seed: int = 0) -
     P, S = correct.shape
     if margin.shape != (P, S) or len(tags) != P:
         raise ValueError(f"{P} x {S} outcomes need as many margins and {P} tags, got {margin.shape} and {len(tags)}")
-    rng = np.random.default_rng(seed)
-    noise = rng.random((P, S))
-    names = list(dict.fromkeys(tags))
-    members = [np.flatnonzero(np.array(tags) == name) for name in names]
-    picks = [rng.choice(group, (RESAMPLES, len(group))) for group in members]
-
-    def mean(per_prompt: Floats) -> float:
-        return float(np.mean([per_prompt[group].mean() for group in members]))
-
-    def interval(per_prompt: Floats) -> tuple[float, float]:
-        spread = np.mean([per_prompt[pick].mean(1) for pick in picks], axis=0)
-        low, high = np.percentile(spread, INTERVAL)
-        return float(low), float(high)
-
+    noise = np.random.default_rng(seed).random((P, S))
+    prompts = Prompts(tags, seed)
     points = []
     for n in sizes(S):
         by = {
@@ -81,13 +67,14 @@ def curve(correct: Floats, margin: Floats, tags: Sequence[str], seed: int = 0) -
         points.append(
             Point(
                 n,
-                mean(by["judge"]),
-                mean(by["oracle"]),
-                mean(by["random"]),
-                interval(by["judge"]),
-                interval(by["judge"] - by["random"]),
-                {name: float(by["judge"][group].mean()) for name, group in zip(names, members, strict=True)},
-                {name: float(by["oracle"][group].mean()) for name, group in zip(names, members, strict=True)},
+                prompts.mean(by["judge"]),
+                prompts.mean(by["oracle"]),
+                prompts.mean(by["random"]),
+                prompts.mean(np.take_along_axis(margin, chosen(margin, n), 1).mean(1)),
+                prompts.interval(by["judge"]),
+                prompts.interval(by["judge"] - by["random"]),
+                prompts.by_category(by["judge"]),
+                prompts.by_category(by["oracle"]),
             )
         )
     return points

@@ -1,13 +1,20 @@
-"""The pool of an evaluation: benchmark prompts x seeds -> verdict and evaluator's word, a line a prompt, resumable."""
+"""The pool of an evaluation: prompts x seeds x steps -> verdict and evaluator's word, a line a chunk, resumable.
+
+Everything that is compared is replayed from one pool, so that all strategies see the same candidates. A file can grow:
+more samples, more steps, previews; what it holds is never drawn again.
+"""
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,143 +24,258 @@ from bestofn.judge.judge import Judge
 from bestofn.models.generator import Generator
 from bestofn.models.sampling import generate
 from bestofn.models.shapes.evaluator import evaluate
-from bestofn.models.shapes.prompts import BenchmarkPrompt, benchmark_prompts
+from bestofn.service.evaluation.tasks import Task, digest
 
-BATCH = 16
+CHUNK, BATCH = 32, 16
+DIGITS = 3  # of a logit
 
-
-@dataclass(frozen=True)
-class Row:
-    """All samples of one prompt; logits and correctness in seed order."""
-
-    prompt: str
-    tag: str
-    held_out: bool
-    seed: int
-    correct: list[bool]
-    yes_logit: list[float]
-    no_logit: list[float]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Source:
-    """What draws and judges: checkpoint folders on this machine, with their revisions, and samples a prompt.
-
-    `steps` are denoising steps; None: the checkpoint's.
-    """
+    """What draws and judges: checkpoint folders on this machine, with their revisions, and the prompts."""
 
     model: str
     model_revision: str
     judge: str
     judge_revision: str
-    samples: int
-    steps: int | None = None
+    tasks: tuple[Task, ...]
 
     @property
-    def identity(self) -> dict[str, str | int]:
+    def identity(self) -> dict[str, str]:
         """What verdicts and pictures depend on, wherever the folders lie."""
-        steps = {} if self.steps is None else {"steps": self.steps}
-        return {"model": self.model_revision, "judge": self.judge_revision, "samples": self.samples, **steps}
+        return {"model": self.model_revision, "judge": self.judge_revision, "prompts": digest(self.tasks)}
 
 
-def fill(
-    path: Path,
-    source: Source,
-    prompts: int,
-    processes: int,
-    progress: Callable[[int, int], None],
-    pictures: Path | None = None,
-) -> dict[int, Row]:
-    """Draws, judges and evaluates what the file lacks; rows by number of the benchmark prompt.
+@dataclass(frozen=True)
+class Way:
+    """How a candidate is drawn: in so many steps or, as a preview, what the model predicts after `after` of them."""
 
-    Args:
-        path: JSON lines; made when absent. The first line names the source.
-        source: what draws and judges.
-        prompts: how many of the benchmark's prompts, evenly spaced.
-        processes: each with one thread.
-        progress: called with rows done and wanted.
-        pictures: folder that keeps the pictures, so that another judge can be measured without drawing them again.
+    steps: int
+    after: int | None = None
 
-    Raises:
-        ValueError: the file was filled from another source.
+    def __str__(self) -> str:
+        return f"{self.steps} steps" if self.after is None else f"{self.steps} steps, seen after {self.after}"
+
+
+@dataclass(frozen=True)
+class Want:
+    """Candidates to have: the first `samples` of each of these prompts, by number."""
+
+    way: Way
+    samples: int
+    prompts: Sequence[int]
+
+    def chunks(self) -> Iterator["Place"]:
+        starts = range(0, self.samples, CHUNK)
+        return (Place(number, self.way, start) for start in starts for number in self.prompts)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a chunk belongs: `CHUNK` candidates of one prompt from candidate `start` on."""
+
+    number: int
+    way: Way
+    start: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Verdicts and the evaluator's word, in seed order; `correct` is empty where there is no evaluator."""
+
+    correct: list[int]
+    yes: list[float]
+    no: list[float]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Candidates of P prompts, S of each.
+
+    Attributes:
+        numbers: (P,), of the prompts.
+        correct: (P, S), 1 where the evaluator accepts the picture; NaN where there is none.
+        yes, no: (P, S), the judge's logits.
     """
-    benchmark = benchmark_prompts()
-    wanted = sorted({round(i * (len(benchmark) - 1) / max(1, prompts - 1)) for i in range(prompts)})
-    rows = dict(_read(path, source))
-    missing = [number for number in wanted if number not in rows]
-    progress(len(wanted) - len(missing), len(wanted))
-    if missing:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # spawn: a forked child would inherit the threads' state of torch
-        with path.open("a", encoding="utf-8") as file, ProcessPoolExecutor(processes, get_context("spawn")) as workers:
-            if not rows and path.stat().st_size == 0:
-                file.write(json.dumps(source.identity) + "\n")
-            futures = {workers.submit(_row, source, benchmark[number], pictures): number for number in missing}
-            for future in as_completed(futures):
-                number = futures[future]
-                rows[number] = future.result()
-                file.write(json.dumps({"number": number, **asdict(rows[number])}) + "\n")
-                file.flush()
-                progress(sum(number in rows for number in wanted), len(wanted))
-    return {number: rows[number] for number in wanted}
+
+    numbers: list[int]
+    correct: Floats
+    yes: Floats
+    no: Floats
+
+    @property
+    def margin(self) -> Floats:
+        """(P, S), the log-odds of yes, by which the judge ranks."""
+        return self.yes - self.no
+
+    def of(self, numbers: Sequence[int], samples: int) -> "Samples":
+        """Fewer prompts, fewer samples."""
+        rows = [self.numbers.index(number) for number in numbers]
+        return Samples(list(numbers), self.correct[rows, :samples], self.yes[rows, :samples], self.no[rows, :samples])
 
 
-def _read(path: Path, source: Source) -> Iterator[tuple[int, Row]]:
-    if not path.is_file() or not path.stat().st_size:
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if json.loads(lines[0]) != source.identity:
-        raise ValueError(f"{path} was filled from {lines[0]}, not from {source.identity}: choose another --out")
-    for line in lines[1:]:
-        try:
-            fields = json.loads(line)
-        except ValueError:  # the last line of a run that was cut off
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+class Pool:
+    """The chunks of a file."""
+
+    def __init__(self, path: Path, source: Source) -> None:
+        """
+        Raises:
+            ValueError: the file was filled from another source.
+        """
+        self.path, self.source = path, source
+        self.chunks: dict[Way, dict[int, dict[int, Chunk]]] = defaultdict(lambda: defaultdict(dict))
+        if path.is_file() and path.stat().st_size:
+            self._read()
+
+    def _read(self) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        if json.loads(lines[0]) != self.source.identity:
+            raise ValueError(
+                f"{self.path} was filled from {lines[0]}, not from {self.source.identity}: choose another --out"
+            )
+        for line in lines[1:]:
+            try:
+                place, chunk = _parse(json.loads(line))
+            except ValueError:  # the last line of a run that was cut off
+                os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+                return
+            self._keep(place, chunk)
+
+    def _keep(self, place: Place, chunk: Chunk) -> None:
+        self.chunks[place.way][place.number][place.start] = chunk
+
+    def lacks(self, wants: Sequence[Want]) -> list[Place]:
+        """Chunks that are wanted and not here, in the order of the wants."""
+        places = dict.fromkeys(place for want in wants for place in want.chunks())
+        return [place for place in places if place.start not in self.chunks[place.way][place.number]]
+
+    def fill(self, wants: Sequence[Want], processes: int, progress: Callable[[int, int], None]) -> None:
+        """Draws, judges and evaluates what is lacking; the file grows by a line a chunk.
+
+        Args:
+            wants: drawn in this order.
+            processes: each with one thread.
+            progress: called with chunks done and wanted.
+        """
+        missing = self.lacks(wants)
+        total = sum(1 for want in wants for _ in want.chunks())
+        done = total - len(missing)
+        progress(done, total)
+        if not missing:
             return
-        yield fields.pop("number"), Row(**fields)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # spawn: a forked child would inherit the threads' state of torch
+        with (
+            self.path.open("a", encoding="utf-8") as file,
+            ProcessPoolExecutor(processes, get_context("spawn"), _begin) as workers,
+        ):
+            if not self.path.stat().st_size:
+                file.write(json.dumps(self.source.identity) + "\n")
+            paths = self.source.model, self.source.judge
+            futures = {
+                workers.submit(_draw, *paths, self.source.tasks[place.number], place): place for place in missing
+            }
+            for future in as_completed(futures):
+                place, chunk = futures[future], future.result()
+                self._keep(place, chunk)
+                file.write(_line(place, chunk) + "\n")
+                file.flush()
+                done += 1
+                progress(done, total)
+
+    def counts(self) -> dict[Way, int]:
+        """Candidates in the file."""
+        return {way: CHUNK * sum(map(len, chunks.values())) for way, chunks in self.chunks.items() if chunks}
+
+    def prompts(self, way: Way, samples: int) -> list[int]:
+        """Numbers of the prompts that have so many samples drawn in this way."""
+        starts = set(range(0, samples, CHUNK))
+        return sorted(number for number, chunks in self.chunks[way].items() if starts <= chunks.keys())
+
+    def depth(self, way: Way, prompts: Sequence[int]) -> int:
+        """How many samples the file has of each of these prompts."""
+        chunks = self.chunks[way]
+        return min((_run(chunks[number]) for number in prompts), default=0)
+
+    def samples(self, way: Way, samples: int) -> Samples:
+        """The first `samples` of every prompt that has so many, drawn in this way."""
+        numbers = self.prompts(way, samples)
+
+        def table(rows: Callable[[Chunk], Sequence[float]]) -> Floats:
+            return np.array(
+                [
+                    [value for start in range(0, samples, CHUNK) for value in rows(self.chunks[way][number][start])]
+                    for number in numbers
+                ],
+                np.float64,
+            ).reshape(len(numbers), -1)[:, :samples]
+
+        return Samples(
+            numbers,
+            table(lambda chunk: chunk.correct or [float("nan")] * CHUNK),
+            table(lambda chunk: chunk.yes),
+            table(lambda chunk: chunk.no),
+        )
+
+
+def _run(chunks: Mapping[int, Chunk]) -> int:
+    """Samples without a gap from the first on."""
+    start = 0
+    while start in chunks:
+        start += CHUNK
+    return start
+
+
+def _line(place: Place, chunk: Chunk) -> str:
+    after = {} if place.way.after is None else {"after": place.way.after}
+    return json.dumps(
+        {
+            "prompt": place.number,
+            "steps": place.way.steps,
+            **after,
+            "start": place.start,
+            "correct": "".join(map(str, chunk.correct)),
+            "yes": chunk.yes,
+            "no": chunk.no,
+        },
+        separators=(",", ":"),
+    )
+
+
+def _parse(line: dict[str, Any]) -> tuple[Place, Chunk]:
+    way = Way(line["steps"], line.get("after"))
+    return Place(line["prompt"], way, line["start"]), Chunk([int(c) for c in line["correct"]], line["yes"], line["no"])
+
+
+def _begin() -> None:
+    """A process of the pool: one thread, and no longer alive than its parent."""
+    torch.set_num_threads(1)
+    if parent := parent_process():
+        threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
 @cache
 def _parts(model: str, judge: str) -> tuple[Generator, Judge]:
-    torch.set_num_threads(1)
     return Generator.load(model), Judge.load(judge)
 
 
-def _row(source: Source, prompt: BenchmarkPrompt, folder: Path | None) -> Row:
-    generator, judge = _parts(source.model, source.judge)
-    pictures = _pictures(generator, source, prompt, folder)
-    text, verdicts = prompt.spec.prompt, []
-    for start in range(0, len(pictures), BATCH):
-        share = list(pictures[start : start + BATCH])
-        verdicts += judge.judge(share, [text] * len(share))
-    return Row(
-        text,
-        prompt.spec.tag,
-        prompt.held_out,
-        prompt.seed,
-        [evaluate(picture, prompt.spec).correct for picture in pictures],
-        [verdict.yes_logit for verdict in verdicts],
-        [verdict.no_logit for verdict in verdicts],
-    )
-
-
-def _pictures(
-    generator: Generator, source: Source, prompt: BenchmarkPrompt, folder: Path | None
-) -> NDArray[np.uint8]:  # (S, H, W, 3)
-    kept = folder and folder / (
-        "-".join(map(str, (source.model_revision, prompt.seed, source.samples, source.steps))) + ".npz"
-    )
-    if kept is not None and kept.is_file():
-        with np.load(kept) as file:
-            return np.asarray(file["pictures"])
-    seeds = range(prompt.seed, prompt.seed + source.samples)
-    shares = (seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH))
-    drawn = np.concatenate(
-        [generate(generator, prompt.spec.prompt, share, num_inference_steps=source.steps).numpy() for share in shares]
-    )
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_suffix(".part.npz")
-        np.savez_compressed(part, pictures=drawn)
-        os.replace(part, kept)
-    return drawn
+def _draw(model: str, judge: str, task: Task, place: Place) -> Chunk:
+    generator, verifier = _parts(model, judge)
+    first = task.seed + place.start
+    chunk = Chunk([], [], [])
+    for start in range(first, first + CHUNK, BATCH):
+        pictures = generate(
+            generator,
+            task.prompt,
+            range(start, start + BATCH),
+            num_inference_steps=place.way.steps,
+            preview_after=place.way.after,
+        ).numpy()
+        verdicts = verifier.judge(list(pictures), [task.prompt] * BATCH)
+        chunk.yes.extend(round(verdict.yes_logit, DIGITS) for verdict in verdicts)
+        chunk.no.extend(round(verdict.no_logit, DIGITS) for verdict in verdicts)
+        if task.spec is not None:
+            chunk.correct.extend(int(evaluate(picture, task.spec).correct) for picture in pictures)
+    return chunk

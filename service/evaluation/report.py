@@ -1,113 +1,271 @@
-"""What an evaluation says: a table, JSON and a plot of the scaling curve."""
+"""What an evaluation says: tables, JSON and plots of scaling curve, strategies, drafts, stopping and controls."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bestofn.service.evaluation.curve import Point, auc, curve, share_of_the_way
-from bestofn.service.evaluation.pool import Row, Source
+from bestofn.service.evaluation.cost import Price, steps_taken, verdicts
+from bestofn.service.evaluation.curve import Point, auc, chosen, curve, share_of_the_way
+from bestofn.service.evaluation.drafting import ranking
+from bestofn.service.evaluation.pool import Pool, Samples, Way
+from bestofn.service.evaluation.replay import Replayed, replay
+from bestofn.service.evaluation.stats import Floats, Prompts
+from bestofn.service.evaluation.strategies import Strategy
+
+REFERENCES = (8, 16, 32, 64, 128)  # plain best-of-N with which every strategy is compared
+COPIES = 4
+BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
 
 
-def summary(rows: Mapping[int, Row], source: Source, machine: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Question:
+    """What is reported.
+
+    Attributes:
+        prompts: numbers of the prompts.
+        strategies: to be compared.
+        steps: the checkpoint's.
+        prices: of a candidate's parts, in "tflops" and in "seconds".
+        machine: on which seconds were measured.
+    """
+
+    prompts: Sequence[int]
+    strategies: Sequence[Strategy]
+    steps: int
+    prices: Mapping[str, Price]
+    machine: str
+
+
+def summary(pool: Pool, question: Question) -> dict[str, Any]:
     """Every figure of the report."""
-    pool = list(rows.values())
-    correct = np.array([row.correct for row in pool], np.float64)  # (P, S)
-    margin = np.array([row.yes_logit for row in pool]) - np.array([row.no_logit for row in pool])  # (P, S)
-    held = np.array([row.held_out for row in pool])
-    tags = [row.tag for row in pool]
-    points = curve(correct, margin, tags)
-    accuracy = float(np.mean((margin > 0) == (correct > 0)))
-    out = {
-        "model": source.model_revision,
-        "judge": source.judge_revision,
-        "machine": machine,
-        "prompts": len(pool),
-        "samples": source.samples,
-        "points": [asdict(point) for point in points],
-        "share_of_the_way": share_of_the_way(points),
-        "judge_accuracy": accuracy,
-        "judge_auc_within_prompt": auc(correct, margin),
+    full = Way(question.steps)
+    everything = pool.samples(full, pool.depth(full, question.prompts)).of(
+        question.prompts, pool.depth(full, question.prompts)
+    )
+    identity = pool.source.identity
+    deepest = max((pool.depth(full, [number]) for number in question.prompts), default=0)
+    out: dict[str, Any] = {
+        "model": identity["model"],
+        "judge": identity["judge"],
+        "machine": question.machine,
+        "candidates": {str(way): count for way, count in pool.counts().items()},
+        "all": _curves(pool, everything),
     }
-    if held.any():
-        never = curve(correct[held], margin[held], [tag for tag, is_held in zip(tags, held, strict=True) if is_held])
-        out["never_trained"] = {"prompts": int(held.sum()), "points": [asdict(point) for point in never]}
+    if deepest > everything.correct.shape[1]:
+        few = [number for number in question.prompts if pool.depth(full, [number]) >= deepest]
+        out["deep"] = _curves(pool, pool.samples(full, deepest).of(few, deepest))
+    never = [number for number in question.prompts if pool.source.tasks[number].held_out]
+    if never:
+        out["never_trained"] = _curves(pool, everything.of(never, everything.correct.shape[1]))
+    out["controls"] = _controls(everything, _prompts(pool, question.prompts))
+    out["prices"] = {unit: asdict(price) for unit, price in question.prices.items()}
+    out["strategies"] = _strategies(pool, question)
+    out["drafts"] = [
+        {"steps": way.steps, "after": way.after, **asdict(told)}
+        for way in sorted(pool.chunks, key=str)
+        if way != full and way.steps <= question.steps
+        if (told := ranking(pool, full, way, question.prompts)) is not None
+    ]
     return out
 
 
-def table(figures: Mapping[str, Any]) -> str:
+def _prompts(pool: Pool, numbers: Sequence[int]) -> Prompts:
+    return Prompts([pool.source.tasks[number].tag for number in numbers])
+
+
+def _curves(pool: Pool, samples: Samples) -> dict[str, Any]:
+    points = curve(samples.correct, samples.margin, [pool.source.tasks[number].tag for number in samples.numbers])
+    return {
+        "prompts": len(samples.numbers),
+        "samples": samples.correct.shape[1],
+        "points": [asdict(point) for point in points],
+        "share_of_the_way": share_of_the_way(points),
+        "judge_accuracy": float(np.mean((samples.margin > 0) == (samples.correct > 0))),
+        "judge_auc_within_prompt": auc(samples.correct, samples.margin),
+    }
+
+
+def _controls(samples: Samples, prompts: Prompts) -> dict[str, Any]:
+    """What must not gain: verdicts shuffled among a prompt's candidates, and N times the same candidate."""
+    N = samples.correct.shape[1]
+    shuffled = np.random.default_rng(1).permuted(samples.margin, axis=1)
+    correct, margin = (np.repeat(values, COPIES, 1) for values in (samples.correct, samples.margin))
+    values = {
+        "one sample": samples.correct.mean(1),
+        f"best of {N}, verdicts shuffled": np.take_along_axis(samples.correct, chosen(shuffled, N), 1).mean(1),
+        f"best of {COPIES} copies of one": np.take_along_axis(correct, chosen(margin, COPIES), 1).mean(1),
+    }
+    return {name: {"score": prompts.mean(v), "interval": prompts.interval(v)} for name, v in values.items()}
+
+
+def _strategies(pool: Pool, question: Question) -> list[dict[str, Any]]:
+    prompts = _prompts(pool, question.prompts)
+    plain = {
+        N: replayed.correct.mean(1)
+        for N in REFERENCES
+        if (replayed := replay(Strategy(N), pool, question.steps, question.prompts)) is not None
+    }
+    out = []
+    for strategy in question.strategies:
+        replayed = replay(strategy, pool, question.steps, question.prompts)
+        if replayed is not None:
+            out.append(_told(replayed, question, prompts, plain))
+    return out
+
+
+def _told(replayed: Replayed, question: Question, prompts: Prompts, plain: Mapping[int, Floats]) -> dict[str, Any]:
+    score = replayed.correct.mean(1)
+    return {
+        "strategy": str(replayed.strategy),
+        "jobs": int(replayed.correct.size),
+        "score": prompts.mean(score),
+        "interval": prompts.interval(score),
+        "by_category": prompts.by_category(score),
+        "candidates": prompts.mean(np.maximum(replayed.drafted, replayed.solved).mean(1)),
+        "steps": prompts.mean(steps_taken(replayed, question.steps).mean(1)),
+        "verdicts": prompts.mean(verdicts(replayed).mean(1)),
+        **{unit: prompts.mean(price.of(replayed, question.steps).mean(1)) for unit, price in question.prices.items()},
+        "keeps_the_best": prompts.mean(replayed.kept.mean(1)),
+        "loss": {
+            str(N): {"mean": prompts.mean(best - score), "upper_bound": prompts.upper_bound(best - score)}
+            for N, best in plain.items()
+        },
+        "confidence": _confidence(replayed),
+    }
+
+
+def _confidence(replayed: Replayed) -> list[dict[str, float]]:
+    """Promised against realised, where jobs stopped because the judge was sure."""
+    sure = ~np.isnan(replayed.confidence)
+    promised, realised = replayed.confidence[sure], replayed.correct[sure]
+    bins = np.digitize(promised, BINS[1:-1])
+    return [
+        {
+            "jobs": int((bins == i).sum()),
+            "promised": float(promised[bins == i].mean()),
+            "realised": float(realised[bins == i].mean()),
+        }
+        for i in range(len(BINS) - 1)
+        if (bins == i).any()
+    ]
+
+
+def tables(figures: Mapping[str, Any]) -> str:
     """The report as Markdown."""
-    points = figures["points"]
-    head = "| N | " + " | ".join(str(point["n"]) for point in points) + " |"
-    rule = "|---|" + "---|" * len(points)
+    parts = ["## Score against N", "", *_curve_table(figures["all"], figures.get("never_trained"))]
+    controls = "; ".join(
+        f"{name} {told['score']:.3f} ({told['interval'][0]:.3f} to {told['interval'][1]:.3f})"
+        for name, told in figures["controls"].items()
+    )
+    parts += ["", f"Controls, which must not gain: {controls}.", ""]
+    if "deep" in figures:
+        parts += ["## Does more search fool the judge?", "", *_curve_table(figures["deep"], None), ""]
+    if figures["strategies"]:
+        parts += ["## Strategies", "", *_strategy_table(figures["strategies"]), ""]
+    if any(one["confidence"] for one in figures["strategies"]):
+        parts += ["## Promised and realised", "", *_confidence_table(figures["strategies"]), ""]
+    if figures["drafts"]:
+        parts += ["## Drafts and previews against full solutions", "", *_draft_table(figures["drafts"]), ""]
+    drawn = ", ".join(f"{count} of {way}" for way, count in figures["candidates"].items())
+    parts += [
+        f"Model {figures['model']}, judge {figures['judge']}; candidates: {drawn}.",
+        "",
+        f"Machine: {figures['machine']}.",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _curve_table(told: Mapping[str, Any], never: Mapping[str, Any] | None) -> list[str]:
+    points = told["points"]
 
     def line(name: str, values: Sequence[float]) -> str:
         return f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
 
-    lines = [head, rule]
-    lines += [
-        line(tag.replace("_", " "), [point["judge_by_category"][tag] for point in points])
-        for tag in points[0]["judge_by_category"]
+    lines = [
+        "| N | " + " | ".join(str(point["n"]) for point in points) + " |",
+        "|---|" + "---|" * len(points),
+        *(
+            line(tag.replace("_", " "), [point["judge_by_category"][tag] for point in points])
+            for tag in points[0]["judge_by_category"]
+        ),
+        line("**mean, judge**", [point["judge"] for point in points]),
+        "| 95 % interval | "
+        + " | ".join(f"{low:.3f} to {high:.3f}" for low, high in (point["judge_interval"] for point in points))
+        + " |",
+        line("mean, oracle", [point["oracle"] for point in points]),
+        line("mean, random judge", [point["random"] for point in points]),
+        line("judge's log-odds of its choice", [point["margin"] for point in points]),
     ]
-    lines.append(line("**mean, judge**", [point["judge"] for point in points]))
-    intervals = [f"{low:.3f} to {high:.3f}" for low, high in (point["judge_interval"] for point in points)]
-    lines.append("| 95 % interval | " + " | ".join(intervals) + " |")
-    lines.append(line("mean, oracle", [point["oracle"] for point in points]))
-    lines.append(line("mean, random judge", [point["random"] for point in points]))
-    if "never_trained" in figures:
-        never = figures["never_trained"]["points"]
-        lines.append(line("never-trained combinations, judge", [point["judge"] for point in never]))
-        lines.append(line("never-trained combinations, oracle", [point["oracle"] for point in never]))
+    if never is not None:
+        lines.append(line("never-trained combinations, judge", [point["judge"] for point in never["points"]]))
+        lines.append(line("never-trained combinations, oracle", [point["oracle"] for point in never["points"]]))
     last = points[-1]
     low, high = last["gain_interval"]
-    lines += [
+    return [
+        *lines,
         "",
-        f"{figures['prompts']} prompts x {figures['samples']} samples; model {figures['model']}, judge "
-        f"{figures['judge']}. Best of {last['n']} by the judge: {last['judge'] - points[0]['judge']:+.3f} over one "
-        f"sample ({low:+.3f} to {high:+.3f} over a random judge), {100 * figures['share_of_the_way']:.0f} % of the way "
-        f"to the oracle's. The judge is right on {100 * figures['judge_accuracy']:.1f} % of pictures; within a prompt "
-        f"it puts a right one above a wrong one {100 * figures['judge_auc_within_prompt']:.1f} % of the time.",
-        "",
-        f"Machine: {figures['machine']}.",
+        f"{told['prompts']} prompts x {told['samples']} samples. Best of {last['n']} by the judge: "
+        f"{last['judge'] - points[0]['judge']:+.3f} over one sample ({low:+.3f} to {high:+.3f} over a random judge), "
+        f"{100 * told['share_of_the_way']:.0f} % of the way to the oracle's. The judge is right on "
+        f"{100 * told['judge_accuracy']:.1f} % of pictures; within a prompt it puts a right one above a wrong one "
+        f"{100 * told['judge_auc_within_prompt']:.1f} % of the time.",
     ]
-    return "\n".join(lines) + "\n"
+
+
+def _strategy_table(told: Sequence[Mapping[str, Any]]) -> list[str]:
+    against = [N for N in ("32", "128") if all(N in one["loss"] for one in told)]
+    head = "| strategy | jobs | score | 95 % interval | candidates | verdicts | TFLOP | seconds of a core | best kept |"
+    return [
+        head + "".join(f" loss to best of {N} (bound) |" for N in against),
+        "|---|" + "---|" * (8 + len(against)),
+        *(
+            f"| {one['strategy']} | {one['jobs']} | {one['score']:.3f} | {one['interval'][0]:.3f} to "
+            f"{one['interval'][1]:.3f} | {one['candidates']:.1f} | {one['verdicts']:.1f} | {one['tflops']:.4f} | "
+            f"{one['seconds']:.2f} | {one['keeps_the_best']:.2f} |"
+            + "".join(f" {one['loss'][N]['mean']:+.3f} ({one['loss'][N]['upper_bound']:+.3f}) |" for N in against)
+            for one in told
+        ),
+    ]
+
+
+def _confidence_table(told: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        "| strategy | jobs that stopped sure | promised | realised |",
+        "|---|---|---|---|",
+        *(
+            f"| {one['strategy']} | {row['jobs']} | {row['promised']:.3f} | {row['realised']:.3f} |"
+            for one in told
+            for row in one["confidence"]
+        ),
+    ]
+
+
+def _draft_table(told: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["| | heats of 16 | rank correlation | best among 1 | 2 | 4 | 8 |", "|---|---|---|---|---|---|---|"]
+    for one in told:
+        name = f"draft of {one['steps']}" if one["after"] is None else f"preview after {one['after']} of {one['steps']}"
+        kept = " | ".join(f"{share:.2f}" for share in one["retention"].values())
+        lines.append(f"| {name} | {one['jobs']} | {one['spearman']:.2f} | {kept} |")
+    return lines
 
 
 def write(folder: Path, figures: Mapping[str, Any]) -> None:
-    """scaling.json, scaling.md and, where matplotlib is installed, scaling.png in `folder`."""
+    """scaling.json, scaling.md and, where matplotlib is installed, plots in `folder`."""
     (folder / "scaling.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    (folder / "scaling.md").write_text(table(figures), encoding="utf-8")
+    (folder / "scaling.md").write_text(tables(figures), encoding="utf-8")
     try:
         import matplotlib
     except ImportError:
         return
     matplotlib.use("Agg")
-    _plot(folder / "scaling.png", [Point(**point) for point in figures["points"]])
+    from bestofn.service.evaluation import plots
 
-
-def _plot(path: Path, points: Sequence[Point]) -> None:
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    n = [point.n for point in points]
-    left.plot(n, [point.oracle for point in points], "--", color="#999999", label="oracle (the evaluator chooses)")
-    left.plot(n, [point.judge for point in points], "o-", color="#d49a1e", label="judge")
-    low, high = zip(*(point.judge_interval for point in points), strict=True)
-    left.fill_between(n, low, high, color="#d49a1e", alpha=0.15, linewidth=0)
-    left.plot(n, [point.random for point in points], ":", color="#666666", label="random judge")
-    for tag in points[0].judge_by_category:
-        right.plot(n, [point.judge_by_category[tag] for point in points], "o-", ms=3, label=tag.replace("_", " "))
-    for axis, title in ((left, "mean of six categories"), (right, "judge, by category")):
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(n, [str(value) for value in n])
-        axis.set_xlabel("N, candidates drawn")
-        axis.set_ylabel("share of correct winners")
-        axis.set_ylim(0, 1.02)
-        axis.set_title(title)
-        axis.grid(alpha=0.25)
-        axis.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    plots.curve(folder / "scaling.png", [Point(**point) for point in figures["all"]["points"]])
+    if "deep" in figures:
+        plots.deep(folder / "deep.png", [Point(**point) for point in figures["deep"]["points"]])
+    if figures["strategies"]:
+        plots.trade(folder / "trade.png", figures["strategies"])

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from bestofn.service.evaluation.curve import auc, chosen, curve, share_of_the_way, sizes
+from bestofn.service.evaluation.pool import CHUNK, Chunk, Pool, Source, Want, Way
+from bestofn.service.evaluation.replay import replay
+from bestofn.service.evaluation.strategies import Strategy
+from bestofn.service.evaluation.tasks import benchmark
+from bestofn.service.jobs import Draft
+
+SCALING = Path(__file__).parents[2] / "docs" / "scaling"
 
 CORRECT = arrays(np.float64, (6, 8), elements=st.sampled_from([0.0, 1.0]))
 TAGS = ["a", "a", "a", "b", "b", "b"]
@@ -49,24 +58,87 @@ def test_auc_counts_within_prompts_only():
     assert auc(correct, np.array([[2.0, 2.0], [6.0, 5.0], [0.0, 0.0]])) == 0.25
 
 
-def test_a_pool_goes_on_where_it_was_cut_off(tmp_path):
+def test_a_strategy_is_what_it_prints():
+    for line in ("n=32", "n=4 steps=24", "n=16 draft=4:0.25", "n=16 preview=4:0.125", "n=64 stop=0.97:16"):
+        assert str(Strategy.parse(line)) == line
+    for line in ("", "n=0", "n=4 drift=2", "n=16 draft=four", "n=16 draft=2:0.5 preview=2:0.5"):
+        with pytest.raises(ValueError, match="no strategy"):
+            Strategy.parse(line)
+
+
+class KnownPool(Pool):
+    """A pool whose candidates are given."""
+
+    def __init__(self, ways: dict[Way, tuple[np.ndarray, np.ndarray]]) -> None:
+        self.source = None
+        self.chunks = {
+            way: {
+                row: {
+                    start: Chunk(
+                        *(values[row, start : start + CHUNK].tolist() for values in (correct, margin, 0 * margin))
+                    )
+                    for start in range(0, correct.shape[1], CHUNK)
+                }
+                for row in range(len(correct))
+            }
+            for way, (correct, margin) in ways.items()
+        }
+
+
+@given(arrays(np.float64, (3, 64), elements=st.floats(-9, 9), unique=True), st.sampled_from([1, 4, 16, 32]))
+def test_replays_of_plain_jobs_are_the_curve_and_drafts_that_keep_all_change_nothing(margin, N):
+    correct = (margin > 2).astype(float)
+    rng = np.random.default_rng(0)
+    pool = KnownPool({Way(12): (correct, margin), Way(4): (correct, rng.permuted(margin, axis=1))})
+    plain = replay(Strategy(N), pool, 12, [0, 1, 2])
+    assert (plain.correct == np.take_along_axis(correct, chosen(margin, N), 1)).all()
+    assert (plain.solved == N).all()
+    assert plain.kept.all()
+    drafted = replay(Strategy(N, draft=Draft(num_inference_steps=4, keep=1.0)), pool, 12, [0, 1, 2])
+    assert (drafted.correct == plain.correct).all()
+    assert (drafted.drafted == N).all()
+    assert replay(Strategy(128), pool, 12, [0, 1, 2]) is None
+
+
+def test_a_pool_goes_on_where_it_was_cut_off_and_grows(tmp_path):
     from bestofn.judge.judge import EMBEDDED
     from bestofn.models.checkpoint import Checkpoint
-    from bestofn.service.evaluation import pool, report
 
     model = Checkpoint.resolve("shapes")
-    source = pool.Source(str(model.path), model.revision, str(EMBEDDED), "j", 2)
-    seen = []
-    rows = pool.fill(tmp_path / "pool.jsonl", source, 6, 1, lambda done, wanted: seen.append((done, wanted)))
-    assert seen[-1] == (6, 6)
-    whole = (tmp_path / "pool.jsonl").read_text().splitlines()
-    (tmp_path / "pool.jsonl").write_text("\n".join(whole[:-1]) + "\n" + whole[-1][:40])
-    again = pool.fill(tmp_path / "pool.jsonl", source, 6, 1, lambda done, wanted: seen.append((done, wanted)))
-    assert again == rows
-    assert seen[len(seen) - 2] == (5, 6)  # only the line that was cut off is drawn again
-    figures = report.summary(again, source, "a test")
-    report.write(tmp_path, figures)
-    assert json.loads((tmp_path / "scaling.json").read_text())["prompts"] == 6
-    assert "mean, oracle" in report.table(figures)
+    source = Source(str(model.path), model.revision, str(EMBEDDED), "j", benchmark())
+    path, seen = tmp_path / "pool.jsonl", []
+    wants = [Want(Way(2), CHUNK, [0, 200])]
+    Pool(path, source).fill(wants, 1, lambda done, wanted: seen.append((done, wanted)))
+    assert seen == [(0, 2), (1, 2), (2, 2)]
+    whole = path.read_text()
+    path.write_text(whole[: whole.rindex("\n", 0, -1) + 40])
+    more = [*wants, Want(Way(2, 1), CHUNK, [0])]
+    pool, seen = Pool(path, source), []
+    assert [place.way for place in pool.lacks(more)] == [Way(2), Way(2, 1)]  # what was cut off, and what is new
+    pool.fill(more, 1, lambda done, wanted: seen.append((done, wanted)))
+    assert path.read_text().startswith(whole)
+    drawn = Pool(path, source).samples(Way(2), CHUNK)
+    assert drawn.numbers == [0, 200]
+    assert drawn.margin.shape == drawn.correct.shape == (2, CHUNK)
+    assert np.isin(drawn.correct, (0, 1)).all()
     with pytest.raises(ValueError, match="choose another --out"):
-        pool.fill(tmp_path / "pool.jsonl", pool.Source("x", "x", "x", "x", 2), 6, 1, lambda done, wanted: None)
+        Pool(path, replace(source, judge_revision="k"))
+
+
+def test_the_published_figures_are_what_the_pool_says():
+    from bestofn.judge.judge import Judge
+    from bestofn.models.generator import Generator
+    from bestofn.service.evaluation import cost, report
+
+    published = json.loads((SCALING / "scaling.json").read_text())
+    source = Source("", published["model"], "", published["judge"], benchmark())
+    strategies = [Strategy.parse(one["strategy"]) for one in published["strategies"]]
+    prices = {"tflops": cost.counted(Generator.load("shapes"), Judge.load())}
+    question = report.Question(range(240), strategies, 12, prices, published["machine"])
+    figures = json.loads(json.dumps(report.summary(Pool(SCALING / "pool.jsonl", source), question)))
+    for one in (published, figures):
+        one.pop("prices")
+        for strategy in one["strategies"]:
+            strategy.pop("seconds", None)  # the only thing that was measured on a machine
+    assert figures == published
+    assert (SCALING / "scaling.md").read_text().count("\n| n=") == len(strategies)

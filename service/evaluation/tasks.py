@@ -1,0 +1,64 @@
+"""What is drawn in an evaluation: prompts with their noise seeds and, in the shapes world, what a picture must show."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bestofn.models.shapes.prompts import (
+    CATEGORIES,
+    PER_CATEGORY,
+    SEED_STRIDE,
+    PromptSpec,
+    benchmark_prompts,
+    sample_prompt,
+)
+
+CALIBRATION_SEED = 2**41
+"""First noise seed of the calibration prompts, far from those of benchmark and training."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One prompt of an evaluation.
+
+    Attributes:
+        prompt: as a user would write it.
+        tag: its category, over which scores are averaged.
+        seed: of its first candidate; candidate i has seed + i.
+        spec: what the evaluator looks for; None outside the shapes world, where pictures are scored elsewhere.
+        held_out: whether it names a combination that no training picture shows.
+    """
+
+    prompt: str
+    tag: str
+    seed: int
+    spec: PromptSpec | None = None
+    held_out: bool = False
+
+
+def benchmark() -> tuple[Task, ...]:
+    """The 240 prompts of the shapes benchmark."""
+    return tuple(Task(one.spec.prompt, one.spec.tag, one.seed, one.spec, one.held_out) for one in benchmark_prompts())
+
+
+def calibration() -> tuple[Task, ...]:
+    """As many prompts again, to fit a judge's probabilities on: other pictures than the benchmark's, of combinations
+    that training shows. Two categories have too few distinct prompts for all to differ in their words.
+    """
+    rng = np.random.default_rng(CALIBRATION_SEED)
+    seen = {task.prompt for task in benchmark()}
+    out: list[Task] = []
+    for tag in CATEGORIES:
+        for _ in range(PER_CATEGORY):
+            drawn = [sample_prompt(rng, tag) for _ in range(50)]
+            spec = next((spec for spec in drawn if spec.prompt not in seen), drawn[0])
+            seen.add(spec.prompt)
+            out.append(Task(spec.prompt, tag, CALIBRATION_SEED + SEED_STRIDE * len(out), spec))
+    return tuple(out)
+
+
+def digest(tasks: Sequence[Task]) -> str:
+    """What tells sets of prompts apart."""
+    return hashlib.sha256("\n".join(f"{task.seed} {task.prompt}" for task in tasks).encode()).hexdigest()[:12]
