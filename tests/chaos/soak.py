@@ -15,6 +15,7 @@ import itertools
 import json
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -30,11 +31,11 @@ import psutil
 import soak_watch as watch
 from figures import ROOT, Figure, at_most, exactly, machine, percentile, table, told
 from place import PATIENCE_SECONDS, Api, Place, at_rest, place
-from soak_load import ACTS, WAITING_SECONDS, Book, Load, arrivals
+from soak_load import ACTS, WAITING_SECONDS, Book, Load, arrivals, status_word
 
 import bestofn
 from bestofn.service.api.validate import pairs_of
-from bestofn.service.jobs import ENDED
+from bestofn.service.jobs import ENDED, JobStatus
 
 NAME = "soak"
 SHARE = 0.8  # of capacity
@@ -236,13 +237,13 @@ def _accepted(api: Api) -> set[str]:
     return {line["job_id"] for line in api.requests() if "job_id" in line}
 
 
-async def _states(here: Place, jobs: set[str]) -> dict[str, str | None]:
+async def _states(here: Place, jobs: set[str]) -> dict[str, JobStatus | None]:
     """The status of each job, of expired ones too; None of those that nothing is known of."""
     redis, keys = here.queue.redis, here.queue.keys
-    states: dict[str, str | None] = {}
+    states: dict[str, JobStatus | None] = {}
     for job in jobs:
-        word = await redis.hget(keys("job", job), "status") or await redis.get(keys("gone", job))
-        states[job] = word.decode() if word else None
+        status, gone = await redis.hget(keys("job", job), "status"), await redis.get(keys("gone", job))
+        states[job] = status_word(status, gone)
     return states
 
 
@@ -277,6 +278,9 @@ def _flat(one: watch.Watched, begun: float, ended: float) -> list[Figure]:
     first, last = fifths.second[0], fifths.last[-1]
     size = f"{first.rss / watch.MB:.0f} and {last.rss / watch.MB:.0f} MB ({last.uss / watch.MB:.0f} its own)"
     before, after = fifths.most("files")
+    more = max(
+        0, round(statistics.median(s.files for s in fifths.last) - statistics.median(s.files for s in fifths.second))
+    )
     threads = fifths.most("threads")
     rows = [
         told(NAME, f"{one.role}: resident memory, early and late", size),
@@ -292,7 +296,7 @@ def _flat(one: watch.Watched, begun: float, ended: float) -> list[Figure]:
         *rows,
         at_most(NAME, f"{one.role}: growth of resident memory", GROWTH, fifths.growth("rss"), "%"),
         told(NAME, f"{one.role}: growth of memory of its own", f"{fifths.growth('uss'):.2g} %"),
-        exactly(NAME, f"{one.role}: more open descriptors than before", 0, max(0, after - before)),
+        exactly(NAME, f"{one.role}: open descriptors more than before, median", 0, more),
     ]
 
 

@@ -116,14 +116,14 @@ class Book:
                     pipe.get(keys("gone", job))
                 found = await pipe.execute()
             for job, (status, steps, total), gone in zip(jobs, found[::2], found[1::2], strict=True):
-                word = status or gone
+                word = status_word(status, gone)
                 if word is None:
                     continue  # lost, and so never ends
                 cost, since, end = self._open[job]
-                if JobStatus(word.decode()) in ENDED:
-                    self.ends[word.decode()] += 1
+                if word in ENDED:
+                    self.ends[word] += 1
                     self.seconds.append(time.monotonic() - since)
-                    part = 1.0 if word == b"succeeded" else self._part.get(job, 0.0)
+                    part = 1.0 if word is JobStatus.SUCCEEDED else self._part.get(job, 0.0)
                     self._done += cost * part
                     del self._open[job]
                     self._part.pop(job, None)
@@ -303,6 +303,12 @@ class Load:
         canceled = not answer.is_success and answer.json().get("code") == "job_canceled"
         if canceled or self._expect(answer, 200, 202):
             await self.book.until_end(_job(answer), asked)
+
+
+def status_word(status: bytes | None, gone: bytes | None) -> JobStatus | None:
+    """Of a job's status in the queue and of what is left of it when it has expired; None of neither."""
+    word = status or gone
+    return None if word is None else JobStatus(word.split()[0].decode())
 
 
 def _job(answer: httpx.Response) -> str:
