@@ -43,6 +43,10 @@ class Settings(BaseSettings):
     )
     max_queued_tflops: float | None = Field(None, gt=0, description="More estimated work than this is refused: 429.")
     image_budget_bytes: int = Field(512 * 2**20, description="Winners' images that may stand in Redis together.")
+    images_dir: Path | None = Field(
+        None,
+        description="A folder that API and workers share: winners' images are files there instead, without a budget.",
+    )
 
     # HTTP
     host: str = Field("127.0.0.1", description="Address that the API listens on.")

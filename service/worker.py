@@ -21,6 +21,7 @@ from bestofn.service.engine.protocol import Engine, EngineEvent, HeatFailed, Hea
 from bestofn.service.jobs import HeatOutcome
 from bestofn.service.queue.away import away
 from bestofn.service.queue.lane import Claim, Judgement, Lane
+from bestofn.service.queue.pictures import NotKept
 from bestofn.service.queue.queue import Queue
 from bestofn.service.queue.ring import Fate, claim_count, fate
 from bestofn.service.reports import Reports, speed_after
@@ -36,6 +37,7 @@ HOPELESS = 5.0  # stalled for so many times the stall time, an engine is given u
 CARD_BEATS = 4  # a card lapses after this many beats without one
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 2.0
+SWEEP_SECONDS = 60.0  # between looks for pictures that nobody can ask for any more
 OVER_KEPT = 1000  # jobs that have ended early, remembered
 
 T = TypeVar("T")
@@ -68,6 +70,7 @@ class Worker:
         self._over: dict[str, None] = {}  # jobs that have ended early, the last ones
         self._reports = Reports()
         self._heat_log = HeatLog()
+        self._trouble: str | None = None
         self._warm = False
         self.hangs = False  # known at the end: the engine's thread is stuck in a tick
         self._speed: float | None = None  # TFLOP a second
@@ -124,7 +127,7 @@ class Worker:
         metrics.LEASES.set_function(lambda: len(self._held))
         metrics.WORKER.info({"device": card.device, "model": card.model.pin.name, "judge": card.judge.pin.name})
         log.info("ready", worker=card.worker, model=card.model.pin.name, judge=card.judge.pin.name, slots=engine.slots)
-        loops = (self._beat, self._claim, self._listen, self._report, self._settle)
+        loops = (self._beat, self._claim, self._listen, self._report, self._settle, self._sweep)
         tasks = [asyncio.create_task(loop()) for loop in loops]
         died = asyncio.create_task(self._driver.died.wait())
         stop = asyncio.create_task(self._stop.wait())
@@ -195,7 +198,13 @@ class Worker:
             self._driver.changed.clear()
             if self._alone and len(self._held) == len(self._alone):
                 await self._begin_alone(self._held[self._alone.pop()])
-            if self._alone or self._driver.room() <= 0 or self._runs_alone() or self._stalled():
+            if (
+                self._alone
+                or self._driver.room() <= 0
+                or self._runs_alone()
+                or self._stalled()
+                or await self._in_trouble()
+            ):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._pause):
                         await self._driver.changed.wait()
@@ -215,6 +224,20 @@ class Worker:
 
     async def _next(self) -> list[Claim]:
         return await self._lane.claim(claim_count(self._driver.room()), self._pause)
+
+    async def _in_trouble(self) -> bool:
+        """Whether pictures could not be kept: nothing is begun then."""
+        trouble = await self._queue.pictures.trouble()
+        if trouble != self._trouble:
+            self._trouble = trouble
+            log.warning("heats are claimed again" if trouble is None else "no heats are claimed", reason=trouble)
+        return trouble is not None
+
+    async def _sweep(self) -> None:
+        while True:
+            with contextlib.suppress(RedisError, OSError):  # the queue is away, or another worker sweeps: later
+                await self._queue.sweep()
+            await asyncio.sleep(SWEEP_SECONDS)
 
     def _runs_alone(self) -> bool:
         return any(
@@ -335,8 +358,12 @@ class Worker:
         claim = self._held[claim.key]
         if isinstance(result, HeatOutcome):
             await self._publish(claim.entry.job)
-            first = await self._persist(lambda: self._lane.complete(claim, result))
-            self._heat_log.ended(claim, "done" if first else "late", result)
+            try:
+                first = await self._persist(lambda: self._lane.complete(claim, result))
+            except NotKept as error:
+                await self._give_up(claim, str(error), final=error.full)
+            else:
+                self._heat_log.ended(claim, "done" if first else "late", result)
         elif result:
             await self._give_up(claim, result)
         else:
@@ -346,8 +373,8 @@ class Worker:
         self._reports.forget(*claim.key)
         self._driver.changed.set()
 
-    async def _give_up(self, claim: Claim, reason: str) -> None:
-        last = fate(claim.deliveries, self.settings.max_deliveries) is not Fate.RUN
+    async def _give_up(self, claim: Claim, reason: str, *, final: bool = False) -> None:
+        last = final or fate(claim.deliveries, self.settings.max_deliveries) is not Fate.RUN
         outcome: HeatFate = "dead" if last else "again"
         self._reports.forget(*claim.key)
         await self._persist(lambda: self._lane.fail(claim, outcome, reason))

@@ -94,7 +94,7 @@ def _server(url: str, look: Look) -> Iterator[Finding]:
     elif not kept:
         yield Finding("warn", "queue", found, "`redis-cli config set appendonly yes`, or jobs are lost at a restart")
     elif look.refuses is not None:
-        yield Finding("fail", "queue", f"{found}; {look.refuses}", "make room on the server's disk; its log says more")
+        yield Finding("fail", "queue", f"{found}; {look.refuses}", "make room on that disk; the server's log says more")
     elif limit and int(info["used_memory"]) > FULL * limit:
         yield Finding("warn", "queue", found, "raise its maxmemory, or lower BESTOFN_RESULT_TTL_SECONDS")
     elif look.ping_seconds > SLOW_SECONDS:

@@ -145,11 +145,16 @@ class Lane:
         return await self._start(entries)
 
     async def complete(self, claim: Claim, outcome: HeatOutcome) -> bool:
-        """Files a finished heat; whether it was the first completion. Keeps the job's `top_k` best images only."""
+        """Files a finished heat; whether it was the first completion. Keeps the job's `top_k` best images only.
+
+        Raises:
+            NotKept: they cannot be written into the folder of pictures.
+        """
         spec, redis, keys = claim.heat.job, self.queue.redis, self.queue.keys
         job, heat = claim.key
         staged = keys("staged", job, heat, self.worker)
         own = {candidate.index: candidate for candidate in outcome.candidates}
+        stored: dict[int, bytes] = {}
         inline: list[Argument] = []
         staged_before = False
         while True:
@@ -159,8 +164,11 @@ class Lane:
             after = [field[index] for index in leaders(spec, field.values())]
             standing = {candidate.index for candidate in after}
             kept = sorted(standing & own.keys())
-            if not inline and not await self._stage(staged, kept, outcome, staged_before):
-                inline = [part for index in kept for part in (index, outcome.images[index])]
+            new = {index: outcome.images[index] for index in kept if index not in stored}
+            stored |= await self.queue.pictures.put(job, self.worker, new)
+            images = {index: stored[index] for index in kept}
+            if not inline and not await self._stage(staged, images, staged_before):
+                inline = [part for image in images.items() for part in image]
             staged_before = True
             dropped = [[c.index, c.index // spec.heat_size] for c in before if c.index not in standing]
             reply = await self.queue.scripts(
@@ -180,7 +188,7 @@ class Lane:
                 case b"again":
                     inline = []
                 case b"unstaged":
-                    inline = [part for index in kept for part in (index, outcome.images[index])]
+                    inline = [part for image in images.items() for part in image]
                 case _:
                     return bool(reply == b"done")
 
@@ -238,12 +246,12 @@ class Lane:
                 claims.append(Claim(entry, heat, deliveries, (traceparent or b"").decode(), waited / 1000))
         return claims
 
-    async def _stage(self, staged: str, kept: Sequence[int], outcome: HeatOutcome, again: bool) -> bool:
+    async def _stage(self, staged: str, images: Mapping[int, bytes], again: bool) -> bool:
         """Stores images beside the scripts, which would block the server meanwhile; False if its memory is full.
 
         `again`: in place of those of an earlier try.
         """
-        pictures: dict[str, bytes] = {str(index): outcome.images[index] for index in kept}
+        pictures = {str(index): image for index, image in images.items()}
         if not (pictures or again):
             return True
         try:

@@ -16,6 +16,7 @@ from bestofn.service.queue.admission import BUSY_RETRY_SECONDS, nearly_full, ref
 from bestofn.service.queue.away import away, why
 from bestofn.service.queue.keys import CLASSES, Keys, opaque, pair_id
 from bestofn.service.queue.lua import Scripts
+from bestofn.service.queue.pictures import Pictures
 from bestofn.service.queue.records import ENDINGS, Backlog, Event, JobRecord, Standing, best, unpack_heat
 from bestofn.service.queue.ring import wait_seconds
 from bestofn.service.redis_server import find_redis
@@ -56,6 +57,7 @@ class Queue:
         self.settings = settings
         self.keys = Keys(settings.namespace)
         self.scripts = Scripts(redis, self.keys)
+        self.pictures = Pictures(settings)
         self._speed = 0.0  # TFLOP a second of all workers, when they were last looked at
 
     @classmethod
@@ -82,7 +84,7 @@ class Queue:
         await self.redis.aclose()
 
     async def refuses(self, *, jobs: bool = True) -> str | None:
-        """Why the server takes no writes now, or (`jobs`) no more jobs, in plain words; None if it does.
+        """Why jobs stand still, or (`jobs`) no more are taken, in plain words; None if all is well.
 
         Asks without writing anything.
         """
@@ -92,7 +94,7 @@ class Queue:
             if not away(error):
                 raise
             return why(error)
-        return nearly_full(*full[1:]) if full and jobs else None
+        return nearly_full(*full[1:]) if full and jobs else await self.pictures.trouble()
 
     async def submit(
         self,
@@ -121,11 +123,16 @@ class Queue:
             IdempotencyMismatch: the key came before, with another fingerprint.
             Overloaded: too many candidates or too much work wait, of all or of this caller, or too many bytes of
                 images stand.
-            Unavailable: no worker ever announced this pair, or the server's memory is nearly full.
+            Unavailable: no worker ever announced this pair, or the server's memory or the folder of pictures is
+                nearly full.
         """
         settings = self.settings
+        trouble = await self.pictures.trouble()
+        if trouble is not None:
+            raise Unavailable(f"{trouble}; try again later", retry_after=BUSY_RETRY_SECONDS)
         story_bytes = _BYTES_A_STORY + _BYTES_A_CHARACTER * len(spec.prompt + spec.negative_prompt)
-        image_bytes = spec.top_k * int(spec.width * spec.height * _BYTES_A_PIXEL[spec.format] + story_bytes)
+        picture_bytes = int(spec.width * spec.height * _BYTES_A_PIXEL[spec.format] + story_bytes)
+        image_bytes = 0 if self.pictures.apart else spec.top_k * picture_bytes
         if spec.thumbnails:
             image_bytes += min(spec.num_samples, THUMBNAILS_KEPT) * _BYTES_A_THUMBNAIL
         try:
@@ -238,7 +245,16 @@ class Queue:
         picture = await self.redis.hget(self.keys("images", job, candidate // int(size)), str(candidate))
         if picture is None:
             raise NotThere(f"job {job} has no picture of candidate {candidate}")
-        return bytes(picture)
+        return await self.pictures.get(job, candidate, picture)
+
+    async def sweep(self) -> None:
+        """Deletes the pictures in the folder whose jobs the queue has forgotten."""
+        jobs = await self.pictures.jobs()
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                pipe.exists(self.keys("job", job))
+            known = await pipe.execute()
+        await self.pictures.forget(job for job, there in zip(jobs, known, strict=True) if not there)
 
     async def thumbnail(self, job: str, candidate: int) -> bytes:
         """A small WebP of one candidate, of a job that asked. Raises JobNotFound, JobGone, NotThere."""

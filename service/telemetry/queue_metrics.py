@@ -34,7 +34,7 @@ class QueueState(Collector):
         )
         if census is None:
             return
-        yield Gauge("bestofn_redis_takes_jobs", "Whether it has room for jobs.", value=census.refuses is None)
+        yield Gauge("bestofn_takes_jobs", "Whether the queue has room for jobs.", value=census.refuses is None)
         yield from _work(census)
         yield from _workers(census)
         yield Gauge("bestofn_images_reserved_bytes", "Bytes of winners' pictures, here or to come.", census.image_bytes)

@@ -72,7 +72,7 @@ def test_over_a_full_disk_nothing_is_accepted_and_nothing_is_lost(disk: Disk, se
                 assert (status["status"], status["refuses"] in stuck[0]) == ("no jobs taken", True)
                 told = http.get("/metrics").text
                 assert "bestofn_redis_up 1.0" in told
-                assert "bestofn_redis_takes_jobs 0.0" in told
+                assert "bestofn_takes_jobs 0.0" in told
                 assert "bestofn_ready 0.0" in told
                 assert any("disk of its server is full" in found.found for found in findings(settings))
                 time.sleep(1.0)  # the worker draws all that it holds, and can hand in nothing
