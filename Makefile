@@ -7,7 +7,7 @@ PROMPT ?= a photo of a red star left of a blue circle
 
 export PYTHONSAFEPATH := 1
 
-.PHONY: setup demo up test check bench bench-gpu chaos containers clean
+.PHONY: setup demo up test check bench bench-gpu chaos soak containers clean
 
 setup: .venv/.ready
 
@@ -45,6 +45,9 @@ bench-gpu: setup  ## one GPU, no network, within nine minutes, or some: make ben
 
 chaos: setup  ## breaks what docs/reliability.md promises to survive, within 40 minutes, or some: make chaos SECTIONS=flood
 	$(BIN)/python -P tests/chaos/run.py $(SECTIONS)
+
+soak: setup  ## a mixed load with cancels and a kill a minute: does anything grow or stick? make soak MINUTES=30
+	$(BIN)/python -P tests/chaos/soak.py --minutes $(or $(MINUTES),30)
 
 containers: setup  ## builds the images with buildah and runs the compose file's services from them; root, no Docker
 	$(BIN)/python -P tests/containers

@@ -15,11 +15,10 @@ import itertools
 import json
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,16 @@ sys.path.insert(0, str(Path(__file__).parent))  # which -P leaves out
 import httpx
 import psutil
 import soak_watch as watch
-from figures import ROOT, Figure, at_most, exactly, machine, percentile, table, told
+from figures import ROOT, Figure, machine, table
 from place import PATIENCE_SECONDS, Api, Place, at_rest, place
-from soak_load import ACTS, WAITING_SECONDS, Book, Load, arrivals, status_word
+from soak_book import Book, status_word
+from soak_figures import Found, figures, publish
+from soak_load import WAITING_SECONDS, Load, arrivals
 
 import bestofn
 from bestofn.service.api.validate import pairs_of
 from bestofn.service.jobs import ENDED, JobStatus
 
-NAME = "soak"
 SHARE = 0.8  # of capacity
 SLOTS, STEP_SECONDS = 16, 0.1  # of a sleeping worker
 KILLED = 2  # sleeping workers that are killed in turn
@@ -46,10 +46,8 @@ SAMPLE_SECONDS = 10.0
 KILL_SECONDS = 60.0
 REFUSED_SECONDS = 3.0  # between two bodies that are refused
 DRAIN_SECONDS = 300.0
-GROWTH = 5.0  # percent
 SETTINGS: dict[str, Any] = {"lease_seconds": 15.0, "beat_seconds": 3.0, "result_ttl_seconds": 120}
 TORCH, SLEEPING = "worker (torch)", "worker (sleeping)"
-HEADING = "## Over a long time"
 
 
 @dataclass
@@ -63,7 +61,6 @@ class Run:
     server: watch.Server = field(default_factory=watch.Server)
     origin: float = field(default_factory=time.monotonic)
     kills: int = 0
-    ended: set[str] = field(default_factory=set)  # roles that had to last
 
     @property
     def seconds(self) -> float:
@@ -77,11 +74,7 @@ class Run:
                 self.watched.append(watch.Watched("workers (sleeping, killed in turn)", child.pid, lasting=False))
         now = self.seconds
         for one in self.watched:
-            try:
-                one.sample(now, self.api.port)
-            except psutil.NoSuchProcess:
-                if one.lasting:
-                    self.ended.add(one.role)
+            one.sample(now, self.api.port)
         await self.server.sample(self.here, now)
 
     async def samples(self) -> None:
@@ -156,56 +149,58 @@ async def soak(minutes: float, out: Path) -> list[Figure]:
             unfinished = sum(await asyncio.gather(*(load.drained(DRAIN_SECONDS) for load in loads.values())))
         done = {name: load.book.work - before[name] for name, load in loads.items()}
         left = await at_rest(here.queue, PATIENCE_SECONDS)
-        accepted = _accepted(api)
-        states = await _states(here, accepted)
+        lines = api.requests()
+        states = await _states(here, {line["job_id"] for line in lines if "job_id" in line})
         run.say("waiting until the last results expire")
         await asyncio.sleep(SETTINGS["result_ttl_seconds"] + SAMPLE_SECONDS)
         await run.sample()
-        odd_keys = await watch.odd_keys(here)
-        for task in looking:
+        for task in (*looking, killing):
+            if task.done() and not task.cancelled():
+                task.result()  # raises what ended it
             task.cancel()
-        starts = _starts(here)
-        dead = await here.queue.redis.xlen(here.queue.keys("dead"))
-        mistakes = sum(line["status"] >= 500 and line["status"] not in (503, 504) for line in api.requests())
-        requests = len(api.requests())
-    stuck = max(unfinished, sum(state not in ENDED for state in states.values()))
-    figures = [
-        told(NAME, "length, samples", f"{minutes:g} min; one every {SAMPLE_SECONDS:g} s"),
-        *_load_figures(loads, capacity, done, 60 * minutes),
-        told(NAME, "requests answered by the API", str(requests)),
-        told(NAME, "jobs accepted; how they ended", _counted(collections.Counter(map(str, states.values())))),
-        exactly(NAME, "jobs stuck: neither succeeded, failed nor canceled", 0, stuck),
-        exactly(NAME, "jobs failed", 0, sum(state == "failed" for state in states.values())),
-        exactly(NAME, "heats in the dead-letter stream", 0, dead),
-        told(NAME, "workers killed; heats that were begun again for it", f"{run.kills}; {starts}"),
-        exactly(
-            NAME, "answers or streams other than they should be", 0, sum(load.odd.total() for load in loads.values())
-        ),
-        exactly(NAME, "answers of 5xx, but for 503 and 504", 0, mistakes),
-        exactly(NAME, "processes that ended though nobody killed them", 0, len(run.ended)),
-        *(figure for one in run.lasting() for figure in _flat(one, begun, ended)),
-        told(NAME, "queue's memory; keys of jobs: second fifth, last fifth", _plateau(run.server, begun, ended)),
-        exactly(NAME, "gauges and streams of the queue that are not 0 afterwards", 0, len(left)),
-        exactly(NAME, "keys of jobs when their results have expired", 0, run.server.standing[-1]),
-        exactly(NAME, "keys without a time to live beside the known ones", 0, len(odd_keys)),
-    ]
-    for name, load in loads.items():
-        for what, count in load.odd.most_common(20):
-            run.say(f"odd, {name}, {count} times: {what}")
-    for text in (*odd_keys[:20], *(f"{name}: {value}" for name, value in left.items()), *run.ended):
-        run.say(f"left: {text}")
+        found = Found(
+            minutes=minutes,
+            window=(begun, ended),
+            capacity=capacity,
+            done=done,
+            loads=loads,
+            watched=run.lasting(),
+            server=run.server,
+            statuses=[line["status"] for line in lines],
+            states=states,
+            unfinished=unfinished,
+            killed=run.kills,
+            begun_again=_begun_again(here),
+            died=sum(one.gone for one in run.lasting()),
+            dead=await here.queue.redis.xlen(here.queue.keys("dead")),
+            left=left,
+            odd_keys=await watch.odd_keys(here),
+        )
+    _tell(run, found)
     out.mkdir(parents=True, exist_ok=True)
+    made = figures(found)
     record = {
         "machine": machine(),
         "minutes": minutes,
         "begun": round(begun, 1),
         "ended": round(ended, 1),
-        "figures": [asdict(figure) for figure in figures],
+        "figures": [asdict(figure) for figure in made],
         **watch.as_json(run.watched, run.server),
     }
     (out / "soak.json").write_text(json.dumps(record) + "\n")
     watch.plot(out / "soak.png", run.watched, run.server, begun, ended)
-    return figures
+    return made
+
+
+def _tell(run: Run, found: Found) -> None:
+    """What somebody who looks for the cause of a broken promise wants to read."""
+    for name, load in found.loads.items():
+        for what, count in load.odd.most_common(20):
+            run.say(f"odd, {name}, {count} times: {what}")
+    died = [f"{one.role} has ended" for one in run.lasting() if one.gone]
+    stuck = [f"{job}: {state}" for job, state in found.states.items() if state not in ENDED]
+    for text in (*stuck[:20], *found.odd_keys[:20], *(f"{what}: {n}" for what, n in found.left.items()), *died):
+        run.say(f"left: {text}")
 
 
 @contextlib.asynccontextmanager
@@ -232,11 +227,6 @@ def _callers(names: Iterable[str]) -> list[int]:
     return [24 if name == "fake" else 6 for name in names]
 
 
-def _accepted(api: Api) -> set[str]:
-    """Every job that the API has told of in its log, whether or not its caller heard of it."""
-    return {line["job_id"] for line in api.requests() if "job_id" in line}
-
-
 async def _states(here: Place, jobs: set[str]) -> dict[str, JobStatus | None]:
     """The status of each job, of expired ones too; None of those that nothing is known of."""
     redis, keys = here.queue.redis, here.queue.keys
@@ -247,81 +237,10 @@ async def _states(here: Place, jobs: set[str]) -> dict[str, JobStatus | None]:
     return states
 
 
-def _starts(here: Place) -> int:
+def _begun_again(here: Place) -> int:
     """Heats that sleeping workers began more than once."""
     lines = [line.split() for file in here.notes.glob("*.heats") for line in file.read_text().splitlines()]
     return sum(count > 1 for count in collections.Counter((job, heat) for _, job, heat in lines).values())
-
-
-def _load_figures(
-    loads: dict[str, Load], capacity: dict[str, float], done: dict[str, float], seconds: float
-) -> list[Figure]:
-    figures = []
-    for name, load in loads.items():
-        offered = load.offered / seconds / capacity[name]
-        worked = done[name] / seconds / capacity[name]
-        waits = f"{percentile(load.book.seconds, 0.5):.1f} s and {percentile(load.book.seconds, 0.99):.1f} s"
-        arrived = sum(load.done[act] for act in ACTS)
-        figures += [
-            told(NAME, f"{name}: offered and done, of capacity", f"{100 * offered:.0f} % and {100 * worked:.0f} %"),
-            told(NAME, f"{name}: capacity, measured before", f"{1000 * capacity[name]:.3g} GFLOP/s"),
-            told(NAME, f"{name}: arrivals; left out because too much waited", f"{arrived}; {load.left_out}"),
-            told(NAME, f"{name}: job's time, median and p99", waits),
-            told(NAME, f"{name}: what callers did", _counted(load.done)),
-        ]
-    return figures
-
-
-def _flat(one: watch.Watched, begun: float, ended: float) -> list[Figure]:
-    """Whether memory and descriptors of a process have stayed the same."""
-    fifths = watch.Fifths.of(one.samples, begun, ended)
-    first, last = fifths.second[0], fifths.last[-1]
-    size = f"{first.rss / watch.MB:.0f} and {last.rss / watch.MB:.0f} MB ({last.uss / watch.MB:.0f} its own)"
-    before, after = fifths.most("files")
-    more = max(
-        0, round(statistics.median(s.files for s in fifths.last) - statistics.median(s.files for s in fifths.second))
-    )
-    threads = fifths.most("threads")
-    rows = [
-        told(NAME, f"{one.role}: resident memory, early and late", size),
-        told(
-            NAME,
-            f"{one.role}: descriptors, threads: most in the second fifth, in the last",
-            f"{before}, {after}; {threads[0]}, {threads[1]}",
-        ),
-    ]
-    if one.role.startswith("queue"):
-        return rows
-    return [
-        *rows,
-        at_most(NAME, f"{one.role}: growth of resident memory", GROWTH, fifths.growth("rss"), "%"),
-        told(NAME, f"{one.role}: growth of memory of its own", f"{fifths.growth('uss'):.2g} %"),
-        exactly(NAME, f"{one.role}: open descriptors more than before, median", 0, more),
-    ]
-
-
-def _plateau(server: watch.Server, begun: float, ended: float) -> str:
-    fifth = (ended - begun) / 5
-
-    def part(number: int, values: list[int]) -> float:
-        start = begun + number * fifth
-        return percentile([v for t, v in zip(server.seconds, values, strict=True) if start <= t <= start + fifth], 0.5)
-
-    used = [f"{part(number, server.used) / watch.MB:.1f}" for number in (1, 4)]
-    standing = [f"{part(number, server.standing):.0f}" for number in (1, 4)]
-    return f"{used[0]}, {used[1]} MB; {standing[0]}, {standing[1]}"
-
-
-def _counted(counter: "collections.Counter[str]") -> str:
-    return ", ".join(f"{what} {count}" for what, count in sorted(counter.items()))
-
-
-def publish(figures: Sequence[Figure], on: str, page: Path) -> None:
-    """The table at the end of its section of reliability.md."""
-    head, mark, rest = page.read_text().partition(f"{HEADING}\n")
-    section, end, after = rest.partition("\n## ")
-    words = section.partition("\n| section")[0].rstrip()
-    page.write_text(f"{head}{mark}{words}\n\n{table(figures)}\n\nMeasured on {on}.\n{end}{after}")
 
 
 def main() -> int:
@@ -329,13 +248,13 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reliability")
     flags = parser.parse_args()
-    figures = asyncio.run(soak(flags.minutes, flags.out))
-    print(table(figures))  # noqa: T201
+    made = asyncio.run(soak(flags.minutes, flags.out))
+    print(table(made))  # noqa: T201
     page = flags.out.with_name("reliability.md")
     if page.is_file():
-        publish(figures, machine(), page)
-    broken = [figure for figure in figures if figure.kept is False]
-    print(f"{len(broken)} broken of {sum(f.kept is not None for f in figures)} promises")  # noqa: T201
+        publish(made, machine(), page)
+    broken = [figure for figure in made if figure.kept is False]
+    print(f"{len(broken)} broken of {sum(f.kept is not None for f in made)} promises")  # noqa: T201
     return 1 if broken else 0
 
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-from place import Place, spec
+from place import spec
+from soak_book import Book
 
 import bestofn
 from bestofn.models.shapes.world import COLOURS, SHAPES
 from bestofn.service.api.validate import Pair, tflops
-from bestofn.service.jobs import ENDED, JobStatus
 
 PROMPTS = [f"a photo of a {colour} {shape}" for colour, shape in itertools.product(COLOURS, SHAPES)]
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -26,8 +26,6 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 ACTS = {"poll": 25, "wait": 20, "picture": 10, "follow": 10, "repeat": 10, "stream": 5, "cancel": 15, "leave": 5}
 WAITING_SECONDS = 60.0  # of work at full capacity: when more waits, an arrival is left out
 ASYNC = {"Prefer": "respond-async"}
-LOOK_SECONDS = 1.0
-SLOW_SECONDS = 600.0  # a job that takes longer is taken for stuck
 
 REFUSED: tuple[tuple[int, dict[str, Any]], ...] = (
     (422, {"json": {"prompt": "p", "num_samples": 0}}),
@@ -74,63 +72,6 @@ def arrivals(pair: Pair, rng: random.Random, acts: dict[str, int] = ACTS) -> Ite
         body |= {"model": card.pin.name, "judge": pair.judge.pin.name}
         act = rng.choices(list(acts), list(acts.values()))[0]
         yield Asked(act, body, tflops(job, pair))
-
-
-@dataclass
-class Book:
-    """The jobs of one pair that were accepted: which have ended how, and how much work has been done on them."""
-
-    here: Place
-    ends: "collections.Counter[str]" = field(default_factory=collections.Counter)
-    seconds: list[float] = field(default_factory=list)  # from submission to the end
-    _open: dict[str, tuple[float, float, asyncio.Event]] = field(default_factory=dict)  # TFLOP, since, end
-    _part: dict[str, float] = field(default_factory=dict)  # of the open ones, how much is done
-    _known: set[str] = field(default_factory=set)
-    _done: float = 0.0
-
-    @property
-    def work(self) -> float:
-        """TFLOP of jobs that succeeded, and of the others' steps so far."""
-        return self._done + sum(self._open[job][0] * part for job, part in self._part.items())
-
-    @property
-    def open(self) -> int:
-        return len(self._open)
-
-    async def until_end(self, job: str, asked: Asked) -> None:
-        """Returns when the job has ended. Raises TimeoutError if it seems not to."""
-        if job in self._known and job not in self._open:
-            return
-        self._known.add(job)
-        _, _, end = self._open.setdefault(job, (asked.tflops, asked.since, asyncio.Event()))
-        await asyncio.wait_for(end.wait(), SLOW_SECONDS)
-
-    async def watch(self) -> None:
-        """Looks after the open jobs until it is canceled, on the queue itself, so that the API has no work by it."""
-        redis, keys = self.here.queue.redis, self.here.queue.keys
-        while True:
-            jobs = list(self._open)
-            async with redis.pipeline(transaction=False) as pipe:
-                for job in jobs:
-                    pipe.hmget(keys("job", job), "status", "steps", "total_steps")
-                    pipe.get(keys("gone", job))
-                found = await pipe.execute()
-            for job, (status, steps, total), gone in zip(jobs, found[::2], found[1::2], strict=True):
-                word = status_word(status, gone)
-                if word is None:
-                    continue  # lost, and so never ends
-                cost, since, end = self._open[job]
-                if word in ENDED:
-                    self.ends[word] += 1
-                    self.seconds.append(time.monotonic() - since)
-                    part = 1.0 if word is JobStatus.SUCCEEDED else self._part.get(job, 0.0)
-                    self._done += cost * part
-                    del self._open[job]
-                    self._part.pop(job, None)
-                    end.set()
-                else:
-                    self._part[job] = int(steps or 0) / max(1, int(total or 1))
-            await asyncio.sleep(LOOK_SECONDS)
 
 
 @dataclass
@@ -224,7 +165,7 @@ class Load:
         job = await self._submitted(asked)
         if job is None:
             return
-        await self.book.until_end(job, asked)
+        await self.book.until_end(job, asked.tflops, asked.since)
         answer = await self.http.get(f"/jobs/{job}")
         if not self._expect(answer, 200):
             return
@@ -237,7 +178,7 @@ class Load:
     async def _wait(self, asked: Asked) -> None:
         answer = await self.http.post("/generate", json=asked.body)
         if self._expect(answer, 200, 202):
-            await self.book.until_end(_job(answer), asked)
+            await self.book.until_end(_job(answer), asked.tflops, asked.since)
 
     async def _picture(self, asked: Asked) -> None:
         """Asks for the winner's bytes; a 504 names the job when that takes too long."""
@@ -245,7 +186,7 @@ class Load:
         answer = await self.http.post("/generate", json=body, headers={"Accept": "image/png"})
         if self._expect(answer, 200, 504):
             self.done["picture too late"] += not answer.is_success
-            await self.book.until_end(_job(answer), asked)
+            await self.book.until_end(_job(answer), asked.tflops, asked.since)
 
     async def _follow(self, asked: Asked) -> None:
         """Follows the job's events; every third one leaves and comes back."""
@@ -258,7 +199,7 @@ class Load:
         last = await _last(self.client.events(job))
         if last != "result":
             self.odd[f"stream ends with {last}"] += 1
-        await self.book.until_end(job, asked)
+        await self.book.until_end(job, asked.tflops, asked.since)
 
     async def _stream(self, asked: Asked) -> None:
         """Has the events as the answer to its request."""
@@ -267,7 +208,7 @@ class Load:
             events = [line async for line in answer.aiter_lines() if line.startswith("event:")]
         if events[-1:] != ["event: result"]:
             self.odd[f"stream ends with {events[-1:]}"] += 1
-        await self.book.until_end(_job(answer), asked)
+        await self.book.until_end(_job(answer), asked.tflops, asked.since)
 
     async def _repeat(self, asked: Asked) -> None:
         """Sends the request three times with one key: twice at once, and when it is done."""
@@ -277,7 +218,7 @@ class Load:
         if jobs or job is None:
             self.odd["one key, two jobs"] += 1
             return
-        await self.book.until_end(job, asked)
+        await self.book.until_end(job, asked.tflops, asked.since)
         if await self._submitted(asked, **key) != job:
             self.odd["one key, two jobs"] += 1
 
@@ -285,7 +226,7 @@ class Load:
         job = await self._submitted(asked)
         if job is None:
             return
-        end = asyncio.create_task(self.book.until_end(job, asked))
+        end = asyncio.create_task(self.book.until_end(job, asked.tflops, asked.since))
         await asyncio.sleep(self.rng.random() * (statistics.median(self.book.seconds) if self.book.seconds else 1.0))
         self._expect(await self.http.delete(f"/jobs/{job}"), 200)
         await end
@@ -302,13 +243,7 @@ class Load:
         answer = await self.http.post("/generate", json=asked.body, headers=ASYNC | key)
         canceled = not answer.is_success and answer.json().get("code") == "job_canceled"
         if canceled or self._expect(answer, 200, 202):
-            await self.book.until_end(_job(answer), asked)
-
-
-def status_word(status: bytes | None, gone: bytes | None) -> JobStatus | None:
-    """Of a job's status in the queue and of what is left of it when it has expired; None of neither."""
-    word = status or gone
-    return None if word is None else JobStatus(word.split()[0].decode())
+            await self.book.until_end(_job(answer), asked.tflops, asked.since)
 
 
 def _job(answer: httpx.Response) -> str:

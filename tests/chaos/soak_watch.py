@@ -35,10 +35,17 @@ class Watched:
     pid: int
     lasting: bool
     samples: list[Sample] = field(default_factory=list)
+    gone: bool = False
 
     def sample(self, seconds: float, port: int) -> None:
-        """Takes a sample; connections that were made to `port` are callers'."""
-        process = psutil.Process(self.pid)
+        """Takes a sample while the process is there; connections that were made to `port` are callers'."""
+        try:
+            if not self.gone:
+                self._sample(psutil.Process(self.pid), seconds, port)
+        except psutil.NoSuchProcess:
+            self.gone = True
+
+    def _sample(self, process: psutil.Process, seconds: float, port: int) -> None:
         memory = process.memory_full_info()
         callers = sum(
             one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port for one in process.net_connections("inet")
@@ -69,6 +76,11 @@ class Fifths:
         """Of the median, in percent."""
         before, after = (statistics.median(getattr(s, name) for s in part) for part in (self.second, self.last))
         return 100.0 * (after / before - 1.0)
+
+    def more(self, name: str) -> float:
+        """By how much the median has grown."""
+        before, after = (statistics.median(getattr(s, name) for s in part) for part in (self.second, self.last))
+        return float(after - before)
 
     def most(self, name: str) -> tuple[int, int]:
         """The greatest value of each."""
