@@ -71,7 +71,7 @@ class Keyring:
                 if self.trouble is None:
                     log.info("keys in force", file=str(self.file), names=names)
                 else:
-                    log.error("the keys cannot be read; those read last are in force", why=self.trouble, names=names)
+                    log.error("the keys cannot be read", why=self.trouble, still_in_force=names)
             told = now
             await asyncio.sleep(READ_SECONDS)
             try:

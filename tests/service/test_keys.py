@@ -21,7 +21,7 @@ from bestofn.service.keyfile import Key, sha256
 from bestofn.service.settings import Settings
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
-SOON = 2.5  # seconds: a file that has changed is read within two
+SOON = 5.0  # seconds: a file that has changed is read within two, on a machine that has time
 BODY = {"prompt": "a red star", "num_samples": 4, "thumbnails": True}
 ASYNC = {"Prefer": "respond-async"}
 
@@ -194,11 +194,13 @@ def test_a_first_key_closes_a_server_that_was_open(served: Any, serving: Serving
 
 
 def test_a_foreign_job_is_no_job(served: Any, serving: Serving, keys: Any, tmp_path: Path) -> None:
-    settings = served.settings.model_copy(update={"result_ttl_seconds": 2, **keys("ali", "bea")})
+    settings = served.settings.model_copy(update=keys("ali", "bea"))
+    with (tmp_path / "keys").open("a") as file:
+        file.write(f"{Key('ali', sha256('new'))}\n")  # of the same caller
     unknown = "0123456789abcdef01234567"
+    with serving(settings.model_copy(update={"result_ttl_seconds": 1})) as brief:
+        gone = httpx.post(f"{brief.url}/generate", json=BODY, headers=bearer("ali"), timeout=30).json()["id"]
     with serving(settings) as api, httpx.Client(base_url=api.url, timeout=30) as http:
-        with (tmp_path / "keys").open("a") as file:
-            file.write(f"{Key('ali', sha256('new'))}\n")
         job = http.post("/generate", json=BODY, headers=bearer("ali")).json()["id"]
         runs = http.post("/generate", json=BODY | {"num_samples": 4096}, headers=bearer("ali") | ASYNC).json()["id"]
         document = http.get("/openapi.json").json()
@@ -215,18 +217,15 @@ def test_a_foreign_job_is_no_job(served: Any, serving: Serving, keys: Any, tmp_p
             text = re.sub(r'"request_id": "\w+"', "", found.text).replace(job, "JOB")
             return found.status_code, text, sorted(found.headers)
 
-        becomes(lambda: http.get(f"/jobs/{job}", headers=bearer("new")).status_code, 200)  # a rotated key sees on
+        becomes(lambda: http.get(f"/jobs/{gone}", headers=bearer("new")).status_code, 410)
         for method, path in calls:
-            for own in (job, runs):
+            for own in (job, runs, gone):
                 assert answer(method, path, own, "bea") == answer(method, path, unknown, "bea"), (method, path)
                 assert answer(method, path, unknown, "bea")[0] == 404
         assert http.get(f"/jobs/{runs}", headers=bearer("ali")).json()["status"] in ("queued", "running")
         for method, path in sorted(calls, reverse=True):  # DELETE last but POST, of which there is none
-            assert answer(method, path, job, "ali")[0] == 200
+            assert answer(method, path, job, "new")[0] == 200
         assert http.delete(f"/jobs/{runs}", headers=bearer("ali")).json()["status"] == "canceled"
-        becomes(lambda: http.get(f"/jobs/{job}", headers=bearer("ali")).status_code, 410)
-        for method, path in calls:
-            assert answer(method, path, job, "bea") == answer(method, path, unknown, "bea"), (method, path)
 
 
 def test_callers_do_not_share_idempotency_keys(served: Any, serving: Serving, keys: Any) -> None:
