@@ -53,6 +53,28 @@ local function release(pair, class, entry, count)
   end
 end
 
+local FIRST_HEATS = {4, 4, 8} -- as in jobs.py
+local LEAST_AHEAD = 4 -- candidates that may be dealt beyond the decided prefix, however short it is
+
+-- How a job is cut into heats: `first` is JobSpec.first, `may_run` whether a heat may be dealt when `decided` heats are
+-- the prefix: as far ahead of it as it is long. Jobs without `stop` have no prefix, and deal all.
+local function schedule(job)
+  local size, samples, small = unpack(redis.call('HMGET', key('job', job), 'heat_size', 'num_samples', 'starts_small'))
+  local self = {}
+  function self.first(heat)
+    local sum, left = 0, tonumber(heat)
+    for i = 1, small == '1' and math.min(left, #FIRST_HEATS) or 0 do
+      sum, left = sum + FIRST_HEATS[i], left - 1
+    end
+    return math.min(sum + left * size, tonumber(samples))
+  end
+  function self.may_run(heat, decided)
+    local prefix = decided and self.first(decided)
+    return not prefix or tonumber(heat) == tonumber(decided) or self.first(heat + 1) - prefix <= math.max(LEAST_AHEAD, prefix)
+  end
+  return self
+end
+
 -- Deals heats round-robin from the ring of a pair into its ready stream, interactive jobs first, until the stream
 -- holds what the live workers hold, and one unread heat a worker.
 local function deal(pair)
@@ -74,18 +96,19 @@ local function deal(pair)
       if not job then
         break
       end
-      local status, heat, heats, size, samples = unpack(
-        redis.call('HMGET', key('job', job), 'status', 'next', 'heats', 'heat_size', 'num_samples')
+      local status, heat, heats, decided = unpack(
+        redis.call('HMGET', key('job', job), 'status', 'next', 'heats', 'decided')
       )
       if ACTIVE[status] then
         heat = tonumber(heat)
-        local count = math.min(size, samples - heat * size)
+        local cut = schedule(job)
+        local count = cut.first(heat + 1) - cut.first(heat)
         add(pair, class, job, heat, count, 0)
         redis.call('HSET', key('job', job), 'next', heat + 1)
         dealt, unread = dealt + count, unread + 1
-        if heat + 1 < tonumber(heats) then
+        if heat + 1 < tonumber(heats) and cut.may_run(heat + 1, decided) then
           redis.call('RPUSH', ring, job)
-        end
+        end -- else the completion that makes its prefix longer puts it back
       end
     end
   end
@@ -142,6 +165,12 @@ local function finish(job, status, type, data)
   end
 end
 
+-- Fails a job for a reason that its caller reads.
+local function give_up(job, reason)
+  redis.call('HSET', key('job', job), 'error', reason)
+  finish(job, 'failed', 'failed', cjson.encode({status = 'failed', error = reason}))
+end
+
 -- Ends the jobs whose deadline has passed: with the best of the heats that are done, or as failed if none is.
 local function expire()
   for _, job in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', now(), 'LIMIT', 0, 100)) do
@@ -155,8 +184,7 @@ local function expire()
       if status == 'queued' then
         reason = 'its deadline passed before it was started'
       end
-      redis.call('HSET', hash, 'error', reason)
-      finish(job, 'failed', 'failed', cjson.encode({status = 'failed', error = reason}))
+      give_up(job, reason)
     end
   end
 end
@@ -184,4 +212,23 @@ local function emit_progress(job)
   local data = '{"judged":%d,"num_samples":%d,"steps":%d,"total_steps":%d,"transformer_forwards":%d}'
   local entry = emit(job, 'progress', string.format(data, judged, samples, steps, total, forwards))
   redis.call('HSET', key('job', job), 'progress_event', entry)
+end
+
+-- Takes back all that has come from heats beyond the first `decided`; pictures have gone already.
+local function forget_beyond(job, decided)
+  local hash, before = key('job', job), redis.call('HGET', key('job', job), 'forwards')
+  for _, heat in ipairs(redis.call('HKEYS', key('progress', job))) do
+    if tonumber(heat) >= decided then
+      advance(job, heat, 0, 0, 0)
+      redis.call('HDEL', key('heats', job), heat)
+    end
+  end
+  redis.call('HSET', hash, 'discarded', before - redis.call('HGET', hash, 'forwards'))
+  local last = schedule(job).first(decided)
+  for _, candidate in ipairs(redis.call('HKEYS', key('thumbnails', job))) do
+    if tonumber(candidate) >= last then
+      redis.call('HINCRBY', hash, 'thumbnail_bytes', 0 - redis.call('HSTRLEN', key('thumbnails', job), candidate))
+      redis.call('HDEL', key('thumbnails', job), candidate)
+    end
+  end
 end

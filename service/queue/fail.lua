@@ -11,8 +11,12 @@ if ACTIVE[status_of(job)] and redis.call('HEXISTS', key('heats', job), heat) == 
   if fate == 'dead' then
     redis.call('XADD', key('dead'), 'MAXLEN', '~', DEAD_KEPT, '*',
       'job', job, 'heat', heat, 'deliveries', deliveries, 'worker', worker, 'reason', reason)
-    redis.call('HSET', key('job', job), 'error', reason)
-    finish(job, 'failed', 'failed', cjson.encode({status = 'failed', error = reason}))
+    local decided = redis.call('HGET', key('job', job), 'decided')
+    if decided and decided ~= heat then -- the job may end before it comes to this heat
+      redis.call('HSET', key('job', job), 'dead:' .. heat, reason)
+    else
+      give_up(job, reason)
+    end
   else
     add(pair, class, job, heat, count, fate == 'back' and deliveries - 1 or deliveries)
   end

@@ -3,12 +3,14 @@
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from bestofn.service.cards import WorkerCard
 from bestofn.service.jobs import Candidate, Heat, HeatOutcome, JobSpec, Priority
+from bestofn.service.prefix import Prefix, fold
+from bestofn.service.prefix import standing as still_standing
 from bestofn.service.queue.keys import CLASSES, GROUP, pair_id
 from bestofn.service.queue.lua import Argument
 from bestofn.service.queue.queue import Queue
@@ -16,9 +18,10 @@ from bestofn.service.queue.records import (
     pack_candidate,
     pack_heat,
     pack_leaders,
+    unpack_heat,
     unpack_leaders,
 )
-from bestofn.service.result import leaders
+from bestofn.service.result import best_of
 
 STAGED_MS = 600_000  # images of a heat that was never completed go after this
 MOST_PENDING = 1000
@@ -153,35 +156,39 @@ class Lane:
         spec, redis, keys = claim.heat.job, self.queue.redis, self.queue.keys
         job, heat = claim.key
         staged = keys("staged", job, heat, self.worker)
-        own = {candidate.index: candidate for candidate in outcome.candidates}
         stored: dict[int, bytes] = {}
         inline: list[Argument] = []
         staged_before = False
         while True:
-            version, text = await redis.hmget(keys("job", job), ["version", "leaders"])
-            before = unpack_leaders(spec, text or b"[]")
-            field = own | {candidate.index: candidate for candidate in before}
-            after = [field[index] for index in leaders(spec, field.values())]
-            standing = {candidate.index for candidate in after}
-            kept = sorted(standing & own.keys())
+            version, text, decided = await redis.hmget(keys("job", job), ["version", "leaders", "decided"])
+            before = Prefix(int(decided or 0), tuple(unpack_leaders(spec, text or b"[]")))
+            if spec.stop is None:  # in whatever order its heats come, its winners are the best of all
+                after = replace(before, leaders=tuple(best_of(spec, [*before.leaders, *outcome.candidates])))
+                standing = {candidate.index for candidate in after.leaders}
+            else:
+                finished = await self._ahead(spec, before.heats) | {heat: outcome.candidates}
+                after = fold(spec, before, finished)
+                standing = still_standing(spec, after, finished)
+            kept = sorted(standing & {candidate.index for candidate in outcome.candidates})
             new = {index: outcome.images[index] for index in kept if index not in stored}
             stored |= await self.queue.pictures.put(job, self.worker, new)
             images = {index: stored[index] for index in kept}
             if not inline and not await self._stage(staged, images, staged_before):
                 inline = [part for image in images.items() for part in image]
             staged_before = True
-            dropped = [[c.index, c.index // spec.heat_size] for c in before if c.index not in standing]
             reply = await self.queue.scripts(
                 "complete",
                 *self._place(claim),
                 pack_heat(outcome),
                 version or 0,
-                pack_leaders(after),
+                pack_leaders(after.leaders),
                 staged,
                 json.dumps(kept),
-                json.dumps(dropped),
+                json.dumps(sorted(standing)),
                 claim.heat.steps,
                 outcome.usage.transformer_forwards,
+                after.heats,
+                after.stopped or "",
                 *inline,
             )
             match reply:
@@ -245,6 +252,16 @@ class Lane:
                 heat = JobSpec.model_validate_json(spec).heat(entry.heat)
                 claims.append(Claim(entry, heat, deliveries, (traceparent or b"").decode(), waited / 1000))
         return claims
+
+    async def _ahead(self, spec: JobSpec, decided: int) -> dict[int, tuple[Candidate, ...]]:
+        """Finished heats beyond the prefix of `decided` heats."""
+        beyond = range(decided, spec.num_heats)
+        records = await self.queue.redis.hmget(self.queue.keys("heats", spec.id), beyond)
+        return {
+            heat: unpack_heat(spec, heat, record).candidates
+            for heat, record in zip(beyond, records, strict=True)
+            if record is not None
+        }
 
     async def _stage(self, staged: str, images: Mapping[int, bytes], again: bool) -> bool:
         """Stores images beside the scripts, which would block the server meanwhile; False if its memory is full.

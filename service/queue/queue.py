@@ -157,6 +157,9 @@ class Queue:
                 caller,
                 settings.max_queued_candidates_per_key or 0,
                 round(1000 * (settings.max_queued_tflops or 0)),
+                spec.num_heats,
+                int(spec.starts_small),
+                int(spec.stop is not None),
             )
         except OutOfMemoryError as error:
             raise Unavailable("the queue's memory is full; try again later", retry_after=BUSY_RETRY_SECONDS) from error
@@ -218,6 +221,7 @@ class Queue:
                 for candidate in outcome.candidates
                 if spec.has_thumbnail(candidate.index)
             ),
+            int(fields.get(b"discarded", 0)),
         )
 
     async def standing(self, spec: JobSpec) -> Standing:
@@ -233,16 +237,17 @@ class Queue:
             return Standing()
         cards = [card for card in await self.cards() if (card.model.pin, card.judge.pin) == (spec.model, spec.judge)]
         # One heat of each job before this one in the ring, and what is dealt already, its own heats aside.
-        others = sum(int(count or 0) for count in dealt) - int(own) * spec.heat_size
+        others = sum(int(count or 0) for count in dealt) - spec.first(int(own))
         ahead = max(0, others) + int(place or 0) * spec.heat_size
         return Standing(int(place or 0) + 1, wait_seconds(ahead, await self.backlog(), cards))
 
     async def image(self, job: str, candidate: int) -> bytes:
         """The picture of one of the job's leaders, as a file's bytes. Raises JobNotFound, JobGone, NotThere."""
-        size = await self.redis.hget(self.keys("job", job), "heat_size")
-        if size is None:
+        heat = await self.redis.hget(self.keys("kept", job), str(candidate))
+        if heat is None and not await self.redis.exists(self.keys("job", job)):
             await self._missing(job)
-        picture = await self.redis.hget(self.keys("images", job, candidate // int(size)), str(candidate))
+        images = self.keys("images", job, int(heat or 0))
+        picture = await self.redis.hget(images, str(candidate)) if heat is not None else None
         if picture is None:
             raise NotThere(f"job {job} has no picture of candidate {candidate}")
         return await self.pictures.get(job, candidate, picture)

@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from hypothesis import settings as bounds
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from bestofn.service.engine.fake import FakeEngine
+from bestofn.judge.verdict import Verdict
+from bestofn.service.engine.fake import FakeEngine, fake_verdict
 from bestofn.service.engine.protocol import HeatFinished
 from bestofn.service.errors import Overloaded
-from bestofn.service.jobs import ACTIVE, Heat, HeatOutcome, JobSpec, JobStatus, Priority
+from bestofn.service.jobs import ACTIVE, Heat, HeatOutcome, JobSpec, JobStatus, Priority, Stop
 from bestofn.service.queue.keys import CLASSES, GROUP
 from bestofn.service.queue.lane import Claim, Lane
 from bestofn.service.queue.queue import Queue
@@ -39,6 +41,7 @@ class Job:
     status: JobStatus = JobStatus.QUEUED
     dealt: int = 0  # heats that have left the ring
     done: set[int] = field(default_factory=set)
+    dead: set[int] = field(default_factory=set)  # heats that cannot be done, of a job that may end before them
 
     @property
     def active(self) -> bool:
@@ -47,6 +50,45 @@ class Job:
     @property
     def heats(self) -> list[Heat]:
         return list(self.spec.heats())
+
+    @property
+    def decided(self) -> int:
+        return next(heat for heat in range(len(self.heats) + 1) if heat not in self.done)
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether it has heats that may be dealt: one that may stop waits for its first ones."""
+        if self.dealt == len(self.heats):
+            return False
+        prefix = self.spec.first(self.decided)
+        ahead = self.spec.first(self.dealt + 1) - prefix
+        return self.spec.stop is None or self.dealt == self.decided or ahead <= max(4, prefix)
+
+    def file(self, heat: int) -> bool:
+        """A heat is done; whether the job has got turns by it."""
+        had = self.has_turns
+        self.done.add(heat)
+        end = self._end
+        if end is not None and end <= self.decided:
+            self.done = set(range(end))
+        elif self.decided in self.dead:
+            self.status = JobStatus.FAILED
+        elif len(self.done) < len(self.heats):
+            return self.has_turns and not had
+        if self.active:
+            self.status = JobStatus.SUCCEEDED
+        return False
+
+    @cached_property
+    def _end(self) -> int | None:
+        """After how many heats it stops."""
+        if self.spec.stop is not None:
+            for heat in self.heats:
+                seen = range(self.spec.first(heat.index + 1))
+                margin = max(fake_verdict(self.spec.prompt, self.spec.seed + i).margin for i in seen)
+                if (len(seen) >= 4 and margin > 9) or (len(seen) >= self.spec.stop.patience and margin < 0):
+                    return heat.index + 1
+        return None
 
     @property
     def waiting(self) -> int:
@@ -102,13 +144,18 @@ class Machine(RuleBasedStateMachine):
         missing=st.integers(0, 3),
         priority=st.sampled_from(CLASSES),
         caller=st.sampled_from(["", "a", "b"]),
+        seed=st.one_of(st.none(), st.integers(0, 99)),
     )
-    def submit(self, heats: int, size: int, missing: int, priority: Priority, caller: str) -> None:
+    def submit(self, heats: int, size: int, missing: int, priority: Priority, caller: str, seed: int | None) -> None:
         samples = max(1, heats * size - min(missing, size - 1))
         spec = self.make_spec(num_samples=samples, heat_size=size, priority=priority)
+        if seed is not None:  # one that may stop; sigmoid(9) is a little more than 0.9998
+            stop = Stop(confidence=Verdict("yes", 9.0, 0.0).p_yes, patience=8)
+            spec = spec.model_copy(update={"seed": seed, "num_samples": 3 * samples, "stop": stop})
+            samples = spec.num_samples
         active = [job for job in self.jobs.values() if job.active]
         own = sum(job.waiting for job in active if job.caller == caller) if caller else 0
-        if sum(job.waiting for job in active) + samples > MOST or own + samples > MOST_OF_ONE:
+        if sum(job.waiting for job in active) + samples > MOST or (caller and own + samples > MOST_OF_ONE):
             with pytest.raises(Overloaded):
                 self.run(self.queue.submit(spec, cost=1, caller=caller))
             return
@@ -147,10 +194,8 @@ class Machine(RuleBasedStateMachine):
         first = job.active and claim.entry.heat not in job.done
         assert self.run(self.lanes[name].complete(claim, outcome_of(claim.heat))) == first
         self.owners.pop(entry_of(claim), None)
-        if first:
-            job.done.add(claim.entry.heat)
-            if len(job.done) == len(job.heats):
-                job.status = JobStatus.SUCCEEDED
+        if first and job.file(claim.entry.heat):
+            self.rings[job.spec.priority].append(job.spec.id)
 
     @precondition(lambda self: any(self.held.values()))
     @rule(data=st.data(), fate=st.sampled_from(["back", "again", "dead"]))
@@ -165,7 +210,9 @@ class Machine(RuleBasedStateMachine):
         if not job.active or claim.entry.heat in job.done:
             return
         if fate == "dead":
-            job.status = JobStatus.FAILED
+            job.dead.add(claim.entry.heat)
+            if job.spec.stop is None or job.decided in job.dead:
+                job.status = JobStatus.FAILED
         else:
             mine = (claim.entry.job, claim.entry.heat)
             [added] = [entry for entry, what in self._entries().items() if entry not in before and what == mine]
@@ -221,7 +268,7 @@ class Machine(RuleBasedStateMachine):
                 if job.active:
                     job.dealt += 1
                     left -= 1
-                    if job.dealt < len(job.heats):
+                    if job.has_turns:
                         ring.append(job.spec.id)
                 else:
                     left -= now[job.spec.id] - job.dealt
@@ -244,7 +291,8 @@ class Machine(RuleBasedStateMachine):
             assert {int(heat) for heat in filed} == job.done
             if job.active:
                 there = [heat for owner, heat in entries.values() if owner == name and heat not in job.done]
-                assert sorted(there) == [heat for heat in range(int(self._field(name, "next"))) if heat not in job.done]
+                out = job.done | job.dead
+                assert sorted(there) == [heat for heat in range(int(self._field(name, "next"))) if heat not in out]
 
     @invariant()
     def what_is_dealt_is_counted(self) -> None:
@@ -284,9 +332,7 @@ class Machine(RuleBasedStateMachine):
             for claim in self.run(last.reclaim(8, 0)) or self.run(last.claim(8, 0)):
                 self.run(last.complete(claim, outcome_of(claim.heat)))
                 job = self.jobs[claim.entry.job]
-                job.done.add(claim.entry.heat)
-                if len(job.done) == len(job.heats):
-                    job.status = JobStatus.SUCCEEDED
+                job.file(claim.entry.heat)
             if not self._entries():
                 break
         for job in self.jobs.values():
@@ -294,8 +340,8 @@ class Machine(RuleBasedStateMachine):
             assert record.status is job.status
             assert not job.active
             result = assemble(record.spec, record.status, record.outcomes)
-            if len(job.done) == len(job.heats):
-                assert sorted(c.index for c in result.candidates) == list(range(job.spec.num_samples))
+            if job.status is JobStatus.SUCCEEDED and record.stopped != "deadline":
+                assert sorted(c.index for c in result.candidates) == list(range(job.spec.first(len(job.done))))
         backlog = self.run(self.queue.backlog())
         assert (backlog.jobs, backlog.candidates, backlog.tflops) == (0, 0, 0)
         assert self._entries() == {}

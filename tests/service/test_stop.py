@@ -1,0 +1,337 @@
+"""Jobs that may stop: their end is that of one worker who draws heat after heat, whoever draws what and when."""
+
+import asyncio
+import json
+import random
+import uuid
+from collections.abc import Awaitable, Callable
+
+import pytest
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as bounds
+from hypothesis import strategies as st
+
+from bestofn.judge.calibration import Calibration
+from bestofn.judge.verdict import Verdict
+from bestofn.service.engine.fake import FakeEngine
+from bestofn.service.errors import NotThere
+from bestofn.service.events import Teller
+from bestofn.service.jobs import Candidate, Heat, HeatOutcome, JobSpec, JobStatus, Stop, Usage
+from bestofn.service.local import local_spec, run_local
+from bestofn.service.queue.lane import Claim, HeatProgress, Judgement, Lane
+from bestofn.service.queue.queue import Queue
+from bestofn.service.queue.records import Event, pack_candidate
+from bestofn.service.result import assemble, finalists, leaders
+from bestofn.service.schemas import GenerateRequest, JobResult
+from bestofn.service.settings import Settings
+
+MakeSpec = Callable[..., JobSpec]
+OpenLane = Callable[..., Awaitable[Lane]]
+
+# Few of the first are a yes, and fewer a sure one, so that jobs end anywhere.
+MARGINS = st.lists(st.sampled_from([-6.0, -3.0, -1.0, -1.0, 0.0, 1.0, 2.0, 4.0]), min_size=1, max_size=70)
+ANSWERS = st.sampled_from(["as the margin says", "other", "broken"])
+JOBS = st.fixed_dictionaries(
+    {
+        "top_k": st.integers(1, 3),
+        "rule": st.sampled_from(["margin", "official"]),
+        "draft": st.sampled_from([None, None, {"num_inference_steps": 1, "keep": 0.25}]),
+        "stop": st.builds(
+            Stop,
+            confidence=st.sampled_from([0.6, 0.9, 0.999]),
+            min_samples=st.integers(1, 20),
+            patience=st.integers(1, 70),
+        ),
+        "calibration": st.sampled_from([None, Calibration(2.0, 0.5)]),
+    }
+)
+
+
+def outcome_of(heat: Heat, verdicts: list[Verdict]) -> HeatOutcome:
+    """What an engine makes of a heat whose pictures have these verdicts, and whose drafts get them too."""
+    spec = heat.job
+    full = set(heat.candidates)
+    if spec.draft is not None:
+        full = set(finalists(spec, {index: verdicts[index] for index in heat.candidates}))
+    candidates = tuple(
+        Candidate(i, spec.seed + i, verdicts[i], None if spec.draft is None else verdicts[i], i in full)
+        for i in heat.candidates
+    )
+    images = {index: b"picture %d" % index for index in leaders(spec, candidates)}
+    return HeatOutcome(heat.index, candidates, images, Usage(heat.count, heat.steps, heat.count, 0.5))
+
+
+def one_by_one(spec: JobSpec, verdicts: list[Verdict]) -> JobResult:
+    """The definition: after each heat in turn, is it enough? Written anew, without any of the code under test."""
+    assert spec.stop is not None
+    outcomes: list[HeatOutcome] = []
+    stopped = None
+    for heat in spec.heats():
+        outcomes.append(outcome_of(heat, verdicts))
+        judged = [candidate for outcome in outcomes for candidate in outcome.candidates]
+        best = [next(c for c in judged if c.index == index) for index in leaders(spec, judged)]
+        if len(best) == spec.top_k:
+            verdict, p = best[0].verdict, 0.0
+            if verdict.answer != "other" and not verdict.broken:
+                odds = verdict.margin if spec.calibration is None else verdict.margin / 2.0 + 0.5
+                p = Verdict("yes", odds, 0.0).p_yes
+            if len(judged) >= spec.stop.min_samples and p >= spec.stop.confidence:
+                stopped = "confident"
+            elif len(judged) >= spec.stop.patience and (verdict.answer != "yes" or verdict.broken):
+                stopped = "patience"
+        if stopped:
+            break
+    return assemble(spec, JobStatus.SUCCEEDED, outcomes, stopped=stopped)
+
+
+def drawn(margins: list[float], odd: list[str]) -> list[Verdict]:
+    def verdict(margin: float, answer: str) -> Verdict:
+        if answer == "other":
+            return Verdict("other", margin, 0.0)
+        word = "yes" if margin > 0 else "no"
+        return Verdict(word, float("nan") if answer == "broken" else margin, 0.0)
+
+    return [verdict(margin, odd[i] if i < len(odd) else "") for i, margin in enumerate(margins)]
+
+
+async def answer(queue: Queue, job: str) -> tuple[JobResult, list[bytes]]:
+    record = await queue.record(job)
+    result = assemble(record.spec, record.status, record.outcomes, stopped=record.stopped)
+    return result, [await queue.image(job, image.candidate) for image in result.images]
+
+
+async def nothing_is_left(queue: Queue, spec: JobSpec, result: JobResult) -> None:
+    """No work, no entries, no turns, and pictures of the winners alone."""
+    backlog = await queue.backlog()
+    assert (backlog.jobs, backlog.candidates, backlog.tflops) == (0, 0, 0.0)
+    for key in (queue.keys("ready", "*", "*"), queue.keys("ring", "*", "*")):
+        for name in await queue.redis.keys(key):
+            assert await (queue.redis.llen(name) if name.endswith(b"ring") else queue.redis.xlen(name)) == 0
+    images = {
+        int(candidate)
+        for name in await queue.redis.keys(queue.keys("images", spec.id, "*"))
+        for candidate in await queue.redis.hkeys(name)
+    }
+    assert images == {image.candidate for image in result.images}
+    assert await queue.redis.keys(queue.keys("staged", spec.id, "*", "*")) == []
+
+
+@given(
+    margins=MARGINS,
+    odd=st.lists(ANSWERS, max_size=3),
+    job=JOBS,
+    workers=st.integers(1, 4),
+    seed=st.integers(0, 2**32),
+)
+@bounds(max_examples=25, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+def test_whoever_draws_what_and_when_the_end_is_the_same(
+    settings: Settings,
+    make_spec: MakeSpec,
+    open_lane: OpenLane,
+    margins: list[float],
+    odd: list[str],
+    job: dict[str, object],
+    workers: int,
+    seed: int,
+) -> None:
+    verdicts, chance = drawn(margins, odd), random.Random(seed)
+    fields = job | {"top_k": min(int(str(job["top_k"])), len(margins))}
+    spec = make_spec(num_samples=len(margins), heat_size=16, **fields)
+    if spec.top_k > spec.num_finalists:
+        spec = spec.model_copy(update={"top_k": spec.num_finalists})
+    expected = one_by_one(spec, verdicts)
+
+    async def run() -> None:
+        own = settings.model_copy(update={"namespace": f"stop-{uuid.uuid4().hex[:8]}"})
+        queue = await Queue.connect(own)
+        lanes = [await open_lane(queue, f"worker {i}", 16) for i in range(workers)]
+        await queue.submit(spec, cost=10.0)
+        held: list[tuple[Lane, Claim]] = []
+        for _ in range(1000):
+            lane = chance.choice(lanes)
+            held += [(lane, claim) for claim in await lane.claim(2, 0)]
+            prefix = spec.first(int(await queue.redis.hget(queue.keys("job", spec.id), "decided")))
+            ahead = spec.first(int(await queue.redis.hget(queue.keys("job", spec.id), "next"))) - prefix
+            assert ahead <= max(4, prefix) or (spec.draft is not None and ahead <= max(16, prefix))
+            if held and (len(held) == 6 or chance.random() < 0.5):
+                place, claim = held.pop(chance.randrange(len(held)))
+                if chance.random() < 0.2:
+                    await place.fail(claim, "back")
+                else:
+                    await place.complete(claim, outcome_of(claim.heat, verdicts))
+            if not held and (await queue.record(spec.id)).status is JobStatus.SUCCEEDED:
+                break
+        result, images = await answer(queue, spec.id)
+        assert result == expected
+        assert images == [b"picture %d" % image.candidate for image in result.images]
+        assert len(images) == spec.top_k
+        assert int(await queue.redis.hget(queue.keys("job", spec.id), "judged")) == len(result.candidates)
+        for lane in lanes:
+            assert await lane.claim(9, 0) == []
+        await nothing_is_left(queue, spec, result)
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+def test_the_scripts_cut_jobs_as_python_does(settings: Settings, make_spec: MakeSpec, open_lane: OpenLane) -> None:
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        lane = await open_lane(queue, capacity=10_000)
+        for num_samples in (1, 3, 4, 5, 8, 11, 16, 17, 32, 33, 100, 527):
+            for heat_size in {min(num_samples, 16), 3}:
+                # At full confidence it ends with the last heat.
+                stop = {"confidence": 1 - 1e-12, "patience": 4096}
+                for fields in ({"stop": stop}, {"stop": stop, "draft": {"keep": 0.5}}, {}):
+                    spec = make_spec(num_samples=num_samples, heat_size=heat_size, num_inference_steps=9, **fields)
+                    await queue.submit(spec, cost=1)
+                    cut: list[Heat] = []
+                    while claims := await lane.claim(300, 0):
+                        for claim in claims:
+                            assert claim.heat.count == claim.entry.count
+                            cut.append(claim.heat)
+                            await lane.complete(claim, outcome_of(claim.heat, [Verdict("no", 0.0, 1.0)] * num_samples))
+                    assert cut == list(spec.heats())
+                    assert [i for heat in cut for i in heat.candidates] == list(range(num_samples))
+        first = make_spec(num_samples=70, heat_size=16, stop=stop)
+        assert [heat.count for heat in first.heats()] == [4, 4, 8, 16, 16, 16, 6]
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("dead", "margin", "end"),
+    [(5, 9.0, JobStatus.SUCCEEDED), (5, 0.5, JobStatus.FAILED), (4, 9.0, JobStatus.FAILED)],
+    ids=["beyond the end", "before it", "the next"],
+)
+def test_a_heat_that_cannot_be_done_counts_only_if_the_job_comes_to_it(
+    settings: Settings, make_spec: MakeSpec, open_lane: OpenLane, dead: int, margin: float, end: JobStatus
+) -> None:
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        lane = await open_lane(queue, capacity=64)
+        verdicts = [Verdict("no", 0.0, 1.0)] * 32 + [Verdict("yes", margin, 0.0)] * 68
+        spec = make_spec(num_samples=100, heat_size=16, stop={"confidence": 0.9})
+        await queue.submit(spec, cost=1)
+        for _ in range(4):
+            [claim] = await lane.claim(9, 0)
+            await lane.complete(claim, outcome_of(claim.heat, verdicts))
+        claims = {claim.heat.index: claim for claim in await lane.claim(9, 0)}
+        assert set(claims) == {4, 5}
+        await lane.fail(claims.pop(dead), "dead", "it would not")
+        for claim in claims.values():
+            assert (await queue.record(spec.id)).status is (JobStatus.RUNNING if dead == 5 else JobStatus.FAILED)
+            await lane.complete(claim, outcome_of(claim.heat, verdicts))
+        record = await queue.record(spec.id)
+        assert (record.status, record.error) == (end, "it would not" if end is JobStatus.FAILED else None)
+        assert await lane.claim(9, 0) == []
+        await nothing_is_left(queue, spec, assemble(spec, record.status, record.outcomes))
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+def test_what_ran_ahead_of_the_end_is_dropped_and_told_apart(
+    settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        lane = await open_lane(queue, capacity=64)
+        verdicts = [Verdict("no", 0.0, 1.0)] * 40 + [Verdict("yes", 9.0, 0.0)] * 60
+        spec = make_spec(num_samples=100, heat_size=16, stop={}, thumbnails=True)
+        await queue.submit(spec, cost=1)
+        for _ in range(4):
+            [claim] = await lane.claim(9, 0)
+            await lane.complete(claim, outcome_of(claim.heat, verdicts))
+        four, five = sorted(await lane.claim(9, 0), key=lambda claim: claim.heat.index)
+        for claim, steps in ((four, 32), (five, 10)):
+            judged = [Judgement(c, b"small") for c in outcome_of(claim.heat, verdicts).candidates[-2:]]
+            await lane.report(spec.id, [HeatProgress(claim.heat.index, 2, steps, 2 * steps)], judged)
+        await lane.complete(four, outcome_of(four.heat, verdicts))
+        await lane.complete(five, outcome_of(five.heat, verdicts))  # too late
+        record = await queue.record(spec.id)
+        assert (record.stopped, record.discarded_forwards, record.progress.judged) == ("confident", 20, 48)
+        assert await queue.thumbnail(spec.id, 47) == b"small"
+        with pytest.raises(NotThere):
+            await queue.thumbnail(spec.id, 63)
+        assert (await queue.backlog()).image_bytes == len(await queue.image(spec.id, 40)) + 2 * len(b"small")
+        events = [event async for event in queue.events(spec.id)]
+        assert [event.data["decided"] for event in events if event.type == "heat"] == [1, 2, 3, 4, 5]
+        matches = [
+            told.data
+            for teller in [Teller(spec)]
+            for index in range(64)  # heat 5 has been judged too, when heat 4 ends the job
+            for told in [
+                *teller.tell(
+                    Event(
+                        f"{index}-0",
+                        "candidate",
+                        json.loads(pack_candidate(Candidate(index, 7 + index, verdicts[index]))),
+                    )
+                ),
+                *(teller.tell(Event(f"{index}-1", "heat", {"decided": 5})) if index == 63 else ()),
+            ]
+            if told.type == "match"
+        ]
+        bracket = (await answer(queue, spec.id))[0].bracket
+        for match in matches:
+            shown = bracket[match["round"]][match["place"]]
+            assert (shown.a, shown.b, shown.winner) == (match["a"], match["b"], match["winner"])
+        assert len(matches) == 46  # of 48 candidates; the rest waits for the bracket's end
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+def test_a_deadline_takes_the_best_of_all_that_was_judged(
+    settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        lane = await open_lane(queue, capacity=64)
+        verdicts = [Verdict("no", 0.0, 1.0)] * 40 + [Verdict("yes", 0.5, 0.0)] * 60
+        spec = make_spec(num_samples=100, heat_size=16, top_k=2, stop={"confidence": 0.9}, deadline_seconds=60)
+        await queue.submit(spec, cost=1)
+        for _ in range(4):
+            for claim in await lane.claim(9, 0):
+                await lane.complete(claim, outcome_of(claim.heat, verdicts))
+        three, four = sorted(await lane.claim(9, 0), key=lambda claim: claim.heat.index)
+        await lane.complete(four, outcome_of(four.heat, verdicts))  # beyond the prefix
+        await queue.redis.zadd(queue.keys("deadlines"), {spec.id: 0})
+        await queue.scripts("expire")
+        await lane.complete(three, outcome_of(three.heat, verdicts))
+        result, images = await answer(queue, spec.id)
+        assert (result.stopped, result.complete, len(result.candidates)) == ("deadline", False, 48)
+        assert [image.candidate for image in result.images] == [48, 49]
+        assert len(images) == 2
+        assert (await queue.backlog()).candidates == 0
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("fields", [{}, {"draft": {"num_inference_steps": 1, "keep": 0.25}, "top_k": 3}])
+@pytest.mark.parametrize("seed", [1, 2, 5])
+def test_local_runs_end_as_the_definition_says(fields: dict[str, object], seed: int) -> None:
+    request = {"prompt": "a ring", "num_samples": 60, "seed": seed, "stop": {"confidence": 0.999, "patience": 40}}
+    engine = FakeEngine(slots=16)
+    spec = local_spec(GenerateRequest.model_validate(request | fields), engine, Settings())
+    run = run_local(spec, engine)
+    outcomes = []
+    for heat in spec.heats():  # as an engine without a rule would draw them
+        engine.admit(heat)
+        while engine.busy:
+            outcomes += [event.outcome for event in engine.tick() if hasattr(event, "outcome")]
+    stop = len(run.result.candidates)
+    assert run.result.calibrated is False
+    assert "not calibrated" in run.result.warnings[0]
+    assert run.result == assemble(
+        spec,
+        JobStatus.SUCCEEDED,
+        [outcome for outcome in outcomes if spec.first(outcome.heat) < stop],
+        stopped=run.result.stopped,
+    )
+    assert list(run.images) == [image.candidate for image in run.result.images]
+    assert stop in {spec.first(heat) for heat in range(1, spec.num_heats + 1)}
+    assert (run.result.stopped == "confident") == ((run.result.confidence or 0) >= 0.999)
