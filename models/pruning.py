@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from bestofn.models.depth import rewrite
 from bestofn.models.errors import ModelError
 from bestofn.models.generator import Generator
 from bestofn.models.sampling import generate
+from bestofn.models.shapes.prompts import CATEGORIES, sample_prompt
+
+CALIBRATION = 100  # prompts
 
 
 @torch.inference_mode()
@@ -60,6 +64,12 @@ def block_importance(
         for handle in handles:
             handle.remove()
     return [float(total) / count for total, count in zip(sums, counts, strict=True)]
+
+
+def calibration_prompts(seed: int = 0, count: int = CALIBRATION) -> list[str]:
+    """Prompts of the drawn world, of every category in turn."""
+    rng = np.random.default_rng(seed)
+    return [sample_prompt(rng, CATEGORIES[i % len(CATEGORIES)]).prompt for i in range(count)]
 
 
 def kept_blocks(importance: Sequence[float], layers: int) -> list[int]:

@@ -6,6 +6,7 @@ Axes: B samples, N tokens, D width.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from bestofn.models.shapes.world import COLOURS, SHAPES
 from bestofn.models.training.forward import forward
 from bestofn.models.training.latents import Latents, cached_latents
 from bestofn.models.training.muon import Group, MuonAdam
-from bestofn.models.training.pipeline import FLOW_SHIFT, Parts, build_parts
+from bestofn.models.training.pipeline import FLOW_SHIFT, Parts, build_parts, load_parts
 from bestofn.models.training.runs import Progress, Run
 from bestofn.models.training.text import LayoutHead, Words, layout
 
@@ -55,11 +56,19 @@ class GeneratorSettings:
     ema: float = 0.999
     low_precision: bool = False
     save_every: int = 200
+    start: Path | None = None  # a shapes checkpoint to go on from, whose shape then counts; None: fresh weights
 
     @property
     def dtype(self) -> torch.dtype:
         """Of matrix products."""
         return torch.bfloat16 if self.low_precision else torch.float32
+
+
+def further(settings: GeneratorSettings, start: Path) -> GeneratorSettings:
+    """The same run from a trained checkpoint: its autoencoder, no warm-up, no loss that only helps at the beginning."""
+    return dataclasses.replace(
+        settings, start=start, vae=start / "vae", text_steps=0, label_weight=0.0, layout_weight=0.0
+    )
 
 
 class LabelHead(nn.Module):
@@ -108,12 +117,18 @@ class Learner:
 
 
 def build_learner(settings: GeneratorSettings) -> Learner:
-    """Fresh weights from the seed; Muon takes the matrices inside blocks, AdamW everything else."""
+    """Fresh weights from the seed, or those to go on from; Muon takes the matrices inside blocks, AdamW the rest."""
     torch.manual_seed(settings.seed)
-    vae = AutoencoderDC.from_pretrained(settings.vae).eval()
-    parts = build_parts(vae, settings.width, settings.layers, settings.mlp_ratio)
+    if settings.start:
+        parts = load_parts(settings.start)
+    else:
+        vae = AutoencoderDC.from_pretrained(settings.vae)
+        parts = build_parts(vae, settings.width, settings.layers, settings.mlp_ratio)
+    parts.vae.eval()
     text_width = parts.text_encoder.config.hidden_size
-    heads = nn.ModuleDict({"labels": LabelHead(settings.width), "layout": LayoutHead(text_width)})
+    heads = nn.ModuleDict(
+        {"labels": LabelHead(parts.transformer.proj_out.in_features), "layout": LayoutHead(text_width)}
+    )
     inner = [*parts.transformer.transformer_blocks.parameters(), *parts.text_encoder.layers.parameters()]
     inner += list(parts.transformer.caption_projection.parameters())
     matrices = [p for p in inner if p.ndim >= 2 and p[0].numel() > 9 and p.shape[0] > 6]
@@ -165,7 +180,7 @@ def flow_step(
     sigma = noise_levels(len(x), rng)
     level = sigma[:, None, None, None]
     noisy = (1 - level) * x + level * noise
-    tap = settings.layers // 2
+    tap = len(learner.parts.transformer.transformer_blocks) // 2
     velocity, tokens = forward(learner.parts.transformer, noisy, sigma, text, mask, settings.dtype, tap)
     flow = (velocity - (noise - x)).square().mean()
     labels = learner.heads["labels"](tokens, latents.shapes[picks], latents.colours[picks])

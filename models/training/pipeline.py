@@ -12,6 +12,7 @@ from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, 
 from torch import Tensor
 from transformers import Gemma2Model, PreTrainedTokenizerFast
 
+from bestofn.models.errors import CheckpointError
 from bestofn.models.training.autoencoder import LATENT_CHANNELS
 from bestofn.models.training.forward import forward
 from bestofn.models.training.text import Words, build_text_encoder, build_tokenizer
@@ -65,6 +66,23 @@ def build_parts(vae: AutoencoderDC, width: int, layers: int, mlp_ratio: float) -
     torch.nn.init.zeros_(transformer.proj_out.weight)
     torch.nn.init.zeros_(transformer.proj_out.bias)
     return Parts(tokenizer, text_encoder, transformer, vae)
+
+
+def check_trainable(folder: Path) -> None:
+    """Raise CheckpointError unless a checkpoint is of the drawn world, whose scenes are all there is to learn from."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    if tokenizer.get_vocab().keys() != build_tokenizer().get_vocab().keys():
+        raise CheckpointError(
+            f"{folder} was not trained on drawn scenes, and there is nothing else here to train it on: "
+            "only shapes and what was made of it can be trained further"
+        )
+
+
+def load_parts(folder: Path) -> Parts:
+    """The generator of a shapes checkpoint, to train it further; CheckpointError if it is another."""
+    check_trainable(folder)
+    pipeline = SanaPipeline.from_pretrained(folder)
+    return Parts(pipeline.tokenizer, pipeline.text_encoder, pipeline.transformer, pipeline.vae)
 
 
 def build_scheduler() -> DPMSolverMultistepScheduler:

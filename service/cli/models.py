@@ -3,12 +3,14 @@
 import json as jsonlib
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
+from rich.progress import Progress
 
 from bestofn.service.cli import target
-from bestofn.service.cli.console import say
+from bestofn.service.cli.console import err, say
 from bestofn.service.errors import SetupError
 
 program = typer.Typer(
@@ -96,6 +98,59 @@ def grow(
     if config.qk_norm is None:
         say("this checkpoint has no q/k norm, without which training a deep one is unstable in half precision")
     write(source, out, layers, method, drop, seed)
+    say(f"wrote {out}: {layers} layers, {_size(out) / 2**30:.2f} GiB")
+
+
+@program.command(epilog="Example: `bestofn models prune --layers 4 --recover 100 shapes ./light-shapes`")
+def prune(
+    checkpoint: Source,
+    out: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
+    layers: Annotated[int, typer.Option(min=1, help="Layers that stay.", show_default=False)],
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts for calibration, one a line, as your users write them.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps while calibrating.")] = None,
+    recover: Annotated[int, typer.Option(min=0, help="Training steps afterwards; the drawn world only.")] = 0,
+    devices: Annotated[str | None, typer.Option(help="cpu or cuda:0; the first GPU if there is one.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of calibration and training.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print importances and what stays as JSON.")] = False,
+) -> None:
+    """Leave out the layers that matter least: those that turn their input least while pictures are drawn."""
+    _need_packages()
+    from bestofn.models.checkpoint import Checkpoint
+    from bestofn.models.generator import Generator
+    from bestofn.models.pruning import block_importance, calibration_prompts, kept_blocks
+    from bestofn.models.pruning import prune as write
+    from bestofn.models.training.pipeline import check_trainable
+    from bestofn.models.training.recovery import recover as train
+    from bestofn.service.load import devices as found
+    from bestofn.service.settings import load_settings
+
+    source = Checkpoint.resolve(checkpoint)
+    if recover:
+        check_trainable(source.path)
+    generator = Generator(source, found(load_settings(devices=devices))[0])
+    kept_blocks([0.0] * generator.config.num_layers, layers)  # refuses a depth before anything is drawn
+    if prompts is None and checkpoint != "shapes":
+        say("calibrating with prompts of the drawn world; --prompts FILE takes prompts like your users'")
+    lines = prompts.read_text(encoding="utf-8").splitlines() if prompts else calibration_prompts(seed)
+    with Progress(console=err, transient=True) as bar:
+        task = bar.add_task("calibrating", total=len(lines))
+        importance = block_importance(generator, lines, seed, steps, lambda done: bar.update(task, completed=done))
+    kept = kept_blocks(importance, layers)
+    if recover:
+        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work, Progress(console=err) as bar:
+            start = write(source, Path(work) / "start", kept)
+            task = bar.add_task("training", total=recover)
+            train(start, out, Path(work), recover, lambda f: bar.update(task, completed=f["step"]), seed)
+    else:
+        write(source, out, kept)
+    if json:
+        typer.echo(jsonlib.dumps({"importance": importance, "kept": kept}))
+    else:
+        for block, value in enumerate(importance):
+            bar_of = "#" * round(40 * value / max(importance))
+            typer.echo(f"layer {block:3} {'stays' if block in kept else '     '} {value:.4f} {bar_of}")
     say(f"wrote {out}: {layers} layers, {_size(out) / 2**30:.2f} GiB")
 
 

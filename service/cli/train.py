@@ -66,13 +66,17 @@ def generator(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     threads: Threads = 1,
     scored: Annotated[int, typer.Option(min=0, help="Held-out prompts a category for the score; 0 for none.")] = 10,
+    start: Annotated[
+        str | None, typer.Option(help="Go on from a trained checkpoint, such as a grown one; shapes or a folder.")
+    ] = None,
 ) -> None:
     """Train autoencoder, text encoder and transformer on drawn scenes, score held-out prompts, write the checkpoint."""
     _need_packages()
     import torch
 
+    from bestofn.models.checkpoint import Checkpoint
     from bestofn.models.training.autoencoder import AutoencoderSettings, train_autoencoder
-    from bestofn.models.training.generator import GeneratorSettings, train_generator
+    from bestofn.models.training.generator import GeneratorSettings, further, train_generator
     from bestofn.models.training.pipeline import CALL_DEFAULTS, sample, save_pipeline
     from bestofn.models.training.runs import publish
     from bestofn.models.training.score import score, spread
@@ -80,12 +84,14 @@ def generator(
     torch.set_num_threads(threads)
     vae = run / "vae"
     with _Bar() as bar:
-        if not vae.is_dir():
+        if start is None and not vae.is_dir():
             autoencoder = train_autoencoder(
                 AutoencoderSettings(run / "autoencoder", vae_steps, seed), lambda f: bar.show("autoencoder", f)
             )
             publish(vae, autoencoder.save_pretrained)
         settings = GeneratorSettings(run / "generator", vae, steps, seed=seed)
+        if start is not None:
+            settings = further(settings, Checkpoint.resolve(start).path)
         learner = train_generator(settings, lambda f: bar.show("generator", f))
     parts = learner.averaged()
     publish(out, lambda folder: save_pipeline(parts, folder))

@@ -8,6 +8,9 @@ import pytest
 import torch
 from diffusers import AutoencoderDC, SanaPipeline
 
+from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.errors import CheckpointError
+from bestofn.models.pruning import prune
 from bestofn.models.shapes.prompts import caption, known_words, pair
 from bestofn.models.shapes.scenes import Wish
 from bestofn.models.training.autoencoder import AutoencoderSettings, train_autoencoder
@@ -15,7 +18,8 @@ from bestofn.models.training.forward import forward
 from bestofn.models.training.generator import GeneratorSettings, build_learner, noise_levels, rate, train_generator
 from bestofn.models.training.latents import draw_latents
 from bestofn.models.training.muon import orthogonalise
-from bestofn.models.training.pipeline import save_pipeline
+from bestofn.models.training.pipeline import load_parts, save_pipeline
+from bestofn.models.training.recovery import recover
 from bestofn.models.training.score import score, spread
 from bestofn.models.training.text import TOKENS, Words, build_tokenizer, layout
 
@@ -104,6 +108,24 @@ def test_saved_folder_is_a_pipeline(tmp_path: Path, vae: Path) -> None:
         generator=torch.Generator("cpu").manual_seed(1),
     )
     assert result.images[0].size == (64, 64)
+
+
+def test_a_pruned_checkpoint_is_trained_further(tmp_path: Path, vae: Path) -> None:
+    save_pipeline(build_learner(_settings(tmp_path, vae, 1)).parts, tmp_path / "source")
+    pruned = prune(Checkpoint.resolve(str(tmp_path / "source")), tmp_path / "pruned", [1])
+    out = recover(pruned, tmp_path / "out", tmp_path / "run", steps=2, progress=lambda _: None, batch=4)
+    before, after = (load_parts(folder).transformer for folder in (pruned, out))
+    assert len(after.transformer_blocks) == 1
+    assert not torch.equal(before.proj_out.weight, after.proj_out.weight)
+    assert torch.allclose(
+        before.transformer_blocks[0].ff.conv_point.weight, after.transformer_blocks[0].ff.conv_point.weight, atol=0.05
+    )
+    assert (out / "README.md").read_text().endswith("pruned to 1 layers, of the source 1; then trained for 2 steps.\n")
+
+
+def test_only_the_drawn_world_is_trained_on(tiny_checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(CheckpointError, match="was not trained on drawn scenes"):
+        load_parts(tiny_checkpoints["tiny"])
 
 
 def test_words_agree_with_the_tokenizer() -> None:

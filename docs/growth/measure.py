@@ -1,0 +1,235 @@
+"""Growth and pruning, measured on one thread: `python docs/growth/measure.py WORK` trains, and goes on where it was.
+
+Growth: scenes of one object, a transformer of width 64 over the shipped text encoder and autoencoder (both frozen).
+Pruning: the shipped checkpoint itself, on the benchmark. WORK keeps weights; runs.jsonl beside this file gets a line a
+figure, from which `python docs/growth/draw.py` makes the tables and plots of docs/growth.md.
+"""
+
+import copy
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import SanaPipeline, SanaTransformer2DModel
+from torch import Tensor
+
+from bestofn.models.checkpoint import EMBEDDED, Checkpoint
+from bestofn.models.generator import Generator
+from bestofn.models.growth import Method, grow
+from bestofn.models.pruning import block_importance, calibration_prompts, kept_blocks, prune
+from bestofn.models.shapes.prompts import single
+from bestofn.models.shapes.scenes import Wish, place, trainable
+from bestofn.models.shapes.world import COLOURS, SHAPES, render
+from bestofn.models.training.forward import forward
+from bestofn.models.training.generator import noise_levels
+from bestofn.models.training.muon import Group, MuonAdam
+from bestofn.models.training.pipeline import CALL_DEFAULTS, Parts, build_parts, load_parts, sample, save_pipeline
+from bestofn.models.training.recovery import recover
+from bestofn.models.training.score import score, spread
+from bestofn.models.training.text import Words
+
+LOG = Path(__file__).parent / "runs.jsonl"
+WIDTH, SHALLOW, DEEP, BATCH = 64, 4, 8, 32
+SOURCE_STEPS, STEPS, WARMUP, EVERY = 300, 300, 30, 25
+MATRIX_RATE, OTHER_RATE, DROPOUT = 4e-3, 3e-3, 0.1
+SCENES, HELD_SCENES = 4096, 192
+SEEDS = (0, 1, 2)
+RECOVERY_STEPS, RECOVERY_BATCH, SCORED = 100, 32, spread(20)
+
+
+@dataclass(frozen=True)
+class World:
+    """Scenes of one object as latents (S, C, h, w) with their contents, and the text encoder's words for them."""
+
+    latents: Tensor
+    shapes: list[str]
+    colours: list[str]
+    text: dict[str, tuple[Tensor, Tensor]]  # prompt: states (L, D), mask (L)
+    parts: Parts  # of the shipped checkpoint; only the transformer differs here
+
+    def batch(self, picks: Sequence[int], rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        prompts = []
+        for k in picks:
+            named = single(self.shapes[k], self.colours[k] if rng.random() < 0.75 else None).prompt
+            prompts.append("" if rng.random() < DROPOUT else named)
+        states, masks = zip(*(self.text[prompt] for prompt in prompts), strict=True)
+        return self.latents[list(picks)], torch.stack(states), torch.stack(masks)
+
+
+def load_world(work: Path) -> World:
+    pipeline = SanaPipeline.from_pretrained(EMBEDDED["shapes"])
+    parts = Parts(pipeline.tokenizer, pipeline.text_encoder.eval(), pipeline.transformer, pipeline.vae.eval())
+    rng = np.random.default_rng(5)
+    wishes = []
+    while len(wishes) < SCENES + HELD_SCENES:
+        wish = Wish((SHAPES[rng.integers(len(SHAPES))],), (COLOURS[rng.integers(len(COLOURS))],))
+        if trainable(wish):
+            wishes.append(wish)
+    cache = work / "latents.pt"
+    if not cache.exists():
+        batches = []
+        with torch.no_grad():
+            for start in range(0, len(wishes), 64):
+                images = np.stack([render(place(rng, wish)) for wish in wishes[start : start + 64]])
+                pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+                batches.append(parts.vae.encode(pixels).latent * parts.vae.config.scaling_factor)
+        torch.save(torch.cat(batches), cache)
+    prompts = ["", *(single(s, c).prompt for s in SHAPES for c in (None, *COLOURS))]
+    ids, mask = Words(parts.tokenizer)(prompts)
+    with torch.no_grad():
+        states = parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    text = {prompt: (states[i], mask[i]) for i, prompt in enumerate(prompts)}
+    shapes, colours = [wish.shapes[0] for wish in wishes], [wish.colours[0] for wish in wishes]
+    return World(torch.load(cache, weights_only=True), shapes, colours, text, parts)
+
+
+def held_out_loss(world: World, model: SanaTransformer2DModel) -> float:
+    """Flow-matching loss on scenes, noise and captions that are always the same."""
+    rng = np.random.default_rng(9)
+    x, text, mask = world.batch(range(SCENES, SCENES + HELD_SCENES), rng)
+    sigma = noise_levels(len(x), rng)
+    with torch.no_grad():
+        return float(flow_loss(model, x, text, mask, sigma, torch.Generator().manual_seed(9)))
+
+
+def flow_loss(
+    model: SanaTransformer2DModel, x: Tensor, text: Tensor, mask: Tensor, sigma: Tensor, noises: torch.Generator
+) -> Tensor:
+    noise = torch.randn(x.shape, generator=noises)
+    level = sigma[:, None, None, None]
+    velocity, _ = forward(model, (1 - level) * x + level * noise, sigma, text, mask, torch.float32, 0)
+    return (velocity - (noise - x)).square().mean()
+
+
+def train(
+    world: World, model: SanaTransformer2DModel, steps: int, seed: int
+) -> Iterator[tuple[int, SanaTransformer2DModel]]:
+    """Steps of Muon and AdamW as in `models/training`; yields the running mean of the weights every `EVERY` steps."""
+    inner = [*model.transformer_blocks.parameters(), *model.caption_projection.parameters()]
+    matrices = [p for p in inner if p.ndim >= 2 and p[0].numel() > 9 and p.shape[0] > 6]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    optimizer = MuonAdam([Group(matrices, MATRIX_RATE, True, 0.01), Group(rest, OTHER_RATE, False)])
+    mean = copy.deepcopy(model)
+    yield 0, mean
+    for step in range(steps):
+        rng = np.random.default_rng((seed, step))
+        x, text, mask = world.batch(rng.integers(SCENES, size=BATCH).tolist(), rng)
+        noises = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        loss = flow_loss(model, x, text, mask, noise_levels(BATCH, rng), noises)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step(min(1.0, (step + 1) / WARMUP))
+        keep = min(0.999, (1 + step) / (20 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(mean.parameters()), list(model.parameters()), 1 - keep)
+        if (step + 1) % EVERY == 0:
+            yield step + 1, mean
+
+
+def run(world: World, work: Path, arm: str, seed: int, start: SanaTransformer2DModel, steps: int) -> Path:
+    """Train one arm of one seed, unless it is done; returns the folder of its checkpoint."""
+    folder = work / f"{arm}-{seed}"
+    if not folder.exists():
+        began = time.process_time()
+        lines = []
+        for step, model in train(world, start, steps, seed):
+            loss, seconds = held_out_loss(world, model), round(time.process_time() - began, 1)
+            lines.append({"arm": arm, "seed": seed, "step": step, "loss": loss, "cpu_seconds": seconds})
+            sys.stderr.write(f"{json.dumps(lines[-1])}\n")
+        log(*lines)
+        save_pipeline(replace(world.parts, transformer=model), folder)
+    return folder
+
+
+def log(*lines: dict[str, object]) -> None:
+    with LOG.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def built(world: World, layers: int, seed: int) -> SanaTransformer2DModel:
+    torch.manual_seed(seed)
+    return build_parts(world.parts.vae, WIDTH, layers, 2.5).transformer
+
+
+def grown(work: Path, source: Path, method: Method, dropped: int, seed: int) -> SanaTransformer2DModel:
+    out = work / f"{source.name}-{method}-{dropped}-start"
+    if not out.exists():
+        grow(Checkpoint.resolve(str(source)), out, DEEP, method, dropped, seed)
+    return SanaTransformer2DModel.from_pretrained(out / "transformer")
+
+
+def measure_growth(world: World, work: Path, seed: int, methods: Sequence[tuple[str, Method, int]]) -> None:
+    source = run(world, work, "source", seed, built(world, SHALLOW, seed), SOURCE_STEPS)
+    run(world, work, "scratch", seed, built(world, DEEP, seed + 100), STEPS)
+    for arm, method, dropped in methods:
+        run(world, work, arm, seed, grown(work, source, method, dropped, seed), STEPS)
+
+
+def measure_pruning(work: Path, depths: Sequence[int], choices: Sequence[str]) -> None:
+    """The shipped checkpoint with fewer blocks, before and after recovery."""
+    source = Checkpoint.resolve("shapes")
+    order, shared = work / "importance.json", work / "recovery-latents.pt"
+    if not order.exists():
+        values = block_importance(Generator(source), calibration_prompts())
+        log({"arm": "importance", "importance": values})
+        log({"arm": "whole", "layers": len(values), "score": evaluator_score(source.path)})
+        order.write_text(json.dumps(values))
+    importance = json.loads(order.read_text())
+    draw = np.random.default_rng(0)
+    for layers in depths:
+        kept = {
+            "importance": kept_blocks(importance, layers),
+            "last": list(range(layers)),
+            "random": sorted(draw.choice(len(importance), layers, replace=False).tolist()),
+        }
+        for choice in choices:
+            name = f"{choice}-{layers}"
+            line = {"arm": "prune", "choice": choice, "layers": layers, "kept": kept[choice]}
+            start, out = work / f"{name}-start", work / f"{name}-recovered"
+            if not start.exists():
+                prune(source, start, kept[choice])
+                log(line | {"step": 0, "score": evaluator_score(start)})
+            if not out.exists():
+                scenes = work / f"{name}-run" / f"latents-{start.name}-0.pt"  # the same for all: drawn once
+                scenes.parent.mkdir(exist_ok=True)
+                if shared.exists():
+                    shutil.copyfile(shared, scenes)
+                recover(start, out, scenes.parent, RECOVERY_STEPS, lambda _: None, batch=RECOVERY_BATCH)
+                shutil.copyfile(scenes, shared)
+                log(line | {"step": RECOVERY_STEPS, "score": evaluator_score(out)})
+
+
+def evaluator_score(folder: Path) -> float:
+    """Mean of the six categories on half of the benchmark, at the call defaults."""
+    parts, steps, guidance = load_parts(folder), CALL_DEFAULTS["num_inference_steps"], CALL_DEFAULTS["guidance_scale"]
+    result = score(lambda prompts, seeds: list(sample(parts, prompts, seeds, steps, guidance).numpy()), SCORED)["mean"]
+    sys.stderr.write(f"{folder.name}: {result:.3f}\n")
+    return result
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    work = Path(sys.argv[1])
+    work.mkdir(parents=True, exist_ok=True)
+    world = load_world(work)
+    adopted: list[tuple[str, Method, int]] = [("partial, 2 dropped", "partial", 2)]
+    measure_growth(world, work, 0, adopted)
+    measure_pruning(work, (5, 4, 3), ("importance",))
+    measure_pruning(work, (4,), ("last", "random"))
+    for seed in SEEDS[1:]:
+        measure_growth(world, work, seed, adopted)
+    others: list[tuple[str, Method, int]] = [
+        ("partial, 0 dropped", "partial", 0), ("cyclic", "cyclic", 0), ("block", "block", 0)
+    ]  # fmt: skip
+    measure_growth(world, work, 0, others)
+
+
+if __name__ == "__main__":
+    main()
