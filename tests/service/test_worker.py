@@ -17,8 +17,10 @@ from redis.exceptions import ResponseError
 from bestofn.service.engine.fake import DIES, FAILS, HANGS, KILLS, FakeEngine
 from bestofn.service.engine.protocol import EngineEvent
 from bestofn.service.jobs import JobSpec, JobStatus
+from bestofn.service.local import run_local
 from bestofn.service.queue.lane import Lane
 from bestofn.service.queue.queue import Queue
+from bestofn.service.queue.records import Backlog
 from bestofn.service.redis_server import LocalServer
 from bestofn.service.result import assemble
 from bestofn.service.settings import Settings
@@ -111,6 +113,51 @@ def test_kill_9_of_one_of_two_workers_changes_nothing(settings: Settings, make_s
         events = [event.data["heat"] async for event in queue.events(disturbed.id) if event.type == "heat"]
         assert sorted(events) == list(range(12))
         assert (await queue.backlog()).candidates == 0
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+@embedded
+def test_a_job_that_may_stop_ends_alike_here_and_on_workers_of_whom_one_is_killed(
+    settings: Settings, make_spec: MakeSpec, start: Start
+) -> None:
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        stop = {"confidence": 1 - 1e-7, "patience": 500}
+        spec = make_spec(num_samples=400, heat_size=16, top_k=3, seed=29, stop=stop)
+        here = run_local(spec, FakeEngine(slots=4))
+        assert (here.result.stopped, len(here.result.candidates)) == ("confident", 96)
+
+        async def end(workers: int, *, kill: bool) -> None:
+            job = spec.model_copy(update={"id": f"with-{workers}"})
+            await queue.submit(job, cost=1)
+            if kill:
+                await heats_done(queue, job.id, 5)
+                killed.send_signal(signal.SIGKILL)
+            assert await ended(queue, job.id) is JobStatus.SUCCEEDED
+            record = await queue.record(job.id)
+            result = assemble(record.spec, record.status, record.outcomes, stopped=record.stopped)
+            same = {"images", "bracket", "candidates", "complete", "stopped", "confidence", "calibrated", "warnings"}
+            addresses = {"images": {"__all__": {"url"}}}
+            told, expected = (one.model_dump(include=same, exclude=addresses) for one in (result, here.result))
+            assert told == expected
+            assert (result.usage.candidates, result.usage.judge_forwards) == (96, 96)
+            assert [await queue.image(job.id, i.candidate) for i in result.images] == list(here.images.values())
+            assert await queue.backlog() == Backlog(image_bytes=(await queue.backlog()).image_bytes)
+
+        killed = start(settings)
+        await ready(queue, 1)
+        await end(1, kill=False)
+        start(settings), start(settings)
+        await ready(queue, 3)
+        await end(3, kill=True)
+        for _ in range(100):  # what ran ahead is dropped, and nothing of it stays dealt
+            dealt = [int(await queue.redis.get(key)) for key in await queue.redis.keys(queue.keys("dealt", "*", "*"))]
+            if not any(dealt):
+                break
+            await asyncio.sleep(0.05)
+        assert not any(dealt)
         await queue.aclose()
 
     asyncio.run(run())
