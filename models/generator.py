@@ -236,7 +236,14 @@ class Generator:
         return [self.denoiser.prompt_context(text.states, text.mask) for text in texts]
 
     @torch.inference_mode()
-    def output(self, x: Tensor, at: StepCoefficients, context: PromptContext, guidance_scale: Tensor) -> Tensor:
+    def output(
+        self,
+        x: Tensor,
+        at: StepCoefficients,
+        context: PromptContext,
+        guidance_scale: Tensor,
+        blocks: Sequence[int] | None = None,
+    ) -> Tensor:
         """The network's output for a batch whose rows may differ in everything but size.
 
         Args:
@@ -244,12 +251,13 @@ class Generator:
             at: the rows' solver coefficients, on the device.
             context: of B prompts.
             guidance_scale: (B,); used only where guidance is an input of the network.
+            blocks: of the transformer that run; all if None (`LinearDiT.forward`).
 
         Returns:
             (B, C, h, w) in the transformer's dtype.
         """
         embedded = guidance_scale * self.config.guidance_embeds_scale if self.config.guidance_embeds else None
-        return self.denoiser(at.input_scale * x, at.timestep, context, embedded)  # type: ignore[no-any-return]
+        return self.denoiser(at.input_scale * x, at.timestep, context, embedded, blocks)  # type: ignore[no-any-return]
 
     def decode(self, latents: Tensor, micro_batch: int | None = None, tiled: bool = False) -> Tensor:
         """Finished latents (B, C, h, w) -> (B, H, W, 3) uint8 on the CPU; see `Decoder`."""

@@ -25,6 +25,7 @@ def generate(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     preview_after: int | None = None,
+    blocks: Sequence[int] | None = None,
 ) -> Tensor:
     """Draw one picture a seed, all in one batch.
 
@@ -34,6 +35,7 @@ def generate(
         seeds: one a picture.
         width, height, num_inference_steps, guidance_scale: the checkpoint's when None.
         preview_after: stop after so many steps, at the picture that the model then predicts.
+        blocks: of the transformer that run, ascending; all if None.
 
     Returns:
         (B, H, W, 3) uint8 on the CPU, each picture the one that plain diffusers makes of its seed, to rounding.
@@ -55,9 +57,9 @@ def generate(
     x, previous = draws[0], torch.zeros_like(draws[0])
     for i in range(preview_after or table.steps):
         at = StepCoefficients.of(rows[i : i + 1].expand(B, -1))
-        output = generator.output(x, at, context, scales)
+        output = generator.output(x, at, context, scales, blocks)
         for negative in negatives:
-            output = guide(output, generator.output(x, at, negative, scales), scales)
+            output = guide(output, generator.output(x, at, negative, scales, blocks), scales)
         noise = draws[1 + i] if i < table.noise_draws else None
         x, previous = solver_step(x, previous, output, at, noise)
     return generator.decode(x if preview_after is None else previous)

@@ -3,6 +3,8 @@
 B batch, C latent channels, (h, w) latent grid, P patch side, N = h w / P^2 tokens, D width, L text tokens, Y layers.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -90,7 +92,12 @@ class LinearDiT(nn.Module):
         )
 
     def forward(
-        self, latent: Tensor, timestep: Tensor, context: PromptContext, guidance: Tensor | None = None
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        context: PromptContext,
+        guidance: Tensor | None = None,
+        blocks: Sequence[int] | None = None,
     ) -> Tensor:
         """Velocity of the flow.
 
@@ -99,6 +106,8 @@ class LinearDiT(nn.Module):
             timestep: (B,), as the scheduler counts (0 to 1000), times ``config.timestep_scale``.
             context: of B prompts, row by row.
             guidance: (B,), guidance scale times ``config.guidance_embeds_scale``; only with ``config.guidance_embeds``.
+            blocks: indices of the blocks that run, ascending; all if None. A few make a shallower model of the same
+                weights, and the context of the whole model serves it.
 
         Returns:
             (B, C, h, w) in the weights' dtype.
@@ -120,8 +129,9 @@ class LinearDiT(nn.Module):
             x = (x + place).to(x.dtype)  # (B, N, D)
         embedded, modulation = self.time_embed(timestep, guidance)  # (B, D), (B, 6, D)
 
-        for block, keys, values in zip(self.transformer_blocks, context.keys, context.values, strict=True):
-            x = block(x, keys, values, context.bias, modulation, rows, columns)  # (B, N, D)
+        for i in range(self.config.num_layers) if blocks is None else blocks:
+            block = self.transformer_blocks[i]
+            x = block(x, context.keys[i], context.values[i], context.bias, modulation, rows, columns)  # (B, N, D)
 
         shift, scale = (self.scale_shift_table + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D) twice
         out: Tensor = self.proj_out(modulated_norm(x, shift, scale, NORM_OUT_EPS))  # (B, N, P P C)

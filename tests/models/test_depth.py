@@ -17,6 +17,7 @@ from bestofn.models.growth import grow, grown_blocks, target_layers
 from bestofn.models.linear_dit import from_diffusers
 from bestofn.models.pruning import block_importance, kept_blocks, prune
 from bestofn.models.random_checkpoint import make_random_checkpoint
+from bestofn.models.sampling import generate
 
 # diffusers' schedulers, numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -130,6 +131,19 @@ def test_importance_is_one_less_the_mean_cosine(source):
     theirs = [sum(values) / len(values) for values in turned]
     assert len(turned[0]) == 3
     assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_a_few_blocks_are_the_pruned_model_without_a_copy(source, tmp_path):
+    """One resident checkpoint, two depths in turn: the same pictures as the pruned checkpoint's, no further weights."""
+    whole, pruned = Generator(source), Generator.load(str(prune(source, tmp_path / "out", [0, 2, 4])))
+    options = {"num_inference_steps": 3, "guidance_scale": 3.0}
+    full = generate(whole, "a cat", [1, 2], **options)
+    weights = {p.data_ptr() for p in whole.denoiser.parameters()}
+    assert torch.equal(
+        generate(whole, "a cat", [1, 2], blocks=[0, 2, 4], **options), generate(pruned, "a cat", [1, 2], **options)
+    )
+    assert {p.data_ptr() for p in whole.denoiser.parameters()} == weights
+    assert torch.equal(generate(whole, "a cat", [1, 2], **options), full)
 
 
 def test_a_failed_write_leaves_nothing_behind(source, tmp_path):
