@@ -36,7 +36,7 @@ from bestofn.models.training.text import Words
 
 LOG = Path(__file__).parent / "runs.jsonl"
 WIDTH, SHALLOW, DEEP, BATCH = 64, 4, 8, 32
-SOURCE_STEPS, STEPS, WARMUP, EVERY = 300, 300, 30, 25
+SOURCE_STEPS, STEPS, WARMUP, EVERY = 300, 200, 30, 25
 MATRIX_RATE, OTHER_RATE, DROPOUT = 4e-3, 3e-3, 0.1
 SCENES, HELD_SCENES = 4096, 192
 SEEDS = (0, 1, 2)

@@ -310,6 +310,24 @@ def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, 
         shutil.rmtree(data)
 
 
+def test_models_are_grown_and_pruned(run: Run, tmp_path: Path) -> None:
+    status, _, err = run("models", "grow", "--to", "8", "shapes", "deep")
+    assert (status, err.startswith("wrote deep: 8 layers, 0.0")) == (0, True), err
+    (tmp_path / "prompts.txt").write_text("a photo of a star\na photo of two red rings\n")
+    options = ("--prompts", "prompts.txt", "--steps", "1", "--devices", "cpu")
+    status, out, _ = run("models", "prune", "--layers", "4", *options, "--json", "deep", "light")
+    assert (status, json.loads(out)["kept"]) == (0, [0, 1, 2, 3])  # the new ones do nothing yet
+    status, out, _ = run("models", "inspect", "light", "--json")
+    assert json.loads(out)["path"] == "light"
+    for arguments, words in [
+        (("grow", "--to", "4", "shapes", "x"), "has 6 layers: grow it to more than that, got 4"),
+        (("prune", "--layers", "8", "deep", "x"), "has 8 layers: keep 1 to 7, got 8"),
+        (("grow", "shapes", "deep"), "deep is not empty: name a new folder"),
+    ]:
+        status, _, err = run("models", *arguments)
+        assert (status, words in err) == (1, True), err
+
+
 def test_several_winners_get_numbered_files() -> None:
     assert paths_of(Path("a/b.png"), 1) == [Path("a/b.png")]
     assert paths_of(Path("a/b.png"), 2) == [Path("a/b-1.png"), Path("a/b-2.png")]
