@@ -16,6 +16,7 @@ from bestofn.judge.loader import JudgeFolder, load
 from bestofn.judge.preprocess import ImageMode, Picture
 from bestofn.judge.question import unknown_words
 from bestofn.judge.verdict import Answer, Rule, Verdict, rank
+from bestofn.kernels.transfer import uploaded
 
 EMBEDDED = Path(__file__).resolve().parent / "weights" / "shapes"
 """The judge that ships with the package: a small NVILA that knows drawn shapes."""
@@ -59,28 +60,45 @@ class Judge:
         """
         return cls(load(Path(folder), torch.device(device), dtype, max_tiles), torch.device(device), dtype)
 
-    @torch.inference_mode()
     def judge(self, pictures: Sequence[Picture], prompts: Sequence[str], *, one_tile: bool = False) -> list[Verdict]:
-        """One verdict a picture, all in one forward; the caller chooses how many go in.
+        """One verdict a picture, all in one forward; the caller chooses how many go in. As `ask`, of any number."""
+        if not pictures and not prompts:
+            return []
+        return [self.verdict(row) for row in self.ask(pictures, prompts, one_tile=one_tile)]
+
+    @torch.inference_mode()
+    def ask(
+        self, pictures: Sequence[Picture], prompts: Sequence[str], *, one_tile: bool = False, non_blocking: bool = False
+    ) -> torch.Tensor:
+        """What the judge answers about each picture, for `verdict`.
 
         Args:
-            pictures: PIL images or (H, W, 3) uint8 arrays, of any sizes.
+            pictures: PIL images or (H, W, 3) uint8 arrays, of any sizes, at least one.
             prompts: the prompt of each picture.
             one_tile: look at the whole picture only and not into its cells: cheaper, for drafts.
+            non_blocking: of a GPU, only queue the work: the answers are there when the current stream is done.
+
+        Returns:
+            (B, V) float32 on the CPU, logits of the first token of the answer.
 
         Raises:
             ValueError: the numbers differ, or a conversation is longer than the model can read.
         """
         if len(pictures) != len(prompts):
             raise ValueError(f"each picture needs its prompt, got {len(pictures)} pictures and {len(prompts)} prompts")
-        if not pictures:
-            return []
         mode = self._one_tile if one_tile else self.image_mode
         tiles = [mode.tiles(picture) for picture in pictures]
         rows = [self.ids(prompt, len(cut)) for prompt, cut in zip(prompts, tiles, strict=True)]
         pixels = torch.from_numpy(self.image_mode.pixels(np.concatenate(tiles)))  # (n, 3, S, S)
-        logits = self.model(pixels.to(self.device, self.dtype), rows).cpu()  # (B, V)
-        return [self._verdict(row) for row in logits]
+        logits: torch.Tensor = self.model(uploaded(pixels, self.device).to(self.dtype), rows)  # (B, V)
+        return logits.to("cpu", non_blocking=non_blocking)
+
+    def verdict(self, logits: torch.Tensor) -> Verdict:
+        """The verdict on one picture of its (V,) logits."""
+        question = self._folder.question
+        first = question.tokenizer.decode([int(logits.argmax())], skip_special_tokens=True).strip()
+        answer: Answer = first if first in ("yes", "no") else "other"
+        return Verdict(answer, float(logits[question.yes_id]), float(logits[question.no_id]))
 
     def ids(self, prompt: str, tiles: int) -> list[int]:
         """Ids of the question about a picture of so many tiles.
@@ -120,12 +138,6 @@ class Judge:
         n = 1 if one_tile else self.tiles(width, height)
         L = len(self.ids(prompt, n)) + n * self.tokens_per_tile
         return n * vision_flops(self.model, self.image_mode.size) + language_flops(self.model, L)
-
-    def _verdict(self, logits: torch.Tensor) -> Verdict:  # (V,)
-        question = self._folder.question
-        first = question.tokenizer.decode([int(logits.argmax())], skip_special_tokens=True).strip()
-        answer: Answer = first if first in ("yes", "no") else "other"
-        return Verdict(answer, float(logits[question.yes_id]), float(logits[question.no_id]))
 
 
 def rank_images(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bestofn.judge.projector import Projector
+from bestofn.kernels.transfer import uploaded
 
 
 class VisionTower(nn.Module):
@@ -120,17 +121,17 @@ class Nvila(nn.Module):
             ValueError: the rows name another number of tiles than there are.
         """
         T = features.shape[1]
+        if (count := sum(row.count(self.media_id) for row in rows)) != features.shape[0]:
+            raise ValueError(f"the text names {count} tiles, the pictures have {features.shape[0]}")
         tile = [self.media_id] * T + [self.newline_id]
         wide = [[i for x in row for i in (tile if x == self.media_id else (x,))] for row in rows]
         lengths = [len(row) for row in wide]
         L = max(lengths)
-        ids = torch.tensor([row + [self.newline_id] * (L - len(row)) for row in wide], device=features.device)
+        padded = [row + [self.newline_id] * (L - len(row)) for row in wide]
+        ids = uploaded(torch.tensor(padded), features.device)
         x: Tensor = self.llm.get_input_embeddings()(ids)  # (B, L, D)
-        seen = ids == self.media_id
-        if (count := int(seen.sum())) != features.shape[0] * T:
-            raise ValueError(f"the text names {count // T} tiles, the pictures have {features.shape[0]}")
-        x = x.masked_scatter(seen[..., None], features.to(x.dtype))
-        return x, torch.tensor(lengths, device=features.device)
+        x = x.masked_scatter((ids == self.media_id)[..., None], features.to(x.dtype))
+        return x, uploaded(torch.tensor(lengths), features.device)
 
     def read(self, x: Tensor) -> Tensor:
         """(B, L, D) embeddings -> (B, L, D) states, each position seeing itself and those before it."""

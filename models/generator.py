@@ -259,9 +259,11 @@ class Generator:
         embedded = guidance_scale * self.config.guidance_embeds_scale if self.config.guidance_embeds else None
         return self.denoiser(at.input_scale * x, at.timestep, context, embedded, blocks)  # type: ignore[no-any-return]
 
-    def decode(self, latents: Tensor, micro_batch: int | None = None, tiled: bool = False) -> Tensor:
+    def decode(
+        self, latents: Tensor, micro_batch: int | None = None, tiled: bool = False, non_blocking: bool = False
+    ) -> Tensor:
         """Finished latents (B, C, h, w) -> (B, H, W, 3) uint8 on the CPU; see `Decoder`."""
-        return self.decoder(latents, micro_batch, tiled)
+        return self.decoder(latents, micro_batch, tiled, non_blocking)
 
     # Parts
 

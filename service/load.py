@@ -19,6 +19,7 @@ from bestofn.models.flops import TERA
 from bestofn.models.generator import FOLDERS, Generator, part_dtypes
 from bestofn.service.cards import JudgeCard, ModelCard
 from bestofn.service.engine.engine import Engine
+from bestofn.service.engine.recorded import Recorded, plain
 from bestofn.service.engine.residence import JudgeResidence
 from bestofn.service.engine.sizes import sizes_for
 from bestofn.service.errors import SetupError
@@ -52,6 +53,8 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
     place = torch.device(device or devices(settings)[0])
     # Bits depend on how many threads share a sum, so the number is fixed once and for all stages.
     torch.set_num_threads(settings.threads or cores())
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # of this thread, where streams and pinned memory are made
     # Their bars of "Loading weights" would run through the progress of jobs.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -77,7 +80,8 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         if sizes.parallel > 1:
             torch.set_num_threads(1)
         judged_by = judge_card(residence.get(), judge.pin, generator)
-        engine = Engine(generator, residence, card, judged_by, tokenizer, sizes)
+        record = Recorded if settings.cuda_graphs else plain
+        engine = Engine(generator, residence, card, judged_by, tokenizer, sizes, record=record)
         engine.warm_up()
     except (ModelError, JudgeFolderError) as error:
         raise SetupError(str(error)) from error

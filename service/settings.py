@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     slots: int | None = Field(None, ge=1, description="Candidates denoised together; chosen for the device if unset.")
     reproducible: str | None = Field(None, pattern="^(strict|fast)$", description="strict pins one batch shape.")
     threads: int | None = Field(None, ge=1, description="CPU threads of a worker; all cores if unset.")
+    cuda_graphs: bool = Field(True, description="On a GPU, record a forward once and replay it.")
 
     # Telemetry
     log: str | None = Field(None, pattern="^(json|text)$", description="JSON unless stderr is a terminal, if unset.")

@@ -1,8 +1,9 @@
 """The engine: one device that draws and judges the candidates of whichever heats it was given."""
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 
 import torch
@@ -12,6 +13,7 @@ from bestofn.models.generator import Generator
 from bestofn.models.linear_dit import PromptContext
 from bestofn.service.cards import JudgeCard, ModelCard
 from bestofn.service.engine import slots as policy
+from bestofn.service.engine.beside import Beside
 from bestofn.service.engine.clock import Clock
 from bestofn.service.engine.cores import Cores
 from bestofn.service.engine.finishing import Finishing, Latent
@@ -20,9 +22,10 @@ from bestofn.service.engine.heats import HeatWork, Owner
 from bestofn.service.engine.microbatch import out_of_memory
 from bestofn.service.engine.prompts import PromptCache
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Stepped
+from bestofn.service.engine.recorded import Recorded, Recorder
 from bestofn.service.engine.residence import JudgeResidence
 from bestofn.service.engine.sizes import Sizes
-from bestofn.service.jobs import Heat
+from bestofn.service.jobs import Heat, HeatOutcome
 
 
 class Engine:
@@ -40,6 +43,8 @@ class Engine:
         judge_card: JudgeCard,
         tokenizer_json: bytes,
         sizes: Sizes,
+        beside: Beside | None = None,
+        record: Recorder = Recorded,
     ) -> None:
         """
         Args:
@@ -48,6 +53,8 @@ class Engine:
             model_card, judge_card: what this engine announces; heats pinned to others are refused.
             tokenizer_json: the file whose hash the model card names.
             sizes: batch sizes.
+            beside: where decoding and judging are queued; chosen by the device if None.
+            record: how a forward that is repeated is called.
         """
         self.generator = generator
         self.sizes = sizes
@@ -63,7 +70,12 @@ class Engine:
         self._flops = cache(generator.flops)
         self._solver_table = cache(generator.solver_table)
         self._cores = Cores(sizes.parallel)
-        self._finishing = Finishing(generator, judge, self._heats, sizes, self._flops, self._cores)
+        self._beside = beside or Beside(generator.device, one_queue=not judge.shared)
+        self._record = record
+        self._steps: deque[Clock] = deque()  # that were queued and not waited for
+        self._finishing = Finishing(generator, judge, self._heats, sizes, self._flops, self._cores, self._beside)
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._outcomes: dict[Owner, Future[HeatOutcome]] = {}  # of heats that are done, while pictures are encoded
         self._canceled: set[str] = set()
         self._lock = threading.Lock()  # guards _canceled, the only thing that another thread touches
 
@@ -88,7 +100,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether `tick` has work."""
-        return bool(self._heats)
+        return bool(self._heats or self._outcomes)
 
     def room(self) -> int:
         """How many more candidates it would take now without letting the device wait."""
@@ -96,11 +108,20 @@ class Engine:
         return policy.room(self.slots, held)
 
     def warm_up(self) -> None:
-        """Loads what fits into memory, so that the first job does not wait for the disk."""
+        """Loads what fits into memory, so that the first job does not wait for the disk.
+
+        For a GPU it also builds kernels and records forwards, for pictures of the model's own size.
+        """
         self._judge.give_way()
         self.generator.warm_up()
-        if self._judge.shared:
-            self._judge.get()
+        if not self._judge.shared:
+            return
+        self._judge.get()
+        if self.generator.device.type == "cuda":
+            group = (self.model_card.width, self.model_card.height)
+            self._group(group).warm_up(*self._prompts.get([("", True)]))
+            self._finishing.warm_up(group)
+            torch.cuda.synchronize(self.generator.device)
 
     def admit(self, heat: Heat) -> None:
         """Takes a heat.
@@ -116,7 +137,7 @@ class Engine:
                 raise ValueError(
                     f"this engine holds {held.name}@{held.revision}, the heat asks for {asked.name}@{asked.revision}"
                 )
-        if owner in self._heats:
+        if owner in self._heats or owner in self._outcomes:
             raise ValueError(f"heat {heat.index} of job {spec.id} is held already")
         self.generator.latent_shape(spec.width, spec.height)
         group = (spec.width, spec.height)
@@ -138,15 +159,18 @@ class Engine:
             torch.zeros(1, device=self.generator.device).item()
 
     def tick(self) -> list[EngineEvent]:
-        """One forward over the busy slots of one resolution, and the decoding and judging that became due."""
+        """One forward over the busy slots of one resolution, and the decoding and judging that became due.
+
+        A GPU is given one step ahead of the one that it computes: this returns while it is busy.
+        """
         self._apply_cancels()
         events: list[EngineEvent] = []
         for event in self._work():
             if isinstance(event, HeatFailed):
                 self._drop((event.job, event.heat))
             events.append(event)
-        for slots in self._groups.values():
-            if not slots.occupants:
+        for group, slots in self._groups.items():
+            if group != self._last and not slots.occupants:
                 slots.rest()
         with self._lock:
             return [event for event in events if event.job not in self._canceled]
@@ -169,17 +193,15 @@ class Engine:
                 )
             if work.done:
                 del self._heats[owner]
-                yield HeatFinished(owner[0], work.outcome())
+                self._outcomes[owner] = self._encoder.submit(work.outcome)
+        for owner, outcome in list(self._outcomes.items()):
+            if outcome.done() or not self._beside.late or not self._heats:
+                yield HeatFinished(owner[0], self._outcomes.pop(owner).result())
 
     def _refill(self) -> Iterator[HeatFailed]:
         """Deals waiting candidates to free slots; a heat whose prompt cannot be read fails here."""
         for heat in self._waiting:
-            if heat.group not in self._groups:
-                forward = self._flops(*heat.group).forward / TERA
-                rows = self.sizes.batch(self.sizes.rows, forward)
-                self._groups[heat.group] = SlotGroup(
-                    self.generator, heat.group, self.slots, rows, self.sizes.strict, self._cores
-                )
+            self._group(heat.group)
         free = {group: slots.free for group, slots in self._groups.items()}
         placements, self._waiting = policy.refill(free, self._waiting)
         for placement in placements:
@@ -195,6 +217,14 @@ class Engine:
                     yield HeatFailed(*owner, str(error))
                 else:
                     raise
+
+    def _group(self, group: policy.Group) -> SlotGroup:
+        if group not in self._groups:
+            rows = self.sizes.batch(self.sizes.rows, self._flops(*group).forward / TERA)
+            self._groups[group] = SlotGroup(
+                self.generator, group, self.slots, rows, self.sizes.strict, self._cores, self._record
+            )
+        return self._groups[group]
 
     def _fill(self, placement: policy.Placement, work: HeatWork) -> None:
         spec = work.heat.job
@@ -226,7 +256,7 @@ class Engine:
         with Clock(self.generator.device) as clock:
             contexts = self._prompts.get(wanted)
         if missing:
-            work.seconds["text"] += clock.seconds
+            work.clocks.append(("text", clock, 1.0))
             work.tflops += len(missing) * self._flops(spec.width, spec.height).text / TERA
         return contexts
 
@@ -240,6 +270,9 @@ class Engine:
         try:
             with Clock(self.generator.device) as clock:
                 finished = slots.step()
+            self._steps.append(clock)
+            if len(self._steps) > 1:
+                self._steps.popleft().wait()
         except MemoryError:
             size = f"{group[0]}x{group[1]}"
             for owner in steps:
@@ -248,7 +281,7 @@ class Engine:
         forward = self._flops(*group).forward / TERA
         for owner, count in rows.items():
             work = self._heats[owner]
-            work.seconds["denoise"] += clock.seconds * count / rows.total()
+            work.clocks.append(("denoise", clock, count / rows.total()))
             work.counts["transformer"] += count
             work.tflops += count * forward
             work.warn(slots.shrunk)
@@ -267,12 +300,13 @@ class Engine:
     def _apply_cancels(self) -> None:
         with self._lock:
             canceled, self._canceled = self._canceled, set()
-        for owner in [owner for owner in self._heats if owner[0] in canceled]:
+        for owner in [owner for owner in (*self._heats, *self._outcomes) if owner[0] in canceled]:
             self._drop(owner)
 
     def _drop(self, owner: Owner) -> None:
         """Forgets a heat: what waits of it, its slots, its latents and pictures."""
         self._heats.pop(owner, None)
+        self._outcomes.pop(owner, None)
         self._waiting = tuple(heat for heat in self._waiting if (heat.job, heat.heat) != owner)
         for slots in self._groups.values():
             for slot in [slot for slot, occupant in slots.occupants.items() if occupant.owner == owner]:

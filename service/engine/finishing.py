@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bestofn.judge.verdict import Verdict
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Flops, Generator
+from bestofn.service.engine.beside import Beside
 from bestofn.service.engine.clock import Clock
 from bestofn.service.engine.cores import Cores
 from bestofn.service.engine.heats import HeatWork, Owner, Pixels
@@ -19,6 +21,8 @@ from bestofn.service.engine.sizes import Sizes
 from bestofn.service.engine.slots import Group, split_due
 from bestofn.service.jobs import JobSpec
 
+Item = TypeVar("Item", "Latent", "Picture")
+What = TypeVar("What")
 Look = tuple[Group, bool]  # what the judge looks at: pictures of a size, and whether they are drafts: of one tile
 
 
@@ -43,11 +47,32 @@ class Picture:
     draft: bool = False
 
 
+@dataclass(slots=True)
+class Queued(Generic[Item, What]):
+    """Work that the device was given for some items. When its clock has stopped, the results may be read: each item's
+    pixels or logits, None where memory did not suffice."""
+
+    items: list[Item]
+    results: list[Tensor | None]
+    clock: Clock
+    what: What
+
+    def read(self) -> Iterator[tuple[Item, Tensor | None]]:
+        self.clock.wait()
+        return zip(self.items, self.results, strict=True)
+
+    def drop(self, owner: Owner) -> None:
+        kept = [i for i, item in enumerate(self.items) if item.owner != owner]
+        self.items, self.results = [self.items[i] for i in kept], [self.results[i] for i in kept]
+
+
 class Finishing:
     """The two stages after denoising.
 
     Pictures of one size are decoded together, and pictures of one size and one prompt judged together: then all rows
     of the judge's batch are equally long, and a verdict does not depend on how long other prompts are.
+
+    On a GPU both are queued beside the denoising and read a tick later, while the device is busy with the next step.
     """
 
     def __init__(
@@ -58,11 +83,13 @@ class Finishing:
         sizes: Sizes,
         flops: Callable[[int, int], Flops],
         cores: Cores,
+        beside: Beside,
     ) -> None:
         """
         Args:
             flops: of one sample of a width and height.
             cores: how many batches at once.
+            beside: where both stages are queued.
             heats: the heats in work; entries are removed by the owner of the mapping only.
         """
         self._generator = generator
@@ -70,14 +97,26 @@ class Finishing:
         self._heats = heats
         self._sizes = sizes
         self._flops = flops
+        self._beside = beside
         self._latents: dict[Group, list[Latent]] = {}
+        self._decoded: list[Queued[Latent, Group]] = []
         self._pictures: dict[tuple[Look, str], list[Picture]] = {}
-        self._decoding: MicroBatches[Tensor, Pixels, Group] = MicroBatches(
+        self._judged: list[Queued[Picture, Look]] = []
+        self._decoding: MicroBatches[Tensor, Tensor, Group] = MicroBatches(
             "decoding", self._decode_batch, self._decode_size, cores, pinned=sizes.strict
         )
-        self._judging: MicroBatches[Picture, Verdict, Look] = MicroBatches(
+        self._judging: MicroBatches[Picture, Tensor, Look] = MicroBatches(
             "judging", self._judge_batch, self._judge_size, cores, pinned=sizes.strict
         )
+
+    def warm_up(self, group: Group) -> None:
+        """One batch of each stage, whose kernels are built meanwhile."""
+        width, height = group
+        blank = Picture(("", 0), 0, np.zeros((height, width, 3), np.uint8), "")
+        with self._beside.queue():
+            latent = torch.zeros(self._generator.latent_shape(*group), device=self._generator.device)
+            self._decoding.run([latent] * self._decoding.size(group), group)
+            self._judging.run([blank] * self._judging.size((group, False)), (group, False))
 
     def check(self, spec: JobSpec) -> None:
         """Raises ValueError for a prompt that the judge cannot read, if that can be known without loading it."""
@@ -94,17 +133,31 @@ class Finishing:
         """Forgets a heat's latents and pictures."""
         for group, latents in self._latents.items():
             self._latents[group] = [latent for latent in latents if latent.owner != owner]
+        for decoded in self._decoded:
+            decoded.drop(owner)
         for key, pictures in self._pictures.items():
             self._pictures[key] = [picture for picture in pictures if picture.owner != owner]
+        for judged in self._judged:
+            judged.drop(owner)
 
     def run(self) -> Iterator[Judged | HeatFailed]:
         """Decodes and judges what is due. Whoever is told of a failed heat drops it before asking for more."""
+        decoded, judged = self._decoded, self._judged
+        self._decoded, self._judged = [], []
         for group in list(self._latents):
-            yield from self._decode(group)
+            self._decode(group)
+        if not self._beside.late:
+            decoded, self._decoded = self._decoded, []
+        for latents in decoded:
+            yield from self._read_pictures(latents)
         for look, prompt in list(self._pictures):
-            yield from self._give_verdicts(look, prompt)
+            yield from self._ask(look, prompt)
+        if not self._beside.late:
+            judged, self._judged = self._judged, []
+        for pictures in judged:
+            yield from self._read_verdicts(pictures)
 
-    def _decode(self, group: Group) -> Iterator[HeatFailed]:
+    def _decode(self, group: Group) -> None:
         waiting = self._latents.pop(group, [])
         last = any(self._heats[item.owner].drawing == 0 for item in waiting)
         due, later = split_due(waiting, self._decoding.size(group), flush=last)
@@ -113,10 +166,14 @@ class Finishing:
         if not due:
             return
         self._judge.give_way()
-        with Clock(self._generator.device) as clock:
-            pictures = self._decoding.run([item.latent for item in due], group)
+        with self._beside.queue(), Clock(self._generator.device) as clock:
+            results = self._decoding.run([item.latent for item in due], group)
+        self._decoded.append(Queued(due, results, clock, group))
+
+    def _read_pictures(self, queued: Queued[Latent, Group]) -> Iterator[HeatFailed]:
+        group, share = queued.what, 1 / max(1, len(queued.items))
         flops = self._flops(*group).decode
-        for item, pixels in zip(due, pictures, strict=True):
+        for item, pixels in queued.read():
             work = self._heats.get(item.owner)
             if work is None:
                 continue
@@ -124,14 +181,16 @@ class Finishing:
                 yield HeatFailed(*item.owner, _too_large("decoding", group))
                 continue
             work.decoding -= 1
-            work.seconds["decode"] += clock.seconds / len(due)
+            work.seconds["decode"] += queued.clock.seconds * share
             work.tflops += flops / TERA
             work.warn(self._decoding.shrunk(group))
+            if self._beside.late:
+                pixels = pixels.clone()  # out of pinned memory, which the whole batch would hold
             prompt = work.heat.job.prompt
-            picture = Picture(item.owner, item.candidate, pixels, prompt, item.draft)
+            picture = Picture(item.owner, item.candidate, pixels.numpy(), prompt, item.draft)
             self._pictures.setdefault(((group, item.draft), prompt), []).append(picture)
 
-    def _give_verdicts(self, look: Look, prompt: str) -> Iterator[Judged | HeatFailed]:
+    def _ask(self, look: Look, prompt: str) -> Iterator[HeatFailed]:
         waiting = self._pictures.pop((look, prompt), [])
         last = any(work.drawing + work.decoding == 0 for work in (self._heats[item.owner] for item in waiting))
         judge = self._judge.get()
@@ -142,44 +201,47 @@ class Finishing:
             return
         group, draft = look
         try:
-            flops = judge.flops(*group, prompt, one_tile=draft)
-            with Clock(self._generator.device) as clock:
-                verdicts = self._judging.run(due, look)
+            judge.flops(*group, prompt, one_tile=draft)
+            with self._beside.queue(), Clock(self._generator.device) as clock:
+                results = self._judging.run(due, look)
         except ValueError as error:  # the prompt is too long for the judge
             yield from (HeatFailed(*owner, str(error)) for owner in dict.fromkeys(item.owner for item in due))
             return
-        unknown = judge.unknown_words(prompt)
-        for item, verdict in zip(due, verdicts, strict=True):
+        self._judged.append(Queued(due, results, clock, look))
+
+    def _read_verdicts(self, queued: Queued[Picture, Look]) -> Iterator[Judged | HeatFailed]:
+        judge, look, share = self._judge.get(), queued.what, 1 / max(1, len(queued.items))
+        group, draft = look
+        for item, logits in queued.read():
             work = self._heats.get(item.owner)
             if work is None:
                 continue
-            if verdict is None:
+            if logits is None:
                 yield HeatFailed(*item.owner, _too_large("judging", group))
                 continue
-            work.seconds["judge"] += clock.seconds / len(due)
+            work.seconds["judge"] += queued.clock.seconds * share
             work.counts["judge"] += 1
-            work.tflops += flops / TERA
+            work.tflops += judge.flops(*group, item.prompt, one_tile=draft) / TERA
             work.warn(self._judging.shrunk(look))
-            if unknown:
+            if unknown := judge.unknown_words(item.prompt):
                 name = work.heat.job.judge.name
                 work.warn(f"prompt: the judge {name} has never learned the words {', '.join(unknown[:12])}")
             note = work.drafted if draft else work.judged
-            yield Judged(*item.owner, *note(item.candidate, verdict, item.pixels))
+            yield Judged(*item.owner, *note(item.candidate, judge.verdict(logits), item.pixels))
 
     def _decode_size(self, group: Group) -> int:
         return self._sizes.batch(self._sizes.decode, self._flops(*group).decode / TERA)
 
-    def _decode_batch(self, latents: Sequence[Tensor]) -> Sequence[Pixels]:
-        return list(self._generator.decode(torch.stack(list(latents))).numpy())
+    def _decode_batch(self, latents: Sequence[Tensor]) -> Sequence[Tensor]:
+        return list(self._generator.decode(torch.stack(list(latents)), non_blocking=True))
 
     def _judge_size(self, look: Look) -> int:
         group, draft = look
         return self._sizes.batch(self._sizes.judge, self._judge.get().flops(*group, one_tile=draft) / TERA)
 
-    def _judge_batch(self, pictures: Sequence[Picture]) -> Sequence[Verdict]:
-        return self._judge.get().judge(
-            [item.pixels for item in pictures], [item.prompt for item in pictures], one_tile=pictures[0].draft
-        )
+    def _judge_batch(self, pictures: Sequence[Picture]) -> Sequence[Tensor]:
+        pixels, prompts = [item.pixels for item in pictures], [item.prompt for item in pictures]
+        return list(self._judge.get().ask(pixels, prompts, one_tile=pictures[0].draft, non_blocking=True))
 
 
 def _too_large(doing: str, group: Group) -> str:

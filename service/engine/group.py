@@ -1,20 +1,26 @@
 """The slots of one resolution: their latents, their rows of the transformer's batch, and one step of all of them.
 
-S slots, R rows of a lane, C latent channels, (h, w) latent grid.
+S slots, R rows of a lane, C latent channels, (h, w) latent grid. What a forward reads and writes lies where it always
+lies, so that a GPU can replay it, and what the host knows goes there without waiting for the device.
 """
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bestofn.kernels.transfer import uploaded
 from bestofn.models.generator import Generator
 from bestofn.models.guidance import guide
 from bestofn.models.linear_dit import PromptContext
 from bestofn.models.solver import SolverTable, StepCoefficients, solver_step
 from bestofn.service.engine.cores import Cores
 from bestofn.service.engine.microbatch import out_of_memory, release_cache
+from bestofn.service.engine.recorded import Recorded, Recorder
 from bestofn.service.engine.sizes import bucket
 from bestofn.service.engine.slots import Group, chunks, lowest_free
 from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
@@ -55,25 +61,42 @@ class SlotGroup:
     Prompt contexts are written into a lane's buffers once, when a slot is filled.
     """
 
-    def __init__(self, generator: Generator, group: Group, slots: int, lane: int, strict: bool, cores: Cores) -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        group: Group,
+        slots: int,
+        lane: int,
+        strict: bool,
+        cores: Cores,
+        record: Recorder = Recorded,
+    ) -> None:
         """
         Args:
             group: width and height in pixels.
             slots: S.
             lane: R.
             cores: how many forwards at once.
+            record: how a forward is called.
         """
+        self._record = record
         self._cores = cores
         self._generator = generator
         self._group = group
         self._lane = lane if strict else 2 * slots
         self._strict = strict
         self._most_rows = self._lane  # of one forward, as far as memory sufficed
-        shape = (slots, *generator.latent_shape(*group))
-        device = generator.device
-        self._x = torch.zeros(shape, device=device)  # (S, C, h, w)
-        self._previous = torch.zeros(shape, device=device)  # (S, C, h, w)
+        rows, shape, device = -(-2 * slots // self._lane) * self._lane, generator.latent_shape(*group), generator.device
+        self._x = torch.zeros(slots, *shape, device=device)  # (S, C, h, w)
+        self._previous = torch.zeros(slots, *shape, device=device)  # (S, C, h, w)
+        self._values = torch.zeros(slots, 9, device=device)  # of each slot: its solver's row and its guidance scale
+        self._slots = torch.zeros(rows, dtype=torch.long, device=device)  # of each row
+        self._pairs = torch.zeros(2, slots, dtype=torch.long, device=device)  # of each slot: its first and its last row
+        self._output = torch.zeros(rows, *shape, device=device, dtype=generator.dtypes["transformer"])
         self._contexts: dict[int, PromptContext] = {}  # of each lane in use, R rows
+        self._forwards: dict[range, Callable[[], object]] = {}  # of rows of one lane
+        self._recorded_of: weakref.ref[Any] | None = None  # the transformer whose weights they read
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self.occupants: dict[int, Occupant] = {}
         self.slots = slots
 
@@ -117,7 +140,7 @@ class SlotGroup:
             if lane not in self._contexts:
                 self._contexts[lane] = context.empty_slots(self._lane)
             self._contexts[lane].write(place, context)
-        noise = self._generator.noise(seed, *self._group, draws=1 + table.noise_draws).to(self._x.device)
+        noise = uploaded(self._generator.noise(seed, *self._group, draws=1 + table.noise_draws), self._x.device)
         self._x[slot] = noise[0]
         self._previous[slot] = 0.0
         self.occupants[slot] = Occupant(owner, candidate, table, guidance_scale, noise[1:], rows, draft)
@@ -127,8 +150,19 @@ class SlotGroup:
         del self.occupants[slot]
 
     def rest(self) -> None:
-        """Gives the memory of the contexts back while no slot is in use."""
+        """Gives the memory of contexts and recordings back while no slot is in use."""
         self._contexts.clear()
+        self._forwards.clear()
+
+    @torch.inference_mode()
+    def warm_up(self, context: PromptContext) -> None:
+        """Builds and records the forwards of the first lane, the largest first, since all share its memory."""
+        assert not self.occupants
+        self._contexts[0] = context.empty_slots(self._lane)
+        sizes = {self._lane} if self._strict else {bucket(rows, self._lane) for rows in range(1, self._lane + 1)}
+        for rows in sorted(sizes, reverse=True):
+            for _ in range(2):
+                self._forward(range(rows))
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Tensor]]:
@@ -140,21 +174,14 @@ class SlotGroup:
         Raises:
             MemoryError: not even a single row fits into memory.
         """
-        coefficients = torch.zeros(self.slots, 8)
-        scales = torch.ones(self.slots)
-        for slot, occupant in self.occupants.items():
-            coefficients[slot] = occupant.table.rows[occupant.step]
-            scales[slot] = occupant.guidance_scale
-        coefficients, scales = coefficients.to(self._x.device), scales.to(self._x.device)
-
-        output, place = self._forward(coefficients, scales)  # (rows, C, h, w)
-        # A slot without a negative row points at its own row twice and keeps it, and an idle slot at any.
-        first = torch.tensor([place[self._rows(slot)[0]] for slot in range(self.slots)], device=self._x.device)
-        last = torch.tensor([place[self._rows(slot)[-1]] for slot in range(self.slots)], device=self._x.device)
-        velocity = guide(output[first], output[last], torch.where(first == last, 1.0, scales))  # (S, C, h, w)
-        self._x, self._previous = solver_step(
-            self._x, self._previous, velocity, StepCoefficients.of(coefficients), self._fresh_noise()
-        )
+        self._upload()
+        self._forward_all({row for occupant in self.occupants.values() for row in occupant.rows})
+        first, last = self._pairs  # the same of a slot without a negative row, which keeps its own, and of an idle one
+        at, scales = StepCoefficients.of(self._values[:, :8]), torch.where(first == last, 1.0, self._values[:, 8])
+        velocity = guide(self._output[first], self._output[last], scales)  # (S, C, h, w)
+        x, previous = solver_step(self._x, self._previous, velocity, at, self._fresh_noise())
+        self._x.copy_(x)
+        self._previous.copy_(previous)
 
         finished = []
         for slot, occupant in list(self.occupants.items()):
@@ -163,61 +190,71 @@ class SlotGroup:
                 finished.append((slot, self._x[slot].clone()))
         return finished
 
-    def _rows(self, slot: int) -> tuple[int, ...]:
-        """The slot's rows; an idle slot reads any row that is computed, and nothing reads the result."""
-        occupant = self.occupants.get(slot)
-        return occupant.rows if occupant else next(iter(self.occupants.values())).rows
+    def _upload(self) -> None:
+        """Says on the device where each occupant stands."""
+        values, pairs = torch.zeros(self._values.shape), torch.zeros(self._pairs.shape, dtype=torch.long)
+        any_slot, any_one = next(iter(self.occupants.items()))
+        slots = torch.full(self._slots.shape, any_slot)  # padding computes what some slot asks for
+        pairs[:] = any_one.rows[0]  # an idle slot reads any row that is computed, and nothing reads the result
+        for slot, occupant in self.occupants.items():
+            values[slot, :8] = occupant.table.rows[occupant.step]
+            values[slot, 8] = occupant.guidance_scale
+            pairs[0, slot], pairs[1, slot] = occupant.rows[0], occupant.rows[-1]
+            for row in occupant.rows:
+                slots[row] = slot
+        for here, there in ((values, self._values), (pairs, self._pairs), (slots, self._slots)):
+            there.copy_(uploaded(here, there.device))
 
-    def _forward(self, coefficients: Tensor, scales: Tensor) -> tuple[Tensor, dict[int, int]]:
-        """The network's output for all lanes in use, and where in it each row stands."""
-        slot_of = {row: slot for slot, occupant in self.occupants.items() for row in occupant.rows}
-        any_slot = next(iter(self.occupants))
+    def _forward_all(self, used: Collection[int]) -> None:
+        """Computes the output of all lanes with a row in use."""
         waiting: list[range] = []
-        for lane in chunks(slot_of, self._lane):
-            used = len(lane) if self._strict else bucket(max(slot_of) - lane.start + 1, len(lane))
-            waiting += self._parts(lane[:used])
-        outputs: list[Tensor] = []
-        place: dict[int, int] = {}
-
-        def output(rows: range) -> Tensor | None:
-            slots = torch.tensor([slot_of.get(row, any_slot) for row in rows], device=self._x.device)
-            return self._output(rows, slots, coefficients, scales)
-
+        for lane in chunks(used, self._lane):
+            length = len(lane) if self._strict else bucket(max(used) - lane.start + 1, len(lane))
+            waiting += self._parts(lane[:length])
         while waiting:
-            failed = []
-            for rows, done in zip(waiting, self._cores.map(output, waiting), strict=True):
-                if done is None:
-                    failed.append(rows)
-                else:
-                    place |= {row: len(place) + i for i, row in enumerate(rows)}
-                    outputs.append(done)
+            done = self._cores.map(self._forward, waiting)
+            failed = [rows for rows, fitted in zip(waiting, done, strict=True) if not fitted]
             if failed:
                 if self._most_rows == 1:
                     raise MemoryError("a single row does not fit")
+                self._forwards.clear()
                 release_cache()
                 self._most_rows = max(1, min(self._most_rows, max(map(len, failed))) // 2)
             waiting = [part for rows in failed for part in self._parts(rows)]
-        return torch.cat(outputs), place
 
     def _parts(self, rows: range) -> list[range]:
         """Rows of one lane as forwards of at most as many as memory sufficed for."""
         return [rows[start : start + self._most_rows] for start in range(0, len(rows), self._most_rows)]
 
-    def _output(self, rows: range, slots: Tensor, coefficients: Tensor, scales: Tensor) -> Tensor | None:
-        """The network's output for rows of one lane; None if they do not fit into memory."""
-        lane, start = divmod(rows.start, self._lane)
+    def _forward(self, rows: range) -> bool:
+        """The network's output for rows of one lane; False if they do not fit into memory."""
         try:
-            return self._generator.output(
-                self._x[slots],
-                StepCoefficients.of(coefficients[slots]),
-                self._contexts[lane].rows(start, start + len(rows)),
-                scales[slots],
-            )
+            denoiser = self._generator.denoiser
+            if self._recorded_of is None or self._recorded_of() is not denoiser:
+                self._forwards.clear()  # its weights were read again, and lie elsewhere
+                self._recorded_of = weakref.ref(denoiser)
+            forward = self._forwards.get(rows)
+            if forward is None:
+                forward = self._forwards[rows] = self._record(partial(self._compute, rows), self._x.device, self._pool)
+            forward()
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
             OUT_OF_MEMORY.labels("denoising").inc()
-            return None
+            return False
+        return True
+
+    @torch.inference_mode()
+    def _compute(self, rows: range) -> None:
+        lane, start = divmod(rows.start, self._lane)
+        slots = self._slots[rows.start : rows.stop]
+        values = self._values[slots]
+        self._output[rows.start : rows.stop] = self._generator.output(
+            self._x[slots],
+            StepCoefficients.of(values[:, :8]),
+            self._contexts[lane].rows(start, start + len(rows)),
+            values[:, 8],
+        )
 
     def _fresh_noise(self) -> Tensor | None:
         """z of this step, (S, C, h, w), for solvers that add noise; None if none does now."""

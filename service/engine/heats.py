@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bestofn.judge.verdict import Verdict
+from bestofn.service.engine.clock import Clock
 from bestofn.service.images import encode, thumbnail
 from bestofn.service.jobs import Candidate, Heat, HeatOutcome, Usage
 from bestofn.service.result import finalists, leaders
@@ -28,6 +29,7 @@ class HeatWork:
         finalists: who is solved in full, once that is known.
         counts: forwards of the "transformer" and of the "judge".
         tflops, seconds: as in `Usage`.
+        clocks: a stage, a clock of work that may not be done yet, and the heat's share of it.
         warnings: sentences for the user, each once.
     """
 
@@ -41,6 +43,7 @@ class HeatWork:
     counts: Counter[str] = field(default_factory=Counter)
     tflops: float = 0.0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    clocks: list[tuple[str, Clock, float]] = field(default_factory=list)
     warnings: dict[str, None] = field(default_factory=dict)
 
     @property
@@ -96,6 +99,8 @@ class HeatWork:
     def outcome(self) -> HeatOutcome:
         """The finished heat, its best pictures encoded."""
         spec = self.heat.job
+        for stage, clock, share in self.clocks:
+            self.seconds[stage] += clock.seconds * share
         started = time.perf_counter()
         drafted = (
             Candidate(index, spec.seed + index, verdict, verdict, final=False)

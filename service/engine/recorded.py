@@ -8,6 +8,13 @@ import torch
 
 from bestofn.service.engine.microbatch import out_of_memory
 
+Recorder = Callable[[Callable[[], object], torch.device, Any], Callable[[], object]]  # as `Recorded` is made
+
+
+def plain(work: Callable[[], object], device: torch.device, pool: Any = None) -> Callable[[], object]:
+    """Work that is called as it is, everywhere."""
+    return work
+
 
 class Recorded:
     """Calls work that reads and writes the same memory each time, and returns nothing.

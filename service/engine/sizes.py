@@ -48,6 +48,7 @@ CPU_WORK = 0.05  # TFLOP: about a second of one core
 CPU_TICK = 2.0  # TFLOP of all slots together, about half a minute of two cores: how long a cancelled job may linger
 CPU_SLOTS = 16
 GPU_SLOTS = 32
+GPU_ROWS = 16  # of a pinned forward, whatever the slots: enough tokens to fill a GPU, little padding for one candidate
 CONTEXT_SHARE = 0.15  # of the device's memory, for the prompt contexts of all rows
 
 
@@ -83,7 +84,7 @@ def sizes_for(
         rows = min(CPU_ROWS, 2 * slots)
         parallel = cores if rows * tflops <= CPU_WORK else 1
         return Sizes(slots, strict, rows, decode=8, judge=8, work=CPU_WORK, parallel=parallel)
-    return Sizes(slots, strict, 2 * slots, decode=8, judge=16)
+    return Sizes(slots, strict, GPU_ROWS if strict else 2 * slots, decode=8, judge=16)
 
 
 def bucket(rows: int, most: int) -> int:

@@ -65,19 +65,19 @@ def cramped(notes: Path) -> "Engine":
                 raise torch.OutOfMemoryError(failed("denoising", len(x)))
             return super().output(x, *rest)
 
-        def decode(self, latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+        def decode(self, latents: torch.Tensor, **options: Any) -> torch.Tensor:
             if len(latents) > 1 or latents.shape[-1] * self.config_scale > 128:
                 raise MemoryError(failed("decoding", len(latents)))
-            return super().decode(latents, *rest)
+            return super().decode(latents, **options)
 
         config_scale = 0
 
     class CrampedJudge(Judge):
-        def judge(self, pictures: Sequence[Any], prompts: Sequence[str], *, one_tile: bool = False) -> Any:
+        def ask(self, pictures: Sequence[Any], prompts: Sequence[str], **options: Any) -> torch.Tensor:
             if len(pictures) > 2:
                 failed("judging", len(pictures))
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 byte")
-            return super().judge(pictures, prompts, one_tile=one_tile)
+            return super().ask(pictures, prompts, **options)
 
     settings = load_settings(model="shapes", judge="shapes", devices="cpu", threads=1)
     loaded = load_engine(settings)

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bestofn.judge.judge import Judge
 from bestofn.judge.verdict import Rule
 from bestofn.models.generator import Generator
 from bestofn.models.random_checkpoint import SCM, make_random_checkpoint
 from bestofn.models.sampling import generate
+from bestofn.service.engine.beside import Beside
 from bestofn.service.engine.engine import Engine
 from bestofn.service.engine.protocol import HeatFailed, HeatFinished, Judged, Stepped
 from bestofn.service.engine.residence import JudgeResidence
@@ -53,11 +56,10 @@ def loaded(checkpoints):
 def make(loaded):
     """An engine over the loaded parts, or over a stand-in for one of them."""
 
-    def make(sizes=SIZES, generator=None, judge=None):
+    def make(sizes=SIZES, generator=None, judge=None, **options):
         held = JudgeResidence(lambda: judge or loaded._judge.get(), loaded.generator, shared=True)
-        return Engine(
-            generator or loaded.generator, held, loaded.model_card, loaded.judge_card, loaded.tokenizer_json, sizes
-        )
+        cards = loaded.model_card, loaded.judge_card
+        return Engine(generator or loaded.generator, held, *cards, loaded.tokenizer_json, sizes, **options)
 
     return make
 
@@ -254,6 +256,90 @@ def test_refill_leaves_no_slot_empty_while_candidates_wait(make, spec):
     assert busy[: len(busy) - 5] == [6] * (len(busy) - 5), "only the last candidates run in an emptying batch"
 
 
+class Late(Beside):
+    """A second queue as a GPU's: what was given to it is read in the next tick."""
+
+    late = True
+
+
+class Calls(TorchDispatchMode):
+    """Every operator that is called, with its tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        self.made.append((operator, args, kwargs or {}, result))
+        return result
+
+
+class Replayed:
+    """As a CUDA graph: after a plain call and one whose operators are noted, these alone are called, on the same
+    tensors, whatever has become of everything that is no tensor."""
+
+    replays = 0
+
+    def __init__(self, work, device, pool=None):
+        self._work, self._calls, self._plain = work, None, True
+
+    def __call__(self):
+        if self._plain:
+            self._plain = False
+            return self._work()
+        if self._calls is None:
+            with torch.inference_mode(), Calls() as calls:
+                self._work()
+            self._calls = calls.made
+            return None
+        Replayed.replays += 1
+        now = {}
+
+        def current(old):
+            return now.get(id(old), old)
+
+        with torch.inference_mode():
+            for operator, args, kwargs, then in self._calls:
+                args, kwargs = tree_map_only(torch.Tensor, current, (args, kwargs))
+                result = operator(*args, **kwargs)
+                now.update((id(old), new) for old, new in zip(tree_leaves(then), tree_leaves(result), strict=True))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_forwards_are_replayed_and_results_read_a_tick_later_as_on_a_gpu(strict, make, spec, loaded):
+    sizes = Sizes(slots=6, strict=strict, rows=4 if strict else 12, decode=4, judge=3)
+    jobs = [
+        spec("job", num_samples=11, num_inference_steps=4),
+        spec("other", prompt="a cross", num_samples=5, guidance_scale=1.0, seed=2),
+        spec("wide", prompt="two blue rings", num_samples=2, width=64, negative_prompt="grey"),
+    ]
+    late = Late(loaded.generator.device, one_queue=True)
+    Replayed.replays = 0
+    events, plain = run(make(sizes, beside=late, record=Replayed), *jobs), run(make(sizes), *jobs)
+    assert Replayed.replays > 5
+    for job in jobs:
+        assert pictures(events, job.id) == pictures(plain, job.id)
+        ours, theirs = (
+            [e.outcome.usage for e in told if isinstance(e, HeatFinished) and e.job == job.id]
+            for told in (events, plain)
+        )
+        assert [u.transformer_forwards for u in ours] == [u.transformer_forwards for u in theirs]
+        assert [u.seconds.keys() for u in ours] == [u.seconds.keys() for u in theirs]
+
+
+def test_what_a_gpu_still_has_of_a_cancelled_heat_is_not_taken_for_one_of_the_same_name(make, spec, loaded):
+    engine = make(beside=Late(loaded.generator.device, one_queue=True))
+    job, anew = (spec("job", num_samples=3, num_inference_steps=1, seed=seed) for seed in (11, 99))
+    reference = pictures(run(make(), anew), "job")
+    for ticks in (1, 2):  # decoding and judging are under way
+        engine.admit(job.heat(0))
+        for _ in range(ticks):
+            engine.tick()
+        engine.cancel("job")
+        assert pictures(run(engine, anew), "job") == reference
+
+
 def test_room_and_refusals(make, spec, loaded):
     engine = make()
     assert (engine.slots, engine.room(), engine.busy) == (6, 12, False)
@@ -287,19 +373,19 @@ class CrampedGenerator(Generator):
             raise MemoryError(f"{len(x)} rows")
         return super().output(x, *rest)
 
-    def decode(self, latents, *rest):
+    def decode(self, latents, **options):
         if len(latents) > self.pictures:
             raise torch.OutOfMemoryError(f"{len(latents)} pictures")
-        return super().decode(latents, *rest)
+        return super().decode(latents, **options)
 
 
 class CrampedJudge(Judge):
     """Memory for one picture at a time."""
 
-    def judge(self, pictures, prompts, *, one_tile=False):
+    def ask(self, pictures, prompts, **options):
         if len(pictures) > 1:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 byte")
-        return super().judge(pictures, prompts, one_tile=one_tile)
+        return super().ask(pictures, prompts, **options)
 
 
 def test_a_failed_allocation_halves_the_batch_and_is_said(make, spec, checkpoints):
