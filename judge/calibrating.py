@@ -19,7 +19,9 @@ SIZES = (4, 8, 16, 32)
 """How many candidates a leader has beaten where the fit looks at it: choosing the best inflates margins."""
 FOLDS = 5
 _EDGES = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0])
-_TOLERANCE, _STEPS = 1e-9, 100
+_PRIOR = np.array([1.0, 0.0, 4.0])  # slope and bias: the judge's own probability; log-odds of the ceiling: 0.98
+_TOLERANCE, _STEPS = 1e-9, 200
+_LEAST = 1e-12
 
 Floats = NDArray[np.float64]
 Field = Sequence[tuple[float, bool]]  # candidates of one prompt in their order: margin, whether it is right
@@ -79,14 +81,16 @@ class Report:
     prompts: int
     pictures: int
 
-    def to_json(self, source: str) -> dict[str, Any]:
-        """What stands in the file; `source` says what it was fitted on."""
+    def to_json(self, judge: str, source: str) -> dict[str, Any]:
+        """What stands in the file: for which revision of a judge, and what it was fitted on."""
         rows = [
             {name: round(value, 4) for name, value in asdict(row).items() if name != "weight"} for row in self.table
         ]
         return {
+            "judge": judge,
             "temperature": self.calibration.temperature,
             "bias": self.calibration.bias,
+            "ceiling": self.calibration.ceiling,
             "fitted_on": source,
             "prompts": self.prompts,
             "pictures": self.pictures,
@@ -117,36 +121,31 @@ def calibrate(fields: Sequence[Field]) -> Report:
 
 
 def fit(leaders: Leaders) -> Calibration:
-    """Temperature and bias of least log-loss, by Newton's method.
+    """Temperature, bias and ceiling of least log-loss, by Fisher scoring.
 
-    A pull of one prompt's weight towards the judge's own probabilities (temperature 1, bias 0) keeps the fit finite
-    where right and wrong are separable.
+    A pull of one prompt's weight towards `_PRIOR` keeps the fit finite where right and wrong are separable.
 
     Raises:
         ValueError: there is nothing to fit on, or margins do not rise with being right.
     """
     if not leaders.margin.size:
         raise ValueError("there are no pictures with a usable verdict to fit on")
-    x = np.stack([leaders.margin, np.ones_like(leaders.margin)])  # (2, L)
-    sign, own = 1 - 2 * leaders.correct, np.array([1.0, 0.0])
-
-    def loss(at: Floats) -> float:
-        return float(leaders.weight @ np.logaddexp(0, sign * (at @ x)) + 0.5 * ((at - own) ** 2).sum())
-
-    at = own  # slope, bias
+    at = _PRIOR
     for _ in range(_STEPS):
-        p = _sigmoid(at @ x)
-        gradient = x @ (leaders.weight * (p - leaders.correct)) + at - own
-        step = np.linalg.solve((x * (leaders.weight * p * (1 - p))) @ x.T + np.eye(2), gradient)
+        p, slopes = _promised(at, leaders.margin), _slopes(at, leaders.margin)  # (L,), (3, L)
+        weight = leaders.weight / (p * (1 - p))
+        gradient = slopes @ (weight * (p - leaders.correct)) + at - _PRIOR
+        step = np.linalg.solve((slopes * weight) @ slopes.T + np.eye(3), gradient)
         share = 1.0
-        while share > _TOLERANCE and loss(at - share * step) > loss(at):
+        while share > _TOLERANCE and _loss(at - share * step, leaders) > _loss(at, leaders):
             share /= 2
         at = at - share * step
-        if np.abs(step).max() < _TOLERANCE:
+        if share * np.abs(step).max() < _TOLERANCE:
             break
-    if at[0] <= 0:
+    slope, bias, ceiling = map(float, (at[0], at[1], _sigmoid(at[2])))
+    if slope <= 0:
         raise ValueError("the judge's margins do not rise with being right on these pictures: it cannot be calibrated")
-    return Calibration(float(1 / at[0]), float(at[1]))
+    return Calibration(1 / slope, bias, ceiling)
 
 
 def reliability(promised: Floats, leaders: Leaders) -> list[Bin]:
@@ -174,7 +173,25 @@ def _others(fields: Sequence[Field], fold: int) -> list[Field]:
 
 
 def _promises(calibration: Calibration, leaders: Leaders) -> Floats:
-    return _sigmoid(leaders.margin / calibration.temperature + calibration.bias)
+    return calibration.ceiling * _sigmoid(leaders.margin / calibration.temperature + calibration.bias)
+
+
+def _promised(at: Floats, margin: Floats) -> Floats:
+    """Probabilities, (L,), at slope, bias and the ceiling's log-odds."""
+    return np.clip(_sigmoid(at[2]) * _sigmoid(at[0] * margin + at[1]), _LEAST, 1 - _LEAST)
+
+
+def _slopes(at: Floats, margin: Floats) -> Floats:
+    """How they change with each of the three, (3, L)."""
+    inner, ceiling = _sigmoid(at[0] * margin + at[1]), _sigmoid(at[2])
+    bend = ceiling * inner * (1 - inner)
+    return np.stack([bend * margin, bend, inner * ceiling * (1 - ceiling)])
+
+
+def _loss(at: Floats, leaders: Leaders) -> float:
+    p = _promised(at, leaders.margin)
+    likelihood = np.where(leaders.correct > 0, np.log(p), np.log1p(-p))
+    return float(0.5 * ((at - _PRIOR) ** 2).sum() - leaders.weight @ likelihood)
 
 
 def _sigmoid(x: Floats) -> Floats:

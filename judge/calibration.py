@@ -14,24 +14,31 @@ FILE = "calibration.json"  # beside a judge's weights; no part of its revision
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """p = sigmoid(margin / temperature + bias): Platt scaling of the judge's log-odds.
+    """p = ceiling * sigmoid(margin / temperature + bias): Platt scaling of the judge's log-odds, below a ceiling.
+
+    Attributes:
+        temperature, bias: of the log-odds.
+        ceiling: what no margin gets beyond, since a judge has blind spots, and is as sure there as elsewhere.
 
     Raises:
-        ValueError: the temperature is not positive, or a number is not finite.
+        ValueError: a number is not finite or out of its range.
     """
 
     temperature: float
     bias: float
+    ceiling: float = 1.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0 and math.isfinite(self.bias)):
             raise ValueError(
                 f"a calibration needs a positive temperature and a finite bias, got {self.temperature} and {self.bias}"
             )
+        if not 0 < self.ceiling <= 1:
+            raise ValueError(f"the ceiling of a calibration lies between 0 and 1, got {self.ceiling}")
 
     def p(self, margin: float) -> float:
         """Probability that a leader of this margin is right."""
-        return 0.5 * (1.0 + math.tanh(0.5 * (margin / self.temperature + self.bias)))
+        return self.ceiling * 0.5 * (1.0 + math.tanh(0.5 * (margin / self.temperature + self.bias)))
 
 
 def probability(verdict: Verdict, calibration: Calibration | None) -> float:
@@ -44,15 +51,22 @@ def probability(verdict: Verdict, calibration: Calibration | None) -> float:
     return verdict.p_yes if calibration is None else calibration.p(verdict.margin)
 
 
-def read(path: Path) -> Calibration:
-    """A calibration from its file.
+def read(path: Path, judge: str | None = None) -> Calibration:
+    """The calibration in a file; of a judge of this revision, if one is given.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it holds something else.
+        ValueError: it holds something else, or was fitted for another revision.
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        return Calibration(float(fields["temperature"]), float(fields["bias"]))
+        fitted = str(fields["judge"])
+        calibration = Calibration(*(float(fields[name]) for name in ("temperature", "bias", "ceiling")))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no calibration ({error}): write it anew with `bestofn calibrate`") from error
+        raise ValueError(f"{path} holds no calibration ({error}): write it with `bestofn calibrate`") from error
+    if judge not in (None, fitted):
+        raise ValueError(
+            f"{path} was fitted for the judge's revision {fitted}, and this is {judge}: fit it anew with "
+            "`bestofn calibrate`, or remove it"
+        )
+    return calibration

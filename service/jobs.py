@@ -55,7 +55,12 @@ class Stop(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     confidence: float = Field(
-        0.97, strict=True, gt=0, lt=1, description="Enough: the best is right with this calibrated probability."
+        0.97,
+        strict=True,
+        gt=0,
+        lt=1,
+        description="Enough: the best is right with this calibrated probability. If left out, and the judge's "
+        "calibration does not reach so far, 99 % of what it can reach.",
     )
     min_samples: int = Field(4, strict=True, ge=1, description="Candidates before the best is believed.")
     patience: int = Field(

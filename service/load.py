@@ -10,6 +10,9 @@ import diffusers
 import torch
 import transformers
 
+from bestofn.judge.calibration import FILE as CALIBRATION
+from bestofn.judge.calibration import Calibration
+from bestofn.judge.calibration import read as read_calibration
 from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.judge.loader import PARTS, JudgeFolderError, revision
 from bestofn.models import residency
@@ -79,7 +82,7 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         )
         if sizes.parallel > 1:
             torch.set_num_threads(1)
-        judged_by = judge_card(residence.get(), judge.pin, generator)
+        judged_by = judge_card(residence.get(), judge.pin, generator, calibration_of(judge, settings))
         record = Recorded if settings.cuda_graphs else plain
         engine = Engine(generator, residence, card, judged_by, tokenizer, sizes, record=record)
         engine.warm_up()
@@ -205,10 +208,25 @@ def model_card(generator: Generator, tokenizer: bytes, max_size: int) -> ModelCa
     )
 
 
-def judge_card(judge: Judge, pin: Revision, generator: Generator) -> JudgeCard:
+def judge_card(judge: Judge, pin: Revision, generator: Generator, calibration: Calibration | None) -> JudgeCard:
     """What the API has to know of a judge; its cost is that of a picture of the generator's default size."""
-    defaults = generator.defaults
-    return JudgeCard(pin=pin, tflops_per_forward=judge.flops(defaults.width, defaults.height) / TERA)
+    tflops = judge.flops(generator.defaults.width, generator.defaults.height) / TERA
+    return JudgeCard(pin=pin, tflops_per_forward=tflops, calibration=calibration)
+
+
+def calibration_of(judge: JudgeCheckpoint, settings: Settings) -> Calibration | None:
+    """The judge's calibration: that of the settings, else the one beside its weights; None if there is none.
+
+    Raises:
+        SetupError: the file of the settings is not there, or a file holds no calibration of this judge.
+    """
+    path = settings.calibration or judge.path / CALIBRATION
+    if settings.calibration is None and not path.is_file():
+        return None
+    try:
+        return read_calibration(path, judge.pin.revision)
+    except (OSError, ValueError) as error:
+        raise SetupError(f"calibration: {error}") from error
 
 
 def known_words(tokenizer: bytes) -> tuple[str, ...] | None:

@@ -78,6 +78,9 @@ class Settings(BaseSettings):
     # Worker
     model: str = Field("shapes", description="shapes, a folder, or a hub name with @revision.")
     judge: str = Field("shapes", description="shapes, a folder, or a hub name with @revision.")
+    calibration: Path | None = Field(
+        None, description="The judge's calibration (`bestofn calibrate`); calibration.json beside its weights if unset."
+    )
     devices: str = Field("all", description="all, cpu, or a list such as cuda:0,cuda:1.")
     slots: int | None = Field(None, ge=1, description="Candidates denoised together; chosen for the device if unset.")
     reproducible: str | None = Field(None, pattern="^(strict|fast)$", description="strict pins one batch shape.")

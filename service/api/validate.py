@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from bestofn.service.cards import JudgeCard, ModelCard, WorkerCard
 from bestofn.service.errors import InvalidRequest, Unavailable
-from bestofn.service.jobs import DEFAULT_HEAT_SIZE, ImageFormat, JobSpec
+from bestofn.service.jobs import DEFAULT_HEAT_SIZE, ImageFormat, JobSpec, Stop
 from bestofn.service.queue.ring import heat_size
 from bestofn.service.schemas import MAX_SEED, GenerateRequest
 from bestofn.service.settings import Settings
 
+SURE_ENOUGH = 0.99  # of what a judge can promise at most: the confidence to stop at, unless the request names one
 NO_WORKER_RETRY_SECONDS = 5.0  # a worker that starts now needs at least this long to load its weights
 
 # (tokenizer's hash, text) -> number of tokens, control tokens included
@@ -147,14 +148,14 @@ def job_spec(
             else min(N, DEFAULT_HEAT_SIZE)
         ),
         draft=request.draft,
-        stop=request.stop,
+        stop=_stop(request, pair.judge),
         calibration=None if request.stop is None else pair.judge.calibration,
         deadline_seconds=request.deadline_seconds,
         thumbnails=request.thumbnails,
         embed_prompt=request.embed_prompt,
         model=card.pin,
         judge=pair.judge.pin,
-        warnings=tuple(_unknown_words(request, card)),
+        warnings=(*_unknown_words(request, card), *_out_of_reach(request, pair.judge)),
     )
     _at_most("top_k", spec.top_k, spec.num_finalists, "the candidates that are solved in full; raise draft.keep")
     work = tflops(spec, pair)
@@ -184,6 +185,24 @@ def _check_draft(request: GenerateRequest, steps: int) -> None:
             f"draft.num_inference_steps must be fewer than the {steps} of a full solution, "
             f"got {request.draft.num_inference_steps}",
             field="draft.num_inference_steps",
+        )
+
+
+def _stop(request: GenerateRequest, judge: JudgeCard) -> Stop | None:
+    """When to stop; a confidence that was left out is one that this judge can have."""
+    if request.stop is None or judge.calibration is None or "confidence" in request.stop.model_fields_set:
+        return request.stop
+    confidence = min(request.stop.confidence, SURE_ENOUGH * judge.calibration.ceiling)
+    return request.stop.model_copy(update={"confidence": confidence})
+
+
+def _out_of_reach(request: GenerateRequest, judge: JudgeCard) -> Iterable[str]:
+    if request.stop is None or judge.calibration is None or "confidence" not in request.stop.model_fields_set:
+        return
+    if request.stop.confidence >= judge.calibration.ceiling:
+        yield (
+            f"stop.confidence {request.stop.confidence:g} is never reached: calibrated, judge {judge.pin.name} "
+            f"promises less than {judge.calibration.ceiling:.3f}, whatever it sees"
         )
 
 

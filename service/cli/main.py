@@ -5,7 +5,21 @@ from typing import Annotated
 
 import typer
 
-from bestofn.service.cli import console, doctor, eval, generate, inspect, keys, models, rank, serve, train, up, worker
+from bestofn.service.cli import (
+    calibrate,
+    console,
+    doctor,
+    eval,
+    generate,
+    inspect,
+    keys,
+    models,
+    rank,
+    serve,
+    train,
+    up,
+    worker,
+)
 
 program = typer.Typer(
     name="bestofn",
@@ -40,6 +54,7 @@ generate.add_to(program)
 rank.add_to(program)
 inspect.add_to(program)
 eval.add_to(program)
+calibrate.add_to(program)
 up.add_to(program)
 serve.add_to(program)
 worker.add_to(program)

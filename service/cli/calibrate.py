@@ -1,0 +1,119 @@
+"""bestofn calibrate: fit how sure the judge may be that the best of several pictures is right."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bestofn.judge.calibration import FILE
+from bestofn.service.cli import target
+from bestofn.service.cli.console import err, say
+from bestofn.service.errors import SetupError
+from bestofn.service.labelled import Labelled, Pool, fields_of, read_labels
+from bestofn.service.settings import Settings, load_settings
+
+EPILOG = """Examples:
+
+`bestofn calibrate labels.jsonl --judge ./NVILA-Lite-2B-Verifier`
+
+`bestofn calibrate labels.jsonl --judge Efficient-Large-Model/NVILA-Lite-2B-Verifier@main --out calibration.json`
+
+`bestofn calibrate pool.jsonl`
+"""
+
+FEW = 100  # prompts; with fewer a reliability table says little
+
+
+def calibrate(
+    labels: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LABELS",
+            help='Lines of {"image": PATH, "prompt": TEXT, "correct": true|false}, or the pool of bestofn eval.',
+            show_default=False,
+        ),
+    ],
+    judge: Annotated[
+        str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.", show_default="shapes")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write; name it in BESTOFN_CALIBRATION.", show_default=f"{FILE} there"),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what is written as JSON.")] = False,
+) -> None:
+    """Fit a judge's probabilities on labelled pictures, for `stop` and its `confidence`.
+
+    Pictures of one prompt (or `group`) count as candidates of one job, and the fit is on the best of the first 4, 8, 16
+    and 32 of them: choosing the best inflates the judge's numbers. Take pictures such as your users would see, four or
+    more of a prompt, a hundred prompts or more, and none that you evaluate on.
+    """
+    if not target.can_draw_here():
+        raise SetupError("calibrating needs the worker's packages: pip install 'bestofn[worker]'")
+    read = read_labels(labels)
+
+    from bestofn.judge.calibrating import calibrate as fit
+    from bestofn.service.load import find_judge
+
+    settings = load_settings(judge=judge)
+    checkpoint = find_judge(settings.judge)
+    pin = checkpoint.pin
+    if isinstance(read, Pool):
+        if read.judge != pin.revision:
+            raise SetupError(f"{labels} was judged by revision {read.judge}, and {pin.name} is {pin.revision}")
+        fields = read.fields
+    else:
+        fields = fields_of(read, _margins(read, checkpoint.path, settings))
+    try:
+        report = fit(fields)
+    except ValueError as error:
+        raise SetupError(f"{labels}: {error}") from error
+    if report.prompts < FEW:
+        say(f"warning: {report.prompts} prompts are few to calibrate on; {FEW} or more are better")
+    written = jsonlib.dumps(report.to_json(pin.revision, labels.name), indent=1) + "\n"
+    file = out or checkpoint.path / FILE
+    try:
+        file.write_text(written, encoding="utf-8")
+    except OSError as error:
+        raise SetupError(f"{file} cannot be written ({error.strerror}): choose another file with --out") from error
+    if json:
+        typer.echo(written, nl=False)
+        return
+    typer.echo("promised    on average  came true  of")
+    for row in report.table:
+        typer.echo(f"{row.low:.2f}-{row.high:.2f}   {row.promised:10.3f}  {row.realised:9.3f}  {row.count}")
+    told = report.to_json(pin.revision, labels.name)
+    typer.echo(
+        f"error {told['calibration_error_before']:.3f} before, {told['calibration_error']:.3f} after, on prompts that "
+        f"were not fitted on; {report.prompts} prompts, {report.pictures} pictures"
+    )
+    fitted = report.calibration
+    typer.echo(
+        f"{file}  temperature {fitted.temperature:.3f}, bias {fitted.bias:.3f}, never more than {fitted.ceiling:.3f}"
+    )
+
+
+def _margins(pictures: list[Labelled], folder: Path, settings: Settings) -> list[float]:
+    """The judge's log-odds on each picture."""
+    import torch
+    from rich.progress import track
+
+    from bestofn.judge.judge import Judge
+    from bestofn.service.images import decode
+    from bestofn.service.load import devices, judge_dtype
+
+    device = torch.device(devices(settings)[0])
+    judging = Judge.load(folder, device, judge_dtype(device))
+    margins = []
+    for one in track(pictures, "judging", console=err, transient=True, disable=not err.is_terminal):
+        try:
+            picture = decode(one.image.read_bytes())
+        except (OSError, ValueError) as error:
+            raise SetupError(f"{one.image}: {error}") from error
+        margins += [verdict.margin for verdict in judging.judge([picture], [one.prompt])]
+    return margins
+
+
+def add_to(program: typer.Typer) -> None:
+    program.command(epilog=EPILOG)(calibrate)
