@@ -19,7 +19,7 @@ from bestofn.models.linear_dit.weights import check_keys, file_shapes, weight_fi
 from bestofn.models.residency import header
 from bestofn.models.streamed import ITEMSIZE, StoredTensor, write_json, write_shards
 
-CHUNK = 2**22  # bytes copied, or values drawn, at a time
+CHUNK = 2**20  # bytes copied, or values drawn, at a time
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 BLOCKS = "transformer_blocks."
 
@@ -151,9 +151,10 @@ def _drawn(tensor: _Moved, initial: Initial, random: torch.Generator) -> Iterato
     mean, deviation = initial(tensor.name.removeprefix(BLOCKS).partition(".")[2])
     count = math.prod(tensor.shape)
     for start in range(0, count, CHUNK):
-        values = torch.full((min(CHUNK, count - start),), mean)
-        if deviation:
-            values += deviation * torch.randn(values.shape, generator=random)
+        size = min(CHUNK, count - start)
+        values = (
+            torch.randn(size, generator=random).mul_(deviation).add_(mean) if deviation else torch.full((size,), mean)
+        )
         yield values.to(DTYPES[tensor.dtype]).view(torch.uint8).numpy().data
 
 
