@@ -139,6 +139,8 @@ class ImagesResponse(BaseModel):
     background: Literal["opaque"] = "opaque"
     job: str = Field(description="Its id: GET /jobs/{job} has all candidates and the bracket.")
     num_samples: int
+    stopped: str | None = Field(default=None, description="With `stop`: `confident` or `patience`, if it ended early.")
+    confidence: float | None = Field(default=None, description="With `stop`: probability that the best is right.")
     model: Revision
     judge: Revision
     warnings: list[str] = []

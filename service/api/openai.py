@@ -69,6 +69,8 @@ async def generate_images(
         size=f"{result.parameters['width']}x{result.parameters['height']}",
         job=job_id,
         num_samples=result.parameters["num_samples"],
+        stopped=result.stopped,
+        confidence=result.confidence,
         model=result.model,
         judge=result.judge,
         warnings=result.warnings,

@@ -21,6 +21,8 @@ EPILOG = """Examples:
 
 `bestofn generate "a ring" --seed 7 --json | jq .images[0].seed`
 
+`bestofn generate "a photo of a red star left of a blue circle" -n 256 --stop`
+
 `bestofn generate --again best.png`
 """
 
@@ -73,6 +75,23 @@ def generate(
         ),
     ] = None,
     keep: Annotated[float, typer.Option(metavar="SHARE", help="With --draft: who is solved in full.")] = 0.125,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="End once the best is probably right, or the prompt seems hopeless.")
+    ] = False,
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="With --stop: probably. It implies --stop.",
+            show_default="0.97, or what the judge can have",
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="With --stop: candidates without a yes. It implies --stop.", show_default="64"
+        ),
+    ] = None,
     deadline: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Take the best there is by then.", show_default=False)
     ] = None,
@@ -110,6 +129,7 @@ def generate(
         base = remake_request(story)
         output = output or remaking.output_of(again)
     output = output or Path("best.png")
+    limits = {name: value for name, value in (("confidence", confidence), ("patience", patience)) if value is not None}
     fields: dict[str, Any] = {
         "prompt": prompt,
         "num_samples": num_samples,
@@ -123,6 +143,7 @@ def generate(
         "rule": rule and rule.value,
         "deadline_seconds": deadline,
         "draft": draft and {"num_inference_steps": draft, "keep": keep},
+        "stop": limits if stop or limits else None,
         "embed_prompt": embed_prompt,
         "format": format_of(output),
         "thumbnails": sheet is not None,

@@ -70,8 +70,20 @@ def report(result: JobResult, sheet: Path | None, *, json: bool) -> None:
         return
     for image in result.images:
         typer.echo(_line(result, image))
+    if result.confidence is not None:
+        typer.echo(_ending(result, result.confidence))
     if sheet is not None:
         typer.echo(f"{sheet}  all {len(result.candidates)} candidates")
+
+
+def _ending(result: JobResult, confidence: float) -> str:
+    """Why a job that might stop has ended, and how sure it is."""
+    judged = f"{len(result.candidates)} of {result.parameters['num_samples']}"
+    reasons = {"confident": "sure enough", "patience": "given up", "deadline": "out of time"}
+    ending = f"{reasons[result.stopped]} after {judged}" if result.stopped else f"all {judged} judged"
+    return f"{ending}: the best is right with probability {confidence:.3f}" + (
+        "" if result.calibrated else ", uncalibrated"
+    )
 
 
 def _line(result: JobResult, image: ImageOut) -> str:

@@ -421,3 +421,29 @@ def test_an_answer_does_not_wait_until_its_headers_are_acknowledged() -> None:
         accepted, _ = listening.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_stop(http: httpx.Client) -> None:
+    fields = {"prompt": "a star", "num_samples": 400, "seed": 9, "stop": {"confidence": 0.99999}}
+    result = http.post("/generate", json=fields | {"top_k": 3, "thumbnails": True}).json()
+    assert (result["status"], result["complete"], result["stopped"]) == ("succeeded", True, "confident")
+    judged = result["usage"]["candidates"]
+    assert len(result["candidates"]) == result["progress"]["judged"] == judged < 400
+    assert len(result["images"]) == 3
+    assert result["confidence"] == result["images"][0]["verdict"]["p_yes"] >= 0.99999
+    assert result["calibrated"] is False
+    assert "bestofn calibrate" in result["warnings"][0]
+    assert result["parameters"]["stop"] == {"confidence": 0.99999, "min_samples": 4, "patience": 64}
+    assert http.get(result["images"][2]["url"]).is_success
+    assert http.get(f"/jobs/{result['id']}/thumbnails/{judged}").status_code == 404
+    with http.stream("GET", f"/jobs/{result['id']}/events") as answer:
+        events = [line.partition(":")[2].strip() for line in answer.iter_lines() if line.startswith("event:")]
+    assert events[-1] == "result"
+    given_up = http.post(
+        "/generate", json=fields | {"stop": {"confidence": 0.999999999, "patience": 4}, "seed": 25}
+    ).json()
+    assert (given_up["stopped"], given_up["usage"]["candidates"], given_up["complete"]) == ("patience", 4, True)
+    wrong = problem_of(http.post("/generate", json=fields | {"stop": {"confidence": 1.0}}))
+    assert (wrong["status"], wrong["field"]) == (422, "stop.confidence")
+    theirs = http.post("/v1/images/generations", json=fields).json()
+    assert (theirs["stopped"], theirs["confidence"]) == ("confident", result["confidence"])

@@ -19,6 +19,7 @@ import httpx
 import pytest
 from PIL import Image, PngImagePlugin
 
+from bestofn.models.shapes.world import SHAPES, Scene, Thing, render
 from bestofn.service.api.server import listen
 from bestofn.service.cli import main, target
 from bestofn.service.cli.outcome import paths_of
@@ -227,6 +228,44 @@ def test_pictures_of_any_shape_and_prompts_of_any_kind_are_judged(run: Run, tmp_
         assert [image["tiles"] for image in json.loads(out)["images"]] == [1, 1]
     status, _, err = run("rank", "a \udcff star", "dot.png")
     assert (status, "character 3 of the prompt is not UTF-8" in err) == (2, True)
+
+
+def test_a_judge_is_calibrated_on_pictures_of_ones_own(run: Run, tmp_path: Path) -> None:
+    lines = []
+    for number, shape in enumerate(("star", "ring", "heart")):
+        star = render(Scene((Thing(shape, "red", 32, 32, 24),), number))
+        Image.fromarray(star).save(tmp_path / f"{shape}.png")
+        lines += [{"image": f"{shape}.png", "prompt": f"a photo of a {s}", "correct": s == shape} for s in SHAPES]
+    (tmp_path / "labels.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    status, out, err = run("calibrate", "labels.jsonl", "--out", "c.json", "--json")
+    assert status == 0, err
+    written = json.loads(out)
+    assert written == json.loads((tmp_path / "c.json").read_text())
+    assert (written["prompts"], written["pictures"], written["fitted_on"]) == (
+        len(SHAPES),
+        3 * len(SHAPES),
+        "labels.jsonl",
+    )
+    assert f"{len(SHAPES)} prompts are few" in err
+    (tmp_path / "labels.jsonl").write_text('{"image": "dot.png", "prompt": "p", "correct": 1}')
+    status, _, err = run("calibrate", "labels.jsonl")
+    assert (status, "labels.jsonl, line 1: correct: " in err) == (1, True)
+
+
+def test_a_pool_of_another_judge_calibrates_nothing(run: Run, tmp_path: Path) -> None:
+    chunk = {"prompt": 0, "steps": 12, "start": 0, "correct": "01", "yes": [1, 2], "no": [2, 1]}
+    lines = [{"model": "m", "judge": "other", "prompts": "p"}, chunk]
+    (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    status, _, err = run("calibrate", "pool.jsonl")
+    assert (status, "was judged by revision other" in err) == (1, True)
+
+
+def test_a_job_that_may_stop_says_why_it_ended_and_how_sure_it_is(served: Any, run: Run) -> None:
+    options = ("-n", "300", "--seed", "9", "--confidence", "0.99999", "--server", served.url)
+    status, out, err = run("generate", "a star", *options)
+    assert status == 0
+    assert " of 300: the best is right with probability 1.000, uncalibrated" in out
+    assert "bestofn calibrate" in err
 
 
 def test_what_the_server_refuses_is_said(served: Any, run: Run) -> None:

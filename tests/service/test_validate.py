@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from bestofn.judge.calibration import Calibration
 from bestofn.service.api.validate import Pair, choose_pair, job_spec, pairs_of, tflops
 from bestofn.service.cards import JudgeCard, ModelCard, WorkerCard
 from bestofn.service.errors import InvalidRequest, Unavailable
@@ -156,3 +157,19 @@ def test_jobs_wait_for_workers_that_were_there_before() -> None:
     assert choose_pair(live, gone, None, None).model.pin.name == "m1"
     assert choose_pair(live, gone, "m2", None).judge.pin.name == "j2"
     assert choose_pair([], gone, None, None).model.pin.name == "m2"
+
+
+def test_a_job_that_may_stop_takes_the_judges_calibration_along() -> None:
+    calibrated = replace(PAIR, judge=JUDGE.model_copy(update={"calibration": Calibration(2.0, 0.1, 0.9)}))
+    plain, spec = spec_of(stop={}), spec_of(calibrated, stop={})
+    assert plain.stop is not None
+    assert spec.stop is not None
+    assert (plain.calibration, plain.stop.confidence) == (None, 0.97)
+    assert (spec.calibration, spec.stop.confidence) == (Calibration(2.0, 0.1, 0.9), pytest.approx(0.99 * 0.9))
+    assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+    asked = spec_of(calibrated, num_samples=100, stop={"confidence": 0.95, "patience": 8})
+    assert asked.stop is not None
+    assert (asked.stop.confidence, asked.stop.patience, asked.heat_size) == (0.95, 8, 16)
+    assert "0.95 is never reached" in asked.warnings[0]
+    assert spec.warnings == spec_of(calibrated).warnings == ()
+    assert spec_of(calibrated).calibration is None
