@@ -22,7 +22,7 @@ from bestofn.service.engine.heats import HeatWork, Owner
 from bestofn.service.engine.microbatch import out_of_memory
 from bestofn.service.engine.prompts import PromptCache
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Stepped
-from bestofn.service.engine.recorded import Recorded, Recorder
+from bestofn.service.engine.recorded import Recorded, Recorder, plain
 from bestofn.service.engine.residence import JudgeResidence
 from bestofn.service.engine.sizes import Sizes
 from bestofn.service.jobs import Heat, HeatOutcome
@@ -54,7 +54,7 @@ class Engine:
             tokenizer_json: the file whose hash the model card names.
             sizes: batch sizes.
             beside: where decoding and judging are queued; chosen by the device if None.
-            record: how a forward that is repeated is called.
+            record: how a forward that is repeated is called, where all weights stay in memory.
         """
         self.generator = generator
         self.sizes = sizes
@@ -71,7 +71,7 @@ class Engine:
         self._solver_table = cache(generator.solver_table)
         self._cores = Cores(sizes.parallel)
         self._beside = beside or Beside(generator.device, one_queue=not judge.shared)
-        self._record = record
+        self._record = record if judge.shared else plain
         self._steps: deque[Clock] = deque()  # that were queued and not waited for
         self._finishing = Finishing(generator, judge, self._heats, sizes, self._flops, self._cores, self._beside)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")

@@ -11,8 +11,11 @@ written to SECTION.json as it goes; one that would not fit into the time that is
 # ruff: noqa: T201
 
 import argparse
+import contextlib
 import importlib
 import multiprocessing
+import os
+import signal
 import sys
 import tempfile
 import time
@@ -64,9 +67,9 @@ def main() -> int:
         print(on, flush=True)
         broken = 0
         for name in flags.sections or SECTIONS:
-            left = deadline - time.monotonic()
-            if left < LEAST_SHARE * SECTIONS[name] and not flags.tiny:
-                print(f"{name}: skipped, {left:.0f} s are left and it takes about {SECTIONS[name]}", flush=True)
+            left, takes = deadline - time.monotonic(), 1 if flags.tiny else SECTIONS[name]
+            if left < LEAST_SHARE * takes:
+                print(f"{name}: skipped, {left:.0f} s are left and it takes about {takes}", flush=True)
                 continue
             begun = time.monotonic()
             ended = _in_fork(_section, name, place, flags.out, on, seconds=left)
@@ -131,7 +134,12 @@ def _in_fork(call: Callable[..., Any], *args: object, seconds: float) -> Any:
     """The result of a call in a process of its own; None if that breaks or is not done in time."""
     fork = multiprocessing.get_context("fork")
     inbox, outbox = fork.Pipe(duplex=False)
-    process = fork.Process(target=lambda: outbox.send(call(*args)))
+
+    def child() -> None:
+        os.setpgrp()
+        outbox.send(call(*args))
+
+    process = fork.Process(target=child)
     process.start()
     outbox.close()
     try:
@@ -140,9 +148,10 @@ def _in_fork(call: Callable[..., Any], *args: object, seconds: float) -> Any:
         return None
     finally:
         process.join(5.0)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.ident, signal.SIGKILL)  # what it has started
+        process.join()
 
 
 if __name__ == "__main__":
