@@ -1,6 +1,7 @@
 """Pictures of which it is known whether they are right, to calibrate a judge on: a list of files, or an eval's pool."""
 
 import json
+import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,11 +63,12 @@ def read_labels(path: Path) -> Pool | list[Labelled]:
 
 
 def fields_of(pictures: Sequence[Labelled], margins: Iterable[float]) -> list[list[tuple[float, bool]]]:
-    """Judged pictures by their group, in the order of the list."""
+    """Judged pictures by their group, in an order of chance: in the list the best may come first."""
     groups: dict[str | int, list[tuple[float, bool]]] = defaultdict(list)
     for one, margin in zip(pictures, margins, strict=True):
         groups[one.prompt if one.group is None else one.group].append((margin, one.correct))
-    return list(groups.values())
+    chance = random.Random(0)
+    return [chance.sample(field, len(field)) for field in groups.values()]
 
 
 def _line(path: Path, number: int, line: str) -> dict[str, Any]:
