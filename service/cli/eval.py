@@ -1,7 +1,5 @@
-"""bestofn eval: what strategies of spending compute bring, measured on the shapes benchmark."""
+"""bestofn eval: what strategies of spending compute bring, measured on the shapes benchmark or drawn for another."""
 
-import os
-import platform
 from pathlib import Path
 from typing import Annotated
 
@@ -21,81 +19,83 @@ Examples:
 
 `bestofn eval --strategies docs/scaling/strategies.txt --replay --out docs/scaling`
 
-`bestofn eval --samples 8 --prompts 24 --strategy 'n=8' --strategy 'n=8 steps=24' --out /tmp/quick`
+`bestofn eval --file evaluation_metadata.jsonl --strategy 'n=32 stop=0.97' --out geneval`
 """
 
 
 def evaluate(
     out: Annotated[Path, typer.Option(help="Folder of the pool and the report; what it holds already is kept.")],
     samples: Annotated[int, typer.Option(min=1, help="Candidates of each prompt: the largest N of the curve.")] = 32,
-    prompts: Annotated[int, typer.Option(min=6, max=240, help="How many of the 240 prompts, evenly spaced.")] = 240,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="How many of the prompts, evenly spaced.", show_default="all")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts to draw winners of, instead of the benchmark: JSON lines, as GenEval's or GenEval 2's."
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, max=16, help="Winners of each prompt of a file, best first.")] = 4,
     strategy: Annotated[list[str] | None, typer.Option(help="To compare; may be given more than once.")] = None,
     strategies: Annotated[Path | None, typer.Option(help="A file of strategies, one a line.")] = None,
-    replay: Annotated[bool, typer.Option("--replay", help="Draw nothing: report what the pool holds.")] = False,
+    replay: Annotated[bool, typer.Option("--replay", help="Judge nothing anew: report what the pool holds.")] = False,
     processes: Annotated[int | None, typer.Option(min=1, help="One thread each.", show_default="all cores")] = None,
-    model: Annotated[str | None, typer.Option(help="A generator of the shapes world.", show_default="shapes")] = None,
-    judge: Annotated[str | None, typer.Option(help="A judge of it.", show_default="shapes")] = None,
+    model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name.", show_default="shapes")] = None,
+    judge: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name.", show_default="shapes")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda:0.", show_default="a GPU if there is one")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Draw and judge the benchmark of the shapes world once, and replay every strategy from that pool.
+    """Draw and judge prompts once, and replay every strategy from that pool of candidates.
 
-    The score is the share of winners that the evaluator accepts, averaged over GenEval's six categories. A run that is
-    cut off goes on where it was, and one with more samples or other strategies draws only what is lacking.
+    On the benchmark of the shapes world the score is the share of winners that its evaluator accepts, averaged over
+    GenEval's six categories. Of the prompts of a file the winners are written in the layouts of GenEval and GenEval 2,
+    whose evaluators are run apart. A run that is cut off goes on where it was, and one with more samples or other
+    strategies draws only what is lacking.
     """
     if not target.can_draw_here():
         raise SetupError("an evaluation needs the worker's packages: pip install 'bestofn[worker]'")
-    import torch
+    from json import dumps
 
-    from bestofn.judge.judge import Judge
-    from bestofn.models.checkpoint import Checkpoint
-    from bestofn.models.generator import Generator
-    from bestofn.service.evaluation import cost, report
-    from bestofn.service.evaluation.pool import CHUNK, Pool, Source, Want, Way
+    from bestofn.judge.loader import JudgeFolderError
+    from bestofn.models.errors import ModelError
+    from bestofn.service.evaluation import folders, report
+    from bestofn.service.evaluation.pool import CHUNK
+    from bestofn.service.evaluation.run import Evaluation
     from bestofn.service.evaluation.strategies import Strategy, parse_all
-    from bestofn.service.evaluation.tasks import benchmark
-    from bestofn.service.load import find_judge
+    from bestofn.service.evaluation.tasks import benchmark, read
 
     settings = load_settings(model=model, judge=judge)
-    checkpoint, judging = Checkpoint.resolve(settings.model), find_judge(settings.judge)
-    tasks = benchmark()
-    numbers = sorted({round(i * (len(tasks) - 1) / (prompts - 1)) for i in range(prompts)})
     try:
+        tasks = read(file) if file else benchmark()
         lines = [*(strategies.read_text(encoding="utf-8").splitlines() if strategies else []), *(strategy or [])]
         compared = parse_all(lines) or [Strategy(2**i) for i in range(samples.bit_length())]
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
-    generator, verifier = Generator.load(str(checkpoint.path)), Judge.load(judging.path)
-    steps = generator.defaults.num_inference_steps
     try:
-        pool = Pool(
-            out / "pool.jsonl",
-            Source(str(checkpoint.path), checkpoint.revision, str(judging.path), judging.pin.revision, tasks),
-        )
-    except ValueError as error:
+        evaluation = Evaluation.of(settings.model, settings.judge, device, tasks, out)
+    except (ModelError, JudgeFolderError, ValueError) as error:
         raise SetupError(str(error)) from error
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(prompts or len(tasks), len(tasks))
+    numbers = sorted({round(i * (len(tasks) - 1) / max(1, count - 1)) for i in range(count)})
     if not replay:
-        wants = [Want(Way(steps), samples, numbers)]
-        wants += [Want(way, one.num_samples, numbers) for one in compared for way in one.ways(steps)]
         columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, console=err) as bar:
             task = bar.add_task("", total=None)
-            pool.fill(
-                wants,
-                processes or cores,
-                lambda done, wanted: bar.update(task, completed=CHUNK * done, total=CHUNK * wanted),
-            )
-    if not pool.depth(Way(steps), numbers):
-        raise SetupError(f"{pool.path} has no candidates of all these prompts: run without --replay")
-    torch.set_num_threads(1)
-    machine = f"{platform.machine()}, {cores} cores, torch {torch.__version__}, Python {platform.python_version()}"
-    prices = {
-        "tflops": cost.counted(generator, verifier),
-        "seconds": cost.timed(generator, verifier, tasks[numbers[0]].prompt),
-    }
-    figures = report.summary(pool, report.Question(numbers, compared, steps, prices, machine))
-    report.write(out, figures)
-    typer.echo((out / "scaling.json").read_text() if json else report.tables(figures), nl=False)
+
+            def progress(done: int, wanted: int) -> None:
+                bar.update(task, completed=CHUNK * done, total=CHUNK * wanted)
+
+            evaluation.fill(numbers, 1 if file else samples, compared, processes, progress)
+    if not evaluation.complete(numbers):
+        raise SetupError(f"{evaluation.pool.path} has no candidates of all these prompts: run without --replay")
+    if file:
+        figures = evaluation.winners(numbers, compared, images, out)
+        text = folders.table(figures)
+    else:
+        figures = evaluation.measure(numbers, compared)
+        report.write(out, figures)
+        text = report.tables(figures)
+    typer.echo(dumps(figures, indent=1) + "\n" if json else text, nl=False)
 
 
 def add_to(program: typer.Typer) -> None:

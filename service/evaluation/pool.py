@@ -25,6 +25,7 @@ from bestofn.models.generator import Generator
 from bestofn.models.sampling import generate
 from bestofn.models.shapes.evaluator import evaluate
 from bestofn.service.evaluation.tasks import Task, digest
+from bestofn.service.load import judge_dtype
 
 CHUNK, BATCH = 32, 16
 DIGITS = 3  # of a logit
@@ -34,13 +35,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Source:
-    """What draws and judges: checkpoint folders on this machine, with their revisions, and the prompts."""
+    """What draws and judges: checkpoint folders on this machine, with their revisions, and the prompts; and where."""
 
     model: str
     model_revision: str
     judge: str
     judge_revision: str
     tasks: tuple[Task, ...]
+    device: str = "cpu"
 
     @property
     def identity(self) -> dict[str, str]:
@@ -173,7 +175,7 @@ class Pool:
         ):
             if not self.path.stat().st_size:
                 file.write(json.dumps(self.source.identity) + "\n")
-            paths = self.source.model, self.source.judge
+            paths = self.source.model, self.source.judge, self.source.device
             futures = {
                 workers.submit(_draw, *paths, self.source.tasks[place.number], place): place for place in missing
             }
@@ -257,12 +259,14 @@ def _begin() -> None:
 
 
 @cache
-def _parts(model: str, judge: str) -> tuple[Generator, Judge]:
-    return Generator.load(model), Judge.load(judge)
+def parts(model: str, judge: str, device: str) -> tuple[Generator, Judge]:
+    """Generator and judge on a device, once a process."""
+    place = torch.device(device)
+    return Generator.load(model, place), Judge.load(judge, place, judge_dtype(place))
 
 
-def _draw(model: str, judge: str, task: Task, place: Place) -> Chunk:
-    generator, verifier = _parts(model, judge)
+def _draw(model: str, judge: str, device: str, task: Task, place: Place) -> Chunk:
+    generator, verifier = parts(model, judge, device)
     first = task.seed + place.start
     chunk = Chunk([], [], [])
     for start in range(first, first + CHUNK, BATCH):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bestofn.judge.calibration import Calibration
 from bestofn.service.evaluation.cost import Price, steps_taken, verdicts
 from bestofn.service.evaluation.curve import Point, auc, chosen, curve, share_of_the_way
 from bestofn.service.evaluation.drafting import ranking
@@ -30,6 +31,7 @@ class Question:
         strategies: to be compared.
         steps: the checkpoint's.
         prices: of a candidate's parts, in "tflops" and in "seconds".
+        calibration: of the judge, for jobs that may stop.
         machine: on which seconds were measured.
     """
 
@@ -37,6 +39,7 @@ class Question:
     strategies: Sequence[Strategy]
     steps: int
     prices: Mapping[str, Price]
+    calibration: Calibration | None
     machine: str
 
 
@@ -111,7 +114,7 @@ def _strategies(pool: Pool, question: Question) -> list[dict[str, Any]]:
     }
     out = []
     for strategy in question.strategies:
-        replayed = replay(strategy, pool, question.steps, question.prompts)
+        replayed = replay(strategy, pool, question.steps, question.prompts, question.calibration)
         if replayed is not None:
             out.append(_told(replayed, question, prompts, plain))
     return out

@@ -12,17 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bestofn.service.evaluation.pool import Way
-from bestofn.service.jobs import Draft
+from bestofn.service.jobs import Draft, Stop
 
+PATIENCE = Stop.model_validate({}).patience
 FORM = "n=N [steps=STEPS] [draft=STEPS:KEEP | preview=STEPS:KEEP] [stop=CONFIDENCE[:PATIENCE]]"
-
-
-@dataclass(frozen=True)
-class Stop:
-    """The request's `stop`."""
-
-    confidence: float
-    patience: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,7 @@ class Strategy:
             if draft is not None:
                 words.append(f"{name}={draft.num_inference_steps}:{draft.keep:g}")
         if self.stop is not None:
-            patience = "" if self.stop.patience is None else f":{self.stop.patience}"
+            patience = "" if self.stop.patience == PATIENCE else f":{self.stop.patience}"
             words.append(f"stop={self.stop.confidence:g}{patience}")
         return " ".join(words)
 
@@ -88,7 +81,7 @@ def _draft(text: str) -> Draft:
 
 def _stop(text: str) -> Stop:
     confidence, _, patience = text.partition(":")
-    return Stop(float(confidence), int(patience) if patience else None)
+    return Stop.model_validate({"confidence": float(confidence), "patience": int(patience or PATIENCE)})
 
 
 def parse_all(lines: Sequence[str]) -> list[Strategy]:

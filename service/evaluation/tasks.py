@@ -1,8 +1,11 @@
 """What is drawn in an evaluation: prompts with their noise seeds and, in the shapes world, what a picture must show."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +32,7 @@ class Task:
         seed: of its first candidate; candidate i has seed + i.
         spec: what the evaluator looks for; None outside the shapes world, where pictures are scored elsewhere.
         held_out: whether it names a combination that no training picture shows.
+        metadata: the line of a file that it was read from.
     """
 
     prompt: str
@@ -36,6 +40,7 @@ class Task:
     seed: int
     spec: PromptSpec | None = None
     held_out: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def benchmark() -> tuple[Task, ...]:
@@ -56,6 +61,34 @@ def calibration() -> tuple[Task, ...]:
             spec = next((spec for spec in drawn if spec.prompt not in seen), drawn[0])
             seen.add(spec.prompt)
             out.append(Task(spec.prompt, tag, CALIBRATION_SEED + SEED_STRIDE * len(out), spec))
+    return tuple(out)
+
+
+def read(path: Path) -> tuple[Task, ...]:
+    """Prompts of a file: a JSON object a line, in the format of GenEval (`tag`, `include`, `prompt`; evaluated by its
+    own evaluator), of GenEval 2 (`prompt`, `atom_count`, `vqa_list`) or with a `prompt` alone.
+
+    The category is GenEval's tag or GenEval 2's number of atoms.
+
+    Raises:
+        ValueError: naming the line that is none of these.
+    """
+    out: list[Task] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+            prompt, tag = fields["prompt"], fields.get("tag")
+            if not isinstance(prompt, str) or not prompt:
+                raise TypeError
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f'{path}, line {number}: expected a JSON object with a "prompt"') from error
+        if tag is None:
+            tag = f"{fields['atom_count']} atoms" if "atom_count" in fields else "prompts"
+        out.append(Task(prompt, str(tag), SEED_STRIDE * len(out), metadata=fields))
+    if not out:
+        raise ValueError(f"{path} holds no prompts")
     return tuple(out)
 
 

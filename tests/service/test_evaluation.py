@@ -10,12 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 
+from bestofn.models.sampling import generate
 from bestofn.service.evaluation.curve import auc, chosen, curve, share_of_the_way, sizes
 from bestofn.service.evaluation.pool import CHUNK, Chunk, Pool, Source, Want, Way
 from bestofn.service.evaluation.replay import replay
 from bestofn.service.evaluation.strategies import Strategy
 from bestofn.service.evaluation.tasks import benchmark
+from bestofn.service.evaluation.tasks import read as read_tasks
 from bestofn.service.jobs import Draft
 
 SCALING = Path(__file__).parents[2] / "docs" / "scaling"
@@ -126,7 +129,8 @@ def test_a_pool_goes_on_where_it_was_cut_off_and_grows(tmp_path):
 
 
 def test_the_published_figures_are_what_the_pool_says():
-    from bestofn.judge.judge import Judge
+    from bestofn.judge.calibration import FILE, read
+    from bestofn.judge.judge import EMBEDDED, Judge
     from bestofn.models.generator import Generator
     from bestofn.service.evaluation import cost, report
 
@@ -134,7 +138,8 @@ def test_the_published_figures_are_what_the_pool_says():
     source = Source("", published["model"], "", published["judge"], benchmark())
     strategies = [Strategy.parse(one["strategy"]) for one in published["strategies"]]
     prices = {"tflops": cost.counted(Generator.load("shapes"), Judge.load())}
-    question = report.Question(range(240), strategies, 12, prices, published["machine"])
+    calibration = read(EMBEDDED / FILE) if (EMBEDDED / FILE).is_file() else None
+    question = report.Question(range(240), strategies, 12, prices, calibration, published["machine"])
     figures = json.loads(json.dumps(report.summary(Pool(SCALING / "pool.jsonl", source), question)))
     for one in (published, figures):
         one.pop("prices")
@@ -142,3 +147,40 @@ def test_the_published_figures_are_what_the_pool_says():
             strategy.pop("seconds", None)  # the only thing that was measured on a machine
     assert figures == published
     assert (SCALING / "scaling.md").read_text().count("\n| n=") == len(strategies)
+
+
+def test_winners_of_a_file_are_laid_out_for_their_evaluators(tmp_path):
+    from bestofn.service.evaluation.run import Evaluation
+
+    lines = [
+        {
+            "tag": "colors",
+            "include": [{"class": "ring", "count": 1, "color": "red"}],
+            "prompt": "a photo of a red ring",
+        },
+        {"prompt": "two stars", "atom_count": 2, "vqa_list": [["How many stars?", "two"]], "skills": ["count"]},
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    tasks = read_tasks(file)
+    assert [task.tag for task in tasks] == ["colors", "2 atoms"]
+    evaluation = Evaluation.of("shapes", "shapes", "cpu", tasks, tmp_path)
+    source = evaluation.pool.source
+    way, rng = Way(12), np.random.default_rng(0)
+    evaluation.pool.chunks[way] = {
+        number: {0: Chunk([], rng.normal(size=CHUNK).tolist(), [0.0] * CHUNK)} for number in (0, 1)
+    }
+    figures = evaluation.winners([0, 1], [Strategy(4)], 2, tmp_path)
+    for number, line in enumerate(lines):
+        folder = tmp_path / "n=4" / f"{number:05d}"
+        assert json.loads((folder / "metadata.jsonl").read_text()) == line
+        assert [path.name for path in sorted((folder / "samples").iterdir())] == ["0000.png", "0001.png"]
+        best = int(np.argmax(evaluation.pool.chunks[way][number][0].yes[:4]))
+        drawn = generate(evaluation.generator, line["prompt"], [source.tasks[number].seed + best])[0].numpy()
+        assert (np.asarray(Image.open(folder / "samples" / "0000.png")) == drawn).all()
+    named = json.loads((tmp_path / "n=4" / "images.json").read_text())
+    assert list(named) == ["a photo of a red ring", "two stars"]
+    assert figures["strategies"][0]["candidates"] == 4
+    file.write_text('{"tag": "colors"}\n')
+    with pytest.raises(ValueError, match="line 1: expected"):
+        read_tasks(file)
