@@ -30,6 +30,7 @@ class Labelled(BaseModel):
 class Pool:
     """Verdicts that an evaluation has kept: margins with the evaluator's word, of each prompt in candidate order."""
 
+    source: str  # which generator and prompts
     judge: str  # its revision
     fields: list[list[tuple[float, bool]]]
 
@@ -91,4 +92,5 @@ def _pool(path: Path, lines: Sequence[Mapping[str, Any]]) -> Pool:
     for line in sorted((line for line in chunks if line["steps"] == steps), key=lambda line: int(line["start"])):
         judged = zip(line["yes"], line["no"], line["correct"], strict=True)
         fields[line["prompt"]] += [(yes - no, word == "1") for yes, no, word in judged]
-    return Pool(str(lines[0]["judge"]), [fields[prompt] for prompt in sorted(fields)])
+    source = f"pictures of model {lines[0]['model']}, {steps} steps, prompts {lines[0]['prompts']}"
+    return Pool(source, str(lines[0]["judge"]), [fields[prompt] for prompt in sorted(fields)])

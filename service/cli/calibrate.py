@@ -62,16 +62,17 @@ def calibrate(
     if isinstance(read, Pool):
         if read.judge != pin.revision:
             raise SetupError(f"{labels} was judged by revision {read.judge}, and {pin.name} is {pin.revision}")
-        fields = read.fields
+        fields, source = read.fields, read.source
     else:
-        fields = fields_of(read, _margins(read, checkpoint.path, settings))
+        fields, source = fields_of(read, _margins(read, checkpoint.path, settings)), labels.name
     try:
         report = fit(fields)
     except ValueError as error:
         raise SetupError(f"{labels}: {error}") from error
     if report.prompts < FEW:
         say(f"warning: {report.prompts} prompts are few to calibrate on; {FEW} or more are better")
-    written = jsonlib.dumps(report.to_json(pin.revision, labels.name), indent=1) + "\n"
+    told = report.to_json(pin.revision, source)
+    written = jsonlib.dumps(told, indent=1) + "\n"
     file = out or checkpoint.path / FILE
     try:
         file.write_text(written, encoding="utf-8")
@@ -83,7 +84,6 @@ def calibrate(
     typer.echo("promised    on average  came true  of")
     for row in report.table:
         typer.echo(f"{row.low:.2f}-{row.high:.2f}   {row.promised:10.3f}  {row.realised:9.3f}  {row.count}")
-    told = report.to_json(pin.revision, labels.name)
     typer.echo(
         f"error {told['calibration_error_before']:.3f} before, {told['calibration_error']:.3f} after, on prompts that "
         f"were not fitted on; {report.prompts} prompts, {report.pictures} pictures"
