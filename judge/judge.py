@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bestofn.judge.bracket import Bracket, knockout
 from bestofn.judge.cost import language_flops, vision_flops
@@ -38,6 +41,8 @@ class Judge:
         self.revision: str = folder.revision
         self.image_mode: ImageMode = folder.image_mode
         self._one_tile = replace(folder.image_mode, min_tiles=1, max_tiles=1)
+        # Cutting a large picture takes 16 to 60 ms: alone, a batch would take longer than a GPU's step.
+        self._cutters = None if device.type == "cpu" else ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tiles")
 
     @classmethod
     def load(
@@ -87,11 +92,17 @@ class Judge:
         if len(pictures) != len(prompts):
             raise ValueError(f"each picture needs its prompt, got {len(pictures)} pictures and {len(prompts)} prompts")
         mode = self._one_tile if one_tile else self.image_mode
-        tiles = [mode.tiles(picture) for picture in pictures]
+        tiles = list(self._cutters.map(mode.tiles, pictures) if self._cutters else map(mode.tiles, pictures))
         rows = [self.ids(prompt, len(cut)) for prompt, cut in zip(prompts, tiles, strict=True)]
-        pixels = torch.from_numpy(self.image_mode.pixels(np.concatenate(tiles)))  # (n, 3, S, S)
-        logits: torch.Tensor = self.model(uploaded(pixels, self.device).to(self.dtype), rows)  # (B, V)
+        logits: torch.Tensor = self.model(self._pixels(np.concatenate(tiles)).to(self.dtype), rows)  # (B, V)
         return logits.to("cpu", non_blocking=non_blocking)
+
+    def _pixels(self, tiles: NDArray[np.uint8]) -> torch.Tensor:
+        """(n, S, S, 3) -> (n, 3, S, S) on the device, as `ImageMode.pixels`."""
+        if self.device.type == "cpu":
+            return torch.from_numpy(self.image_mode.pixels(tiles))
+        levels, bytes = torch.from_numpy(self.image_mode.levels.copy()), torch.from_numpy(tiles)
+        return looked_up(uploaded(levels, self.device), uploaded(bytes, self.device))
 
     def verdict(self, logits: torch.Tensor) -> Verdict:
         """The verdict on one picture of its (V,) logits."""
@@ -138,6 +149,12 @@ class Judge:
         n = 1 if one_tile else self.tiles(width, height)
         L = len(self.ids(prompt, n)) + n * self.tokens_per_tile
         return n * vision_flops(self.model, self.image_mode.size) + language_flops(self.model, L)
+
+
+def looked_up(levels: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
+    """`ImageMode.pixels` on a device, which then gets bytes alone: (3, 256), (n, S, S, 3) uint8 -> (n, 3, S, S)."""
+    channels = torch.arange(3, device=levels.device)[:, None, None]
+    return levels[channels, tiles.permute(0, 3, 1, 2).int()]
 
 
 def rank_images(

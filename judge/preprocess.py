@@ -129,7 +129,8 @@ class ImageMode:
         return np.ascontiguousarray(tiles)
 
     @cached_property
-    def _levels(self) -> NDArray[np.float32]:
+    def levels(self) -> NDArray[np.float32]:
+        """(3, 256): the pixel value of each level of a channel's bytes."""
         # The published processor rescales in double precision, rounds to single, then shifts and scales in single.
         unit = (np.arange(256) * self.rescale).astype(np.float32)[None]  # (1, 256)
         mean, std = (np.array(x, np.float32)[:, None] for x in (self.mean, self.std))  # (3, 1)
@@ -145,7 +146,7 @@ class ImageMode:
         Returns:
             (n, 3, S, S) float32.
         """
-        return np.stack([self._levels[c][tiles[..., c]] for c in range(3)], axis=1)
+        return np.stack([self.levels[c][tiles[..., c]] for c in range(3)], axis=1)
 
 
 def _rgb(picture: Picture) -> Image.Image:

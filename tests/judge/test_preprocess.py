@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
+from bestofn.judge.judge import looked_up
 from bestofn.judge.preprocess import ImageMode
 
 PUBLISHED = ImageMode("dynamic", 448, 1, 12, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1 / 255)
@@ -41,3 +44,10 @@ def test_unknown_modes_are_refused() -> None:
         ImageMode.read({}, preprocessor | {"size": {"height": 8, "width": 9}})
     with pytest.raises(ValueError, match="positive sides, got 0x4"):
         PUBLISHED.grid(0, 4)
+
+
+def test_a_device_looks_up_the_same_pixel_values() -> None:
+    mode = ImageMode("dynamic", 8, 1, 12, (0.4, 0.5, 0.6), (0.3, 0.2, 0.1), 1 / 255)
+    tiles = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    ours = looked_up(torch.from_numpy(mode.levels.copy()), torch.from_numpy(tiles))
+    assert np.array_equal(ours.numpy(), mode.pixels(tiles))

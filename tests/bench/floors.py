@@ -1,0 +1,60 @@
+"""The least time of a candidate by operations and bytes at 1,024 px, 20 steps, guidance on (docs/performance.md).
+
+python -P tests/bench/floors.py
+"""
+
+# ruff: noqa: T201
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
+
+import torch
+from operators import SANA, work
+from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
+
+from bestofn.judge.cost import language_flops, vision_flops
+from bestofn.judge.nvila import Nvila, VisionTower
+from bestofn.judge.projector import Projector
+from bestofn.models.flops import TERA, decode_flops, forward_flops
+from bestofn.models.linear_dit import LinearDiTConfig
+from bestofn.models.random_checkpoint import DC_AE, SANA_LAYOUTS
+from bestofn.models.random_judge import LLM, VISION
+
+STEPS, ROWS_OF_A_CANDIDATE, TEXT, QUESTION = 20, 2, 300, 80
+DEVICES = {"A100 80 GB": (312, 2.04), "H100": (989, 3.35), "H200": (989, 4.8)}  # TFLOP/s in bfloat16, TB/s: datasheets
+REACHED = 0.8  # of the datasheet's operations, by a large matrix product
+
+
+def judge_tflops(tiles: int) -> float:
+    """Of one verdict of NVILA-Lite-2B."""
+    with torch.device("meta"):
+        tower = VisionTower(SiglipVisionModel(SiglipVisionConfig(**VISION)), -2, "cls_patch")
+        projector = Projector("mlp_downsample_3x3_fix", VISION["hidden_size"], LLM["hidden_size"])
+        model = Nvila(tower, projector, Qwen2ForCausalLM(Qwen2Config(**LLM)), LLM["vocab_size"], 0, 1)
+    side = VISION["image_size"]
+    positions = QUESTION + tiles * (model.tokens_per_tile(side) + 1)
+    return (tiles * vision_flops(model, side) + language_flops(model, positions)) / TERA
+
+
+def main() -> None:
+    calls = dict.fromkeys(work(SANA), 1) | {"gated_residual": 2}  # of a block
+    block = sum(work(SANA)[name].moved * count for name, count in calls.items())
+    decode, judge = decode_flops(DC_AE, 32, 32) / TERA, judge_tflops(1)
+    print(f"decoder {decode:.2f} TFLOP, judge {judge:.2f} with one tile, {judge_tflops(10):.2f} with ten\n")
+    print("| | TFLOP a candidate | GB of operators | " + " | ".join(DEVICES) + " |")
+    for name, layout in (("1.6B", "sana1.5-1.6b"), ("4.8B", "sana1.5-4.8b")):
+        config = LinearDiTConfig.from_dict(SANA_LAYOUTS[layout]["transformer"])
+        forwards = STEPS * ROWS_OF_A_CANDIDATE
+        tflops = forwards * forward_flops(config, 32, 32, TEXT) / TERA + decode + judge
+        moved = forwards * config.num_layers * block / 1e12  # TB
+        cells = []
+        for rate, bandwidth in DEVICES.values():
+            compute, memory = 1e3 * tflops / (REACHED * rate), 1e3 * moved / bandwidth
+            cells.append(f"{compute:.0f} + {memory:.0f} ms: {1e3 / (compute + memory):.2f}/s")
+        print(f"| {name} | {tflops:.1f} | {1e3 * moved:.0f} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
