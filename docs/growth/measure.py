@@ -175,7 +175,7 @@ def measure_growth(world: World, work: Path, seed: int, methods: Sequence[tuple[
 def measure_pruning(work: Path, depths: Sequence[int], choices: Sequence[str]) -> None:
     """The shipped checkpoint with fewer blocks, before and after recovery."""
     source = Checkpoint.resolve("shapes")
-    order, shared = work / "importance.json", work / "recovery-latents.pt"
+    order = work / "importance.json"
     if not order.exists():
         values = block_importance(Generator(source), calibration_prompts())
         log({"arm": "importance", "importance": values})
@@ -197,13 +197,36 @@ def measure_pruning(work: Path, depths: Sequence[int], choices: Sequence[str]) -
                 prune(source, start, kept[choice])
                 log(line | {"step": 0, "score": evaluator_score(start)})
             if not out.exists():
-                scenes = work / f"{name}-run" / f"latents-{start.name}-0.pt"  # the same for all: drawn once
-                scenes.parent.mkdir(exist_ok=True)
-                if shared.exists():
-                    shutil.copyfile(shared, scenes)
-                recover(start, out, scenes.parent, RECOVERY_STEPS, lambda _: None, batch=RECOVERY_BATCH)
-                shutil.copyfile(scenes, shared)
+                recover_cached(work, start, out)
                 log(line | {"step": RECOVERY_STEPS, "score": evaluator_score(out)})
+
+
+def measure_shipped(work: Path) -> None:
+    """Whether a little training makes the shipped checkpoint better: as it is, and grown to twice its depth."""
+    source = Checkpoint.resolve("shapes")
+    for name, layers in (("shipped", 6), ("shipped, grown", 12)):
+        start, out = work / f"{name}-start", work / f"{name}-trained"
+        if out.exists():
+            continue
+        if not start.exists():
+            if layers == 6:
+                shutil.copytree(source.path, start)
+            else:
+                grow(source, start, layers, dropped=0)
+        recover_cached(work, start, out)
+        score = evaluator_score(out)
+        log({"arm": "further", "name": name, "layers": layers, "step": RECOVERY_STEPS, "score": score})
+
+
+def recover_cached(work: Path, start: Path, out: Path) -> None:
+    """Recovery on scenes that are drawn once for all."""
+    shared, folder = work / "recovery-latents.pt", work / f"{start.name}-run"
+    mine = folder / f"latents-{start.name}-0.pt"
+    folder.mkdir(exist_ok=True)
+    if shared.exists():
+        shutil.copyfile(shared, mine)
+    recover(start, out, folder, RECOVERY_STEPS, lambda _: None, batch=RECOVERY_BATCH)
+    shutil.copyfile(mine, shared)
 
 
 def evaluator_score(folder: Path) -> float:
@@ -225,6 +248,7 @@ def main() -> None:
     measure_pruning(work, (4,), ("last", "random"))
     for seed in SEEDS[1:]:
         measure_growth(world, work, seed, adopted)
+    measure_shipped(work)
     others: list[tuple[str, Method, int]] = [
         ("partial, 0 dropped", "partial", 0), ("cyclic", "cyclic", 0), ("block", "block", 0)
     ]  # fmt: skip
