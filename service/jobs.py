@@ -59,8 +59,8 @@ class Stop(BaseModel):
         strict=True,
         gt=0,
         lt=1,
-        description="Enough: the best is right with this calibrated probability. If left out, and the judge's "
-        "calibration does not reach so far, 99 % of what it can reach.",
+        description="Enough: the best is right with this calibrated probability. If left out, 0.97 of the most that "
+        "the judge's calibration reaches.",
     )
     min_samples: int = Field(4, strict=True, ge=1, description="Candidates before the best is believed.")
     patience: int = Field(

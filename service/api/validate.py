@@ -11,7 +11,6 @@ from bestofn.service.queue.ring import heat_size
 from bestofn.service.schemas import MAX_SEED, GenerateRequest
 from bestofn.service.settings import Settings
 
-SURE_ENOUGH = 0.99  # of what a judge can promise at most: the confidence to stop at, unless the request names one
 NO_WORKER_RETRY_SECONDS = 5.0  # a worker that starts now needs at least this long to load its weights
 
 # (tokenizer's hash, text) -> number of tokens, control tokens included
@@ -189,11 +188,10 @@ def _check_draft(request: GenerateRequest, steps: int) -> None:
 
 
 def _stop(request: GenerateRequest, judge: JudgeCard) -> Stop | None:
-    """When to stop; a confidence that was left out is one that this judge can have."""
+    """When to stop; a confidence that was left out is meant of the most that this judge can have."""
     if request.stop is None or judge.calibration is None or "confidence" in request.stop.model_fields_set:
         return request.stop
-    confidence = min(request.stop.confidence, SURE_ENOUGH * judge.calibration.ceiling)
-    return request.stop.model_copy(update={"confidence": confidence})
+    return request.stop.model_copy(update={"confidence": request.stop.confidence * judge.calibration.ceiling})
 
 
 def _out_of_reach(request: GenerateRequest, judge: JudgeCard) -> Iterable[str]:

@@ -165,7 +165,7 @@ def test_a_job_that_may_stop_takes_the_judges_calibration_along() -> None:
     assert plain.stop is not None
     assert spec.stop is not None
     assert (plain.calibration, plain.stop.confidence) == (None, 0.97)
-    assert (spec.calibration, spec.stop.confidence) == (Calibration(2.0, 0.1, 0.9), pytest.approx(0.99 * 0.9))
+    assert (spec.calibration, spec.stop.confidence) == (Calibration(2.0, 0.1, 0.9), pytest.approx(0.97 * 0.9))
     assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
     asked = spec_of(calibrated, num_samples=100, stop={"confidence": 0.95, "patience": 8})
     assert asked.stop is not None
