@@ -11,6 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from bestofn.kernels.blockwise import dequantise, quantise, quantised_average
 from bestofn.kernels.cross_attention import cross_attention
 from bestofn.kernels.gated_depthwise import gated_depthwise
 from bestofn.kernels.linear_attention import relu_linear_attention
@@ -20,6 +21,7 @@ B, N, D, H, K, L = 2, 6, 32, 2, 16, 5
 noise = partial(torch.randn, generator=torch.Generator().manual_seed(0))
 x, weight, row = noise(B, N, D), noise(D), noise(B, 1, D)
 text = noise(B, H, L, K)
+codes, scales = quantise(x)
 # operator: arguments of a call
 CALLS = {
     modulated_norm: (x, row, row, 1e-6, weight, None),
@@ -28,6 +30,9 @@ CALLS = {
     relu_linear_attention: (x, x.clone(), x.clone(), H, weight, weight, 1e-5),
     gated_depthwise: (x, noise(D, 1, 3, 3), weight, 2, 3),
     cross_attention: (x, text, text.clone(), torch.zeros(B, 1, 1, L), weight, 1e-5, torch.tensor([1, 0])),
+    quantise: (x,),
+    dequantise: (codes, scales),
+    quantised_average: (x, codes, scales, 0.9),
 }
 operators = pytest.mark.parametrize("operator", CALLS, ids=lambda operator: operator.__name__)
 

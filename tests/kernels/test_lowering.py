@@ -15,7 +15,9 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from bestofn.kernels import blockwise as coded  # noqa: E402
 from bestofn.kernels.fused import (  # noqa: E402
+    blockwise,
     cross_attention,
     gated_depthwise,
     linear_attention,
@@ -24,7 +26,7 @@ from bestofn.kernels.fused import (  # noqa: E402
 )
 
 ARCHITECTURES = (80, 90, 100)  # A100, H100 and H200, B200
-WIDE, FULL, INDEX = "*bf16", "*fp32", "*i64"
+WIDE, FULL, INDEX, CODE = "*bf16", "*fp32", "*i64", "*i8"
 N, D, H, K = 1024, 2240, 70, 32  # tokens at 1024 px, width, heads and their channels
 CROSS_K, L, FFN = 112, 300, 5600  # channels of a cross-attention head, padded text, hidden width
 ROW = rows.row_launch(D)
@@ -74,6 +76,14 @@ KERNELS = {
         | {"PRECISION": "tf32", "BLOCK_K": 128, "BLOCK_T": 512, **cross_attention.LAUNCH},
         184,
         65_536,
+    ),
+    "blockwise": (
+        blockwise.blockwise_kernel,
+        dict.fromkeys(("x", "scales", "mean", "new_scales"), FULL)
+        | {"codes": CODE, "new_codes": CODE}
+        | {"n": FFN * D, "beta": 0.9, "LEVELS": coded.LEVELS, "BLOCK": coded.BLOCK, **blockwise.LAUNCH},
+        72,
+        4_096,
     ),
 }
 
