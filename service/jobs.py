@@ -68,6 +68,18 @@ class Stop(BaseModel):
     )
 
 
+class Plan(BaseModel):
+    """Options that were chosen for an effort or a budget, and what they are expected to cost."""
+
+    model_config = ConfigDict(frozen=True)
+    num_samples: int
+    draft: Draft | None = None
+    stop: Stop | None = None
+    expected_tflops: float = Field(description="On average; `usage` is the bill.")
+    at_most_tflops: float = Field(description="If the job does not stop early.")
+    score_on_shapes: float = Field(description="Share of right winners on the shapes benchmark with these options.")
+
+
 class JobSpec(BaseModel):
     """One job with every default filled in: with the checkpoints it names, all that its result depends on.
 
@@ -99,6 +111,7 @@ class JobSpec(BaseModel):
     embed_prompt: bool = True
     model: Revision
     judge: Revision
+    plan: Plan | None = None
     warnings: tuple[str, ...] = ()
 
     def has_thumbnail(self, candidate: int) -> bool:

@@ -89,9 +89,9 @@ class ImagesRequest(GenerateRequest):
         if self.size not in (None, "auto"):
             asked["width"], asked["height"] = map(int, str(self.size).split("x"))
         winners = asked.get("top_k", 1)
-        if "num_samples" not in asked:
+        if not asked.keys() & {"num_samples", "effort", "budget"}:
             asked["num_samples"] = min(max(CANDIDATES[self.quality or "auto"], winners), max_samples)
-        if winners > asked["num_samples"]:
+        if winners > asked.get("num_samples", winners):
             raise InvalidRequest(
                 f"n must be at most num_samples, the number of candidates drawn, which is {asked['num_samples']}; "
                 f"got {winners}",

@@ -72,7 +72,7 @@ def assemble(
             f"judge {spec.judge.name} is not calibrated: `confidence` is its own probability, which may promise too "
             "much; `bestofn calibrate` fits it on labelled pictures"
         )
-    parameters = spec.model_dump(mode="json", exclude={"id", "model", "judge", "warnings"})
+    parameters = spec.model_dump(mode="json", exclude={"id", "model", "judge", "warnings", "plan"})
     return JobResult(
         id=spec.id,
         status=status,
@@ -88,6 +88,7 @@ def assemble(
         calibrated=spec.calibration is not None if succeeded and spec.stop is not None else None,
         warnings=list(dict.fromkeys(warnings)),
         error=error,
+        plan=spec.plan,
         parameters=parameters,
         model=spec.model,
         judge=spec.judge,

@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from bestofn.judge.verdict import Rule, Verdict
-from bestofn.service.jobs import Draft, ImageFormat, JobStatus, Priority, Revision, Stop
+from bestofn.service.effort import Budget, Effort
+from bestofn.service.jobs import Draft, ImageFormat, JobStatus, Plan, Priority, Revision, Stop
 
 MAX_SEED = 2**63
 RANDOM_SEEDS = 2**53  # random seeds stay exact in JavaScript and Lua
@@ -34,6 +35,12 @@ class GenerateRequest(BaseModel):
     )
     stop: Stop | None = Field(
         default=None, description="End once the best is probably right, or the prompt seems hopeless."
+    )
+    effort: Effort | None = Field(
+        default=None, description="Measured choices of num_samples, draft and stop, by name, instead of these fields."
+    )
+    budget: Budget | None = Field(
+        default=None, description="What the job may cost on average: num_samples, draft and stop are planned for it."
     )
     model: str | None = None
     judge: str | None = None
@@ -152,6 +159,7 @@ class JobResult(BaseModel):
     )
     warnings: list[str] = []
     error: str | None = Field(default=None, description="Why the job failed.")
+    plan: Plan | None = Field(default=None, description="What effort or budget chose, and its expected cost.")
     parameters: dict[str, Any] = Field({}, description="Every field of the request with its default filled in.")
     model: Revision
     judge: Revision

@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from bestofn.service.cards import JudgeCard, ModelCard, WorkerCard
+from bestofn.service.effort import Budget, Prices, best, frontier, plan, planned
 from bestofn.service.errors import InvalidRequest, Unavailable
-from bestofn.service.jobs import DEFAULT_HEAT_SIZE, ImageFormat, JobSpec, Stop
+from bestofn.service.jobs import DEFAULT_HEAT_SIZE, ImageFormat, JobSpec, Plan, Stop
 from bestofn.service.queue.ring import heat_size
 from bestofn.service.schemas import MAX_SEED, GenerateRequest
 from bestofn.service.settings import Settings
 
+PLANNED = ("num_samples", "draft", "stop")  # fields that an effort or a budget chooses
 NO_WORKER_RETRY_SECONDS = 5.0  # a worker that starts now needs at least this long to load its weights
 
 # (tokenizer's hash, text) -> number of tokens, control tokens included
@@ -24,6 +26,7 @@ class Pair:
     model: ModelCard
     judge: JudgeCard
     capacities: tuple[int, ...]
+    tflops_per_second: float = 0.0  # of all these workers, as far as it is known
 
 
 def pairs_of(cards: Iterable[WorkerCard]) -> list[Pair]:
@@ -31,7 +34,15 @@ def pairs_of(cards: Iterable[WorkerCard]) -> list[Pair]:
     groups: dict[tuple[object, object], list[WorkerCard]] = {}
     for card in sorted(cards, key=lambda card: (-card.started_at, card.worker)):
         groups.setdefault((card.model.pin, card.judge.pin), []).append(card)
-    return [Pair(held[0].model, held[0].judge, tuple(card.capacity for card in held)) for held in groups.values()]
+    return [
+        Pair(
+            held[0].model,
+            held[0].judge,
+            tuple(card.capacity for card in held),
+            sum(card.tflops_per_second or 0.0 for card in held),
+        )
+        for held in groups.values()
+    ]
 
 
 def choose_pair(live: Sequence[Pair], announced: Sequence[Pair], model: str | None, judge: str | None) -> Pair:
@@ -101,6 +112,15 @@ def job_spec(
     _check_text("negative_prompt", request.negative_prompt)
     if not request.prompt.strip():
         raise InvalidRequest("prompt is blank; say what the picture should show", field="prompt")
+    steps = card.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
+    _at_most("num_inference_steps", steps, settings.max_steps, "this server's limit")
+    guidance = card.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    _at_most("guidance_scale", guidance, settings.max_guidance, "this server's limit")
+    width = _size("width", request.width, card.width, card, settings)
+    height = _size("height", request.height, card.height, card, settings)
+    chosen = _chosen(request, _prices(pair, width, height, steps, guidance), pair, settings)
+    if chosen is not None:
+        request = request.model_copy(update={name: getattr(chosen, name) for name in PLANNED})
     _at_most("num_samples", request.num_samples, settings.max_samples, "this server's limit")
     _at_most("top_k", request.top_k, request.num_samples, "num_samples")
     N = request.num_samples
@@ -111,12 +131,6 @@ def job_spec(
             f"the greatest seed for {N} candidates is {MAX_SEED - N}",
             field="seed",
         )
-    steps = card.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
-    _at_most("num_inference_steps", steps, settings.max_steps, "this server's limit")
-    guidance = card.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    _at_most("guidance_scale", guidance, settings.max_guidance, "this server's limit")
-    width = _size("width", request.width, card.width, card, settings)
-    height = _size("height", request.height, card.height, card, settings)
     for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
         tokens = count_tokens(card.tokenizer_sha256, text.lower().strip()) if text else 0
         if tokens > card.token_limit:
@@ -152,9 +166,14 @@ def job_spec(
         deadline_seconds=request.deadline_seconds,
         thumbnails=request.thumbnails,
         embed_prompt=request.embed_prompt,
+        plan=chosen,
         model=card.pin,
         judge=pair.judge.pin,
-        warnings=(*_unknown_words(request, card), *_out_of_reach(request, pair.judge)),
+        warnings=(
+            *_unknown_words(request, card),
+            *_out_of_reach(request, pair.judge),
+            *_measured_elsewhere(chosen, card),
+        ),
     )
     _at_most("top_k", spec.top_k, spec.num_finalists, "the candidates that are solved in full; raise draft.keep")
     work = tflops(spec, pair)
@@ -170,12 +189,66 @@ def job_spec(
 
 def tflops(spec: JobSpec, pair: Pair) -> float:
     """Estimated work of a job in TFLOP; linear attention makes a forward proportional to the number of pixels."""
-    card = pair.model
-    area = spec.width * spec.height / (card.width * card.height)
-    guided = 2 if spec.guidance_scale > 1 else 1
+    prices = _prices(pair, spec.width, spec.height, spec.num_inference_steps, spec.guidance_scale)
     verdicts = spec.num_finalists + (0 if spec.draft is None else spec.num_samples)
-    forwards = spec.total_steps * guided * card.tflops_per_forward
-    return area * (forwards + verdicts * card.tflops_per_decode) + verdicts * pair.judge.tflops_per_forward
+    return spec.total_steps * prices.step + verdicts * prices.verdict
+
+
+def _prices(pair: Pair, width: int, height: int, steps: int, guidance: float) -> Prices:
+    card = pair.model
+    area = width * height / (card.width * card.height)
+    guided = 2 if guidance > 1 else 1
+    return Prices(
+        step=area * guided * card.tflops_per_forward,
+        verdict=area * card.tflops_per_decode + pair.judge.tflops_per_forward,
+        steps=steps,
+    )
+
+
+def _chosen(request: GenerateRequest, prices: Prices, pair: Pair, settings: Settings) -> Plan | None:
+    """The options that an effort or a budget stands for."""
+    if request.effort is None and request.budget is None:
+        return None
+    field = "effort" if request.effort is not None else "budget"
+    twice = [name for name in PLANNED if name in request.model_fields_set]
+    if request.effort is not None and request.budget is not None:
+        raise InvalidRequest("effort and budget both choose the options; leave one out", field="budget")
+    if twice:
+        raise InvalidRequest(f"{field} chooses {' and '.join(twice)}; leave one of them out", field=field)
+    if request.effort is not None:
+        chosen = plan(frontier().strategies[frontier().efforts[request.effort]], prices)
+        if chosen is None:
+            raise InvalidRequest(
+                f"effort {request.effort} drafts, for which {prices.steps} steps are too few; ask for num_samples",
+                field="effort",
+            )
+        return chosen
+    budget = _tflops_of(request.budget, pair)
+    plans = planned(prices, settings.max_samples)
+    if (within := best(plans, budget)) is None:
+        raise InvalidRequest(
+            f"budget pays for {budget:.3g} TFLOP, but one candidate takes about {plans[0].expected_tflops:.3g} "
+            "with these steps and this size",
+            field="budget",
+        )
+    return within
+
+
+def _tflops_of(budget: Budget | None, pair: Pair) -> float:
+    if budget is None or (budget.tflops is None) is (budget.seconds is None):
+        raise InvalidRequest('budget is {"tflops": X} or {"seconds": X}', field="budget")
+    if budget.tflops is not None:
+        return budget.tflops
+    if not pair.tflops_per_second:
+        raise InvalidRequest(
+            'no worker has worked yet, so that none\'s speed is known; say {"tflops": X}', field="budget.seconds"
+        )
+    return float(budget.seconds or 0.0) * pair.tflops_per_second
+
+
+def _measured_elsewhere(chosen: Plan | None, card: ModelCard) -> Iterable[str]:
+    if chosen is not None and card.pin.name != "shapes":
+        yield f"the options were chosen by what was measured on shapes; {card.pin.name} may differ"
 
 
 def _check_draft(request: GenerateRequest, steps: int) -> None:

@@ -38,6 +38,19 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(width), int(height)
 
 
+def _budget(text: str | None) -> dict[str, float] | None:
+    if text is None:
+        return None
+    for unit, name in (("s", "seconds"), ("tflop", "tflops")):
+        number = text.lower().removesuffix(unit)
+        if number != text.lower():
+            try:
+                return {name: float(number)}
+            except ValueError:
+                break
+    raise typer.BadParameter(f"a budget is seconds or TFLOPs, such as 30s or 500TFLOP, got {text!r}")
+
+
 def generate(
     prompt: Annotated[
         str | None, typer.Argument(help="What the picture should show; needed without --again.", show_default=False)
@@ -92,6 +105,13 @@ def generate(
             min=1, metavar="N", help="With --stop: candidates without a yes. It implies --stop.", show_default="64"
         ),
     ] = None,
+    effort: Annotated[
+        str | None, typer.Option(metavar="NAME", help="low, medium, high or max, instead of -n, --draft and --stop.")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="X", help="What it may cost on average, such as 30s or 500TFLOP, instead of those."),
+    ] = None,
     deadline: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Take the best there is by then.", show_default=False)
     ] = None,
@@ -122,7 +142,7 @@ def generate(
         raise typer.BadParameter("write a prompt, or --again PICTURE to draw a picture once more")
     dimensions = _size(size)
     story: Story | None = None
-    base: dict[str, Any] = {"num_samples": CANDIDATES}
+    base: dict[str, Any] = {} if effort or budget else {"num_samples": CANDIDATES}
     if again is not None:
         story = remaking.read(again)
         remaking.check_prompt(story, again, prompt)
@@ -144,6 +164,8 @@ def generate(
         "deadline_seconds": deadline,
         "draft": draft and {"num_inference_steps": draft, "keep": keep},
         "stop": limits if stop or limits else None,
+        "effort": effort,
+        "budget": _budget(budget),
         "embed_prompt": embed_prompt,
         "format": format_of(output),
         "thumbnails": sheet is not None,

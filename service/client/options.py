@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal, TypedDict
 
 from bestofn.judge.verdict import Rule
+from bestofn.service.effort import Effort
 from bestofn.service.jobs import ImageFormat, Priority
 
 
@@ -30,6 +31,8 @@ class Options(TypedDict, total=False):
     deadline_seconds: float | None
     draft: Mapping[str, float] | None
     stop: Mapping[str, float] | None
+    effort: Effort | None
+    budget: Mapping[str, float] | None
     format: ImageFormat
     embed_prompt: bool
     thumbnails: bool

@@ -55,6 +55,7 @@ def summary(pool: Pool, question: Question) -> dict[str, Any]:
         "model": identity["model"],
         "judge": identity["judge"],
         "machine": question.machine,
+        "steps": question.steps,
         "candidates": {str(way): count for way, count in pool.counts().items()},
         "all": _curves(pool, everything),
     }
@@ -128,6 +129,8 @@ def _told(replayed: Replayed, question: Question, prompts: Prompts, plain: Mappi
         "score": prompts.mean(score),
         "interval": prompts.interval(score),
         "by_category": prompts.by_category(score),
+        "drafted": prompts.mean(replayed.drafted.mean(1)),
+        "solved": prompts.mean(replayed.solved.mean(1)),
         "candidates": prompts.mean(np.maximum(replayed.drafted, replayed.solved).mean(1)),
         "steps": prompts.mean(steps_taken(replayed, question.steps).mean(1)),
         "verdicts": prompts.mean(verdicts(replayed).mean(1)),

@@ -6,6 +6,7 @@ n=16 draft=4:0.125          drafts of 4 steps, an eighth of every heat solved in
 n=16 preview=4:0.125        previews after 4 steps instead of drafts: the eighth that looks best goes on
 n=64 stop=0.97              until the judge is sure at 97 %
 n=64 stop=0.97:16           and giving up after 16 candidates without a yes
+    n=64 stop=0.97:64:8         and believing nobody before 8 candidates
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 from bestofn.service.evaluation.pool import Way
 from bestofn.service.jobs import Draft, Stop
 
-PATIENCE = Stop.model_validate({}).patience
-FORM = "n=N [steps=STEPS] [draft=STEPS:KEEP | preview=STEPS:KEEP] [stop=CONFIDENCE[:PATIENCE]]"
+DEFAULT = Stop.model_validate({})
+FORM = "n=N [steps=STEPS] [draft=STEPS:KEEP | preview=STEPS:KEEP] [stop=CONFIDENCE[:PATIENCE[:MIN]]]"
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,10 @@ class Strategy:
             if draft is not None:
                 words.append(f"{name}={draft.num_inference_steps}:{draft.keep:g}")
         if self.stop is not None:
-            patience = "" if self.stop.patience == PATIENCE else f":{self.stop.patience}"
-            words.append(f"stop={self.stop.confidence:g}{patience}")
+            numbers = [f"{self.stop.confidence:g}", f"{self.stop.patience}", f"{self.stop.min_samples}"]
+            while len(numbers) > 1 and numbers[-1] == str((DEFAULT.patience, DEFAULT.min_samples)[len(numbers) - 2]):
+                numbers.pop()
+            words.append(f"stop={':'.join(numbers)}")
         return " ".join(words)
 
 
@@ -80,8 +83,11 @@ def _draft(text: str) -> Draft:
 
 
 def _stop(text: str) -> Stop:
-    confidence, _, patience = text.partition(":")
-    return Stop.model_validate({"confidence": float(confidence), "patience": int(patience or PATIENCE)})
+    confidence, *others = text.split(":")
+    names = ("patience", "min_samples")
+    return Stop.model_validate(
+        {"confidence": float(confidence)} | {name: int(value) for name, value in zip(names, others, strict=False)}
+    )
 
 
 def parse_all(lines: Sequence[str]) -> list[Strategy]:

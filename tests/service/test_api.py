@@ -162,7 +162,7 @@ BAD = {
     "a list": (b"[1]", None, "JSON object"),
     "no prompt": (b"{}", "prompt", "required"),
     "a typing mistake": (b'{"prompt": "p", "num_sample": 3}', "num_sample", "did you mean num_samples?"),
-    "a later field": (b'{"prompt": "p", "stop": {"confidence": 0.9}}', "stop", "not a field"),
+    "a field of others": (b'{"prompt": "p", "loras": ["x"]}', "loras", "not a field"),
     "an odd field": (b'{"prompt": "p", "\\u202e": 3}', None, "'\\u202e' is not a field"),
     "a broken field": (b'{"prompt": "p", "\\ud800": 3}', None, "surrogate"),
     "too few": (b'{"prompt": "p", "num_samples": 0}', "num_samples", "greater than or equal to 1"),

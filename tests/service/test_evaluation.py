@@ -62,7 +62,7 @@ def test_auc_counts_within_prompts_only():
 
 
 def test_a_strategy_is_what_it_prints():
-    for line in ("n=32", "n=4 steps=24", "n=16 draft=4:0.25", "n=16 preview=4:0.125", "n=64 stop=0.97:16"):
+    for line in ("n=32", "n=4 steps=24", "n=16 draft=4:0.25", "n=16 preview=4:0.125", "n=64 stop=0.97:16", "n=64 stop=0.9:64:8"):
         assert str(Strategy.parse(line)) == line
     for line in ("", "n=0", "n=4 drift=2", "n=16 draft=four", "n=16 draft=2:0.5 preview=2:0.5"):
         with pytest.raises(ValueError, match="no strategy"):

@@ -1,12 +1,14 @@
 """From a request and cards to a job: defaults, limits and what a refusal says."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from bestofn.judge.calibration import Calibration
 from bestofn.service.api.validate import Pair, choose_pair, job_spec, pairs_of, tflops
 from bestofn.service.cards import JudgeCard, ModelCard, WorkerCard
+from bestofn.service.effort import frontier
 from bestofn.service.errors import InvalidRequest, Unavailable
 from bestofn.service.jobs import JobSpec, Revision
 from bestofn.service.schemas import GenerateRequest
@@ -173,3 +175,56 @@ def test_a_job_that_may_stop_takes_the_judges_calibration_along() -> None:
     assert "0.95 is never reached" in asked.warnings[0]
     assert spec.warnings == spec_of(calibrated).warnings == ()
     assert spec_of(calibrated).calibration is None
+
+
+@pytest.mark.parametrize("effort", ["low", "medium", "high", "max"])
+def test_an_effort_is_a_measured_strategy(effort: str) -> None:
+    measured = frontier().strategies[frontier().efforts[effort]]
+    spec = spec_of(effort=effort)
+    assert spec.plan is not None
+    assert (spec.num_samples, spec.stop, spec.plan.score_on_shapes) == (
+        measured.num_samples,
+        measured.stop,
+        measured.score,
+    )
+    assert (spec.draft is None) is (measured.keep is None)
+    assert spec.warnings == ()
+    assert tflops(spec, PAIR) == pytest.approx(spec.plan.at_most_tflops, rel=0.02)
+    elsewhere = replace(
+        PAIR, model=PAIR.model.model_copy(update={"pin": PAIR.judge.pin.model_copy(update={"name": "x"})})
+    )
+    assert "measured on shapes" in spec_of(elsewhere, effort=effort).warnings[0]
+
+
+def test_more_effort_costs_more_and_is_right_more_often() -> None:
+    plans = [spec_of(effort=effort).plan for effort in ("low", "medium", "high", "max")]
+    assert [plan.expected_tflops for plan in plans] == sorted(plan.expected_tflops for plan in plans)
+    assert [plan.score_on_shapes for plan in plans] == sorted(plan.score_on_shapes for plan in plans)
+
+
+def test_seconds_are_those_of_the_live_workers() -> None:
+    fast = replace(PAIR, tflops_per_second=10.0)
+    spec = spec_of(fast, budget={"seconds": 20.0})
+    assert spec.plan == spec_of(budget={"tflops": 200.0}).plan
+    assert spec.plan is not None
+    assert spec.plan.expected_tflops <= 200.0
+
+
+CHOICES_REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "effort with N": ({"effort": "low", "num_samples": 4}, "effort", "chooses num_samples; leave one of them out"),
+    "budget with stop": ({"budget": {"tflops": 9.0}, "stop": None}, "budget", "chooses stop"),
+    "both": ({"effort": "low", "budget": {"tflops": 9.0}}, "budget", "leave one out"),
+    "an empty budget": ({"budget": {}}, "budget", '{"tflops": X}'),
+    "two budgets": ({"budget": {"tflops": 9.0, "seconds": 2.0}}, "budget", '{"seconds": X}'),
+    "too little": ({"budget": {"tflops": 0.1}}, "budget", "one candidate takes about 12.4"),
+    "an unknown speed": ({"budget": {"seconds": 1.0}}, "budget.seconds", "no worker has worked yet"),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES_REFUSED)
+def test_a_choice_that_cannot_be_made_names_the_field(case: str) -> None:
+    fields, field, words = CHOICES_REFUSED[case]
+    with pytest.raises(InvalidRequest) as caught:
+        spec_of(PAIR, SETTINGS, **fields)
+    assert caught.value.field == field
+    assert words in str(caught.value)
