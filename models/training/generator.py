@@ -22,6 +22,7 @@ from bestofn.models.shapes.world import COLOURS, SHAPES
 from bestofn.models.training.forward import forward
 from bestofn.models.training.latents import Latents, cached_latents
 from bestofn.models.training.muon import Group, MuonAdam
+from bestofn.models.training.optimizers import Name, Stepper, build_optimizer
 from bestofn.models.training.pipeline import FLOW_SHIFT, Parts, build_parts, load_parts
 from bestofn.models.training.runs import Progress, Run
 from bestofn.models.training.text import LayoutHead, Words, layout
@@ -41,11 +42,13 @@ class GeneratorSettings:
     steps: int
     decay_share: float = 0.4
     seed: int = 0
-    batch_size: int = 128  # a process
+    batch_size: int = 128  # a process, a forward
+    accumulate: int = 1  # forwards of an update
     scenes: int = 80_000  # a process
     width: int = 128
     layers: int = 6
     mlp_ratio: float = 2.5
+    optimizer: Name = "muon"
     matrix_rate: float = 4e-3
     other_rate: float = 3e-3
     warmup_steps: int = 100
@@ -97,7 +100,7 @@ class Learner:
 
     parts: Parts
     heads: nn.ModuleDict
-    optimizer: MuonAdam
+    optimizer: Stepper
     mean: list[Tensor]
 
     @property
@@ -139,7 +142,8 @@ def build_learner(settings: GeneratorSettings) -> Learner:
         Group(matrices, settings.matrix_rate, muon=True, weight_decay=0.01),
         Group(rest, settings.other_rate, muon=False),
     ]
-    optimizer = MuonAdam(groups, dtype=settings.dtype)
+    muon = settings.optimizer == "muon"
+    optimizer = MuonAdam(groups, dtype=settings.dtype) if muon else build_optimizer(settings.optimizer, groups)
     mean = [p.detach().clone() for module in parts.modules for p in module.parameters()]
     return Learner(parts, heads, optimizer, mean)
 
@@ -246,14 +250,16 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> Learner:
     while step < settings.steps + settings.text_steps:
         rng = np.random.default_rng((settings.seed, rank, step))
         warm = step < settings.text_steps
-        if warm:
-            loss = text_step(learner, words, rng)
-            flow = loss.detach()
-            scale = min(1.0, (step + 1) / settings.warmup_steps)
-        else:
-            loss, flow = flow_step(learner, settings, latents, words, rng)
-            scale = rate(step - settings.text_steps, settings)
-        torch.autograd.backward(loss)
+        flow = torch.zeros(())
+        for _ in range(settings.accumulate):
+            if warm:
+                loss = text_step(learner, words, rng)
+                part = loss.detach()
+            else:
+                loss, part = flow_step(learner, settings, latents, words, rng)
+            torch.autograd.backward(loss / settings.accumulate)
+            flow += part / settings.accumulate
+        scale = min(1.0, (step + 1) / settings.warmup_steps) if warm else rate(step - settings.text_steps, settings)
         if ranks > 1:
             _synchronise(parameters, ranks)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

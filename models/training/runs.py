@@ -18,16 +18,21 @@ Progress = Callable[[Mapping[str, float]], None]
 class Run:
     """A folder that holds one run; everything in it is written so that a killed run can go on."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, checkpoint: str = "checkpoint.pt") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.checkpoint = folder / "checkpoint.pt"
+        self.checkpoint = folder / checkpoint
         self.started = time.monotonic()
 
-    def save(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint; a crash while writing leaves the old one."""
+    def save(self, state: Mapping[str, Any], between: Callable[[], None] = lambda: None) -> None:
+        """Replace the checkpoint; a crash while writing leaves the old one.
+
+        ``between`` is called when the new one is written and the old one is still there: where processes keep a file
+        each, they wait there for each other, so that files of one step stand beside each other.
+        """
         part = self.checkpoint.with_suffix(".part")
         torch.save(dict(state), part)
+        between()
         os.replace(part, self.checkpoint)
 
     def load(self) -> dict[str, Any] | None:

@@ -1,0 +1,175 @@
+"""Fine-tuning on pictures with captions: one process and two compute the same, and a run that was cut off goes on."""
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import SanaTransformer2DModel
+from PIL import Image
+from typer.testing import CliRunner
+
+from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.errors import ModelError
+from bestofn.models.generator import Generator
+from bestofn.models.training.finetune import FinetuneSettings, LinearAttention, finetune, write
+from bestofn.models.training.pictures import pairs, pixels
+from bestofn.models.training.runs import Run
+from bestofn.service.cli.train import program
+
+CPU = torch.device("cpu")
+COLOURS = ("red", "green", "blue", "white", "black", "orange")
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("album")
+    for i, colour in enumerate(COLOURS):
+        Image.new("RGB", (70 + i, 64), colour).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a {colour} wall\n")
+    return folder
+
+
+def settings(folder: Path, album: Path, **changes: object) -> FinetuneSettings:
+    base = FinetuneSettings(
+        folder, album, 64, 64, steps=4, learning_rate=1e-3, accumulate=2, ema=0.9, warmup_steps=2, save_every=1
+    )
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def same_weights(a: Path, b: Path) -> float:
+    x, y = (Run(a, "checkpoint-0-of-1.pt").load(), Run(b, "checkpoint-0-of-1.pt").load())
+    assert x is not None
+    assert y is not None
+    return max(float((p - q).abs().max()) for p, q in zip(x["weights"], y["weights"], strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["came8bit", "adamw", "muon"])
+def test_a_run_that_was_cut_off_goes_on_bit_by_bit(
+    tmp_path: Path, album: Path, tiny_checkpoints: dict[str, Path], optimizer: str
+) -> None:
+    checkpoint = Checkpoint.resolve(str(tiny_checkpoints["tiny"]))
+    straight = settings(tmp_path / "straight", album, optimizer=optimizer)
+    finetune(checkpoint, straight, CPU, lambda _: None)
+    broken = settings(tmp_path / "broken", album, optimizer=optimizer)
+    finetune(checkpoint, dataclasses.replace(broken, steps=2), CPU, lambda _: None)
+    learner = finetune(checkpoint, broken, CPU, lambda _: None)
+    assert same_weights(straight.folder, broken.folder) == 0
+    assert losses(straight.folder) == losses(broken.folder)
+    write(learner, checkpoint, tmp_path / "out", "trained")
+    assert Generator(Checkpoint.resolve(str(tmp_path / "out"))).prompt_context("a red wall")
+
+
+def test_accumulated_forwards_are_one_larger_batch(
+    tmp_path: Path, album: Path, tiny_checkpoints: dict[str, Path]
+) -> None:
+    checkpoint = Checkpoint.resolve(str(tiny_checkpoints["tiny"]))
+    for name, changes in (("two", {}), ("one", {"batch_size": 2, "accumulate": 1})):
+        finetune(checkpoint, settings(tmp_path / name, album, steps=2, **changes), CPU, lambda _: None)
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.errors import ModelError
+from bestofn.models.training.finetune import FinetuneSettings, finetune, write
+from bestofn.models.training.processes import processes
+checkpoint, album, root = sys.argv[1:]
+torch.set_num_threads(1)
+with processes() as device:
+    source = Checkpoint.resolve(checkpoint)
+    for optimizer, steps in (("came8bit", 2), ("came8bit", 4), ("adamw", 2), ("adamw", 4), ("muon", 1)):
+        folder = Path(root) / optimizer
+        settings = FinetuneSettings(
+            folder, Path(album), 64, 64, steps=steps, learning_rate=1e-3, accumulate=1, ema=0.9, warmup_steps=2,
+            save_every=1, optimizer=optimizer,
+        )
+        try:
+            write(finetune(source, settings, device, lambda _: None), source, folder / "out", "trained")
+        except ModelError as error:
+            (folder / "refusal").write_text(str(error))
+"""
+
+
+TWO_PROCESSES = (sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+@pytest.mark.timeout(300)  # two processes that import everything, beside whatever else runs
+def test_two_processes_compute_what_one_does(tmp_path: Path, album: Path, tiny_checkpoints: dict[str, Path]) -> None:
+    tiny = tiny_checkpoints["tiny"]
+    program = tmp_path / "worker.py"
+    program.write_text(WORKER)
+    child = subprocess.run(
+        [*TWO_PROCESSES, program, tiny, album, tmp_path],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr[-3000:]
+    assert "take came8bit" in (tmp_path / "muon" / "refusal").read_text()
+    checkpoint = Checkpoint.resolve(str(tiny))
+    for optimizer in ("came8bit", "adamw"):
+        both, alone = tmp_path / optimizer, tmp_path / f"{optimizer}-alone"
+        learner = finetune(checkpoint, settings(alone, album, optimizer=optimizer), CPU, lambda _: None)
+        write(learner, checkpoint, alone / "out", "trained")
+        assert losses(both) == pytest.approx(losses(alone), rel=1e-4)
+        ours, theirs = (SanaTransformer2DModel.from_pretrained(run / "out" / "transformer") for run in (alone, both))
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert a.dtype == b.dtype
+            assert (a - b).norm() <= 0.01 * a.norm()  # they are stored in bfloat16
+
+
+def test_on_the_command_line(tmp_path: Path, album: Path, tiny_checkpoints: dict[str, Path]) -> None:
+    folders = [tiny_checkpoints["tiny"], album, "--run", tmp_path / "run", "--out", tmp_path / "o"]
+    options = ["--steps", 1, "--width", 64, "--height", 64, "--bf16", "--checkpointing", "--ema", 0]
+    result = CliRunner().invoke(program, ["finetune", *map(str, [*folders, *options])])
+    assert result.exit_code == 0, result.output
+    assert "trained for 1 steps" in (tmp_path / "o" / "README.md").read_text()
+    assert Checkpoint.resolve(str(tmp_path / "o"))
+
+
+def test_attention_is_the_pipelines(tiny_checkpoints: dict[str, Path]) -> None:
+    model = SanaTransformer2DModel.from_pretrained(tiny_checkpoints["tiny"] / "transformer", torch_dtype=torch.float32)
+    x, text, t = torch.randn(2, 8, 8, 8), torch.randn(2, 5, 48), torch.tensor([10.0, 900.0])
+    with torch.no_grad():
+        wanted = model(x, text, t).sample
+        for block in model.transformer_blocks:
+            block.attn1.set_processor(LinearAttention())
+        got = model(x, text, t).sample
+    assert (got - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def test_shards_hold_the_pairs_of_a_folder(tmp_path: Path, album: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    with tarfile.open(shards / "0.tar", "w") as tar:
+        for file in sorted(album.iterdir()):
+            tar.add(file, f"some/{file.name}")
+        odd = tarfile.TarInfo("some/5.json")
+        tar.addfile(odd, io.BytesIO())
+    plain, packed = list(pairs(album)), list(pairs(shards))
+    assert [(p.picture, p.caption) for p in plain] == [(p.picture, p.caption) for p in packed]
+    assert [p.caption for p in plain] == [f"a {colour} wall" for colour in COLOURS]
+    assert pixels(plain[0].picture, 64, 32)[:, 5, 5].tolist() == [1, -1, -1]
+
+
+def test_what_is_no_pair_is_named(tmp_path: Path, album: Path) -> None:
+    with pytest.raises(ModelError, match="has no pictures: it takes"):
+        list(pairs(tmp_path))
+    shutil.copyfile(album / "0.png", tmp_path / "alone.png")
+    with pytest.raises(ModelError, match=r"alone\.png has no caption: write it to alone\.txt"):
+        list(pairs(tmp_path))
