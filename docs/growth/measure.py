@@ -204,7 +204,7 @@ def measure_pruning(work: Path, depths: Sequence[int], choices: Sequence[str]) -
 def measure_shipped(work: Path) -> None:
     """Whether a little training makes the shipped checkpoint better: as it is, and grown to twice its depth."""
     source = Checkpoint.resolve("shapes")
-    for name, layers in (("shipped", 6), ("shipped, grown", 12)):
+    for name, layers in (("shipped, grown", 12), ("shipped", 6)):
         start, out = work / f"{name}-start", work / f"{name}-trained"
         if out.exists():
             continue
