@@ -281,32 +281,37 @@ def test_a_dead_engine_ends_its_worker_with_1(
 
 
 class _Freezes(FakeEngine):
-    """Its first tick lasts until it is released."""
+    """Gets nowhere; from `freeze` on a tick lasts until it is released."""
 
-    def __init__(self, release: threading.Event) -> None:
+    def __init__(self, freeze: threading.Event, release: threading.Event) -> None:
         super().__init__(slots=16)
-        self.release = release
+        self.freeze, self.release = freeze, release
 
     def tick(self) -> list[EngineEvent]:
+        if not self.freeze.is_set():
+            time.sleep(0.01)
+            return []
         self.release.wait()
         return super().tick()
 
 
 @embedded
 def test_a_frozen_engine_loses_its_heats(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
-    hasty = settings.model_copy(update={"stall_seconds": 0.3})
-    release = threading.Event()
+    hasty = settings.model_copy(update={"stall_seconds": 1.0})
+    freeze, release = threading.Event(), threading.Event()
 
     async def run() -> None:
         queue = await Queue.connect(hasty)
-        async with inside(hasty, _Freezes(release)):
+        async with inside(hasty, _Freezes(freeze, release)):
             await ready(queue, 1)
             spec = make_spec(num_samples=4)
             await queue.submit(spec, cost=1)
             while (await queue.record(spec.id)).status is JobStatus.QUEUED:
                 await asyncio.sleep(0.01)
             start(settings)
-            assert await asyncio.wait_for(ended(queue, spec.id), 10.0) is JobStatus.SUCCEEDED
+            await ready(queue, 2)  # which takes longer than a stalled engine is waited for
+            freeze.set()
+            assert await asyncio.wait_for(ended(queue, spec.id), 60.0) is JobStatus.SUCCEEDED
             assert not release.is_set()
             release.set()
         await queue.aclose()
