@@ -12,6 +12,7 @@ from bestofn.judge.calibration import Calibration
 from bestofn.service.evaluation.cost import Price, steps_taken, verdicts
 from bestofn.service.evaluation.curve import Point, auc, chosen, curve, share_of_the_way
 from bestofn.service.evaluation.drafting import ranking
+from bestofn.service.evaluation.planning import regret
 from bestofn.service.evaluation.pool import Pool, Samples, Way
 from bestofn.service.evaluation.replay import Replayed, replay
 from bestofn.service.evaluation.stats import Floats, Prompts
@@ -67,7 +68,13 @@ def summary(pool: Pool, question: Question) -> dict[str, Any]:
         out["never_trained"] = _curves(pool, everything.of(never, everything.correct.shape[1]))
     out["controls"] = _controls(everything, _prompts(pool, question.prompts))
     out["prices"] = {unit: asdict(price) for unit, price in question.prices.items()}
-    out["strategies"] = _strategies(pool, question)
+    played = [
+        replayed
+        for strategy in question.strategies
+        if (replayed := replay(strategy, pool, question.steps, question.prompts, question.calibration)) is not None
+    ]
+    out["strategies"] = _strategies(pool, question, played)
+    out["planner"] = _planner(pool, question, played)
     out["drafts"] = [
         {"steps": way.steps, "after": way.after, **asdict(told)}
         for way in sorted(pool.chunks, key=str)
@@ -106,19 +113,29 @@ def _controls(samples: Samples, prompts: Prompts) -> dict[str, Any]:
     return {name: {"score": prompts.mean(v), "interval": prompts.interval(v)} for name, v in values.items()}
 
 
-def _strategies(pool: Pool, question: Question) -> list[dict[str, Any]]:
+def _strategies(pool: Pool, question: Question, played: Sequence[Replayed]) -> list[dict[str, Any]]:
     prompts = _prompts(pool, question.prompts)
     plain = {
         N: replayed.correct.mean(1)
         for N in REFERENCES
         if (replayed := replay(Strategy(N), pool, question.steps, question.prompts)) is not None
     }
-    out = []
-    for strategy in question.strategies:
-        replayed = replay(strategy, pool, question.steps, question.prompts, question.calibration)
-        if replayed is not None:
-            out.append(_told(replayed, question, prompts, plain))
-    return out
+    return [_told(replayed, question, prompts, plain) for replayed in played]
+
+
+def _planner(pool: Pool, question: Question, played: Sequence[Replayed]) -> dict[str, Any] | None:
+    """What a budget's plan loses against the best fixed strategy; None with nothing to choose from."""
+    asked = [one for one in played if one.strategy.steps is None and one.strategy.preview is None]
+    if len(asked) < 2 or "tflops" not in question.prices:
+        return None
+    price = question.prices["tflops"]
+    return asdict(
+        regret(
+            np.array([one.correct.mean(1) for one in asked]),
+            np.array([price.of(one, question.steps).mean(1) for one in asked]),
+            [pool.source.tasks[number].tag for number in question.prompts],
+        )
+    )
 
 
 def _told(replayed: Replayed, question: Question, prompts: Prompts, plain: Mapping[int, Floats]) -> dict[str, Any]:
@@ -172,6 +189,13 @@ def tables(figures: Mapping[str, Any]) -> str:
         parts += ["## Does more search fool the judge?", "", *_curve_table(figures["deep"], None), ""]
     if figures["strategies"]:
         parts += ["## Strategies", "", *_strategy_table(figures["strategies"]), ""]
+    if figures["planner"]:
+        low, high = figures["planner"]["interval"]
+        parts += [
+            "A budget's plan, made on half of the prompts and measured on the other, falls short of the best of these "
+            f"strategies in hindsight by {figures['planner']['mean']:.3f} ({low:.3f} to {high:.3f}), over budgets.",
+            "",
+        ]
     if any(one["confidence"] for one in figures["strategies"]):
         parts += ["## Promised and realised", "", *_confidence_table(figures["strategies"]), ""]
     if figures["drafts"]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from bestofn.models.sampling import generate
 from bestofn.service.evaluation.curve import auc, chosen, curve, share_of_the_way, sizes
+from bestofn.service.evaluation.planning import regret
 from bestofn.service.evaluation.pool import CHUNK, Chunk, Pool, Source, Want, Way
 from bestofn.service.evaluation.replay import replay
 from bestofn.service.evaluation.strategies import Strategy
@@ -61,8 +62,26 @@ def test_auc_counts_within_prompts_only():
     assert auc(correct, np.array([[2.0, 2.0], [6.0, 5.0], [0.0, 0.0]])) == 0.25
 
 
+def test_a_plan_regrets_nothing_where_prompts_are_alike_and_much_where_halves_differ():
+    cost = np.array([[1.0] * 8, [2.0] * 8, [4.0] * 8])
+    alike = np.array([[0.2] * 8, [0.6] * 8, [0.9] * 8])
+    assert regret(alike, cost, ["a"] * 8).mean == 0
+    odd = np.arange(8) % 2
+    differ = np.array([[0.0] * 8, odd, 1.0 - odd])  # what is best on one half is worst on the other
+    told = regret(differ, cost, ["a"] * 8)
+    assert 0.2 < told.mean <= 1
+    assert told.by_budget[0][1] == 0  # only one strategy is as cheap
+
+
 def test_a_strategy_is_what_it_prints():
-    for line in ("n=32", "n=4 steps=24", "n=16 draft=4:0.25", "n=16 preview=4:0.125", "n=64 stop=0.97:16", "n=64 stop=0.9:64:8"):
+    for line in (
+        "n=32",
+        "n=4 steps=24",
+        "n=16 draft=4:0.25",
+        "n=16 preview=4:0.125",
+        "n=64 stop=0.97:16",
+        "n=64 stop=0.9:64:8",
+    ):
         assert str(Strategy.parse(line)) == line
     for line in ("", "n=0", "n=4 drift=2", "n=16 draft=four", "n=16 draft=2:0.5 preview=2:0.5"):
         with pytest.raises(ValueError, match="no strategy"):
