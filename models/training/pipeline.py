@@ -73,8 +73,8 @@ def check_trainable(folder: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     if tokenizer.get_vocab().keys() != build_tokenizer().get_vocab().keys():
         raise CheckpointError(
-            f"{folder} was not trained on drawn scenes, and there is nothing else here to train it on: "
-            "only shapes and what was made of it can be trained further"
+            f"{folder} was not trained on drawn scenes: "
+            "train it on pictures with captions of your own, with bestofn train finetune"
         )
 
 
