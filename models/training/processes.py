@@ -1,7 +1,6 @@
 """The processes of one training: started by torchrun, or just this one."""
 
 import datetime
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,16 +12,16 @@ PATIENCE = datetime.timedelta(hours=2)  # ranks encode data of unlike sizes befo
 
 @contextmanager
 def processes() -> Iterator[torch.device]:
-    """The device of this process, inside the group that torchrun's environment names; without one, there is no group.
+    """The device of this process, inside the group that torchrun started it in; without torchrun, there is no group.
 
     A GPU a process with NCCL where there are GPUs, else gloo on the CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if "RANK" not in os.environ:
+    if not dist.is_torchelastic_launched():
         yield device
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = torch.device("cuda", dist.get_node_local_rank())
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
