@@ -62,18 +62,18 @@ def curves(lines: list[dict[str, Any]]) -> None:
     for line in lines:
         runs[line["optimizer"]][line["seed"]].append((line["step"], line["loss"]))
     last = {kind: {seed: run[-1][1] for seed, run in seeds.items()} for kind, seeds in runs.items()}
-    seeds = sorted(last["CAME"])
+    seeds = sorted({seed for losses in last.values() for seed in losses})
     say(f"\n| optimizer | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | over CAME |")
     say("|" + "---|" * (len(seeds) + 3))
     for kind, losses in last.items():
-        over = np.mean([losses[seed] / last["CAME"][seed] - 1 for seed in losses])
+        over = np.mean([losses[seed] / last["CAME"][seed] - 1 for seed in losses.keys() & last["CAME"].keys()])
         cells = " | ".join(f"{losses[seed]:.4f}" if seed in losses else "" for seed in seeds)
         say(f"| {kind} | {cells} | {np.mean(list(losses.values())):.4f} | {over:+.2%} |")
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for kind, several in runs.items():
         for seed, run in several.items():
             axes.plot(*zip(*run, strict=True), color=COLOURS[kind], lw=1.2, label=kind if seed == 0 else None)
-    axes.set(xlabel="updates", ylabel="held-out flow-matching loss", title="Three seeds each")
+    axes.set(xlabel="updates", ylabel="held-out flow-matching loss", title="Width 64, four layers, drawn scenes")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.tight_layout()
