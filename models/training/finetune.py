@@ -77,13 +77,7 @@ class LinearAttention:
 
 
 def build_learner(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.device) -> Learner:
-    """The checkpoint's transformer in float32, spread over the processes.
-
-    Raises:
-        ModelError: a distilled checkpoint, which flow matching would unlearn, or Muon on several processes.
-    """
-    if checkpoint.is_sprint:
-        raise ModelError(f"{checkpoint.name} is distilled to few steps, which this training would undo: take SANA-1.5")
+    """The checkpoint's transformer in float32, spread over the processes."""
     transformer: Any = SanaTransformer2DModel.from_pretrained(
         checkpoint.path / "transformer", torch_dtype=torch.float32, use_safetensors=True
     )
@@ -174,6 +168,10 @@ def finetune(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.d
     Raises:
         ModelError: pictures, a checkpoint or an optimizer that do not serve, with the remedy.
     """
+    if checkpoint.is_sprint:
+        raise ModelError(f"{checkpoint.name} is distilled to few steps, which this training would undo: take SANA-1.5")
+    if settings.optimizer == "muon" and dist.is_initialized():
+        raise ModelError("Muon needs whole matrices: take came8bit where weights are spread over processes")
     rank, ranks = rank_and_ranks()
     run = Run(settings.folder, f"checkpoint-{rank}-of-{ranks}.pt")
     features = prepared(checkpoint, settings, device)

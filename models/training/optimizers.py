@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bestofn.models.came8bit import CAME
-from bestofn.models.errors import ModelError
 from bestofn.models.training.muon import Group, MuonAdam
 
 Name = Literal["adamw", "came", "came8bit", "muon"]
@@ -64,15 +63,9 @@ class Scheduled:
 
 
 def build_optimizer(name: Name, groups: Iterable[Group]) -> Stepper:
-    """An optimizer of groups, of which `Group.muon` counts for Muon alone.
-
-    Raises:
-        ModelError: Muon is asked to step sharded weights, whose matrices it would have to see whole.
-    """
+    """An optimizer of groups, of which `Group.muon` counts for Muon alone; Muon takes no sharded weights."""
     groups = [group for group in groups if group.parameters]
     if name == "muon":
-        if any(isinstance(p, DTensor) for group in groups for p in group.parameters):
-            raise ModelError("Muon needs whole matrices: take came8bit where weights are spread over processes")
         return MuonAdam(groups)
     plain = [{"params": g.parameters, "lr": g.learning_rate, "weight_decay": g.weight_decay} for g in groups]
     if name == "adamw":

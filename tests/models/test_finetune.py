@@ -101,7 +101,7 @@ with processes() as device:
         try:
             write(finetune(source, settings, device, lambda _: None), source, folder / "out", "trained")
         except ModelError as error:
-            (folder / "refusal").write_text(str(error))
+            (Path(root) / "refusal").write_text(str(error))
 """
 
 
@@ -120,7 +120,7 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, album: Path, tiny_c
         text=True,
     )
     assert child.returncode == 0, child.stderr[-3000:]
-    assert "take came8bit" in (tmp_path / "muon" / "refusal").read_text()
+    assert "take came8bit" in (tmp_path / "refusal").read_text()
     checkpoint = Checkpoint.resolve(str(tiny))
     for optimizer in ("came8bit", "adamw"):
         both, alone = tmp_path / optimizer, tmp_path / f"{optimizer}-alone"
@@ -165,6 +165,12 @@ def test_shards_hold_the_pairs_of_a_folder(tmp_path: Path, album: Path) -> None:
     assert [(p.picture, p.caption) for p in plain] == [(p.picture, p.caption) for p in packed]
     assert [p.caption for p in plain] == [f"a {colour} wall" for colour in COLOURS]
     assert pixels(plain[0].picture, 64, 32)[:, 5, 5].tolist() == [1, -1, -1]
+
+
+def test_a_distilled_checkpoint_is_refused(tmp_path: Path, album: Path, tiny_checkpoints: dict[str, Path]) -> None:
+    checkpoint = Checkpoint.resolve(str(tiny_checkpoints["sprint"]))
+    with pytest.raises(ModelError, match=r"this training would undo: take SANA-1\.5"):
+        finetune(checkpoint, settings(tmp_path, album), CPU, lambda _: None)
 
 
 def test_what_is_no_pair_is_named(tmp_path: Path, album: Path) -> None:
