@@ -15,6 +15,9 @@ from bestofn.service.telemetry import traces
 
 GRACE_SECONDS = 10
 BACKLOG = 2048
+# Longer than clients (httpx, openai: 5 s) and load balancers (60 s) keep an idle connection: if we closed it first, a
+# request that is on its way just then would be lost.
+IDLE_SECONDS = 75
 
 
 class _Server(uvicorn.Server):
@@ -82,6 +85,7 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
             log_config=None,
             access_log=False,
             lifespan="on",
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=GRACE_SECONDS,
             server_header=False,
         )

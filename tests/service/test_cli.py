@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +306,21 @@ def test_waiting_calls_are_answered_when_the_server_stops(served: Any, queue_ser
                 assert waiting.result(timeout=20).json()["status"] in ("queued", "running")
         process.communicate(timeout=20)
     httpx.delete(served.url + place)
+
+
+def test_the_server_does_not_close_a_connection_that_its_caller_may_be_using(
+    served: Any, queue_server: Path, tmp_path: Path
+) -> None:
+    with start("serve", "--port", "0", cwd=tmp_path, BESTOFN_DATA_DIR=str(queue_server), BESTOFN_LOG="text") as process:
+        assert process.stderr is not None
+        connection = HTTPConnection(process.stderr.readline().split("http://")[1].split(",")[0], timeout=20)
+        for seconds in (5.5, 0.0):  # httpx keeps an idle connection for 5 s
+            connection.request("GET", "/livez")
+            assert connection.getresponse().read()
+            time.sleep(seconds)
+        process.terminate()
+        process.communicate(timeout=20)
+    connection.close()
 
 
 def test_a_running_server_is_found_by_the_address_it_left(served: Any, tmp_path: Path) -> None:
