@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,14 +40,14 @@ from bestofn.service.api.validate import pairs_of
 from bestofn.service.jobs import ENDED, JobStatus
 
 SHARE = 0.8  # of capacity
-SLOTS, STEP_SECONDS = 16, 0.1  # of a sleeping worker
+SLOTS, STEP_SECONDS = 8, 0.1  # of a sleeping worker
 KILLED = 2  # sleeping workers that are killed in turn
 WARM_UP_SECONDS = 60.0
 SAMPLE_SECONDS = 10.0
 KILL_SECONDS = 60.0
 REFUSED_SECONDS = 3.0  # between two bodies that are refused
 DRAIN_SECONDS = 300.0
-SETTINGS: dict[str, Any] = {"lease_seconds": 15.0, "beat_seconds": 3.0, "result_ttl_seconds": 120}
+SETTINGS: dict[str, Any] = {"lease_seconds": 15.0, "beat_seconds": 3.0, "result_ttl_seconds": 180}
 TORCH, SLEEPING = "worker (torch)", "worker (sleeping)"
 
 
@@ -176,8 +177,8 @@ async def soak(minutes: float, out: Path) -> list[Figure]:
             left=left,
             odd_keys=await watch.odd_keys(here),
         )
-    _tell(run, found)
-    out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        _tell(run, found, out)
     made = figures(found)
     record = {
         "machine": machine(),
@@ -192,13 +193,15 @@ async def soak(minutes: float, out: Path) -> list[Figure]:
     return made
 
 
-def _tell(run: Run, found: Found) -> None:
+def _tell(run: Run, found: Found, out: Path) -> None:
     """What somebody who looks for the cause of a broken promise wants to read."""
     for name, load in found.loads.items():
         for what, count in load.odd.most_common(20):
             run.say(f"odd, {name}, {count} times: {what}")
     died = [f"{one.role} has ended" for one in run.lasting() if one.gone]
     stuck = [f"{job}: {state}" for job, state in found.states.items() if state not in ENDED]
+    if stuck or any(load.odd for load in found.loads.values()):
+        run.say(f"the API's log is kept: {shutil.copy(run.api.log, out / 'soak-api.log')}")
     for text in (*stuck[:20], *found.odd_keys[:20], *(f"{what}: {n}" for what, n in found.left.items()), *died):
         run.say(f"left: {text}")
 

@@ -9,7 +9,6 @@ from place import Place
 from bestofn.service.jobs import ENDED, JobStatus
 
 LOOK_SECONDS = 1.0
-SLOW_SECONDS = 600.0  # a job that takes longer is taken for stuck
 
 
 @dataclass
@@ -29,12 +28,12 @@ class Book:
         return self._done + sum(self._open[job][0] * part for job, part in self._part.items())
 
     async def until_end(self, job: str, cost: float, since: float) -> None:
-        """Returns when the job has ended. Raises TimeoutError if it seems not to."""
+        """Returns when the job has ended; never, if it is stuck."""
         if job in self._known and job not in self._open:
             return
         self._known.add(job)
         _, _, end = self._open.setdefault(job, (cost, since, asyncio.Event()))
-        await asyncio.wait_for(end.wait(), SLOW_SECONDS)
+        await end.wait()
 
     async def watch(self) -> None:
         """Looks after the open jobs until it is canceled, on the queue itself, so that the API has no work by it."""
