@@ -23,7 +23,7 @@ from bestofn.models.training.score import spread
 
 POOL = Path(__file__).parents[1] / "scaling" / "pool.jsonl"
 HEAT, FULL = 16, 12
-WAYS = ((6, 4), (5, 12), (5, 4), (4, 12))  # layers, steps
+WAYS = ((6, 4), (5, 12), (5, 4))  # layers, steps
 
 
 def main() -> None:
