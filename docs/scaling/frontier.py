@@ -1,7 +1,7 @@
 """Writes service/frontier.json from docs/scaling/scaling.json: strategies that no cheaper one reaches in score, and the
 four efforts among them: `python docs/scaling/frontier.py`.
 
-An effort is the cheapest strategy whose score is that of plain best of 8, 16, 32 or 128, within 0.02 at one-sided 95 %.
+An effort is the cheapest strategy whose score is that of plain best of 8, 16, 32 or 64, within 0.02 at one-sided 95 %.
 """
 
 import json
@@ -11,7 +11,7 @@ from bestofn.service.effort import FILE, Effort, Frontier, Measured
 from bestofn.service.evaluation.strategies import Strategy
 
 SCALING = Path(__file__).with_name("scaling.json")
-REACHES: dict[Effort, str] = {"low": "8", "medium": "16", "high": "32", "max": "128"}
+REACHES: dict[Effort, str] = {"low": "8", "medium": "16", "high": "32", "max": "64"}
 LOSS = 0.02
 
 
