@@ -56,6 +56,7 @@ def replay(
     prompts: Sequence[int],
     calibration: Calibration | None = None,
     top_k: int = 1,
+    samples: int | None = None,
 ) -> Replayed | None:
     """All jobs that the pool can tell of.
 
@@ -66,12 +67,14 @@ def replay(
         prompts: numbers of the prompts; the pool has as many samples of each as are used.
         calibration: of the judge, for jobs that may stop.
         top_k: winners of a job.
+        samples: of each prompt, at most; None: all that the pool has.
 
     Returns:
         None while the pool has too few samples of these prompts.
     """
     ways = strategy.ways(steps)
     S = min(pool.depth(way, prompts) for way in ways)
+    S = S if samples is None else min(S, samples)
     B = S // strategy.num_samples
     if not B or not prompts:
         return None

@@ -18,7 +18,7 @@ from bestofn.service.evaluation.replay import Replayed, replay
 from bestofn.service.evaluation.stats import Floats, Prompts
 from bestofn.service.evaluation.strategies import Strategy
 
-REFERENCES = (8, 16, 32, 64, 128)  # plain best-of-N with which every strategy is compared
+REFERENCES = (4, 8, 16, 32, 128)  # plain best-of-N with which every strategy is compared
 COPIES = 4
 BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
 
@@ -68,11 +68,14 @@ def summary(pool: Pool, question: Question) -> dict[str, Any]:
         out["never_trained"] = _curves(pool, everything.of(never, everything.correct.shape[1]))
     out["controls"] = _controls(everything, _prompts(pool, question.prompts))
     out["prices"] = {unit: asdict(price) for unit, price in question.prices.items()}
+    samples = _common(pool, question)
     played = [
         replayed
         for strategy in question.strategies
-        if (replayed := replay(strategy, pool, question.steps, question.prompts, question.calibration)) is not None
+        if (replayed := replay(strategy, pool, question.steps, question.prompts, question.calibration, samples=samples))
+        is not None
     ]
+    out["samples"] = samples
     out["strategies"] = _strategies(pool, question, played)
     out["planner"] = _planner(pool, question, played)
     out["drafts"] = [
@@ -82,6 +85,12 @@ def summary(pool: Pool, question: Question) -> dict[str, Any]:
         if (told := ranking(pool, full, way, question.prompts)) is not None
     ]
     return out
+
+
+def _common(pool: Pool, question: Question) -> int:
+    """Samples of each prompt that the pool has of everything it has at all: all strategies see the same ones."""
+    ways = {way for strategy in question.strategies for way in strategy.ways(question.steps)}
+    return min(depth for way in ways if (depth := pool.depth(way, question.prompts)))
 
 
 def _prompts(pool: Pool, numbers: Sequence[int]) -> Prompts:
@@ -118,7 +127,8 @@ def _strategies(pool: Pool, question: Question, played: Sequence[Replayed]) -> l
     plain = {
         N: replayed.correct.mean(1)
         for N in REFERENCES
-        if (replayed := replay(Strategy(N), pool, question.steps, question.prompts)) is not None
+        if (replayed := replay(Strategy(N), pool, question.steps, question.prompts, samples=_common(pool, question)))
+        is not None
     }
     return [_told(replayed, question, prompts, plain) for replayed in played]
 
@@ -188,7 +198,14 @@ def tables(figures: Mapping[str, Any]) -> str:
     if "deep" in figures:
         parts += ["## Does more search fool the judge?", "", *_curve_table(figures["deep"], None), ""]
     if figures["strategies"]:
-        parts += ["## Strategies", "", *_strategy_table(figures["strategies"]), ""]
+        parts += [
+            "## Strategies",
+            "",
+            f"Of the same {figures['samples']} candidates of each prompt.",
+            "",
+            *_strategy_table(figures["strategies"]),
+            "",
+        ]
     if figures["planner"]:
         low, high = figures["planner"]["interval"]
         parts += [

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from bestofn.models.sampling import generate
+from bestofn.service.effort import frontier
 from bestofn.service.evaluation.curve import auc, chosen, curve, share_of_the_way, sizes
 from bestofn.service.evaluation.planning import regret
 from bestofn.service.evaluation.pool import CHUNK, Chunk, Pool, Source, Want, Way
@@ -203,3 +205,12 @@ def test_winners_of_a_file_are_laid_out_for_their_evaluators(tmp_path):
     file.write_text('{"tag": "colors"}\n')
     with pytest.raises(ValueError, match="line 1: expected"):
         read_tasks(file)
+
+
+def test_the_frontier_is_that_of_the_published_figures():
+    path = SCALING / "frontier.py"
+    made = runpy.run_path(str(path))["frontier"](json.loads((SCALING / "scaling.json").read_text()))
+    assert made == frontier()
+    by_cost = [(made.strategies[place].score, effort) for effort, place in made.efforts.items()]
+    assert sorted(made.efforts, key=lambda effort: made.efforts[effort]) == ["low", "medium", "high", "max"]
+    assert by_cost == sorted(by_cost, key=lambda pair: pair[0])
