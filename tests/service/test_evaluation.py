@@ -156,6 +156,7 @@ def test_the_published_figures_are_what_the_pool_says():
     from bestofn.service.evaluation import cost, report
 
     published = json.loads((SCALING / "scaling.json").read_text())
+    assert (SCALING / "scaling.md").read_text() == report.tables(published)
     source = Source("", published["model"], "", published["judge"], benchmark())
     strategies = [Strategy.parse(one["strategy"]) for one in published["strategies"]]
     prices = {"tflops": cost.counted(Generator.load("shapes"), Judge.load())}
@@ -167,7 +168,6 @@ def test_the_published_figures_are_what_the_pool_says():
         for strategy in one["strategies"]:
             strategy.pop("seconds", None)  # the only thing that was measured on a machine
     assert figures == published
-    assert (SCALING / "scaling.md").read_text().count("\n| n=") == len(strategies)
 
 
 def test_winners_of_a_file_are_laid_out_for_their_evaluators(tmp_path):
