@@ -1,0 +1,151 @@
+"""A judge that compares two pictures: its question, its answers, and a knockout match by match. Pure, without torch.
+
+Every match is asked twice, once in each order. A judge that prefers a place to a picture names both pictures, one each
+time: such a match is a draw, and the better placed of the two goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Choice = Literal["first", "second"]
+
+QUESTION = (
+    "Both pictures were made for this prompt:\n{prompt}\n\n"
+    "Which picture shows better what the prompt says: its objects, their number, colours, attributes and positions? "
+    "Answer with one letter only: A for the first picture, B for the second."
+)
+LABELS = ("Picture A:", "Picture B:")
+_LETTERS: Mapping[str, Choice] = {"A": "first", "B": "second"}
+
+# One letter, perhaps after a word that names it and with signs around it; no letter that begins a sentence.
+_ANSWER = re.compile(r"\W*(?:(?:answer|picture|image)\W+)*([AB])(?!\w)(?!\s+\w)", re.IGNORECASE)
+_OPENING = re.compile(r"([<\[])(?=\S)")
+
+
+def question(prompt: str) -> str:
+    """What is asked beside the two pictures.
+
+    Chat templates of all kinds open their control and media tokens with `<` or `[` (`<|im_end|>`, `<image>`, `[IMG]`).
+    A space after these in the prompt leaves none of them whole, whichever model reads it.
+    """
+    return QUESTION.replace("{prompt}", _OPENING.sub(r"\1 ", prompt).strip())
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Which of two pictures was named.
+
+    Attributes:
+        choice: None if neither was.
+        p_first: probability of the first among the two letters, where the server tells it.
+    """
+
+    choice: Choice | None
+    p_first: float | None = None
+
+
+def read_answer(text: str, logprobs: Mapping[str, float]) -> Answer:
+    """Reads a reply: its text, and log-probabilities of what its first token might have been (empty: not told)."""
+    mass = dict.fromkeys(_LETTERS, 0.0)
+    for token, logprob in logprobs.items():
+        letter = token.strip().upper()
+        if letter in mass and not math.isnan(logprob):
+            mass[letter] += math.exp(min(logprob, 0.0))
+    total = sum(mass.values())
+    if total > 0:
+        p_first = mass["A"] / total
+        return Answer(None if p_first == 0.5 else "first" if p_first > 0.5 else "second", p_first)
+    found = _ANSWER.match(text)
+    return Answer(_LETTERS[found[1].upper()] if found else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """Two who meet; `b` is None for a bye."""
+
+    a: int
+    b: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A match that was asked in both orders.
+
+    Attributes:
+        a: the better placed.
+        b: None for a bye, which `a` wins.
+        answers: whom the judge named when `a` was shown first, and when `b` was; None: neither. Empty for a bye.
+        winner: who was named twice, else `a`.
+    """
+
+    a: int
+    b: int | None
+    answers: tuple[int | None, ...]
+    winner: int
+
+    @property
+    def draw(self) -> bool:
+        """Whether nobody was named twice."""
+        return self.b is not None and self.answers not in ((self.a, self.a), (self.b, self.b))
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"a": 0, "b": 1, "answers": [0, 0], "winner": 0}`."""
+        return {"a": self.a, "b": self.b, "answers": list(self.answers), "winner": self.winner}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Played:
+        """Reads what `to_json` wrote."""
+        return cls(fields["a"], fields["b"], tuple(fields["answers"]), fields["winner"])
+
+
+Rounds = tuple[tuple[Played, ...], ...]
+Answers = tuple[Answer, Answer]  # of one match: with `a` shown first, then with `b` shown first
+
+
+def decide(pairing: Pairing, answers: Answers) -> Played:
+    """Who wins a match: whom both orders name; `a`, the better placed, if they do not agree."""
+    a, b = pairing.a, pairing.b
+    assert b is not None
+    shown = ((a, b), (b, a))
+    named = tuple(
+        None if answer.choice is None else pair[0] if answer.choice == "first" else pair[1]
+        for pair, answer in zip(shown, answers, strict=True)
+    )
+    return Played(a, b, named, b if named == (b, b) else a)
+
+
+def knockout(order: Sequence[int]) -> Generator[list[Pairing], list[Answers], Rounds]:
+    """Plays until one is left: yields a round's matches, wants their answers, returns all rounds.
+
+    In each round the first of those left meets the last, the second the last but one; of an odd number the first has a
+    bye. So the leaders do not put each other out early, and a comparator that is no order still has one winner.
+
+    Args:
+        order: who enters, best first by what is known without this judge.
+
+    Raises:
+        ValueError: nobody entered, or somebody twice.
+    """
+    if not order or len(set(order)) != len(order):
+        raise ValueError(f"a knockout needs entrants, each once, got {list(order)}")
+    rounds: list[tuple[Played, ...]] = []
+    field = list(order)
+    while len(field) > 1:
+        byes, rest = field[: len(field) % 2], field[len(field) % 2 :]
+        pairings = [Pairing(a, b) for a, b in zip(rest[: len(rest) // 2], reversed(rest), strict=False)]
+        answers = yield pairings
+        played = [decide(pairing, answer) for pairing, answer in zip(pairings, answers, strict=True)]
+        rounds.append((*(Played(one, None, (), one) for one in byes), *played))
+        field = sorted((match.winner for match in rounds[-1]), key=list(order).index)
+    return tuple(rounds)
+
+
+def ranking(order: Sequence[int], rounds: Rounds) -> list[int]:
+    """The entrants, best first: by the round that they reached, then as in `order`."""
+    reached = {one: sum(any(match.winner == one for match in matches) for matches in rounds) for one in order}
+    return sorted(order, key=lambda one: (-reached[one], list(order).index(one)))
