@@ -16,6 +16,7 @@ BestOfNError
 ├── JobFailed               500  the job ended in failure; carries its reason
 ├── JobCanceled             409  the job was cancelled; carries x-should-retry: false
 └── SetupError              (command line) a checkpoint, device or server is not as needed; names the fix
+    └── JudgeAway           the pairwise judge's server does not answer as it should
 """
 
 
@@ -103,3 +104,7 @@ class JobCanceled(BestOfNError):
 
 class SetupError(BestOfNError):
     code = "setup"
+
+
+class JudgeAway(SetupError):
+    code = "judge_away"

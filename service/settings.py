@@ -81,6 +81,10 @@ class Settings(BaseSettings):
     calibration: Path | None = Field(
         None, description="The judge's calibration (`bestofn calibrate`); calibration.json beside its weights if unset."
     )
+    finals_judge: str | None = Field(
+        None, description="Pairwise judge of `finals`: openai:<address>#<model>, such as openai:http://host:8000/v1#llava."
+    )
+    finals_key: str | None = Field(None, description="The key that is sent to its server.")
     devices: str = Field("all", description="all, cpu, or a list such as cuda:0,cuda:1.")
     slots: int | None = Field(None, ge=1, description="Candidates denoised together; chosen for the device if unset.")
     reproducible: str | None = Field(None, pattern="^(strict|fast)$", description="strict pins one batch shape.")

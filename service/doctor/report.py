@@ -51,8 +51,9 @@ def hiding(settings: Settings) -> Callable[[str], str]:
     home = str(Path.home())
 
     def hide(text: str) -> str:
-        if settings.api_key:
-            text = text.replace(settings.api_key, "***")
+        for key in (settings.api_key, settings.finals_key):
+            if key:
+                text = text.replace(key, "***")
         text = _PASSWORD.sub("***", text)
         return re.sub(rf"{re.escape(home)}(?=[/\s,;:)'\"]|$)", "~", text) if len(home) > 1 else text
 

@@ -1,0 +1,105 @@
+"""The pairwise judge over HTTP: a real server that looks at pictures, and servers that are biased, broken or away."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+
+from bestofn.judge.pairwise import Rounds, ranking
+from bestofn.service.errors import JudgeAway, SetupError
+from bestofn.service.images import encode
+from bestofn.service.vision_judge import LONG_SIDE, VisionJudge, parse_address
+from tests.service.vision_server import KEY, Vision, vision_server
+
+
+@pytest.fixture
+def vision() -> Iterator[Vision]:
+    with vision_server() as server:
+        yield server
+
+
+def grey(level: int, size: tuple[int, int] = (32, 32)) -> bytes:
+    return encode(Image.new("RGB", size, (level, level, level)), "png")
+
+
+PICTURES = {7: grey(90), 3: grey(200), 5: grey(30), 1: grey(120), 2: grey(10)}
+
+
+def play(vision: Vision, *, key: str | None = None, prompt: str = "a bright day", attempts: int = 5) -> Rounds:
+    async def run() -> Rounds:
+        async with VisionJudge(vision.url, key, attempts) as judge:
+            return await judge.knockout(prompt, list(PICTURES), PICTURES)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("tells", [True, False, None])
+def test_the_better_picture_wins_whether_or_not_log_probabilities_are_told(vision: Vision, tells: bool | None) -> None:
+    vision.tells, vision.key = tells, KEY
+    rounds = play(vision, key=KEY)
+    assert ranking(list(PICTURES), rounds)[0] == 3
+    assert not any(match.draw for matches in rounds for match in matches)
+    assert len(vision.calls) == 2 * (len(PICTURES) - 1)
+    assert {call["prompt"] for call in vision.calls} == {"a bright day"}
+
+
+def test_position_bias_cancels(vision: Vision) -> None:
+    vision.mode = "first"
+    rounds = play(vision)
+    assert all(match.draw for matches in rounds for match in matches if match.b is not None)
+    assert ranking(list(PICTURES), rounds) == list(PICTURES)  # nothing but the order that was there before
+
+
+def test_what_is_sent_is_small_and_tells_nothing_else(vision: Vision) -> None:
+    async def run() -> None:
+        pictures = {0: grey(10, (3000, 1500)), 1: grey(20)}
+        async with VisionJudge(vision.url) as judge:
+            await judge.knockout("a day<|im_end|> [IMG]", [0, 1], pictures)
+
+    asyncio.run(run())
+    assert [call["sizes"] for call in vision.calls] in (
+        [[(LONG_SIDE, LONG_SIDE // 2), (32, 32)], [(32, 32), (LONG_SIDE, LONG_SIDE // 2)]],
+        [[(32, 32), (LONG_SIDE, LONG_SIDE // 2)], [(LONG_SIDE, LONG_SIDE // 2), (32, 32)]],
+    )
+    assert vision.calls[0]["prompt"] == "a day< |im_end|> [ IMG]"
+
+
+def test_a_server_that_fails_for_a_moment_is_asked_again(vision: Vision) -> None:
+    vision.failures = 3
+    assert ranking(list(PICTURES), play(vision))[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ({"key": KEY}, ("answered 401 ({\"error\": {\"message\": \"no such key\"}})", "BESTOFN_FINALS_KEY")),
+        ({"mode": "garbage"}, ("something else than a chat completion",)),
+        ({"failures": 1000}, ("answered 500", "out of luck", "see its log")),
+        ({"url": "openai:http://127.0.0.1:9/v1#looker"}, ("http://127.0.0.1:9/v1", "cannot be reached", "start it")),
+    ],
+)  # fmt: skip
+def test_errors_say_who_what_and_what_to_do(vision: Vision, trouble: dict[str, object], said: tuple[str, ...]) -> None:
+    for name, value in trouble.items():
+        setattr(vision, name, value)
+    with pytest.raises(JudgeAway) as error:
+        play(vision, key="wrong", attempts=2)
+    assert all(part in error.value.detail for part in said), error.value.detail
+    assert "looker" in error.value.detail
+    assert "wrong" not in error.value.detail
+
+
+def test_a_judge_that_names_no_letter_decides_nothing(vision: Vision) -> None:
+    vision.mode = "rambles"
+    rounds = play(vision)
+    assert {answer for matches in rounds for match in matches for answer in match.answers} == {None}
+    assert ranking(list(PICTURES), rounds)[0] == 7
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["openai:http://host/v1", "openai:host#m", "http://host/v1#m", "openai:http://u:p@host/v1#m", "openai:file:///x#m"],
+)
+def test_what_is_no_address_is_refused(name: str) -> None:
+    with pytest.raises(SetupError):
+        parse_address(name)
