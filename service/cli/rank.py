@@ -1,16 +1,19 @@
 """bestofn rank: judge pictures from anywhere against a prompt."""
 
+import asyncio
 import json as jsonlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bestofn.judge.pairwise import Played, ranking
 from bestofn.judge.verdict import Rule
 from bestofn.service.cli import target
 from bestofn.service.cli.console import say
 from bestofn.service.errors import SetupError
-from bestofn.service.settings import load_settings
+from bestofn.service.settings import Settings, load_settings
+from bestofn.service.vision_judge import PREFIX, VisionJudge
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,17 +23,26 @@ EPILOG = """Examples:
 `bestofn rank "a red star left of a blue circle" a.png b.png c.png`
 
 `bestofn rank "two hearts" *.png --judge ./NVILA-Lite-2B-Verifier --rule official --json`
+
+`bestofn rank "two hearts" *.png --judge openai:http://localhost:8000/v1#Qwen/Qwen2.5-VL-7B-Instruct`
 """
 
 
 def rank(
     prompt: Annotated[str, typer.Argument(help="What the pictures should show.", show_default=False)],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", show_default=False)],
-    judge: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.")] = None,
-    rule: Annotated[Rule, typer.Option(help="How verdicts are compared.")] = Rule.MARGIN,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="shapes, a folder, a hub name with @revision, or openai:<address>#<model>, which compares."),
+    ] = None,
+    rule: Annotated[Rule | None, typer.Option(help="How verdicts are compared.", show_default="margin")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print verdicts, ranks and bracket as JSON.")] = False,
 ) -> None:
-    """Judge pictures of PROMPT: per picture the verdict, both logits, tiles and rank, and the knockout among them."""
+    """Judge pictures of PROMPT: per picture the verdict, both logits, tiles and rank, and the knockout among them.
+
+    A judge openai:<address>#<model> sees two pictures at a time, in both orders; where these disagree, the picture that
+    is named earlier on the command line goes on. BESTOFN_FINALS_KEY is its key. Pictures and PROMPT are sent there.
+    """
     if not prompt.strip():
         raise typer.BadParameter("the prompt is blank")
     try:
@@ -39,6 +51,12 @@ def rank(
         raise typer.BadParameter(f"character {error.start + 1} of the prompt is not UTF-8") from error
     pictures = [_open(path) for path in images]
     settings = load_settings(judge=judge)
+    if settings.judge.startswith(PREFIX):
+        if rule is not None:
+            raise typer.BadParameter("--rule compares verdicts, and this judge gives none; leave it out")
+        _compare(settings, prompt, images, json=json)
+        return
+    rule = rule or Rule.MARGIN
     if not target.can_draw_here():
         raise SetupError("judging needs the worker's packages: pip install 'bestofn[worker]'")
 
@@ -85,6 +103,41 @@ def rank(
             for m in matches
         )
         typer.echo(f"round {number}: {'; '.join(played)}")
+
+
+def _compare(settings: Settings, prompt: str, images: list[Path], *, json: bool) -> None:
+    """The knockout by a judge that sees two pictures at a time, printed."""
+
+    async def play() -> tuple[tuple[Played, ...], ...]:
+        async with VisionJudge(settings.judge, settings.finals_key) as judge:
+            return await judge.knockout(prompt, range(len(images)), {i: p.read_bytes() for i, p in enumerate(images)})
+
+    rounds = asyncio.run(play())
+    order = ranking(range(len(images)), rounds)
+    if json:
+        report = {
+            "prompt": prompt,
+            "judge": settings.judge,
+            "images": [{"path": str(path), "rank": order.index(i) + 1} for i, path in enumerate(images)],
+            "bracket": [[match.to_json() for match in matches] for matches in rounds],
+            "calls": sum(len(match.answers) for matches in rounds for match in matches),
+        }
+        typer.echo(jsonlib.dumps(report, indent=2))
+        return
+    typer.echo("rank  picture")
+    for place, i in enumerate(order, 1):
+        typer.echo(f"{place:4}  {images[i]}")
+    for number, matches in enumerate(rounds, 1):
+        typer.echo(f"round {number}: {'; '.join(_told(match, images) for match in matches)}")
+
+
+def _told(match: Played, images: list[Path]) -> str:
+    a = images[match.a].name
+    if match.b is None:
+        return f"{a} has a bye"
+    first, second = ("neither" if one is None else images[one].name for one in match.answers)
+    ending = "a draw" if match.draw else f"{images[match.winner].name} wins"
+    return f"{a} - {images[match.b].name}: {first}, then {second}: {ending}"
 
 
 def _open(path: Path) -> "Image":

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from bestofn.models.shapes.evaluator import evaluate
+from bestofn.models.shapes.prompts import pair
 from bestofn.models.shapes.world import SHAPES, Scene, Thing, render
 from bestofn.service.api.server import listen
 from bestofn.service.cli import main, target
@@ -32,6 +35,7 @@ from bestofn.service.images import decode, encode
 from bestofn.service.jobs import Revision
 from bestofn.service.settings import Settings
 from bestofn.service.story import Story, read_story
+from tests.service.vision_server import KEY, vision_server
 
 Run = Callable[..., tuple[int, str, str]]
 PROGRAM = [sys.executable, "-P", "-m", "bestofn.service.cli"]
@@ -229,6 +233,36 @@ def test_pictures_of_any_shape_and_prompts_of_any_kind_are_judged(run: Run, tmp_
         assert [image["tiles"] for image in json.loads(out)["images"]] == [1, 1]
     status, _, err = run("rank", "a \udcff star", "dot.png")
     assert (status, "character 3 of the prompt is not UTF-8" in err) == (2, True)
+
+
+def test_a_judge_that_compares_plays_the_knockout_match_by_match(run: Run, tmp_path: Path) -> None:
+    wanted = pair("star", "circle", ("red", "blue"), "left of")
+    for name, x in (("wrong", 46), ("right", 18), ("below", 32)):
+        things = Thing("star", "red", x, 44 if x == 32 else 30, 22), Thing("circle", "blue", 64 - x, 20, 22)
+        (tmp_path / f"{name}.png").write_bytes(encode(render(Scene(things, 3)), "png"))
+    files = ("wrong.png", "right.png", "below.png")
+    with vision_server() as vision:
+        vision.score = lambda prompt, picture: float(evaluate(np.asarray(picture), wanted).correct)
+        vision.key = KEY
+        asked = ("rank", wanted.prompt, *files, "--judge", vision.url)
+        status, out, err = run(*asked, "--json", BESTOFN_FINALS_KEY=KEY)
+        assert status == 0, err
+        report = json.loads(out)
+        assert [(image["path"], image["rank"]) for image in report["images"]] == list(
+            zip(files, (2, 1, 3), strict=True)
+        )
+        assert report["bracket"] == [
+            [{"a": 0, "b": None, "answers": [], "winner": 0}, {"a": 1, "b": 2, "answers": [1, 1], "winner": 1}],
+            [{"a": 0, "b": 1, "answers": [1, 1], "winner": 1}],
+        ]
+        assert (report["calls"], {call["prompt"] for call in vision.calls}) == (4, {wanted.prompt})
+        vision.mode = "first"
+        status, out, _ = run(*asked)
+        assert out.splitlines()[-1] == "round 2: wrong.png - right.png: wrong.png, then right.png: a draw"
+        status, out, err = run(*asked, BESTOFN_FINALS_KEY="another")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "answered 401" in err
+    assert run(*asked, "--rule", "official")[0] == 2
 
 
 def test_a_judge_is_calibrated_on_pictures_of_ones_own(run: Run, tmp_path: Path) -> None:
