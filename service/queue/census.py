@@ -56,9 +56,13 @@ class Census:
 
 @dataclass(frozen=True, slots=True)
 class EndedJob:
-    """How a job has ended. `model` and `judge` are names, `winner` is the verdict on the best if there is one."""
+    """How a job has ended. `model` and `judge` are names, `winner` is the verdict on the best if there is one.
+
+    `stopped` says why it ended before its last candidate; None if it did not.
+    """
 
     status: JobStatus
+    stopped: str | None
     priority: str
     waited_seconds: float
     seconds: float
@@ -126,6 +130,7 @@ def _ended(fields: Mapping[bytes, bytes], names: Mapping[str, tuple[str, str]]) 
     leaders = json.loads(fields[b"leaders"])
     return EndedJob(
         status=JobStatus(fields[b"status"].decode()),
+        stopped=fields.get(b"stopped", b"").decode() or None,
         priority=fields[b"class"].decode(),
         waited_seconds=int(fields[b"waited"]) / 1000,
         seconds=int(fields[b"took"]) / 1000,

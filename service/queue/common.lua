@@ -128,9 +128,9 @@ end
 local function finish(job, status, type, data)
   local hash = key('job', job)
   local time = now()
-  local waiting, gflop, ttl, idempotency, bytes, pair, class, created, started, leaders, caller = unpack(
+  local waiting, gflop, ttl, idempotency, bytes, pair, class, created, started, leaders, caller, stopped = unpack(
     redis.call('HMGET', hash, 'waiting', 'gflop', 'ttl', 'idempotency', 'thumbnail_bytes',
-      'pair', 'class', 'created', 'started', 'leaders', 'caller')
+      'pair', 'class', 'created', 'started', 'leaders', 'caller', 'stopped')
   )
   ttl = tonumber(ttl)
   redis.call('HSET', hash, 'status', status, 'ended', time, 'waiting', 0)
@@ -138,7 +138,8 @@ local function finish(job, status, type, data)
   redis.call('ZREM', key('queued'), job)
   redis.call('ZREM', key('deadlines'), job)
   redis.call('XADD', key('ended'), 'MAXLEN', '~', ENDED_KEPT, '*', 'status', status, 'pair', pair, 'class', class,
-    'waited', (started or time) - created, 'took', time - created, 'leaders', leaders)
+    'waited', (started or time) - created, 'took', time - created, 'leaders', leaders,
+    'stopped', stopped or '')
   emit(job, type, data)
   local kept = redis.call('HGETALL', key('kept', job))
   for i = 1, #kept, 2 do

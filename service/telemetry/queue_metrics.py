@@ -88,6 +88,12 @@ class EndedJobs:
         self._after: str | None = None
         self._lock = asyncio.Lock()
         self._ended = Counter("bestofn_jobs_ended", "Jobs by how they ended.", ("status",), registry=self.registry)
+        self._stopped = Counter(
+            "bestofn_jobs_stopped",
+            "Jobs that were done or ran out of time, by why they ended; none: all candidates were judged.",
+            ("reason",),
+            registry=self.registry,
+        )
         self._seconds = Histogram(
             "bestofn_job_seconds",
             "Time from the submission of a job to its result.",
@@ -122,6 +128,8 @@ class EndedJobs:
 
     def _count(self, job: EndedJob) -> None:
         self._ended.labels(job.status).inc()
+        if job.status is JobStatus.SUCCEEDED or job.stopped is not None:
+            self._stopped.labels(job.stopped or "none").inc()
         if job.status is not JobStatus.SUCCEEDED:
             return
         self._seconds.labels(job.priority).observe(job.seconds)

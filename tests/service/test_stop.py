@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.verdict import Verdict
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.errors import NotThere
+from bestofn.service.errors import NotThere, Overloaded
 from bestofn.service.events import Teller
 from bestofn.service.jobs import Candidate, Heat, HeatOutcome, JobSpec, JobStatus, Stop, Usage
 from bestofn.service.local import local_spec, run_local
@@ -24,6 +24,7 @@ from bestofn.service.queue.records import Event, pack_candidate
 from bestofn.service.result import assemble, finalists, leaders
 from bestofn.service.schemas import GenerateRequest, JobResult
 from bestofn.service.settings import Settings
+from bestofn.service.telemetry.queue_metrics import EndedJobs
 
 MakeSpec = Callable[..., JobSpec]
 OpenLane = Callable[..., Awaitable[Lane]]
@@ -106,9 +107,9 @@ async def answer(queue: Queue, job: str) -> tuple[JobResult, list[bytes]]:
 
 
 async def nothing_is_left(queue: Queue, spec: JobSpec, result: JobResult) -> None:
-    """No work, no entries, no turns, and pictures of the winners alone."""
-    backlog = await queue.backlog()
-    assert (backlog.jobs, backlog.candidates, backlog.tflops) == (0, 0, 0.0)
+    """No work of anybody, no entries, no turns, and pictures of the winners alone."""
+    held = await queue.redis.hgetall(queue.keys("backlog")) | await queue.redis.hgetall(queue.keys("callers"))
+    assert set(held.values()) <= {b"0"}, held
     for key in (queue.keys("ready", "*", "*"), queue.keys("ring", "*", "*")):
         for name in await queue.redis.keys(key):
             assert await (queue.redis.llen(name) if name.endswith(b"ring") else queue.redis.xlen(name)) == 0
@@ -147,7 +148,7 @@ def test_whoever_draws_what_and_when_the_end_is_the_same(
         own = settings.model_copy(update={"namespace": f"stop-{uuid.uuid4().hex[:8]}"})
         queue = await Queue.connect(own)
         lanes = [await open_lane(queue, f"worker {i}", 16) for i in range(workers)]
-        await queue.submit(spec, cost=10.0)
+        await queue.submit(spec, cost=10.0, caller="one")
         held: list[tuple[Lane, Claim]] = []
         for _ in range(1000):
             lane = chance.choice(lanes)
@@ -281,6 +282,42 @@ def test_what_ran_ahead_of_the_end_is_dropped_and_told_apart(
             shown = bracket[match["round"]][match["place"]]
             assert (shown.a, shown.b, shown.winner) == (match["a"], match["b"], match["winner"])
         assert len(matches) == 46  # of 48 candidates; the rest waits for the bracket's end
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+def test_until_its_end_a_job_counts_with_the_most_that_it_may_take_and_the_end_is_counted_by_its_reason(
+    settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        queue = await Queue.connect(settings.model_copy(update={"max_queued_candidates_per_key": 100}))
+        lane = await open_lane(queue, capacity=64)
+        ended = EndedJobs()
+        await ended.read(queue)
+        no, yes = [Verdict("no", 0.0, 1.0)] * 100, [Verdict("yes", 9.0, 0.0)] * 100
+        for stop, verdicts, left in (({}, yes, 96), ({"patience": 8}, no, 92), (None, no, 0), ({}, [], 100)):
+            spec = make_spec(num_samples=100, heat_size=16, stop=stop, deadline_seconds=60)
+            await queue.submit(spec, cost=50, caller="one")  # the whole share: the job before it has left nothing
+            waits = 100
+            while verdicts and waits > left:
+                assert (await queue.backlog()).candidates == waits
+                with pytest.raises(Overloaded, match=f"{waits} candidates of this key wait"):
+                    await queue.submit(make_spec(num_samples=101 - waits), cost=1, caller="one")
+                [claim, *ahead] = sorted(await lane.claim(9, 0), key=lambda claim: claim.heat.index)
+                await lane.complete(claim, outcome_of(claim.heat, verdicts))
+                for other in ahead:
+                    await lane.fail(other, "back")
+                waits -= claim.heat.count
+            if not verdicts:
+                await queue.redis.zadd(queue.keys("deadlines"), {spec.id: 0})
+                await queue.scripts("expire")
+            held = await queue.redis.hgetall(queue.keys("backlog")) | await queue.redis.hgetall(queue.keys("callers"))
+            assert set(held.values()) == {b"0"}
+        await ended.read(queue)
+        counted = {"confident": 1, "patience": 1, "none": 1, "deadline": 1}
+        name = "bestofn_jobs_stopped_total"
+        assert {reason: ended.registry.get_sample_value(name, {"reason": reason}) for reason in counted} == counted
         await queue.aclose()
 
     asyncio.run(run())
