@@ -104,6 +104,13 @@ class Played:
 
 
 Rounds = tuple[tuple[Played, ...], ...]
+
+
+def read_rounds(rounds: Sequence[Sequence[Mapping[str, Any]]]) -> Rounds:
+    """Reads rounds of matches that `Played.to_json` wrote."""
+    return tuple(tuple(Played.from_json(match) for match in matches) for matches in rounds)
+
+
 Answers = tuple[Answer, Answer]  # of one match: with `a` shown first, then with `b` shown first
 
 

@@ -68,6 +68,14 @@ class Stop(BaseModel):
     )
 
 
+class Finals(BaseModel):
+    """Finals: after all heats, those close to the leader meet in a knockout by the operator's pairwise judge."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    most: int = Field(4, strict=True, ge=2, le=16, description="Candidates that may meet, the best ones.")
+    band: float = Field(1.0, strict=True, ge=0, description="Log-odds that they may be behind the leader.")
+
+
 class Plan(BaseModel):
     """Options that were chosen for an effort or a budget, and what they are expected to cost."""
 
@@ -102,6 +110,7 @@ class JobSpec(BaseModel):
     draft: Draft | None = None
     stop: Stop | None = None
     calibration: Calibration | None = None
+    finals: Finals | None = None
     rule: Rule = Rule.MARGIN
     format: ImageFormat = "png"
     priority: Priority = "interactive"
@@ -117,6 +126,11 @@ class JobSpec(BaseModel):
     def has_thumbnail(self, candidate: int) -> bool:
         """Whether a small picture of this candidate is kept."""
         return self.thumbnails and candidate < THUMBNAILS_KEPT
+
+    @property
+    def pictures(self) -> int:
+        """How many candidates are in play, the best of those judged: their pictures are kept."""
+        return max(self.top_k, 0 if self.finals is None else self.finals.most)
 
     @property
     def starts_small(self) -> bool:
@@ -147,7 +161,9 @@ class JobSpec(BaseModel):
         return sum(heat.steps for heat in self.heats())
 
     def heat(self, index: int) -> "Heat":
-        """Heat `index` (0-based) of `num_heats`."""
+        """Heat `index` (0-based) of `num_heats`; in jobs with finals, these come after the last, without candidates."""
+        if self.finals is not None and index == self.num_heats:
+            return Heat(self, index, self.num_samples, 0)
         first, end = self.first(index), self.first(index + 1)
         if index < 0 or first == end:
             raise ValueError(f"job {self.id} has heats 0..{self.num_heats - 1}, got {index}")
@@ -165,6 +181,10 @@ class Heat:
     index: int
     first: int
     count: int
+
+    @property
+    def is_finals(self) -> bool:
+        return self.count == 0
 
     @property
     def candidates(self) -> range:
@@ -228,9 +248,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class HeatOutcome:
-    """What one finished heat leaves: every verdict, and the encoded pictures of its own best min(top_k, count).
+    """What one finished heat leaves: every verdict, and the encoded pictures of its own best min(`pictures`, count).
 
-    The job's top k are among the heats' top k, so nothing else needs to be kept.
+    The job's best are among the heats' best, so nothing else needs to be kept.
     """
 
     heat: int

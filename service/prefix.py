@@ -14,7 +14,7 @@ class Prefix:
 
     Attributes:
         heats: how many.
-        leaders: their best `top_k`, best first.
+        leaders: their best, as many as are in play, best first.
         stopped: why the job ends with them; None: it goes on, or has no more.
     """
 
@@ -41,9 +41,9 @@ def enough(spec: JobSpec, heats: int, leaders: Sequence[Candidate]) -> Reason | 
 
 
 def standing(spec: JobSpec, prefix: Prefix, finished: Mapping[int, Sequence[Candidate]]) -> set[int]:
-    """Candidates who may still be among the winners, by index: whose pictures are kept.
+    """Candidates who may still be in play at the end, by index: whose pictures are kept.
 
-    A candidate beyond the prefix is out once `top_k` of its own heat and of finished ones before it are better.
+    A candidate beyond the prefix is out once `pictures` of its own heat and of finished ones before it are better.
     """
     kept, field = {candidate.index for candidate in prefix.leaders}, list(prefix.leaders)
     if prefix.stopped is None:

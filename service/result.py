@@ -5,8 +5,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from bestofn.judge.bracket import knockout
 from bestofn.judge.calibration import probability
 from bestofn.judge.verdict import Verdict, rank
+from bestofn.service.finals import FinalsOutcome, entrants, reordered
 from bestofn.service.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
-from bestofn.service.schemas import CandidateOut, ImageOut, JobResult, MatchOut, Progress, UsageOut, VerdictOut
+from bestofn.service.schemas import (
+    CandidateOut,
+    FinalsOut,
+    ImageOut,
+    JobResult,
+    MatchOut,
+    Progress,
+    UsageOut,
+    VerdictOut,
+)
 
 
 def ranked(spec: JobSpec, candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -27,12 +37,12 @@ def finalists(spec: JobSpec, drafts: Mapping[int, Verdict]) -> list[int]:
 
 
 def best_of(spec: JobSpec, candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The best `top_k` among these candidates, best first; none of whom there is only a draft."""
-    return [candidate for candidate in ranked(spec, candidates)[: spec.top_k] if candidate.final]
+    """The candidates in play among these, best first: `pictures` of them, none of whom there is only a draft."""
+    return [candidate for candidate in ranked(spec, candidates)[: spec.pictures] if candidate.final]
 
 
 def leaders(spec: JobSpec, candidates: Iterable[Candidate]) -> list[int]:
-    """Indices of the best `top_k` among these candidates, best first: whose pictures are still in play."""
+    """Indices of the candidates in play, best first: whose pictures are kept."""
     return [candidate.index for candidate in best_of(spec, candidates)]
 
 
@@ -46,14 +56,17 @@ def assemble(
     progress: Progress | None = None,
     thumbnails: Collection[int] = (),
     discarded_forwards: int = 0,
+    finals: FinalsOutcome | None = None,
 ) -> JobResult:
     """The job's answer from its finished heats; the order in which they finished does not matter.
 
     A job that has not succeeded shows what was judged so far but no images: those of its heats may still change.
     `stopped` says why it ended: by its deadline or by its own rule. `thumbnails` are the candidates whose small picture
-    can be fetched. `discarded_forwards` went into candidates that the end has left out.
+    can be fetched. `discarded_forwards` went into candidates that the end has left out. `finals` are what they came to;
+    the bracket remains that of the verdicts.
     """
-    order = ranked(spec, (candidate for outcome in outcomes for candidate in outcome.candidates))
+    by_verdict = ranked(spec, (candidate for outcome in outcomes for candidate in outcome.candidates))
+    order = reordered(by_verdict, finals)
     succeeded = status is JobStatus.SUCCEEDED
     warnings = [*spec.warnings, *(text for outcome in outcomes for text in outcome.warnings)]
     unusable = sum(candidate.verdict.broken or candidate.verdict.answer == "other" for candidate in order)
@@ -67,6 +80,11 @@ def assemble(
             f"the deadline of {spec.deadline_seconds:g} s passed with {len(order)} of {spec.num_samples} candidates "
             "judged; these are the best of them"
         )
+        if finals is None and entrants(spec, by_verdict):
+            warnings.append(
+                "the finals were not played: the deadline passed before; the ranks are those of the verdicts"
+            )
+    warnings += finals.warnings if finals else ()
     if succeeded and spec.stop is not None and order and spec.calibration is None:
         warnings.append(
             f"judge {spec.judge.name} is not calibrated: `confidence` is its own probability, which may promise too "
@@ -78,9 +96,10 @@ def assemble(
         status=status,
         prompt=spec.prompt,
         images=_images(spec, order) if succeeded else [],
-        bracket=_bracket(order) if succeeded else [],
+        bracket=_bracket(by_verdict) if succeeded else [],
+        finals=_finals(finals) if succeeded else None,
         candidates=_candidates(spec, order, thumbnails),
-        usage=_usage(sum((outcome.usage for outcome in outcomes), Usage()), discarded_forwards) if outcomes else None,
+        usage=_usage(outcomes, discarded_forwards, finals) if outcomes else None,
         progress=progress,
         complete=succeeded and stopped != "deadline",
         stopped=stopped,
@@ -134,11 +153,16 @@ def _bracket(order: Sequence[Candidate]) -> list[list[MatchOut]]:
     return [[MatchOut(a=match.a, b=match.b, winner=match.winner) for match in matches] for matches in rounds]
 
 
+def _finals(finals: FinalsOutcome | None) -> FinalsOut | None:
+    return None if finals is None or not finals.rounds else FinalsOut.model_validate(finals.to_json())
+
+
 def _confidence(spec: JobSpec, order: Sequence[Candidate]) -> float | None:
     return None if spec.stop is None else probability(order[0].verdict, spec.calibration)
 
 
-def _usage(usage: Usage, discarded_forwards: int) -> UsageOut:
+def _usage(outcomes: Sequence[HeatOutcome], discarded_forwards: int, finals: FinalsOutcome | None) -> UsageOut:
+    usage = sum((outcome.usage for outcome in outcomes), Usage())
     return UsageOut(
         candidates=usage.candidates,
         transformer_forwards=usage.transformer_forwards,
@@ -146,4 +170,5 @@ def _usage(usage: Usage, discarded_forwards: int) -> UsageOut:
         tflops=usage.tflops,
         seconds=dict(usage.seconds),
         discarded_forwards=discarded_forwards,
+        pairwise_calls=finals.calls if finals else 0,
     )

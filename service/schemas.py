@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bestofn.judge.verdict import Rule, Verdict
 from bestofn.service.effort import Budget, Effort
-from bestofn.service.jobs import Draft, ImageFormat, JobStatus, Plan, Priority, Revision, Stop
+from bestofn.service.jobs import Draft, Finals, ImageFormat, JobStatus, Plan, Priority, Revision, Stop
 
 MAX_SEED = 2**63
 RANDOM_SEEDS = 2**53  # random seeds stay exact in JavaScript and Lua
@@ -44,6 +44,9 @@ class GenerateRequest(BaseModel):
     )
     model: str | None = None
     judge: str | None = None
+    finals: Finals | None = Field(
+        default=None, description="A knockout by the operator's pairwise judge among those close to the leader."
+    )
     rule: Rule = Rule.MARGIN
     priority: Priority = "interactive"
     format: ImageFormat = "png"
@@ -104,6 +107,22 @@ class MatchOut(BaseModel):
     winner: int
 
 
+class FinalsMatchOut(BaseModel):
+    a: int = Field(description="The better by its verdict.")
+    b: int | None = Field(description="null: a bye.")
+    answers: list[int | None] = Field(
+        description="Whom the judge named with `a` shown first, and with `b` shown first; null: neither."
+    )
+    winner: int = Field(description="Who was named twice, else `a`.")
+
+
+class FinalsOut(BaseModel):
+    """The knockout among the leaders by a judge that sees two pictures at a time."""
+
+    judge: str = Field(description="The model's name.")
+    rounds: list[list[FinalsMatchOut]] = Field(description="First round first.")
+
+
 class UsageOut(BaseModel):
     candidates: int
     transformer_forwards: int
@@ -114,6 +133,7 @@ class UsageOut(BaseModel):
         default=0,
         description="Transformer forwards, not counted above, for candidates that ran ahead when `stop` ended the job.",
     )
+    pairwise_calls: int = Field(default=0, description="Answers of the pairwise judge in `finals`, two a match.")
 
 
 class Progress(BaseModel):
@@ -142,6 +162,7 @@ class JobResult(BaseModel):
     prompt: str
     images: list[ImageOut] = []
     bracket: list[list[MatchOut]] = Field([], description="Rounds of the knockout, first round first.")
+    finals: FinalsOut | None = Field(default=None, description="What decided the first ranks, if it was played.")
     candidates: list[CandidateOut] = []
     next: str | None = Field(default=None, description="Relative url of the next page of candidates and bracket.")
     usage: UsageOut | None = None
