@@ -45,4 +45,5 @@ class WorkerCard(BaseModel):
     started_at: float  # Unix time of the queue server
     state: str = "ready"  # ready, busy, draining
     version: str | None = None  # of bestofn; None: older than this field
+    finals_judge: str | None = None  # the model that it asks in finals; not where
     tflops_per_second: float | None = None  # that its device has lately done; None: nothing yet

@@ -1,12 +1,13 @@
 """A job in this process: the engine without server and queue."""
 
+import asyncio
 import math
 import secrets
 import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -17,11 +18,16 @@ from tokenizers import Tokenizer
 from bestofn.judge.stopping import Reason
 from bestofn.service.api.validate import Pair, job_spec
 from bestofn.service.engine.protocol import Engine, HeatFailed, HeatFinished, Judged, Stepped
+from bestofn.service.finals import FinalsOutcome, entrants
+from bestofn.service.finals_play import play
 from bestofn.service.jobs import Candidate, HeatOutcome, JobSpec, JobStatus
 from bestofn.service.prefix import enough
 from bestofn.service.result import assemble, best_of, ranked
 from bestofn.service.schemas import RANDOM_SEEDS, CandidateOut, GenerateRequest, JobResult, Progress, VerdictOut
 from bestofn.service.settings import Settings
+from bestofn.service.vision_judge import VisionJudge, parse_address
+
+LOOK_SECONDS = 0.05  # between looks at Ctrl-C and the deadline while finals are played
 
 
 class LocalRun(NamedTuple):
@@ -37,14 +43,16 @@ def local_spec(request: GenerateRequest, engine: Engine, settings: Settings) -> 
 
     Raises:
         InvalidRequest: with the field at fault, its limit and what to change.
+        SetupError: the pairwise judge of the settings is none.
     """
+    finals_judge = None if settings.finals_judge is None else parse_address(settings.finals_judge).model
     tokenizer = Tokenizer.from_buffer(engine.tokenizer_json)
     # The file may ask for cutting or padding, which would hide how long a text is.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return job_spec(
         request.model_copy(update={"model": None, "judge": None}),
-        Pair(engine.model_card, engine.judge_card, (engine.slots,)),
+        Pair(engine.model_card, engine.judge_card, (engine.slots,), finals_judge=finals_judge),
         settings,
         job_id=secrets.token_hex(8),
         random_seed=secrets.randbelow(RANDOM_SEEDS - request.num_samples),
@@ -52,13 +60,19 @@ def local_spec(request: GenerateRequest, engine: Engine, settings: Settings) -> 
     )
 
 
-def run_local(spec: JobSpec, engine: Engine, on_progress: Callable[[JobResult], None] | None = None) -> LocalRun:
+def run_local(
+    spec: JobSpec,
+    engine: Engine,
+    on_progress: Callable[[JobResult], None] | None = None,
+    judge: VisionJudge | None = None,
+) -> LocalRun:
     """Runs a job to its end. Ctrl-C cancels it; a second Ctrl-C interrupts at once.
 
     Args:
         spec: of `local_spec`.
         engine: without other work.
         on_progress: called after every tick with the running job, its `progress` filled in.
+        judge: of the finals; closed afterwards.
 
     Returns:
         The job: succeeded, failed (with `error`) or canceled; pictures only if it succeeded.
@@ -84,8 +98,7 @@ def run_local(spec: JobSpec, engine: Engine, on_progress: Callable[[JobResult], 
                 if not outcomes:
                     error = "its deadline passed before its first candidates were judged"
                     return LocalRun(assemble(spec, JobStatus.FAILED, (), error=error, stopped="deadline"), {}, {})
-                result = assemble(spec, JobStatus.SUCCEEDED, outcomes, stopped="deadline")
-                return LocalRun(result, images, thumbnails)
+                return _succeeded(spec, outcomes, images, thumbnails, stopped="deadline")
             # A job that may stop is asked after each heat, and nothing runs ahead that it might not want.
             while waiting and engine.room() > 0 and not (spec.stop and engine.busy):
                 engine.admit(waiting.popleft())
@@ -117,7 +130,47 @@ def run_local(spec: JobSpec, engine: Engine, on_progress: Callable[[JobResult], 
             if on_progress is not None:
                 progress.best = _shown(leader) if leader else None
                 on_progress(assemble(spec, JobStatus.RUNNING, (), progress=progress.model_copy()))
-    return LocalRun(assemble(spec, JobStatus.SUCCEEDED, outcomes, stopped=stopped), images, thumbnails)
+        finals: FinalsOutcome | None = None
+        ended: str | None = stopped
+        if judge is not None and (meet := entrants(spec, in_play)):
+            finals = asyncio.run(_finals(judge, spec, meet, images, deadline, interrupted))
+            if finals is None and interrupted.is_set():
+                return LocalRun(assemble(spec, JobStatus.CANCELED, outcomes), {}, {})
+            ended = "deadline" if finals is None else stopped
+    return _succeeded(spec, outcomes, images, thumbnails, stopped=ended, finals=finals)
+
+
+def _succeeded(
+    spec: JobSpec,
+    outcomes: Sequence[HeatOutcome],
+    images: Mapping[int, bytes],
+    thumbnails: dict[int, bytes],
+    *,
+    stopped: str | None,
+    finals: FinalsOutcome | None = None,
+) -> LocalRun:
+    result = assemble(spec, JobStatus.SUCCEEDED, outcomes, stopped=stopped, finals=finals)
+    return LocalRun(result, {image.candidate: images[image.candidate] for image in result.images}, thumbnails)
+
+
+async def _finals(
+    judge: VisionJudge,
+    spec: JobSpec,
+    meet: Sequence[Candidate],
+    images: Mapping[int, bytes],
+    deadline: float,
+    interrupted: threading.Event,
+) -> FinalsOutcome | None:
+    """The finals, unless Ctrl-C or the deadline comes first."""
+    async with judge:
+        playing = asyncio.create_task(play(judge, spec, [candidate.index for candidate in meet], images))
+        while not (playing.done() or interrupted.is_set() or time.monotonic() > deadline):
+            await asyncio.wait({playing}, timeout=LOOK_SECONDS)
+        if playing.done():
+            return playing.result()
+        playing.cancel()
+        await asyncio.wait({playing})
+        return None
 
 
 def _shown(leader: Candidate) -> CandidateOut:

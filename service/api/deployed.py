@@ -33,6 +33,9 @@ class Deployed:
             except BestOfNError:
                 pass
         live, announced = pairs_of(await self._queue.cards()), pairs_of(await self._queue.announced())
-        self._live, self._announced = live, [replace(pair, capacities=(), tflops_per_second=0.0) for pair in announced]
+        self._live, self._announced = (
+            live,
+            [replace(pair, capacities=(), tflops_per_second=0.0, finals_judge=None) for pair in announced],
+        )
         self._stale_at = self._clock() + FRESH_SECONDS
         return choose_pair(self._live, self._announced, model, judge)

@@ -27,6 +27,7 @@ class Pair:
     judge: JudgeCard
     capacities: tuple[int, ...]
     tflops_per_second: float = 0.0  # of all these workers, as far as it is known
+    finals_judge: str | None = None  # the pairwise judge that a live worker asks, the one that started last first
 
 
 def pairs_of(cards: Iterable[WorkerCard]) -> list[Pair]:
@@ -40,6 +41,7 @@ def pairs_of(cards: Iterable[WorkerCard]) -> list[Pair]:
             held[0].judge,
             tuple(card.capacity for card in held),
             sum(card.tflops_per_second or 0.0 for card in held),
+            next((card.finals_judge for card in held if card.finals_judge is not None), None),
         )
         for held in groups.values()
     ]
@@ -121,6 +123,12 @@ def job_spec(
     chosen = _chosen(request, _prices(pair, width, height, steps, guidance), pair, settings)
     if chosen is not None:
         request = request.model_copy(update={name: getattr(chosen, name) for name in PLANNED})
+    if request.finals is not None and pair.finals_judge is None:
+        raise InvalidRequest(
+            f"finals need a pairwise judge, and no live worker of {card.pin.name} has one: start workers with "
+            "BESTOFN_FINALS_JUDGE, or leave finals out",
+            field="finals",
+        )
     _at_most("num_samples", request.num_samples, settings.max_samples, "this server's limit")
     _at_most("top_k", request.top_k, request.num_samples, "num_samples")
     N = request.num_samples
@@ -163,6 +171,7 @@ def job_spec(
         draft=request.draft,
         stop=_stop(request, pair.judge),
         calibration=None if request.stop is None else pair.judge.calibration,
+        finals=request.finals,
         deadline_seconds=request.deadline_seconds,
         thumbnails=request.thumbnails,
         embed_prompt=request.embed_prompt,

@@ -108,6 +108,13 @@ def generate(
     effort: Annotated[
         str | None, typer.Option(metavar="NAME", help="low, medium, high or max, instead of -n, --draft and --stop.")
     ] = None,
+    finals: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=16, metavar="MOST", help="So many of those close to the leader meet before the pairwise judge."
+        ),
+    ] = None,
+    band: Annotated[float, typer.Option(min=0, help="With --finals: log-odds that count as close.")] = 1.0,
     budget: Annotated[
         str | None,
         typer.Option(metavar="X", help="What it may cost on average, such as 30s or 500TFLOP, instead of those."),
@@ -166,6 +173,7 @@ def generate(
         "stop": limits if stop or limits else None,
         "effort": effort,
         "budget": _budget(budget),
+        "finals": finals and {"most": finals, "band": band},
         "embed_prompt": embed_prompt,
         "format": format_of(output),
         "thumbnails": sheet is not None,

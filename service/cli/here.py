@@ -30,9 +30,14 @@ def generate(request: Mapping[str, Any], settings: Settings) -> Outcome:
         # Imported here, since torch takes seconds, and everything before can fail without it.
         from bestofn.service.load import load_engine
         from bestofn.service.local import local_spec, run_local
+        from bestofn.service.vision_judge import VisionJudge
 
         engine = load_engine(settings)
-        run = run_local(local_spec(checked, engine, settings), engine, lambda running: bar.show(Progress.of(running)))
+        spec = local_spec(checked, engine, settings)
+        judge = (
+            VisionJudge(settings.finals_judge, settings.finals_key) if spec.finals and settings.finals_judge else None
+        )
+        run = run_local(spec, engine, lambda running: bar.show(Progress.of(running)), judge)
     result = run.result
     if result.status is JobStatus.FAILED:
         raise JobFailed(f"the job failed: {result.error}")

@@ -70,6 +70,9 @@ def report(result: JobResult, sheet: Path | None, *, json: bool) -> None:
         return
     for image in result.images:
         typer.echo(_line(result, image))
+    if result.finals is not None:
+        matches = sum(match.b is not None for played in result.finals.rounds for match in played)
+        typer.echo(f"finals: {matches} matches before {result.finals.judge}")
     if result.confidence is not None:
         typer.echo(_ending(result, result.confidence))
     if sheet is not None:

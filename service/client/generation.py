@@ -12,7 +12,7 @@ from PIL import Image
 
 from bestofn.service.images import MEDIA_TYPES
 from bestofn.service.jobs import ImageFormat
-from bestofn.service.schemas import CandidateOut, JobResult, MatchOut, UsageOut, VerdictOut
+from bestofn.service.schemas import CandidateOut, FinalsOut, JobResult, MatchOut, UsageOut, VerdictOut
 
 _STYLE = "margin:0;display:inline-block;max-width:min(100%,512px);font:14px/1.4 system-ui,sans-serif"
 
@@ -130,6 +130,11 @@ class Generation:
     def bracket(self) -> list[list[MatchOut]]:
         """The knockout, first round first."""
         return self.result.bracket
+
+    @property
+    def finals(self) -> FinalsOut | None:
+        """The knockout among the leaders by a pairwise judge, if it was played."""
+        return self.result.finals
 
     @property
     def usage(self) -> UsageOut | None:

@@ -31,6 +31,7 @@ class Options(TypedDict, total=False):
     deadline_seconds: float | None
     draft: Mapping[str, float] | None
     stop: Mapping[str, float] | None
+    finals: Mapping[str, float] | None
     effort: Effort | None
     budget: Mapping[str, float] | None
     format: ImageFormat
