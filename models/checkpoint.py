@@ -1,8 +1,10 @@
-"""Checkpoints: a name becomes a local folder in diffusers layout, its revision, and its call defaults."""
+"""Checkpoints: a name becomes a local folder in diffusers layout, its revision, and what is said beside its parts."""
 
 import hashlib
 import json
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,10 @@ from bestofn.models.instruction import COMPLEX_HUMAN_INSTRUCTION
 EMBEDDED = {"shapes": Path(__file__).parent / "weights" / "shapes"}
 PIPELINES = ("SanaPipeline", "SanaSprintPipeline")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+IMPORTANCE = "importance.json"
+"""Beside the parts: how much each block of the transformer matters. It changes no picture that does not ask for it, so
+that a checkpoint that gains one keeps its revision; jobs that ask for another depth name the blocks that they run."""
 
 # Files that are read; variants (fp16) and duplicates in other formats stay on the hub.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -100,6 +106,29 @@ class Checkpoint:
         merged["complex_human_instruction"] = tuple(merged["complex_human_instruction"] or ())
         return CallDefaults(**merged)
 
+    def block_importance(self) -> tuple[float, ...] | None:
+        """How much each of the transformer's blocks matters, or None where nobody measured it.
+
+        Raises:
+            CheckpointError: the file holds something else than a number for each block.
+        """
+        path = self.path / IMPORTANCE
+        if not path.exists():
+            return None
+        values: Any = _read_json(path).get("block_importance")
+        layers = self.config("transformer", "config.json")["num_layers"]
+        numbers = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
+        if not numbers or len(values) != layers or not all(map(math.isfinite, values)):
+            raise CheckpointError(
+                f"{path} must hold block_importance, {layers} numbers: `bestofn models importance` measures them"
+            )
+        return tuple(map(float, values))
+
+
+def importance_order(importance: Sequence[float]) -> list[int]:
+    """Blocks from the most important to the least; of equals the earlier comes first."""
+    return sorted(range(len(importance)), key=lambda block: -importance[block])
+
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
@@ -181,12 +210,13 @@ def cached(repository: str, revision: str) -> Path | None:
 
 
 def folder_revision(folder: Path) -> str:
-    """12 hex digits that change with any file of the checkpoint; hidden files and READMEs do not count.
+    """12 hex digits that change with any file of the checkpoint; hidden files, READMEs and `IMPORTANCE` do not count.
 
     Files above 64 MiB are sampled, so a 10 GB checkpoint takes well under a second.
     """
     digest = hashlib.sha256()
     files = [p for p in folder.rglob("*") if p.is_file() and p.suffix in {".json", ".safetensors", ".model", ".txt"}]
+    files = [file for file in files if file != folder / IMPORTANCE]
     for file in sorted(files, key=lambda p: p.relative_to(folder).as_posix()):
         size = file.stat().st_size
         digest.update(f"{file.relative_to(folder).as_posix()}\0{size}\0".encode())

@@ -1,6 +1,7 @@
 """A checkpoint of other depth: each block one of the source's or a new one, streamed from disk to disk.
 
-Only the transformer's blocks and its ``num_layers`` differ; every other weight and part is copied byte by byte.
+Only the transformer's blocks and its ``num_layers`` differ; every other weight and part is copied byte by byte. Block
+importances are left out: they were the source's.
 """
 
 import math
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.checkpoint import IMPORTANCE, Checkpoint
 from bestofn.models.errors import ModelError
 from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig
 from bestofn.models.linear_dit.weights import check_keys, file_shapes, weight_files
@@ -22,6 +23,7 @@ from bestofn.models.streamed import ITEMSIZE, StoredTensor, write_json, write_sh
 CHUNK = 2**20  # bytes copied, or values drawn, at a time
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 BLOCKS = "transformer_blocks."
+LEFT_OUT = ("transformer", "README.md", IMPORTANCE)  # of what is copied as it is
 
 Initial = Callable[[str], tuple[float, float]]
 """Of a new block's weight, by its name inside the block: mean and standard deviation."""
@@ -76,7 +78,7 @@ def rewrite(
         for name, shape in _shapes(replace(config, num_layers=len(blocks))).items()
     ]  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
-    others = [path for path in checkpoint.path.iterdir() if path.name not in ("transformer", "README.md")]
+    others = [path for path in checkpoint.path.iterdir() if path.name not in LEFT_OUT]
     others = [path for path in others if not path.name.startswith(".")]
     _check_space(out.parent, sum(tensor.nbytes for tensor in tensors) + sum(map(_size, others)))
 

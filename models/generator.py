@@ -13,7 +13,7 @@ Public interface (B rows, C latent channels, (h, w) latent grid, (H, W) pixels):
     generator.output(x, at, context, g)     network output (B, C, h, w) at the solver rows ``at``
     generator.decode(latents)               (B, H, W, 3) uint8 on the CPU
     generator.needs_negative(guidance)      whether a candidate takes two rows of a batch
-    generator.flops(width, height)          Flops(forward, decode, text) of one sample
+    generator.flops(width, height, layers)  Flops(forward, decode, text) of one sample
     generator.warnings                      what the user should know about how it was loaded
 
 A step of one candidate with guidance is::
@@ -26,7 +26,7 @@ A step of one candidate with guidance is::
 import gc
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import lcm
 from typing import Any
@@ -183,13 +183,14 @@ class Generator:
         """The checkpoint's solver at so many steps."""
         return solver_table(self.scheduler_config, steps, self.config.timestep_scale)
 
-    def flops(self, width: int, height: int) -> Flops:
-        """Work of one sample of this size."""
+    def flops(self, width: int, height: int, layers: int | None = None) -> Flops:
+        """Work of one sample of this size, through so many of the transformer's blocks (all if None)."""
         _, h, w = self.latent_shape(width, height)
+        shape = self.config if layers is None else replace(self.config, num_layers=layers)
         text = self.calls.max_sequence_length
         encoder = self.checkpoint.config("text_encoder", "config.json")
         return Flops(
-            forward=flops.forward_flops(self.config, h, w, text),
+            forward=flops.forward_flops(shape, h, w, text),
             decode=self._decode_flops_per_cell * h * w,
             text=flops.text_flops(encoder, self.tokenizer.window(instructed=True))
             + flops.context_flops(self.config, text),

@@ -3,6 +3,8 @@
 B batch, N tokens, D width, Y layers.
 """
 
+import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.checkpoint import IMPORTANCE, Checkpoint, importance_order
 from bestofn.models.depth import rewrite
 from bestofn.models.errors import ModelError
 from bestofn.models.generator import Generator
@@ -76,8 +78,32 @@ def kept_blocks(importance: Sequence[float], layers: int) -> list[int]:
     """The ``layers`` most important blocks, in the order of the model; of equals the earlier stays."""
     if not 1 <= layers < len(importance):
         raise ModelError(f"the checkpoint has {len(importance)} layers: keep 1 to {len(importance) - 1}, got {layers}")
-    ranked = sorted(range(len(importance)), key=lambda i: -importance[i])
-    return sorted(ranked[:layers])
+    return sorted(importance_order(importance)[:layers])
+
+
+def store_importance(checkpoint: Checkpoint, importance: Sequence[float], how: str) -> Path:
+    """Write block importances beside a checkpoint's parts, where `Checkpoint.block_importance` finds them.
+
+    Args:
+        checkpoint: the one that was measured.
+        importance: one number a block.
+        how: they were measured, for whoever reads the file.
+
+    Returns:
+        The file.
+
+    Raises:
+        ModelError: the folder cannot be written.
+    """
+    path = checkpoint.path / IMPORTANCE
+    fresh = path.with_name(f".{IMPORTANCE}.{os.getpid()}")
+    fields = {"block_importance": [round(value, 6) for value in importance], "measured": how}
+    try:
+        fresh.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        os.replace(fresh, path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be written ({error.strerror}): measure a copy of the folder") from error
+    return path
 
 
 def prune(checkpoint: Checkpoint, out: Path, kept: Sequence[int]) -> Path:

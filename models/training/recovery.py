@@ -9,7 +9,16 @@ from bestofn.models.training.runs import Progress, publish
 SCENES = 80_000
 
 
-def recover(start: Path, out: Path, run: Path, steps: int, progress: Progress, seed: int = 0, batch: int = 128) -> Path:
+def recover(
+    start: Path,
+    out: Path,
+    run: Path,
+    steps: int,
+    progress: Progress,
+    seed: int = 0,
+    batch: int = 128,
+    rate: float = 1.0,
+) -> Path:
     """Train for so many steps, the rate falling to zero from the first on.
 
     Args:
@@ -20,6 +29,7 @@ def recover(start: Path, out: Path, run: Path, steps: int, progress: Progress, s
         progress: called now and then with the figures of the moment.
         seed: of scenes, captions and noise.
         batch: scenes an update.
+        rate: the first rates, as a share of a fresh run's.
 
     Returns:
         ``out``.
@@ -36,6 +46,8 @@ def recover(start: Path, out: Path, run: Path, steps: int, progress: Progress, s
         batch_size=batch,
         scenes=min(SCENES, steps * batch),
         warmup_steps=min(10, steps),
+        matrix_rate=rate * GeneratorSettings.matrix_rate,
+        other_rate=rate * GeneratorSettings.other_rate,
     )
     parts = train_generator(further(settings, start), progress).averaged()
     story = (start / "README.md").read_text(encoding="utf-8").rstrip().removesuffix(".")

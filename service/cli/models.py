@@ -2,9 +2,10 @@
 
 import json as jsonlib
 import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -13,11 +14,19 @@ from bestofn.service.cli import target
 from bestofn.service.cli.console import err, say
 from bestofn.service.errors import SetupError
 
+if TYPE_CHECKING:
+    from bestofn.models.checkpoint import Checkpoint
+
 program = typer.Typer(
     no_args_is_help=True, help="Look into checkpoints, download published ones, make random, deeper or shallower ones."
 )
 
 Source = Annotated[str, typer.Argument(help="shapes, a folder, or a hub name with @revision.", show_default=False)]
+Calibration = Annotated[
+    Path | None, typer.Option(help="Prompts for calibration, one a line, as your users write them.")
+]
+CalibrationSteps = Annotated[int | None, typer.Option(min=1, help="Denoising steps while calibrating.")]
+Devices = Annotated[str | None, typer.Option(help="cpu or cuda:0; the first GPU if there is one.")]
 
 
 @program.command(epilog="Example: `bestofn models random --like sana1.5-1.6b ./random-1.6b`")
@@ -101,43 +110,63 @@ def grow(
     say(f"wrote {out}: {layers} layers, {_size(out) / 2**30:.2f} GiB")
 
 
+@program.command(epilog="Example: `bestofn models importance --prompts prompts.txt ./sana1.5`")
+def importance(
+    checkpoint: Source,
+    prompts: Calibration = None,
+    steps: CalibrationSteps = None,
+    devices: Devices = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of calibration.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print importances as JSON.")] = False,
+) -> None:
+    """Measure how much each layer matters and note it in the checkpoint's folder: then requests may choose a depth.
+
+    Workers read it when they start; `--depth D` of `bestofn generate` draws with the D layers that matter most.
+    """
+    _need_packages()
+    from bestofn.models.checkpoint import Checkpoint
+    from bestofn.models.pruning import store_importance
+
+    source = Checkpoint.resolve(checkpoint)
+    values, count = _measure(source, prompts, steps, devices, seed)
+    whose = "of the drawn world" if prompts is None else f"from {prompts.name}"
+    how = f"1 - cosine of a block's input and output; {count} prompts {whose}, {steps or 'default'} steps, seed {seed}"
+    path = store_importance(source, values, how)
+    if json:
+        typer.echo(jsonlib.dumps({"importance": values}))
+    else:
+        _print_importance(values, ())
+    say(f"wrote {path}")
+
+
 @program.command(epilog="Example: `bestofn models prune --layers 4 --recover 100 shapes ./light-shapes`")
 def prune(
     checkpoint: Source,
     out: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
     layers: Annotated[int, typer.Option(min=1, help="Layers that stay.", show_default=False)],
-    prompts: Annotated[
-        Path | None, typer.Option(help="Prompts for calibration, one a line, as your users write them.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps while calibrating.")] = None,
+    prompts: Calibration = None,
+    steps: CalibrationSteps = None,
     recover: Annotated[int, typer.Option(min=0, help="Training steps afterwards; the drawn world only.")] = 0,
-    devices: Annotated[str | None, typer.Option(help="cpu or cuda:0; the first GPU if there is one.")] = None,
+    devices: Devices = None,
     seed: Annotated[int, typer.Option(min=0, help="Of calibration and training.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print importances and what stays as JSON.")] = False,
 ) -> None:
     """Leave out the layers that matter least: those that turn their input least while pictures are drawn."""
     _need_packages()
     from bestofn.models.checkpoint import Checkpoint
-    from bestofn.models.generator import Generator
-    from bestofn.models.pruning import block_importance, calibration_prompts, kept_blocks
+    from bestofn.models.linear_dit import LinearDiTConfig
+    from bestofn.models.pruning import kept_blocks
     from bestofn.models.pruning import prune as write
     from bestofn.models.training.pipeline import check_trainable
     from bestofn.models.training.recovery import recover as train
-    from bestofn.service.load import devices as found
-    from bestofn.service.settings import load_settings
 
     source = Checkpoint.resolve(checkpoint)
     if recover:
         check_trainable(source.path)
-    generator = Generator(source, found(load_settings(devices=devices))[0])
-    kept_blocks([0.0] * generator.config.num_layers, layers)  # refuses a depth before anything is drawn
-    if prompts is None and checkpoint != "shapes":
-        say("calibrating with prompts of the drawn world; --prompts FILE takes prompts like your users'")
-    lines = prompts.read_text(encoding="utf-8").splitlines() if prompts else calibration_prompts(seed)
-    with Progress(console=err, transient=True) as bar:
-        task = bar.add_task("calibrating", total=len(lines))
-        importance = block_importance(generator, lines, seed, steps, lambda done: bar.update(task, completed=done))
-    kept = kept_blocks(importance, layers)
+    config = LinearDiTConfig.from_file(source.path / "transformer" / "config.json")
+    kept_blocks([0.0] * config.num_layers, layers)  # refuses a depth before anything is drawn
+    values, _ = _measure(source, prompts, steps, devices, seed)
+    kept = kept_blocks(values, layers)
     if recover:
         with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work, Progress(console=err) as bar:
             start = write(source, Path(work) / "start", kept)
@@ -146,12 +175,35 @@ def prune(
     else:
         write(source, out, kept)
     if json:
-        typer.echo(jsonlib.dumps({"importance": importance, "kept": kept}))
+        typer.echo(jsonlib.dumps({"importance": values, "kept": kept}))
     else:
-        for block, value in enumerate(importance):
-            bar_of = "#" * round(40 * value / max(importance))
-            typer.echo(f"layer {block:3} {'stays' if block in kept else '     '} {value:.4f} {bar_of}")
+        _print_importance(values, kept)
     say(f"wrote {out}: {layers} layers, {_size(out) / 2**30:.2f} GiB")
+
+
+def _measure(
+    source: "Checkpoint", prompts: Path | None, steps: int | None, devices: str | None, seed: int
+) -> tuple[list[float], int]:
+    """Importances of a checkpoint's layers, and the number of prompts they were measured with."""
+    from bestofn.models.generator import Generator
+    from bestofn.models.pruning import block_importance, calibration_prompts
+    from bestofn.service.load import devices as found
+    from bestofn.service.settings import load_settings
+
+    generator = Generator(source, found(load_settings(devices=devices))[0])
+    if prompts is None and source.name != "shapes":
+        say("calibrating with prompts of the drawn world; --prompts FILE takes prompts like your users'")
+    lines = prompts.read_text(encoding="utf-8").splitlines() if prompts else calibration_prompts(seed)
+    with Progress(console=err, transient=True) as bar:
+        task = bar.add_task("calibrating", total=len(lines))
+        values = block_importance(generator, lines, seed, steps, lambda done: bar.update(task, completed=done))
+    return values, len(lines)
+
+
+def _print_importance(values: Sequence[float], kept: Collection[int]) -> None:
+    for block, value in enumerate(values):
+        bar = "#" * round(40 * value / max(values))
+        typer.echo(f"layer {block:3} {'stays' if block in kept else '     '} {value:.4f} {bar}")
 
 
 def _fetch(name: str) -> str:

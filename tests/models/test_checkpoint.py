@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from bestofn.models.autoencoder import Decoder
-from bestofn.models.checkpoint import CallDefaults, Checkpoint
+from bestofn.models.checkpoint import CallDefaults, Checkpoint, importance_order
 from bestofn.models.errors import CheckpointError
 from bestofn.models.generator import Generator, part_dtypes
 from bestofn.models.instruction import COMPLEX_HUMAN_INSTRUCTION
+from bestofn.models.pruning import store_importance
 from bestofn.models.residency import to_release
 from bestofn.models.text import load_text_encoder
 
@@ -43,6 +44,20 @@ def test_call_defaults_come_from_bestofn_json_else_diffusers(folder):
     (folder / "bestofn.json").write_text(json.dumps({"steps": 3}))
     with pytest.raises(CheckpointError, match="unknown field 'steps', known are num_inference_steps"):
         Checkpoint.resolve(str(folder)).call_defaults()
+
+
+def test_importance_is_measured_beside_the_parts_and_is_no_other_revision(folder):
+    checkpoint = Checkpoint.resolve(str(folder))
+    assert checkpoint.block_importance() is None
+    store_importance(checkpoint, [0.25, 0.5], "here")
+    assert Checkpoint.resolve(str(folder)) == checkpoint
+    assert checkpoint.block_importance() == (0.25, 0.5)
+    assert importance_order([0.25, 0.5, 0.25]) == [1, 0, 2]
+    for wrong in ('{"block_importance": [1]}', '{"block_importance": [1, NaN]}', '{"block_importance": "12"}', "{}"):
+        (folder / "importance.json").write_text(wrong)
+        with pytest.raises(CheckpointError, match="must hold block_importance, 2 numbers: `bestofn models imp"):
+            checkpoint.block_importance()
+    assert Checkpoint.resolve("shapes").block_importance() is not None
 
 
 def test_what_is_missing_is_named(folder, tmp_path):

@@ -15,7 +15,7 @@ from bestofn.models.errors import CheckpointError, ModelError
 from bestofn.models.generator import Generator
 from bestofn.models.growth import grow, grown_blocks, target_layers
 from bestofn.models.linear_dit import from_diffusers
-from bestofn.models.pruning import block_importance, kept_blocks, prune
+from bestofn.models.pruning import block_importance, kept_blocks, prune, store_importance
 from bestofn.models.random_checkpoint import make_random_checkpoint
 from bestofn.models.sampling import generate
 
@@ -75,7 +75,9 @@ def test_blocks_of_the_grown_model():
 def test_diffusers_loads_what_is_written(source, tmp_path, method, monkeypatch):
     monkeypatch.setattr(streamed, "SHARD_BYTES", 200_000)  # several shards and their index
     grown = grow(source, tmp_path / "grown", 8, method)
+    store_importance(source, [1.0] * 5, "not of the result")
     pruned = prune(source, tmp_path / "pruned", [0, 4])
+    assert Checkpoint.resolve(str(pruned)).block_importance() is None
     for folder, layers in ((grown, 8), (pruned, 2)):
         assert len(list((folder / "transformer").glob("*.safetensors"))) > 1
         pipeline = SanaPipeline.from_pretrained(folder)

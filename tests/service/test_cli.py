@@ -404,6 +404,8 @@ def test_models_are_grown_and_pruned(run: Run, tmp_path: Path) -> None:
     assert (status, err.startswith("wrote deep: 8 layers, 0.0")) == (0, True), err
     (tmp_path / "prompts.txt").write_text("a photo of a star\na photo of two red rings\n")
     options = ("--prompts", "prompts.txt", "--steps", "1", "--devices", "cpu")
+    status, out, err = run("models", "importance", *options, "--json", "deep")
+    assert (status, "importance.json" in err, len(json.loads(out)["importance"])) == (0, True, 8)
     status, out, _ = run("models", "prune", "--layers", "4", *options, "--json", "deep", "light")
     assert (status, json.loads(out)["kept"]) == (0, [0, 1, 2, 3])  # the new ones do nothing yet
     status, out, _ = run("models", "inspect", "light", "--json")
