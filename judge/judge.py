@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bestofn.judge.bracket import Bracket, knockout
 from bestofn.judge.cost import language_flops, vision_flops
+from bestofn.judge.cutting import cut
 from bestofn.judge.loader import JudgeFolder, load
 from bestofn.judge.preprocess import ImageMode, Picture
 from bestofn.judge.question import unknown_words
@@ -73,12 +74,18 @@ class Judge:
 
     @torch.inference_mode()
     def ask(
-        self, pictures: Sequence[Picture], prompts: Sequence[str], *, one_tile: bool = False, non_blocking: bool = False
+        self,
+        pictures: Sequence[Picture] | torch.Tensor,
+        prompts: Sequence[str],
+        *,
+        one_tile: bool = False,
+        non_blocking: bool = False,
     ) -> torch.Tensor:
         """What the judge answers about each picture, for `verdict`.
 
         Args:
-            pictures: PIL images or (H, W, 3) uint8 arrays, of any sizes, at least one.
+            pictures: PIL images or (H, W, 3) uint8 arrays, of any sizes, at least one; or (B, H, W, 3) uint8 on the
+                judge's device, where they stay.
             prompts: the prompt of each picture.
             one_tile: look at the whole picture only and not into its cells: cheaper, for drafts.
             non_blocking: of a GPU, only queue the work: the answers are there when the current stream is done.
@@ -92,17 +99,27 @@ class Judge:
         if len(pictures) != len(prompts):
             raise ValueError(f"each picture needs its prompt, got {len(pictures)} pictures and {len(prompts)} prompts")
         mode = self._one_tile if one_tile else self.image_mode
-        tiles = list(self._cutters.map(mode.tiles, pictures) if self._cutters else map(mode.tiles, pictures))
-        rows = [self.ids(prompt, len(cut)) for prompt, cut in zip(prompts, tiles, strict=True)]
-        logits: torch.Tensor = self.model(self._pixels(np.concatenate(tiles)).to(self.dtype), rows)  # (B, V)
+        if isinstance(pictures, torch.Tensor):
+            tiles = cut(mode, pictures)  # (B * n, S, S, 3)
+            counts = [len(tiles) // len(pictures)] * len(pictures)
+            pixels = looked_up(self._levels, tiles)
+        else:
+            cuts = list(self._cutters.map(mode.tiles, pictures) if self._cutters else map(mode.tiles, pictures))
+            counts = list(map(len, cuts))
+            pixels = self._pixels(np.concatenate(cuts))
+        rows = [self.ids(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
+        logits: torch.Tensor = self.model(pixels.to(self.dtype), rows)  # (B, V)
         return logits.to("cpu", non_blocking=non_blocking)
 
     def _pixels(self, tiles: NDArray[np.uint8]) -> torch.Tensor:
         """(n, S, S, 3) -> (n, 3, S, S) on the device, as `ImageMode.pixels`."""
         if self.device.type == "cpu":
             return torch.from_numpy(self.image_mode.pixels(tiles))
-        levels, bytes = torch.from_numpy(self.image_mode.levels.copy()), torch.from_numpy(tiles)
-        return looked_up(uploaded(levels, self.device), uploaded(bytes, self.device))
+        return looked_up(self._levels, uploaded(torch.from_numpy(tiles), self.device))
+
+    @cached_property
+    def _levels(self) -> torch.Tensor:
+        return torch.from_numpy(self.image_mode.levels.copy()).to(self.device)
 
     def verdict(self, logits: torch.Tensor) -> Verdict:
         """The verdict on one picture of its (V,) logits."""
@@ -154,7 +171,7 @@ class Judge:
 def looked_up(levels: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
     """`ImageMode.pixels` on a device, which then gets bytes alone: (3, 256), (n, S, S, 3) uint8 -> (n, 3, S, S)."""
     channels = torch.arange(3, device=levels.device)[:, None, None]
-    return levels[channels, tiles.permute(0, 3, 1, 2).int()]
+    return levels[channels, tiles.permute(0, 3, 1, 2).int()].contiguous()  # rounding depends on the layout
 
 
 def rank_images(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from bestofn.judge.judge import looked_up
+from bestofn.judge.cutting import cut, resize
+from bestofn.judge.judge import Judge, looked_up
 from bestofn.judge.preprocess import ImageMode
 
 PUBLISHED = ImageMode("dynamic", 448, 1, 12, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1 / 255)
@@ -51,3 +52,27 @@ def test_a_device_looks_up_the_same_pixel_values() -> None:
     tiles = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     ours = looked_up(torch.from_numpy(mode.levels.copy()), torch.from_numpy(tiles))
     assert np.array_equal(ours.numpy(), mode.pixels(tiles))
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (512, 512), (640, 640), (300, 200), (96, 224)])
+def test_a_device_cuts_the_same_tiles_bit_for_bit(width: int, height: int) -> None:
+    mode = ImageMode("dynamic", 96, 1, 12, (0.5,) * 3, (0.5,) * 3, 1 / 255)
+    random = np.random.default_rng(width)
+    noise = random.integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+    edges = random.integers(0, 2, (1, height, width, 3), dtype=np.uint8) * 255  # the filter overshoots
+    pictures = np.concatenate([noise, edges])
+    assert np.array_equal(cut(mode, torch.from_numpy(pictures)), np.concatenate([mode.tiles(p) for p in pictures]))
+
+
+def test_a_picture_of_the_wanted_size_is_left_alone() -> None:
+    picture = torch.randint(0, 256, (1, 7, 5, 3), dtype=torch.uint8)
+    assert torch.equal(resize(picture, 5, 7), picture)
+
+
+def test_pictures_that_stay_on_the_device_get_the_same_verdicts() -> None:
+    judge = Judge.load()
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
+    prompts = ["a photo of a red star"] * 3
+    for one_tile in (False, True):
+        here = judge.ask(list(pictures), prompts, one_tile=one_tile)
+        assert torch.equal(judge.ask(torch.from_numpy(pictures), prompts, one_tile=one_tile), here)
