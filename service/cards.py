@@ -22,6 +22,13 @@ class ModelCard(BaseModel):
     known_words: tuple[str, ...] | None = None  # None: open vocabulary
     tflops_per_forward: float  # one sample through the transformer at the default size
     tflops_per_decode: float
+    depth: int | None = None  # blocks of the transformer, the most that a job may ask for; None: an older worker
+    block_order: tuple[int, ...] | None = None  # from the most important on; None: the greatest depth is the only one
+    tflops_per_block: float = 0.0  # of `tflops_per_forward`
+
+    def blocks(self, depth: int | None) -> tuple[int, ...] | None:
+        """The `depth` most important blocks, in the order of the model; None: all."""
+        return None if depth is None or self.block_order is None else tuple(sorted(self.block_order[:depth]))
 
 
 class JudgeCard(BaseModel):

@@ -48,6 +48,13 @@ class Draft(BaseModel):
     keep: float = Field(
         0.125, strict=True, gt=0, le=1, description="Share of a heat that is solved in full, at least one."
     )
+    depth: int | None = Field(
+        default=None,
+        strict=True,
+        ge=1,
+        exclude_if=lambda depth: depth is None,
+        description="How many of the transformer's blocks draw a draft; those of a full solution if left out.",
+    )
 
 
 class Stop(BaseModel):
@@ -91,6 +98,8 @@ class Plan(BaseModel):
 class JobSpec(BaseModel):
     """One job with every default filled in: with the checkpoints it names, all that its result depends on.
 
+    `blocks` are the transformer's that run, ascending, and `draft_blocks` those of drafts; None: all.
+
     Candidate i is drawn from seed `seed + i`. `heat_size` candidates are queued, leased and retried together; the
     first heats of a job that may stop are smaller, unless it has drafts. `calibration` is the judge's when the job was
     submitted, of jobs that may stop.
@@ -107,7 +116,10 @@ class JobSpec(BaseModel):
     height: int
     num_inference_steps: int
     guidance_scale: float
+    depth: int | None = None
+    blocks: tuple[int, ...] | None = None
     draft: Draft | None = None
+    draft_blocks: tuple[int, ...] | None = None
     stop: Stop | None = None
     calibration: Calibration | None = None
     finals: Finals | None = None
@@ -122,6 +134,10 @@ class JobSpec(BaseModel):
     judge: Revision
     plan: Plan | None = None
     warnings: tuple[str, ...] = ()
+
+    def blocks_of(self, draft: bool) -> tuple[int, ...] | None:
+        """The transformer's blocks that draw a draft, or a full solution; None: all."""
+        return self.draft_blocks if draft else self.blocks
 
     def has_thumbnail(self, candidate: int) -> bool:
         """Whether a small picture of this candidate is kept."""

@@ -16,7 +16,7 @@ from bestofn.judge.calibration import read as read_calibration
 from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.judge.loader import PARTS, JudgeFolderError, revision
 from bestofn.models import residency
-from bestofn.models.checkpoint import HUB_NAME, Checkpoint, cached, download
+from bestofn.models.checkpoint import HUB_NAME, Checkpoint, cached, download, importance_order
 from bestofn.models.errors import ModelError
 from bestofn.models.flops import TERA
 from bestofn.models.generator import FOLDERS, Generator, part_dtypes
@@ -192,6 +192,7 @@ def model_card(generator: Generator, tokenizer: bytes, max_size: int) -> ModelCa
     """What the API has to know of a generator."""
     defaults, checkpoint = generator.defaults, generator.checkpoint
     flops = generator.flops(defaults.width, defaults.height)
+    layers, importance = generator.config.num_layers, checkpoint.block_importance()
     return ModelCard(
         pin=Revision(name=checkpoint.name, revision=checkpoint.revision),
         width=defaults.width,
@@ -205,6 +206,9 @@ def model_card(generator: Generator, tokenizer: bytes, max_size: int) -> ModelCa
         known_words=known_words(tokenizer),
         tflops_per_forward=flops.forward / TERA,
         tflops_per_decode=flops.decode / TERA,
+        depth=layers,
+        block_order=None if importance is None else tuple(importance_order(importance)),
+        tflops_per_block=(flops.forward - generator.flops(defaults.width, defaults.height, 0).forward) / layers / TERA,
     )
 
 

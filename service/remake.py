@@ -15,18 +15,23 @@ def remake_request(story: Story) -> dict[str, Any]:
     """
     told = story.prompt is not None
     prompts = {"prompt": story.prompt, "negative_prompt": story.negative_prompt or ""} if told else {}
-    return prompts | {
-        "num_samples": 1,
-        "seed": story.seed,
-        "width": story.width,
-        "height": story.height,
-        "num_inference_steps": story.num_inference_steps,
-        "guidance_scale": story.guidance_scale,
-        "rule": story.rule.value,
-        "model": story.model.name,
-        "judge": story.judge.name,
-        "embed_prompt": told,
-    }
+    depth = {} if story.blocks is None else {"depth": len(story.blocks)}
+    return (
+        prompts
+        | depth
+        | {
+            "num_samples": 1,
+            "seed": story.seed,
+            "width": story.width,
+            "height": story.height,
+            "num_inference_steps": story.num_inference_steps,
+            "guidance_scale": story.guidance_scale,
+            "rule": story.rule.value,
+            "model": story.model.name,
+            "judge": story.judge.name,
+            "embed_prompt": told,
+        }
+    )
 
 
 def diffusers_call(story: Story) -> str:
@@ -55,6 +60,7 @@ def diffusers_call(story: Story) -> str:
     comment = [] if story.prompt is not None else ["# The prompt was left out of the picture: write it in."]
     lines = [
         *(_from_hub if hub else _from_folder)(story),
+        *_shallower(story),
         *comment,
         "picture = pipeline(",
         *(f"    {argument}," for argument in call),
@@ -83,6 +89,15 @@ def _from_folder(story: Story) -> list[str]:
         f"checkpoint = Checkpoint.resolve({_literal(story.model.name)})  # revision {_plain(story.model.revision)}",
         "calls = checkpoint.call_defaults()",
         "pipeline = DiffusionPipeline.from_pretrained(checkpoint.path, dtype=torch.float32)",
+    ]
+
+
+def _shallower(story: Story) -> list[str]:
+    if story.blocks is None:
+        return []
+    return [
+        "blocks = pipeline.transformer.transformer_blocks",
+        f"pipeline.transformer.transformer_blocks = torch.nn.ModuleList(blocks[i] for i in {list(story.blocks)})",
     ]
 
 

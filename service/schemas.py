@@ -30,6 +30,9 @@ class GenerateRequest(BaseModel):
     height: int | None = Field(default=None, strict=True, ge=32)
     num_inference_steps: int | None = Field(default=None, strict=True, ge=1)
     guidance_scale: float | None = Field(default=None, strict=True, ge=0, allow_inf_nan=False)
+    depth: int | None = Field(
+        default=None, strict=True, ge=1, description="How many of the transformer's blocks draw; all if left out."
+    )
     draft: Draft | None = Field(
         default=None, description="Draft all candidates in few steps, solve the best share in full."
     )

@@ -32,7 +32,7 @@ _MALFORMED = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError,
 class Story(BaseModel):
     """All that the picture depends on, and nothing else: the same picture has the same story, whichever job drew it.
 
-    The prompts are None where the request wanted them left out.
+    The prompts are None where the request wanted them left out, `blocks` where all of the transformer's ran.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=(), allow_inf_nan=False)
@@ -43,6 +43,7 @@ class Story(BaseModel):
     height: int
     num_inference_steps: int
     guidance_scale: float
+    blocks: tuple[int, ...] | None = Field(default=None, max_length=1000, exclude_if=lambda blocks: blocks is None)
     rule: Rule
     verdict: VerdictOut
     model: Revision
@@ -60,6 +61,7 @@ class Story(BaseModel):
             height=spec.height,
             num_inference_steps=spec.num_inference_steps,
             guidance_scale=spec.guidance_scale,
+            blocks=spec.blocks,
             rule=spec.rule,
             verdict=VerdictOut.of(candidate.verdict),
             model=_public(spec.model),

@@ -1,6 +1,6 @@
 """bestofn generate --again: the story of the picture to draw once more, and what is not as it was then."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
 import typer
@@ -54,3 +54,10 @@ def differences(story: Story, result: JobResult) -> Iterator[str]:
             effect = "the picture may differ" if kind == "model" else "the verdict may differ, the picture does not"
             before, today = (f"{pin.name}@{pin.revision}" for pin in (then, now))
             yield f"the {kind} was {before} and is {today}: {effect}"
+    blocks = result.parameters.get("blocks")
+    if list(story.blocks or ()) != (blocks or []):
+        yield f"it was drawn with {_blocks(story.blocks)} and now with {_blocks(blocks)}: the picture differs"
+
+
+def _blocks(blocks: Sequence[int] | None) -> str:
+    return "all blocks" if blocks is None else f"blocks {', '.join(map(str, blocks))}"

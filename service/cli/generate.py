@@ -78,6 +78,10 @@ def generate(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of candidate 0; candidate i has seed + i.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale.")] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="BLOCKS", help="Draw with the model's most important blocks.", show_default="all"),
+    ] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, such as 1024x1024.")] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What the picture should not show.")] = None,
     rule: Annotated[Rule | None, typer.Option(help="How verdicts are compared.", show_default="margin")] = None,
@@ -88,6 +92,10 @@ def generate(
         ),
     ] = None,
     keep: Annotated[float, typer.Option(metavar="SHARE", help="With --draft: who is solved in full.")] = 0.125,
+    draft_depth: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="BLOCKS", help="With --draft: fewer of the model's blocks.", show_default=False),
+    ] = None,
     stop: Annotated[
         bool, typer.Option("--stop", help="End once the best is probably right, or the prompt seems hopeless.")
     ] = False,
@@ -147,6 +155,8 @@ def generate(
         raise typer.BadParameter("--server and --local exclude each other")
     if prompt is None and again is None:
         raise typer.BadParameter("write a prompt, or --again PICTURE to draw a picture once more")
+    if draft_depth is not None and draft is None:
+        raise typer.BadParameter("--draft-depth goes with --draft STEPS")
     dimensions = _size(size)
     story: Story | None = None
     base: dict[str, Any] = {} if effort or budget else {"num_samples": CANDIDATES}
@@ -169,7 +179,8 @@ def generate(
         "height": dimensions and dimensions[1],
         "rule": rule and rule.value,
         "deadline_seconds": deadline,
-        "draft": draft and {"num_inference_steps": draft, "keep": keep},
+        "depth": depth,
+        "draft": draft and {"num_inference_steps": draft, "keep": keep, "depth": draft_depth},
         "stop": limits if stop or limits else None,
         "effort": effort,
         "budget": _budget(budget),

@@ -12,7 +12,8 @@ class Options(TypedDict, total=False):
     """What POST /generate takes beside the prompt; what is left out takes the server's and checkpoint's defaults.
 
     `num_samples` is N, the candidates that are drawn and judged; `top_k` the winners returned; candidate i is drawn
-    from seed `seed + i` (random if left out); `width` and `height` are pixels; `thumbnails` keeps small pictures of all
+    from seed `seed + i` (random if left out); `width` and `height` are pixels; `depth` is how
+    many of the transformer's blocks draw; `thumbnails` keeps small pictures of all
     candidates; `model` and `judge` are names that the server deploys.
     """
 
@@ -24,6 +25,7 @@ class Options(TypedDict, total=False):
     height: int | None
     num_inference_steps: int | None
     guidance_scale: float | None
+    depth: int | None
     model: str | None
     judge: str | None
     rule: Rule | Literal["margin", "official"]

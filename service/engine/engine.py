@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 
@@ -31,8 +31,8 @@ from bestofn.service.jobs import Heat, HeatOutcome
 class Engine:
     """One device's slots, decoder and judge; `protocol.Engine` is the contract.
 
-    A tick fills free slots, advances the slots of one resolution by one step as one batch, and decodes and judges
-    what became due: full micro-batches, or the last pictures of a heat.
+    A tick fills free slots, advances the slots of one resolution and depth by one step as one batch, and decodes and
+    judges what became due: full micro-batches, or the last pictures of a heat.
     """
 
     def __init__(
@@ -118,9 +118,9 @@ class Engine:
             return
         self._judge.get()
         if self.generator.device.type == "cuda":
-            group = (self.model_card.width, self.model_card.height)
+            group = policy.Group(self.model_card.width, self.model_card.height)
             self._group(group).warm_up(*self._prompts.get([("", True)]))
-            self._finishing.warm_up(group)
+            self._finishing.warm_up(group.size)
             torch.cuda.synchronize(self.generator.device)
 
     def admit(self, heat: Heat) -> None:
@@ -140,13 +140,11 @@ class Engine:
         if owner in self._heats or owner in self._outcomes:
             raise ValueError(f"heat {heat.index} of job {spec.id} is held already")
         self.generator.latent_shape(spec.width, spec.height)
-        group = (spec.width, spec.height)
+        layers = self.generator.config.num_layers
+        if blocks := [block for block in (spec.blocks or ()) + (spec.draft_blocks or ()) if not 0 <= block < layers]:
+            raise ValueError(f"this engine's transformer has blocks 0 to {layers - 1}, the heat asks for {blocks[0]}")
         self._heats[owner] = HeatWork(heat, drawing=heat.count)
-        self._waiting += (
-            policy.Waiting(
-                *owner, group, spec.priority == "interactive", tuple(heat.candidates), draft=spec.draft is not None
-            ),
-        )
+        self._waiting += (_waiting(heat, heat.candidates, draft=spec.draft is not None),)
 
     def cancel(self, job: str) -> None:
         """Drops everything of this job before the next tick; any thread may call this."""
@@ -159,7 +157,7 @@ class Engine:
             torch.zeros(1, device=self.generator.device).item()
 
     def tick(self) -> list[EngineEvent]:
-        """One forward over the busy slots of one resolution, and the decoding and judging that became due.
+        """One forward over the busy slots of one group, and the decoding and judging that became due.
 
         A GPU is given one step ahead of the one that it computes: this returns while it is busy.
         """
@@ -184,13 +182,8 @@ class Engine:
         yield from self._finishing.run()
         for owner, work in list(self._heats.items()):
             if work.heat.job.draft is not None and work.choose_finalists():
-                spec = work.heat.job
-                group = (spec.width, spec.height)
                 # Before all heats that wait: theirs is the first in its group to be finished.
-                self._waiting = (
-                    policy.Waiting(*owner, group, spec.priority == "interactive", work.finalists),
-                    *self._waiting,
-                )
+                self._waiting = (_waiting(work.heat, work.finalists, draft=False), *self._waiting)
             if work.done:
                 del self._heats[owner]
                 self._outcomes[owner] = self._encoder.submit(work.outcome)
@@ -220,7 +213,7 @@ class Engine:
 
     def _group(self, group: policy.Group) -> SlotGroup:
         if group not in self._groups:
-            rows = self.sizes.batch(self.sizes.rows, self._flops(*group).forward / TERA)
+            rows = self.sizes.batch(self.sizes.rows, self._flops(*group.size, group.layers).forward / TERA)
             self._groups[group] = SlotGroup(
                 self.generator, group, self.slots, rows, self.sizes.strict, self._cores, self._record
             )
@@ -274,11 +267,11 @@ class Engine:
             if len(self._steps) > 1:
                 self._steps.popleft().wait()
         except MemoryError:
-            size = f"{group[0]}x{group[1]}"
+            size = f"{group.width}x{group.height}"
             for owner in steps:
                 yield HeatFailed(*owner, f"denoising a picture of {size} pixels needs more memory than is free")
             return
-        forward = self._flops(*group).forward / TERA
+        forward = self._flops(*group.size, group.layers).forward / TERA
         for owner, count in rows.items():
             work = self._heats[owner]
             work.clocks.append(("denoise", clock, count / rows.total()))
@@ -288,7 +281,7 @@ class Engine:
         for slot, latent in finished:
             slots.drop(slot)
             occupant = occupants[slot]
-            self._finishing.add(group, Latent(occupant.owner, occupant.candidate, latent, occupant.draft))
+            self._finishing.add(group.size, Latent(occupant.owner, occupant.candidate, latent, occupant.draft))
         for owner, count in steps.items():
             yield Stepped(*owner, count, rows[owner])
 
@@ -312,3 +305,10 @@ class Engine:
             for slot in [slot for slot, occupant in slots.occupants.items() if occupant.owner == owner]:
                 slots.drop(slot)
         self._finishing.drop(owner)
+
+
+def _waiting(heat: Heat, candidates: Sequence[int], *, draft: bool) -> policy.Waiting:
+    """Candidates of a heat that are now to be drafted, or to be solved."""
+    spec = heat.job
+    group = policy.Group(spec.width, spec.height, spec.blocks_of(draft) or ())
+    return policy.Waiting(spec.id, heat.index, group, spec.priority == "interactive", tuple(candidates), draft)

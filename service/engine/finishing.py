@@ -18,7 +18,8 @@ from bestofn.service.engine.microbatch import MicroBatches
 from bestofn.service.engine.protocol import HeatFailed, Judged
 from bestofn.service.engine.residence import JudgeResidence
 from bestofn.service.engine.sizes import Sizes
-from bestofn.service.engine.slots import Group, split_due
+from bestofn.service.engine.slots import Size as Group
+from bestofn.service.engine.slots import split_due
 from bestofn.service.jobs import JobSpec
 
 Item = TypeVar("Item", "Latent", "Picture")

@@ -1,4 +1,4 @@
-"""The slots of one resolution: their latents, their rows of the transformer's batch, and one step of all of them.
+"""The slots of one resolution and depth: latents, rows of the transformer's batch, and one step of all of them.
 
 S slots, R rows of a lane, C latent channels, (h, w) latent grid. What a forward reads and writes lies where it always
 lies, so that a GPU can replay it, and what the host knows goes there without waiting for the device.
@@ -51,7 +51,7 @@ class Occupant:
 
 
 class SlotGroup:
-    """S slots of one resolution.
+    """S slots of one resolution and depth.
 
     The batch's rows are cut into lanes of R rows. With strict reproducibility every forward is one lane, whole: its
     free rows are computed as padding, since a kernel may round otherwise for another number of rows, and a lane
@@ -73,7 +73,7 @@ class SlotGroup:
     ) -> None:
         """
         Args:
-            group: width and height in pixels.
+            group: width and height in pixels, and the transformer's blocks that run.
             slots: S.
             lane: R.
             cores: how many forwards at once.
@@ -86,7 +86,8 @@ class SlotGroup:
         self._lane = lane if strict else 2 * slots
         self._strict = strict
         self._most_rows = self._lane  # of one forward, as far as memory sufficed
-        rows, shape, device = -(-2 * slots // self._lane) * self._lane, generator.latent_shape(*group), generator.device
+        rows, shape = -(-2 * slots // self._lane) * self._lane, generator.latent_shape(*group.size)
+        device = generator.device
         self._x = torch.zeros(slots, *shape, device=device)  # (S, C, h, w)
         self._previous = torch.zeros(slots, *shape, device=device)  # (S, C, h, w)
         self._values = torch.zeros(slots, 9, device=device)  # of each slot: its solver's row and its guidance scale
@@ -140,7 +141,7 @@ class SlotGroup:
             if lane not in self._contexts:
                 self._contexts[lane] = context.empty_slots(self._lane)
             self._contexts[lane].write(place, context)
-        noise = uploaded(self._generator.noise(seed, *self._group, draws=1 + table.noise_draws), self._x.device)
+        noise = uploaded(self._generator.noise(seed, *self._group.size, draws=1 + table.noise_draws), self._x.device)
         self._x[slot] = noise[0]
         self._previous[slot] = 0.0
         self.occupants[slot] = Occupant(owner, candidate, table, guidance_scale, noise[1:], rows, draft)
@@ -254,6 +255,7 @@ class SlotGroup:
             StepCoefficients.of(values[:, :8]),
             self._contexts[lane].rows(start, start + len(rows)),
             values[:, 8],
+            self._group.blocks or None,
         )
 
     def _fresh_noise(self) -> Tensor | None:

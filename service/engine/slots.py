@@ -1,16 +1,33 @@
 """Who is denoised next: which candidates enter free slots, which rows of the batch they take, whose tick it is.
 
-Pure policy over plain values, without tensors. Slots of one resolution form a group; a tick steps one group. A slot
-takes one row of its group's batch, or two with guidance. The batch runs in chunks of consecutive rows, and a chunk
-without a busy row is not run, so rows are dealt lowest first.
+Pure policy over plain values, without tensors. Slots of one resolution and depth form a group; a tick steps one group.
+A slot takes one row of its group's batch, or two with guidance. The batch runs in chunks of consecutive rows, and a
+chunk without a busy row is not run, so rows are dealt lowest first.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 Item = TypeVar("Item")
-Group = tuple[int, int]  # width, height in pixels
+Size = tuple[int, int]  # width, height in pixels
+
+
+class Group(NamedTuple):
+    """What candidates have in common that are denoised in one batch: pixels, and the blocks that run, () for all."""
+
+    width: int
+    height: int
+    blocks: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> Size:
+        return self.width, self.height
+
+    @property
+    def layers(self) -> int | None:
+        """How many blocks run; None for all."""
+        return len(self.blocks) or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,17 @@ export function diffusersCall({ prompt, parameters, model }, seed) {
     call.push("complex_human_instruction=list(calls.complex_human_instruction)");
   }
   const lines = call.map((argument) => `    ${argument},`);
-  return [...(hub ? fromHub : fromFolder)(model), "picture = pipeline(", ...lines, ").images[0]"].join("\n");
+  const made = [...(hub ? fromHub : fromFolder)(model), ...shallower(parameters)];
+  return [...made, "picture = pipeline(", ...lines, ").images[0]"].join("\n");
 }
+
+const shallower = ({ blocks }) =>
+  blocks
+    ? [
+        "blocks = pipeline.transformer.transformer_blocks",
+        `pipeline.transformer.transformer_blocks = torch.nn.ModuleList(blocks[i] for i in [${blocks.join(", ")}])`,
+      ]
+    : [];
 
 const fromHub = ({ name, revision }) => [
   "import torch",

@@ -86,9 +86,11 @@ def test_the_diffusers_call_is_the_one_that_files_tell(module, prompt, name, rev
     story = Story(
         prompt=prompt, **said, seed=2**63 - 1, rule=Rule.MARGIN, verdict=verdict, model=model, judge=model, software=""
     )
-    job = {"prompt": prompt, "parameters": said, "model": model}
-    source = module("diffusers", "return m.diffusersCall(given, '9223372036854775807')", job)
-    assert ast.dump(ast.parse(source)) == ast.dump(ast.parse(diffusers_call(story)))
+    for blocks in (None, [0, 3]):
+        job = {"prompt": prompt, "parameters": said | {"blocks": blocks}, "model": model}
+        source = module("diffusers", "return m.diffusersCall(given, '9223372036854775807')", job)
+        told = story.model_copy(update={"blocks": blocks})
+        assert ast.dump(ast.parse(source)) == ast.dump(ast.parse(diffusers_call(told)))
 
 
 def test_every_tree_has_all_entrants_and_fits(module):

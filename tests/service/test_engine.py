@@ -227,6 +227,40 @@ def test_drafts_choose_who_is_solved_in_full_from_the_same_noise(make, spec):
     assert (usage.candidates, usage.transformer_forwards, usage.judge_forwards) == (9, 2 * drafted.total_steps, 9 + 3)
 
 
+def test_each_job_is_drawn_by_its_own_blocks_of_the_same_weights(make, spec, loaded):
+    half = spec("half", num_samples=5, blocks=(1,))
+    crowd = spec("crowd", num_samples=4, seed=12), spec("other", prompt="a cross", num_samples=2, blocks=(0,), seed=5)
+    events = run(make(), half, *crowd)
+    for job in (half, *crowd):
+        assert pictures(events, job.id) == pictures(run(make(), job), job.id)
+    plain = generate(loaded.generator, half.prompt, range(11, 16), num_inference_steps=3, blocks=[1]).numpy()
+    whole = pictures(run(make(), spec("whole", num_samples=5)), "whole")
+    for (data, _), other, pixels in zip(pictures(events, "half").values(), whole.values(), plain, strict=True):
+        ours = torch.frombuffer(bytearray(decode(data).tobytes()), dtype=torch.uint8).int()
+        assert ((ours - torch.from_numpy(pixels.copy()).flatten().int()).abs() <= 1).float().mean() >= 0.999
+        assert decode(data).tobytes() != decode(other[0]).tobytes()
+    flops = loaded.generator.flops(32, 32, 1), loaded.generator.flops(32, 32)
+    used = {e.job: e.outcome.usage for e in events if isinstance(e, HeatFinished)}
+    saved = used["crowd"].tflops / 4 - used["half"].tflops / 5  # but for the prompt's text, of which one paid
+    assert saved * 1e12 == pytest.approx(6 * (flops[1].forward - flops[0].forward), abs=flops[0].text)
+    with pytest.raises(ValueError, match="has blocks 0 to 1, the heat asks for 2"):
+        make().admit(spec("deep", blocks=(0, 2)).heat(0))
+
+
+def test_drafts_of_fewer_blocks_choose_who_is_solved_in_full(make, spec):
+    fields = {"num_samples": 7, "heat_size": 7, "num_inference_steps": 3}
+    coarse = pictures(run(make(), spec("coarse", **fields, blocks=(0,))), "coarse")
+    whole = pictures(run(make(), spec("whole", **fields)), "whole")
+    draft = Draft(num_inference_steps=3, keep=0.25, depth=1)
+    drafted = spec("drafted", **fields, draft=draft, draft_blocks=(0,)).model_copy(update={"top_k": 2})
+    events = run(make(), drafted, spec("other", num_samples=4))
+    (outcome,) = [event.outcome for event in events if isinstance(event, HeatFinished) and event.job == "drafted"]
+    assert {c.index: c.draft for c in outcome.candidates} == {i: verdict for i, (_, verdict) in coarse.items()}
+    final = {c.index: c.verdict for c in outcome.candidates if c.final}
+    assert sorted(final) == finalists(drafted, {i: verdict for i, (_, verdict) in coarse.items()})
+    assert final == {i: whole[i][1] for i in final}
+
+
 def test_a_cancelled_job_is_gone_before_the_next_tick_and_its_slots_are_refilled(make, spec):
     engine = make()
     doomed, other = spec("doomed", num_samples=20, heat_size=10), spec("other", num_samples=3)
