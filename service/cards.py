@@ -26,6 +26,11 @@ class ModelCard(BaseModel):
     block_order: tuple[int, ...] | None = None  # from the most important on; None: the greatest depth is the only one
     tflops_per_block: float = 0.0  # of `tflops_per_forward`
 
+    @property
+    def depths(self) -> list[int]:
+        """What a job may ask for, the greatest last; empty of an older worker."""
+        return list(range(1 if self.block_order else self.depth, self.depth + 1)) if self.depth else []
+
     def blocks(self, depth: int | None) -> tuple[int, ...] | None:
         """The `depth` most important blocks, in the order of the model; None: all."""
         return None if depth is None or self.block_order is None else tuple(sorted(self.block_order[:depth]))

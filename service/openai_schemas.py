@@ -160,6 +160,7 @@ class ModelOut(BaseModel):
     max_size: int
     num_inference_steps: int
     guidance_scale: float
+    depths: list[int] = Field(description="Of the transformer's blocks, how many `depth` may ask for; the last is all.")
     workers: int = Field(description="Warm now; jobs for a model with none wait for one.")
 
 

@@ -16,22 +16,19 @@ def remake_request(story: Story) -> dict[str, Any]:
     told = story.prompt is not None
     prompts = {"prompt": story.prompt, "negative_prompt": story.negative_prompt or ""} if told else {}
     depth = {} if story.blocks is None else {"depth": len(story.blocks)}
-    return (
-        prompts
-        | depth
-        | {
-            "num_samples": 1,
-            "seed": story.seed,
-            "width": story.width,
-            "height": story.height,
-            "num_inference_steps": story.num_inference_steps,
-            "guidance_scale": story.guidance_scale,
-            "rule": story.rule.value,
-            "model": story.model.name,
-            "judge": story.judge.name,
-            "embed_prompt": told,
-        }
-    )
+    return prompts | {
+        "num_samples": 1,
+        "seed": story.seed,
+        "width": story.width,
+        "height": story.height,
+        "num_inference_steps": story.num_inference_steps,
+        "guidance_scale": story.guidance_scale,
+        "rule": story.rule.value,
+        "model": story.model.name,
+        "judge": story.judge.name,
+        "embed_prompt": told,
+        **depth,
+    }
 
 
 def diffusers_call(story: Story) -> str:

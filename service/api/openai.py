@@ -152,5 +152,6 @@ def _model(name: str, cards: Sequence[WorkerCard], workers: int) -> ModelOut:
         max_size=model.max_size,
         num_inference_steps=model.num_inference_steps,
         guidance_scale=model.guidance_scale,
+        depths=model.depths,
         workers=workers,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bestofn.service.cards import JudgeCard, ModelCard, WorkerCard
 from bestofn.service.effort import Budget, Prices, best, frontier, plan, planned
 from bestofn.service.errors import InvalidRequest, Unavailable
-from bestofn.service.jobs import DEFAULT_HEAT_SIZE, ImageFormat, JobSpec, Plan, Stop
+from bestofn.service.jobs import DEFAULT_HEAT_SIZE, Draft, ImageFormat, JobSpec, Plan, Stop
 from bestofn.service.queue.ring import heat_size
 from bestofn.service.schemas import MAX_SEED, GenerateRequest
 from bestofn.service.settings import Settings
@@ -120,7 +120,8 @@ def job_spec(
     _at_most("guidance_scale", guidance, settings.max_guidance, "this server's limit")
     width = _size("width", request.width, card.width, card, settings)
     height = _size("height", request.height, card.height, card, settings)
-    chosen = _chosen(request, _prices(pair, width, height, steps, guidance), pair, settings)
+    depth = _depth("depth", request.depth, card)
+    chosen = _chosen(request, _prices(pair, width, height, steps, guidance, depth), pair, settings)
     if chosen is not None:
         request = request.model_copy(update={name: getattr(chosen, name) for name in PLANNED})
     if request.finals is not None and pair.finals_judge is None:
@@ -147,7 +148,7 @@ def job_spec(
                 f"{tokens - card.token_limit} (about {round(0.75 * (tokens - card.token_limit)) or 1} words)",
                 field=field,
             )
-    _check_draft(request, steps)
+    draft = _draft(request, steps, depth, card)
     spec = JobSpec(
         id=job_id,
         prompt=request.prompt,
@@ -159,6 +160,8 @@ def job_spec(
         height=height,
         num_inference_steps=steps,
         guidance_scale=guidance,
+        depth=depth,
+        blocks=card.blocks(depth),
         rule=request.rule,
         format=image_format or request.format,
         priority=request.priority,
@@ -168,7 +171,8 @@ def job_spec(
             if request.draft is None and request.stop is None
             else min(N, DEFAULT_HEAT_SIZE)
         ),
-        draft=request.draft,
+        draft=draft,
+        draft_blocks=None if draft is None else card.blocks(draft.depth or depth),
         stop=_stop(request, pair.judge),
         calibration=None if request.stop is None else pair.judge.calibration,
         finals=request.finals,
@@ -198,17 +202,23 @@ def job_spec(
 
 def tflops(spec: JobSpec, pair: Pair) -> float:
     """Estimated work of a job in TFLOP; linear attention makes a forward proportional to the number of pixels."""
-    prices = _prices(pair, spec.width, spec.height, spec.num_inference_steps, spec.guidance_scale)
+    asked = spec.width, spec.height, spec.num_inference_steps, spec.guidance_scale
+    prices = _prices(pair, *asked, spec.depth)
+    steps = spec.num_finalists * spec.num_inference_steps * prices.step
+    if spec.draft is not None:
+        draft = _prices(pair, *asked, spec.draft.depth or spec.depth)
+        steps += spec.num_samples * spec.draft.num_inference_steps * draft.step
     verdicts = spec.num_finalists + (0 if spec.draft is None else spec.num_samples)
-    return spec.total_steps * prices.step + verdicts * prices.verdict
+    return steps + verdicts * prices.verdict
 
 
-def _prices(pair: Pair, width: int, height: int, steps: int, guidance: float) -> Prices:
+def _prices(pair: Pair, width: int, height: int, steps: int, guidance: float, depth: int | None) -> Prices:
     card = pair.model
+    spared = 0 if depth is None or card.depth is None else card.depth - depth
     area = width * height / (card.width * card.height)
     guided = 2 if guidance > 1 else 1
     return Prices(
-        step=area * guided * card.tflops_per_forward,
+        step=area * guided * (card.tflops_per_forward - spared * card.tflops_per_block),
         verdict=area * card.tflops_per_decode + pair.judge.tflops_per_forward,
         steps=steps,
     )
@@ -260,13 +270,38 @@ def _measured_elsewhere(chosen: Plan | None, card: ModelCard) -> Iterable[str]:
         yield f"the options were chosen by what was measured on shapes; {card.pin.name} may differ"
 
 
-def _check_draft(request: GenerateRequest, steps: int) -> None:
-    if request.draft is not None and request.draft.num_inference_steps >= steps:
+def _depth(field: str, asked: int | None, card: ModelCard) -> int | None:
+    """The depth that is meant; None for all blocks."""
+    name, most = card.pin.name, card.depth
+    if asked is None or asked == most:
+        return None
+    if most is None:
+        raise InvalidRequest(f"{field}: the workers of {name} do not know of depths; restart them", field=field)
+    _at_most(field, asked, most, f"the blocks of {name}")
+    if card.block_order is None:
         raise InvalidRequest(
-            f"draft.num_inference_steps must be fewer than the {steps} of a full solution, "
-            f"got {request.draft.num_inference_steps}",
+            f"{field}: {name} draws with all its {most} blocks, since nobody has measured which matter most: "
+            "`bestofn models importance` does, and workers read it when they start",
+            field=field,
+        )
+    return asked
+
+
+def _draft(request: GenerateRequest, steps: int, depth: int | None, card: ModelCard) -> Draft | None:
+    """The draft that is meant, which is cheaper than a full solution: of fewer steps or of fewer blocks."""
+    if request.draft is None:
+        return None
+    asked = _depth("draft.depth", request.draft.depth, card)
+    if request.draft.depth is not None and depth is not None:
+        _at_most("draft.depth", request.draft.depth, depth, "the depth of a full solution")
+    shallower = asked is not None and asked != depth
+    if request.draft.num_inference_steps > steps - (not shallower):
+        raise InvalidRequest(
+            f"draft.num_inference_steps must be {'at most' if shallower else 'fewer than'} the {steps} of a full "
+            f"solution, got {request.draft.num_inference_steps}",
             field="draft.num_inference_steps",
         )
+    return request.draft.model_copy(update={"depth": asked if shallower else None})
 
 
 def _stop(request: GenerateRequest, judge: JudgeCard) -> Stop | None:

@@ -120,6 +120,58 @@ def test_a_limit_on_the_work_says_how_many_candidates_fit() -> None:
         spec_of(settings=SETTINGS.model_copy(update={"max_tflops": 100.0}))
 
 
+DEEP = replace(
+    PAIR, model=MODEL.model_copy(update={"depth": 4, "block_order": (0, 3, 1, 2), "tflops_per_block": 0.125})
+)
+
+
+def test_a_depth_is_the_most_important_blocks_and_costs_less() -> None:
+    spec = spec_of(DEEP, depth=3, draft={"num_inference_steps": 12, "depth": 2})
+    assert spec.draft is not None
+    assert (spec.depth, spec.blocks, spec.draft.depth, spec.draft_blocks) == (3, (0, 1, 3), 2, (0, 3))
+    assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+    # 2 finalists of 3 blocks, 16 drafts of 2, of 12 steps with guidance each; 18 verdicts
+    assert tflops(spec, DEEP) == 2 * 24 * 0.375 + 16 * 24 * 0.25 + 18 * 0.375
+    assert tflops(spec_of(DEEP, depth=4), DEEP) == tflops(spec_of(), PAIR)
+    for fields in ({}, {"depth": 4}, {"depth": 4, "draft": {"depth": 4}}, {"draft": {"num_inference_steps": 3}}):
+        whole = spec_of(DEEP, **fields)
+        assert (whole.depth, whole.blocks, whole.draft_blocks, whole.draft and whole.draft.depth) == (None,) * 4
+    assert (DEEP.model.depths, MODEL.depths) == ([1, 2, 3, 4], [])
+    assert DEEP.model.model_copy(update={"block_order": None}).depths == [4]
+    same = spec_of(DEEP, depth=2, draft={})
+    assert (same.blocks, same.draft_blocks) == ((0, 3), (0, 3))
+    planned = spec_of(DEEP, depth=2, effort="high").plan
+    full = spec_of(DEEP, effort="high").plan
+    assert planned is not None
+    assert full is not None
+    assert planned.expected_tflops < full.expected_tflops
+
+
+@pytest.mark.parametrize(
+    ("pair", "fields", "field", "said"),
+    [
+        (DEEP, {"depth": 5}, "depth", "at most 4 (the blocks of shapes), got 5"),
+        (DEEP, {"draft": {"depth": 5}}, "draft.depth", "at most 4 (the blocks of shapes), got 5"),
+        (DEEP, {"depth": 2, "draft": {"depth": 3}}, "draft.depth", "at most 2 (the depth of a full solution), got 3"),
+        (DEEP, {"depth": 2, "draft": {"depth": 4}}, "draft.depth", "at most 2"),
+        (DEEP, {"draft": {"num_inference_steps": 13, "depth": 2}}, "draft.num_inference_steps", "at most the 12"),
+        (DEEP, {"draft": {"num_inference_steps": 12, "depth": 4}}, "draft.num_inference_steps", "fewer than the 12"),
+        (PAIR, {"depth": 4}, "depth", "restart them"),
+        (
+            replace(DEEP, model=DEEP.model.model_copy(update={"block_order": None})),
+            {"depth": 3},
+            "depth",
+            "draws with all its 4 blocks, since nobody has measured which matter most: `bestofn models importance`",
+        ),
+    ],
+)
+def test_a_depth_that_cannot_be_is_refused(pair: Pair, fields: dict[str, object], field: str, said: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        spec_of(pair, **fields)
+    assert refusal.value.field == field
+    assert said in refusal.value.detail
+
+
 def card(worker: str, model: str, revision: str, judge: str, started_at: float) -> WorkerCard:
     return WorkerCard(
         worker=worker,
