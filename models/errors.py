@@ -31,3 +31,7 @@ class PromptTooLong(ModelError):
         super().__init__(f"the prompt has {tokens} tokens, the text encoder takes at most {limit}: shorten it")
         self.tokens = tokens
         self.limit = limit
+
+
+class UnsupportedDevice(ModelError):
+    """A device that lacks what was asked of it."""

@@ -40,6 +40,7 @@ from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.errors import CheckpointError, ModelError
 from bestofn.models.guidance import needs_negative
 from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig, PromptContext, from_diffusers
+from bestofn.models.linear_dit.eight_bit import check_supported, in_eight_bits
 from bestofn.models.solver import SolverTable, StepCoefficients, solver_table
 from bestofn.models.text import EmbeddingCache, PromptTokenizer, encode, load_text_encoder
 
@@ -90,16 +91,23 @@ class Generator:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device | str = "cpu", memory_budget: int | None = None
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device | str = "cpu",
+        memory_budget: int | None = None,
+        *,
+        eight_bit_drafts: bool = False,
     ) -> None:
         """
         Args:
             checkpoint: a resolved checkpoint.
             device: where it computes.
             memory_budget: bytes that the weights of all parts may take together; 80 % of the device's memory if None.
+            eight_bit_drafts: memory is reckoned for `output` with `eight_bit`.
 
         Raises:
             CheckpointError, UnsupportedScheduler: naming what does not fit; weights are checked when they are loaded.
+            UnsupportedDevice: it has no matrix products in 8 bits.
         """
         self.checkpoint = checkpoint
         self.device = torch.device(device)
@@ -135,7 +143,11 @@ class Generator:
             part: residency.weight_bytes(checkpoint.path / folder, self.dtypes[part].itemsize)
             for part, folder in FOLDERS.items()
         }
+        if eight_bit_drafts:
+            check_supported(self.device)
+            self._sizes["transformer"] += residency.weight_bytes(checkpoint.path / FOLDERS["transformer"], itemsize=1)
         self._parts: dict[str, Any] = {}
+        self._eight_bit: LinearDiT | None = None
         self._loading = threading.Lock()  # batches may run in threads side by side
         self._embeddings = EmbeddingCache(
             lambda prompt, negative: encode(self.text_encoder, self.tokenizer, prompt, instructed=not negative),
@@ -244,6 +256,8 @@ class Generator:
         context: PromptContext,
         guidance_scale: Tensor,
         blocks: Sequence[int] | None = None,
+        *,
+        eight_bit: bool = False,
     ) -> Tensor:
         """The network's output for a batch whose rows may differ in everything but size.
 
@@ -253,12 +267,14 @@ class Generator:
             context: of B prompts.
             guidance_scale: (B,); used only where guidance is an input of the network.
             blocks: of the transformer that run; all if None (`LinearDiT.forward`).
+            eight_bit: with matrix products in 8 bits (`linear_dit.eight_bit`), for drafts.
 
         Returns:
             (B, C, h, w) in the transformer's dtype.
         """
         embedded = guidance_scale * self.config.guidance_embeds_scale if self.config.guidance_embeds else None
-        return self.denoiser(at.input_scale * x, at.timestep, context, embedded, blocks)  # type: ignore[no-any-return]
+        denoiser = self._in_eight_bits() if eight_bit else self.denoiser
+        return denoiser(at.input_scale * x, at.timestep, context, embedded, blocks)  # type: ignore[no-any-return]
 
     def decode(
         self, latents: Tensor, micro_batch: int | None = None, tiled: bool = False, non_blocking: bool = False
@@ -292,6 +308,8 @@ class Generator:
     def release(self, part: str) -> None:
         """Drop ``text_encoder``, ``transformer`` or ``decoder`` from memory; it is loaded again when next needed."""
         self._parts.pop(part, None)
+        if part == "transformer":
+            self._eight_bit = None  # which shares its weights
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -306,6 +324,13 @@ class Generator:
                 load: Any = {"text_encoder": load_text_encoder, "transformer": from_diffusers, "decoder": Decoder.load}
                 self._parts[part] = load[part](folder, self.device, self.dtypes[part])
             return self._parts[part]
+
+    def _in_eight_bits(self) -> LinearDiT:
+        denoiser = self.denoiser
+        with self._loading:
+            if self._eight_bit is None:
+                self._eight_bit = in_eight_bits(denoiser)
+            return self._eight_bit
 
     def _warn_of_turns(self) -> None:
         parts = ", ".join(f"{part} {size / 2**30:.1f}" for part, size in self._sizes.items())

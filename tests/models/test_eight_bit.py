@@ -1,0 +1,63 @@
+"""Matrix products in 8 bits: how far they are from exact ones, what they share, and whether drafts still rank."""
+
+import pytest
+import torch
+from torch import nn
+
+from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.generator import Generator
+from bestofn.models.linear_dit.eight_bit import EightBitLinear, in_eight_bits, rows_in_eight_bits
+from bestofn.models.solver import StepCoefficients
+
+
+def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((ours.double() - exact.double()).norm() / exact.double().norm())
+
+
+def test_rows_keep_their_greatest_number_and_three_bits_of_the_others() -> None:
+    x = torch.randn(5, 32) * torch.logspace(-6, 3, 5)[:, None]  # rows of very different sizes
+    x[2] = 0.0
+    rows, scale = rows_in_eight_bits(x)
+    back = rows.float() * scale
+    assert torch.allclose(back.abs().amax(1), x.abs().amax(1))
+    assert relative_error(back[[0, 1, 3, 4]] / scale[[0, 1, 3, 4]], x[[0, 1, 3, 4]] / scale[[0, 1, 3, 4]]) < 0.04
+    assert not back[2].any()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_is_within_the_rounding_of_its_numbers(bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 48, bias=bias)
+    x = torch.randn(2, 7, 64)
+    with torch.inference_mode():
+        y = EightBitLinear(linear)(x)
+        assert y.shape == (2, 7, 48)
+        assert y.dtype == x.dtype
+        assert relative_error(y, linear(x)) < 0.06
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return Generator(Checkpoint.resolve("shapes"))
+
+
+def test_the_twin_shares_all_but_the_blocks_products(generator: Generator) -> None:
+    model = generator.denoiser
+    twin = in_eight_bits(model)
+    names = [name for name, module in twin.named_modules() if isinstance(module, EightBitLinear)]
+    assert len(names) == 8 * len(model.transformer_blocks)  # q, k, v, out; q, out; two of the Mix-FFN
+    assert not any(isinstance(module, EightBitLinear) for module in model.modules())
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    assert all(parameter.data_ptr() in own for parameter in twin.parameters())
+
+
+def test_a_forward_is_close_and_the_checkpoints_own_is_untouched(generator: Generator) -> None:
+    context = generator.prompt_contexts([("a photo of a red star", False)])[0]
+    x, guidance = torch.randn(1, *generator.latent_shape(128, 128), generator=torch.manual_seed(0)), torch.ones(1)
+    at = StepCoefficients.of(generator.solver_table(4).rows[1][None, :8])
+    before = generator.output(x, at, context, guidance)
+    eight = generator.output(x, at, context, guidance, eight_bit=True)
+    assert 1e-4 < relative_error(eight, before) < 0.1
+    assert torch.equal(generator.output(x, at, context, guidance), before)
+    generator.release("transformer")
+    assert torch.equal(generator.output(x, at, context, guidance, eight_bit=True), eight)
