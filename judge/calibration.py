@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bestofn.judge.verdict import Verdict
@@ -40,15 +40,43 @@ class Calibration:
         """Probability that a leader of this margin is right."""
         return self.ceiling * 0.5 * (1.0 + math.tanh(0.5 * (margin / self.temperature + self.bias)))
 
+    def log_odds(self, margin: float) -> float:
+        """Log-odds of `p`, exact where that rounds to 0 or 1."""
+        x = margin / self.temperature + self.bias
+        if self.ceiling == 1:
+            return x
+        # ln(p / (1 - p)) of p = c / (1 + e^-x), with the factor e^x taken out where e^-x would overflow.
+        return math.log(self.ceiling) - (
+            math.log(1 - self.ceiling + math.exp(-x)) if x > 0 else math.log1p((1 - self.ceiling) * math.exp(x)) - x
+        )
+
 
 def probability(verdict: Verdict, calibration: Calibration | None) -> float:
     """Probability that a leader with this verdict is right; without a calibration the judge's own `p_yes`.
 
-    A verdict that is neither yes nor no, or broken, promises nothing: 0.
+    Of two judges' verdict that is the smaller of both probabilities, in which their calibrations are already. A verdict
+    that is neither yes nor no, or broken, promises nothing: 0.
     """
-    if verdict.broken or verdict.answer == "other":
+    if not verdict.usable:
         return 0.0
-    return verdict.p_yes if calibration is None else calibration.p(verdict.margin)
+    return verdict.p_yes if calibration is None or verdict.second else calibration.p(verdict.margin)
+
+
+def bounded(
+    first: Verdict, second: Verdict, calibrations: tuple[Calibration | None, Calibration | None] = (None, None)
+) -> Verdict:
+    """Two judges' verdicts on one picture as one, its bound the smaller of their calibrated log-odds.
+
+    What both accept is harder to fake than what one does: their blind spots differ.
+
+    Args:
+        first, second: of one judge each.
+        calibrations: of both judges; the raw log-odds of one that has none are taken.
+    """
+    pairs = zip((first.margin, second.margin), calibrations, strict=True)
+    odds = [margin if calibration is None else calibration.log_odds(margin) for margin, calibration in pairs]
+    broken = first.broken or second.broken  # min would pass over a NaN
+    return replace(first, second=second, bound=math.nan if broken else min(odds))
 
 
 def read(path: Path, judge: str | None = None) -> Calibration:

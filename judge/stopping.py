@@ -24,7 +24,7 @@ class StoppingRule:
         confidence: the leader's probability of being right at which it is enough.
         min_samples: candidates before the leader is believed.
         patience: candidates without a yes after which the prompt is given up.
-        calibration: of the judge; without one, its own probability is taken.
+        calibration: of the judge; without one, its own probability is taken. Two judges' verdicts bring theirs.
     """
 
     confidence: float
@@ -35,11 +35,11 @@ class StoppingRule:
     def reason(self, seen: int, leader: Verdict) -> Reason | None:
         """Why to end after `seen` candidates with this leader, or None to go on.
 
-        A leader that is no yes means that there was none: under both rules of comparison a yes ranks before a no
-        (but for a tie of both logits).
+        A leader that is no yes means that there was none: under both rules of one judge a yes ranks before a no (but
+        for a tie of both logits). Of two judges, it is the leader that they do not both accept.
         """
         if seen >= self.min_samples and probability(leader, self.calibration) >= self.confidence:
             return Reason.CONFIDENT
-        if seen >= self.patience and (leader.answer != "yes" or leader.broken):
+        if seen >= self.patience and not leader.yes:
             return Reason.PATIENCE
         return None

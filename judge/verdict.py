@@ -1,4 +1,4 @@
-"""The judge's answer on one image and the two total orders over such answers, without torch."""
+"""The judge's answer on one image and the three total orders over such answers, without torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, TypedDict, cast
+from typing import Literal, NotRequired, TypedDict, cast
 
 Answer = Literal["yes", "no", "other"]
 
@@ -14,63 +14,88 @@ ANSWERS: tuple[Answer, ...] = ("yes", "no", "other")
 
 
 class Rule(StrEnum):
-    """How verdicts are compared: as the published selection script does, or by log-odds."""
+    """How verdicts are compared: as the published selection script does, by log-odds, or by the lower of two."""
 
     OFFICIAL = "official"
     MARGIN = "margin"
+    LOWER_BOUND = "lower_bound"
 
 
 class VerdictJson(TypedDict):
-    """A verdict on the wire; a logit that is not a finite number is null."""
+    """A verdict on the wire; a number that is not finite is null. The last two stand in verdicts of two judges only."""
 
     answer: Answer
     yes_logit: float | None
     no_logit: float | None
     p_yes: float | None
+    second: NotRequired[VerdictJson]
+    bound: NotRequired[float | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """First-token answer of the judge on one image.
+    """First-token answer of the judge on one image, and a second judge's where two were asked (`calibration.bounded`).
 
     Attributes:
         answer: the word with the greatest logit of the whole vocabulary, "other" if it is neither word.
         yes_logit: raw logit of the token "yes".
         no_logit: raw logit of the token "no".
+        second: the second judge's verdict.
+        bound: with it, the smaller of both judges' calibrated log-odds; NaN if one of them is broken.
     """
 
     answer: Answer
     yes_logit: float
     no_logit: float
+    second: Verdict | None = None
+    bound: float | None = None
 
     def __post_init__(self) -> None:
         if self.answer not in ANSWERS:
             raise ValueError(f"a verdict's answer is one of {', '.join(ANSWERS)}, got {self.answer!r}")
+        if (self.second is None) is not (self.bound is None) or (self.second and self.second.second):
+            raise ValueError("a verdict has a second one and the bound of both, or neither, and a second one has none")
 
     @property
     def broken(self) -> bool:
-        """Whether a logit is not a finite number, as after an overflow in half precision."""
-        return not (math.isfinite(self.yes_logit) and math.isfinite(self.no_logit))
+        """Whether a logit is not a finite number, as after an overflow in half precision; of either judge."""
+        own = not (math.isfinite(self.yes_logit) and math.isfinite(self.no_logit))
+        return own or (self.second is not None and self.second.broken)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is a yes or a no, of both judges, in finite numbers."""
+        answered = self.answer != "other" and (self.second is None or self.second.answer != "other")
+        return answered and not self.broken
+
+    @property
+    def yes(self) -> bool:
+        """Whether it is a usable yes, of both judges."""
+        return self.usable and self.answer == "yes" and (self.second is None or self.second.answer == "yes")
 
     @property
     def margin(self) -> float:
-        """Log-odds of yes against no; NaN if the verdict is broken."""
+        """The first judge's log-odds of yes against no; NaN if the verdict is broken."""
         return math.nan if self.broken else self.yes_logit - self.no_logit
 
     @property
     def p_yes(self) -> float:
-        """Probability of yes among the two words, sigmoid(margin); NaN if the verdict is broken."""
+        """Probability of yes among the two words, sigmoid(margin); of two judges the smaller calibrated one,
+        sigmoid(bound). NaN if the verdict is broken."""
         # tanh saturates where exp would overflow.
-        return 0.5 * (1.0 + math.tanh(0.5 * self.margin))
+        return 0.5 * (1.0 + math.tanh(0.5 * (self.margin if self.bound is None else self.bound)))
 
     def to_json(self) -> VerdictJson:
-        """The four fields of the wire; non-finite numbers become null, which JSON has and NaN it has not."""
-        return {
+        """The fields of the wire; non-finite numbers become null, which JSON has and NaN it has not."""
+        fields: VerdictJson = {
             "answer": self.answer,
             "yes_logit": _finite(self.yes_logit),
             "no_logit": _finite(self.no_logit),
             "p_yes": _finite(self.p_yes),
         }
+        if self.second is not None and self.bound is not None:
+            fields |= {"second": self.second.to_json(), "bound": _finite(self.bound)}
+        return fields
 
     @classmethod
     def from_json(cls, fields: Mapping[str, object]) -> Verdict:
@@ -79,7 +104,13 @@ class Verdict:
         Raises:
             ValueError: a field is missing or is neither a number nor null.
         """
-        return cls(cast(Answer, fields.get("answer")), _number(fields, "yes_logit"), _number(fields, "no_logit"))
+        own = cast(Answer, fields.get("answer")), _number(fields, "yes_logit"), _number(fields, "no_logit")
+        second = fields.get("second")
+        if second is None:
+            return cls(*own)
+        if not isinstance(second, Mapping):
+            raise ValueError(f"the second judge's verdict is an object, got {second!r}")
+        return cls(*own, cls.from_json(second), _number(fields, "bound"))
 
 
 def _finite(x: float) -> float | None:
@@ -103,13 +134,19 @@ def rank(verdicts: Sequence[Verdict], rule: Rule = Rule.MARGIN) -> list[int]:
     `official` is the comparison of the published selection script (NVlabs/Sana,
     tools/inference_scaling/nvila_sana_pick.py): a yes beats a no, of two yes the greater raw yes-logit
     wins, of two no the lower raw no-logit wins, and a tie goes to the later candidate. `margin` orders by
-    log-odds, and a tie goes to the earlier candidate. The script is not transitive for answers that are
-    neither word nor for NaN; here, under both rules, an answer that is neither word ranks after every yes and
+    log-odds, and a tie goes to the earlier candidate. `lower_bound` orders by the smaller of two judges'
+    calibrated log-odds; a tie goes to the greater sum of their raw ones, then to the earlier candidate, and one
+    judge's verdicts alone, as on drafts, are ordered as by `margin`. The script is not transitive for answers that
+    are neither word nor for NaN; here, under every rule, an answer that is neither word ranks after every yes and
     no, and a broken verdict after those.
     """
-    if rule is Rule.OFFICIAL:
-        return sorted(range(len(verdicts)), key=lambda i: (*_official_key(verdicts[i]), -i))
-    return sorted(range(len(verdicts)), key=lambda i: (*_margin_key(verdicts[i]), i))
+    match rule:
+        case Rule.OFFICIAL:
+            return sorted(range(len(verdicts)), key=lambda i: (*_official_key(verdicts[i]), -i))
+        case Rule.MARGIN:
+            return sorted(range(len(verdicts)), key=lambda i: (*_margin_key(verdicts[i]), i))
+        case Rule.LOWER_BOUND:
+            return sorted(range(len(verdicts)), key=lambda i: (*_bound_key(verdicts[i]), i))
 
 
 def script_prefers_first(a: Verdict, b: Verdict) -> bool:
@@ -135,3 +172,11 @@ def _margin_key(verdict: Verdict) -> tuple[int, float]:
     if verdict.broken:
         return 2, 0.0
     return (1 if verdict.answer == "other" else 0), -verdict.margin
+
+
+def _bound_key(verdict: Verdict) -> tuple[int, float, float]:
+    if verdict.broken:
+        return 2, 0.0, 0.0
+    margin = verdict.margin + (verdict.second.margin if verdict.second else 0.0)
+    bound = verdict.margin if verdict.bound is None else verdict.bound
+    return (0 if verdict.usable else 1), -bound, -margin

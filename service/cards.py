@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict
 
 from bestofn.judge.calibration import Calibration
-from bestofn.service.jobs import Revision
+from bestofn.service.jobs import Pins, Revision
 
 
 class ModelCard(BaseModel):
@@ -41,6 +41,7 @@ class JudgeCard(BaseModel):
     pin: Revision
     tflops_per_forward: float
     calibration: Calibration | None = None
+    second: "JudgeCard | None" = None  # asked beside it by jobs with rule lower_bound
 
 
 class WorkerCard(BaseModel):
@@ -59,3 +60,8 @@ class WorkerCard(BaseModel):
     version: str | None = None  # of bestofn; None: older than this field
     finals_judge: str | None = None  # the model that it asks in finals; not where
     tflops_per_second: float | None = None  # that its device has lately done; None: nothing yet
+
+    @property
+    def pins(self) -> Pins:
+        """What it holds."""
+        return self.model.pin, self.judge.pin, None if self.judge.second is None else self.judge.second.pin

@@ -40,6 +40,9 @@ class Revision(BaseModel):
     revision: str
 
 
+Pins = tuple[Revision, Revision, Revision | None]  # of a model, a judge and a second judge
+
+
 class Draft(BaseModel):
     """Drafts: every candidate's own noise is solved in few steps and judged; the best share of each heat in full."""
 
@@ -102,7 +105,8 @@ class JobSpec(BaseModel):
 
     Candidate i is drawn from seed `seed + i`. `heat_size` candidates are queued, leased and retried together; the
     first heats of a job that may stop are smaller, unless it has drafts. `calibration` is the judge's when the job was
-    submitted, of jobs that may stop.
+    submitted, of jobs that may stop or that two judges decide; `second_calibration` the second judge's, of the latter.
+    `second_judge` is that of the workers that may take the job, asked if the rule is the lower bound.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -122,6 +126,7 @@ class JobSpec(BaseModel):
     draft_blocks: tuple[int, ...] | None = None
     stop: Stop | None = None
     calibration: Calibration | None = None
+    second_calibration: Calibration | None = None
     finals: Finals | None = None
     rule: Rule = Rule.MARGIN
     format: ImageFormat = "png"
@@ -132,8 +137,22 @@ class JobSpec(BaseModel):
     embed_prompt: bool = True
     model: Revision
     judge: Revision
+    second_judge: Revision | None = None
     plan: Plan | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def pins(self) -> Pins:
+        """Whose workers may take it."""
+        return self.model, self.judge, self.second_judge
+
+    @property
+    def judges(self) -> tuple[tuple[Revision, Calibration | None], ...]:
+        """Who decides, one or two, each with its calibration."""
+        first = (self.judge, self.calibration)
+        if self.rule is not Rule.LOWER_BOUND or self.second_judge is None:
+            return (first,)
+        return first, (self.second_judge, self.second_calibration)
 
     def blocks_of(self, draft: bool) -> tuple[int, ...] | None:
         """The transformer's blocks that draw a draft, or a full solution; None: all."""

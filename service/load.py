@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -64,11 +65,14 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
     try:
         _say_licence(settings.model)
         checkpoint = Checkpoint.resolve(settings.model)
-        judge = find_judge(settings.judge)
+        names = [settings.judge, *([settings.second_judge] if settings.second_judge else [])]
+        judges = [find_judge(name) for name in names]
         memory = residency.memory_bytes(place)
-        shared, budget = share_memory(generator_bytes(checkpoint, place), judge_bytes(judge.path, place), memory)
+        weights = sum(judge_bytes(judge.path, place) for judge in judges)
+        shared, budget = share_memory(generator_bytes(checkpoint, place), weights, memory)
         generator = Generator(checkpoint, place, memory_budget=budget)
-        residence = JudgeResidence(lambda: Judge.load(judge.path, place, judge_dtype(place)), generator, shared=shared)
+        load, *seconds = [partial(Judge.load, judge.path, place, judge_dtype(place)) for judge in judges]
+        residence = JudgeResidence(load, generator, shared=shared, load_second=seconds[0] if seconds else None)
         tokenizer = tokenizer_json(generator)
         card = model_card(generator, tokenizer, settings.max_size)
         sizes = sizes_for(
@@ -82,7 +86,12 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         )
         if sizes.parallel > 1:
             torch.set_num_threads(1)
-        judged_by = judge_card(residence.get(), judge.pin, generator, calibration_of(judge, settings))
+        files = (settings.calibration, None)  # the second judge's calibration stands beside its weights
+        cards = [
+            judge_card(residence.get(number), judge.pin, generator, calibration_of(judge, files[number]))
+            for number, judge in enumerate(judges)
+        ]
+        judged_by = cards[0].model_copy(update={"second": cards[1]}) if len(cards) > 1 else cards[0]
         record = Recorded if settings.cuda_graphs else plain
         engine = Engine(generator, residence, card, judged_by, tokenizer, sizes, record=record)
         engine.warm_up()
@@ -135,14 +144,14 @@ def find_judge(name: str) -> JudgeCheckpoint:
 
 
 def share_memory(generator: dict[str, int], judge: int, memory: int) -> tuple[bool, int]:
-    """Whether the judge stays in memory beside the generator, and the bytes that the generator's weights may take.
+    """Whether the judges stay in memory beside the generator, and the bytes that the generator's weights may take.
 
-    The judge stays if the transformer and the decoder fit beside it; the text encoder may give way, since it is
+    They stay if the transformer and the decoder fit beside it; the text encoder may give way, since it is
     needed once a prompt, but has to fit beside it too when it is needed.
 
     Args:
         generator: bytes of each part's weights.
-        judge: bytes of the judge's weights.
+        judge: bytes of the weights of the judge, and of a second one.
         memory: of the device, bytes.
     """
     budget = int(residency.WEIGHTS_SHARE * memory)
@@ -218,14 +227,14 @@ def judge_card(judge: Judge, pin: Revision, generator: Generator, calibration: C
     return JudgeCard(pin=pin, tflops_per_forward=tflops, calibration=calibration)
 
 
-def calibration_of(judge: JudgeCheckpoint, settings: Settings) -> Calibration | None:
-    """The judge's calibration: that of the settings, else the one beside its weights; None if there is none.
+def calibration_of(judge: JudgeCheckpoint, file: Path | None) -> Calibration | None:
+    """The judge's calibration: that in a file, if one is named, else the one beside its weights; None if there is none.
 
     Raises:
-        SetupError: the file of the settings is not there, or a file holds no calibration of this judge.
+        SetupError: the file that was named is not there, or a file holds no calibration of this judge.
     """
-    path = settings.calibration or judge.path / CALIBRATION
-    if settings.calibration is None and not path.is_file():
+    path = file or judge.path / CALIBRATION
+    if file is None and not path.is_file():
         return None
     try:
         return read_calibration(path, judge.pin.revision)

@@ -69,7 +69,7 @@ def assemble(
     order = reordered(by_verdict, finals)
     succeeded = status is JobStatus.SUCCEEDED
     warnings = [*spec.warnings, *(text for outcome in outcomes for text in outcome.warnings)]
-    unusable = sum(candidate.verdict.broken or candidate.verdict.answer == "other" for candidate in order)
+    unusable = sum(not candidate.verdict.usable for candidate in order)
     if unusable:
         warnings.append(
             f"the judge gave {unusable} of {len(order)} candidates no usable verdict (neither yes nor no, or no "
@@ -85,12 +85,16 @@ def assemble(
                 "the finals were not played: the deadline passed before; the ranks are those of the verdicts"
             )
     warnings += finals.warnings if finals else ()
-    if succeeded and spec.stop is not None and order and spec.calibration is None:
-        warnings.append(
-            f"judge {spec.judge.name} is not calibrated: `confidence` is its own probability, which may promise too "
-            "much; `bestofn calibrate` fits it on labelled pictures"
+    uncalibrated = [pin.name for pin, calibration in spec.judges if calibration is None]
+    if succeeded and spec.stop is not None and order:
+        warnings += (
+            f"judge {name} is not calibrated: `confidence` is its own probability, which may promise too much; "
+            "`bestofn calibrate` fits it on labelled pictures"
+            for name in uncalibrated
         )
-    parameters = spec.model_dump(mode="json", exclude={"id", "model", "judge", "warnings", "plan"})
+    decides_alone = len(spec.judges) == 1
+    unsaid = {"id", "model", "judge", "second_judge", "warnings", "plan"}
+    parameters = spec.model_dump(mode="json", exclude=unsaid | ({"second_calibration"} if decides_alone else set()))
     return JobResult(
         id=spec.id,
         status=status,
@@ -104,13 +108,14 @@ def assemble(
         complete=succeeded and stopped != "deadline",
         stopped=stopped,
         confidence=_confidence(spec, order) if succeeded else None,
-        calibrated=spec.calibration is not None if succeeded and spec.stop is not None else None,
+        calibrated=not uncalibrated if succeeded and spec.stop is not None else None,
         warnings=list(dict.fromkeys(warnings)),
         error=error,
         plan=spec.plan,
         parameters=parameters,
         model=spec.model,
         judge=spec.judge,
+        second_judge=None if decides_alone else spec.second_judge,
     )
 
 

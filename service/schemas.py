@@ -64,13 +64,23 @@ class GenerateRequest(BaseModel):
     )
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class VerdictOut(BaseModel):
-    """The judge's answer on one image; logits that are not finite are null."""
+    """The judge's answer on one image; numbers that are not finite are null."""
 
     answer: str
     yes_logit: float | None
     no_logit: float | None
-    p_yes: float | None
+    p_yes: float | None = Field(description="With a second verdict: of both judges, the smaller calibrated one.")
+    second: "VerdictOut | None" = Field(
+        default=None, exclude_if=_is_none, description="The second judge's, with rule `lower_bound`; else left out."
+    )
+    bound: float | None = Field(
+        default=None, exclude_if=_is_none, description="With it: the smaller of both judges' calibrated log-odds."
+    )
 
     @classmethod
     def of(cls, verdict: Verdict) -> "VerdictOut":
@@ -82,6 +92,8 @@ class VerdictOut(BaseModel):
             yes_logit=finite(verdict.yes_logit),
             no_logit=finite(verdict.no_logit),
             p_yes=finite(verdict.p_yes),
+            second=None if verdict.second is None else cls.of(verdict.second),
+            bound=None if verdict.bound is None else finite(verdict.bound),
         )
 
 
@@ -187,3 +199,4 @@ class JobResult(BaseModel):
     parameters: dict[str, Any] = Field({}, description="Every field of the request with its default filled in.")
     model: Revision
     judge: Revision
+    second_judge: Revision | None = Field(default=None, description="With rule `lower_bound`: the other judge.")

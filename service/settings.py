@@ -78,11 +78,15 @@ class Settings(BaseSettings):
     # Worker
     model: str = Field("shapes", description="shapes, a folder, or a hub name with @revision.")
     judge: str = Field("shapes", description="shapes, a folder, or a hub name with @revision.")
+    second_judge: str | None = Field(
+        None, description="As `judge`: another one, unlike it, that jobs with rule lower_bound ask too; none if unset."
+    )
     calibration: Path | None = Field(
         None, description="The judge's calibration (`bestofn calibrate`); calibration.json beside its weights if unset."
     )
     finals_judge: str | None = Field(
-        None, description="Pairwise judge of `finals`: openai:<address>#<model>, such as openai:http://host:8000/v1#llava."
+        None,
+        description="Pairwise judge of `finals`: openai:<address>#<model>, such as openai:http://host:8000/v1#llava.",
     )
     finals_key: str | None = Field(None, description="The key that is sent to its server.")
     devices: str = Field("all", description="all, cpu, or a list such as cuda:0,cuda:1.")

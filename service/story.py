@@ -48,6 +48,7 @@ class Story(BaseModel):
     verdict: VerdictOut
     model: Revision
     judge: Revision
+    second_judge: Revision | None = Field(default=None, exclude_if=lambda pin: pin is None)
     software: str
 
     @classmethod
@@ -66,6 +67,7 @@ class Story(BaseModel):
             verdict=VerdictOut.of(candidate.verdict),
             model=_public(spec.model),
             judge=_public(spec.judge),
+            second_judge=_public(spec.second_judge) if candidate.verdict.second and spec.second_judge else None,
             software=f"bestofn {bestofn.__version__}",
         )
 

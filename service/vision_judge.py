@@ -90,6 +90,10 @@ class VisionJudge:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
         await self._http.aclose()
 
     async def knockout(self, prompt: str, order: Sequence[int], pictures: Mapping[int, bytes]) -> Rounds:

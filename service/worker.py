@@ -18,6 +18,9 @@ import bestofn
 from bestofn.service.cards import WorkerCard
 from bestofn.service.driver import Driver
 from bestofn.service.engine.protocol import Engine, EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
+from bestofn.service.errors import BestOfNError
+from bestofn.service.finals import FinalsOutcome, not_played
+from bestofn.service.finals_play import play
 from bestofn.service.jobs import HeatOutcome
 from bestofn.service.queue.away import away
 from bestofn.service.queue.lane import Claim, Judgement, Lane
@@ -29,6 +32,7 @@ from bestofn.service.settings import Settings
 from bestofn.service.telemetry import worker_metrics as metrics
 from bestofn.service.telemetry.heat_log import HeatFate, HeatLog
 from bestofn.service.telemetry.port import Condition, metrics_port
+from bestofn.service.vision_judge import VisionJudge
 
 LEAVE_SECONDS = 5.0
 CANCEL_SECONDS = 0.1
@@ -38,6 +42,7 @@ CARD_BEATS = 4  # a card lapses after this many beats without one
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 2.0
 SWEEP_SECONDS = 60.0  # between looks for pictures that nobody can ask for any more
+FINALS_PAUSE = 0.5  # before finals are handed on to a worker who has the pairwise judge
 OVER_KEPT = 1000  # jobs that have ended early, remembered
 
 T = TypeVar("T")
@@ -50,7 +55,7 @@ def run_worker(settings: Settings, engine_factory: Callable[[], Engine]) -> int:
     The factory is called in the thread that the engine then lives in.
 
     Raises:
-        SetupError: no queue, or what the factory raises.
+        SetupError: no queue, no such pairwise judge, or what the factory raises.
     """
     worker = Worker(settings, engine_factory)
     status = asyncio.run(worker.run())
@@ -67,6 +72,9 @@ class Worker:
         self._factory = engine_factory
         self._held: dict[tuple[str, int], Claim] = {}  # until they are completed or given up
         self._alone: list[tuple[str, int]] = []  # of those, heats that wait for an engine without other work
+        self._vision: VisionJudge | None = None
+        self._finals: asyncio.Queue[Claim] = asyncio.Queue()  # that are to be played
+        self._playing: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._over: dict[str, None] = {}  # jobs that have ended early, the last ones
         self._reports = Reports()
         self._heat_log = HeatLog()
@@ -74,7 +82,7 @@ class Worker:
         self._warm = False
         self.hangs = False  # known at the end: the engine's thread is stuck in a tick
         self._speed: float | None = None  # TFLOP a second
-        self._ended: asyncio.Queue[tuple[Claim, HeatOutcome | str]] = asyncio.Queue()
+        self._ended: asyncio.Queue[tuple[Claim, HeatOutcome | FinalsOutcome | str]] = asyncio.Queue()
         self._stop = asyncio.Event()
         self._pause = min(settings.beat_seconds, 1.0)  # between looks at what others may have left behind
         self._reclaim_at = 0.0
@@ -92,6 +100,8 @@ class Worker:
             return await self._run()
 
     async def _run(self) -> int:
+        if self.settings.finals_judge is not None:
+            self._vision = VisionJudge(self.settings.finals_judge, self.settings.finals_key)
         if not await self._first(self._connect()):
             return 0
         self._driver = Driver(self._factory, self._on_events)
@@ -102,6 +112,8 @@ class Worker:
         finally:
             self.hangs = not await self._driver.stop()
             await self._queue.aclose()
+            if self._vision is not None:
+                await self._vision.aclose()
 
     async def _connect(self) -> None:
         self._queue = await self._persist(lambda: Queue.connect(self.settings))
@@ -119,6 +131,7 @@ class Worker:
             judge=engine.judge_card,
             started_at=seconds + micros / 1e6,
             version=bestofn.__version__,
+            finals_judge=None if self._vision is None else self._vision.address.model,
         )
         self._lane = Lane(self._queue, card)
         await self._announce()
@@ -127,7 +140,7 @@ class Worker:
         metrics.LEASES.set_function(lambda: len(self._held))
         metrics.WORKER.info({"device": card.device, "model": card.model.pin.name, "judge": card.judge.pin.name})
         log.info("ready", worker=card.worker, model=card.model.pin.name, judge=card.judge.pin.name, slots=engine.slots)
-        loops = (self._beat, self._claim, self._listen, self._report, self._settle, self._sweep)
+        loops = (self._beat, self._claim, self._listen, self._report, self._settle, self._sweep, self._host)
         tasks = [asyncio.create_task(loop()) for loop in loops]
         died = asyncio.create_task(self._driver.died.wait())
         stop = asyncio.create_task(self._stop.wait())
@@ -147,7 +160,7 @@ class Worker:
             await self._settle_one(*self._ended.get_nowait())
         if self._driver.died.is_set():
             log.error("the engine died", error=repr(self._driver.error))
-            for claim in [claim for key, claim in self._held.items() if key not in self._alone]:
+            for claim in [claim for claim in self._held.values() if self._on_device(claim)]:
                 await self._give_up(claim, f"the engine of worker {self._lane.worker} died: {self._driver.error}")
         await self._persist(lambda: self._lane.leave(self._held.values()))
         for claim in self._held.values():
@@ -196,7 +209,7 @@ class Worker:
     async def _claim(self) -> None:
         while True:
             self._driver.changed.clear()
-            if self._alone and len(self._held) == len(self._alone):
+            if self._alone and not any(map(self._on_device, self._held.values())):
                 await self._begin_alone(self._held[self._alone.pop()])
             if (
                 self._alone
@@ -239,9 +252,15 @@ class Worker:
                 await self._queue.sweep()
             await asyncio.sleep(SWEEP_SECONDS)
 
+    def _on_device(self, claim: Claim) -> bool:
+        """Whether a heat that is held is in the engine: not finals, nor heats that wait to run alone."""
+        return not claim.heat.is_finals and claim.key not in self._alone
+
     def _runs_alone(self) -> bool:
         return any(
-            fate(claim.deliveries, self.settings.max_deliveries) is not Fate.RUN for claim in self._held.values()
+            fate(claim.deliveries, self.settings.max_deliveries) is not Fate.RUN
+            for claim in self._held.values()
+            if not claim.heat.is_finals
         )
 
     async def _take(self, claim: Claim) -> None:
@@ -250,6 +269,11 @@ class Worker:
             claim = replace(claim, deliveries=self._held[claim.key].deliveries)
             self._held[claim.key] = claim
             await self._count(claim)
+            return
+        if claim.heat.is_finals:
+            self._heat_log.claimed(claim)
+            self._held[claim.key] = claim
+            self._finals.put_nowait(claim)
             return
         if claim.entry.job in self._over:  # the job's end was heard of before the reply to this claim
             await self._persist(lambda: self._lane.fail(claim, "back"))
@@ -276,6 +300,40 @@ class Worker:
         if claim.entry.job not in self._over:
             self._driver.admit(claim.heat)
 
+    async def _host(self) -> None:
+        """Plays finals beside the engine, those of several jobs at once."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                claim = await self._finals.get()
+                if claim.key in self._held:
+                    self._playing[claim.key] = group.create_task(self._play(claim))
+
+    async def _play(self, claim: Claim) -> None:
+        try:
+            self._ended.put_nowait((claim, await self._played(claim)))
+        finally:
+            self._playing.pop(claim.key, None)
+
+    async def _played(self, claim: Claim) -> FinalsOutcome | str:
+        """What finals came to, whatever happens; "" for another worker to play them."""
+        if fate(claim.deliveries, self.settings.max_deliveries) is not Fate.RUN:
+            return not_played("", f"they were tried {claim.deliveries - 1} times, and each time their worker died")
+        if self._vision is None:  # jobs with finals are accepted while another worker of the pair has a judge
+            cards = await self._persist(self._queue.cards)
+            own = self._lane.card
+            if any(
+                card.finals_judge and (card.model.pin, card.judge.pin) == (own.model.pin, own.judge.pin)
+                for card in cards
+            ):
+                await asyncio.sleep(FINALS_PAUSE)
+                return ""
+            return not_played("", "no worker has a pairwise judge any more")
+        try:
+            meet, pictures = await self._persist(lambda: self._lane.finalists(claim.heat.job))
+            return await play(self._vision, claim.heat.job, meet, pictures)
+        except BestOfNError as error:  # a picture is gone; of a job that has ended meanwhile, this is filed too late
+            return not_played("", error.detail)
+
     async def _count(self, claim: Claim) -> None:
         """Counts a delivery; one of a heat that has yet to run alone counts when it does, for only then is a death of
         this worker its fault."""
@@ -292,17 +350,26 @@ class Worker:
                     while True:
                         message = await control.get_message(ignore_subscribe_messages=True, timeout=5.0)
                         if message is not None:
-                            self._drop(message["data"].decode())
+                            job = message["data"].decode()
+                            self._drop(job)
+                            self._drop_finals(job)
             except RedisError as error:
                 if not away(error):
                     raise
                 await asyncio.sleep(LAST_RETRY_SECONDS / 4)  # meanwhile reports tell which jobs have ended
 
+    def _drop_finals(self, job: str) -> None:
+        for claim in [claim for key, claim in self._held.items() if key[0] == job and claim.heat.is_finals]:
+            if claim.key in self._playing:
+                self._playing[claim.key].cancel()
+            self._ended.put_nowait((claim, ""))
+
     def _drop(self, job: str) -> None:
+        """Drops a job's heats but for its finals, for which it may be that it wants no more candidates."""
         self._over[job] = None
         if len(self._over) > OVER_KEPT:
             del self._over[next(iter(self._over))]
-        keys = [key for key in self._held if key[0] == job]
+        keys = [key for key, claim in self._held.items() if key[0] == job and not claim.heat.is_finals]
         if not keys:
             return
         self._driver.cancel(job)
@@ -352,7 +419,7 @@ class Worker:
                 self._ended.put_nowait((claim, result))
                 raise
 
-    async def _settle_one(self, claim: Claim, result: HeatOutcome | str) -> None:
+    async def _settle_one(self, claim: Claim, result: HeatOutcome | FinalsOutcome | str) -> None:
         if claim.key not in self._held:
             return
         claim = self._held[claim.key]
@@ -364,6 +431,9 @@ class Worker:
                 await self._give_up(claim, str(error), final=error.full)
             else:
                 self._heat_log.ended(claim, "done" if first else "late", result)
+        elif isinstance(result, FinalsOutcome):
+            first = await self._persist(lambda: self._lane.complete_finals(claim, result))
+            self._heat_log.ended(claim, "done" if first else "late")
         elif result:
             await self._give_up(claim, result)
         else:

@@ -24,6 +24,7 @@ async def result_of(context: Context, job_id: str) -> JobResult:
         progress=record.progress,
         thumbnails=record.thumbnails,
         discarded_forwards=record.discarded_forwards,
+        finals=record.finals,
     )
     if result.status in ACTIVE and (reason := await context.standstill.reason()) is not None:
         result.warnings.append(f"{reason}; the job goes on when that is over")

@@ -20,7 +20,8 @@ _STARTED = time.monotonic()
 
 
 class WorkerOut(BaseModel):
-    """A warm worker. `since` is a Unix time, `tflops_per_second` null until it has finished something."""
+    """A warm worker. `since` is a Unix time, `tflops_per_second` null until it has finished something,
+    `finals_judge` the model that it asks in finals, null without one."""
 
     name: str
     host: str
@@ -31,6 +32,7 @@ class WorkerOut(BaseModel):
     judge: Revision
     since: float
     tflops_per_second: float | None
+    finals_judge: str | None
 
 
 class ModelOut(Revision):
@@ -158,6 +160,7 @@ def _worker(card: WorkerCard) -> WorkerOut:
         judge=card.judge.pin,
         since=card.started_at,
         tflops_per_second=card.tflops_per_second,
+        finals_judge=card.finals_judge,
     )
 
 

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NoReturn
 
+from bestofn.judge.verdict import Rule
 from bestofn.service.cards import JudgeCard, ModelCard, WorkerCard
 from bestofn.service.effort import Budget, Prices, best, frontier, plan, planned
 from bestofn.service.errors import InvalidRequest, Unavailable
-from bestofn.service.jobs import DEFAULT_HEAT_SIZE, Draft, ImageFormat, JobSpec, Plan, Stop
+from bestofn.service.jobs import DEFAULT_HEAT_SIZE, Draft, ImageFormat, JobSpec, Pins, Plan, Stop
 from bestofn.service.queue.ring import heat_size
 from bestofn.service.schemas import MAX_SEED, GenerateRequest
 from bestofn.service.settings import Settings
@@ -21,7 +23,8 @@ TokenCounter = Callable[[str, str], int]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A model and a judge that one worker holds together, with the capacities of the live workers that hold both."""
+    """A model and a judge, with a second one or without, that one worker holds together, with the capacities of the
+    live workers that hold them."""
 
     model: ModelCard
     judge: JudgeCard
@@ -32,9 +35,9 @@ class Pair:
 
 def pairs_of(cards: Iterable[WorkerCard]) -> list[Pair]:
     """The pairs among workers' cards, the one whose worker started last first: during an upgrade the new revision."""
-    groups: dict[tuple[object, object], list[WorkerCard]] = {}
+    groups: dict[Pins, list[WorkerCard]] = {}
     for card in sorted(cards, key=lambda card: (-card.started_at, card.worker)):
-        groups.setdefault((card.model.pin, card.judge.pin), []).append(card)
+        groups.setdefault(card.pins, []).append(card)
     return [
         Pair(
             held[0].model,
@@ -47,7 +50,9 @@ def pairs_of(cards: Iterable[WorkerCard]) -> list[Pair]:
     ]
 
 
-def choose_pair(live: Sequence[Pair], announced: Sequence[Pair], model: str | None, judge: str | None) -> Pair:
+def choose_pair(
+    live: Sequence[Pair], announced: Sequence[Pair], model: str | None, judge: str | None, rule: Rule = Rule.MARGIN
+) -> Pair:
     """The pair that serves a request that names `model` and `judge`, or leaves them out where there is one name only.
 
     Args:
@@ -55,10 +60,11 @@ def choose_pair(live: Sequence[Pair], announced: Sequence[Pair], model: str | No
         announced: pairs of all workers that ever were: a job for one of those waits until such a worker is back.
         model: a name, or None.
         judge: a name, or None.
+        rule: the lower bound is for workers with a second judge.
 
     Raises:
         Unavailable: there was never a worker.
-        InvalidRequest: a name that is not deployed, or none where one has to be chosen.
+        InvalidRequest: a name that is not deployed, or none where one has to be chosen, or no second judge.
     """
     known = [*live, *announced]
     if not known:
@@ -70,7 +76,19 @@ def choose_pair(live: Sequence[Pair], announced: Sequence[Pair], model: str | No
     model = _choose("model", model, [p.model.pin.name for p in current], [p.model.pin.name for p in known])
     current, known = ([p for p in pairs if p.model.pin.name == model] for pairs in (current, known))
     judge = _choose("judge", judge, [p.judge.pin.name for p in current or known], [p.judge.pin.name for p in known])
-    return next(pair for pair in known if pair.judge.pin.name == judge)
+    named = [pair for pair in known if pair.judge.pin.name == judge]
+    if rule is not Rule.LOWER_BOUND:
+        return named[0]
+    pair = next((pair for pair in current or known if pair in named and pair.judge.second is not None), None)
+    return pair or _no_second(named[0])
+
+
+def _no_second(pair: Pair) -> NoReturn:
+    raise InvalidRequest(
+        f"rule lower_bound needs a second judge, and no worker of model {pair.model.pin.name} with judge "
+        f"{pair.judge.pin.name} has one: start workers with BESTOFN_SECOND_JUDGE, or ask for rule margin",
+        field="rule",
+    )
 
 
 def _choose(field: str, name: str | None, current: Sequence[str], known: Sequence[str]) -> str:
@@ -109,7 +127,10 @@ def job_spec(
     Raises:
         InvalidRequest: with the field at fault, its limit and what to change.
     """
-    card = pair.model
+    card, second = pair.model, pair.judge.second
+    bound = request.rule is Rule.LOWER_BOUND
+    if bound and second is None:
+        _no_second(pair)
     _check_text("prompt", request.prompt)
     _check_text("negative_prompt", request.negative_prompt)
     if not request.prompt.strip():
@@ -121,7 +142,10 @@ def job_spec(
     width = _size("width", request.width, card.width, card, settings)
     height = _size("height", request.height, card.height, card, settings)
     depth = _depth("depth", request.depth, card)
-    chosen = _chosen(request, _prices(pair, width, height, steps, guidance, depth), pair, settings)
+    prices = _prices(pair, width, height, steps, guidance, depth)
+    if bound:
+        prices = replace(prices, verdict=prices.verdict + _second_verdict(pair))
+    chosen = _chosen(request, prices, pair, settings)
     if chosen is not None:
         request = request.model_copy(update={name: getattr(chosen, name) for name in PLANNED})
     if request.finals is not None and pair.finals_judge is None:
@@ -174,7 +198,8 @@ def job_spec(
         draft=draft,
         draft_blocks=None if draft is None else card.blocks(draft.depth or depth),
         stop=_stop(request, pair.judge),
-        calibration=None if request.stop is None else pair.judge.calibration,
+        calibration=None if request.stop is None and not bound else pair.judge.calibration,
+        second_calibration=None if second is None or not bound else second.calibration,
         finals=request.finals,
         deadline_seconds=request.deadline_seconds,
         thumbnails=request.thumbnails,
@@ -182,6 +207,7 @@ def job_spec(
         plan=chosen,
         model=card.pin,
         judge=pair.judge.pin,
+        second_judge=None if second is None else second.pin,
         warnings=(
             *_unknown_words(request, card),
             *_out_of_reach(request, pair.judge),
@@ -209,7 +235,12 @@ def tflops(spec: JobSpec, pair: Pair) -> float:
         draft = _prices(pair, *asked, spec.draft.depth or spec.depth)
         steps += spec.num_samples * spec.draft.num_inference_steps * draft.step
     verdicts = spec.num_finalists + (0 if spec.draft is None else spec.num_samples)
-    return steps + verdicts * prices.verdict
+    seconds = spec.num_finalists * _second_verdict(pair) if spec.rule is Rule.LOWER_BOUND else 0.0
+    return steps + verdicts * prices.verdict + seconds
+
+
+def _second_verdict(pair: Pair) -> float:
+    return 0.0 if pair.judge.second is None else pair.judge.second.tflops_per_forward
 
 
 def _prices(pair: Pair, width: int, height: int, steps: int, guidance: float, depth: int | None) -> Prices:
@@ -305,19 +336,27 @@ def _draft(request: GenerateRequest, steps: int, depth: int | None, card: ModelC
 
 
 def _stop(request: GenerateRequest, judge: JudgeCard) -> Stop | None:
-    """When to stop; a confidence that was left out is meant of the most that this judge can have."""
-    if request.stop is None or judge.calibration is None or "confidence" in request.stop.model_fields_set:
+    """When to stop; a confidence that was left out is meant of the most that those who judge can have."""
+    most = _ceiling(request, judge)
+    if request.stop is None or most is None or "confidence" in request.stop.model_fields_set:
         return request.stop
-    return request.stop.model_copy(update={"confidence": request.stop.confidence * judge.calibration.ceiling})
+    return request.stop.model_copy(update={"confidence": request.stop.confidence * most[0]})
+
+
+def _ceiling(request: GenerateRequest, judge: JudgeCard) -> tuple[float, str] | None:
+    """What no leader's probability reaches, and the name of the judge to whom that is due; None if not calibrated."""
+    judges = [judge, *([judge.second] if judge.second and request.rule is Rule.LOWER_BOUND else [])]
+    return min(((one.calibration.ceiling, one.pin.name) for one in judges if one.calibration), default=None)
 
 
 def _out_of_reach(request: GenerateRequest, judge: JudgeCard) -> Iterable[str]:
-    if request.stop is None or judge.calibration is None or "confidence" not in request.stop.model_fields_set:
+    most = _ceiling(request, judge)
+    if request.stop is None or most is None or "confidence" not in request.stop.model_fields_set:
         return
-    if request.stop.confidence >= judge.calibration.ceiling:
+    if request.stop.confidence >= most[0]:
         yield (
-            f"stop.confidence {request.stop.confidence:g} is never reached: calibrated, judge {judge.pin.name} "
-            f"promises less than {judge.calibration.ceiling:.3f}, whatever it sees"
+            f"stop.confidence {request.stop.confidence:g} is never reached: calibrated, judge {most[1]} "
+            f"promises less than {most[0]:.3f}, whatever it sees"
         )
 
 

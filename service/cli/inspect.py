@@ -88,7 +88,7 @@ def _lines(path: Path, story: Story | OtherStory | None) -> list[str]:
         case OtherStory(program, texts):
             shown = (f"  {_printable(name)}: {_printable(text[:MAX_SHOWN])}" for name, text in texts.items())
             return [f"{path}: not of bestofn but of {_printable(program)}, which wrote:", *shown]
-    verdict = story.verdict
+    verdict, second = story.verdict, story.second_judge
     logits = f"logits yes {_number(verdict.yes_logit)}, no {_number(verdict.no_logit)}"
     facts = {
         "prompt": "(left out)" if story.prompt is None else story.prompt,
@@ -98,6 +98,7 @@ def _lines(path: Path, story: Story | OtherStory | None) -> list[str]:
         "steps": f"{story.num_inference_steps}, guidance {story.guidance_scale:g}",
         "model": f"{story.model.name}@{story.model.revision}",
         "judge": f"{story.judge.name}@{story.judge.revision}",
+        "second judge": f"{second.name}@{second.revision}" if second else "",
         "verdict": f"{verdict.answer}, p(yes) {_number(verdict.p_yes)}; {logits}; compared by rule {story.rule.value}",
         "software": story.software,
     }

@@ -28,7 +28,7 @@ class Options(TypedDict, total=False):
     depth: int | None
     model: str | None
     judge: str | None
-    rule: Rule | Literal["margin", "official"]
+    rule: Rule | Literal["margin", "official", "lower_bound"]
     priority: Priority
     deadline_seconds: float | None
     draft: Mapping[str, float] | None

@@ -116,7 +116,8 @@ class Engine:
         self.generator.warm_up()
         if not self._judge.shared:
             return
-        self._judge.get()
+        for number in range(self._judge.count):
+            self._judge.get(number)
         if self.generator.device.type == "cuda":
             group = policy.Group(self.model_card.width, self.model_card.height)
             self._group(group).warm_up(*self._prompts.get([("", True)]))
@@ -132,11 +133,12 @@ class Engine:
         """
         self._apply_cancels()
         spec, owner = heat.job, (heat.job.id, heat.index)
-        for asked, held in ((spec.model, self.model_card.pin), (spec.judge, self.judge_card.pin)):
-            if asked != held:
-                raise ValueError(
-                    f"this engine holds {held.name}@{held.revision}, the heat asks for {asked.name}@{asked.revision}"
-                )
+        second = self.judge_card.second
+        held = (self.model_card.pin, self.judge_card.pin, None if second is None else second.pin)
+        for asked, mine in zip(spec.pins, held, strict=True):
+            if asked != mine:
+                holds, asks = (f"{pin.name}@{pin.revision}" if pin else "no second judge" for pin in (mine, asked))
+                raise ValueError(f"this engine holds {holds}, the heat asks for {asks}")
         if owner in self._heats or owner in self._outcomes:
             raise ValueError(f"heat {heat.index} of job {spec.id} is held already")
         self.generator.latent_shape(spec.width, spec.height)

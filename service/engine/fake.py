@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from bestofn.judge.calibration import bounded
 from bestofn.judge.verdict import Verdict
 from bestofn.service.cards import JudgeCard, ModelCard
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
@@ -51,7 +52,14 @@ class FakeEngine:
     """
 
     def __init__(
-        self, *, slots: int = 4, step_seconds: float = 0.0, name: str = "fake", revision: str = "1", size: int = 64
+        self,
+        *,
+        slots: int = 4,
+        step_seconds: float = 0.0,
+        name: str = "fake",
+        revision: str = "1",
+        size: int = 64,
+        second_judge: bool = False,
     ) -> None:
         self.slots = slots
         self.step_seconds = step_seconds
@@ -70,6 +78,9 @@ class FakeEngine:
             tflops_per_decode=0.001,
         )
         self.judge_card = JudgeCard(pin=Revision(name=f"{name}-judge", revision=revision), tflops_per_forward=0.001)
+        if second_judge:
+            second = JudgeCard(pin=Revision(name=f"{name}-second", revision=revision), tflops_per_forward=0.001)
+            self.judge_card = self.judge_card.model_copy(update={"second": second})
         self.lost = threading.Event()
         self._runs: dict[tuple[str, int], _Run] = {}
         self._canceled: deque[str] = deque()
@@ -84,8 +95,9 @@ class FakeEngine:
         return max(0, 2 * self.slots - admitted)
 
     def admit(self, heat: Heat) -> None:
-        if (heat.job.model, heat.job.judge) != (self.model_card.pin, self.judge_card.pin):
-            raise ValueError(f"heat {heat.index} is of {heat.job.model} and {heat.job.judge}, not of this engine")
+        second = self.judge_card.second
+        if heat.job.pins != (self.model_card.pin, self.judge_card.pin, second and second.pin):
+            raise ValueError(f"heat {heat.index} is of {heat.job.pins}, not of this engine")
         self._runs[heat.job.id, heat.index] = _Run(heat, deque(heat.candidates))
 
     def cancel(self, job: str) -> None:
@@ -147,7 +159,11 @@ def _judge(run: _Run, index: int) -> Candidate:
     if spec.draft and not run.finalists:
         run.drafts[index] = verdict = fake_verdict(spec.prompt, seed, draft=True)
         return Candidate(index, seed, verdict, verdict, final=False)
-    candidate = Candidate(index, seed, fake_verdict(spec.prompt, seed), run.drafts.get(index))
+    verdict = fake_verdict(spec.prompt, seed)
+    if len(spec.judges) > 1:
+        other = fake_verdict(f"{spec.prompt}, says the other", seed)
+        verdict = bounded(verdict, other, (spec.calibration, spec.second_calibration))
+    candidate = Candidate(index, seed, verdict, run.drafts.get(index))
     run.judged.append(candidate)
     return candidate
 
@@ -175,7 +191,7 @@ def _outcome(run: _Run, seconds: float) -> HeatOutcome:
     drafted = [Candidate(i, spec.seed + i, run.drafts[i], run.drafts[i], final=False) for i in left]
     candidates = tuple(sorted([*run.judged, *drafted], key=lambda candidate: candidate.index))
     best = set(leaders(spec, candidates))
-    steps, verdicts = run.heat.steps, len(run.judged) + len(run.drafts)
+    steps, verdicts = run.heat.steps, len(run.judged) * len(spec.judges) + len(run.drafts)
     return HeatOutcome(
         run.heat.index,
         candidates,

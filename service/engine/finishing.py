@@ -1,13 +1,15 @@
 """From finished latents to verdicts: decode and judge in micro-batches of their own."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bestofn.judge.calibration import bounded
+from bestofn.judge.verdict import Verdict
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Flops, Generator
 from bestofn.service.engine.beside import Beside
@@ -24,7 +26,14 @@ from bestofn.service.jobs import JobSpec
 
 Item = TypeVar("Item", "Latent", "Picture")
 What = TypeVar("What")
-Look = tuple[Group, bool]  # what the judge looks at: pictures of a size, and whether they are drafts: of one tile
+
+
+class Look(NamedTuple):
+    """What a judge looks at: pictures of a size, whether they are drafts (of one tile), and the judge's number."""
+
+    group: Group
+    draft: bool = False
+    judge: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +48,14 @@ class Latent:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded picture that waits for its verdict."""
+    """A decoded picture that waits for its verdict; `first` is the first judge's, where it waits for the second's."""
 
     owner: Owner
     candidate: int
     pixels: Pixels
     prompt: str
     draft: bool = False
+    first: Verdict | None = None
 
 
 @dataclass(slots=True)
@@ -71,7 +81,8 @@ class Finishing:
     """The two stages after denoising.
 
     Pictures of one size are decoded together, and pictures of one size and one prompt judged together: then all rows
-    of the judge's batch are equally long, and a verdict does not depend on how long other prompts are.
+    of the judge's batch are equally long, and a verdict does not depend on how long other prompts are. Under the rule
+    of the lower bound a picture that is no draft goes on to the second judge.
 
     On a GPU both are queued beside the denoising and read a tick later, while the device is busy with the next step.
     """
@@ -117,12 +128,14 @@ class Finishing:
         with self._beside.queue():
             latent = torch.zeros(self._generator.latent_shape(*group), device=self._generator.device)
             self._decoding.run([latent] * self._decoding.size(group), group)
-            self._judging.run([blank] * self._judging.size((group, False)), (group, False))
+            for number, first in enumerate((None, Verdict("other", 0.0, 0.0))[: self._judge.count]):
+                look = Look(group, judge=number)
+                self._judging.run([replace(blank, first=first)] * self._judging.size(look), look)
 
     def check(self, spec: JobSpec) -> None:
-        """Raises ValueError for a prompt that the judge cannot read, if that can be known without loading it."""
-        if self._judge.shared:
-            judge = self._judge.get()
+        """Raises ValueError for a prompt that a judge cannot read, if that can be known without loading it."""
+        for number in range(len(spec.judges)) if self._judge.shared else ():
+            judge = self._judge.get(number)
             judge.ids(spec.prompt, judge.tiles(spec.width, spec.height))
 
     def add(self, group: Group, latent: Latent) -> None:
@@ -151,12 +164,13 @@ class Finishing:
             decoded, self._decoded = self._decoded, []
         for latents in decoded:
             yield from self._read_pictures(latents)
-        for look, prompt in list(self._pictures):
-            yield from self._ask(look, prompt)
-        if not self._beside.late:
-            judged, self._judged = self._judged, []
-        for pictures in judged:
-            yield from self._read_verdicts(pictures)
+        for number in range(self._judge.count):  # the second judges what the first has judged
+            for look, prompt in [key for key in self._pictures if key[0].judge == number]:
+                yield from self._ask(look, prompt)
+            if not self._beside.late:
+                judged, self._judged = self._judged, []
+            for pictures in [queued for queued in judged if queued.what.judge == number]:
+                yield from self._read_verdicts(pictures)
 
     def _decode(self, group: Group) -> None:
         waiting = self._latents.pop(group, [])
@@ -189,20 +203,18 @@ class Finishing:
                 pixels = pixels.clone()  # out of pinned memory, which the whole batch would hold
             prompt = work.heat.job.prompt
             picture = Picture(item.owner, item.candidate, pixels.numpy(), prompt, item.draft)
-            self._pictures.setdefault(((group, item.draft), prompt), []).append(picture)
+            self._pictures.setdefault((Look(group, item.draft), prompt), []).append(picture)
 
     def _ask(self, look: Look, prompt: str) -> Iterator[HeatFailed]:
         waiting = self._pictures.pop((look, prompt), [])
         last = any(work.drawing + work.decoding == 0 for work in (self._heats[item.owner] for item in waiting))
-        judge = self._judge.get()
         due, later = split_due(waiting, self._judging.size(look), flush=last)
         if later:
             self._pictures[look, prompt] = later
         if not due:
             return
-        group, draft = look
         try:
-            judge.flops(*group, prompt, one_tile=draft)
+            self._judge.get(look.judge).flops(*look.group, prompt, one_tile=look.draft)
             with self._beside.queue(), Clock(self._generator.device) as clock:
                 results = self._judging.run(due, look)
         except ValueError as error:  # the prompt is too long for the judge
@@ -211,24 +223,32 @@ class Finishing:
         self._judged.append(Queued(due, results, clock, look))
 
     def _read_verdicts(self, queued: Queued[Picture, Look]) -> Iterator[Judged | HeatFailed]:
-        judge, look, share = self._judge.get(), queued.what, 1 / max(1, len(queued.items))
-        group, draft = look
+        look, share = queued.what, 1 / max(1, len(queued.items))
+        judge = self._judge.get(look.judge)
         for item, logits in queued.read():
             work = self._heats.get(item.owner)
             if work is None:
                 continue
             if logits is None:
-                yield HeatFailed(*item.owner, _too_large("judging", group))
+                yield HeatFailed(*item.owner, _too_large("judging", look.group))
                 continue
+            spec = work.heat.job
             work.seconds["judge"] += queued.clock.seconds * share
             work.counts["judge"] += 1
-            work.tflops += judge.flops(*group, item.prompt, one_tile=draft) / TERA
+            work.tflops += judge.flops(*look.group, item.prompt, one_tile=look.draft) / TERA
             work.warn(self._judging.shrunk(look))
             if unknown := judge.unknown_words(item.prompt):
-                name = work.heat.job.judge.name
+                name = spec.judges[look.judge][0].name
                 work.warn(f"prompt: the judge {name} has never learned the words {', '.join(unknown[:12])}")
-            note = work.drafted if draft else work.judged
-            yield Judged(*item.owner, *note(item.candidate, judge.verdict(logits), item.pixels))
+            verdict = judge.verdict(logits)
+            if item.first is not None:
+                verdict = bounded(item.first, verdict, (spec.calibration, spec.second_calibration))
+            elif len(spec.judges) > 1 and not look.draft:
+                on = look._replace(judge=1), item.prompt
+                self._pictures.setdefault(on, []).append(replace(item, first=verdict))
+                continue
+            note = work.drafted if look.draft else work.judged
+            yield Judged(*item.owner, *note(item.candidate, verdict, item.pixels))
 
     def _decode_size(self, group: Group) -> int:
         return self._sizes.batch(self._sizes.decode, self._flops(*group).decode / TERA)
@@ -237,12 +257,13 @@ class Finishing:
         return list(self._generator.decode(torch.stack(list(latents)), non_blocking=True))
 
     def _judge_size(self, look: Look) -> int:
-        group, draft = look
-        return self._sizes.batch(self._sizes.judge, self._judge.get().flops(*group, one_tile=draft) / TERA)
+        judge = self._judge.get(look.judge)
+        return self._sizes.batch(self._sizes.judge, judge.flops(*look.group, one_tile=look.draft) / TERA)
 
     def _judge_batch(self, pictures: Sequence[Picture]) -> Sequence[Tensor]:
         pixels, prompts = [item.pixels for item in pictures], [item.prompt for item in pictures]
-        return list(self._judge.get().ask(pixels, prompts, one_tile=pictures[0].draft, non_blocking=True))
+        judge = self._judge.get(0 if pictures[0].first is None else 1)
+        return list(judge.ask(pixels, prompts, one_tile=pictures[0].draft, non_blocking=True))
 
 
 def _too_large(doing: str, group: Group) -> str:

@@ -1,4 +1,4 @@
-"""The judge beside the generator in one device's memory, or in turns with it where both do not fit."""
+"""The judges beside the generator in one device's memory, or in turns with it where not all fit."""
 
 from collections.abc import Callable
 
@@ -8,34 +8,44 @@ from bestofn.service.engine.microbatch import release_cache
 
 
 class JudgeResidence:
-    """Gives the judge, loaded when first needed.
+    """Gives a judge, loaded when first needed: number 0, or 1 where a second one is deployed.
 
-    Where it does not fit beside the generator's parts, each gives way to the other: slow, but any job runs.
+    Where not all fit beside the generator's parts, they take turns: slow, but any job runs.
     """
 
-    def __init__(self, load: Callable[[], Judge], generator: Generator, *, shared: bool) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Judge],
+        generator: Generator,
+        *,
+        shared: bool,
+        load_second: Callable[[], Judge] | None = None,
+    ) -> None:
         """
         Args:
             load: reads the judge from disk.
             generator: what has to give way.
-            shared: both fit into memory together.
+            shared: all fit into memory together.
+            load_second: reads the second judge, where there is one.
         """
-        self._load = load
+        self._load = (load,) if load_second is None else (load, load_second)
         self._generator = generator
-        self._judge: Judge | None = None
+        self._judges: dict[int, Judge] = {}
+        self.count = len(self._load)
         self.shared = shared
 
-    def get(self) -> Judge:
-        """The judge, in memory."""
-        if self._judge is None:
+    def get(self, number: int = 0) -> Judge:
+        """A judge, in memory."""
+        if number not in self._judges:
             if not self.shared:
+                self.give_way()
                 for part in FOLDERS:
                     self._generator.release(part)
-            self._judge = self._load()
-        return self._judge
+            self._judges[number] = self._load[number]()
+        return self._judges[number]
 
     def give_way(self) -> None:
-        """Called before the generator works: drops the judge unless there is room for both."""
-        if not self.shared and self._judge is not None:
-            self._judge = None
+        """Called before the generator works: drops the judges unless there is room for all."""
+        if not self.shared and self._judges:
+            self._judges.clear()
             release_cache()

@@ -9,7 +9,7 @@ from bestofn.service.cards import WorkerCard
 from bestofn.service.jobs import JobStatus, Priority
 from bestofn.service.queue.keys import CLASSES, pair_id
 from bestofn.service.queue.queue import Queue
-from bestofn.service.queue.records import Backlog
+from bestofn.service.queue.records import Backlog, read_verdict
 from bestofn.service.queue.ring import wait_seconds
 
 MOST_ENDED = 5000  # more than the stream holds
@@ -121,7 +121,7 @@ async def ended_jobs(queue: Queue, after: str) -> tuple[list[EndedJob], str]:
         return [], after
     names = {}
     for card in await queue.announced():
-        names[pair_id(card.model.pin, card.judge.pin)] = (card.model.pin.name, card.judge.pin.name)
+        names[pair_id(*card.pins)] = (card.model.pin.name, card.judge.pin.name)
     return [_ended(fields, names) for _, fields in found], found[-1][0].decode()
 
 
@@ -136,7 +136,7 @@ def _ended(fields: Mapping[bytes, bytes], names: Mapping[str, tuple[str, str]]) 
         seconds=int(fields[b"took"]) / 1000,
         model=model,
         judge=judge,
-        winner=Verdict(*leaders[0][1:]) if leaders else None,
+        winner=read_verdict(leaders[0][1:]) if leaders else None,
     )
 
 

@@ -37,6 +37,16 @@ local function status_of(job)
   return redis.call('HGET', key('job', job), 'status') or ''
 end
 
+-- Whether a heat is still to be done: not if its job has ended or it is done already. Once a job waits for its finals,
+-- which come after its last heat, nothing else of it is.
+local function wanted(job, heat)
+  local status, finals, heats = unpack(redis.call('HMGET', key('job', job), 'status', 'finals', 'heats'))
+  if not ACTIVE[status] or redis.call('HEXISTS', key('heats', job), heat) == 1 then
+    return false
+  end
+  return finals ~= 'due' or heat == heats
+end
+
 -- Puts one heat into the ready stream of its pair and class. `deliveries` are those that it already had.
 local function add(pair, class, job, heat, count, deliveries)
   redis.call('XADD', key('ready', pair, class), '*', 'job', job, 'heat', heat, 'count', count, 'deliveries', deliveries)
@@ -96,10 +106,10 @@ local function deal(pair)
       if not job then
         break
       end
-      local status, heat, heats, decided = unpack(
-        redis.call('HMGET', key('job', job), 'status', 'next', 'heats', 'decided')
+      local status, heat, heats, decided, finals = unpack(
+        redis.call('HMGET', key('job', job), 'status', 'next', 'heats', 'decided', 'finals')
       )
-      if ACTIVE[status] then
+      if ACTIVE[status] and finals ~= 'due' then
         heat = tonumber(heat)
         local cut = schedule(job)
         local count = cut.first(heat + 1) - cut.first(heat)
@@ -161,8 +171,35 @@ local function finish(job, status, type, data)
   if idempotency ~= '' then
     redis.call('PEXPIRE', key('idempotency', idempotency), ttl + TOMBSTONE_MS)
   end
-  if tonumber(waiting) > 0 then
+  if tonumber(waiting) > 0 or redis.call('HGET', hash, 'finals') == 'due' then
     redis.call('PUBLISH', key('control'), job)
+  end
+end
+
+-- Deals the finals of a job whose other heats are done, or are dropped because it has stopped. They need no device, and
+-- no turn in the ring.
+local function begin_finals(job)
+  local hash = key('job', job)
+  local pair, class, caller, waiting, gflop, heats = unpack(
+    redis.call('HMGET', hash, 'pair', 'class', 'caller', 'waiting', 'gflop', 'heats')
+  )
+  add_load(class, caller, 0, 0 - waiting, 0 - gflop)
+  redis.call('HSET', hash, 'finals', 'due', 'waiting', 0, 'gflop', 0)
+  add(pair, class, job, heats, 0, 0)
+end
+
+-- Drops all pictures of a job but those of these candidates (an array).
+local function keep_images(job, candidates)
+  local standing = {}
+  for _, candidate in ipairs(candidates) do
+    standing[tostring(candidate)] = true
+  end
+  local held = redis.call('HGETALL', key('kept', job))
+  for i = 1, #held, 2 do
+    if not standing[held[i]] then
+      redis.call('HDEL', key('images', job, held[i + 1]), held[i])
+      redis.call('HDEL', key('kept', job), held[i])
+    end
   end
 end
 

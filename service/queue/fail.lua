@@ -7,7 +7,7 @@ if #redis.call('XPENDING', key('ready', pair, class), GROUP, entry, entry, 1, wo
   return 'lost' -- another worker has taken it over
 end
 release(pair, class, entry, count)
-if ACTIVE[status_of(job)] and redis.call('HEXISTS', key('heats', job), heat) == 0 then
+if wanted(job, heat) then
   if fate == 'dead' then
     redis.call('XADD', key('dead'), 'MAXLEN', '~', DEAD_KEPT, '*',
       'job', job, 'heat', heat, 'deliveries', deliveries, 'worker', worker, 'reason', reason)

@@ -8,7 +8,7 @@ pair:<pair>:<class>:ring      list    jobs that still have heats to give, next f
 pair:<pair>:<class>:ready     stream  heats dealt and not finished; read by one consumer group
 pair:<pair>:<class>:dealt     int     candidates of those heats
 job:<job>                     hash    specification, status, counters, leaders; dead:<heat>: why it could not be done
-job:<job>:heats               hash    heat -> its record; the first completion wins
+job:<job>:heats               hash    heat -> its record; the first completion wins; that of the finals comes last
 job:<job>:progress            hash    heat -> "judged steps forwards"
 job:<job>:events              stream  capped
 job:<job>:kept                hash    candidate -> heat, of the images that stand
@@ -122,9 +122,10 @@ class Keys:
         )
 
 
-def pair_id(model: Revision, judge: Revision) -> str:
-    """Short name of a (model revision, judge revision) pair."""
-    return hashlib.sha256(json.dumps([model.model_dump(), judge.model_dump()]).encode()).hexdigest()[:16]
+def pair_id(model: Revision, judge: Revision, second: Revision | None = None) -> str:
+    """Short name of a (model revision, judge revision) pair; beside a second judge it is another pair."""
+    pins = [pin.model_dump() for pin in (model, judge, second) if pin is not None]
+    return hashlib.sha256(json.dumps(pins).encode()).hexdigest()[:16]
 
 
 def opaque(key: str) -> str:

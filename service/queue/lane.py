@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from bestofn.service.cards import WorkerCard
+from bestofn.service.finals import FinalsOutcome, entrants, reordered
 from bestofn.service.jobs import Candidate, Heat, HeatOutcome, JobSpec, Priority
 from bestofn.service.prefix import Prefix, fold
 from bestofn.service.prefix import standing as still_standing
@@ -16,6 +17,7 @@ from bestofn.service.queue.lua import Argument
 from bestofn.service.queue.queue import Queue
 from bestofn.service.queue.records import (
     pack_candidate,
+    pack_finals,
     pack_heat,
     pack_leaders,
     unpack_heat,
@@ -85,7 +87,7 @@ class Lane:
     def __init__(self, queue: Queue, card: WorkerCard) -> None:
         self.queue = queue
         self.card = card
-        self.pair = pair_id(card.model.pin, card.judge.pin)
+        self.pair = pair_id(*card.pins)
         self.worker = card.worker
         self._ready = {priority: queue.keys("ready", self.pair, priority) for priority in CLASSES}
         self._reclaim_from = dict.fromkeys(CLASSES, "0-0")
@@ -148,7 +150,8 @@ class Lane:
         return await self._start(entries)
 
     async def complete(self, claim: Claim, outcome: HeatOutcome) -> bool:
-        """Files a finished heat; whether it was the first completion. Keeps the job's `top_k` best images only.
+        """Files a finished heat; whether it was the first completion. Keeps the images only of the job's
+        candidates in play. After the last heat the job ends, or its finals are dealt.
 
         Raises:
             NotKept: they cannot be written into the folder of pictures.
@@ -160,7 +163,8 @@ class Lane:
         inline: list[Argument] = []
         staged_before = False
         while True:
-            version, text, decided = await redis.hmget(keys("job", job), ["version", "leaders", "decided"])
+            known = await redis.hmget(keys("job", job), ["version", "leaders", "decided", "done"])
+            version, text, decided, done = known
             before = Prefix(int(decided or 0), tuple(unpack_leaders(spec, text or b"[]")))
             if spec.stop is None:  # in whatever order its heats come, its winners are the best of all
                 after = replace(before, leaders=tuple(best_of(spec, [*before.leaders, *outcome.candidates])))
@@ -169,6 +173,10 @@ class Lane:
                 finished = await self._ahead(spec, before.heats) | {heat: outcome.candidates}
                 after = fold(spec, before, finished)
                 standing = still_standing(spec, after, finished)
+            last = after.stopped is not None or int(done or 0) + 1 == spec.num_heats
+            finals = last and bool(entrants(spec, after.leaders))
+            if last and not finals:
+                standing = {candidate.index for candidate in after.leaders[: spec.top_k]}
             kept = sorted(standing & {candidate.index for candidate in outcome.candidates})
             new = {index: outcome.images[index] for index in kept if index not in stored}
             stored |= await self.queue.pictures.put(job, self.worker, new)
@@ -189,6 +197,7 @@ class Lane:
                 outcome.usage.transformer_forwards,
                 after.heats,
                 after.stopped or "",
+                int(finals),
                 *inline,
             )
             match reply:
@@ -198,6 +207,30 @@ class Lane:
                     inline = [part for image in images.items() for part in image]
                 case _:
                     return bool(reply == b"done")
+
+    async def finalists(self, job: JobSpec) -> tuple[list[int], dict[int, bytes]]:
+        """Who meets in a job's finals, best first, and their pictures. Raises NotThere: a picture is gone."""
+        text = await self.queue.redis.hget(self.queue.keys("job", job.id), "leaders")
+        meet = [candidate.index for candidate in entrants(job, unpack_leaders(job, text or b"[]"))]
+        return meet, {index: await self.queue.image(job.id, index) for index in meet}
+
+    async def complete_finals(self, claim: Claim, finals: FinalsOutcome) -> bool:
+        """Files what finals came to, which ends the job; whether it was the first completion."""
+        spec, entry = claim.heat.job, claim.entry
+        text = await self.queue.redis.hget(self.queue.keys("job", entry.job), "leaders")
+        leaders = reordered(unpack_leaders(spec, text or b"[]"), finals)
+        reply = await self.queue.scripts(
+            "finals",
+            self.pair,
+            entry.priority,
+            entry.id,
+            entry.job,
+            entry.heat,
+            pack_finals(finals),
+            pack_leaders(leaders),
+            json.dumps([candidate.index for candidate in leaders[: spec.top_k]]),
+        )
+        return bool(reply == b"done")
 
     async def fail(self, claim: Claim, fate: str, reason: str = "") -> None:
         """Gives up a heat: `back` (no delivery), `again` (a delivery spent) or `dead` (its job fails with `reason`)."""
@@ -209,7 +242,7 @@ class Lane:
         await self.queue.scripts("count", self.pair, entry.priority, entry.id, self.worker, deliveries)
 
     async def report(self, job: str, progress: Sequence[HeatProgress], judgements: Iterable[Judgement] = ()) -> bool:
-        """Publishes how far heats of a job have come and its new candidates; whether the job still wants them."""
+        """Publishes how far heats of a job have come and its new candidates; whether the job still wants any."""
         arguments: list[Argument] = [job, len(progress)]
         for part in progress:
             arguments += [part.heat, part.judged, part.steps, part.forwards]

@@ -10,7 +10,7 @@ from redis.exceptions import NoScriptError
 from bestofn.service.queue.keys import Keys
 
 Script = Literal[
-    "submit", "refill", "beat", "report", "complete", "fail", "cancel", "expire", "count", "record", "probe"
+    "submit", "refill", "beat", "report", "complete", "finals", "fail", "cancel", "expire", "count", "record", "probe"
 ]
 SCRIPTS: tuple[Script, ...] = get_args(Script)
 Argument = str | int | float | bytes

@@ -17,7 +17,7 @@ from bestofn.service.queue.away import away, why
 from bestofn.service.queue.keys import CLASSES, Keys, opaque, pair_id
 from bestofn.service.queue.lua import Scripts
 from bestofn.service.queue.pictures import Pictures
-from bestofn.service.queue.records import ENDINGS, Backlog, Event, JobRecord, Standing, best, unpack_heat
+from bestofn.service.queue.records import ENDINGS, Backlog, Event, JobRecord, Standing, best, unpack_finals, unpack_heat
 from bestofn.service.queue.ring import wait_seconds
 from bestofn.service.redis_server import find_redis
 from bestofn.service.schemas import Progress
@@ -132,7 +132,7 @@ class Queue:
             raise Unavailable(f"{trouble}; try again later", retry_after=BUSY_RETRY_SECONDS)
         story_bytes = _BYTES_A_STORY + _BYTES_A_CHARACTER * len(spec.prompt + spec.negative_prompt)
         picture_bytes = int(spec.width * spec.height * _BYTES_A_PIXEL[spec.format] + story_bytes)
-        image_bytes = 0 if self.pictures.apart else spec.top_k * picture_bytes
+        image_bytes = 0 if self.pictures.apart else min(spec.pictures, spec.num_samples) * picture_bytes
         if spec.thumbnails:
             image_bytes += min(spec.num_samples, THUMBNAILS_KEPT) * _BYTES_A_THUMBNAIL
         try:
@@ -140,7 +140,7 @@ class Queue:
                 "submit",
                 spec.id,
                 spec.model_dump_json(),
-                pair_id(spec.model, spec.judge),
+                pair_id(*spec.pins),
                 spec.priority,
                 spec.num_samples,
                 spec.heat_size,
@@ -194,6 +194,7 @@ class Queue:
             await self._missing(job)
         spec = JobSpec.model_validate_json(fields[b"spec"])
         status = JobStatus(fields[b"status"].decode())
+        finals = heats.pop(b"%d" % spec.num_heats, None)
         outcomes = tuple(unpack_heat(spec, index, heats[b"%d" % index]) for index in sorted(map(int, heats)))
         standing = await self.standing(spec) if status is JobStatus.QUEUED else Standing()
         return JobRecord(
@@ -222,11 +223,12 @@ class Queue:
                 if spec.has_thumbnail(candidate.index)
             ),
             int(fields.get(b"discarded", 0)),
+            None if finals is None else unpack_finals(finals),
         )
 
     async def standing(self, spec: JobSpec) -> Standing:
         """Where a job stands that waits: its place, and how long until it starts; nothing for one that has started."""
-        pair = pair_id(spec.model, spec.judge)
+        pair = pair_id(*spec.pins)
         async with self.redis.pipeline(transaction=False) as pipe:
             pipe.lpos(self.keys("ring", pair, spec.priority), spec.id)
             pipe.hmget(self.keys("job", spec.id), ["status", "next"])
@@ -235,7 +237,7 @@ class Queue:
             place, (status, own), *dealt = await pipe.execute()
         if status != JobStatus.QUEUED.encode():
             return Standing()
-        cards = [card for card in await self.cards() if (card.model.pin, card.judge.pin) == (spec.model, spec.judge)]
+        cards = [card for card in await self.cards() if card.pins == spec.pins]
         # One heat of each job before this one in the ring, and what is dealt already, its own heats aside.
         others = sum(int(count or 0) for count in dealt) - spec.first(int(own))
         ahead = max(0, others) + int(place or 0) * spec.heat_size

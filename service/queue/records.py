@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bestofn.judge.verdict import ANSWERS, Verdict
+from bestofn.service.finals import FinalsOutcome
 from bestofn.service.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
 from bestofn.service.result import ranked
 from bestofn.service.schemas import CandidateOut, Progress, VerdictOut
@@ -53,6 +54,7 @@ class JobRecord:
     ended: float | None
     thumbnails: frozenset[int] = frozenset()  # candidates of which there is one
     discarded_forwards: int = 0  # for candidates that the end has left out
+    finals: FinalsOutcome | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ def pack_heat(outcome: HeatOutcome) -> str:
     verdicts = [candidate.verdict for candidate in outcome.candidates]
     # In jobs with drafts: who was solved in full, with the draft's verdict; the others have no other than that.
     finalists = {c.index: _verdict(c.draft) for c in outcome.candidates if c.final and c.draft is not None}
+    # In jobs that two judges decide: the second one's verdict on those who were solved in full, and the bound of both.
+    seconds = {c.index: _verdict(c.verdict)[3:] for c in outcome.candidates if c.verdict.second is not None}
     usage = outcome.usage
     return _compact(
         {
@@ -94,6 +98,7 @@ def pack_heat(outcome: HeatOutcome) -> str:
             ],
             "warnings": outcome.warnings,
             **({"finalists": finalists} if finalists else {}),
+            **({"seconds": seconds} if seconds else {}),
         }
     )
 
@@ -103,13 +108,23 @@ def unpack_heat(spec: JobSpec, heat: int, record: str | bytes) -> HeatOutcome:
     fields = json.loads(record)
     answers = {answer[0]: answer for answer in ANSWERS}
     judged = zip(fields["answers"], fields["yes"], fields["no"], strict=True)
-    drafts = {int(index): Verdict(*draft) for index, draft in fields.get("finalists", {}).items()}
+    drafts = {int(index): read_verdict(draft) for index, draft in fields.get("finalists", {}).items()}
+    seconds = {int(index): both for index, both in fields.get("seconds", {}).items()}
     candidates = []
     for index, (letter, yes, no) in enumerate(judged, fields["first"]):
-        verdict = Verdict(answers[letter], yes, no)
+        verdict = read_verdict([answers[letter], yes, no, *seconds.get(index, ())])
         draft = None if spec.draft is None else drafts.get(index, verdict)
         candidates.append(Candidate(index, spec.seed + index, verdict, draft, spec.draft is None or index in drafts))
     return HeatOutcome(heat, tuple(candidates), {}, Usage(*fields["usage"]), warnings=tuple(fields["warnings"]))
+
+
+def pack_finals(finals: FinalsOutcome) -> str:
+    """What finals came to, as JSON that only `unpack_finals` reads."""
+    return _compact(finals.to_json())
+
+
+def unpack_finals(record: str | bytes) -> FinalsOutcome:
+    return FinalsOutcome.from_json(json.loads(record))
 
 
 def pack_leaders(leaders: Sequence[Candidate]) -> str:
@@ -118,7 +133,7 @@ def pack_leaders(leaders: Sequence[Candidate]) -> str:
 
 
 def unpack_leaders(spec: JobSpec, leaders: str | bytes) -> list[Candidate]:
-    return [Candidate(i, spec.seed + i, Verdict(*verdict)) for i, *verdict in json.loads(leaders)]
+    return [Candidate(i, spec.seed + i, read_verdict(verdict)) for i, *verdict in json.loads(leaders)]
 
 
 def pack_candidate(candidate: Candidate) -> str:
@@ -139,8 +154,15 @@ def best(spec: JobSpec, outcomes: Iterable[HeatOutcome]) -> CandidateOut | None:
     )
 
 
-def _verdict(verdict: Verdict) -> list[str | float]:
-    return [verdict.answer, verdict.yes_logit, verdict.no_logit]
+def read_verdict(fields: Sequence[Any]) -> Verdict:
+    """A verdict as `pack_leaders` writes it: answer and logits, and of two judges the second verdict and the bound."""
+    answer, yes, no, *both = fields
+    return Verdict(answer, yes, no, read_verdict(both[0]), both[1]) if both else Verdict(answer, yes, no)
+
+
+def _verdict(verdict: Verdict) -> list[Any]:
+    own = [verdict.answer, verdict.yes_logit, verdict.no_logit]
+    return own if verdict.second is None else [*own, _verdict(verdict.second), verdict.bound]
 
 
 def _compact(value: Any) -> str:

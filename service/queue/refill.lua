@@ -11,7 +11,7 @@ for i = 2, #ARGV, 5 do
   local status, spec, traceparent, created = unpack(
     redis.call('HMGET', hash, 'status', 'spec', 'traceparent', 'created')
   )
-  if not ACTIVE[status] or redis.call('HEXISTS', key('heats', job), heat) == 1 then
+  if not wanted(job, heat) then
     release(pair, class, entry, count)
     claims[#claims + 1] = {0, '', '', 0}
   else

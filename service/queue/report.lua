@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- Adds what some heats of one job have come to: `n`, n times (heat, judged, steps, forwards), then for each new
--- candidate its index, a JSON text and its thumbnail ('': none). Returns whether the job still wants them.
+-- candidate its index, a JSON text and its thumbnail ('': none). Returns whether the job still wants any.
 local job, n = ARGV[1], tonumber(ARGV[2])
-if not ACTIVE[status_of(job)] then
+if not ACTIVE[status_of(job)] or redis.call('HGET', key('job', job), 'finals') == 'due' then
   return 0
 end
 for i = 3, 4 * n + 2, 4 do
