@@ -1,9 +1,12 @@
 """The finals: who meets, what that changes in the ranks, and jobs that end with them, here and on workers."""
 
+import asyncio
+import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 from hypothesis import given
@@ -15,12 +18,15 @@ from bestofn.service.engine.fake import FakeEngine, fake_picture
 from bestofn.service.errors import InvalidRequest
 from bestofn.service.finals import FinalsOutcome, entrants, not_played, played, reordered
 from bestofn.service.images import decode
-from bestofn.service.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Revision, Usage
+from bestofn.service.jobs import Candidate, Heat, HeatOutcome, JobSpec, JobStatus, Revision, Usage
 from bestofn.service.local import LocalRun, local_spec, run_local
+from bestofn.service.queue.lane import Claim, HeatProgress, Lane
+from bestofn.service.queue.queue import Queue
 from bestofn.service.result import assemble, best_of, ranked
-from bestofn.service.schemas import GenerateRequest
+from bestofn.service.schemas import GenerateRequest, JobResult
 from bestofn.service.settings import Settings
 from bestofn.service.vision_judge import VisionJudge
+from bestofn.service.worker import Worker
 from tests.service.vision_server import Vision, brightness, vision_server
 
 PIN = Revision(name="fake", revision="0")
@@ -49,7 +55,7 @@ def decided(order: list[int], judge: dict[int, float]) -> Rounds:
             said: list[Answers] = []
             for p in pairings:
                 assert p.b is not None
-                a = judge[p.a] > judge[p.b]
+                a = judge.get(p.a, 0) >= judge.get(p.b, 0)
                 said.append((Answer("first" if a else "second"), Answer("second" if a else "first")))
             pairings = game.send(said)
     except StopIteration as end:
@@ -188,3 +194,182 @@ def test_finals_without_a_judge_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="BESTOFN_FINALS_JUDGE") as refused:
         local_spec(GenerateRequest.model_validate(REQUEST), engine, Settings())
     assert refused.value.field == "finals"
+
+
+@asynccontextmanager
+async def worker(settings: Settings, slots: int = 16) -> AsyncIterator[None]:
+    """A worker in this process; its SIGTERM is the end of the block."""
+    task = asyncio.create_task(Worker(settings, lambda: FakeEngine(slots=slots)).run())
+    yield
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await task == 0
+
+
+async def ended(queue: Queue, job: str) -> tuple[JobResult, list[bytes]]:
+    async for _ in queue.events(job):
+        pass
+    record = await queue.record(job)
+    shown = assemble(record.spec, record.status, record.outcomes, stopped=record.stopped, finals=record.finals)
+    return shown, [await queue.image(job, image.candidate) for image in shown.images]
+
+
+async def nothing_is_left(queue: Queue, result: JobResult) -> None:
+    """No work, no entries, and pictures of the winners alone."""
+    backlog = await queue.backlog()
+    assert (backlog.jobs, backlog.candidates, backlog.tflops) == (0, 0, 0.0)
+    for name in await queue.redis.keys(queue.keys("ready", "*", "*")):
+        assert await queue.redis.xlen(name) == 0
+    kept = {int(candidate) for candidate in await queue.redis.hkeys(queue.keys("kept", result.id))}
+    assert kept == {image.candidate for image in result.images}
+
+
+async def due(queue: Queue, job: str) -> None:
+    while await queue.redis.hget(queue.keys("job", job), "finals") != b"due":
+        await asyncio.sleep(0.01)
+
+
+FIELDS = {"num_samples": 40, "top_k": 2, "finals": {"most": 4, "band": 8.0}}
+
+
+@pytest.mark.parametrize("fields", [{}, {"stop": {"confidence": 0.9999}, "heat_size": 16}, {"draft": {"keep": 0.5}}])
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_served_job_ends_as_a_local_one(
+    settings: Settings, make_spec: Callable[..., JobSpec], vision: Vision, fields: dict[str, object], tells: bool
+) -> None:
+    vision.tells = tells
+    settings = settings.model_copy(update={"finals_judge": vision.url})
+    spec = make_spec(**FIELDS, num_inference_steps=5, **fields)
+    here = run_local(spec, FakeEngine(slots=16), judge=VisionJudge(vision.url))
+
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        async with worker(settings):
+            while not await queue.announced():
+                await asyncio.sleep(0.01)
+            assert [card.finals_judge for card in await queue.cards()] == ["looker"]
+            await queue.submit(spec, cost=1.0)
+            result, images = await ended(queue, spec.id)
+            assert result.finals is not None
+            assert result.model_copy(update={"usage": None}) == here.result.model_copy(update={"usage": None})
+            assert images == list(here.images.values())
+            await nothing_is_left(queue, result)
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+def test_whoever_is_away_or_cancelled_or_late_the_job_ends(
+    settings: Settings, make_spec: Callable[..., JobSpec], vision: Vision
+) -> None:
+    settings = settings.model_copy(update={"finals_judge": vision.url})
+
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        async with worker(settings):
+            while not await queue.announced():
+                await asyncio.sleep(0.01)
+            # Nobody is close: the job ends with its last heat.
+            alone = make_spec(num_samples=9, finals={"band": 0.0})
+            await queue.submit(alone, cost=1.0)
+            result, _ = await ended(queue, alone.id)
+            assert (result.finals, result.warnings, vision.calls) == (None, [], [])
+            await nothing_is_left(queue, result)
+
+            vision.pause.clear()
+            canceled, late = make_spec(**FIELDS), make_spec(**FIELDS, deadline_seconds=2.0)
+            for spec in (canceled, late):
+                await queue.submit(spec, cost=1.0)
+                await due(queue, spec.id)
+            assert await queue.cancel(canceled.id) is JobStatus.CANCELED
+            result, images = await ended(queue, late.id)
+            assert (result.status, result.stopped, result.complete, len(images)) == ("succeeded", "deadline", False, 2)
+            assert "the deadline passed before" in result.warnings[-1]
+            vision.pause.set()
+
+            vision.failures = 10**6
+            away = make_spec(**FIELDS)
+            await queue.submit(away, cost=1.0)
+            result, images = await ended(queue, away.id)
+            assert (result.status, result.complete, len(images)) == ("succeeded", True, 2)
+            assert result.warnings == [
+                "the finals were not played: the pairwise judge looker could not be asked; "
+                "the ranks are those of the verdicts"
+            ]
+            await nothing_is_left(queue, result)
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+def test_finals_are_handed_on_like_any_heat(
+    settings: Settings,
+    make_spec: Callable[..., JobSpec],
+    open_lane: Callable[..., Awaitable[Lane]],
+    finish: Callable[[Heat], HeatOutcome],
+) -> None:
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        one, two = await open_lane(queue, "one", 16), await open_lane(queue, "two", 16)
+        spec = make_spec(num_samples=64, heat_size=16, stop={"confidence": 0.9}, **{"finals": {"band": 9.0}})
+        await queue.submit(spec, cost=1.0)
+        ahead: list[Claim] = []
+        while (await queue.record(spec.id)).stopped is None:
+            claims = await one.claim(2, 0)
+            claims.sort(key=lambda claim: claim.heat.index)
+            ahead += claims[1:]
+            if not claims:
+                claims, ahead = ahead[:1], ahead[1:]
+            await one.complete(claims[0], finish(claims[0].heat))
+        # Heats that ran ahead are not wanted any more, the finals are, by whoever comes first.
+        assert (await queue.record(spec.id)).status is JobStatus.RUNNING
+        assert not await one.report(spec.id, [HeatProgress(claim.heat.index, 0, 1, 1) for claim in ahead])
+        for claim in ahead:
+            assert not await one.complete(claim, finish(claim.heat))
+        (claim,) = await two.claim(9, 0)
+        assert claim.heat.is_finals
+        await two.fail(claim, "again")
+        (claim,) = await one.claim(9, 0)
+        assert claim.deliveries == 2
+        await asyncio.sleep(0.05)
+        (taken,) = await two.reclaim(1, 0.02)
+        assert (taken.heat, taken.deliveries) == (claim.heat, 3)
+        meet, pictures = await two.finalists(spec)
+        assert len(meet) > 1
+        finals = played("m", decided(meet, {index: float(-place) for place, index in enumerate(reversed(meet))}))
+        assert await two.complete_finals(taken, finals)
+        assert not await one.complete_finals(claim, finals)
+        result, images = await ended(queue, spec.id)
+        winner = result.images[0].candidate
+        assert (winner, images) == (finals.rounds[-1][-1].winner, [pictures[winner]])
+        assert await one.claim(9, 0) == []
+        await nothing_is_left(queue, result)
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+def test_a_worker_without_a_judge_leaves_finals_to_one_that_has_it_or_ends_them(
+    settings: Settings, make_spec: Callable[..., JobSpec]
+) -> None:
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        async with worker(settings):
+            while not (cards := await queue.cards()):
+                await asyncio.sleep(0.01)
+            spec = make_spec(**FIELDS)
+            await queue.submit(spec, cost=1.0)
+            result, _ = await ended(queue, spec.id)
+            assert "no worker has a pairwise judge any more" in result.warnings[0]
+
+            other = Lane(queue, cards[0].model_copy(update={"worker": "two", "capacity": 1, "finals_judge": "m"}))
+            await other.beat((), 60.0)
+            spec = make_spec(**FIELDS)
+            await queue.submit(spec, cost=1.0)
+            await due(queue, spec.id)
+            (claim,) = await other.claim(1, 5.0)
+            assert (claim.heat.is_finals, claim.deliveries) == (True, 1)
+            assert await other.complete_finals(claim, played("m", decided((await other.finalists(spec))[0], {})))
+            assert (await ended(queue, spec.id))[0].finals is not None
+        await queue.aclose()
+
+    asyncio.run(run())
