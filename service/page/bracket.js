@@ -105,7 +105,7 @@ export class BracketView {
   }
 
   draw(job) {
-    const sizes = entrants(job.bracket.length && job.images.length ? bracketSize(job) : job.count);
+    const sizes = entrants(job.images.length ? bracketSize(job) : job.count);
     $("knockout").hidden = sizes[0] < 2;
     if (sizes[0] < 2) return;
     const width = this.#box.clientWidth;
@@ -183,4 +183,5 @@ export class BracketView {
   }
 }
 
-const bracketSize = (job) => job.bracket[0].reduce((sum, match) => sum + (match.b === null ? 1 : 2), 0);
+// Those who were only drafted do not play, nor do candidates after a stop; one finalist alone has won without a match.
+const bracketSize = (job) => job.bracket[0]?.reduce((sum, match) => sum + (match.b === null ? 1 : 2), 0) ?? 1;

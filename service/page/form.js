@@ -1,19 +1,41 @@
 // The box: what is asked for, and which part of it the server did not like.
 
-import { $, element } from "./text.js";
+import { Spending } from "./spending.js";
+import { $, element, whole } from "./text.js";
 
 const LONGEST_SEED = 2n ** 63n;
-const FIELDS = ["prompt", "num_samples", "seed", "negative_prompt", "top_k", "model", "judge"];
+// A field of the request, or all below it: what the page calls it, and the control that a refusal is shown beside.
+const FIELDS = {
+  prompt: ["the prompt", () => $("prompt")],
+  num_samples: ["the number of candidates", () => $("num_samples")],
+  effort: ["effort", () => Spending.chosen],
+  budget: ["the budget", () => $("budget")],
+  "stop.confidence": ["how sure", () => $("confidence")],
+  stop: ["stop early", () => $("confidence")],
+  "draft.num_inference_steps": ["the steps of a draft", () => $("draft_steps")],
+  "draft.keep": ["the best to solve", () => $("draft_keep")],
+  draft: ["drafts", () => $("draft_steps")],
+  num_inference_steps: ["the number of steps", () => document.querySelector("[name=steps]:checked")],
+  seed: ["the seed", () => $("seed")],
+  negative_prompt: ["what to avoid", () => $("negative_prompt")],
+  top_k: ["the number of winners", () => $("top_k")],
+  model: ["the model", () => $("model")],
+  judge: ["the judge", () => $("judge")],
+};
+const known = (field) => FIELDS[field] ?? FIELDS[field.split(".")[0]] ?? [field, () => null];
+
+/** What the server says of a field, with the page's word for it in place of the name that it begins with. */
+export const inOurWords = (said, field) =>
+  field && said.startsWith(field) ? known(field)[0] + said.slice(field.length) : said;
 
 export class Form {
   #models = [];
   #locked = false;
+  #wrong = null; // the control that is complained about
+  #spending = new Spending();
 
   constructor() {
-    for (const choice of quick()) choice.addEventListener("change", () => ($("num_samples").value = ""));
-    $("num_samples").addEventListener("input", () => this.#sayCount($("num_samples").value));
-    for (const choice of document.getElementsByName("effort"))
-      choice.addEventListener("change", () => this.#sayEffort());
+    for (const choice of document.getElementsByName("steps")) choice.addEventListener("change", () => this.#saySteps());
     $("seed").addEventListener("input", () => this.#lock($("seed").value.trim() !== ""));
     $("lock").addEventListener("click", () => this.#lock(!this.#locked && $("seed").value.trim() !== ""));
     $("more-button").addEventListener("click", () => this.#unfold($("more").hidden));
@@ -39,11 +61,10 @@ export class Form {
     const prompt = $("prompt").value;
     const seed = $("seed").value.trim();
     if (!prompt.trim()) throw { field: "prompt", message: "Say what the picture should show." };
-    const count = quick().find((choice) => choice.checked)?.value ?? $("num_samples").value;
     const body = {
       prompt,
-      num_samples: whole("num_samples", count, 4096),
-      top_k: whole("top_k", $("top_k").value, 16),
+      ...this.#spending.read(),
+      top_k: whole("top_k", "Winners", $("top_k").value, 16),
       thumbnails: true,
     };
     if (body.top_k > body.num_samples)
@@ -64,39 +85,50 @@ export class Form {
     return body;
   }
 
-  /** Fill the box with the parameters of a job; its seed is shown, and kept only if it is locked. */
-  show(parameters) {
+  /**
+   * Fill the box with the parameters of a job; its seed is shown, and kept only if it is locked.
+   *
+   * `asked`: what was asked for in its stead where an effort or a budget chose candidates, drafts and stop.
+   */
+  show(parameters, asked = parameters) {
     $("prompt").value = parameters.prompt;
-    this.#sayCount(`${parameters.num_samples}`);
+    this.#spending.show(asked);
     $("top_k").value = parameters.top_k;
     $("negative_prompt").value = parameters.negative_prompt;
     $("seed").value = parameters.seed;
     if (parameters.model && this.#models.some(({ id }) => id === parameters.model)) $("model").value = parameters.model;
     this.#sayModel();
     const share = parameters.num_inference_steps / (this.#model?.num_inference_steps ?? NaN);
-    const effort = [...document.getElementsByName("effort")].find(
+    const steps = [...document.getElementsByName("steps")].find(
       (choice) => Math.abs(Number(choice.value) - share) < 0.05,
     );
-    if (effort) effort.checked = true;
-    this.#sayEffort();
-    if (parameters.negative_prompt || parameters.top_k > 1) this.#unfold(true);
+    if (steps) steps.checked = true;
+    this.#saySteps();
+    if (parameters.negative_prompt || parameters.top_k > 1 || asked.stop || asked.draft) this.#unfold(true);
     this.#grow();
   }
 
   /** Ask for the seed that is shown, not for a random one. */
   lockSeed() {
     this.#lock(true);
+    this.#unfold(true);
   }
 
-  /** Say what is wrong, beside the box and at the field; null: nothing is. */
+  /** Say what is wrong: beside the control of `field`, or below the box where there is none; null: nothing is. */
   complain(message, field = null) {
-    $("problem").hidden = !message;
-    $("problem").textContent = message ?? "";
-    for (const name of FIELDS) $(name).removeAttribute("aria-invalid");
-    if (!message || !FIELDS.includes(field)) return;
-    if ($("more").contains($(field))) this.#unfold(true);
-    $(field).setAttribute("aria-invalid", "true");
-    $(field).focus();
+    const said = $("problem");
+    this.#wrong?.removeAttribute("aria-invalid");
+    this.#wrong?.removeAttribute("aria-describedby");
+    this.#wrong = message && field ? controlOf(field) : null;
+    if (this.#wrong && $("more").contains(this.#wrong)) this.#unfold(true);
+    const beside = this.#wrong?.closest("fieldset, .field");
+    (beside ?? $("ask")).append(said);
+    said.classList.toggle("beside", Boolean(beside));
+    said.hidden = !message;
+    said.textContent = message ?? "";
+    this.#wrong?.setAttribute("aria-invalid", "true");
+    this.#wrong?.setAttribute("aria-describedby", "problem");
+    this.#wrong?.focus();
   }
 
   get #model() {
@@ -104,31 +136,24 @@ export class Form {
   }
 
   #steps() {
-    const share = Number(document.querySelector("[name=effort]:checked").value);
+    const share = Number(document.querySelector("[name=steps]:checked").value);
     if (!this.#model || share === 1) return null;
     return Math.min(100, Math.max(1, Math.round(this.#model.num_inference_steps * share)));
   }
 
   #sayModel() {
-    $("effort").hidden = !this.#model;
+    $("steps-field").hidden = !this.#model;
     const judges = this.#model?.judges ?? [];
     $("judge").parentElement.hidden = judges.length < 2;
     const chosen = $("judge").value;
     $("judge").replaceChildren(
       ...judges.map(({ name }) => element("option", { value: name, selected: name === chosen }, name)),
     );
-    this.#sayEffort();
+    this.#saySteps();
   }
 
-  #sayEffort() {
-    $("steps").textContent = this.#model ? `· ${this.#steps() ?? this.#model.num_inference_steps} steps` : "";
-  }
-
-  /** A number of candidates: one of the quick choices, or written beside them. */
-  #sayCount(value) {
-    for (const choice of quick()) choice.checked = choice.value === value;
-    $("num_samples").value =
-      quick().some((choice) => choice.checked) && document.activeElement !== $("num_samples") ? "" : value;
+  #saySteps() {
+    $("steps").textContent = this.#model ? `· ${this.#steps() ?? this.#model.num_inference_steps}` : "";
   }
 
   #lock(on) {
@@ -150,12 +175,8 @@ export class Form {
   }
 }
 
-const quick = () => [...document.getElementsByName("quick-samples")];
-
-function whole(field, text, most) {
-  const value = Number(text);
-  const what = field === "top_k" ? "Winners" : "Candidates";
-  if (!Number.isInteger(value) || value < 1 || value > most)
-    throw { field, message: `${what}: a whole number from 1 to ${most.toLocaleString("en")}.` };
-  return value;
+/** The control of a field; what an effort or a budget chose is wrong with that choice. */
+function controlOf(field) {
+  const control = known(field)[1]();
+  return control?.closest("[hidden]:not(#more)") ? Spending.chosen : control;
 }

@@ -76,14 +76,16 @@ export class Grid {
     const [pixels, label] = tile.children;
     const { answer, p_yes: p } = candidate.verdict;
     const leads = index === job.leader;
-    const state = `${answer} ${p} ${candidate.rank} ${leads}`;
+    const drafted = candidate.final === false;
+    const state = `${answer} ${p} ${candidate.rank} ${leads} ${drafted}`;
     if (tile.dataset.state !== state) {
       tile.dataset.state = state;
       tile.disabled = false;
       tile.dataset.answer = answer;
       tile.classList.toggle("leads", leads);
+      tile.classList.toggle("drafted", drafted);
       const rank = candidate.rank ? `rank ${candidate.rank}, ` : "";
-      tile.setAttribute("aria-label", `Candidate ${index}, ${rank}judged ${answer}, score ${score(candidate.verdict)}`);
+      tile.setAttribute("aria-label", `Candidate ${index}, ${rank}judged ${answer}${drafted ? " as a draft" : ""}, score ${score(candidate.verdict)}`);
       const badge = element("b", {}, score(candidate.verdict));
       label.replaceChildren(element("i", {}, candidate.rank ? `${candidate.rank}` : ""), badge);
       label.style.setProperty("--score", p ?? 0);

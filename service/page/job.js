@@ -25,6 +25,12 @@ export function jobOf(result) {
     images: [],
     warnings: result.warnings,
     error: null,
+    plan: result.plan, // what an effort or a budget chose
+    usage: null, // the bill, and why and how sure it ended: once it has
+    stopped: null,
+    confidence: null,
+    calibrated: null,
+    counted: new Set(), // indices of the candidates of the result
     next: null,
   };
   standAt(job, result);
@@ -47,6 +53,7 @@ export function apply(job, { type, data }) {
     (job.bracket[data.round] ??= [])[data.place] = { a: data.a, b: data.b, winner: data.winner };
   } else if (type === "snapshot" || type === "result") {
     standAt(job, data);
+    if (type === "result") count(job, data);
   } else if (type === "error") {
     job.status = data.code === "job_canceled" ? "canceled" : "failed";
     job.error = data.detail;
@@ -58,9 +65,13 @@ export function append(job, page) {
   for (const candidate of page.candidates) judged(job, candidate);
   page.bracket.forEach((matches, round) => (job.bracket[round] ??= []).push(...matches));
   job.next = page.next;
+  count(job, page);
 }
 
 export const ended = (job) => ["succeeded", "failed", "canceled"].includes(job.status);
+
+/** Whether it may end before its last candidate. */
+export const mayStop = (job) => !ended(job) && Boolean(job.parameters.stop);
 
 /** The picture of a candidate: the full one of a winner, else its thumbnail, else null. */
 export function picturePath(job, index) {
@@ -83,10 +94,27 @@ function standAt(job, result) {
   job.images = result.images;
   job.error = result.error;
   job.next = result.next;
+  job.usage = result.usage;
+  job.stopped = result.stopped;
+  job.confidence = result.confidence;
+  job.calibrated = result.calibrated;
   for (const candidate of result.candidates) judged(job, candidate);
   if (result.bracket.length) job.bracket = result.bracket;
   if (result.progress) standing(job, result.progress);
   if (result.images.length) job.leader = result.images[0].candidate;
+}
+
+// The result is what holds: of a job that stopped, candidates that ran ahead of its end are not in it.
+function count(job, { candidates }) {
+  for (const { index } of candidates) job.counted.add(index);
+  if (job.next !== null || job.counted.size === job.candidates.size) return;
+  for (const index of [...job.candidates.keys()]) if (!job.counted.has(index)) job.candidates.delete(index);
+  let best = 0;
+  job.curve = ordered(job, false).map((index, i) => {
+    best = Math.max(best, job.candidates.get(index).verdict.p_yes ?? 0);
+    return [i + 1, best];
+  });
+  job.judged = job.candidates.size;
 }
 
 function standing(job, progress) {
@@ -100,16 +128,19 @@ function standing(job, progress) {
 function judged(job, candidate) {
   const known = job.candidates.get(candidate.index);
   job.candidates.set(candidate.index, { ...known, ...candidate });
-  if (known) return;
+  if (known && known.final === candidate.final) return; // finalists are judged twice: their draft, and in full
   job.judged = Math.max(job.judged, job.candidates.size);
   const leader = job.candidates.get(job.leader);
   if (!leader || better(candidate, leader)) job.leader = candidate.index;
   const best = Math.max(candidate.verdict.p_yes ?? 0, job.curve.at(-1)?.[1] ?? 0);
-  job.curve.push([job.candidates.size, best]);
+  if (known) job.curve.at(-1)[1] = best;
+  else job.curve.push([job.candidates.size, best]);
 }
 
-// Yes and no before any other word, then by score: the server's order but for ties, until it says the ranks.
+// In full before drafts, yes and no before any other word, then by score: the server's order but for ties, until it
+// says the ranks.
 function better(a, b) {
-  const place = ({ verdict }) => (verdict.answer === "other" || verdict.p_yes === null ? -1 : verdict.p_yes);
+  const place = ({ verdict, final }) =>
+    (final === false ? 0 : 2) + (verdict.answer === "other" || verdict.p_yes === null ? -1 : verdict.p_yes);
   return place(a) > place(b);
 }

@@ -3,13 +3,14 @@
 import { call, json, Problem, readJson } from "./api.js";
 import { BracketView } from "./bracket.js";
 import { drawExamples } from "./examples.js";
-import { Form } from "./form.js";
+import { Form, inOurWords } from "./form.js";
 import { Grid } from "./grid.js";
 import { drawHistory, forgetAll, recall, remember } from "./history.js";
 import { append, apply, ended, jobOf, LAST, ordered } from "./job.js";
 import { askForKey, offerKey } from "./keys.js";
 import { forget, miniature } from "./pictures.js";
 import { drawJob, stateOf } from "./show.js";
+import { Spending } from "./spending.js";
 import { follow, sleep } from "./stream.js";
 import { $, copy, score, sentence } from "./text.js";
 import { Viewer } from "./viewer.js";
@@ -57,6 +58,7 @@ async function generate() {
         count: result.parameters.num_samples,
         status: "running",
         parameters: kept(result),
+        asked: Spending.of(body),
       });
       since = Date.now();
       history.pushState(null, "", `#job=${result.id}`);
@@ -123,8 +125,9 @@ function expired(id) {
 async function watch(result, signal) {
   leave();
   // The events are told from the first one on, also of a job that has ended.
-  job = jobOf({ ...result, status: "queued", images: [], candidates: [], bracket: [], progress: null });
-  form.show(kept(result));
+  const untold = { status: "queued", images: [], candidates: [], bracket: [], progress: null, usage: null };
+  job = jobOf({ ...result, ...untold });
+  form.show(kept(result), recall(result.id)?.asked);
   bestFirst = false;
   busy(true);
   $("examples").hidden = true;
@@ -166,7 +169,7 @@ async function finish(signal) {
   if (done.status === "failed") form.complain(`The job failed: ${sentence(done.error ?? "")} ${ADVICE[500]}`);
   draw();
   say(stateOf(done, false));
-  const words = { status: done.status };
+  const words = { status: done.status, count: done.status === "succeeded" ? done.candidates.size : done.count };
   if (done.images.length) {
     words.score = score(done.images[0].verdict);
     words.thumbnail = await miniature(done.images[0].url).catch(() => null);
@@ -229,7 +232,7 @@ function refused(error, again) {
   form.complain(plain(error), error.field);
 }
 
-const plain = (error) => `${sentence(error.message)} ${ADVICE[error.status] ?? ""}`.trim();
+const plain = (error) => `${sentence(inOurWords(error.message, error.field))} ${ADVICE[error.status] ?? ""}`.trim();
 const say = (text) => ($("announcer").textContent = text);
 const hex = (bytes) => [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 const kept = ({ parameters, model, judge }) => ({ ...parameters, model: model.name, judge: judge.name });

@@ -1,7 +1,8 @@
 // The job as the page shows it: heading, progress, who leads and who won. Grid and bracket draw themselves.
 
+import { cost } from "./cost.js";
 import { drawCurve } from "./curve.js";
-import { ended, picturePath } from "./job.js";
+import { ended, mayStop, picturePath } from "./job.js";
 import { picture } from "./pictures.js";
 import { $, element, fillPairs, plural, score, seconds, sentence } from "./text.js";
 import { fileName } from "./viewer.js";
@@ -14,9 +15,14 @@ export function drawJob(job, { lost, since }) {
   const done = ended(job);
   $("job").dataset.status = job.status;
   $("job").setAttribute("aria-busy", !done);
-  $("job-eyebrow").textContent = `Best of ${job.count.toLocaleString("en")}`;
+  const drawn = job.status === "succeeded" ? job.candidates.size : job.count;
+  $("job-eyebrow").textContent = `Best of ${mayStop(job) ? "at most " : ""}${drawn.toLocaleString("en")}`;
   $("job-prompt").textContent = job.prompt;
   $("job-facts").textContent = facts(job);
+  const costs = cost(job);
+  $("cost").hidden = costs.length === 0;
+  if ($("cost").dataset.said !== `${costs}`) fillPairs($("cost"), costs);
+  $("cost").dataset.said = `${costs}`;
   $("warnings").hidden = job.warnings.length === 0;
   $("warnings").replaceChildren(...job.warnings.map((text) => element("li", {}, sentence(text))));
   $("progress").hidden = job.status === "succeeded" && job.candidates.size === job.count;
@@ -28,7 +34,7 @@ export function drawJob(job, { lost, since }) {
   $("progress-time").textContent = done || since === null ? "" : seconds((Date.now() - since) / 1000);
   drawLeader(job, done);
   drawWinners(job);
-  drawCurve($("curve"), job.curve, job.count);
+  drawCurve($("curve"), job.curve, drawn);
   document.title = done ? `${job.prompt} · bestofn` : `${job.judged}/${job.count} · bestofn`;
   if (p.negative_prompt) $("job-facts").append(element("span", {}, ` · without: ${p.negative_prompt}`));
 }
@@ -40,7 +46,7 @@ export function stateOf(job, lost) {
     const place = job.position === null ? "" : `, ${PLACES[job.position] ?? `number ${job.position}`} in the queue`;
     return `Waiting${place}${job.wait === null ? "" : `, about ${seconds(job.wait)} to go`}`;
   }
-  const share = `${job.candidates.size} of ${job.count}`;
+  const share = `${job.candidates.size} of ${mayStop(job) ? "at most " : ""}${job.count}`;
   if (job.status === "running") return job.candidates.size ? `${share} judged` : "Drawing the first candidates";
   if (job.status === "canceled") return `Cancelled after ${share} candidates.`;
   if (job.status === "failed") return `Failed after ${share} candidates.`;

@@ -38,6 +38,14 @@ export function seconds(value) {
   return value < 5400 ? `${Math.round(value / 60)} min` : `${Math.round(value / 3600)} h`;
 }
 
+/** The whole number that was written for a field. Throws {field, message}. */
+export function whole(field, what, text, most) {
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < 1 || value > most)
+    throw { field, message: `${what}: a whole number from 1 to ${most.toLocaleString("en")}.` };
+  return value;
+}
+
 /** Copies text and says so on the button for a moment. */
 export async function copy(text, button) {
   try {

@@ -3,7 +3,7 @@
 import { diffusersCall } from "./diffusers.js";
 import { picturePath } from "./job.js";
 import { picture } from "./pictures.js";
-import { $, copy, fillPairs, logit, score } from "./text.js";
+import { $, copy, fillPairs, logit, plural, score } from "./text.js";
 
 export class Viewer {
   #dialog = $("viewer");
@@ -64,7 +64,7 @@ export class Viewer {
       ["Logits", `yes ${logit(verdict.yes_logit)}, no ${logit(verdict.no_logit)}`],
       ["Seed", seed],
     ]);
-    $("viewer-note").textContent = note(job, won, path);
+    $("viewer-note").textContent = note(job, this.#candidate, won, path);
     $("viewer-call").textContent = diffusersCall(job, seed);
     const at = this.#order.indexOf(index);
     $("viewer-previous").disabled = at <= 0;
@@ -91,8 +91,10 @@ export function fileName(job, seed, won) {
   return `${words.slice(0, 8).join("-").slice(0, 60)}-${seed}.${won ? job.parameters.format : "webp"}`;
 }
 
-function note(job, won, path) {
+function note({ parameters }, { final }, won, path) {
   if (won) return "";
+  if (final === false)
+    return `Only a draft, in ${plural(parameters.draft.num_inference_steps, "step")}. The call below draws it in full.`;
   if (!path) return "No picture was kept of this candidate. The call below draws it.";
   return "A small copy: full pictures are kept of winners only. The call below draws this one in full.";
 }

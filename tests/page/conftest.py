@@ -1,4 +1,4 @@
-"""A real browser, and the API it talks to: over a queue with one worker process, whose engine is the sleeping one."""
+"""A real browser, and the API it talks to: over a queue with one worker, whose engine sleeps or has real weights."""
 
 import contextlib
 import os
@@ -66,34 +66,54 @@ class Api:
         self._listening.close()
 
 
-@pytest.fixture(scope="session")
-def data_dir() -> Iterator[Path]:
-    """The data folder of a queue with a warm worker."""
+@contextlib.contextmanager
+def queue_and_worker(*worker: str) -> Iterator[Path]:
+    """The data folder of a queue with a worker, which this program of Python's is."""
     folder = Path(tempfile.mkdtemp(prefix="bestofn-test-"))
-    environment = {**os.environ, "BESTOFN_DATA_DIR": str(folder), "REDIS_URL": ""}
+    environment = {**os.environ, "BESTOFN_DATA_DIR": str(folder), "REDIS_URL": "", "BESTOFN_THREADS": "1"}
     try:
         with LocalServer(folder):
-            worker = subprocess.Popen([sys.executable, "-P", "-c", WORKER], env=environment, stdout=subprocess.DEVNULL)
+            process = subprocess.Popen([sys.executable, "-P", *worker], env=environment, stdout=subprocess.DEVNULL)
             try:
                 yield folder
             finally:
-                worker.kill()
-                worker.wait()
+                process.terminate()  # a supervisor's children would outlive its being killed
+                process.wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def api(data_dir: Path) -> Iterator[Api]:
-    served = Api(Settings(data_dir=data_dir, redis_url=None))
+@contextlib.contextmanager
+def ready_api(folder: Path) -> Iterator[Api]:
+    served = Api(Settings(data_dir=folder, redis_url=None))
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not httpx.get(f"{served.url}/readyz").is_success:
             assert time.monotonic() < deadline, "the worker did not become ready"
             time.sleep(0.05)
         yield served
     finally:
         served.stop()
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Iterator[Path]:
+    """The data folder of a queue with a warm worker, whose engine sleeps."""
+    with queue_and_worker("-c", WORKER) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def api(data_dir: Path) -> Iterator[Api]:
+    with ready_api(data_dir) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def shapes_api() -> Iterator[Api]:
+    """An API over a worker with the shipped weights."""
+    with queue_and_worker("-m", "bestofn.service.cli", "worker") as folder, ready_api(folder) as served:
+        yield served
 
 
 @pytest.fixture(scope="session")
@@ -125,6 +145,13 @@ def browser():
 def page(browser, api: Api):
     """A page of a new visitor, who must neither see an error on the console nor make it call another server."""
     with visit(browser, api) as opened:
+        yield opened
+
+
+@pytest.fixture
+def shapes_page(browser, shapes_api: Api):
+    """The same where pictures are drawn."""
+    with visit(browser, shapes_api) as opened:
         yield opened
 
 

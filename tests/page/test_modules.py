@@ -105,3 +105,23 @@ def test_every_tree_has_all_entrants_and_fits(module):
     """
     wrong = [case for case in module("bracket", grow) if case[1:] != [True, True, True]]
     assert not wrong
+
+
+def test_a_jobs_end_is_told_in_plain_words(module):
+    bill = {"tflops": 1234.5, "seconds": {"denoise": 100.0, "judge": 25.0}, "discarded_forwards": 2}
+    tell = """
+        const { usage, drawn, ...job } = given;
+        return m.cost({ ...job, usage, status: "succeeded", candidates: new Set(Array(drawn).keys()) });
+    """
+
+    def told(drawn, stopped, confidence=None, calibrated=None):
+        job = {"plan": None, "stopped": stopped, "confidence": confidence, "calibrated": calibrated}
+        pairs = module("cost", tell, {**job, "usage": bill, "drawn": drawn})
+        return {term: said.replace("\xa0", " ") for term, said in pairs}
+
+    used = "1,230 TFLOP, 2 min of device time, and 2 forwards that ran ahead for nothing"
+    assert told(1, None) == {"Used": used, "Ended": "The candidate is judged"}
+    assert told(8, "confident", 0.973, True)["Ended"] == "After 8 candidates: enough, 97.3 % sure of the winner"
+    assert told(64, "patience", 0.1, True)["Ended"] == "After 64 candidates: none was right, more would hardly help"
+    assert told(4, "deadline")["Ended"] == "After 4 candidates: out of time"
+    assert told(9, None, 0.5, False)["Ended"].endswith("judged, 50 % sure of the winner by the judge's own word")

@@ -47,6 +47,7 @@ def test_a_prompt_fills_the_page_and_every_picture_opens(page, api):
     assert ranks == list(range(1, 49))
 
     page.locator("#earlier summary").click()
+    page.locator("#earlier li").nth(23).wait_for()
     assert page.locator("#earlier li").count() == 24
 
     page.locator(".tile").nth(1).click()
@@ -128,7 +129,7 @@ def test_the_keyboard_is_enough(page):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Escape")
     tenth = page.locator(".tile").nth(10).get_attribute("data-index")
-    assert page.locator(".tile:focus").get_attribute("data-index") == tenth
+    page.locator(f".tile[data-index='{tenth}']:focus").wait_for()
     assert page.locator(".tile:focus").evaluate("tile => getComputedStyle(tile).outlineStyle") == "solid"
 
 
@@ -153,6 +154,7 @@ def test_a_seed_is_kept_while_it_is_locked(page, api):
     ask(page, STAR, 4)
     wait_for(page, "succeeded")
     first = job_of(page, api)
+    page.locator("#more-button").click()
     page.locator("#lock").click()
     page.locator("#go").click()
     page.wait_for_url(lambda url: first["id"] not in url)
@@ -200,6 +202,10 @@ def test_a_server_with_keys_is_asked_with_one(page, keyed_api):
     page.locator("#example-list button").first.click()
     wait_for(page, "succeeded")
     page.locator(".tile img").nth(15).wait_for()
+    page.locator("#spending label", has_text="Low").click()
+    page.locator("#go").click()
+    page.locator("#cost", has_text="Expected").wait_for()
+    wait_for(page, "succeeded")
 
 
 def test_a_job_that_is_gone_can_be_drawn_again(page):

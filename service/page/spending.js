@@ -1,0 +1,100 @@
+// How much is spent: an effort by name, a budget, or candidates, drafts and stop of one's own.
+
+import { $, whole } from "./text.js";
+
+const FIELDS = ["num_samples", "effort", "budget", "stop", "draft"];
+const MOST = 4096;
+
+export class Spending {
+  constructor() {
+    for (const choice of choices()) choice.addEventListener("change", () => this.#fold());
+    for (const choice of quick()) choice.addEventListener("change", () => ($("num_samples").value = ""));
+    $("num_samples").addEventListener("input", () => sayCount($("num_samples").value));
+    for (const name of ["stop", "draft"]) $(name).addEventListener("change", () => this.#fold());
+  }
+
+  /** The choice that stands: an input with the name of an effort, `budget` or `own`. */
+  static get chosen() {
+    return choices().find((choice) => choice.checked);
+  }
+
+  /** Of a request: the fields that say how much is spent. */
+  static of(body) {
+    return Object.fromEntries(Object.entries(body).filter(([name]) => FIELDS.includes(name)));
+  }
+
+  /** These fields of the request. Throws {field, message} for what is no number. */
+  read() {
+    const choice = Spending.chosen.value;
+    if (choice === "budget") {
+      const unit = $("budget-unit").value;
+      const most = positive("budget", "Say how much the job may cost: a number above 0.");
+      return { budget: { [unit]: most } };
+    }
+    if (choice !== "own") return { effort: choice };
+    const count = quick().find((each) => each.checked)?.value ?? $("num_samples").value;
+    const fields = { num_samples: whole("num_samples", "Candidates", count, MOST) };
+    if ($("stop").checked) {
+      const message = "How sure: above 0 and below 100 %. Leave it empty for the most that the judge can be.";
+      fields.stop = $("confidence").value ? { confidence: share("confidence", "stop", message, 99.99) } : {};
+    }
+    if ($("draft").checked) {
+      fields.draft = {};
+      if ($("draft_steps").value)
+        fields.draft.num_inference_steps = whole("draft.num_inference_steps", "Steps", $("draft_steps").value, 100);
+      if ($("draft_keep").value)
+        fields.draft.keep = share("draft_keep", "draft.keep", "Above 0 and at most 100 %.", 100);
+    }
+    return fields;
+  }
+
+  /** Show such fields, of a request or of a job's parameters. */
+  show({ num_samples: count, effort, budget, stop, draft }) {
+    const choice = effort ?? (budget ? "budget" : "own");
+    for (const each of choices()) each.checked = each.value === choice;
+    if (budget) [[$("budget-unit").value, $("budget").value]] = Object.entries(budget);
+    if (choice === "own") {
+      sayCount(`${count}`);
+      $("stop").checked = Boolean(stop);
+      $("confidence").value = stop?.confidence ? percent(stop.confidence) : "";
+      $("draft").checked = Boolean(draft);
+      $("draft_steps").value = draft?.num_inference_steps ?? "";
+      $("draft_keep").value = draft?.keep ? percent(draft.keep) : "";
+    }
+    this.#fold();
+  }
+
+  /** Only what belongs to the choice is there to be filled in. */
+  #fold() {
+    const choice = Spending.chosen.value;
+    for (const name of ["own-field", "stop-field", "draft-field"]) $(name).hidden = choice !== "own";
+    $("budget-field").hidden = choice !== "budget";
+    $("spending-note").hidden = choice === "own";
+    $("stop-how").hidden = !$("stop").checked;
+    $("draft-how").hidden = !$("draft").checked;
+  }
+}
+
+const choices = () => [...document.getElementsByName("spending")];
+const quick = () => [...document.getElementsByName("quick-samples")];
+const percent = (value) => Number((100 * value).toPrecision(6));
+
+/** A number of candidates: one of the quick choices, or written beside them. */
+function sayCount(value) {
+  for (const choice of quick()) choice.checked = choice.value === value;
+  $("num_samples").value =
+    quick().some((choice) => choice.checked) && document.activeElement !== $("num_samples") ? "" : value;
+}
+
+function positive(id, message, field = id) {
+  const value = Number($(id).value);
+  if (!(value > 0 && Number.isFinite(value))) throw { field, message };
+  return value;
+}
+
+/** A share of 1 from a number of percent, at most `most`. */
+function share(id, field, message, most) {
+  const value = positive(id, message, field);
+  if (value > most) throw { field, message };
+  return Number((value / 100).toPrecision(6));
+}
