@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bestofn.judge.pairwise import Rounds, ranking, read_rounds
+from bestofn.judge.verdict import Verdict
 from bestofn.service.jobs import Candidate, JobSpec
 
 
@@ -66,13 +67,18 @@ def entrants(spec: JobSpec, order: Sequence[Candidate]) -> list[Candidate]:
     """
     if spec.finals is None or not order:
         return []
-    least = order[0].verdict.margin - spec.finals.band  # NaN, which nothing reaches, if the leader has no numbers
+    least = _odds(order[0].verdict) - spec.finals.band  # NaN, which nothing reaches, if the leader has no numbers
     meet = [
         candidate
         for candidate in order[: spec.finals.most]
-        if candidate.final and candidate.verdict.answer != "other" and candidate.verdict.margin >= least
+        if candidate.final and candidate.verdict.usable and _odds(candidate.verdict) >= least
     ]
     return meet if len(meet) > 1 else []
+
+
+def _odds(verdict: Verdict) -> float:
+    """Log-odds by which the verdict ranks; NaN if it is broken."""
+    return verdict.margin if verdict.bound is None else verdict.bound
 
 
 def reordered(order: Sequence[Candidate], finals: FinalsOutcome | None) -> list[Candidate]:

@@ -320,11 +320,7 @@ class Worker:
             return not_played("", f"they were tried {claim.deliveries - 1} times, and each time their worker died")
         if self._vision is None:  # jobs with finals are accepted while another worker of the pair has a judge
             cards = await self._persist(self._queue.cards)
-            own = self._lane.card
-            if any(
-                card.finals_judge and (card.model.pin, card.judge.pin) == (own.model.pin, own.judge.pin)
-                for card in cards
-            ):
+            if any(card.finals_judge is not None and card.pins == self._lane.card.pins for card in cards):
                 await asyncio.sleep(FINALS_PAUSE)
                 return ""
             return not_played("", "no worker has a pairwise judge any more")

@@ -32,12 +32,12 @@ def generate(request: Mapping[str, Any], settings: Settings) -> Outcome:
         from bestofn.service.local import local_spec, run_local
         from bestofn.service.vision_judge import VisionJudge
 
+        named = settings.finals_judge if checked.finals else None
+        judge = None if named is None else VisionJudge(named, settings.finals_key)
         engine = load_engine(settings)
-        spec = local_spec(checked, engine, settings)
-        judge = (
-            VisionJudge(settings.finals_judge, settings.finals_key) if spec.finals and settings.finals_judge else None
+        run = run_local(
+            local_spec(checked, engine, settings), engine, lambda running: bar.show(Progress.of(running)), judge
         )
-        run = run_local(spec, engine, lambda running: bar.show(Progress.of(running)), judge)
     result = run.result
     if result.status is JobStatus.FAILED:
         raise JobFailed(f"the job failed: {result.error}")

@@ -265,6 +265,37 @@ def test_a_judge_that_compares_plays_the_knockout_match_by_match(run: Run, tmp_p
     assert run(*asked, "--rule", "official")[0] == 2
 
 
+def test_finals_of_a_job_in_this_process(run: Run, tmp_path: Path) -> None:
+    wanted = pair("star", "circle", ("red", "blue"), "left of")
+    asked = (
+        "generate",
+        wanted.prompt,
+        "-n",
+        "6",
+        "--seed",
+        "3",
+        "--steps",
+        "6",
+        "--local",
+        "--finals",
+        "6",
+        "--band",
+        "99",
+    )
+    with vision_server() as vision:
+        vision.score = lambda prompt, picture: float(evaluate(np.asarray(picture), wanted).correct)
+        status, out, err = run(*asked, "--json", "--sheet", "all.png", BESTOFN_FINALS_JUDGE=vision.url)
+        assert status == 0, err
+    result = json.loads(out)
+    assert result["finals"]["judge"] == "looker"
+    assert result["usage"]["pairwise_calls"] == len(vision.calls) == 10
+    assert {call["prompt"] for call in vision.calls} == {wanted.prompt}
+    assert result["finals"]["rounds"][-1][0]["winner"] == result["images"][0]["candidate"]
+    assert decode((tmp_path / "all.png").read_bytes()).width > 100
+    status, _, err = run(*asked, BESTOFN_FINALS_JUDGE="openai:nowhere")
+    assert (status, "openai:<address>#<model>" in err) == (1, True)
+
+
 def test_a_judge_is_calibrated_on_pictures_of_ones_own(run: Run, tmp_path: Path) -> None:
     lines = []
     for number, shape in enumerate(("star", "ring", "heart")):
