@@ -20,8 +20,7 @@ from bestofn.service.engine.microbatch import MicroBatches
 from bestofn.service.engine.protocol import HeatFailed, Judged
 from bestofn.service.engine.residence import JudgeResidence
 from bestofn.service.engine.sizes import Sizes
-from bestofn.service.engine.slots import Size as Group
-from bestofn.service.engine.slots import split_due
+from bestofn.service.engine.slots import Size, split_due
 from bestofn.service.jobs import JobSpec
 
 Item = TypeVar("Item", "Latent", "Picture")
@@ -31,7 +30,7 @@ What = TypeVar("What")
 class Look(NamedTuple):
     """What a judge looks at: pictures of a size, whether they are drafts (of one tile), and the judge's number."""
 
-    group: Group
+    size: Size
     draft: bool = False
     judge: int = 0
 
@@ -110,26 +109,26 @@ class Finishing:
         self._sizes = sizes
         self._flops = flops
         self._beside = beside
-        self._latents: dict[Group, list[Latent]] = {}
-        self._decoded: list[Queued[Latent, Group]] = []
+        self._latents: dict[Size, list[Latent]] = {}
+        self._decoded: list[Queued[Latent, Size]] = []
         self._pictures: dict[tuple[Look, str], list[Picture]] = {}
         self._judged: list[Queued[Picture, Look]] = []
-        self._decoding: MicroBatches[Tensor, Tensor, Group] = MicroBatches(
+        self._decoding: MicroBatches[Tensor, Tensor, Size] = MicroBatches(
             "decoding", self._decode_batch, self._decode_size, cores, pinned=sizes.strict
         )
         self._judging: MicroBatches[Picture, Tensor, Look] = MicroBatches(
             "judging", self._judge_batch, self._judge_size, cores, pinned=sizes.strict
         )
 
-    def warm_up(self, group: Group) -> None:
+    def warm_up(self, size: Size) -> None:
         """One batch of each stage, whose kernels are built meanwhile."""
-        width, height = group
+        width, height = size
         blank = Picture(("", 0), 0, np.zeros((height, width, 3), np.uint8), "")
         with self._beside.queue():
-            latent = torch.zeros(self._generator.latent_shape(*group), device=self._generator.device)
-            self._decoding.run([latent] * self._decoding.size(group), group)
+            latent = torch.zeros(self._generator.latent_shape(*size), device=self._generator.device)
+            self._decoding.run([latent] * self._decoding.size(size), size)
             for number, first in enumerate((None, Verdict("other", 0.0, 0.0))[: self._judge.count]):
-                look = Look(group, judge=number)
+                look = Look(size, judge=number)
                 self._judging.run([replace(blank, first=first)] * self._judging.size(look), look)
 
     def check(self, spec: JobSpec) -> None:
@@ -138,15 +137,15 @@ class Finishing:
             judge = self._judge.get(number)
             judge.ids(spec.prompt, judge.tiles(spec.width, spec.height))
 
-    def add(self, group: Group, latent: Latent) -> None:
+    def add(self, size: Size, latent: Latent) -> None:
         self._heats[latent.owner].drawing -= 1
         self._heats[latent.owner].decoding += 1
-        self._latents.setdefault(group, []).append(latent)
+        self._latents.setdefault(size, []).append(latent)
 
     def drop(self, owner: Owner) -> None:
         """Forgets a heat's latents and pictures."""
-        for group, latents in self._latents.items():
-            self._latents[group] = [latent for latent in latents if latent.owner != owner]
+        for size, latents in self._latents.items():
+            self._latents[size] = [latent for latent in latents if latent.owner != owner]
         for decoded in self._decoded:
             decoded.drop(owner)
         for key, pictures in self._pictures.items():
@@ -158,8 +157,8 @@ class Finishing:
         """Decodes and judges what is due. Whoever is told of a failed heat drops it before asking for more."""
         decoded, judged = self._decoded, self._judged
         self._decoded, self._judged = [], []
-        for group in list(self._latents):
-            self._decode(group)
+        for size in list(self._latents):
+            self._decode(size)
         if not self._beside.late:
             decoded, self._decoded = self._decoded, []
         for latents in decoded:
@@ -172,38 +171,38 @@ class Finishing:
             for pictures in [queued for queued in judged if queued.what.judge == number]:
                 yield from self._read_verdicts(pictures)
 
-    def _decode(self, group: Group) -> None:
-        waiting = self._latents.pop(group, [])
+    def _decode(self, size: Size) -> None:
+        waiting = self._latents.pop(size, [])
         last = any(self._heats[item.owner].drawing == 0 for item in waiting)
-        due, later = split_due(waiting, self._decoding.size(group), flush=last)
+        due, later = split_due(waiting, self._decoding.size(size), flush=last)
         if later:
-            self._latents[group] = later
+            self._latents[size] = later
         if not due:
             return
         self._judge.give_way()
         with self._beside.queue(), Clock(self._generator.device) as clock:
-            results = self._decoding.run([item.latent for item in due], group)
-        self._decoded.append(Queued(due, results, clock, group))
+            results = self._decoding.run([item.latent for item in due], size)
+        self._decoded.append(Queued(due, results, clock, size))
 
-    def _read_pictures(self, queued: Queued[Latent, Group]) -> Iterator[HeatFailed]:
-        group, share = queued.what, 1 / max(1, len(queued.items))
-        flops = self._flops(*group).decode
+    def _read_pictures(self, queued: Queued[Latent, Size]) -> Iterator[HeatFailed]:
+        size, share = queued.what, 1 / max(1, len(queued.items))
+        flops = self._flops(*size).decode
         for item, pixels in queued.read():
             work = self._heats.get(item.owner)
             if work is None:
                 continue
             if pixels is None:
-                yield HeatFailed(*item.owner, _too_large("decoding", group))
+                yield HeatFailed(*item.owner, _too_large("decoding", size))
                 continue
             work.decoding -= 1
             work.seconds["decode"] += queued.clock.seconds * share
             work.tflops += flops / TERA
-            work.warn(self._decoding.shrunk(group))
+            work.warn(self._decoding.shrunk(size))
             if self._beside.late:
                 pixels = pixels.clone()  # out of pinned memory, which the whole batch would hold
             prompt = work.heat.job.prompt
             picture = Picture(item.owner, item.candidate, pixels.numpy(), prompt, item.draft)
-            self._pictures.setdefault((Look(group, item.draft), prompt), []).append(picture)
+            self._pictures.setdefault((Look(size, item.draft), prompt), []).append(picture)
 
     def _ask(self, look: Look, prompt: str) -> Iterator[HeatFailed]:
         waiting = self._pictures.pop((look, prompt), [])
@@ -214,7 +213,7 @@ class Finishing:
         if not due:
             return
         try:
-            self._judge.get(look.judge).flops(*look.group, prompt, one_tile=look.draft)
+            self._judge.get(look.judge).flops(*look.size, prompt, one_tile=look.draft)
             with self._beside.queue(), Clock(self._generator.device) as clock:
                 results = self._judging.run(due, look)
         except ValueError as error:  # the prompt is too long for the judge
@@ -230,12 +229,12 @@ class Finishing:
             if work is None:
                 continue
             if logits is None:
-                yield HeatFailed(*item.owner, _too_large("judging", look.group))
+                yield HeatFailed(*item.owner, _too_large("judging", look.size))
                 continue
             spec = work.heat.job
             work.seconds["judge"] += queued.clock.seconds * share
             work.counts["judge"] += 1
-            work.tflops += judge.flops(*look.group, item.prompt, one_tile=look.draft) / TERA
+            work.tflops += judge.flops(*look.size, item.prompt, one_tile=look.draft) / TERA
             work.warn(self._judging.shrunk(look))
             if unknown := judge.unknown_words(item.prompt):
                 name = spec.judges[look.judge][0].name
@@ -250,15 +249,15 @@ class Finishing:
             note = work.drafted if look.draft else work.judged
             yield Judged(*item.owner, *note(item.candidate, verdict, item.pixels))
 
-    def _decode_size(self, group: Group) -> int:
-        return self._sizes.batch(self._sizes.decode, self._flops(*group).decode / TERA)
+    def _decode_size(self, size: Size) -> int:
+        return self._sizes.batch(self._sizes.decode, self._flops(*size).decode / TERA)
 
     def _decode_batch(self, latents: Sequence[Tensor]) -> Sequence[Tensor]:
         return list(self._generator.decode(torch.stack(list(latents)), non_blocking=True))
 
     def _judge_size(self, look: Look) -> int:
         judge = self._judge.get(look.judge)
-        return self._sizes.batch(self._sizes.judge, judge.flops(*look.group, one_tile=look.draft) / TERA)
+        return self._sizes.batch(self._sizes.judge, judge.flops(*look.size, one_tile=look.draft) / TERA)
 
     def _judge_batch(self, pictures: Sequence[Picture]) -> Sequence[Tensor]:
         pixels, prompts = [item.pixels for item in pictures], [item.prompt for item in pictures]
@@ -266,5 +265,5 @@ class Finishing:
         return list(judge.ask(pixels, prompts, one_tile=pictures[0].draft, non_blocking=True))
 
 
-def _too_large(doing: str, group: Group) -> str:
-    return f"{doing} one picture of {group[0]}x{group[1]} pixels needs more memory than is free: ask for a smaller one"
+def _too_large(doing: str, size: Size) -> str:
+    return f"{doing} one picture of {size[0]}x{size[1]} pixels needs more memory than is free: ask for a smaller one"

@@ -31,7 +31,11 @@ def ranking(pool: Pool, full: Way, coarse: Way, prompts: Sequence[int]) -> Ranki
     S = min(pool.depth(full, prompts), pool.depth(coarse, prompts)) // HEAT * HEAT
     if not S or not prompts:
         return None
-    final, draft = (pool.samples(way, S).of(prompts, S).margin.reshape(-1, HEAT) for way in (full, coarse))
+    return foretold(*(pool.samples(way, S).of(prompts, S).margin.reshape(-1, HEAT) for way in (full, coarse)))
+
+
+def foretold(final: Floats, draft: Floats) -> Ranking:
+    """The same of the judge's log-odds on J heats of 16.  # (J, 16), (J, 16)"""
     places = _ranks(-draft)  # 0 is the best draft
     best = places[np.arange(len(final)), final.argmax(1)]
     return Ranking(

@@ -347,6 +347,7 @@ def test_forwards_are_replayed_and_results_read_a_tick_later_as_on_a_gpu(strict,
         spec("job", num_samples=11, num_inference_steps=4),
         spec("other", prompt="a cross", num_samples=5, guidance_scale=1.0, seed=2),
         spec("wide", prompt="two blue rings", num_samples=2, width=64, negative_prompt="grey"),
+        spec("shallow", num_samples=5, num_inference_steps=4, blocks=(1,)),
     ]
     late = Late(loaded.generator.device, one_queue=True)
     Replayed.replays = 0
