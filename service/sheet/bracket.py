@@ -117,12 +117,18 @@ def _spread(node: Node, next_round: Node, gap: float, outwards: int) -> None:
 
 
 def draw_bracket(
-    sheet: Image.Image, pen: ImageDraw.ImageDraw, bracket: Layout, top: int, pictures: Mapping[int, Image.Image]
+    sheet: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    bracket: Layout,
+    top: int,
+    pictures: Mapping[int, Image.Image],
+    label: str = "winner",
 ) -> None:
     """Draws a bracket whose upper edge is at `top`; losers are dimmed, the winner's way is golden.
 
     Args:
         pictures: of every candidate in the bracket, RGB.
+        label: below the winner.
     """
     root = bracket.root
     _connect(pen, root, top, root.candidate, golden=False)
@@ -130,7 +136,7 @@ def draw_bracket(
     for node in root.everyone:
         _portrait(sheet, pen, node, top, pictures[node.candidate], golden=node.candidate == root.candidate)
     below = top + root.y + root.side / 2
-    text(pen, (root.x, below + 32), "winner", 22, GOLD, "mm", bold=True)
+    text(pen, (root.x, below + 32), label, 22, GOLD, "mm", bold=True)
 
 
 def _connect(pen: ImageDraw.ImageDraw, node: Node, top: int, winner: int, *, golden: bool) -> None:

@@ -56,7 +56,9 @@ def draw_sheet(result: JobResult, thumbnails: Mapping[int, Image.Image]) -> Imag
     columns = _columns(len(shown))
     side = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) // columns
     title = lines(result.prompt, TITLE, WIDTH - 2 * MARGIN, limit=3)
-    bracket = layout(result.bracket, ranked[0].index)
+    # The knockout is that of the verdicts: finals may have chosen another of those close to its winner.
+    leader = result.bracket[-1][0].winner if result.bracket else ranked[0].index
+    bracket = layout(result.bracket, leader)
 
     facts_top = MARGIN + 36 + len(title) * TITLE_LINE
     grid_top = facts_top + 66 + SECTION
@@ -80,7 +82,8 @@ def draw_sheet(result: JobResult, thumbnails: Mapping[int, Image.Image]) -> Imag
         hidden = len(ranked) - bracket.entrants
         note = f"the last {bracket.entrants} of {len(ranked)} candidates" if hidden else f"{len(ranked)} candidates"
         _section(pen, bracket_top, "Knockout", note)
-        draw_bracket(sheet, pen, bracket, bracket_top, pictures)
+        label = "winner" if leader == ranked[0].index else f"best verdict; the finals: {ranked[0].index}"
+        draw_bracket(sheet, pen, bracket, bracket_top, pictures, label)
     return sheet
 
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bestofn.judge.pairwise import Played
 from bestofn.judge.verdict import Verdict
+from bestofn.service.finals import FinalsOutcome
 from bestofn.service.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Revision, Usage
 from bestofn.service.result import assemble
 from bestofn.service.sheet import draw_sheet
@@ -14,7 +16,7 @@ from bestofn.service.sheet.style import GOLD, MARGIN, WIDTH, length, lines
 PIN = Revision(name="shapes", revision="0")
 
 
-def finished(N, prompt="a photo of a red star left of a blue circle"):
+def finished(N, prompt="a photo of a red star left of a blue circle", finals=None):
     spec = JobSpec(
         id="job",
         prompt=prompt,
@@ -31,7 +33,7 @@ def finished(N, prompt="a photo of a red star left of a blue circle"):
     margins = np.random.default_rng(N).normal(size=N)
     verdicts = [Verdict("yes" if margin > 0 else "no", float(margin), 0.0) for margin in margins]
     candidates = tuple(Candidate(i, spec.seed + i, verdict) for i, verdict in enumerate(verdicts))
-    result = assemble(spec, JobStatus.SUCCEEDED, [HeatOutcome(0, candidates, {}, Usage())])
+    result = assemble(spec, JobStatus.SUCCEEDED, [HeatOutcome(0, candidates, {}, Usage())], finals=finals)
     return result, {i: Image.new("RGB", (64, 48), (50 + i % 200, 90, 160)) for i in range(N)}
 
 
@@ -43,6 +45,16 @@ def test_a_sheet_of_any_size(N):
     assert 300 < sheet.height < 2700
     golden = (np.asarray(sheet) == GOLD).all(axis=2)
     assert golden.any(), "the winner is framed"
+
+
+def test_finals_that_choose_another_leave_the_knockout_whole():
+    result, thumbnails = finished(8)
+    a, b = (min(result.candidates, key=lambda c, rank=rank: abs(c.rank - rank)).index for rank in (1, 2))
+    decided, _ = finished(8, finals=FinalsOutcome("m", ((Played(a, b, (b, b), b),),)))
+    assert [image.candidate for image in decided.images] == [b]
+    heights = [draw_sheet(one, thumbnails).height for one in (result, decided)]
+    assert heights[0] == heights[1]
+    assert layout(decided.bracket, a).entrants == 8
 
 
 @pytest.mark.parametrize("N", [2, 3, 5, 8, 31, 32, 33, 64])
