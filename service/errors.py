@@ -108,3 +108,8 @@ class SetupError(BestOfNError):
 
 class JudgeAway(SetupError):
     code = "judge_away"
+
+    def __init__(self, detail: str, quiet: str) -> None:
+        """`quiet` is the same for a log: without the server's own words, which may quote a prompt."""
+        super().__init__(detail)
+        self.quiet = quiet

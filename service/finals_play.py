@@ -12,14 +12,19 @@ from bestofn.service.vision_judge import VisionJudge
 log = structlog.get_logger()
 
 
-async def play(judge: VisionJudge, spec: JobSpec, meet: Sequence[int], pictures: Mapping[int, bytes]) -> FinalsOutcome:
+async def play(
+    judge: VisionJudge, spec: JobSpec, meet: Sequence[int], pictures: Mapping[int, bytes], *, own: bool = False
+) -> FinalsOutcome:
     """The knockout among `meet` (best first, of `finals.entrants`), whose files' bytes are `pictures`.
 
-    Whoever asked for the job reads the warnings, and is not told where the judge is: that goes to the log.
+    `own`: whoever asked for the job has named the judge too, and is told what is wrong with it. Others are not told
+    where it is: that goes to the log.
     """
     model = judge.address.model
     try:
         return played(model, await judge.knockout(spec.prompt, meet, pictures))
     except JudgeAway as error:
-        log.warning("finals not played", job=spec.id, error=error.detail)
+        if own:
+            return not_played(model, error.detail)
+        log.warning("finals not played", job=spec.id, error=error.quiet)
         return not_played(model, f"the pairwise judge {model} could not be asked")

@@ -163,7 +163,7 @@ async def _finals(
 ) -> FinalsOutcome | None:
     """The finals, unless Ctrl-C or the deadline comes first."""
     async with judge:
-        playing = asyncio.create_task(play(judge, spec, [candidate.index for candidate in meet], images))
+        playing = asyncio.create_task(play(judge, spec, [candidate.index for candidate in meet], images, own=True))
         while not (playing.done() or interrupted.is_set() or time.monotonic() > deadline):
             await asyncio.wait({playing}, timeout=LOOK_SECONDS)
         if playing.done():

@@ -173,10 +173,11 @@ class VisionJudge:
         said = re.sub(r"[^\x20-\x7e]+", " ", response.text)[:200].strip()
         known = _ADVICE.get(response.status_code, "see its log")
         advice = known.format(base=self.address.base_url, model=self.address.model)
-        return self._away(f"answered {response.status_code}" + (f" ({said})" if said else ""), advice)
+        return self._away(f"answered {response.status_code}", advice, f" ({said})" if said else "")
 
-    def _away(self, what: str, advice: str) -> JudgeAway:
-        return JudgeAway(f"the pairwise judge {self.address.model} at {self.address.base_url} {what}; {advice}")
+    def _away(self, what: str, advice: str, said: str = "") -> JudgeAway:
+        known = f"the pairwise judge {self.address.model} at {self.address.base_url} {what}"
+        return JudgeAway(f"{known}{said}; {advice}", f"{known}; {advice}")
 
 
 def data_url(picture: bytes) -> str:

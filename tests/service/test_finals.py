@@ -175,9 +175,9 @@ def test_a_judge_that_is_away_leaves_the_verdicts_order(vision: Vision) -> None:
     result = local(vision, attempts=2).result
     assert (result.status, result.complete, result.finals) == (JobStatus.SUCCEEDED, True, None)
     assert result.images[0].candidate == local(vision, finals=None).result.images[0].candidate
-    assert result.warnings == [
-        "the finals were not played: the pairwise judge looker could not be asked; the ranks are those of the verdicts"
-    ]
+    (warning,) = result.warnings
+    assert "answered 500" in warning
+    assert warning.endswith("the ranks are those of the verdicts")
 
 
 def test_ctrl_c_and_the_deadline_end_finals_that_hang(vision: Vision) -> None:

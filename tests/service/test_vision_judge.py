@@ -86,6 +86,7 @@ def test_errors_say_who_what_and_what_to_do(vision: Vision, trouble: dict[str, o
         play(vision, key="wrong", attempts=2)
     assert all(part in error.value.detail for part in said), error.value.detail
     assert "looker" in error.value.detail
+    assert "out of luck" not in error.value.quiet
     assert "wrong" not in error.value.detail
 
 
