@@ -9,7 +9,7 @@ import structlog
 from fastapi import FastAPI
 
 import bestofn
-from bestofn.service.api import events, generate, guard, health, jobs, metrics, openai, page, problem, status
+from bestofn.service.api import events, generate, guard, health, jobs, manual, metrics, openai, page, problem, status
 from bestofn.service.api.context import Context
 from bestofn.service.api.described import Described
 from bestofn.service.api.openai_errors import OpenAIErrors
@@ -82,6 +82,8 @@ def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
         version=bestofn.__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,  # of `manual`, which asks no other server for scripts
+        redoc_url=None,
         telemetry={
             "metrics": False,
             "logs": False,
@@ -95,6 +97,6 @@ def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
     app.add_middleware(Requests)  # around all of them
     problem.install(app)
     app.include_router(events.streams)  # first: it takes those callers only who want events
-    for module in (generate, jobs, events, openai, health, status, metrics, page):
+    for module in (generate, jobs, events, openai, health, status, metrics, page, manual):
         app.include_router(module.router)
     return app

@@ -9,14 +9,14 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
-from bestofn.service.api import page
+from bestofn.service.api import manual, page
 from bestofn.service.api.keyring import Keyring
 from bestofn.service.api.problem import problem_of
 from bestofn.service.errors import BestOfNError, HostRefused, NotAuthorized, SetupError
 from bestofn.service.settings import Settings
 
 # Probes carry no key; the page and the description of the API are no secret, and the page asks for a key itself.
-OPEN_PATHS = page.PATHS | {"/livez", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+OPEN_PATHS = page.PATHS | manual.PATHS | {"/livez", "/readyz", "/openapi.json"}
 
 
 def is_loopback(host: str) -> bool:

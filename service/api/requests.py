@@ -17,14 +17,12 @@ HEADER = "X-Request-ID"
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds: no line, no trace
 HUNG_UP = 499  # said of callers who left before their answer began
 NO_ROUTE = "none"
-DOCS = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc"})  # pages of FastAPI's with scripts inside
-# Of every answer that does not say otherwise itself, as the page does.
+# Of every answer that does not say otherwise itself, as pages do.
 SECURE = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
-SECURE_DOCS = SECURE | {"Content-Security-Policy": "frame-ancestors 'none'"}
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=+/-]{0,127}")
 
@@ -82,7 +80,7 @@ class _Answer:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers[HEADER] = self.id
-            for name, value in (SECURE_DOCS if self._scope["path"] in DOCS else SECURE).items():
+            for name, value in SECURE.items():
                 headers.setdefault(name, value)
             if "caller" in self._scope:
                 headers["Cache-Control"] = "no-store"  # what a key opens is kept by nobody on the way

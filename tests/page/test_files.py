@@ -31,6 +31,19 @@ def test_the_page_may_talk_to_this_server_only_and_is_fresh_after_an_upgrade(cal
     assert caller.head("/").status_code == 200
 
 
+@pytest.mark.parametrize(("path", "ready"), [("/docs", "#operations-default-generate"), ("/redoc", "h1")])
+def test_the_description_needs_no_key_and_reaches_no_other_server(browser, keyed_api, path, ready):
+    page = browser.new_page(base_url=keyed_api.url)
+    answered: list[str] = []
+    page.on("response", lambda answer: answered.append(answer.url))  # Redoc asks for its logo, which is refused
+    page.goto(path)
+    page.locator(ready, has_text="generate" if path == "/docs" else "bestofn").wait_for()
+    page.wait_for_load_state("networkidle")
+    page.close()
+    assert f"{keyed_api.url}/openapi.json" in answered
+    assert all(url.startswith((keyed_api.url, "blob:", "data:")) for url in answered), answered
+
+
 def test_no_file_names_another_server():
     for file in FOLDER.iterdir():
         found = set(re.findall(r"https?://[^\s\"')]+", file.read_text(encoding="utf-8")))

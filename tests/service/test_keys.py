@@ -261,7 +261,7 @@ def test_a_submission_is_logged_with_its_caller_and_its_prompt_only_if_asked(
 def test_every_answer_says_what_browsers_may_do_with_it(served: Any, serving: Serving, keys: Any) -> None:
     with serving(served.settings.model_copy(update=keys("k1"))) as api, httpx.Client(base_url=api.url) as http:
         place = http.post("/generate", json=BODY, headers=bearer("k1")).headers["location"]
-        paths = ("/", "/docs", "/livez", "/nothing", "/status", place, f"{place}/images/1", f"{place}/events")
+        paths = ("/", "/docs", "/redoc", "/livez", "/nothing", "/status", place, f"{place}/images/1", f"{place}/events")
         answers = {path: http.get(path, headers=bearer("k1")) for path in paths}
         answers["no key"] = http.get(place)
         for path, answer in answers.items():
@@ -269,6 +269,7 @@ def test_every_answer_says_what_browsers_may_do_with_it(served: Any, serving: Se
             assert answer.headers["referrer-policy"] == "no-referrer", path
             policy = answer.headers["content-security-policy"]
             assert "frame-ancestors 'none'" in policy
-            assert ("default-src 'none'" in policy) == (path not in ("/", "/docs")), path
+            assert ("default-src 'none'" in policy) == (path not in ("/", "/docs", "/redoc")), path
+            assert "unsafe-inline" not in policy.replace("style-src 'self' 'unsafe-inline'", ""), path
             if path.startswith("/jobs"):
                 assert answer.headers["cache-control"] == "no-store", path

@@ -1,0 +1,62 @@
+"""The description of the API for people, at /docs and /redoc, from files of this server alone."""
+
+import base64
+import hashlib
+import re
+from importlib.resources import files
+
+from fastapi import APIRouter, Request
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from starlette.responses import HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+
+import bestofn
+
+SCRIPTS = ("swagger-ui-bundle.js", "swagger-ui.css", "redoc.standalone.js")  # Swagger UI and Redoc, of fastapi-offline
+PATHS = frozenset({"/docs", "/redoc", *(f"/docs/{name}" for name in SCRIPTS)})
+
+router = APIRouter(include_in_schema=False)
+_scripts = StaticFiles(directory=str(files("fastapi_offline").joinpath("static")))
+
+
+def _page(page: HTMLResponse) -> Response:
+    """A page of FastAPI's that may run the scripts that stand in it and ours, and talk to this server alone."""
+    inline = re.findall(rb"<script>(.*?)</script>", bytes(page.body), re.DOTALL)
+    hashes = "".join(f" 'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'" for text in inline)
+    page.headers["Content-Security-Policy"] = (
+        f"default-src 'self'; script-src 'self'{hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' blob: data:; "
+        "worker-src blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    )
+    return page
+
+
+# Addresses are relative, so that the pages work behind a path prefix too.
+@router.get("/docs")
+async def read_docs() -> Response:
+    return _page(
+        get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=f"bestofn {bestofn.__version__}",
+            swagger_js_url="docs/swagger-ui-bundle.js",
+            swagger_css_url="docs/swagger-ui.css",
+            swagger_favicon_url="page/icon.svg",
+        )
+    )
+
+
+@router.get("/redoc")
+async def read_redoc() -> Response:
+    return _page(
+        get_redoc_html(
+            openapi_url="openapi.json",
+            title=f"bestofn {bestofn.__version__}",
+            redoc_js_url="docs/redoc.standalone.js",
+            redoc_favicon_url="page/icon.svg",
+            with_google_fonts=False,
+        )
+    )
+
+
+@router.get("/docs/{name}")
+async def read_script(request: Request, name: str) -> Response:
+    return await _scripts.get_response(name, request.scope)
