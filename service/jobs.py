@@ -33,11 +33,19 @@ Priority = Literal["interactive", "batch"]
 
 
 class Revision(BaseModel):
-    """A model or judge, pinned: the name the operator deployed it under and the revision of its weights."""
+    """A model or judge, pinned: the name the operator deployed it under and the revision of its weights.
+
+    What else decides who wins, such as drafts in 8 bits, is added to the revision behind a plus.
+    """
 
     model_config = ConfigDict(frozen=True)
     name: str
     revision: str
+
+    @property
+    def weights(self) -> str:
+        """The revision of the weights alone, which decide how a picture looks."""
+        return self.revision.partition("+")[0]
 
 
 Pins = tuple[Revision, Revision, Revision | None]  # of a model, a judge and a second judge

@@ -34,6 +34,7 @@ from bestofn.service.settings import Settings
 
 # Sides up to this multiple of the default; beyond it pictures fall apart long before memory runs out.
 MAX_ENLARGEMENT = 4
+EIGHT_BIT_DRAFTS = "+eight-bit-drafts"  # of the revision of a generator with such drafts
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,13 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         judges = [find_judge(name) for name in names]
         memory = residency.memory_bytes(place)
         weights = sum(judge_bytes(judge.path, place) for judge in judges)
-        shared, budget = share_memory(generator_bytes(checkpoint, place), weights, memory)
-        generator = Generator(checkpoint, place, memory_budget=budget)
+        eight_bit = settings.eight_bit_drafts
+        shared, budget = share_memory(generator_bytes(checkpoint, place, eight_bit), weights, memory)
+        generator = Generator(checkpoint, place, memory_budget=budget, eight_bit_drafts=eight_bit)
         load, *seconds = [partial(Judge.load, judge.path, place, judge_dtype(place)) for judge in judges]
         residence = JudgeResidence(load, generator, shared=shared, load_second=seconds[0] if seconds else None)
         tokenizer = tokenizer_json(generator)
-        card = model_card(generator, tokenizer, settings.max_size)
+        card = model_card(generator, tokenizer, settings.max_size, eight_bit)
         sizes = sizes_for(
             place.type,
             settings.slots,
@@ -93,7 +95,9 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         ]
         judged_by = cards[0].model_copy(update={"second": cards[1]}) if len(cards) > 1 else cards[0]
         record = Recorded if settings.cuda_graphs else plain
-        engine = Engine(generator, residence, card, judged_by, tokenizer, sizes, record=record)
+        engine = Engine(
+            generator, residence, card, judged_by, tokenizer, sizes, record=record, eight_bit_drafts=eight_bit
+        )
         engine.warm_up()
     except (ModelError, JudgeFolderError) as error:
         raise SetupError(str(error)) from error
@@ -160,13 +164,12 @@ def share_memory(generator: dict[str, int], judge: int, memory: int) -> tuple[bo
     return shared, budget - judge if shared else budget
 
 
-def generator_bytes(checkpoint: Checkpoint, device: torch.device) -> dict[str, int]:
-    """Bytes of each part's weights in the dtype that it computes in; reads only the files' headers."""
+def generator_bytes(checkpoint: Checkpoint, device: torch.device, eight_bit_drafts: bool = False) -> dict[str, int]:
+    """Bytes of each part's weights in the dtype that it computes in, and of the transformer's in 8 bits where drafts
+    have them; reads only the files' headers."""
     dtypes = part_dtypes(device, residency.stored_dtype(checkpoint.path / FOLDERS["transformer"]))
-    return {
-        part: residency.weight_bytes(checkpoint.path / folder, dtypes[part].itemsize)
-        for part, folder in FOLDERS.items()
-    }
+    itemsizes = {part: dtypes[part].itemsize + (eight_bit_drafts and part == "transformer") for part in FOLDERS}
+    return {part: residency.weight_bytes(checkpoint.path / folder, itemsizes[part]) for part, folder in FOLDERS.items()}
 
 
 def context_bytes(generator: Generator) -> int:
@@ -197,13 +200,17 @@ def tokenizer_json(generator: Generator) -> bytes:
     return path.read_bytes()
 
 
-def model_card(generator: Generator, tokenizer: bytes, max_size: int) -> ModelCard:
-    """What the API has to know of a generator."""
+def model_card(generator: Generator, tokenizer: bytes, max_size: int, eight_bit_drafts: bool = False) -> ModelCard:
+    """What the API has to know of a generator.
+
+    One whose drafts are in 8 bits chooses other finalists: to the queue it is another revision, so that a job's heats
+    do not meet both kinds.
+    """
     defaults, checkpoint = generator.defaults, generator.checkpoint
     flops = generator.flops(defaults.width, defaults.height)
     layers, importance = generator.config.num_layers, checkpoint.block_importance()
     return ModelCard(
-        pin=Revision(name=checkpoint.name, revision=checkpoint.revision),
+        pin=Revision(name=checkpoint.name, revision=checkpoint.revision + EIGHT_BIT_DRAFTS * eight_bit_drafts),
         width=defaults.width,
         height=defaults.height,
         max_size=min(max_size, MAX_ENLARGEMENT * max(defaults.width, defaults.height)),

@@ -93,6 +93,10 @@ class Settings(BaseSettings):
     slots: int | None = Field(None, ge=1, description="Candidates denoised together; chosen for the device if unset.")
     reproducible: str | None = Field(None, pattern="^(strict|fast)$", description="strict pins one batch shape.")
     threads: int | None = Field(None, ge=1, description="CPU threads of a worker; all cores if unset.")
+    eight_bit_drafts: bool = Field(
+        False,
+        description="Drafts with matrix products in 8 bits: a GPU from Ada or Hopper on. Another pair for the queue.",
+    )
     cuda_graphs: bool = Field(True, description="On a GPU, record a forward once and replay it.")
 
     # Telemetry

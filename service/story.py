@@ -65,7 +65,7 @@ class Story(BaseModel):
             blocks=spec.blocks,
             rule=spec.rule,
             verdict=VerdictOut.of(candidate.verdict),
-            model=_public(spec.model),
+            model=_public(Revision(name=spec.model.name, revision=spec.model.weights)),
             judge=_public(spec.judge),
             second_judge=_public(spec.second_judge) if candidate.verdict.second and spec.second_judge else None,
             software=f"bestofn {bestofn.__version__}",

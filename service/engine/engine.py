@@ -45,6 +45,7 @@ class Engine:
         sizes: Sizes,
         beside: Beside | None = None,
         record: Recorder = Recorded,
+        eight_bit_drafts: bool = False,
     ) -> None:
         """
         Args:
@@ -55,6 +56,7 @@ class Engine:
             sizes: batch sizes.
             beside: where decoding and judging are queued; chosen by the device if None.
             record: how a forward that is repeated is called, where all weights stay in memory.
+            eight_bit_drafts: drafts are denoised with matrix products in 8 bits.
         """
         self.generator = generator
         self.sizes = sizes
@@ -72,6 +74,7 @@ class Engine:
         self._cores = Cores(sizes.parallel)
         self._beside = beside or Beside(generator.device, one_queue=not judge.shared)
         self._record = record if judge.shared else plain
+        self._eight_bit_drafts = eight_bit_drafts
         self._steps: deque[Clock] = deque()  # that were queued and not waited for
         self._finishing = Finishing(generator, judge, self._heats, sizes, self._flops, self._cores, self._beside)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -146,7 +149,14 @@ class Engine:
         if blocks := [block for block in (spec.blocks or ()) + (spec.draft_blocks or ()) if not 0 <= block < layers]:
             raise ValueError(f"this engine's transformer has blocks 0 to {layers - 1}, the heat asks for {blocks[0]}")
         self._heats[owner] = HeatWork(heat, drawing=heat.count)
-        self._waiting += (_waiting(heat, heat.candidates, draft=spec.draft is not None),)
+        self._waiting += (self._entry(heat, heat.candidates, draft=spec.draft is not None),)
+
+    def _entry(self, heat: Heat, candidates: Sequence[int], *, draft: bool) -> policy.Waiting:
+        """Candidates of a heat that are now to be drafted, or to be solved."""
+        spec = heat.job
+        eight_bit = draft and self._eight_bit_drafts
+        group = policy.Group(spec.width, spec.height, spec.blocks_of(draft) or (), eight_bit)
+        return policy.Waiting(spec.id, heat.index, group, spec.priority == "interactive", tuple(candidates), draft)
 
     def cancel(self, job: str) -> None:
         """Drops everything of this job before the next tick; any thread may call this."""
@@ -185,7 +195,7 @@ class Engine:
         for owner, work in list(self._heats.items()):
             if work.heat.job.draft is not None and work.choose_finalists():
                 # Before all heats that wait: theirs is the first in its group to be finished.
-                self._waiting = (_waiting(work.heat, work.finalists, draft=False), *self._waiting)
+                self._waiting = (self._entry(work.heat, work.finalists, draft=False), *self._waiting)
             if work.done:
                 del self._heats[owner]
                 self._outcomes[owner] = self._encoder.submit(work.outcome)
@@ -307,10 +317,3 @@ class Engine:
             for slot in [slot for slot, occupant in slots.occupants.items() if occupant.owner == owner]:
                 slots.drop(slot)
         self._finishing.drop(owner)
-
-
-def _waiting(heat: Heat, candidates: Sequence[int], *, draft: bool) -> policy.Waiting:
-    """Candidates of a heat that are now to be drafted, or to be solved."""
-    spec = heat.job
-    group = policy.Group(spec.width, spec.height, spec.blocks_of(draft) or ())
-    return policy.Waiting(spec.id, heat.index, group, spec.priority == "interactive", tuple(candidates), draft)

@@ -256,6 +256,7 @@ class SlotGroup:
             self._contexts[lane].rows(start, start + len(rows)),
             values[:, 8],
             self._group.blocks or None,
+            eight_bit=self._group.eight_bit,
         )
 
     def _fresh_noise(self) -> Tensor | None:

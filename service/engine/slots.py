@@ -14,11 +14,13 @@ Size = tuple[int, int]  # width, height in pixels
 
 
 class Group(NamedTuple):
-    """What candidates have in common that are denoised in one batch: pixels, and the blocks that run, () for all."""
+    """What candidates have in common that are denoised in one batch: pixels, the blocks that run (() for all), and
+    whether matrix products are taken in 8 bits."""
 
     width: int
     height: int
     blocks: tuple[int, ...] = ()
+    eight_bit: bool = False
 
     @property
     def size(self) -> Size:

@@ -261,6 +261,20 @@ def test_drafts_of_fewer_blocks_choose_who_is_solved_in_full(make, spec):
     assert final == {i: whole[i][1] for i in final}
 
 
+def test_drafts_in_eight_bits_choose_finalists_who_are_drawn_as_ever(make, spec):
+    fields = {"num_samples": 7, "heat_size": 7, "num_inference_steps": 3, "top_k": 2}
+    drafted = spec("drafted", **fields, draft=Draft(num_inference_steps=2, keep=0.25))
+    outcomes = []
+    for options in ({}, {"eight_bit_drafts": True}):
+        events = run(make(**options), drafted, spec("other", num_samples=4))
+        outcomes += [event.outcome for event in events if isinstance(event, HeatFinished) and event.job == "drafted"]
+    exact, eight = ({c.index: c for c in outcome.candidates} for outcome in outcomes)
+    assert all(eight[i].draft != exact[i].draft for i in range(7))
+    whole = pictures(run(make(), spec("whole", **fields | {"top_k": 7})), "whole")
+    for index, data in outcomes[1].images.items():
+        assert decode(data).tobytes() == decode(whole[index][0]).tobytes()
+
+
 def test_a_cancelled_job_is_gone_before_the_next_tick_and_its_slots_are_refilled(make, spec):
     engine = make()
     doomed, other = spec("doomed", num_samples=20, heat_size=10), spec("other", num_samples=3)
@@ -403,10 +417,10 @@ class CrampedGenerator(Generator):
 
     rows = pictures = 1000
 
-    def output(self, x, *rest):
+    def output(self, x, *rest, **options):
         if len(x) > self.rows:
             raise MemoryError(f"{len(x)} rows")
-        return super().output(x, *rest)
+        return super().output(x, *rest, **options)
 
     def decode(self, latents, **options):
         if len(latents) > self.pictures:

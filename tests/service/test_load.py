@@ -59,6 +59,13 @@ def test_a_missing_model_is_one_clear_error():
         load_engine(Settings(model="./nowhere", threads=1, devices="cpu"))
 
 
+def test_a_worker_with_drafts_in_eight_bits_is_another_revision_to_the_queue():
+    engine = load_engine(Settings(threads=1, devices="cpu", eight_bit_drafts=True))
+    pin = engine.model_card.pin
+    assert pin.revision == f"{engine.generator.checkpoint.revision}+eight-bit-drafts"
+    assert pin.weights == engine.generator.checkpoint.revision
+
+
 def test_only_a_tokenizer_of_words_has_known_words():
     words = {"model": {"type": "WordLevel", "vocab": {"<pad>": 0, "star": 1, "a": 2, ",": 3}}}
     assert known_words(json.dumps(words).encode()) == ("a", "star")
