@@ -96,6 +96,7 @@ def _lines(path: Path, story: Story | OtherStory | None) -> list[str]:
         "seed": str(story.seed),
         "size": f"{story.width}x{story.height}",
         "steps": f"{story.num_inference_steps}, guidance {story.guidance_scale:g}",
+        "blocks": ", ".join(map(str, story.blocks or ())),
         "model": f"{story.model.name}@{story.model.revision}",
         "judge": f"{story.judge.name}@{story.judge.revision}",
         "second judge": f"{second.name}@{second.revision}" if second else "",

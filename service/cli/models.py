@@ -147,6 +147,9 @@ def prune(
     prompts: Calibration = None,
     steps: CalibrationSteps = None,
     recover: Annotated[int, typer.Option(min=0, help="Training steps afterwards; the drawn world only.")] = 0,
+    rate: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Of --recover: its first rate, as a share of a fresh run's.")
+    ] = 1.0,
     devices: Devices = None,
     seed: Annotated[int, typer.Option(min=0, help="Of calibration and training.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print importances and what stays as JSON.")] = False,
@@ -171,7 +174,7 @@ def prune(
         with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work, Progress(console=err) as bar:
             start = write(source, Path(work) / "start", kept)
             task = bar.add_task("training", total=recover)
-            train(start, out, Path(work), recover, lambda f: bar.update(task, completed=f["step"]), seed)
+            train(start, out, Path(work), recover, lambda f: bar.update(task, completed=f["step"]), seed, rate=rate)
     else:
         write(source, out, kept)
     if json:

@@ -170,6 +170,12 @@ def test_the_published_figures_are_what_the_pool_says():
     assert figures == published
 
 
+def test_the_page_on_depths_says_what_its_pools_say():
+    page = (SCALING.parent / "compute.md").read_text().splitlines()
+    for line in runpy.run_path(str(SCALING.parent / "compute" / "draw.py"))["tables"]():
+        assert line in page
+
+
 def test_winners_of_a_file_are_laid_out_for_their_evaluators(tmp_path):
     from bestofn.service.evaluation.run import Evaluation
 
