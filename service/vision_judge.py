@@ -73,14 +73,14 @@ class VisionJudge:
         """
         Args:
             name: `openai:<base_url>#<model>`.
-            key: sent as Bearer.
+            key: sent as Bearer, if there is one.
             attempts: how often a call is tried that is lost, or refused for a reason that passes.
 
         Raises:
             SetupError: the name is none.
         """
         self.address = parse_address(name)
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        headers = {} if not key else {"Authorization": f"Bearer {key}"}
         self._http = httpx.AsyncClient(timeout=TIMEOUT, headers=headers)
         self._attempts = attempts
         self._room = asyncio.Semaphore(AT_ONCE)
