@@ -76,6 +76,8 @@ class FakeEngine:
             tokenizer_sha256=hashlib.sha256(self.tokenizer_json).hexdigest(),
             tflops_per_forward=0.001,
             tflops_per_decode=0.001,
+            depth=4,
+            block_order=(0, 3, 1, 2),
         )
         self.judge_card = JudgeCard(pin=Revision(name=f"{name}-judge", revision=revision), tflops_per_forward=0.001)
         if second_judge:

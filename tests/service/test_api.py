@@ -376,6 +376,19 @@ def test_a_deadline_gives_the_best_so_far_or_says_that_nothing_was_begun(http: h
     assert answer.headers["x-should-retry"] == "false"
 
 
+def test_a_depth_is_told_as_the_blocks_that_ran(http: httpx.Client) -> None:
+    fields = {
+        "prompt": "a star",
+        "num_samples": 3,
+        "seed": 9,
+        "depth": 3,
+        "draft": {"num_inference_steps": 4, "depth": 2},
+    }
+    told = http.post("/generate", json=fields).json()["parameters"]
+    assert (told["depth"], told["blocks"], told["draft"]["depth"], told["draft_blocks"]) == (3, [0, 1, 3], 2, [0, 3])
+    assert http.get("/v1/models").json()["data"][0]["depths"] == [1, 2, 3, 4]
+
+
 def test_drafts(http: httpx.Client) -> None:
     fields = {"prompt": "a star", "num_samples": 40, "top_k": 3, "seed": 9, "draft": {"num_inference_steps": 1}}
     result = http.post("/generate", json=fields).json()
@@ -402,6 +415,9 @@ def test_drafts(http: httpx.Client) -> None:
     [
         ({"draft": {"num_inference_steps": 4}}, "draft.num_inference_steps", "fewer than the 4 of a full solution"),
         ({"draft": {"keep": 0}}, "draft.keep", "greater than 0"),
+        ({"draft": {"depth": 5}}, "draft.depth", "at most 4 (the blocks of fake), got 5"),
+        ({"depth": 5, "draft": None}, "depth", "at most 4 (the blocks of fake), got 5"),
+        ({"depth": 0, "draft": None}, "depth", "greater than or equal to 1"),
         ({"draft": {"steps": 2}}, "draft.steps", "not a field"),
         (
             {"draft": {"num_inference_steps": 2}, "top_k": 2},
