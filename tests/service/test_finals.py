@@ -5,11 +5,15 @@ import os
 import random
 import signal
 import threading
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
+import httpx
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as bounds
 from hypothesis import strategies as st
 
 from bestofn.judge.pairwise import Answer, Answers, Rounds, knockout
@@ -18,8 +22,9 @@ from bestofn.service.engine.fake import FakeEngine, fake_picture
 from bestofn.service.errors import InvalidRequest
 from bestofn.service.finals import FinalsOutcome, entrants, not_played, played, reordered
 from bestofn.service.images import decode
-from bestofn.service.jobs import Candidate, Heat, HeatOutcome, JobSpec, JobStatus, Revision, Usage
+from bestofn.service.jobs import Candidate, Finals, Heat, HeatOutcome, JobSpec, JobStatus, Revision, Stop, Usage
 from bestofn.service.local import LocalRun, local_spec, run_local
+from bestofn.service.prefix import Prefix, fold
 from bestofn.service.queue.lane import Claim, HeatProgress, Lane
 from bestofn.service.queue.queue import Queue
 from bestofn.service.result import assemble, best_of, ranked
@@ -27,6 +32,7 @@ from bestofn.service.schemas import GenerateRequest, JobResult
 from bestofn.service.settings import Settings
 from bestofn.service.vision_judge import VisionJudge
 from bestofn.service.worker import Worker
+from tests.service.test_stop import drawn, outcome_of
 from tests.service.vision_server import Vision, brightness, vision_server
 
 PIN = Revision(name="fake", revision="0")
@@ -370,6 +376,117 @@ def test_a_worker_without_a_judge_leaves_finals_to_one_that_has_it_or_ends_them(
             assert (claim.heat.is_finals, claim.deliveries) == (True, 1)
             assert await other.complete_finals(claim, played("m", decided((await other.finalists(spec))[0], {})))
             assert (await ended(queue, spec.id))[0].finals is not None
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+def test_finals_that_cost_workers_their_lives_are_given_up_not_the_job(
+    settings: Settings,
+    make_spec: Callable[..., JobSpec],
+    open_lane: Callable[..., Awaitable[Lane]],
+    finish: Callable[[Heat], HeatOutcome],
+    vision: Vision,
+) -> None:
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        lane = await open_lane(queue, "one", 16)
+        spec = make_spec(**FIELDS)
+        await queue.submit(spec, cost=1.0)
+        while claims := await lane.claim(9, 0):
+            for claim in claims:
+                if not claim.heat.is_finals:
+                    await lane.complete(claim, finish(claim.heat))
+                elif claim.deliveries > settings.max_deliveries:
+                    await lane.fail(claim, "back")
+                    break
+                else:
+                    await lane.fail(claim, "again")
+            else:
+                continue
+            break
+        async with worker(settings.model_copy(update={"finals_judge": vision.url})):
+            result, images = await ended(queue, spec.id)
+        assert (result.status, len(images), vision.calls) == ("succeeded", 2, [])
+        assert "they were tried 3 times" in result.warnings[0]
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+def test_the_api_says_what_finals_need(served: Any) -> None:
+    refused = httpx.post(f"{served.url}/generate", json=REQUEST)
+    assert (refused.status_code, refused.json()["field"]) == (422, "finals")
+    assert "BESTOFN_FINALS_JUDGE" in refused.json()["detail"]
+    for wrong in ({"most": 1}, {"most": 17}, {"band": -1.0}, {"url": "http://elsewhere"}):
+        refused = httpx.post(f"{served.url}/generate", json=REQUEST | {"finals": wrong})
+        assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
+
+
+JOBS = st.fixed_dictionaries(
+    {
+        "top_k": st.integers(1, 3),
+        "rule": st.sampled_from(["margin", "official"]),
+        "draft": st.sampled_from([None, {"num_inference_steps": 1, "keep": 0.25}]),
+        "stop": st.none() | st.builds(Stop, min_samples=st.integers(1, 20), patience=st.integers(1, 80)),
+        "finals": st.builds(Finals, most=st.integers(2, 5), band=st.sampled_from([0.0, 1.5, 20.0])),
+    }
+)
+
+
+@given(N=st.integers(1, 100), job=JOBS, workers=st.integers(1, 3), seed=st.integers(0, 2**32))
+@bounds(max_examples=25, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+def test_whoever_draws_and_plays_what_and_when_the_end_is_the_same(
+    settings: Settings,
+    make_spec: Callable[..., JobSpec],
+    open_lane: Callable[..., Awaitable[Lane]],
+    N: int,
+    job: dict[str, object],
+    workers: int,
+    seed: int,
+) -> None:
+    chance = random.Random(seed)
+    verdicts = drawn(N, chance)
+    quality = dict(enumerate(chance.sample(range(N), N)))
+    spec = make_spec(num_samples=N, heat_size=16, **job)
+    spec = spec.model_copy(update={"top_k": min(spec.top_k, spec.num_finalists)})
+
+    def finals_of(meet: list[int]) -> FinalsOutcome:
+        return played("m", decided(meet, {index: float(rank) for index, rank in quality.items()}))
+
+    outcomes = [outcome_of(heat, verdicts) for heat in spec.heats()]
+    prefix = fold(spec, Prefix(), {outcome.heat: outcome.candidates for outcome in outcomes})
+    meet = [candidate.index for candidate in entrants(spec, prefix.leaders)]
+    expected = assemble(
+        spec,
+        JobStatus.SUCCEEDED,
+        outcomes[: prefix.heats],
+        stopped=prefix.stopped,
+        finals=finals_of(meet) if meet else None,
+    )
+
+    async def run() -> None:
+        queue = await Queue.connect(settings.model_copy(update={"namespace": f"finals-{uuid.uuid4().hex[:8]}"}))
+        lanes = [await open_lane(queue, f"worker {i}", 16) for i in range(workers)]
+        await queue.submit(spec, cost=10.0)
+        held: list[tuple[Lane, Claim]] = []
+        while (await queue.record(spec.id)).status is not JobStatus.SUCCEEDED or held:
+            lane = chance.choice(lanes)
+            held += [(lane, claim) for claim in await lane.claim(2, 0)]
+            if held and (len(held) > 5 or chance.random() < 0.4):
+                place, claim = held.pop(chance.randrange(len(held)))
+                if chance.random() < 0.2:
+                    await place.fail(claim, "back")
+                elif claim.heat.is_finals:
+                    await place.complete_finals(claim, finals_of((await place.finalists(spec))[0]))
+                else:
+                    await place.complete(claim, outcome_of(claim.heat, verdicts))
+        result, images = await ended(queue, spec.id)
+        assert result == expected
+        assert images == [b"picture %d" % image.candidate for image in result.images]
+        for lane in lanes:
+            assert await lane.claim(9, 0) == []
+        await nothing_is_left(queue, result)
         await queue.aclose()
 
     asyncio.run(run())
