@@ -39,7 +39,7 @@ class Decoder:
 
     @torch.inference_mode()
     def __call__(
-        self, latents: Tensor, micro_batch: int | None = None, tiled: bool = False, non_blocking: bool = False
+        self, latents: Tensor, micro_batch: int | None = None, tiled: bool = False, stay: bool = False
     ) -> Tensor:
         """Decode to pixels as diffusers' image processor rounds them.
 
@@ -48,10 +48,10 @@ class Decoder:
             micro_batch: pictures decoded at a time; all when None. Bounds the memory, which peaks here.
             tiled: decode sides above 1,024 pixels in overlapping tiles. Saves memory, but is not the picture that
                 untiled diffusers makes.
-            non_blocking: of a GPU, only queue the work: the pictures are there when the current stream is done.
+            stay: leave the pictures on the device, where they are when the current stream is done.
 
         Returns:
-            (B, H, W, 3) uint8 on the CPU.
+            (B, H, W, 3) uint8, on the CPU unless they stay.
         """
         if tiled:
             self.vae.enable_tiling(TILE, TILE, TILE_STRIDE, TILE_STRIDE)
@@ -59,7 +59,8 @@ class Decoder:
             self.vae.disable_tiling()
         scaled = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
         parts = [to_pixels(self.vae.decode(part).sample) for part in scaled.split(micro_batch or len(scaled))]
-        return torch.cat(parts).to("cpu", non_blocking=non_blocking)  # into pinned memory, if it does not block
+        pictures = torch.cat(parts)
+        return pictures if stay else pictures.cpu()
 
 
 def to_pixels(image: Tensor) -> Tensor:

@@ -277,10 +277,10 @@ class Generator:
         return denoiser(at.input_scale * x, at.timestep, context, embedded, blocks)  # type: ignore[no-any-return]
 
     def decode(
-        self, latents: Tensor, micro_batch: int | None = None, tiled: bool = False, non_blocking: bool = False
+        self, latents: Tensor, micro_batch: int | None = None, tiled: bool = False, stay: bool = False
     ) -> Tensor:
-        """Finished latents (B, C, h, w) -> (B, H, W, 3) uint8 on the CPU; see `Decoder`."""
-        return self.decoder(latents, micro_batch, tiled, non_blocking)
+        """Finished latents (B, C, h, w) -> (B, H, W, 3) uint8, on the CPU unless they `stay`; see `Decoder`."""
+        return self.decoder(latents, micro_batch, tiled, stay)
 
     # Parts
 

@@ -198,6 +198,8 @@ class Engine:
                 self._waiting = (self._entry(work.heat, work.finalists, draft=False), *self._waiting)
             if work.done:
                 del self._heats[owner]
+                with self._beside.queue():
+                    work.bring_home(Clock(self.generator.device))
                 self._outcomes[owner] = self._encoder.submit(work.outcome)
         for owner, outcome in list(self._outcomes.items()):
             if outcome.done() or not self._beside.late or not self._heats:

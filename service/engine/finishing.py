@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from bestofn.models.generator import Flops, Generator
 from bestofn.service.engine.beside import Beside
 from bestofn.service.engine.clock import Clock
 from bestofn.service.engine.cores import Cores
-from bestofn.service.engine.heats import HeatWork, Owner, Pixels
+from bestofn.service.engine.heats import HeatWork, Owner
 from bestofn.service.engine.microbatch import MicroBatches
 from bestofn.service.engine.protocol import HeatFailed, Judged
 from bestofn.service.engine.residence import JudgeResidence
@@ -25,6 +24,7 @@ from bestofn.service.jobs import JobSpec
 
 Item = TypeVar("Item", "Latent", "Picture")
 What = TypeVar("What")
+Result = TypeVar("Result")
 
 
 class Look(NamedTuple):
@@ -47,27 +47,39 @@ class Latent:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded picture that waits for its verdict; `first` is the first judge's, where it waits for the second's."""
+    """A decoded picture (H, W, 3) uint8 on the device that waits for its verdict.
+
+    `first` is the first judge's, where it waits for the second's. `copy` is the picture on the host, where a small one
+    is shown.
+    """
 
     owner: Owner
     candidate: int
-    pixels: Pixels
+    pixels: Tensor
     prompt: str
     draft: bool = False
     first: Verdict | None = None
+    copy: Tensor | None = None
+
+
+class Decoded(NamedTuple):
+    """A picture on the device and, where a small one is shown, on the host."""
+
+    pixels: Tensor
+    copy: Tensor | None
 
 
 @dataclass(slots=True)
-class Queued(Generic[Item, What]):
+class Queued(Generic[Item, Result, What]):
     """Work that the device was given for some items. When its clock has stopped, the results may be read: each item's
-    pixels or logits, None where memory did not suffice."""
+    picture or logits, None where memory did not suffice."""
 
     items: list[Item]
-    results: list[Tensor | None]
+    results: list[Result | None]
     clock: Clock
     what: What
 
-    def read(self) -> Iterator[tuple[Item, Tensor | None]]:
+    def read(self) -> Iterator[tuple[Item, Result | None]]:
         self.clock.wait()
         return zip(self.items, self.results, strict=True)
 
@@ -84,6 +96,7 @@ class Finishing:
     of the lower bound a picture that is no draft goes on to the second judge.
 
     On a GPU both are queued beside the denoising and read a tick later, while the device is busy with the next step.
+    Pictures stay there; only those that are shown come to the host.
     """
 
     def __init__(
@@ -110,9 +123,9 @@ class Finishing:
         self._flops = flops
         self._beside = beside
         self._latents: dict[Size, list[Latent]] = {}
-        self._decoded: list[Queued[Latent, Size]] = []
+        self._decoded: list[Queued[Latent, Decoded, Size]] = []
         self._pictures: dict[tuple[Look, str], list[Picture]] = {}
-        self._judged: list[Queued[Picture, Look]] = []
+        self._judged: list[Queued[Picture, Tensor, Look]] = []
         self._decoding: MicroBatches[Tensor, Tensor, Size] = MicroBatches(
             "decoding", self._decode_batch, self._decode_size, cores, pinned=sizes.strict
         )
@@ -123,8 +136,9 @@ class Finishing:
     def warm_up(self, size: Size) -> None:
         """One batch of each stage, whose kernels are built meanwhile."""
         width, height = size
-        blank = Picture(("", 0), 0, np.zeros((height, width, 3), np.uint8), "")
         with self._beside.queue():
+            pixels = torch.zeros((height, width, 3), dtype=torch.uint8, device=self._generator.device)
+            blank = Picture(("", 0), 0, pixels, "")
             latent = torch.zeros(self._generator.latent_shape(*size), device=self._generator.device)
             self._decoding.run([latent] * self._decoding.size(size), size)
             for number, first in enumerate((None, Verdict("other", 0.0, 0.0))[: self._judge.count]):
@@ -181,27 +195,31 @@ class Finishing:
             return
         self._judge.give_way()
         with self._beside.queue(), Clock(self._generator.device) as clock:
-            results = self._decoding.run([item.latent for item in due], size)
+            pictures = self._decoding.run([item.latent for item in due], size)
+            pairs = zip(due, pictures, strict=True)
+            results = [None if pixels is None else self._shown(item, pixels) for item, pixels in pairs]
         self._decoded.append(Queued(due, results, clock, size))
 
-    def _read_pictures(self, queued: Queued[Latent, Size]) -> Iterator[HeatFailed]:
+    def _shown(self, item: Latent, pixels: Tensor) -> Decoded:
+        shown = self._heats[item.owner].heat.job.has_thumbnail(item.candidate)
+        return Decoded(pixels, pixels.to("cpu", non_blocking=True) if shown else None)
+
+    def _read_pictures(self, queued: Queued[Latent, Decoded, Size]) -> Iterator[HeatFailed]:
         size, share = queued.what, 1 / max(1, len(queued.items))
         flops = self._flops(*size).decode
-        for item, pixels in queued.read():
+        for item, decoded in queued.read():
             work = self._heats.get(item.owner)
             if work is None:
                 continue
-            if pixels is None:
+            if decoded is None:
                 yield HeatFailed(*item.owner, _too_large("decoding", size))
                 continue
             work.decoding -= 1
             work.seconds["decode"] += queued.clock.seconds * share
             work.tflops += flops / TERA
             work.warn(self._decoding.shrunk(size))
-            if self._beside.late:
-                pixels = pixels.clone()  # out of pinned memory, which the whole batch would hold
             prompt = work.heat.job.prompt
-            picture = Picture(item.owner, item.candidate, pixels.numpy(), prompt, item.draft)
+            picture = Picture(item.owner, item.candidate, decoded.pixels, prompt, item.draft, copy=decoded.copy)
             self._pictures.setdefault((Look(size, item.draft), prompt), []).append(picture)
 
     def _ask(self, look: Look, prompt: str) -> Iterator[HeatFailed]:
@@ -221,7 +239,7 @@ class Finishing:
             return
         self._judged.append(Queued(due, results, clock, look))
 
-    def _read_verdicts(self, queued: Queued[Picture, Look]) -> Iterator[Judged | HeatFailed]:
+    def _read_verdicts(self, queued: Queued[Picture, Tensor, Look]) -> Iterator[Judged | HeatFailed]:
         look, share = queued.what, 1 / max(1, len(queued.items))
         judge = self._judge.get(look.judge)
         for item, logits in queued.read():
@@ -247,13 +265,14 @@ class Finishing:
                 self._pictures.setdefault(on, []).append(replace(item, first=verdict))
                 continue
             note = work.drafted if look.draft else work.judged
-            yield Judged(*item.owner, *note(item.candidate, verdict, item.pixels))
+            yield Judged(*item.owner, *note(item.candidate, verdict, item.pixels, item.copy))
 
     def _decode_size(self, size: Size) -> int:
         return self._sizes.batch(self._sizes.decode, self._flops(*size).decode / TERA)
 
     def _decode_batch(self, latents: Sequence[Tensor]) -> Sequence[Tensor]:
-        return list(self._generator.decode(torch.stack(list(latents)), non_blocking=True))
+        pictures = self._generator.decode(torch.stack(list(latents)), stay=True)
+        return [picture.clone() for picture in pictures]  # so that one of them does not hold the memory of all
 
     def _judge_size(self, look: Look) -> int:
         judge = self._judge.get(look.judge)
@@ -262,7 +281,10 @@ class Finishing:
     def _judge_batch(self, pictures: Sequence[Picture]) -> Sequence[Tensor]:
         pixels, prompts = [item.pixels for item in pictures], [item.prompt for item in pictures]
         judge = self._judge.get(0 if pictures[0].first is None else 1)
-        return list(judge.ask(pixels, prompts, one_tile=pictures[0].draft, non_blocking=True))
+        # PIL is the faster one on a CPU, where it makes the same tiles.
+        cut_there = self._beside.late or self._generator.device.type != "cpu"
+        given = torch.stack(pixels) if cut_there else [picture.numpy() for picture in pixels]
+        return list(judge.ask(given, prompts, one_tile=pictures[0].draft, non_blocking=True))
 
 
 def _too_large(doing: str, size: Size) -> str:

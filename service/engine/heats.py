@@ -4,8 +4,7 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
+from torch import Tensor
 
 from bestofn.judge.verdict import Verdict
 from bestofn.service.engine.clock import Clock
@@ -15,7 +14,6 @@ from bestofn.service.result import finalists, leaders
 from bestofn.service.story import Story
 
 Owner = tuple[str, int]  # job, heat
-Pixels = NDArray[np.uint8]  # (height, width, 3)
 
 
 @dataclass(slots=True)
@@ -27,6 +25,7 @@ class HeatWork:
         decoding: candidates whose latent waits to be decoded.
         drafts: verdicts on drafts.
         finalists: who is solved in full, once that is known.
+        pictures: (H, W, 3) uint8 on the device, of those still in play; at the end on the host.
         counts: forwards of the "transformer" and of the "judge".
         tflops, seconds: as in `Usage`.
         clocks: a stage, a clock of work that may not be done yet, and the heat's share of it.
@@ -39,7 +38,7 @@ class HeatWork:
     candidates: list[Candidate] = field(default_factory=list)
     drafts: dict[int, Verdict] = field(default_factory=dict)
     finalists: tuple[int, ...] = ()
-    pictures: dict[int, Pixels] = field(default_factory=dict)
+    pictures: dict[int, Tensor] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     tflops: float = 0.0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -68,8 +67,13 @@ class HeatWork:
         if text is not None:
             self.warnings[text] = None
 
-    def judged(self, index: int, verdict: Verdict, pixels: Pixels) -> tuple[Candidate, bytes | None]:
+    def judged(
+        self, index: int, verdict: Verdict, pixels: Tensor, copy: Tensor | None
+    ) -> tuple[Candidate, bytes | None]:
         """Notes a verdict; the pictures of candidates that can no longer be among the best are dropped here.
+
+        Args:
+            copy: of the picture on the host, if a small one is shown.
 
         Returns:
             The candidate, and a small picture of it if the job asked.
@@ -80,24 +84,32 @@ class HeatWork:
         self.pictures[index] = pixels
         in_play = set(leaders(spec, self.candidates))
         self.pictures = {i: picture for i, picture in self.pictures.items() if i in in_play}
-        return candidate, self._thumbnail(index, pixels)
+        return candidate, self._thumbnail(copy)
 
-    def drafted(self, index: int, verdict: Verdict, pixels: Pixels) -> tuple[Candidate, bytes | None]:
+    def drafted(
+        self, index: int, verdict: Verdict, pixels: Tensor, copy: Tensor | None
+    ) -> tuple[Candidate, bytes | None]:
         """Notes the verdict on a draft, whose picture nobody needs any more; returns as `judged`."""
         self.drafts[index] = verdict
         candidate = Candidate(index, self.heat.job.seed + index, verdict, verdict, final=False)
-        return candidate, self._thumbnail(index, pixels)
+        return candidate, self._thumbnail(copy)
 
-    def _thumbnail(self, index: int, pixels: Pixels) -> bytes | None:
-        if not self.heat.job.has_thumbnail(index):
+    def _thumbnail(self, copy: Tensor | None) -> bytes | None:
+        if copy is None:
             return None
         started = time.perf_counter()
-        small = thumbnail(pixels)
+        small = thumbnail(copy.numpy())
         self.seconds["encode"] += time.perf_counter() - started
         return small
 
+    def bring_home(self, clock: Clock) -> None:
+        """Queues the way of the best pictures to the host; they are there when the clock has stopped."""
+        with clock:
+            self.pictures = {i: picture.to("cpu", non_blocking=True) for i, picture in self.pictures.items()}
+        self.clocks.append(("encode", clock, 1.0))
+
     def outcome(self) -> HeatOutcome:
-        """The finished heat, its best pictures encoded."""
+        """The finished heat, its best pictures, which have been brought home, encoded."""
         spec = self.heat.job
         for stage, clock, share in self.clocks:
             self.seconds[stage] += clock.seconds * share
@@ -109,7 +121,7 @@ class HeatWork:
         )
         candidates = tuple(sorted([*self.candidates, *drafted], key=lambda candidate: candidate.index))
         images = {
-            candidate.index: encode(self.pictures[candidate.index], spec.format, Story.of(spec, candidate))
+            candidate.index: encode(self.pictures[candidate.index].numpy(), spec.format, Story.of(spec, candidate))
             for candidate in candidates
             if candidate.index in self.pictures
         }

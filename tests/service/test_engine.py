@@ -358,7 +358,7 @@ class Replayed:
 def test_forwards_are_replayed_and_results_read_a_tick_later_as_on_a_gpu(strict, make, spec, loaded):
     sizes = Sizes(slots=6, strict=strict, rows=4 if strict else 12, decode=4, judge=3)
     jobs = [
-        spec("job", num_samples=11, num_inference_steps=4),
+        spec("job", num_samples=11, num_inference_steps=4, thumbnails=True),
         spec("other", prompt="a cross", num_samples=5, guidance_scale=1.0, seed=2),
         spec("wide", prompt="two blue rings", num_samples=2, width=64, negative_prompt="grey"),
         spec("shallow", num_samples=5, num_inference_steps=4, blocks=(1,)),
@@ -369,6 +369,10 @@ def test_forwards_are_replayed_and_results_read_a_tick_later_as_on_a_gpu(strict,
     assert Replayed.replays > 5
     for job in jobs:
         assert pictures(events, job.id) == pictures(plain, job.id)
+        small, smaller = (
+            {e.candidate.index: e.thumbnail for e in told if isinstance(e, Judged)} for told in (events, plain)
+        )
+        assert small == smaller
         ours, theirs = (
             [e.outcome.usage for e in told if isinstance(e, HeatFinished) and e.job == job.id]
             for told in (events, plain)
