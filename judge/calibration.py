@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,9 +63,7 @@ def probability(verdict: Verdict, calibration: Calibration | None) -> float:
     return verdict.p_yes if calibration is None or verdict.second else calibration.p(verdict.margin)
 
 
-def bounded(
-    first: Verdict, second: Verdict, calibrations: tuple[Calibration | None, Calibration | None] = (None, None)
-) -> Verdict:
+def bounded(first: Verdict, second: Verdict, calibrations: Sequence[Calibration | None] = (None, None)) -> Verdict:
     """Two judges' verdicts on one picture as one, its bound the smaller of their calibrated log-odds.
 
     What both accept is harder to fake than what one does: their blind spots differ.

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from bestofn.judge.bracket import Bracket, knockout
+from bestofn.judge.calibration import Calibration, bounded
 from bestofn.judge.cost import language_flops, vision_flops
 from bestofn.judge.cutting import cut
 from bestofn.judge.loader import JudgeFolder, load
@@ -175,16 +176,36 @@ def looked_up(levels: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
 
 
 def rank_images(
-    judge: Judge, prompt: str, pictures: Sequence[Picture], rule: Rule = Rule.MARGIN, batch: int = 8
+    judge: Judge,
+    prompt: str,
+    pictures: Sequence[Picture],
+    rule: Rule = Rule.MARGIN,
+    batch: int = 8,
+    second: Judge | None = None,
+    calibrations: Sequence[Calibration | None] = (None, None),
 ) -> tuple[list[Verdict], list[int], Bracket]:
     """Judges pictures of one prompt: the verdicts, the candidates best first, and the knockout among them.
+
+    Args:
+        judge: whose verdicts count.
+        prompt: what the pictures should show.
+        pictures: at least one.
+        rule: how verdicts are compared.
+        batch: pictures in one forward.
+        second: a second judge, whom the rule of the lower bound needs.
+        calibrations: with it, of both judges.
 
     Raises:
         ValueError: no pictures, or one that cannot be judged.
     """
-    verdicts: list[Verdict] = []
-    for start in range(0, len(pictures), batch):
-        share = pictures[start : start + batch]
-        verdicts += judge.judge(share, [prompt] * len(share))
+
+    def all_by(one: Judge) -> list[Verdict]:
+        shares = [pictures[start : start + batch] for start in range(0, len(pictures), batch)]
+        return [verdict for share in shares for verdict in one.judge(share, [prompt] * len(share))]
+
+    verdicts = all_by(judge)
+    if second is not None:
+        both = zip(verdicts, all_by(second), strict=True)
+        verdicts = [bounded(*pair, calibrations) for pair in both]
     order = rank(verdicts, rule)
     return verdicts, order, knockout(range(len(pictures)), order)

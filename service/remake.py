@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from bestofn.judge.verdict import Rule
 from bestofn.service.story import Story
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -23,7 +24,8 @@ def remake_request(story: Story) -> dict[str, Any]:
         "height": story.height,
         "num_inference_steps": story.num_inference_steps,
         "guidance_scale": story.guidance_scale,
-        "rule": story.rule.value,
+        # One candidate is the best by any rule, and this one would need a second judge.
+        "rule": Rule.MARGIN.value if story.rule is Rule.LOWER_BOUND else story.rule.value,
         "model": story.model.name,
         "judge": story.judge.name,
         "embed_prompt": told,

@@ -30,6 +30,7 @@ class WorkerOut(BaseModel):
     slots: int
     model: Revision
     judge: Revision
+    second_judge: Revision | None = None
     since: float
     tflops_per_second: float | None
     finals_judge: str | None
@@ -158,6 +159,7 @@ def _worker(card: WorkerCard) -> WorkerOut:
         slots=card.capacity,
         model=card.model.pin,
         judge=card.judge.pin,
+        second_judge=card.pins[2],
         since=card.started_at,
         tflops_per_second=card.tflops_per_second,
         finals_judge=card.finals_judge,

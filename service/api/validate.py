@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NoReturn
 
 from bestofn.judge.verdict import Rule
@@ -144,7 +144,7 @@ def job_spec(
     depth = _depth("depth", request.depth, card)
     prices = _prices(pair, width, height, steps, guidance, depth)
     if bound:
-        prices = replace(prices, verdict=prices.verdict + _second_verdict(pair))
+        prices = prices.model_copy(update={"verdict": prices.verdict + _second_verdict(pair)})
     chosen = _chosen(request, prices, pair, settings)
     if chosen is not None:
         request = request.model_copy(update={name: getattr(chosen, name) for name in PLANNED})
@@ -211,6 +211,7 @@ def job_spec(
         warnings=(
             *_unknown_words(request, card),
             *_out_of_reach(request, pair.judge),
+            *(_same_twice(pair.judge) if bound else ()),
             *_measured_elsewhere(chosen, card),
         ),
     )
@@ -358,6 +359,11 @@ def _out_of_reach(request: GenerateRequest, judge: JudgeCard) -> Iterable[str]:
             f"stop.confidence {request.stop.confidence:g} is never reached: calibrated, judge {most[1]} "
             f"promises less than {most[0]:.3f}, whatever it sees"
         )
+
+
+def _same_twice(judge: JudgeCard) -> Iterable[str]:
+    if judge.second is not None and judge.second.pin.revision == judge.pin.revision:
+        yield f"both judges are of revision {judge.pin.revision}: rule lower_bound then ranks as margin does"
 
 
 def _check_text(field: str, text: str) -> None:

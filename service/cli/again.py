@@ -49,8 +49,9 @@ def check_model_here(story: Story, model: str) -> None:
 
 def differences(story: Story, result: JobResult) -> Iterator[str]:
     """What was not as when the picture was made, in words."""
-    for kind, then, now in (("model", story.model, result.model), ("judge", story.judge, result.judge)):
-        if then.revision != (now.weights if kind == "model" else now.revision):
+    held = (("model", story.model, result.model), ("judge", story.judge, result.judge))
+    for kind, then, now in (*held, ("second judge", story.second_judge, result.second_judge)):
+        if then is not None and now is not None and then.revision != (now.weights if kind == "model" else now.revision):
             effect = "the picture may differ" if kind == "model" else "the verdict may differ, the picture does not"
             before, today = (f"{pin.name}@{pin.revision}" for pin in (then, now))
             yield f"the {kind} was {before} and is {today}: {effect}"

@@ -144,6 +144,10 @@ def generate(
         str | None, typer.Option(help="A name the server deploys; with --local shapes, a folder or a hub name.")
     ] = None,
     judge: Annotated[str | None, typer.Option(help="As --model, for the judge.")] = None,
+    second_judge: Annotated[
+        str | None,
+        typer.Option(metavar="JUDGE", help="In this process: shapes, a folder or a hub name. Implies lower_bound."),
+    ] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write one picture of all candidates, ranked, here.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
 ) -> None:
@@ -177,7 +181,7 @@ def generate(
         "negative_prompt": negative,
         "width": dimensions and dimensions[0],
         "height": dimensions and dimensions[1],
-        "rule": rule and rule.value,
+        "rule": rule or (Rule.LOWER_BOUND if second_judge else None),
         "deadline_seconds": deadline,
         "depth": depth,
         "draft": draft and {"num_inference_steps": draft, "keep": keep, "depth": draft_depth},
@@ -201,6 +205,8 @@ def generate(
     if address is not None:
         from bestofn.service.cli.remote import generate as draw
 
+        if second_judge is not None:
+            raise typer.BadParameter("--second-judge is for --local; a server has its workers' own: --rule lower_bound")
         say(f"using the server at {address}")
         names = {"model": model, "judge": judge}
         request |= {name: value for name, value in names.items() if value is not None}
@@ -209,7 +215,7 @@ def generate(
         from bestofn.service.cli.here import generate as draw_here
 
         say("drawing in this process" if local else "no server is running: drawing in this process")
-        settings = load_settings(model=model, judge=judge)
+        settings = load_settings(model=model, judge=judge, second_judge=second_judge)
         if story is not None and model is None:
             remaking.check_model_here(story, settings.model)
         outcome = draw_here(request, settings)

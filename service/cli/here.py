@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bestofn.judge.verdict import Rule
 from bestofn.service.cli.outcome import Outcome
 from bestofn.service.cli.progress import JobBar
 from bestofn.service.client.progress import Progress
@@ -26,6 +27,10 @@ def generate(request: Mapping[str, Any], settings: Settings) -> Outcome:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise InvalidRequest(f"{field}: {first['msg']}", field=field) from error
+    if checked.rule is not Rule.LOWER_BOUND:
+        settings = settings.model_copy(update={"second_judge": None})  # nobody would ask it
+    elif settings.second_judge is None:
+        raise InvalidRequest("rule lower_bound needs a second judge: name one with --second-judge", field="rule")
     with JobBar() as bar:
         # Imported here, since torch takes seconds, and everything before can fail without it.
         from bestofn.service.load import load_engine

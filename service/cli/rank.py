@@ -36,6 +36,9 @@ def rank(
         typer.Option(help="shapes, a folder, a hub name with @revision, or openai:<address>#<model>, which compares."),
     ] = None,
     rule: Annotated[Rule | None, typer.Option(help="How verdicts are compared.", show_default="margin")] = None,
+    second_judge: Annotated[
+        str | None, typer.Option(metavar="JUDGE", help="As --judge, for rule lower_bound, which it implies.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print verdicts, ranks and bracket as JSON.")] = False,
 ) -> None:
     """Judge pictures of PROMPT: per picture the verdict, both logits, tiles and rank, and the knockout among them.
@@ -50,27 +53,36 @@ def rank(
     except UnicodeEncodeError as error:
         raise typer.BadParameter(f"character {error.start + 1} of the prompt is not UTF-8") from error
     pictures = [_open(path) for path in images]
-    settings = load_settings(judge=judge)
+    settings = load_settings(judge=judge, second_judge=second_judge)
     if settings.judge.startswith(PREFIX):
-        if rule is not None:
+        if rule is not None or second_judge is not None:
             raise typer.BadParameter("--rule compares verdicts, and this judge gives none; leave it out")
         _compare(settings, prompt, images, json=json)
         return
-    rule = rule or Rule.MARGIN
+    rule = rule or (Rule.LOWER_BOUND if second_judge else Rule.MARGIN)
+    names = [settings.judge]
+    if rule is Rule.LOWER_BOUND:
+        if settings.second_judge is None:
+            raise typer.BadParameter("rule lower_bound needs --second-judge")
+        names.append(settings.second_judge)
     if not target.can_draw_here():
         raise SetupError("judging needs the worker's packages: pip install 'bestofn[worker]'")
 
     import torch
 
     from bestofn.judge.judge import Judge, rank_images
-    from bestofn.service.load import devices, find_judge, judge_dtype
+    from bestofn.service.load import calibration_of, devices, find_judge, judge_dtype
 
     device = torch.device(devices(settings)[0])
-    checkpoint = find_judge(settings.judge)
-    judging = Judge.load(checkpoint.path, device, judge_dtype(device))
-    for word in judging.unknown_words(prompt):
-        say(f"warning: {settings.judge} has never learned the word {word}; it cannot judge what it means")
-    verdicts, order, bracket = rank_images(judging, prompt, pictures, rule, batch=1 if device.type == "cpu" else 8)
+    checkpoints = [find_judge(name) for name in names]
+    judging, *others = [Judge.load(one.path, device, judge_dtype(device)) for one in checkpoints]
+    for name, one in zip(names, (judging, *others), strict=True):
+        for word in one.unknown_words(prompt):
+            say(f"warning: {name} has never learned the word {word}; it cannot judge what it means")
+    batch, second = 1 if device.type == "cpu" else 8, others[0] if others else None
+    files = (settings.calibration, None)[: 2 * len(others)]
+    calibrations = [calibration_of(*one) for one in zip(checkpoints, files, strict=False)]
+    verdicts, order, bracket = rank_images(judging, prompt, pictures, rule, batch, second, calibrations)
     places = {candidate: place + 1 for place, candidate in enumerate(order)}
     judged: list[dict[str, Any]] = [
         {
@@ -85,7 +97,8 @@ def rank(
         report = {
             "prompt": prompt,
             "rule": rule.value,
-            "judge": checkpoint.pin.model_dump(),
+            "judge": checkpoints[0].pin.model_dump(),
+            **({"second_judge": checkpoints[1].pin.model_dump()} if others else {}),
             "images": judged,
             "bracket": bracket.to_json()["rounds"],
         }

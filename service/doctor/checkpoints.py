@@ -36,10 +36,11 @@ class Located:
 
 
 def checkpoints(settings: Settings) -> Iterator[Finding]:
-    """Where model and judge are, whether they are whole, what they weigh, and their licences."""
-    for kind, name in (("model", settings.model), ("judge", settings.judge)):
+    """Where model and judges are, whether they are whole, what they weigh, and their licences."""
+    second = () if settings.second_judge is None else (("second judge", settings.second_judge),)
+    for kind, name in (("model", settings.model), ("judge", settings.judge), *second):
         if can_draw_here():
-            yield from _found(kind, locate(name, kind == "judge"))
+            yield from _found(kind, locate(name, kind != "model"))
         known = licences(name)
         for licence in known:
             where = f" ({licence.link})" if licence.link else ""
@@ -51,7 +52,7 @@ def checkpoints(settings: Settings) -> Iterator[Finding]:
 
 
 def memory(settings: Settings) -> Iterator[Finding]:
-    """Whether both fit the first device, and what to change where they do not."""
+    """Whether all fit the first device, and what to change where they do not."""
     if not can_draw_here():
         return
     import psutil
@@ -64,7 +65,7 @@ def memory(settings: Settings) -> Iterator[Finding]:
     from bestofn.service.load import devices
 
     device = torch.device(devices(settings)[0])
-    needed = needs(locate(settings.model), locate(settings.judge, judge=True), device)
+    needed = needs(locate(settings.model), _judges(settings), device)
     if needed is None:
         yield Finding("warn", "memory", "not known before the checkpoints are here", "download them and ask again")
         return
@@ -111,6 +112,12 @@ def locate(name: str, judge: bool = False) -> Located:
     if path is None:
         return Located(repository, None, revision)
     return Located(repository, path, path.name, tuple(_broken(path, judge)), pinned=bool(revision))
+
+
+def _judges(settings: Settings) -> list[Located]:
+    """The judge, and the second one where there is one."""
+    names = [settings.judge, *([settings.second_judge] if settings.second_judge else [])]
+    return [locate(name, judge=True) for name in names]
 
 
 def _found(kind: str, place: Located) -> Iterator[Finding]:
@@ -176,7 +183,7 @@ def _hub(settings: Settings) -> Iterator[Finding]:
     """The hub's cache, and whether what is missing would fit there."""
     from huggingface_hub import constants
 
-    places = [locate(settings.model), locate(settings.judge, judge=True)]
+    places = [locate(settings.model), *_judges(settings)]
     missing = [place for place in places if place.path is None and not place.broken]
     sizes = [sizes.download for place in missing if (sizes := published(place.name)) is not None]
     cache = Path(constants.HF_HUB_CACHE)

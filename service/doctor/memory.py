@@ -23,7 +23,7 @@ class Needs:
 
     Attributes:
         parts: weights of text_encoder, transformer and decoder.
-        judge: its weights.
+        judge: its weights, and those of a second judge.
         row: activations of one row of the transformer's batch at the default size.
         context: keys and values of one row's prompt.
         picture: activations of decoding one picture of the default size.

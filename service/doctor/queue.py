@@ -117,18 +117,11 @@ def workers(cards: Sequence[WorkerCard]) -> Iterator[Finding]:
     if not cards:
         yield Finding("warn", "workers", "none is ready", "start one: `bestofn worker`")
         return
-    pairs = Counter(
-        (card.model.pin.name, card.model.pin.revision, card.judge.pin.name, card.judge.pin.revision) for card in cards
-    )
-    for (model, revision, judge, judge_revision), count in pairs.items():
-        places = ", ".join(
-            sorted(
-                f"{card.host}:{card.device} ({card.state})"
-                for card in cards
-                if (card.model.pin.revision, card.judge.pin.revision) == (revision, judge_revision)
-            )
-        )
-        yield Finding("ok", "workers", f"{count} with {model} {revision} and judge {judge} {judge_revision}: {places}")
+    for (model, *judges), count in Counter(card.pins for card in cards).items():
+        held = (card for card in cards if card.pins == (model, *judges))
+        places = ", ".join(sorted(f"{card.host}:{card.device} ({card.state})" for card in held))
+        told = " and ".join(f"judge {pin.name} {pin.revision}" for pin in judges if pin is not None)
+        yield Finding("ok", "workers", f"{count} with {model.name} {model.revision} and {told}: {places}")
     others = sorted({card.version or "an older version" for card in cards} - {bestofn.__version__})
     if others:
         found = f"some run {', '.join(others)}, this is {bestofn.__version__}"

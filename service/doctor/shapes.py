@@ -1,6 +1,7 @@
 """From a located checkpoint, or from the published sizes of one that is not here, to what it needs on a device."""
 
 import json
+from collections.abc import Sequence
 
 import torch
 
@@ -19,11 +20,12 @@ from bestofn.service.load import judge_bytes, judge_dtype
 PUBLISHED_TEXT, PUBLISHED_CHANNELS, PUBLISHED_COMPRESSION = 300, 128, 32
 
 
-def needs(model: Located, judge: Located, device: torch.device) -> Needs | None:
-    """What both take; None if one is neither here and whole, nor among the published ones."""
-    judged = _judge(judge, device)
-    if judged is None or model.broken:
+def needs(model: Located, judges: Sequence[Located], device: torch.device) -> Needs | None:
+    """What a model and its judges take; None if one is neither here and whole, nor among the published ones."""
+    weights = [size for judge in judges if (size := _judge(judge, device)) is not None]
+    if len(weights) < len(judges) or model.broken:
         return None
+    judged = sum(weights)
     if model.path is None:
         return _published(model.name, judged, device)
     checkpoint = Checkpoint(model.name, model.path, model.revision)

@@ -235,6 +235,28 @@ def test_pictures_of_any_shape_and_prompts_of_any_kind_are_judged(run: Run, tmp_
     assert (status, "character 3 of the prompt is not UTF-8" in err) == (2, True)
 
 
+def test_two_judges_decide_where_both_are_named(run: Run) -> None:
+    asked = ("generate", "a photo of a ring", "-n", "2", "--steps", "2", "--seed", "1")
+    status, out, err = run(*asked, "--local", "--second-judge", "shapes", "--json")
+    assert status == 0, err
+    result = json.loads(out)
+    assert (result["parameters"]["rule"], result["second_judge"]) == ("lower_bound", result["judge"])
+    assert "then ranks as margin does" in result["warnings"][0]
+    status, out, err = run("rank", "a photo of a ring", "best.png", "--second-judge", "shapes", "--json")
+    assert status == 0, err
+    report = json.loads(out)
+    assert (report["rule"], report["second_judge"]) == ("lower_bound", report["judge"])
+    told, judged = result["images"][0]["verdict"], report["images"][0]["verdict"]
+    assert judged["bound"] == pytest.approx(told["bound"], abs=1e-3)
+    for refused in (
+        (*asked, "--local", "--rule", "lower_bound"),
+        (*asked, "--server", "http://127.0.0.1:9", "--second-judge", "shapes"),
+        ("rank", "a ring", "best.png", "--rule", "lower_bound"),
+    ):
+        status, _, err = run(*refused)
+        assert (status != 0, "--second-judge" in err) == (True, True), err
+
+
 def test_a_judge_that_compares_plays_the_knockout_match_by_match(run: Run, tmp_path: Path) -> None:
     wanted = pair("star", "circle", ("red", "blue"), "left of")
     for name, x in (("wrong", 46), ("right", 18), ("below", 32)):

@@ -153,7 +153,7 @@ FITS: dict[str, tuple[str, float, tuple[str, ...], str]] = {
 
 @pytest.mark.parametrize(("model", "gib", "states", "said"), FITS.values(), ids=FITS.keys())
 def test_memory(model: str, gib: float, states: tuple[str, ...], said: str) -> None:
-    needed = needs(Located(model, None), Located(VERIFIER, None), GPU)
+    needed = needs(Located(model, None), [Located(VERIFIER, None)], GPU)
     assert needed is not None
     made = list(findings(needed, int(gib * GIB), int(gib * GIB), "cuda"))
     assert tuple(finding.state for finding in made) == states
@@ -162,8 +162,11 @@ def test_memory(model: str, gib: float, states: tuple[str, ...], said: str) -> N
 
 def test_the_memory_plan_is_the_engines() -> None:
     """The same sizes as `load_engine` finds, and the slots it would take."""
-    needed = needs(locate("shapes"), locate("shapes", judge=True), torch.device("cpu"))
+    needed = needs(locate("shapes"), [locate("shapes", judge=True)], torch.device("cpu"))
     assert needed is not None
+    two = needs(locate("shapes"), 2 * [locate("shapes", judge=True)], torch.device("cpu"))
+    assert two is not None
+    assert two.judge == 2 * needed.judge
     planned = plan(needed, 8 * GIB, "cpu")
     assert (planned.slots, planned.turns, planned.fits) == (16, (), True)
     small: Needs = needs_of(
