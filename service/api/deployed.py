@@ -22,16 +22,18 @@ class Deployed:
         self._announced: list[Pair] = []
         self._stale_at = 0.0
 
-    async def choose(self, model: str | None, judge: str | None, rule: Rule = Rule.MARGIN) -> Pair:
-        """The pair that serves a request with these names and this rule. What was refused with an old list is tried
-        with a new one.
+    async def choose(
+        self, model: str | None, judge: str | None, rule: Rule = Rule.MARGIN, *, finals: bool = False
+    ) -> Pair:
+        """The pair that serves a request with these names, this rule, and finals or none. What was refused with an old
+        list is tried with a new one.
 
         Raises:
             Unavailable, InvalidRequest: as `choose_pair`.
         """
         if self._live and self._clock() < self._stale_at:
             try:
-                return choose_pair(self._live, self._announced, model, judge, rule)
+                return choose_pair(self._live, self._announced, model, judge, rule, finals=finals)
             except BestOfNError:
                 pass
         live, announced = pairs_of(await self._queue.cards()), pairs_of(await self._queue.announced())
@@ -40,4 +42,4 @@ class Deployed:
             [replace(pair, capacities=(), tflops_per_second=0.0, finals_judge=None) for pair in announced],
         )
         self._stale_at = self._clock() + FRESH_SECONDS
-        return choose_pair(self._live, self._announced, model, judge, rule)
+        return choose_pair(self._live, self._announced, model, judge, rule, finals=finals)

@@ -37,7 +37,7 @@ async def submit(
         InvalidRequest, IdempotencyMismatch, Overloaded, Unavailable: as `job_spec` and `Queue.submit` say.
     """
     queue = context.queue
-    pair = await context.deployed.choose(body.model, body.judge, body.rule)
+    pair = await context.deployed.choose(body.model, body.judge, body.rule, finals=body.finals is not None)
     await context.counters.load(pair.model.tokenizer_sha256)
     spec = job_spec(
         body,

@@ -51,7 +51,13 @@ def pairs_of(cards: Iterable[WorkerCard]) -> list[Pair]:
 
 
 def choose_pair(
-    live: Sequence[Pair], announced: Sequence[Pair], model: str | None, judge: str | None, rule: Rule = Rule.MARGIN
+    live: Sequence[Pair],
+    announced: Sequence[Pair],
+    model: str | None,
+    judge: str | None,
+    rule: Rule = Rule.MARGIN,
+    *,
+    finals: bool = False,
 ) -> Pair:
     """The pair that serves a request that names `model` and `judge`, or leaves them out where there is one name only.
 
@@ -61,6 +67,7 @@ def choose_pair(
         model: a name, or None.
         judge: a name, or None.
         rule: the lower bound is for workers with a second judge.
+        finals: such workers go first as have a pairwise judge.
 
     Raises:
         Unavailable: there was never a worker.
@@ -77,6 +84,8 @@ def choose_pair(
     current, known = ([p for p in pairs if p.model.pin.name == model] for pairs in (current, known))
     judge = _choose("judge", judge, [p.judge.pin.name for p in current or known], [p.judge.pin.name for p in known])
     named = [pair for pair in known if pair.judge.pin.name == judge]
+    if finals:
+        named = [pair for pair in named if pair.finals_judge is not None] or named
     if rule is not Rule.LOWER_BOUND:
         return named[0]
     pair = next((pair for pair in current or known if pair in named and pair.judge.second is not None), None)

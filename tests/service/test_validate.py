@@ -10,7 +10,7 @@ from bestofn.service.api.validate import Pair, choose_pair, job_spec, pairs_of, 
 from bestofn.service.cards import JudgeCard, ModelCard, WorkerCard
 from bestofn.service.effort import frontier
 from bestofn.service.errors import InvalidRequest, Unavailable
-from bestofn.service.jobs import JobSpec, Revision
+from bestofn.service.jobs import Finals, JobSpec, Revision
 from bestofn.service.schemas import GenerateRequest
 from bestofn.service.settings import Settings
 
@@ -204,6 +204,18 @@ def test_names_choose_among_what_is_deployed() -> None:
     with pytest.raises(Unavailable, match="no worker") as nobody:
         choose_pair([], [], "m1", None)
     assert nobody.value.retry_after
+
+
+def test_finals_are_for_workers_with_a_pairwise_judge() -> None:
+    plain, able = card("a", "m", "1", "j", 2.0), card("b", "m", "0", "j", 1.0)
+    pairs = pairs_of([plain, able.model_copy(update={"finals_judge": "looker"})])
+    assert choose_pair(pairs, [], None, None).model.pin.revision == "1"
+    chosen = choose_pair(pairs, [], None, None, finals=True)
+    assert (chosen.model.pin.revision, chosen.finals_judge) == ("0", "looker")
+    assert choose_pair(pairs_of([plain]), [], None, None, finals=True).finals_judge is None
+    with pytest.raises(InvalidRequest, match="BESTOFN_FINALS_JUDGE"):
+        spec_of(finals={})
+    assert spec_of(replace(PAIR, finals_judge="looker"), finals={}).finals == Finals(most=4, band=1.0)
 
 
 def test_jobs_wait_for_workers_that_were_there_before() -> None:
