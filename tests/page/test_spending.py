@@ -17,7 +17,7 @@ def said(page) -> dict[str, str]:
 
 
 def finished(page, api) -> dict:
-    page.locator("#job[data-status=succeeded]").wait_for(timeout=60_000)
+    page.locator("#job[data-status=succeeded]").wait_for(timeout=120_000)
     job = re.search(r"#job=(\w+)", page.url)[1]
     return httpx.get(f"{api.url}/jobs/{job}").raise_for_status().json()
 
@@ -26,6 +26,7 @@ def number(text: str) -> float:
     return float(re.search(r"[\d,.]*\d", text)[0].replace(",", ""))
 
 
+@pytest.mark.timeout(300)  # real pictures, on a machine that may have other things to do
 def test_an_effort_shows_its_plan_then_its_bill_and_why_it_ended(shapes_page, shapes_api):
     page = shapes_page
     page.goto("/")
@@ -35,7 +36,7 @@ def test_an_effort_shows_its_plan_then_its_bill_and_why_it_ended(shapes_page, sh
         page.keyboard.press("ArrowLeft")
     assert page.locator("#own-field").is_hidden()
     page.locator("#prompt").press("Enter")
-    page.locator("#job[data-status=running]").wait_for()
+    page.locator("#job[data-status=running]").wait_for(timeout=60_000)
     before = said(page)
     assert set(before) == {"Plan", "Expected"}
     assert "at most 32" in page.locator("#job-eyebrow").text_content()
@@ -63,6 +64,7 @@ def test_an_effort_shows_its_plan_then_its_bill_and_why_it_ended(shapes_page, sh
     assert page.locator("#spending input:checked").get_attribute("value") == "max"
 
 
+@pytest.mark.timeout(300)
 def test_drafts_and_a_stop_of_ones_own(shapes_page, shapes_api):
     page = shapes_page
     page.goto("/")
