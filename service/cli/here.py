@@ -29,7 +29,7 @@ def generate(request: Mapping[str, Any], settings: Settings) -> Outcome:
         raise InvalidRequest(f"{field}: {first['msg']}", field=field) from error
     if checked.rule is not Rule.LOWER_BOUND:
         settings = settings.model_copy(update={"second_judge": None})  # nobody would ask it
-    elif settings.second_judge is None:
+    elif not settings.second_judge:
         raise InvalidRequest("rule lower_bound needs a second judge: name one with --second-judge", field="rule")
     with JobBar() as bar:
         # Imported here, since torch takes seconds, and everything before can fail without it.

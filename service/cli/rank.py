@@ -62,7 +62,7 @@ def rank(
     rule = rule or (Rule.LOWER_BOUND if second_judge else Rule.MARGIN)
     names = [settings.judge]
     if rule is Rule.LOWER_BOUND:
-        if settings.second_judge is None:
+        if not settings.second_judge:
             raise typer.BadParameter("rule lower_bound needs --second-judge")
         names.append(settings.second_judge)
     if not target.can_draw_here():

@@ -37,7 +37,7 @@ class Located:
 
 def checkpoints(settings: Settings) -> Iterator[Finding]:
     """Where model and judges are, whether they are whole, what they weigh, and their licences."""
-    second = () if settings.second_judge is None else (("second judge", settings.second_judge),)
+    second = (("second judge", settings.second_judge),) if settings.second_judge else ()
     for kind, name in (("model", settings.model), ("judge", settings.judge), *second):
         if can_draw_here():
             yield from _found(kind, locate(name, kind != "model"))
