@@ -39,10 +39,15 @@ EIGHT_BIT_DRAFTS = "+eight-bit-drafts"  # of the revision of a generator with su
 
 @dataclass(frozen=True, slots=True)
 class JudgeCheckpoint:
-    """A judge's folder on this machine, pinned."""
+    """A judge's folder on this machine, pinned, with the most tiles that it cuts a picture into; None: the folder's."""
 
     path: Path
     pin: Revision
+    max_tiles: int | None = None
+
+    def load(self, device: torch.device) -> Judge:
+        """Reads it onto a device."""
+        return Judge.load(self.path, device, judge_dtype(device), self.max_tiles)
 
 
 def load_engine(settings: Settings, device: str | None = None) -> Engine:
@@ -67,13 +72,13 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         _say_licence(settings.model)
         checkpoint = Checkpoint.resolve(settings.model)
         names = [settings.judge, *([settings.second_judge] if settings.second_judge else [])]
-        judges = [find_judge(name) for name in names]
+        judges = [find_judge(name, settings.judge_tiles) for name in names]
         memory = residency.memory_bytes(place)
         weights = sum(judge_bytes(judge.path, place) for judge in judges)
         eight_bit = settings.eight_bit_drafts
         shared, budget = share_memory(generator_bytes(checkpoint, place, eight_bit), weights, memory)
         generator = Generator(checkpoint, place, memory_budget=budget, eight_bit_drafts=eight_bit)
-        load, *seconds = [partial(Judge.load, judge.path, place, judge_dtype(place)) for judge in judges]
+        load, *seconds = [partial(judge.load, place) for judge in judges]
         residence = JudgeResidence(load, generator, shared=shared, load_second=seconds[0] if seconds else None)
         tokenizer = tokenizer_json(generator)
         card = model_card(generator, tokenizer, settings.max_size, eight_bit)
@@ -124,19 +129,22 @@ def devices(settings: Settings) -> list[str]:
     return named
 
 
-def find_judge(name: str) -> JudgeCheckpoint:
+def find_judge(name: str, max_tiles: int | None = None) -> JudgeCheckpoint:
     """A judge by name: "shapes" (the embedded one), a folder, or a hub name with @revision.
+
+    Fewer tiles give other verdicts, so a limit is part of the revision.
 
     Raises:
         JudgeFolderError, CheckpointError: saying what was looked for and where.
     """
     folder = EMBEDDED if name == "shapes" else Path(name).expanduser()
+    tiles = "" if max_tiles is None else f"+{max_tiles}-tiles"
     if folder.is_dir():
         if not all((folder / part).is_dir() for part in PARTS):
             raise JudgeFolderError(
                 f"{folder} has not all of {', '.join(f'{part}/' for part in PARTS)}: not a VILA checkpoint"
             )
-        return JudgeCheckpoint(folder, Revision(name=name, revision=revision(folder)))
+        return JudgeCheckpoint(folder, Revision(name=name, revision=revision(folder) + tiles), max_tiles)
     repository, _, commit = name.partition("@")
     if name == "shapes" or name.startswith((".", "/", "~")) or not HUB_NAME.fullmatch(repository):
         raise JudgeFolderError(
@@ -144,7 +152,7 @@ def find_judge(name: str) -> JudgeCheckpoint:
         )
     _say_licence(name)
     path = download(repository, commit or "main")
-    return JudgeCheckpoint(path, Revision(name=repository, revision=path.name))
+    return JudgeCheckpoint(path, Revision(name=repository, revision=path.name + tiles), max_tiles)
 
 
 def share_memory(generator: dict[str, int], judge: int, memory: int) -> tuple[bool, int]:
@@ -237,11 +245,13 @@ def judge_card(judge: Judge, pin: Revision, generator: Generator, calibration: C
 def calibration_of(judge: JudgeCheckpoint, file: Path | None) -> Calibration | None:
     """The judge's calibration: that in a file, if one is named, else the one beside its weights; None if there is none.
 
+    The one beside its weights is of the judge as it is, not of one with another number of tiles.
+
     Raises:
         SetupError: the file that was named is not there, or a file holds no calibration of this judge.
     """
     path = file or judge.path / CALIBRATION
-    if file is None and not path.is_file():
+    if file is None and (judge.max_tiles is not None or not path.is_file()):
         return None
     try:
         return read_calibration(path, judge.pin.revision)

@@ -84,6 +84,11 @@ class Settings(BaseSettings):
     calibration: Path | None = Field(
         None, description="The judge's calibration (`bestofn calibrate`); calibration.json beside its weights if unset."
     )
+    judge_tiles: int | None = Field(
+        None,
+        ge=1,
+        description="Most tiles the judges cut a picture into; the published judge's 12 if unset. Drafts: 1.",
+    )
     finals_judge: str | None = Field(
         None,
         description="Pairwise judge of `finals`: openai:<address>#<model>, such as openai:http://host:8000/v1#llava.",

@@ -112,7 +112,7 @@ def read_story(data: bytes) -> Story | OtherStory | None:
 
 def _public(pin: Revision) -> Revision:
     """A folder's path is its owner's business: pictures travel, so they name its last part only."""
-    from_hub = len(pin.revision) == _COMMIT_DIGITS
+    from_hub = len(pin.weights) == _COMMIT_DIGITS
     return pin if from_hub else pin.model_copy(update={"name": PurePath(pin.name).name or pin.name})
 
 

@@ -2,7 +2,7 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from bestofn.service.cli.console import err, say
 from bestofn.service.errors import SetupError
 from bestofn.service.labelled import Labelled, Pool, fields_of, read_labels
 from bestofn.service.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from bestofn.service.load import JudgeCheckpoint
 
 EPILOG = """Examples:
 
@@ -57,14 +60,16 @@ def calibrate(
     from bestofn.service.load import find_judge
 
     settings = load_settings(judge=judge)
-    checkpoint = find_judge(settings.judge)
+    checkpoint = find_judge(settings.judge, settings.judge_tiles)
+    if settings.judge_tiles is not None and out is None:
+        raise SetupError(f"name a file with --out: the one beside the weights is not for {settings.judge_tiles} tiles")
     pin = checkpoint.pin
     if isinstance(read, Pool):
         if read.judge != pin.revision:
             raise SetupError(f"{labels} was judged by revision {read.judge}, and {pin.name} is {pin.revision}")
         fields, source = read.fields, read.source
     else:
-        fields, source = fields_of(read, _margins(read, checkpoint.path, settings)), labels.name
+        fields, source = fields_of(read, _margins(read, checkpoint, settings)), labels.name
     try:
         report = fit(fields)
     except ValueError as error:
@@ -94,17 +99,16 @@ def calibrate(
     )
 
 
-def _margins(pictures: list[Labelled], folder: Path, settings: Settings) -> list[float]:
+def _margins(pictures: list[Labelled], judge: "JudgeCheckpoint", settings: Settings) -> list[float]:
     """The judge's log-odds on each picture."""
     import torch
     from rich.progress import track
 
-    from bestofn.judge.judge import Judge
     from bestofn.service.images import decode
-    from bestofn.service.load import devices, judge_dtype
+    from bestofn.service.load import devices
 
     device = torch.device(devices(settings)[0])
-    judging = Judge.load(folder, device, judge_dtype(device))
+    judging = judge.load(device)
     margins = []
     for one in track(pictures, "judging", console=err, transient=True, disable=not err.is_terminal):
         try:

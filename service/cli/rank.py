@@ -70,12 +70,12 @@ def rank(
 
     import torch
 
-    from bestofn.judge.judge import Judge, rank_images
-    from bestofn.service.load import calibration_of, devices, find_judge, judge_dtype
+    from bestofn.judge.judge import rank_images
+    from bestofn.service.load import calibration_of, devices, find_judge
 
     device = torch.device(devices(settings)[0])
-    checkpoints = [find_judge(name) for name in names]
-    judging, *others = [Judge.load(one.path, device, judge_dtype(device)) for one in checkpoints]
+    checkpoints = [find_judge(name, settings.judge_tiles) for name in names]
+    judging, *others = [one.load(device) for one in checkpoints]
     for name, one in zip(names, (judging, *others), strict=True):
         for word in one.unknown_words(prompt):
             say(f"warning: {name} has never learned the word {word}; it cannot judge what it means")

@@ -86,6 +86,10 @@ def _parts(place: Place) -> Iterator[tuple[str, int, float, int]]:
     picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     for pictures in place.pick((1, 16), (2,)):
         flops = pictures * judge.flops(width, height, "a star", one_tile=True)
-        asked = [picture] * pictures, ["a star"] * pictures
-        seconds = place.seconds(lambda a=asked: judge.judge(*a, one_tile=True), 3)
-        yield "judge, one tile, preprocessing included", pictures, seconds, flops
+        prompts = ["a star"] * pictures
+        for where, asked in (
+            ("cut on the host", [picture] * pictures),
+            ("cut on the device", torch.from_numpy(picture).to(place.device).expand(pictures, -1, -1, -1)),
+        ):
+            seconds = place.seconds(lambda a=asked, p=prompts: judge.ask(a, p, one_tile=True), 3)
+            yield f"judge, one tile, {where}", pictures, seconds, flops

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from bestofn.models.errors import CheckpointError
 from bestofn.service.errors import SetupError
-from bestofn.service.load import devices, find_judge, known_words, load_engine, share_memory
+from bestofn.service.load import calibration_of, devices, find_judge, known_words, load_engine, share_memory
 from bestofn.service.settings import Settings
 
 JUDGE = Path(__file__).parents[1] / "fixtures" / "vila" / "checkpoint"
@@ -46,6 +47,15 @@ def test_judges_by_name(tmp_path):
         find_judge(str(tmp_path))
     with pytest.raises(ValueError, match="a hub name looks like owner/name@revision"):
         find_judge("./nowhere")
+
+
+def test_fewer_tiles_are_another_revision_of_the_judge():
+    few, folders = find_judge(str(JUDGE), 1), find_judge(str(JUDGE))
+    assert few.pin.revision == f"{folders.pin.revision}+1-tiles"
+    assert few.load(torch.device("cpu")).tiles(1024, 1024) == 1
+    assert folders.load(torch.device("cpu")).tiles(1024, 1024) == 10
+    assert calibration_of(find_judge("shapes", 1), None) is None
+    assert calibration_of(find_judge("shapes"), None) is not None
 
 
 def test_hub_names_are_looked_up_offline(monkeypatch, tmp_path):
