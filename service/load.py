@@ -93,7 +93,7 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         )
         if sizes.parallel > 1:
             torch.set_num_threads(1)
-        files = (settings.calibration, None)  # the second judge's calibration stands beside its weights
+        files = (settings.calibration, settings.second_calibration)
         cards = [
             judge_card(residence.get(number), judge.pin, generator, calibration_of(judge, files[number]))
             for number, judge in enumerate(judges)

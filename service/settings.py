@@ -84,6 +84,7 @@ class Settings(BaseSettings):
     calibration: Path | None = Field(
         None, description="The judge's calibration (`bestofn calibrate`); calibration.json beside its weights if unset."
     )
+    second_calibration: Path | None = Field(None, description="The same of the second judge.")
     judge_tiles: int | None = Field(
         None,
         ge=1,

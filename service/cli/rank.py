@@ -80,7 +80,7 @@ def rank(
         for word in one.unknown_words(prompt):
             say(f"warning: {name} has never learned the word {word}; it cannot judge what it means")
     batch, second = 1 if device.type == "cpu" else 8, others[0] if others else None
-    files = (settings.calibration, None)[: 2 * len(others)]
+    files = (settings.calibration, settings.second_calibration)[: 2 * len(others)]
     calibrations = [calibration_of(*one) for one in zip(checkpoints, files, strict=False)]
     verdicts, order, bracket = rank_images(judging, prompt, pictures, rule, batch, second, calibrations)
     places = {candidate: place + 1 for place, candidate in enumerate(order)}
