@@ -32,6 +32,7 @@ class Replayed:
     Attributes:
         strategy: that was replayed.
         numbers: (P,), of the prompts.
+        samples: S.
         winners: (P, B, top_k), the best samples of the pool's, best first.
         correct: 1 where the evaluator accepts the winner.
         drafted, solved: candidates that were drafted, and solved in full.
@@ -41,6 +42,7 @@ class Replayed:
 
     strategy: Strategy
     numbers: list[int]
+    samples: int
     winners: Ints
     correct: Floats
     drafted: Ints
@@ -92,6 +94,7 @@ def replay(
     return Replayed(
         strategy,
         list(prompts),
+        S,
         table(lambda one: one.winners),
         table(lambda one: one.correct),
         table(lambda one: one.drafted),

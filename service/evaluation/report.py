@@ -19,6 +19,7 @@ from bestofn.service.evaluation.stats import Floats, Prompts
 from bestofn.service.evaluation.strategies import Strategy
 
 REFERENCES = (4, 8, 16, 32, 128)  # plain best-of-N with which every strategy is compared
+PAR = 32  # of these, the one that tells the luck of some candidates
 COPIES = 4
 BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
 
@@ -68,16 +69,14 @@ def summary(pool: Pool, question: Question) -> dict[str, Any]:
         out["never_trained"] = _curves(pool, everything.of(never, everything.correct.shape[1]))
     out["controls"] = _controls(everything, _prompts(pool, question.prompts))
     out["prices"] = {unit: asdict(price) for unit, price in question.prices.items()}
-    samples = _common(pool, question)
     played = [
         replayed
         for strategy in question.strategies
-        if (replayed := replay(strategy, pool, question.steps, question.prompts, question.calibration, samples=samples))
-        is not None
+        if (replayed := replay(strategy, pool, question.steps, question.prompts, question.calibration)) is not None
     ]
-    out["samples"] = samples
-    out["strategies"] = _strategies(pool, question, played)
-    out["planner"] = _planner(pool, question, played)
+    plain = _Plain(pool, question)
+    out["strategies"] = [_told(one, question, _prompts(pool, question.prompts), plain) for one in played]
+    out["planner"] = _planner(pool, question, played, plain)
     out["drafts"] = [
         {"steps": way.steps, "after": way.after, **asdict(told)}
         for way in sorted(pool.chunks, key=str)
@@ -87,10 +86,41 @@ def summary(pool: Pool, question: Question) -> dict[str, Any]:
     return out
 
 
-def _common(pool: Pool, question: Question) -> int:
-    """Samples of each prompt that the pool has of everything it has at all: all strategies see the same ones."""
-    ways = {way for strategy in question.strategies for way in strategy.ways(question.steps)}
-    return min(depth for way in ways if (depth := pool.depth(way, question.prompts)))
+class _Plain:
+    """Plain best-of-N, with which every strategy is compared over the same candidates.
+
+    The pool has more of some kinds of candidates than of others, and every strategy is replayed from all that there
+    are. The luck of a prompt's first candidates is taken off its score: by so much as plain best of 32 over these
+    differs from plain best of 32 over all.
+    """
+
+    def __init__(self, pool: Pool, question: Question) -> None:
+        self._pool, self._question = pool, question
+        self.depth = pool.depth(Way(question.steps), question.prompts)
+        self._scores: dict[tuple[int, int], Floats | None] = {}
+
+    def score(self, N: int, samples: int) -> Floats | None:
+        """(P,), over the first samples of each prompt; None if they are fewer than N."""
+        if (N, samples) not in self._scores:
+            asked = self._question
+            replayed = replay(Strategy(N), self._pool, asked.steps, asked.prompts, samples=samples)
+            self._scores[N, samples] = None if replayed is None else replayed.correct.mean(1)
+        return self._scores[N, samples]
+
+    def without_luck(self, score: Floats, samples: int) -> Floats:
+        """(P,), of a strategy that was replayed from the first samples of each prompt."""
+        for N in (PAR, *reversed(REFERENCES)):
+            here, everywhere = self.score(N, samples), self.score(N, self.depth)
+            if here is not None and everywhere is not None:
+                return score - here + everywhere
+        return score
+
+    def loss(self, N: int, score: Floats, samples: int) -> Floats | None:
+        """(P,), of a strategy's score over the first samples against plain best of N; None if the pool cannot tell."""
+        here, everywhere = self.score(N, samples), self.score(N, self.depth)
+        if here is not None:
+            return here - score
+        return None if everywhere is None else everywhere - self.without_luck(score, samples)
 
 
 def _prompts(pool: Pool, numbers: Sequence[int]) -> Prompts:
@@ -122,18 +152,7 @@ def _controls(samples: Samples, prompts: Prompts) -> dict[str, Any]:
     return {name: {"score": prompts.mean(v), "interval": prompts.interval(v)} for name, v in values.items()}
 
 
-def _strategies(pool: Pool, question: Question, played: Sequence[Replayed]) -> list[dict[str, Any]]:
-    prompts = _prompts(pool, question.prompts)
-    plain = {
-        N: replayed.correct.mean(1)
-        for N in REFERENCES
-        if (replayed := replay(Strategy(N), pool, question.steps, question.prompts, samples=_common(pool, question)))
-        is not None
-    }
-    return [_told(replayed, question, prompts, plain) for replayed in played]
-
-
-def _planner(pool: Pool, question: Question, played: Sequence[Replayed]) -> dict[str, Any] | None:
+def _planner(pool: Pool, question: Question, played: Sequence[Replayed], plain: _Plain) -> dict[str, Any] | None:
     """What a budget's plan loses against the best fixed strategy; None with nothing to choose from."""
     asked = [one for one in played if one.strategy.steps is None and one.strategy.preview is None]
     if len(asked) < 2 or "tflops" not in question.prices:
@@ -141,17 +160,19 @@ def _planner(pool: Pool, question: Question, played: Sequence[Replayed]) -> dict
     price = question.prices["tflops"]
     return asdict(
         regret(
-            np.array([one.correct.mean(1) for one in asked]),
+            np.array([plain.without_luck(one.correct.mean(1), one.samples) for one in asked]),
             np.array([price.of(one, question.steps).mean(1) for one in asked]),
             [pool.source.tasks[number].tag for number in question.prompts],
         )
     )
 
 
-def _told(replayed: Replayed, question: Question, prompts: Prompts, plain: Mapping[int, Floats]) -> dict[str, Any]:
-    score = replayed.correct.mean(1)
+def _told(replayed: Replayed, question: Question, prompts: Prompts, plain: _Plain) -> dict[str, Any]:
+    score = plain.without_luck(replayed.correct.mean(1), replayed.samples)
+    losses = {N: plain.loss(N, replayed.correct.mean(1), replayed.samples) for N in REFERENCES}
     return {
         "strategy": str(replayed.strategy),
+        "samples": replayed.samples,
         "jobs": int(replayed.correct.size),
         "score": prompts.mean(score),
         "interval": prompts.interval(score),
@@ -164,8 +185,9 @@ def _told(replayed: Replayed, question: Question, prompts: Prompts, plain: Mappi
         **{unit: prompts.mean(price.of(replayed, question.steps).mean(1)) for unit, price in question.prices.items()},
         "keeps_the_best": prompts.mean(replayed.kept.mean(1)),
         "loss": {
-            str(N): {"mean": prompts.mean(best - score), "upper_bound": prompts.upper_bound(best - score)}
-            for N, best in plain.items()
+            str(N): {"mean": prompts.mean(loss), "upper_bound": prompts.upper_bound(loss)}
+            for N, loss in losses.items()
+            if loss is not None
         },
         "confidence": _confidence(replayed),
     }
@@ -201,7 +223,9 @@ def tables(figures: Mapping[str, Any]) -> str:
         parts += [
             "## Strategies",
             "",
-            f"Of the same {figures['samples']} candidates of each prompt.",
+            "Jobs are disjoint blocks of a prompt's first candidates, of as many (*of*) as the pool has of all that "
+            "a strategy needs. A loss is against the same ones; a score is without their luck, where plain best of N has "
+            "more.",
             "",
             *_strategy_table(figures["strategies"]),
             "",
@@ -265,12 +289,12 @@ def _curve_table(told: Mapping[str, Any], never: Mapping[str, Any] | None) -> li
 
 def _strategy_table(told: Sequence[Mapping[str, Any]]) -> list[str]:
     against = [N for N in ("32", "128") if all(N in one["loss"] for one in told)]
-    head = "| strategy | jobs | score | 95 % interval | candidates | verdicts | TFLOP | seconds of a core | best kept |"
+    head = "| strategy | of | score | 95 % interval | candidates | verdicts | TFLOP | seconds of a core | best kept |"
     return [
         head + "".join(f" loss to best of {N} (bound) |" for N in against),
         "|---|" + "---|" * (8 + len(against)),
         *(
-            f"| {one['strategy']} | {one['jobs']} | {one['score']:.3f} | {one['interval'][0]:.3f} to "
+            f"| {one['strategy']} | {one['samples']} | {one['score']:.3f} | {one['interval'][0]:.3f} to "
             f"{one['interval'][1]:.3f} | {one['candidates']:.1f} | {one['verdicts']:.1f} | {one['tflops']:.4f} | "
             f"{one['seconds']:.2f} | {one['keeps_the_best']:.2f} |"
             + "".join(f" {one['loss'][N]['mean']:+.3f} ({one['loss'][N]['upper_bound']:+.3f}) |" for N in against)
