@@ -224,8 +224,7 @@ def tables(figures: Mapping[str, Any]) -> str:
             "## Strategies",
             "",
             "Jobs are disjoint blocks of a prompt's first candidates, of as many (*of*) as the pool has of all that "
-            "a strategy needs. A loss is against the same ones; a score is without their luck, where plain best of N has "
-            "more.",
+            "a strategy needs. A loss is against the same ones; a score is without their luck where others have more.",
             "",
             *_strategy_table(figures["strategies"]),
             "",
