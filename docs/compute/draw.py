@@ -17,6 +17,7 @@ from matplotlib import pyplot
 from bestofn.judge.judge import Judge
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
+from bestofn.service.evaluation.curve import auc
 from bestofn.service.evaluation.drafting import HEAT, foretold
 from bestofn.service.evaluation.pool import Pool, Samples, Source, Way
 from bestofn.service.evaluation.stats import Floats, Prompts
@@ -60,12 +61,16 @@ def pool(path: Path) -> Pool:
 
 
 def pools() -> dict[int, Samples]:
-    """Of each depth, the deepest first, on the prompts that all have."""
-    files = {WHOLE: HERE.parent / "scaling" / "pool.jsonl"}
-    files |= {layers: HERE / f"layers-{layers}.jsonl" for layers in range(WHOLE - 1, 0, -1)}
+    """Of each depth, the deepest first; the whole model's on the prompts that some other has."""
+    files = {layers: HERE / f"layers-{layers}.jsonl" for layers in range(WHOLE - 1, 0, -1)}
     found = {layers: pool(path).samples(Way(STEPS), SAMPLES) for layers, path in files.items() if path.exists()}
-    common = sorted(set.intersection(*(set(samples.numbers) for samples in found.values())))
-    return {layers: samples.of(common, SAMPLES) for layers, samples in found.items()}
+    asked = sorted(set().union(*(samples.numbers for samples in found.values())))
+    return {WHOLE: pool(HERE.parent / "scaling" / "pool.jsonl").samples(Way(STEPS), SAMPLES).of(asked, SAMPLES)} | found
+
+
+def tags(samples: Samples) -> Prompts:
+    """Its prompts by category."""
+    return Prompts([benchmark()[number].tag for number in samples.numbers])
 
 
 def best_of(samples: Samples, score: Floats, n: int) -> Floats:
@@ -86,53 +91,67 @@ def main() -> None:
 def tables() -> Iterator[str]:
     """All tables of the page, in its order."""
     of_depths = pools()
-    prompts = Prompts([benchmark()[number].tag for number in of_depths[WHOLE].numbers])
-    yield from against_n(of_depths, prompts)
+    yield from against_n(of_depths)
     yield ""
-    yield from against_compute(of_depths, prompts)
+    yield from against_compute(of_depths)
     yield ""
-    yield from to_match(of_depths, prompts)
+    yield from to_match(of_depths)
     yield ""
     yield from drafts(of_depths)
 
 
-def against_n(of_depths: dict[int, Samples], prompts: Prompts) -> Iterator[str]:
+def against_n(of_depths: dict[int, Samples]) -> Iterator[str]:
     """Scores against N."""
-    yield row("layers", "TFLOP a candidate", *(f"best of {n}" for n in SIZES), f"oracle, {SAMPLES}")
-    yield row(*["---"] * (len(SIZES) + 3))
+    yield row(
+        "layers",
+        "prompts",
+        "TFLOP a candidate",
+        *(f"best of {n}" for n in SIZES),
+        f"oracle, {SAMPLES}",
+        "right above wrong",
+    )
+    yield row(*["---"] * (len(SIZES) + 5))
     for layers, samples in of_depths.items():
+        prompts = tags(samples)
         scores = [prompts.mean(best_of(samples, samples.margin, n)) for n in SIZES]
         oracle = prompts.mean(best_of(samples, samples.correct, SAMPLES))
         a_candidate = price(layers).of(1) - price(layers).text
-        yield row(str(layers), f"{a_candidate:.5f}", *(f"{score:.3f}" for score in scores), f"{oracle:.3f}")
+        ordered = auc(samples.correct, samples.margin)
+        told = [f"{value:.3f}" for value in (*scores, oracle, ordered)]
+        yield row(str(layers), str(len(samples.numbers)), f"{a_candidate:.5f}", *told)
 
 
-def against_compute(of_depths: dict[int, Samples], prompts: Prompts) -> Iterator[str]:
-    """For the TFLOPs of the whole model's best of N: what a shallower one makes of them."""
-    whole = of_depths[WHOLE]
-    yield row("layers", *(f"as best of {n}" for n in SIZES[:-1]))
-    yield row(*["---"] * len(SIZES))
+def against_compute(of_depths: dict[int, Samples]) -> Iterator[str]:
+    """For the TFLOPs of the whole model's best of N: what a shallower one makes of them, on the prompts that it has."""
+    yield row("layers", "who chooses", *(f"as best of {n}" for n in SIZES[:-1]))
+    yield row(*["---"] * (len(SIZES) + 1))
     for layers, samples in of_depths.items():
         if layers == WHOLE:
             continue
-        cells = []
-        for n in SIZES[:-1]:
-            more = next(m for m in range(SAMPLES, 0, -1) if m == 1 or price(layers).of(m) <= price(WHOLE).of(n))
-            gain = best_of(samples, samples.margin, more) - best_of(whole, whole.margin, n)
-            low, high = prompts.interval(gain)
-            cells.append(f"best of {more}: {prompts.mean(gain):+.3f} ({low:+.3f} to {high:+.3f})")
-        yield row(str(layers), *cells)
+        prompts, whole = tags(samples), of_depths[WHOLE].of(samples.numbers, SAMPLES)
+        more = [max(m for m in range(1, SAMPLES + 1) if m == 1 or affords(layers, m, n)) for n in SIZES[:-1]]
+        for chooser in ("margin", "correct"):
+            cells = []
+            for n, m in zip(SIZES, more, strict=False):
+                gain = best_of(samples, getattr(samples, chooser), m) - best_of(whole, getattr(whole, chooser), n)
+                low, high = prompts.interval(gain)
+                cells.append(f"best of {m}: {prompts.mean(gain):+.3f} ({low:+.3f} to {high:+.3f})")
+            yield row(str(layers), "judge" if chooser == "margin" else "oracle", *cells)
 
 
-def to_match(of_depths: dict[int, Samples], prompts: Prompts) -> Iterator[str]:
+def affords(layers: int, m: int, n: int) -> bool:
+    """Whether best of m with so many layers costs no more than best of n with all."""
+    return price(layers).of(m) <= price(WHOLE).of(n)
+
+
+def to_match(of_depths: dict[int, Samples]) -> Iterator[str]:
     """How many samples, and how many times the TFLOPs, a shallower model takes for the whole model's score."""
-    whole = of_depths[WHOLE]
     yield row("layers", *(f"to match best of {n}" for n in SIZES[:-1]))
     yield row(*["---"] * len(SIZES))
     for layers, samples in of_depths.items():
         if layers == WHOLE:
             continue
-        cells = []
+        prompts, whole, cells = tags(samples), of_depths[WHOLE].of(samples.numbers, SAMPLES), []
         for n in SIZES[:-1]:
             goal = prompts.mean(best_of(whole, whole.margin, n))
             scores = (prompts.mean(best_of(samples, samples.margin, m)) for m in range(1, SAMPLES + 1))
@@ -164,7 +183,7 @@ def drafts(of_depths: dict[int, Samples]) -> Iterator[str]:
             looks[f"{layers} layers trained further, {STEPS} steps"] = (
                 price(layers).of(1), samples.of(numbers, HEAT).margin
             )  # fmt: skip
-    prompts = Prompts([benchmark()[number].tag for number in numbers])
+    prompts = tags(full)
     yield row("draft", "rank correlation", "keeps the best in 1", "in 2", "in 4", "score", "TFLOP of the job")
     yield row(*["---"] * 7)
     for name, (cost, draft) in looks.items():
@@ -184,9 +203,9 @@ def drafts(of_depths: dict[int, Samples]) -> Iterator[str]:
 
 def draw(of_depths: dict[int, Samples]) -> None:
     """Score against N, and against TFLOPs."""
-    prompts = Prompts([benchmark()[number].tag for number in of_depths[WHOLE].numbers])
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     for layers, samples in of_depths.items():
+        prompts = tags(samples)
         judge = [prompts.mean(best_of(samples, samples.margin, n)) for n in range(1, SAMPLES + 1)]
         oracle = [prompts.mean(best_of(samples, samples.correct, n)) for n in range(1, SAMPLES + 1)]
         n = np.arange(1, SAMPLES + 1)
