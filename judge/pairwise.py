@@ -126,8 +126,8 @@ def decide(pairing: Pairing, answers: Answers) -> Played:
     return Played(a, b, named, b if named == (b, b) else a)
 
 
-def knockout(order: Sequence[int]) -> Generator[list[Pairing], list[Answers], Rounds]:
-    """Plays until one is left: yields a round's matches, wants their answers, returns all rounds.
+def knockout(order: Sequence[int]) -> Generator[tuple[list[Pairing], Rounds], list[Answers], Rounds]:
+    """Plays until one is left: yields a round's matches and the rounds before, wants answers, returns all rounds.
 
     In each round the first of those left meets the last, the second the last but one; of an odd number the first has a
     bye. So the leaders do not put each other out early, and a comparator that is no order still has one winner.
@@ -145,7 +145,7 @@ def knockout(order: Sequence[int]) -> Generator[list[Pairing], list[Answers], Ro
     while len(field) > 1:
         byes, rest = field[: len(field) % 2], field[len(field) % 2 :]
         pairings = [Pairing(a, b) for a, b in zip(rest[: len(rest) // 2], reversed(rest), strict=False)]
-        answers = yield pairings
+        answers = yield pairings, tuple(rounds)
         played = [decide(pairing, answer) for pairing, answer in zip(pairings, answers, strict=True)]
         rounds.append((*(Played(one, None, (), one) for one in byes), *played))
         field = sorted((match.winner for match in rounds[-1]), key=list(order).index)

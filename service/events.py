@@ -22,6 +22,7 @@ class JobEvent:
     progress   {"judged", "num_samples", "steps", "total_steps", "transformer_forwards", "best"}
     candidate  {"index", "seed", "verdict", "final", "draft", "thumbnail"}; with drafts, finalists come twice
     match      {"round", "place", "a", "b", "winner"}: `bracket[round][place]` of the result
+    finals     {"judge", "entrants", "rounds"}: the finals as they stand, before each round; anew if played anew
     snapshot   the job as it stands, where events were lost: a reader starts afresh from it (without id)
     result     the result, or its first page
     error      a problem document: the job failed or was cancelled
@@ -71,6 +72,8 @@ class Teller:
                 told = [("progress", event.data | {"best": self._leader()})]
             case "candidate":
                 told = self._judge(_candidate(event.data))
+            case "finals":
+                told = [("finals", event.data)]
             case "heat" if "decided" in event.data:
                 told = self._decide(event.data["decided"])
             case _:

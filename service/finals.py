@@ -43,6 +43,26 @@ class FinalsOutcome:
         return cls(fields["judge"], read_rounds(fields["rounds"]), tuple(fields["warnings"]))
 
 
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Finals that are being played: a state, so that whoever plays them anew tells it anew.
+
+    Attributes:
+        judge: the model that is asked.
+        entrants: who meets, best first by verdict.
+        rounds: those that are played.
+    """
+
+    judge: str
+    entrants: tuple[int, ...]
+    rounds: Rounds = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"judge": "name", "entrants": [0, 1], "rounds": []}`."""
+        rounds = [[match.to_json() for match in matches] for matches in self.rounds]
+        return {"judge": self.judge, "entrants": list(self.entrants), "rounds": rounds}
+
+
 def played(judge: str, rounds: Rounds) -> FinalsOutcome:
     """Finals that were played, with a warning where the judge named neither picture."""
     outcome = FinalsOutcome(judge, rounds)

@@ -1,11 +1,12 @@
 """Playing a job's finals: the pairwise judge is asked; if it is away, the verdicts' order stays, with a warning."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
+from bestofn.judge.pairwise import Rounds
 from bestofn.service.errors import JudgeAway
-from bestofn.service.finals import FinalsOutcome, not_played, played
+from bestofn.service.finals import FinalsOutcome, Meeting, not_played, played
 from bestofn.service.jobs import JobSpec
 from bestofn.service.vision_judge import VisionJudge
 
@@ -13,16 +14,26 @@ log = structlog.get_logger()
 
 
 async def play(
-    judge: VisionJudge, spec: JobSpec, meet: Sequence[int], pictures: Mapping[int, bytes], *, own: bool = False
+    judge: VisionJudge,
+    spec: JobSpec,
+    meet: Sequence[int],
+    pictures: Mapping[int, bytes],
+    tell: Callable[[Meeting], Awaitable[None]],
+    *,
+    own: bool = False,
 ) -> FinalsOutcome:
     """The knockout among `meet` (best first, of `finals.entrants`), whose files' bytes are `pictures`.
 
-    `own`: whoever asked for the job has named the judge too, and is told what is wrong with it. Others are not told
-    where it is: that goes to the log.
+    `tell` is awaited before each round, with what is played. `own`: whoever asked for the job has named the judge too,
+    and is told what is wrong with it. Others are not told where it is: that goes to the log.
     """
     model = judge.address.model
+
+    async def before_round(rounds: Rounds) -> None:
+        await tell(Meeting(model, tuple(meet), rounds))
+
     try:
-        return played(model, await judge.knockout(spec.prompt, meet, pictures))
+        return played(model, await judge.knockout(spec.prompt, meet, pictures, before_round))
     except JudgeAway as error:
         if own:
             return not_played(model, error.detail)

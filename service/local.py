@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -18,12 +18,20 @@ from tokenizers import Tokenizer
 from bestofn.judge.stopping import Reason
 from bestofn.service.api.validate import Pair, job_spec
 from bestofn.service.engine.protocol import Engine, HeatFailed, HeatFinished, Judged, Stepped
-from bestofn.service.finals import FinalsOutcome, entrants
+from bestofn.service.finals import FinalsOutcome, Meeting, entrants
 from bestofn.service.finals_play import play
 from bestofn.service.jobs import Candidate, HeatOutcome, JobSpec, JobStatus
 from bestofn.service.prefix import enough
 from bestofn.service.result import assemble, best_of, ranked
-from bestofn.service.schemas import RANDOM_SEEDS, CandidateOut, GenerateRequest, JobResult, Progress, VerdictOut
+from bestofn.service.schemas import (
+    RANDOM_SEEDS,
+    CandidateOut,
+    FinalsProgress,
+    GenerateRequest,
+    JobResult,
+    Progress,
+    VerdictOut,
+)
 from bestofn.service.settings import Settings
 from bestofn.service.vision_judge import VisionJudge, parse_address
 
@@ -71,7 +79,8 @@ def run_local(
     Args:
         spec: of `local_spec`.
         engine: without other work.
-        on_progress: called after every tick with the running job, its `progress` filled in.
+        on_progress: called after every tick, and before each round of the finals, with the running job, its `progress`
+            filled in.
         judge: of the finals; closed afterwards.
 
     Returns:
@@ -133,7 +142,13 @@ def run_local(
         finals: FinalsOutcome | None = None
         ended: str | None = stopped
         if judge is not None and (meet := entrants(spec, in_play)):
-            finals = asyncio.run(_finals(judge, spec, meet, images, deadline, interrupted))
+
+            async def tell(meeting: Meeting) -> None:
+                if on_progress is not None:
+                    progress.finals = FinalsProgress.model_validate(meeting.to_json())
+                    on_progress(assemble(spec, JobStatus.RUNNING, (), progress=progress.model_copy()))
+
+            finals = asyncio.run(_finals(judge, spec, meet, images, tell, deadline, interrupted))
             if finals is None and interrupted.is_set():
                 return LocalRun(assemble(spec, JobStatus.CANCELED, outcomes), {}, {})
             ended = "deadline" if finals is None else stopped
@@ -158,12 +173,14 @@ async def _finals(
     spec: JobSpec,
     meet: Sequence[Candidate],
     images: Mapping[int, bytes],
+    tell: Callable[[Meeting], Awaitable[None]],
     deadline: float,
     interrupted: threading.Event,
 ) -> FinalsOutcome | None:
     """The finals, unless Ctrl-C or the deadline comes first."""
     async with judge:
-        playing = asyncio.create_task(play(judge, spec, [candidate.index for candidate in meet], images, own=True))
+        entering = [candidate.index for candidate in meet]
+        playing = asyncio.create_task(play(judge, spec, entering, images, tell, own=True))
         while not (playing.done() or interrupted.is_set() or time.monotonic() > deadline):
             await asyncio.wait({playing}, timeout=LOOK_SECONDS)
         if playing.done():

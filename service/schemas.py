@@ -138,6 +138,22 @@ class FinalsOut(BaseModel):
     rounds: list[list[FinalsMatchOut]] = Field(description="First round first.")
 
 
+class FinalsProgress(FinalsOut):
+    """Finals that are being played: `rounds` are those played so far."""
+
+    entrants: list[int] = Field(description="The candidates that meet, best first by their verdicts.")
+
+    @property
+    def played(self) -> int:
+        """Matches that are decided."""
+        return sum(match.b is not None for matches in self.rounds for match in matches)
+
+    @property
+    def matches(self) -> int:
+        """Matches in all."""
+        return len(self.entrants) - 1
+
+
 class UsageOut(BaseModel):
     candidates: int
     transformer_forwards: int
@@ -166,6 +182,7 @@ class Progress(BaseModel):
     estimated_wait_seconds: float | None = Field(
         default=None, description="Until the job starts; null once it has, or while no worker's speed is known."
     )
+    finals: FinalsProgress | None = Field(default=None, description="While the leaders meet: who, and what is decided.")
 
 
 class JobResult(BaseModel):

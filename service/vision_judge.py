@@ -7,7 +7,7 @@ tell of how they were made stays here.
 import asyncio
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import httpx
@@ -96,13 +96,20 @@ class VisionJudge:
         """Closes the connections."""
         await self._http.aclose()
 
-    async def knockout(self, prompt: str, order: Sequence[int], pictures: Mapping[int, bytes]) -> Rounds:
+    async def knockout(
+        self,
+        prompt: str,
+        order: Sequence[int],
+        pictures: Mapping[int, bytes],
+        before_round: Callable[[Rounds], Awaitable[None]] | None = None,
+    ) -> Rounds:
         """The whole knockout among `order` (best placed first), each match asked in both orders.
 
         Args:
             prompt: what the pictures should show.
             order: who enters.
             pictures: their files' bytes.
+            before_round: awaited before each round, with the rounds that are played.
 
         Raises:
             JudgeAway: an answer was not to be had.
@@ -111,15 +118,17 @@ class VisionJudge:
         shown = {one: await asyncio.to_thread(data_url, pictures[one]) for one in order} if len(order) > 1 else {}
         game = knockout(order)
         try:
-            pairings = next(game)
+            pairings, rounds = next(game)
             while True:
+                if before_round is not None:
+                    await before_round(rounds)
                 pairs = [pair for p in pairings if p.b is not None for pair in ((p.a, p.b), (p.b, p.a))]
                 said = iter(await self._compare_all(prompt, [(shown[a], shown[b]) for a, b in pairs]))
                 answers: list[Answers] = list(zip(said, said, strict=True))
-                pairings = game.send(answers)
+                pairings, rounds = game.send(answers)
         except StopIteration as end:
-            rounds: Rounds = end.value
-            return rounds
+            played: Rounds = end.value
+            return played
 
     async def _compare_all(self, prompt: str, pairs: Sequence[tuple[str, str]]) -> list[Answer]:
         try:

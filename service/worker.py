@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -19,7 +20,7 @@ from bestofn.service.cards import WorkerCard
 from bestofn.service.driver import Driver
 from bestofn.service.engine.protocol import Engine, EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
 from bestofn.service.errors import BestOfNError
-from bestofn.service.finals import FinalsOutcome, not_played
+from bestofn.service.finals import FinalsOutcome, Meeting, not_played
 from bestofn.service.finals_play import play
 from bestofn.service.jobs import HeatOutcome
 from bestofn.service.queue.away import away
@@ -326,9 +327,12 @@ class Worker:
             return not_played("", "no worker has a pairwise judge any more")
         try:
             meet, pictures = await self._persist(lambda: self._lane.finalists(claim.heat.job))
-            return await play(self._vision, claim.heat.job, meet, pictures)
+            return await play(self._vision, claim.heat.job, meet, pictures, partial(self._tell, claim))
         except BestOfNError as error:  # a picture is gone; of a job that has ended meanwhile, this is filed too late
             return not_played("", error.detail)
+
+    async def _tell(self, claim: Claim, meeting: Meeting) -> None:
+        await self._persist(lambda: self._lane.tell_finals(claim, meeting))
 
     async def _count(self, claim: Claim) -> None:
         """Counts a delivery; one of a heat that has yet to run alone counts when it does, for only then is a death of

@@ -93,7 +93,7 @@ async def generate_events(
 async def read_events(
     context: ContextDep, followed: Annotated[Followed, Depends(_known)], last_event_id: LastEventId = None
 ) -> AsyncIterable[ServerSentEvent]:
-    """Server-sent events: `queued`, `started`, `progress`, `candidate`, `match`, at the end `result` or `error`.
+    """Server-sent events: `queued`, `started`, `progress`, `candidate`, `match`, `finals`; last `result` or `error`.
 
     `Last-Event-ID` resumes after that event, without a gap and without repetition; where the server no longer has what
     was missed, the stream starts with a `snapshot` of the job. The stream of a job that has ended can be read as long

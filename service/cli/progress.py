@@ -11,7 +11,8 @@ from bestofn.service.jobs import JobStatus
 
 
 class JobBar:
-    """One line on stderr: the place in the queue, then denoising steps, judged candidates and the best score so far."""
+    """One line on stderr: the place in the queue, then denoising steps, judged candidates and the best score so far,
+    then the matches of the finals."""
 
     def __init__(self) -> None:
         self._bar = Bar(
@@ -42,8 +43,8 @@ class JobBar:
         self._bar.update(
             self._task,
             description=describe(progress),
-            completed=progress.steps,
-            total=progress.total_steps,
+            completed=progress.steps if progress.finals is None else progress.finals.played,
+            total=progress.total_steps if progress.finals is None else progress.finals.matches,
             judged=f"{progress.judged}/{progress.num_samples}",
             best="" if best is None else f", best {best:.3f}",
         )
@@ -51,6 +52,8 @@ class JobBar:
 
 def describe(progress: Progress) -> str:
     """What the job does, and while it waits, which place it has and for how long."""
+    if progress.finals is not None:
+        return f"finals: {progress.finals.played} of {progress.finals.matches} matches"
     if progress.status is not JobStatus.QUEUED:
         return "drawing"
     place = "" if progress.position is None else f", place {progress.position}"

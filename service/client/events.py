@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bestofn.service.client.refusals import error_from
 from bestofn.service.errors import BestOfNError
-from bestofn.service.schemas import CandidateOut, JobResult, VerdictOut
+from bestofn.service.schemas import CandidateOut, FinalsProgress, JobResult, VerdictOut
 
 
 class JobEvent(BaseModel):
@@ -68,6 +68,16 @@ class MatchEvent(JobEvent):
     winner: int
 
 
+class FinalsEvent(JobEvent):
+    """The leaders meet before the pairwise judge: how the finals stand, before each round of theirs.
+
+    An event says all, so that finals which another worker plays anew are told anew.
+    """
+
+    type = "finals"
+    finals: FinalsProgress
+
+
 class SnapshotEvent(JobEvent):
     """The job as it stands, where events were lost: what came before it no longer counts."""
 
@@ -95,7 +105,12 @@ class ErrorEvent(JobEvent):
 
 
 _KINDS: Mapping[str, type[JobEvent]] = {kind.type: kind for kind in JobEvent.__subclasses__()}
-_WHOLE = {"snapshot": "result", "result": "result", "error": "problem"}  # the field that is all of the data
+_WHOLE = {
+    "finals": "finals",
+    "snapshot": "result",
+    "result": "result",
+    "error": "problem",
+}  # the field that is all of the data
 ENDINGS = (ResultEvent, ErrorEvent)
 
 

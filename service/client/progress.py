@@ -4,9 +4,17 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-from bestofn.service.client.events import JobEvent, ProgressEvent, QueuedEvent, ResultEvent, SnapshotEvent, StartedEvent
+from bestofn.service.client.events import (
+    FinalsEvent,
+    JobEvent,
+    ProgressEvent,
+    QueuedEvent,
+    ResultEvent,
+    SnapshotEvent,
+    StartedEvent,
+)
 from bestofn.service.jobs import ENDED, JobStatus
-from bestofn.service.schemas import CandidateOut, JobResult
+from bestofn.service.schemas import CandidateOut, FinalsProgress, JobResult
 
 
 class Progress(BaseModel):
@@ -20,6 +28,7 @@ class Progress(BaseModel):
         best: the leader so far.
         position: the job's place among those that wait, 1 is next; None once it runs, or where it is not known.
         estimated_wait_seconds: until it starts.
+        finals: while the leaders meet: who, and what is decided.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -33,6 +42,7 @@ class Progress(BaseModel):
     best: CandidateOut | None = None
     position: int | None = None
     estimated_wait_seconds: float | None = None
+    finals: FinalsProgress | None = None
 
     @property
     def fraction(self) -> float:
@@ -64,6 +74,8 @@ class Progress(BaseModel):
                 return self._at(JobStatus.RUNNING)
             case ProgressEvent():
                 return self._at(JobStatus.RUNNING, **{name: value for name, value in event if name != "id"})
+            case FinalsEvent(finals=finals) if self.status not in ENDED:
+                return self._at(JobStatus.RUNNING, finals=finals)
             case SnapshotEvent(result=result) | ResultEvent(result=result):
                 return self.of(result)
         return self

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from bestofn.service.cards import WorkerCard
-from bestofn.service.finals import FinalsOutcome, entrants, reordered
+from bestofn.service.finals import FinalsOutcome, Meeting, entrants, reordered
 from bestofn.service.jobs import Candidate, Heat, HeatOutcome, JobSpec, Priority
 from bestofn.service.prefix import Prefix, fold
 from bestofn.service.prefix import standing as still_standing
@@ -213,6 +213,13 @@ class Lane:
         text = await self.queue.redis.hget(self.queue.keys("job", job.id), "leaders")
         meet = [candidate.index for candidate in entrants(job, unpack_leaders(job, text or b"[]"))]
         return meet, {index: await self.queue.image(job.id, index) for index in meet}
+
+    async def tell_finals(self, claim: Claim, meeting: Meeting) -> bool:
+        """Publishes how far finals have come; False if it is not for this worker any more to tell."""
+        entry = claim.entry
+        told = pack_finals(meeting)
+        place = self.pair, entry.priority, entry.id, entry.job, entry.heat
+        return bool(await self.queue.scripts("play", *place, self.worker, told))
 
     async def complete_finals(self, claim: Claim, finals: FinalsOutcome) -> bool:
         """Files what finals came to, which ends the job; whether it was the first completion."""

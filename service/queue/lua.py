@@ -10,7 +10,19 @@ from redis.exceptions import NoScriptError
 from bestofn.service.queue.keys import Keys
 
 Script = Literal[
-    "submit", "refill", "beat", "report", "complete", "finals", "fail", "cancel", "expire", "count", "record", "probe"
+    "submit",
+    "refill",
+    "beat",
+    "report",
+    "complete",
+    "play",
+    "finals",
+    "fail",
+    "cancel",
+    "expire",
+    "count",
+    "record",
+    "probe",
 ]
 SCRIPTS: tuple[Script, ...] = get_args(Script)
 Argument = str | int | float | bytes

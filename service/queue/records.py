@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bestofn.judge.verdict import ANSWERS, Verdict
-from bestofn.service.finals import FinalsOutcome
+from bestofn.service.finals import FinalsOutcome, Meeting
 from bestofn.service.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
 from bestofn.service.result import ranked
 from bestofn.service.schemas import CandidateOut, Progress, VerdictOut
@@ -24,6 +24,7 @@ class Event:
     progress   {"judged", "num_samples", "steps", "total_steps", "transformer_forwards"}; the last one only is kept
     candidate  {"index", "seed", "verdict"}, in jobs with drafts also {"draft", "final"}: a finalist comes twice
     heat       {"heat", "num_heats"}, of jobs that may stop also "decided": heats in the prefix from now on
+    finals     {"judge", "entrants", "rounds"}: the finals as they stand, before each round; anew if played anew
     result     {"status"}            the job has succeeded
     failed     {"status", "error"}
     canceled   {"status"}
@@ -118,8 +119,8 @@ def unpack_heat(spec: JobSpec, heat: int, record: str | bytes) -> HeatOutcome:
     return HeatOutcome(heat, tuple(candidates), {}, Usage(*fields["usage"]), warnings=tuple(fields["warnings"]))
 
 
-def pack_finals(finals: FinalsOutcome) -> str:
-    """What finals came to, as JSON that only `unpack_finals` reads."""
+def pack_finals(finals: FinalsOutcome | Meeting) -> str:
+    """What finals came to, as JSON that `unpack_finals` reads, or how far they are."""
     return _compact(finals.to_json())
 
 

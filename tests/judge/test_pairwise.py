@@ -41,13 +41,13 @@ def play(order: list[int], judge: object) -> Rounds:
     """A whole knockout; `judge(first, second)` is the choice."""
     game = knockout(order)
     try:
-        pairings = next(game)
+        pairings, _ = next(game)
         while True:
             answers: list[Answers] = [
                 (Answer(judge(p.a, p.b)), Answer(judge(p.b, p.a)))  # type: ignore[operator]
                 for p in pairings
             ]
-            pairings = game.send(answers)
+            pairings, _ = game.send(answers)
     except StopIteration as end:
         rounds: Rounds = end.value
         return rounds

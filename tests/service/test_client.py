@@ -26,7 +26,7 @@ from bestofn import AsyncClient, Client, Generation, Progress
 from bestofn.service.cli.progress import describe
 from bestofn.service.client.actions import Emit, Flow, Open, Send, Sleep
 from bestofn.service.client.drivers import AsyncDriver, Driver
-from bestofn.service.client.events import QueuedEvent, StartedEvent
+from bestofn.service.client.events import FinalsEvent, QueuedEvent, StartedEvent, read_event
 from bestofn.service.client.flows import Flows
 from bestofn.service.client.following import Following
 from bestofn.service.client.options import Options
@@ -391,7 +391,7 @@ def test_a_cancelled_task_cancels_its_job_even_before_it_knows_of_it(served: Any
     asyncio.run(work())
 
 
-def test_the_bar_says_how_long_a_job_waits() -> None:
+def test_the_bar_says_how_long_a_job_waits_and_how_far_its_finals_are() -> None:
     waiting = Progress(job="j", status=JobStatus.QUEUED, num_samples=8, total_steps=160)
     assert describe(waiting) == "waiting"
     told = waiting.after(QueuedEvent(job="j", position=3, estimated_wait_seconds=41.6))
@@ -399,6 +399,13 @@ def test_the_bar_says_how_long_a_job_waits() -> None:
     assert describe(told.after(QueuedEvent(job="j", position=3, estimated_wait_seconds=600))).endswith("about 10 min")
     running = told.after(StartedEvent())
     assert (describe(running), running.position, running.after(QueuedEvent(job="j"))) == ("drawing", None, running)
+    match = {"a": 5, "b": 2, "answers": [5, 2], "winner": 5}
+    state = {"judge": "m", "entrants": [5, 1, 2], "rounds": [[{"a": 5, "b": None, "answers": [], "winner": 5}, match]]}
+    met = read_event(ServerSentEvent("finals", json.dumps(state), "1-0.0"))
+    assert isinstance(met, FinalsEvent)
+    assert describe(running.after(met)) == "finals: 1 of 2 matches"
+    over = running.model_copy(update={"status": JobStatus.SUCCEEDED})
+    assert over.after(met) is over
 
 
 def test_the_options_are_the_fields_of_a_request() -> None:

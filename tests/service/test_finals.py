@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -20,7 +21,7 @@ from bestofn.judge.pairwise import Answer, Answers, Rounds, knockout
 from bestofn.judge.verdict import Rule, Verdict
 from bestofn.service.engine.fake import FakeEngine, fake_picture
 from bestofn.service.errors import InvalidRequest
-from bestofn.service.finals import FinalsOutcome, entrants, not_played, played, reordered
+from bestofn.service.finals import FinalsOutcome, Meeting, entrants, not_played, played, reordered
 from bestofn.service.images import decode
 from bestofn.service.jobs import Candidate, Finals, Heat, HeatOutcome, JobSpec, JobStatus, Revision, Stop, Usage
 from bestofn.service.local import LocalRun, local_spec, run_local
@@ -56,14 +57,14 @@ def decided(order: list[int], judge: dict[int, float]) -> Rounds:
     """The knockout as a judge would decide it who prefers the greater number."""
     game = knockout(order)
     try:
-        pairings = next(game)
+        pairings, _ = next(game)
         while True:
             said: list[Answers] = []
             for p in pairings:
                 assert p.b is not None
                 a = judge.get(p.a, 0) >= judge.get(p.b, 0)
                 said.append((Answer("first" if a else "second"), Answer("second" if a else "first")))
-            pairings = game.send(said)
+            pairings, _ = game.send(said)
     except StopIteration as end:
         rounds: Rounds = end.value
         return rounds
@@ -245,7 +246,8 @@ def test_a_served_job_ends_as_a_local_one(
     vision.tells = tells
     settings = settings.model_copy(update={"finals_judge": vision.url})
     spec = make_spec(**FIELDS, num_inference_steps=5, **fields)
-    here = run_local(spec, FakeEngine(slots=16), judge=VisionJudge(vision.url))
+    shown: list[JobResult] = []
+    here = run_local(spec, FakeEngine(slots=16), shown.append, VisionJudge(vision.url))
 
     async def run() -> None:
         queue = await Queue.connect(settings)
@@ -258,6 +260,12 @@ def test_a_served_job_ends_as_a_local_one(
             assert result.finals is not None
             assert result.model_copy(update={"usage": None}) == here.result.model_copy(update={"usage": None})
             assert images == list(here.images.values())
+            told = [event.data async for event in queue.events(spec.id) if event.type == "finals"]
+            assert told == [job.progress.finals.model_dump() for job in shown if job.progress and job.progress.finals]
+            rounds = [[match.model_dump() for match in matches] for matches in result.finals.rounds]
+            assert [state["rounds"] for state in told] == [rounds[:played] for played in range(len(rounds))]
+            assert {match["winner"] for match in rounds[0]} < set(told[0]["entrants"])
+            assert (await queue.record(spec.id)).progress.finals is None
             await nothing_is_left(queue, result)
         await queue.aclose()
 
@@ -341,9 +349,16 @@ def test_finals_are_handed_on_like_any_heat(
         assert (taken.heat, taken.deliveries) == (claim.heat, 3)
         meet, pictures = await two.finalists(spec)
         assert len(meet) > 1
+        meeting = Meeting("m", tuple(meet))
+        assert await two.tell_finals(taken, meeting)
+        assert not await one.tell_finals(claim, replace(meeting, judge="of one who has lost them"))
+        known = (await queue.record(spec.id)).progress.finals
+        assert known is not None
+        assert known.model_dump() == meeting.to_json()
         finals = played("m", decided(meet, {index: float(-place) for place, index in enumerate(reversed(meet))}))
         assert await two.complete_finals(taken, finals)
         assert not await one.complete_finals(claim, finals)
+        assert not await two.tell_finals(taken, meeting)
         result, images = await ended(queue, spec.id)
         winner = result.images[0].candidate
         assert (winner, images) == (finals.rounds[-1][-1].winner, [pictures[winner]])
