@@ -13,7 +13,10 @@ from bestofn.judge.calibration import Calibration
 from bestofn.judge.verdict import Rule, Verdict
 
 DEFAULT_HEAT_SIZE = 16
-FIRST_HEATS = (4, 4, 8)  # of a job that may stop early: few candidates before it is first asked whether it is enough
+# Of a job that may stop early: few candidates before it is first asked whether it is enough, and of drafts so many that
+# the best of them are worth solving.
+FIRST_HEATS = (4, 4, 8)
+FIRST_DRAFTED_HEATS = (8, 8)
 THUMBNAILS_KEPT = 512  # of a job: those of its first candidates
 
 
@@ -112,7 +115,7 @@ class JobSpec(BaseModel):
     `blocks` are the transformer's that run, ascending, and `draft_blocks` those of drafts; None: all.
 
     Candidate i is drawn from seed `seed + i`. `heat_size` candidates are queued, leased and retried together; the
-    first heats of a job that may stop are smaller, unless it has drafts. `calibration` is the judge's when the job was
+    first heats of a job that may stop are smaller. `calibration` is the judge's when the job was
     submitted, of jobs that may stop or that two judges decide; `second_calibration` the second judge's, of the latter.
     `second_judge` is that of the workers that may take the job, asked if the rule is the lower bound.
     """
@@ -176,9 +179,11 @@ class JobSpec(BaseModel):
         return max(self.top_k, 0 if self.finals is None else self.finals.most)
 
     @property
-    def starts_small(self) -> bool:
-        """Whether the first heats are smaller than `heat_size`."""
-        return self.stop is not None and self.draft is None
+    def first_heats(self) -> tuple[int, ...]:
+        """Candidates of the first heats, where these are smaller than `heat_size`."""
+        if self.stop is None:
+            return ()
+        return FIRST_HEATS if self.draft is None else FIRST_DRAFTED_HEATS
 
     @property
     def num_heats(self) -> int:
@@ -186,7 +191,7 @@ class JobSpec(BaseModel):
 
     def first(self, heat: int) -> int:
         """The first candidate of a heat, at most `num_samples`. The scripts have the same formula."""
-        small = FIRST_HEATS[:heat] if self.starts_small else ()
+        small = self.first_heats[:heat]
         return min(sum(small) + (heat - len(small)) * self.heat_size, self.num_samples)
 
     def finalists(self, count: int) -> int:

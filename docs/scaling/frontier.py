@@ -17,9 +17,14 @@ LOSS = 0.02
 
 
 def frontier(figures: dict) -> Frontier:
-    """Of all strategies that a request can ask for, at the checkpoint's steps."""
+    """Of the strategies that a request can ask for, at the checkpoint's steps, and that were replayed from all samples."""
     told = [(Strategy.parse(one["strategy"]), one) for one in figures["strategies"]]
-    asked = [(strategy, one) for strategy, one in told if strategy.steps is None and strategy.preview is None]
+    most = max(one["samples"] for one in figures["strategies"])
+    asked = [
+        (strategy, one)
+        for strategy, one in told
+        if strategy.steps is None and strategy.preview is None and one["samples"] == most
+    ]
     asked.sort(key=lambda pair: pair[1]["tflops"])
     kept, best = [], 0.0
     named = {

@@ -153,8 +153,15 @@ def _controls(samples: Samples, prompts: Prompts) -> dict[str, Any]:
 
 
 def _planner(pool: Pool, question: Question, played: Sequence[Replayed], plain: _Plain) -> dict[str, Any] | None:
-    """What a budget's plan loses against the best fixed strategy; None with nothing to choose from."""
-    asked = [one for one in played if one.strategy.steps is None and one.strategy.preview is None]
+    """What a budget's plan loses against the best fixed strategy; None with nothing to choose from.
+
+    Only what was replayed from all samples is chosen from: of many noisy scores the best is the luckiest.
+    """
+    asked = [
+        one
+        for one in played
+        if one.strategy.steps is None and one.strategy.preview is None and one.samples == plain.depth
+    ]
     if len(asked) < 2 or "tflops" not in question.prices:
         return None
     price = question.prices["tflops"]

@@ -63,18 +63,18 @@ local function release(pair, class, entry, count)
   end
 end
 
-local FIRST_HEATS = {4, 4, 8} -- as in jobs.py
 local LEAST_AHEAD = 4 -- candidates that may be dealt beyond the decided prefix, however short it is
 
 -- How a job is cut into heats: `first` is JobSpec.first, `may_run` whether a heat may be dealt when `decided` heats are
 -- the prefix: as far ahead of it as it is long. Jobs without `stop` have no prefix, and deal all.
 local function schedule(job)
-  local size, samples, small = unpack(redis.call('HMGET', key('job', job), 'heat_size', 'num_samples', 'starts_small'))
+  local size, samples, small = unpack(redis.call('HMGET', key('job', job), 'heat_size', 'num_samples', 'first_heats'))
+  small = cjson.decode(small)
   local self = {}
   function self.first(heat)
     local sum, left = 0, tonumber(heat)
-    for i = 1, small == '1' and math.min(left, #FIRST_HEATS) or 0 do
-      sum, left = sum + FIRST_HEATS[i], left - 1
+    for i = 1, math.min(left, #small) do
+      sum, left = sum + small[i], left - 1
     end
     return math.min(sum + left * size, tonumber(samples))
   end

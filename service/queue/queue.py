@@ -1,5 +1,6 @@
 """The queue as the API sees it: submit, look, cancel, follow, and the cards of the workers."""
 
+import json
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from bestofn.service.queue.pictures import Pictures
 from bestofn.service.queue.records import ENDINGS, Backlog, Event, JobRecord, Standing, best, unpack_finals, unpack_heat
 from bestofn.service.queue.ring import wait_seconds
 from bestofn.service.redis_server import find_redis
-from bestofn.service.schemas import FinalsProgress, Progress
+from bestofn.service.schemas import Progress
 from bestofn.service.settings import Settings
 
 CONNECT_SECONDS = 2.0
@@ -158,7 +159,7 @@ class Queue:
                 settings.max_queued_candidates_per_key or 0,
                 round(1000 * (settings.max_queued_tflops or 0)),
                 spec.num_heats,
-                int(spec.starts_small),
+                json.dumps(spec.first_heats),
                 int(spec.stop is not None),
             )
         except OutOfMemoryError as error:
@@ -197,7 +198,6 @@ class Queue:
         finals = heats.pop(b"%d" % spec.num_heats, None)
         outcomes = tuple(unpack_heat(spec, index, heats[b"%d" % index]) for index in sorted(map(int, heats)))
         standing = await self.standing(spec) if status is JobStatus.QUEUED else Standing()
-        meeting = fields.get(b"meeting") if status is JobStatus.RUNNING else None
         return JobRecord(
             spec,
             status,
@@ -214,7 +214,6 @@ class Queue:
                 position=standing.position,
                 estimated_wait_seconds=standing.estimated_wait_seconds,
             ),
-                finals=None if meeting is None else FinalsProgress.model_validate_json(meeting),
             _seconds(fields[b"created"]),
             _seconds(fields[b"started"]) if b"started" in fields else None,
             _seconds(fields[b"ended"]) if b"ended" in fields else None,

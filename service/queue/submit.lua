@@ -7,7 +7,7 @@ local idempotency, fingerprint = ARGV[11], ARGV[12]
 local max_candidates, max_image_bytes, traceparent = tonumber(ARGV[13]), tonumber(ARGV[14]), ARGV[15]
 local deadline, caller = tonumber(ARGV[16]), ARGV[17] -- ms from now, 0: none; '': not known
 local max_own, max_gflop = tonumber(ARGV[18]), tonumber(ARGV[19]) -- 0: no limit
-local heats, starts_small, may_stop = ARGV[20], ARGV[21], ARGV[22] == '1'
+local heats, first_heats, may_stop = ARGV[20], ARGV[21], ARGV[22] == '1'
 
 if idempotency ~= '' then
   local known, other = unpack(redis.call('HMGET', key('idempotency', idempotency), 'job', 'fingerprint'))
@@ -50,7 +50,7 @@ end
 
 redis.call('HSET', key('job', job),
   'spec', spec, 'status', 'queued', 'pair', pair, 'class', class, 'created', now(), 'ttl', ttl,
-  'num_samples', num_samples, 'heat_size', heat_size, 'starts_small', starts_small, 'heats', heats,
+  'num_samples', num_samples, 'heat_size', heat_size, 'first_heats', first_heats, 'heats', heats,
   'next', 0, 'done', 0, 'waiting', num_samples, 'gflop', gflop,
   'judged', 0, 'steps', 0, 'total_steps', total_steps,
   'forwards', 0, 'thumbnail_bytes', 0, 'version', 0, 'leaders', '[]', 'idempotency', idempotency,

@@ -16,7 +16,7 @@ from bestofn.judge.verdict import Verdict
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.errors import NotThere, Overloaded
 from bestofn.service.events import Teller
-from bestofn.service.jobs import Candidate, Heat, HeatOutcome, JobSpec, JobStatus, Stop, Usage
+from bestofn.service.jobs import Candidate, Draft, Heat, HeatOutcome, JobSpec, JobStatus, Stop, Usage
 from bestofn.service.local import local_spec, run_local
 from bestofn.service.queue.lane import Claim, HeatProgress, Judgement, Lane
 from bestofn.service.queue.queue import Queue
@@ -198,6 +198,8 @@ def test_the_scripts_cut_jobs_as_python_does(settings: Settings, make_spec: Make
                     assert [i for heat in cut for i in heat.candidates] == list(range(num_samples))
         first = make_spec(num_samples=70, heat_size=16, stop=stop)
         assert [heat.count for heat in first.heats()] == [4, 4, 8, 16, 16, 16, 6]
+        drafted = make_spec(num_samples=70, heat_size=16, stop=stop, draft=Draft(num_inference_steps=1))
+        assert [heat.count for heat in drafted.heats()] == [8, 8, 16, 16, 16, 6]
         await queue.aclose()
 
     asyncio.run(run())
