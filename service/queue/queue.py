@@ -21,7 +21,7 @@ from bestofn.service.queue.pictures import Pictures
 from bestofn.service.queue.records import ENDINGS, Backlog, Event, JobRecord, Standing, best, unpack_finals, unpack_heat
 from bestofn.service.queue.ring import wait_seconds
 from bestofn.service.redis_server import find_redis
-from bestofn.service.schemas import Progress
+from bestofn.service.schemas import FinalsProgress, Progress
 from bestofn.service.settings import Settings
 
 CONNECT_SECONDS = 2.0
@@ -197,6 +197,7 @@ class Queue:
         status = JobStatus(fields[b"status"].decode())
         finals = heats.pop(b"%d" % spec.num_heats, None)
         outcomes = tuple(unpack_heat(spec, index, heats[b"%d" % index]) for index in sorted(map(int, heats)))
+        meeting = fields.get(b"meeting") if status is JobStatus.RUNNING else None
         standing = await self.standing(spec) if status is JobStatus.QUEUED else Standing()
         return JobRecord(
             spec,
@@ -213,6 +214,7 @@ class Queue:
                 best=best(spec, outcomes),
                 position=standing.position,
                 estimated_wait_seconds=standing.estimated_wait_seconds,
+                finals=None if meeting is None else FinalsProgress.model_validate_json(meeting),
             ),
             _seconds(fields[b"created"]),
             _seconds(fields[b"started"]) if b"started" in fields else None,
