@@ -17,7 +17,7 @@ LOSS = 0.02
 
 
 def frontier(figures: dict) -> Frontier:
-    """Of the strategies that a request can ask for, at the checkpoint's steps, and that were replayed from all samples."""
+    """Of the strategies that a request can ask for, at the checkpoint's steps, replayed from all samples."""
     told = [(Strategy.parse(one["strategy"]), one) for one in figures["strategies"]]
     most = max(one["samples"] for one in figures["strategies"])
     asked = [
