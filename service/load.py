@@ -31,6 +31,7 @@ from bestofn.service.jobs import Revision
 from bestofn.service.licences import notice
 from bestofn.service.limits import cores
 from bestofn.service.settings import Settings
+from bestofn.service.vision_judge import PREFIX
 
 # Sides up to this multiple of the default; beyond it pictures fall apart long before memory runs out.
 MAX_ENLARGEMENT = 4
@@ -137,6 +138,11 @@ def find_judge(name: str, max_tiles: int | None = None) -> JudgeCheckpoint:
     Raises:
         JudgeFolderError, CheckpointError: saying what was looked for and where.
     """
+    if name.startswith(PREFIX):
+        raise JudgeFolderError(
+            f"{name} compares two pictures and has no verdict on one: name it as --finals-judge (BESTOFN_FINALS_JUDGE) "
+            "for jobs with finals, beside a judge that is shapes, a folder or a hub name"
+        )
     folder = EMBEDDED if name == "shapes" else Path(name).expanduser()
     tiles = "" if max_tiles is None else f"+{max_tiles}-tiles"
     if folder.is_dir():

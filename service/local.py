@@ -53,7 +53,7 @@ def local_spec(request: GenerateRequest, engine: Engine, settings: Settings) -> 
         InvalidRequest: with the field at fault, its limit and what to change.
         SetupError: the pairwise judge of the settings is none.
     """
-    finals_judge = None if settings.finals_judge is None else parse_address(settings.finals_judge).model
+    finals_judge = parse_address(settings.finals_judge).model if settings.finals_judge else None
     tokenizer = Tokenizer.from_buffer(engine.tokenizer_json)
     # The file may ask for cutting or padding, which would hide how long a text is.
     tokenizer.no_truncation()

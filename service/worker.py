@@ -101,7 +101,7 @@ class Worker:
             return await self._run()
 
     async def _run(self) -> int:
-        if self.settings.finals_judge is not None:
+        if self.settings.finals_judge:
             self._vision = VisionJudge(self.settings.finals_judge, self.settings.finals_key)
         if not await self._first(self._connect()):
             return 0

@@ -38,7 +38,7 @@ def generate(request: Mapping[str, Any], settings: Settings) -> Outcome:
         from bestofn.service.vision_judge import VisionJudge
 
         named = settings.finals_judge if checked.finals else None
-        judge = None if named is None else VisionJudge(named, settings.finals_key)
+        judge = VisionJudge(named, settings.finals_key) if named else None
         engine = load_engine(settings)
         run = run_local(
             local_spec(checked, engine, settings), engine, lambda running: bar.show(Progress.of(running)), judge

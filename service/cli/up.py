@@ -26,6 +26,8 @@ EPILOG = """Examples:
 `bestofn up --port 0 --run 'bestofn generate "a ring" -n 32'`
 
 `bestofn up --model Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers --judge ./NVILA-Lite-2B-Verifier`
+
+`bestofn up --finals-judge openai:http://localhost:8001/v1#Qwen/Qwen2.5-VL-7B-Instruct`
 """
 
 
@@ -34,6 +36,13 @@ def up(
     port: Annotated[int | None, typer.Option(min=0, max=65_535, help="0: a free one.", show_default="8000")] = None,
     model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.")] = None,
     judge: Annotated[str | None, typer.Option(help="As --model, for the judge.")] = None,
+    second_judge: Annotated[
+        str | None, typer.Option(metavar="JUDGE", help="As --judge: another one, for jobs with rule lower_bound.")
+    ] = None,
+    finals_judge: Annotated[
+        str | None,
+        typer.Option(metavar="JUDGE", help="openai:<address>#<model>: compares two pictures, for jobs with finals."),
+    ] = None,
     devices: Annotated[str | None, typer.Option(help="all, cpu, or a list such as cuda:0,cuda:1.")] = None,
     open_access: Annotated[bool, typer.Option("--open-access", help="Let other machines call without a key.")] = False,
     command: Annotated[
@@ -50,7 +59,14 @@ def up(
     The queue is the server of REDIS_URL, or else one that is started beside the data folder.
     """
     settings = load_settings(
-        host=host, port=port, model=model, judge=judge, devices=devices, open_access=open_access or None
+        host=host,
+        port=port,
+        model=model,
+        judge=judge,
+        second_judge=second_judge,
+        finals_judge=finals_judge,
+        devices=devices,
+        open_access=open_access or None,
     )
     if not target.can_draw_here():
         raise SetupError("a worker needs its packages: pip install 'bestofn[worker]' (or start `bestofn serve` alone)")
@@ -68,6 +84,8 @@ def up(
                 "BESTOFN_DATA_DIR": str(settings.data_dir),
                 "BESTOFN_MODEL": settings.model,
                 "BESTOFN_JUDGE": settings.judge,
+                "BESTOFN_SECOND_JUDGE": settings.second_judge or "",
+                "BESTOFN_FINALS_JUDGE": settings.finals_judge or "",
                 "BESTOFN_DEVICES": settings.devices,
                 # A person reads along here, unless told otherwise: what needs attention, in plain text.
                 "BESTOFN_LOG": settings.log or "text",

@@ -28,6 +28,13 @@ def worker(
     ] = None,
     model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.")] = None,
     judge: Annotated[str | None, typer.Option(help="As --model, for the judge.")] = None,
+    second_judge: Annotated[
+        str | None, typer.Option(metavar="JUDGE", help="As --judge: another one, for jobs with rule lower_bound.")
+    ] = None,
+    finals_judge: Annotated[
+        str | None,
+        typer.Option(metavar="JUDGE", help="openai:<address>#<model>: compares two pictures, for jobs with finals."),
+    ] = None,
     redis_url: Annotated[str | None, typer.Option(help="The queue's server.", show_default="of `bestofn up`")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Candidates drawn together.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if left out.")] = None,
@@ -41,6 +48,8 @@ def worker(
         devices=devices,
         model=model,
         judge=judge,
+        second_judge=second_judge,
+        finals_judge=finals_judge,
         redis_url=redis_url,
         slots=slots,
         threads=threads,
@@ -61,7 +70,15 @@ def worker(
 
     from bestofn.service.supervisor import supervise
 
-    flags = {"--model": model, "--judge": judge, "--redis-url": redis_url, "--slots": slots, "--threads": threads}
+    flags = {
+        "--model": model,
+        "--judge": judge,
+        "--second-judge": second_judge,
+        "--finals-judge": finals_judge,
+        "--redis-url": redis_url,
+        "--slots": slots,
+        "--threads": threads,
+    }
     raise typer.Exit(supervise(device_commands(names, flags, settings.metrics_port)))
 
 

@@ -429,13 +429,16 @@ def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, 
         port = free.getsockname()[1]
     data = tempfile.mkdtemp(prefix="bestofn-")  # short, for its socket
     try:
-        with start("up", "--port", str(port), cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
+        judges = ["--second-judge", "shapes", "--finals-judge", "openai:http://127.0.0.1:9/v1#looker"]
+        with start("up", "--port", str(port), *judges, cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
             assert up.stderr is not None
             lines = [up.stderr.readline() for _ in range(3)]
             assert "ready at" in lines[-1], lines
             status, out, err = run("generate", "a photo of a star", "-n", "2", BESTOFN_DATA_DIR=data)
             assert (status, out.split()[0]) == (0, "best.png")
             assert f"using the server at http://127.0.0.1:{port}" in err
+            (worker,) = httpx.get(f"http://127.0.0.1:{port}/status").json()["workers"]
+            assert (worker["second_judge"], worker["finals_judge"]) == (worker["judge"], "looker")
             children = subprocess.run(["pgrep", "-P", str(up.pid)], capture_output=True, text=True).stdout.split()
             assert len(children) == 3
             os.kill(int(children[1]), signal.SIGKILL)
