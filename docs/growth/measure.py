@@ -246,6 +246,7 @@ def main() -> None:
     measure_growth(world, work, 0, adopted)
     measure_pruning(work, (5, 4, 3), ("importance",))
     measure_pruning(work, (4,), ("last", "random"))
+    measure_pruning(work, (5, 3), ("last", "random"))
     for seed in SEEDS[1:]:
         measure_growth(world, work, seed, adopted)
     measure_shipped(work)
