@@ -11,10 +11,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bestofn.service.jobs import Draft, Plan, Stop
+from bestofn.service.jobs import Draft, JobSpec, Plan, Revision, Stop
 
 Effort = Literal["low", "medium", "high", "max"]
 FILE = Path(__file__).with_name("frontier.json")
+NOBODY = Revision(name="", revision="")
 
 
 class Budget(BaseModel):
@@ -76,14 +77,16 @@ def plan(measured: Measured, prices: Prices) -> Plan | None:
         draft = Draft(num_inference_steps=steps, keep=measured.keep)
     drafted = 0 if draft is None else draft.num_inference_steps * prices.step + prices.verdict
     solved = prices.steps * prices.step + prices.verdict
-    scale = measured.num_samples / max(measured.drafted, measured.solved)
-    expected = measured.drafted * drafted + measured.solved * solved
+    whole = JobSpec(
+        id="", prompt="", num_samples=measured.num_samples, seed=0, width=1, height=1, num_inference_steps=prices.steps,
+        guidance_scale=1.0, draft=draft, stop=measured.stop, model=NOBODY, judge=NOBODY,
+    )  # fmt: skip
     return Plan(
         num_samples=measured.num_samples,
         draft=draft,
         stop=measured.stop,
-        expected_tflops=expected,
-        at_most_tflops=scale * expected,
+        expected_tflops=measured.drafted * drafted + measured.solved * solved,
+        at_most_tflops=whole.num_samples * drafted + whole.num_finalists * solved,
         score_on_shapes=measured.score,
     )
 
