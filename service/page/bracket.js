@@ -134,8 +134,9 @@ export class BracketView {
       0,
     );
     const folded = first > 0 ? `, the last ${sizes[first]} shown` : "";
+    const by = job.finals ? ", by verdict" : "";
     $("knockout-facts").textContent =
-      `${plural(sizes[0], "candidate")}${folded}, ${played} of ${plural(sizes[0] - 1, "match", "matches")} played`;
+      `${plural(sizes[0], "candidate")}${folded}, ${played} of ${plural(sizes[0] - 1, "match", "matches")} played${by}`;
     this.#box.firstChild.setAttribute("aria-label", `Knockout of ${sizes[0]} candidates, ${played} matches played`);
     $("earlier").hidden = first === 0;
     $("earlier").firstElementChild.textContent = first === 1 ? "The round before" : `The ${first} rounds before`;
@@ -166,21 +167,22 @@ export class BracketView {
       const pairs = matches.filter(Boolean).map(({ a, b, winner }) => {
         const sides = [a, b]
           .filter((index) => index !== null)
-          .map((index) => this.#small(job, index, index !== winner));
+          .map((index) => small(job, index, index === winner ? "won" : "lost"));
         return element("li", {}, ...sides);
       });
       return element("section", {}, element("h3", {}, `Round ${round + 1}`), element("ol", {}, ...pairs));
     });
     $("earlier").lastElementChild.replaceChildren(...rounds);
   }
+}
 
-  #small(job, index, lost) {
-    const tile = element("button", { type: "button", className: lost ? "lost" : "", dataset: { index } });
-    tile.setAttribute("aria-label", `Candidate ${index}, ${lost ? "lost" : "won"}`);
-    const path = picturePath(job, index);
-    if (path) picture(path).then((url) => url && tile.append(element("img", { src: url, alt: "" })));
-    return tile;
-  }
+/** A candidate as a small button, with its fate in a word. */
+export function small(job, index, fate) {
+  const tile = element("button", { type: "button", className: fate === "lost" ? fate : "", dataset: { index } });
+  tile.setAttribute("aria-label", `Candidate ${index}, ${fate}`);
+  const path = picturePath(job, index);
+  if (path) picture(path).then((url) => url && tile.append(element("img", { src: url, alt: "" })));
+  return tile;
 }
 
 // Those who were only drafted do not play, nor do candidates after a stop; one finalist alone has won without a match.

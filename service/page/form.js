@@ -1,5 +1,6 @@
 // The box: what is asked for, and which part of it the server did not like.
 
+import { Extras } from "./extras.js";
 import { Spending } from "./spending.js";
 import { $, element, whole } from "./text.js";
 
@@ -15,6 +16,11 @@ const FIELDS = {
   "draft.num_inference_steps": ["the steps of a draft", () => $("draft_steps")],
   "draft.keep": ["the best to solve", () => $("draft_keep")],
   draft: ["drafts", () => $("draft_steps")],
+  depth: ["the layers", () => $("depth")],
+  rule: ["the second judge", () => $("second")],
+  "finals.most": ["those who meet", () => $("finals_most")],
+  "finals.band": ["how close", () => $("finals_band")],
+  finals: ["finals", () => $("finals")],
   num_inference_steps: ["the number of steps", () => document.querySelector("[name=steps]:checked")],
   seed: ["the seed", () => $("seed")],
   negative_prompt: ["what to avoid", () => $("negative_prompt")],
@@ -33,20 +39,23 @@ export class Form {
   #locked = false;
   #wrong = null; // the control that is complained about
   #spending = new Spending();
+  #extras = new Extras();
 
   constructor() {
     for (const choice of document.getElementsByName("steps")) choice.addEventListener("change", () => this.#saySteps());
     $("seed").addEventListener("input", () => this.#lock($("seed").value.trim() !== ""));
     $("lock").addEventListener("click", () => this.#lock(!this.#locked && $("seed").value.trim() !== ""));
     $("more-button").addEventListener("click", () => this.#unfold($("more").hidden));
-    $("model").addEventListener("change", () => this.#sayModel());
+    for (const name of ["model", "judge"]) $(name).addEventListener("change", () => this.#sayModel());
     $("prompt").addEventListener("input", () => this.complain(null));
     $("prompt").addEventListener("input", () => this.#grow());
   }
 
-  /** Deployed models, as GET /v1/models lists them: their defaults, and a choice where there are several. */
-  know(models) {
+  /** Deployed models, as GET /v1/models lists them: their defaults, and a choice where there are several; and warm
+   * workers, as GET /status lists them. */
+  know(models, workers) {
     this.#models = models;
+    this.#extras.know(workers);
     $("model").replaceChildren(...models.map(({ id }) => element("option", { value: id }, id)));
     $("model").parentElement.hidden = models.length < 2;
     this.#sayModel();
@@ -64,6 +73,7 @@ export class Form {
     const body = {
       prompt,
       ...this.#spending.read(),
+      ...this.#extras.read(),
       top_k: whole("top_k", "Winners", $("top_k").value, 16),
       thumbnails: true,
     };
@@ -104,7 +114,8 @@ export class Form {
     );
     if (steps) steps.checked = true;
     this.#saySteps();
-    if (parameters.negative_prompt || parameters.top_k > 1 || asked.stop || asked.draft) this.#unfold(true);
+    const more = this.#extras.show(parameters);
+    if (more || parameters.negative_prompt || parameters.top_k > 1 || asked.stop || asked.draft) this.#unfold(true);
     this.#grow();
   }
 
@@ -149,6 +160,7 @@ export class Form {
     $("judge").replaceChildren(
       ...judges.map(({ name }) => element("option", { value: name, selected: name === chosen }, name)),
     );
+    this.#extras.offer(this.#model, judges.length > 1 ? $("judge").value : null);
     this.#saySteps();
   }
 

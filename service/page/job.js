@@ -11,6 +11,7 @@ export function jobOf(result) {
     parameters: result.parameters,
     model: result.model,
     judge: result.judge,
+    second: result.second_judge, // null: one judge decides
     count: result.parameters.num_samples,
     status: result.status,
     position: null,
@@ -21,6 +22,7 @@ export function jobOf(result) {
     candidates: new Map(), // index -> {index, seed, verdict, thumbnail, rank}
     curve: [], // [candidates judged, best p_yes so far]
     bracket: [], // [round][place] -> {a, b, winner}
+    finals: null, // {judge, rounds}, and `entrants` while they are played
     leader: null, // index
     images: [],
     warnings: result.warnings,
@@ -51,6 +53,8 @@ export function apply(job, { type, data }) {
     judged(job, data);
   } else if (type === "match") {
     (job.bracket[data.round] ??= [])[data.place] = { a: data.a, b: data.b, winner: data.winner };
+  } else if (type === "finals") {
+    job.finals = data;
   } else if (type === "snapshot" || type === "result") {
     standAt(job, data);
     if (type === "result") count(job, data);
@@ -73,6 +77,12 @@ export const ended = (job) => ["succeeded", "failed", "canceled"].includes(job.s
 /** Whether it may end before its last candidate. */
 export const mayStop = (job) => !ended(job) && Boolean(job.parameters.stop);
 
+/** Of finals: {played, matches}. */
+export function matchesOf({ entrants, rounds }) {
+  const played = rounds.flat().filter((match) => match.b !== null).length;
+  return { played, matches: entrants ? entrants.length - 1 : played };
+}
+
 /** The picture of a candidate: the full one of a winner, else its thumbnail, else null. */
 export function picturePath(job, index) {
   const winner = job.images.find((image) => image.candidate === index);
@@ -93,6 +103,7 @@ function standAt(job, result) {
   job.warnings = result.warnings;
   job.images = result.images;
   job.error = result.error;
+  job.finals = result.finals ?? result.progress?.finals ?? null;
   job.next = result.next;
   job.usage = result.usage;
   job.stopped = result.stopped;

@@ -3,6 +3,7 @@
 import { call, json, Problem, readJson } from "./api.js";
 import { BracketView } from "./bracket.js";
 import { drawExamples } from "./examples.js";
+import { FinalsView } from "./finals.js";
 import { Form, inOurWords } from "./form.js";
 import { Grid } from "./grid.js";
 import { drawHistory, forgetAll, recall, remember } from "./history.js";
@@ -28,6 +29,7 @@ const viewer = new Viewer((index) => $("grid").contains(document.activeElement) 
 const open = (index) => viewer.open(job, index, ordered(job, bestFirst));
 const grid = new Grid(open);
 const bracket = new BracketView(open);
+const finals = new FinalsView(open);
 
 let job = null;
 let doing = null; // AbortController of what goes on: a submission, or the following of a job
@@ -125,7 +127,7 @@ function expired(id) {
 async function watch(result, signal) {
   leave();
   // The events are told from the first one on, also of a job that has ended.
-  const untold = { status: "queued", images: [], candidates: [], bracket: [], progress: null, usage: null };
+  const untold = { status: "queued", images: [], candidates: [], bracket: [], finals: null, progress: null, usage: null };
   job = jobOf({ ...result, ...untold });
   form.show(kept(result), recall(result.id)?.asked);
   bestFirst = false;
@@ -147,7 +149,7 @@ async function watch(result, signal) {
     const before = job.status;
     apply(job, { type, data: readJson(data) });
     const quarter = Math.floor((4 * job.candidates.size) / job.count);
-    if (job.status !== before || quarter > quarters) say(stateOf(job, false));
+    if (job.status !== before || quarter > quarters || type === "finals") say(stateOf(job, false));
     quarters = quarter;
     if (type === "result") bestFirst = true;
     draw();
@@ -188,6 +190,7 @@ function draw() {
     $("by-index").setAttribute("aria-pressed", !bestFirst);
     grid.draw(job, bestFirst);
     bracket.draw(job);
+    finals.draw(job);
   });
 }
 
@@ -253,14 +256,14 @@ function route() {
 }
 
 async function learn() {
-  let models = [];
+  let [models, workers] = [[], []];
   try {
-    models = (await json("v1/models")).data;
+    [{ data: models }, { workers }] = await Promise.all([json("v1/models"), json("status")]);
   } catch (error) {
     if (error.status === 401) refused(error, start);
     else form.complain(plain(error));
   }
-  form.know(models);
+  form.know(models, workers);
   drawExamples(models, (prompt) => {
     $("prompt").value = prompt;
     generate();
@@ -272,7 +275,8 @@ async function start() {
   drawHistory(pick, null);
   await learn();
   if (hashJob() !== null) route();
-  else if (matchMedia("(pointer: fine)").matches) $("prompt").focus(); // on a phone it would raise the keyboard
+  // On a phone it would raise the keyboard; and whoever has begun to write elsewhere meanwhile goes on there.
+  else if (document.activeElement === document.body && matchMedia("(pointer: fine)").matches) $("prompt").focus();
 }
 
 // -- wiring -----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import { cost } from "./cost.js";
 import { drawCurve } from "./curve.js";
-import { ended, mayStop, picturePath } from "./job.js";
+import { ended, matchesOf, mayStop, picturePath } from "./job.js";
 import { picture } from "./pictures.js";
 import { $, element, fillPairs, plural, score, seconds, sentence } from "./text.js";
 import { fileName } from "./viewer.js";
@@ -29,7 +29,7 @@ export function drawJob(job, { lost, since }) {
   $("progress").classList.toggle("lost", lost);
   $("progress-bar").hidden = done;
   if (job.status === "queued") $("progress-bar").removeAttribute("value");
-  else $("progress-bar").value = job.steps / job.totalSteps;
+  else $("progress-bar").value = shareOf(job);
   $("progress-text").textContent = stateOf(job, lost);
   $("progress-time").textContent = done || since === null ? "" : seconds((Date.now() - since) / 1000);
   drawLeader(job, done);
@@ -47,22 +47,35 @@ export function stateOf(job, lost) {
     return `Waiting${place}${job.wait === null ? "" : `, about ${seconds(job.wait)} to go`}`;
   }
   const share = `${job.candidates.size} of ${mayStop(job) ? "at most " : ""}${job.count}`;
+  if (job.status === "running" && job.finals) {
+    const { played, matches } = matchesOf(job.finals);
+    return `Finals: ${played} of ${plural(matches, "match", "matches")} played`;
+  }
   if (job.status === "running") return job.candidates.size ? `${share} judged` : "Drawing the first candidates";
   if (job.status === "canceled") return `Cancelled after ${share} candidates.`;
   if (job.status === "failed") return `Failed after ${share} candidates.`;
   if (job.leader === null) return "Ended before a candidate was judged.";
   const { verdict, seed } = job.candidates.get(job.leader);
   const early = job.candidates.size < job.count ? ` after ${share} candidates` : "";
-  return `Done${early}: candidate ${job.leader} won with score ${score(verdict)}, seed ${seed}.`;
+  const won = job.finals ? "won the finals" : "won";
+  return `Done${early}: candidate ${job.leader} ${won} with score ${score(verdict)}, seed ${seed}.`;
 }
 
-function facts({ parameters: p, model, judge }) {
+/** How far the job is, or its finals, 0 to 1. */
+function shareOf({ finals, steps, totalSteps }) {
+  if (!finals) return steps / totalSteps;
+  const { played, matches } = matchesOf(finals);
+  return played / matches;
+}
+
+function facts({ parameters: p, model, judge, second }) {
   return [
     `${p.width} × ${p.height}`,
     plural(p.num_inference_steps, "step"),
     `guidance ${p.guidance_scale}`,
+    ...(p.depth ? [plural(p.depth, "layer")] : []),
     `model ${model.name}`,
-    `judge ${judge.name}`,
+    second ? `judges ${judge.name} and ${second.name}` : `judge ${judge.name}`,
   ].join(" · ");
 }
 

@@ -1,6 +1,6 @@
 // How much is spent: an effort by name, a budget, or candidates, drafts and stop of one's own.
 
-import { $, whole } from "./text.js";
+import { $, positive, whole } from "./text.js";
 
 const FIELDS = ["num_samples", "effort", "budget", "stop", "draft"];
 const MOST = 4096;
@@ -84,12 +84,6 @@ function sayCount(value) {
   for (const choice of quick()) choice.checked = choice.value === value;
   $("num_samples").value =
     quick().some((choice) => choice.checked) && document.activeElement !== $("num_samples") ? "" : value;
-}
-
-function positive(id, message, field = id) {
-  const value = Number($(id).value);
-  if (!(value > 0 && Number.isFinite(value))) throw { field, message };
-  return value;
 }
 
 /** A share of 1 from a number of percent, at most `most`. */

@@ -46,6 +46,13 @@ export function whole(field, what, text, most) {
   return value;
 }
 
+/** The number above 0 that stands in control `id`. Throws {field, message}. */
+export function positive(id, message, field = id) {
+  const value = Number($(id).value);
+  if (!(value > 0 && Number.isFinite(value))) throw { field, message };
+  return value;
+}
+
 /** Copies text and says so on the button for a moment. */
 export async function copy(text, button) {
   try {

@@ -60,8 +60,10 @@ export class Viewer {
     $("viewer-title").textContent = won?.rank === 1 ? `The winner, candidate ${index}` : `Candidate ${index}`;
     fillPairs($("viewer-pairs"), [
       ["Judged", verdict.answer],
-      ["Score", score(verdict)],
-      ["Logits", `yes ${logit(verdict.yes_logit)}, no ${logit(verdict.no_logit)}`],
+      ["Score", verdict.second ? `${score(verdict)}, the smaller of both` : score(verdict)],
+      ["Logits", logits(verdict)],
+      ...(verdict.second ? [["Second judge", verdict.second.answer]] : []),
+      ...(verdict.second ? [["Its logits", logits(verdict.second)]] : []),
       ["Seed", seed],
     ]);
     $("viewer-note").textContent = note(job, this.#candidate, won, path);
@@ -90,6 +92,8 @@ export function fileName(job, seed, won) {
   const words = job.prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["picture"];
   return `${words.slice(0, 8).join("-").slice(0, 60)}-${seed}.${won ? job.parameters.format : "webp"}`;
 }
+
+const logits = ({ yes_logit: yes, no_logit: no }) => `yes ${logit(yes)}, no ${logit(no)}`;
 
 function note({ parameters }, { final }, won, path) {
   if (won) return "";

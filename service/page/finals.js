@@ -1,0 +1,63 @@
+// The finals: who met before the judge that sees two pictures at a time, and what it said of them in both orders.
+
+import { small } from "./bracket.js";
+import { matchesOf } from "./job.js";
+import { $, element, plural } from "./text.js";
+
+export class FinalsView {
+  #drawn = null; // what stands there
+
+  /** `open(index)` shows a candidate large. */
+  constructor(open) {
+    $("finals-played").addEventListener("click", ({ target }) => {
+      const picked = target.closest("[data-index]");
+      if (picked) open(Number(picked.dataset.index));
+    });
+  }
+
+  draw(job) {
+    $("finals-played").hidden = !job.finals;
+    if (!job.finals) return;
+    const state = `${job.id} ${job.status} ${JSON.stringify(job.finals)} ${job.bracket.length}`;
+    if (state === this.#drawn) return;
+    this.#drawn = state;
+    $("finals-facts").textContent = facts(job);
+    const { entrants, rounds } = job.finals;
+    const sections = rounds.map((matches, round) => {
+      const cards = matches.map((match) => {
+        const sides = [match.a, match.b].filter((index) => index !== null);
+        const tiles = sides.map((index) => small(job, index, index === match.winner ? "won" : "lost"));
+        const [how, answers] = told(match);
+        return element("li", {}, ...tiles, element("p", {}, element("b", {}, how), element("small", {}, answers)));
+      });
+      return titled(round === rounds.length - 1 && !entrants ? "Final" : `Round ${round + 1}`, cards);
+    });
+    if (entrants) {
+      const left = rounds.length ? rounds.at(-1).map(({ winner }) => winner) : entrants;
+      const now = element("li", {}, ...left.map((index) => small(job, index, "meets")));
+      sections.push(titled("Meeting now", [now]));
+    }
+    $("finals-rounds").replaceChildren(...sections);
+  }
+}
+
+/** A match in words: how it ended, and what the judge answered. */
+export function told({ a, b, answers, winner }) {
+  if (b === null) return [`#${a} waits`, "an odd number is left, and it is the best by verdict"];
+  const [first, second] = answers;
+  if (first === second && first !== null) return [`#${winner} beats #${winner === a ? b : a}`, "named in both orders"];
+  const name = (answer) => (answer === null ? "neither" : `#${answer}`);
+  const said = `with #${a} first the judge named ${name(first)}, with #${b} first ${name(second)}`;
+  return [`#${a} and #${b} draw`, `${said}; #${winner} goes on, the better by verdict`];
+}
+
+function facts(job) {
+  const { played, matches } = matchesOf(job.finals);
+  const { judge, entrants, rounds } = job.finals;
+  if (entrants) return `before ${judge}, ${played} of ${plural(matches, "match", "matches")} played`;
+  const led = job.bracket.at(-1)?.[0].winner;
+  const other = led === undefined || led === rounds.at(-1)[0].winner ? "" : `; by verdict #${led} was the best`;
+  return `${plural(matches, "match", "matches")} before ${judge}${other}`;
+}
+
+const titled = (title, cards) => element("section", {}, element("h3", {}, title), element("ol", {}, ...cards));

@@ -1,0 +1,101 @@
+"""Finals, a second judge and fewer layers: offered where they are deployed, and shown as they were decided."""
+
+import re
+
+import httpx
+import pytest
+
+from tests.page.conftest import WORKER, queue_and_worker, ready_api, visit
+from tests.service.vision_server import vision_server
+
+STAR = "a photo of a red star"
+
+
+@pytest.fixture(scope="module")
+def vision():
+    with vision_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def judged_api(vision):
+    """An API over a worker with a second judge and one for finals."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BESTOFN_FINALS_JUDGE", vision.url)
+        with queue_and_worker("-c", WORKER, "second") as folder, ready_api(folder) as served:
+            yield served
+
+
+def test_what_is_not_deployed_is_not_offered(page, api):
+    page.goto("/")
+    page.locator("#more-button").click()
+    page.locator("#steps-field").wait_for()
+    assert page.locator("#depth").is_visible()  # the model's blocks have their order
+    for control in ("#finals", "#second"):
+        assert page.locator(control).is_hidden()
+    # Nor are they asked for where a job of another day had them.
+    page.evaluate("for (const id of ['finals', 'second']) document.getElementById(id).checked = true")
+    page.fill("#num_samples", "4")
+    page.fill("#depth", "5")
+    page.fill("#prompt", STAR)
+    page.keyboard.press("Enter")
+    page.locator("#problem", has_text="Layers: a whole number from 1 to 4.").wait_for()
+    assert page.locator("#depth[aria-invalid=true]:focus").count() == 1
+    page.fill("#depth", "3")
+    page.keyboard.press("Enter")
+    page.locator("#job[data-status=succeeded]").wait_for()
+    assert "3 layers" in page.locator("#job-facts").inner_text()
+    parameters = httpx.get(f"{api.url}/jobs/{page.url.partition('=')[2]}").json()["parameters"]
+    assert (parameters["depth"], parameters["rule"], parameters["finals"]) == (3, "margin", None)
+
+
+def test_finals_are_followed_and_told_with_both_answers_of_every_match(browser, judged_api, vision):
+    with visit(browser, judged_api) as page:
+        page.goto("/")
+        page.locator("#more-button").click()
+        page.locator("#finals").check()
+        page.fill("#finals_most", "5")
+        page.fill("#finals_band", "50")
+        page.locator("#second").check()
+        page.fill("#seed", "3")
+        page.fill("#prompt", STAR)
+        vision.pause.clear()
+        page.locator("#go").click()
+        page.get_by_text("Finals: 0 of 4 matches played").first.wait_for()
+        assert page.locator("#finals-rounds h3").all_inner_texts() == ["Meeting now"]
+        assert page.locator("#finals-rounds button").count() == 5
+        assert page.locator("#progress-bar").get_attribute("value") == "0"
+        vision.pause.set()
+        page.locator("#job[data-status=succeeded]").wait_for()
+        job = httpx.get(f"{judged_api.url}/jobs/{page.url.partition('=')[2]}").json()
+        winner, finals = job["images"][0], job["finals"]
+        assert page.locator("#finals-rounds h3").all_inner_texts() == ["Round 1", "Round 2", "Final"]
+        words = page.locator("#finals-rounds b").all_inner_texts()
+        matches = [match for round in finals["rounds"] for match in round]
+        ways = [f"#{m['winner']} beats" if m["b"] is not None else f"#{m['a']} waits" for m in matches]
+        assert [text.startswith(way) for text, way in zip(words, ways, strict=True)] == [True] * 6
+        assert page.locator("#finals-facts").inner_text().startswith("4 matches before looker")
+        assert f"candidate {winner['candidate']} won the finals" in page.locator("#progress-text").text_content()
+        assert page.locator("#finals-rounds section").last.locator("button:not(.lost)").count() == 1
+        assert "judges fake-judge and fake-second" in page.locator("#job-facts").inner_text()
+
+        page.locator("#finals-rounds section").last.locator("button:not(.lost)").click()
+        shown = page.locator("#viewer-pairs").inner_text()
+        second = winner["verdict"]["second"]
+        assert f"Second judge\n{second['answer']}" in shown
+        assert f"yes {second['yes_logit']:.2f}, no {second['no_logit']:.2f}" in shown
+
+        page.reload()
+        page.locator("#job[data-status=succeeded]").wait_for()
+        assert page.locator("#finals-rounds b").all_inner_texts() == words
+        assert page.locator("#finals").is_checked()
+        assert (page.input_value("#finals_most"), page.input_value("#finals_band")) == ("5", "50")
+        assert page.locator("#second").is_checked()
+
+        vision.mode = "first"  # in love with a place: every match is a draw
+        page.locator("#go").click()
+        page.locator("#finals-rounds b", has_text=re.compile("draw$")).nth(3).wait_for()
+        said = page.locator("#finals-rounds small").last.inner_text()
+        a, b = re.match(r"with #(\d+) first the judge named #\1, with #(\d+) first #\2; #\1 goes on", said).groups()
+        assert a != b
+        vision.mode = "looks"
