@@ -107,6 +107,14 @@ def test_kubernetes_runs_what_compose_runs() -> None:
     assert redis["image"] == default(SERVICES["redis"]["image"])
     worker = default(SERVICES["worker"]["environment"]["BESTOFN_MODEL"])
     assert f"BESTOFN_MODEL={worker}" in kustomization["configMapGenerator"][0]["literals"]
+    for name, manifest in (("worker", about["worker.yaml"][0]), ("weights", about["weights.yaml"][1])):
+        pod = manifest["spec"]["template"]["spec"]
+        assert pod["containers"][0]["args"] == SERVICES[name]["command"]
+        (mounted,) = (volume["secret"] for volume in pod["volumes"] if "secret" in volume)
+        assert {item["path"] for item in mounted["items"]} == set(SERVICES[name]["secrets"]) - {"queue_ca"}
+        assert {f"secrets/{item['key']}" for item in mounted["items"]} <= set(
+            kustomization["secretGenerator"][0]["files"]
+        )
 
 
 def test_images_install_what_the_project_asks_for() -> None:
@@ -125,7 +133,7 @@ def test_images_install_what_the_project_asks_for() -> None:
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="docker/make-secrets needs openssl")
 def test_secrets_are_made_once_and_read_by_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("REDIS_URL", "BESTOFN_REDIS_URL"):
+    for name in ("REDIS_URL", "BESTOFN_REDIS_URL", "BESTOFN_FINALS_KEY"):
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "secrets"
     make = [str(ROOT / "docker" / "make-secrets"), str(folder), "queue.example.net"]
@@ -142,36 +150,35 @@ def test_secrets_are_made_once_and_read_by_the_settings(tmp_path: Path, monkeypa
     assert keyring.caller(first) == "first"
     assert keyring.caller((folder / "prometheus_key").read_text().strip()) == "prometheus"
     assert not any(first in text for text in before.values())
-    remote = Settings(_secrets_dir=folder / "gpu-host").redis_url or ""
+    (folder / "gpu-host" / "bestofn_finals_key").write_text("open-sesame\n")
+    gpu_host = Settings(_secrets_dir=folder / "gpu-host")
+    remote = gpu_host.redis_url or ""
+    assert (gpu_host.finals_key, edge.finals_key) == ("open-sesame", "")
     password = edge.redis_url.removeprefix("redis://bestofn:").removesuffix("@redis:6379/0")
     assert remote == f"rediss://bestofn:{password}@queue.example.net:6380/0?ssl_ca_certs=/run/secrets/queue_ca"
-    assert folder.stat().st_mode & 0o077 == 0
+    assert folder.stat().st_mode & 0o077 == (folder / "gpu-host").stat().st_mode & 0o077 == 0
     assert {path.name for path in folder.iterdir() if path.is_file()} == set(COMPOSE["secrets"])
+    asked = {secret for name in ("worker", "weights") for secret in SERVICES[name]["secrets"]}
+    assert {path.name for path in (folder / "gpu-host").iterdir()} == asked
 
 
 def test_weights_are_fetched_with_their_licences_and_found_again_without_a_network(tmp_path: Path) -> None:
-    model, judge = "Efficient-Large-Model/SANA-test", "Efficient-Large-Model/NVILA-test"
-    weights = {model: ROOT / "models" / "weights" / "shapes", judge: ROOT / "judge" / "weights" / "shapes"}
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "bestofn.service.cli",
-        "models",
-        "download",
-        f"{model}@main",
-        judge,
-        "shapes",
-    ]
+    model, judge, second = (f"Efficient-Large-Model/{name}-test" for name in ("SANA", "NVILA", "NVILA-second"))
+    weights = dict.fromkeys((judge, second), ROOT / "judge" / "weights" / "shapes")
+    weights[model] = ROOT / "models" / "weights" / "shapes"
+    named = {"BESTOFN_MODEL": f"{model}@main", "BESTOFN_JUDGE": judge, "BESTOFN_SECOND_JUDGE": second}
+    assert named.keys() <= SERVICES["weights"]["environment"].keys()
+    command = [sys.executable, "-P", "-m", "bestofn.service.cli", *SERVICES["weights"]["command"]]
 
-    def download(address: str) -> "subprocess.CompletedProcess[str]":
-        env = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-        return subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    def download(address: str, *names: str, **more: str) -> "subprocess.CompletedProcess[str]":
+        env = {**os.environ, **named, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", **more}
+        return subprocess.run([*command, *names], env=env, check=True, capture_output=True, text=True)
 
     with hub(weights) as address:
         first = download(address)
-    assert first.stdout.split() == [f"{model}@{COMMIT}", f"{judge}@{COMMIT}", "shapes"]
+    assert first.stdout.split() == [f"{name}@{COMMIT}" for name in (model, judge, second)]
     assert first.stderr.index("Gemma Terms of Use") < first.stderr.index("GiB to fetch")
-    again = download(address)
-    assert again.stdout == first.stdout
+    again = download(address, BESTOFN_SECOND_JUDGE="")
+    assert again.stdout.split() == first.stdout.split()[:2]
     assert "stays in use" in again.stderr
+    assert download(address, f"{judge}@{COMMIT}", "shapes").stdout.split() == [f"{judge}@{COMMIT}", "shapes"]

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from bestofn.service.cli import target
 from bestofn.service.cli.console import err, say
 from bestofn.service.errors import SetupError
+from bestofn.service.settings import load_settings
 
 if TYPE_CHECKING:
     from bestofn.models.checkpoint import Checkpoint
@@ -67,15 +68,20 @@ def inspect(
 @program.command(epilog="Example: `bestofn models download Efficient-Large-Model/NVILA-Lite-2B-Verifier@main`")
 def download(
     names: Annotated[
-        list[str], typer.Argument(help="Hub names with @revision.", metavar="NAME...", show_default=False)
-    ],
+        list[str] | None,
+        typer.Argument(help="Hub names with @revision.", metavar="NAME", show_default="those of the settings"),
+    ] = None,
 ) -> None:
     """Fetch checkpoints into the hub's cache (HF_HOME), and print each with the commit that a deployment should pin.
 
-    It needs no torch. The licences, which are not ours, come first.
+    It needs no torch. The licences, which are not ours, come first. Without names it fetches what workers would hold:
+    BESTOFN_MODEL, BESTOFN_JUDGE and BESTOFN_SECOND_JUDGE.
     """
     from bestofn.service.licences import notice
 
+    settings = load_settings()
+    deployed = (settings.model, settings.judge, settings.second_judge)
+    names = names or list(dict.fromkeys(filter(None, deployed)))
     wanted = [name for name in names if notice(name) is not None]
     for name in wanted:
         say(str(notice(name)))

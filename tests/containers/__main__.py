@@ -157,7 +157,8 @@ def several_hosts() -> None:
         secrets = Path(folder) / "secrets"
         make = [ROOT / "docker" / "make-secrets", secrets, "localhost"]
         key = subprocess.run(make, check=True, capture_output=True, text=True).stdout.split()[-1]
-        secrets.chmod(0o755)
+        for secret in (secrets, secrets / "gpu-host"):
+            secret.chmod(0o755)
         # There is no GPU here; all else is as on such a host.
         named = {"BESTOFN_MODEL": f"{MODEL}@main", "BESTOFN_JUDGE": f"{JUDGE}@main", "BESTOFN_DEVICES": "cpu"}
         named["BESTOFN_BIND"] = "192.0.2.1"
