@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- Files a finished heat; the first completion wins. What it means for the job is decided by the caller from what it has
 -- read: which images stand, and of a job that may stop, how many heats are its decided prefix and whether (`stopped`) it
--- ends with them, and whether it has finals if this was its last heat. If the job has changed since, the caller is told so ("again") and nothing is done.
+-- ends with them, and whether it has finals if this was its last heat. If the job has changed since, the caller is told
+-- so ("again") and nothing is done.
 local pair, class, entry, count, job, heat = unpack(ARGV, 1, 6)
 local record, version, leaders, staged = unpack(ARGV, 7, 10)
 local kept, standing = cjson.decode(ARGV[11]), cjson.decode(ARGV[12]) -- candidates: of this heat, and of all
@@ -29,9 +30,11 @@ end
 
 release(pair, class, entry, count)
 redis.call('HSET', key('heats', job), heat, record)
-if redis.call('EXISTS', staged) == 1 then
+if #kept > 0 then
   redis.call('RENAME', staged, key('images', job, heat))
   redis.call('PERSIST', key('images', job, heat))
+else
+  redis.call('UNLINK', staged) -- of an earlier try, when this heat's pictures were still in play
 end
 for _, candidate in ipairs(kept) do
   redis.call('HSET', key('kept', job), candidate, heat)

@@ -161,7 +161,6 @@ class Lane:
         staged = keys("staged", job, heat, self.worker)
         stored: dict[int, bytes] = {}
         inline: list[Argument] = []
-        staged_before = False
         while True:
             known = await redis.hmget(keys("job", job), ["version", "leaders", "decided", "done"])
             version, text, decided, done = known
@@ -181,9 +180,8 @@ class Lane:
             new = {index: outcome.images[index] for index in kept if index not in stored}
             stored |= await self.queue.pictures.put(job, self.worker, new)
             images = {index: stored[index] for index in kept}
-            if not inline and not await self._stage(staged, images, staged_before):
+            if images and not inline and not await self._stage(staged, images):
                 inline = [part for image in images.items() for part in image]
-            staged_before = True
             reply = await self.queue.scripts(
                 "complete",
                 *self._place(claim),
@@ -296,6 +294,8 @@ class Lane:
     async def _ahead(self, spec: JobSpec, decided: int) -> dict[int, tuple[Candidate, ...]]:
         """Finished heats beyond the prefix of `decided` heats."""
         beyond = range(decided, spec.num_heats)
+        if not beyond:  # a late completion, of a job that has ended without any more to ask for
+            return {}
         records = await self.queue.redis.hmget(self.queue.keys("heats", spec.id), beyond)
         return {
             heat: unpack_heat(spec, heat, record).candidates
@@ -303,20 +303,14 @@ class Lane:
             if record is not None
         }
 
-    async def _stage(self, staged: str, images: Mapping[int, bytes], again: bool) -> bool:
-        """Stores images beside the scripts, which would block the server meanwhile; False if its memory is full.
-
-        `again`: in place of those of an earlier try.
-        """
-        pictures = {str(index): image for index, image in images.items()}
-        if not (pictures or again):
-            return True
+    async def _stage(self, staged: str, images: Mapping[int, bytes]) -> bool:
+        """Stores images beside the scripts, which would block the server meanwhile, in place of those of an earlier
+        try; False if its memory is full."""
         try:
             async with self.queue.redis.pipeline(transaction=False) as pipe:
                 pipe.unlink(staged)
-                if pictures:
-                    pipe.hset(staged, mapping=pictures)
-                    pipe.pexpire(staged, STAGED_MS)
+                pipe.hset(staged, mapping={str(index): image for index, image in images.items()})
+                pipe.pexpire(staged, STAGED_MS)
                 await pipe.execute()
         except OutOfMemoryError:
             return False

@@ -237,6 +237,24 @@ def test_a_heat_that_cannot_be_done_counts_only_if_the_job_comes_to_it(
     asyncio.run(run())
 
 
+def test_the_second_completion_of_a_job_that_never_stopped_is_late(
+    settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        one, two = await open_lane(queue), await open_lane(queue, "two")
+        spec = make_spec(num_samples=4, stop={"confidence": 0.9})
+        await queue.submit(spec, cost=1)
+        [slow] = await one.claim(1, 0)
+        [quick] = await two.reclaim(1, 0)
+        outcome = outcome_of(slow.heat, [Verdict("no", 0.0, 1.0)] * 4)
+        assert await two.complete(quick, outcome)
+        assert not await one.complete(slow, outcome)
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
 def test_what_ran_ahead_of_the_end_is_dropped_and_told_apart(
     settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
 ) -> None:
