@@ -1,6 +1,8 @@
 """The queue as the API sees it: submit, look, cancel, follow, and the cards of the workers."""
 
+import contextlib
 import json
+import math
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -154,7 +156,7 @@ class Queue:
                 settings.max_queued_candidates,
                 settings.image_budget_bytes,
                 traceparent,
-                round(1000 * (spec.deadline_seconds or 0)),
+                math.ceil(1000 * (spec.deadline_seconds or 0)),
                 caller,
                 settings.max_queued_candidates_per_key or 0,
                 round(1000 * (settings.max_queued_tflops or 0)),
@@ -165,10 +167,8 @@ class Queue:
         except OutOfMemoryError as error:
             raise Unavailable("the queue's memory is full; try again later", retry_after=BUSY_RETRY_SECONDS) from error
         match reply:
-            case [b"created", job]:
-                return job.decode(), True
-            case [b"replay", job]:
-                return job.decode(), False
+            case [b"created" | b"replay", job]:  # a replay of its own, if the reply to the first try was lost
+                return job.decode(), job.decode() == spec.id
         raise refusal(reply, spec, settings, self._speed)
 
     async def owner(self, job: str) -> str | None:
@@ -195,6 +195,10 @@ class Queue:
             await self._missing(job)
         spec = JobSpec.model_validate_json(fields[b"spec"])
         status = JobStatus(fields[b"status"].decode())
+        if status in ACTIVE and b"deadline" in fields:
+            with contextlib.suppress(ResponseError):  # of a server that takes no writes: there the job goes on
+                if await self._patience(fields[b"deadline"]) is None:
+                    return await self.record(job)
         finals = heats.pop(b"%d" % spec.num_heats, None)
         outcomes = tuple(unpack_heat(spec, index, heats[b"%d" % index]) for index in sorted(map(int, heats)))
         meeting = fields.get(b"meeting") if status is JobStatus.RUNNING else None

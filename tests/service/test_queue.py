@@ -159,6 +159,29 @@ def test_images_of_the_leaders_stand_whoever_completes_when(
     asyncio.run(run())
 
 
+def test_pictures_of_a_completion_that_broke_off_go_with_their_job(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        async with opened(settings, result_ttl_seconds=1) as queue:
+            lane = await open_lane(queue)
+            spec = make_spec(num_samples=8)
+            await queue.submit(spec, cost=1)
+            claims = [claim for _ in range(2) for claim in await lane.claim(1, 0)]
+            outcomes = [finish(claim.heat) for claim in claims]
+            [best] = leaders(spec, [candidate for outcome in outcomes for candidate in outcome.candidates])
+            loser, winner = sorted(range(2), key=lambda heat: best in claims[heat].heat.candidates)
+            staged = queue.keys("staged", spec.id, loser, lane.worker)
+            await queue.redis.hset(staged, mapping={str(i): image for i, image in outcomes[loser].images.items()})
+            for heat in (winner, loser):
+                await lane.complete(claims[heat], outcomes[heat])
+            assert await queue.image(spec.id, best) == outcomes[winner].images[best]
+            await asyncio.sleep(1.1)
+            assert await queue.redis.keys(f"{settings.namespace}:job:*") == []
+
+    asyncio.run(run())
+
+
 def test_thumbnails_stand_before_their_heat_is_done_and_count_as_bytes(
     settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
 ) -> None:
@@ -247,6 +270,10 @@ def test_one_idempotency_key_makes_one_job(settings: Settings, make_spec: MakeSp
             with pytest.raises(IdempotencyMismatch, match="use a new key"):
                 await queue.submit(make_spec(), idempotency_key="k", fingerprint="g", cost=1)
             assert (await queue.backlog()).jobs == 1
+            spec = make_spec()
+            for _ in range(2):  # as if the reply to the first try had been lost
+                assert await queue.submit(spec, idempotency_key="l", fingerprint="f", cost=1) == (spec.id, True)
+            assert (await queue.backlog()).jobs == 2
 
     asyncio.run(run())
 
@@ -446,7 +473,7 @@ def test_a_namespace_cannot_spell_a_pattern() -> None:
         Keys("a%s")
 
 
-@pytest.mark.parametrize("waiter", ["a beat", "a reader"])
+@pytest.mark.parametrize("waiter", ["a beat", "a reader", "a look"])
 def test_a_deadline_ends_a_job_with_the_best_so_far(
     settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane, waiter: str
 ) -> None:
@@ -462,6 +489,9 @@ def test_a_deadline_ends_a_job_with_the_best_so_far(
             if waiter == "a beat":
                 await asyncio.sleep(0.6)
                 await lane.beat([held], 60.0)
+            if waiter == "a look":
+                await asyncio.sleep(0.6)
+                assert (await queue.record(late.id)).status is JobStatus.SUCCEEDED
             for spec, last in ((late, "result"), (never, "failed")):
                 assert (await types(queue, spec.id))[-1] == last
             record = await queue.record(late.id)
@@ -475,6 +505,10 @@ def test_a_deadline_ends_a_job_with_the_best_so_far(
             assert await lane.claim(4, 0) == []
             backlog = await queue.backlog()
             assert (backlog.jobs, backlog.candidates, backlog.tflops) == (0, 0, 0.0)
+            at_once = make_spec(deadline_seconds=0.0004)
+            await queue.submit(at_once, cost=1)
+            await asyncio.sleep(0.01)
+            assert (await queue.record(at_once.id)).status is JobStatus.FAILED
 
     asyncio.run(run())
 
