@@ -63,7 +63,7 @@ def local_spec(request: GenerateRequest, engine: Engine, settings: Settings) -> 
         Pair(engine.model_card, engine.judge_card, (engine.slots,), finals_judge=finals_judge),
         settings,
         job_id=secrets.token_hex(8),
-        random_seed=secrets.randbelow(RANDOM_SEEDS - request.num_samples),
+        random_seed=secrets.randbelow(RANDOM_SEEDS),
         count_tokens=lambda _, text: len(tokenizer.encode(text).ids),
     )
 

@@ -99,7 +99,12 @@ def test_a_failed_heat_fails_the_job_with_its_reason():
 
 @pytest.mark.parametrize(
     ("fields", "field"),
-    [({"prompt": "word " * 390}, "prompt"), ({"width": 33}, "width"), ({"top_k": 5}, "top_k")],
+    [
+        ({"prompt": "word " * 390}, "prompt"),
+        ({"width": 33}, "width"),
+        ({"top_k": 5}, "top_k"),
+        ({"num_samples": 2**60}, "num_samples"),
+    ],
 )
 def test_a_request_is_checked_as_the_server_checks_it(fields, field):
     with pytest.raises(InvalidRequest) as refused:
