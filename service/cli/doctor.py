@@ -32,6 +32,7 @@ def doctor(
     redis_url: Annotated[str | None, typer.Option(help="The queue's server.", show_default="of `bestofn up`")] = None,
     model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.")] = None,
     judge: Annotated[str | None, typer.Option(help="As --model, for the judge.")] = None,
+    second_judge: Annotated[str | None, typer.Option(metavar="JUDGE", help="As --judge: another one.")] = None,
     devices: Annotated[str | None, typer.Option(help="all, cpu, or a list such as cuda:0,cuda:1.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, to paste into a report.")] = False,
 ) -> None:
@@ -42,7 +43,7 @@ def doctor(
     from bestofn.service.doctor.checks import CHECKS
     from bestofn.service.doctor.report import examine
 
-    settings = load_settings(redis_url=redis_url, model=model, judge=judge, devices=devices)
+    settings = load_settings(redis_url=redis_url, model=model, judge=judge, second_judge=second_judge, devices=devices)
     with err.status("looking") if err.is_terminal else nullcontext():
         found = list(examine(settings, CHECKS))
     if json:

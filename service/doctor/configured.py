@@ -16,7 +16,7 @@ def settings_changed(settings: Settings) -> Iterator[Finding]:
     changed = []
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        if value == field.get_default(call_default_factory=True):
+        if value == "" or value == field.get_default(call_default_factory=True):  # an empty file or variable is none
             continue
         if _SECRET.search(name):
             value = "(set)"

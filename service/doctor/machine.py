@@ -95,7 +95,27 @@ def devices(settings: Settings) -> Iterator[Finding]:
         yield Finding("fail", "torch", "the driver has a GPU that torch cannot use", fix + "BESTOFN_DEVICES=cpu")
     from bestofn.service.load import devices as named
 
-    yield Finding("ok", "workers use", ", ".join(named(settings)))
+    names = named(settings)
+    yield Finding("ok", "workers use", ", ".join(names))
+    if settings.eight_bit_drafts:
+        yield from _eight_bit_drafts(names)
+
+
+def _eight_bit_drafts(devices: list[str]) -> Iterator[Finding]:
+    """The devices on which drafts in 8 bits are impossible, or slower than others."""
+    import torch
+
+    from bestofn.models.errors import UnsupportedDevice
+    from bestofn.models.linear_dit.eight_bit import check_supported
+
+    for name in devices:
+        try:
+            check_supported(torch.device(name))
+        except UnsupportedDevice as error:
+            found, _, fix = str(error).rpartition(": ")
+            yield Finding("fail", "drafts", found, fix)
+    if "cpu" in devices:
+        yield Finding("warn", "drafts", "in 8 bits they are slower on a CPU", "unset BESTOFN_EIGHT_BIT_DRAFTS")
 
 
 def _versions(names: tuple[str, ...]) -> str:

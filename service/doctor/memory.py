@@ -1,6 +1,6 @@
-"""Whether a generator and a judge fit a device: what stays in memory, what takes turns, how many candidates at once."""
+"""Whether a generator and its judges fit a device: what stays in memory, what takes turns, how many slots there are."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bestofn.models import residency
@@ -12,6 +12,7 @@ from bestofn.service.load import share_memory
 GIB = 2**30
 # Values alive at the peak of a forward, traced once over the published shapes: a token's in the transformer, in units
 # of the Mix-FFN's width before its gate (2 F), and a pixel's in the decoder, in units of its last stage's channels.
+# A judge's are left out: 27 MiB a tile in 16 bits, so that most pictures take a fifth of what decoding them does.
 ROW_VALUES = 7.0
 DECODE_VALUES = 6.5
 _DEVICES = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)  # GiB that GPUs come with
@@ -19,43 +20,51 @@ _DEVICES = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)  # GiB that GPUs come w
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a generator and a judge take on a device, in bytes.
+    """What a generator and its judges take on a device, in bytes.
 
     Attributes:
         parts: weights of text_encoder, transformer and decoder.
-        judge: its weights, and those of a second judge.
+        judges: weights of the judge, and of a second one.
         row: activations of one row of the transformer's batch at the default size.
         context: keys and values of one row's prompt.
         picture: activations of decoding one picture of the default size.
         rows: of a candidate: two with guidance.
         tflops: of one row's forward.
+        eight_bit: of the transformer's, those in 8 bits for drafts.
     """
 
     parts: Mapping[str, int]
-    judge: int
+    judges: Sequence[int]
     row: int
     context: int
     picture: int
     rows: int
     tflops: float
+    eight_bit: int = 0
 
     @property
     def weights(self) -> int:
         """Of everything."""
-        return sum(self.parts.values()) + self.judge
+        return sum(self.parts.values()) + sum(self.judges)
 
-    def at_work(self, slots: int) -> int:
-        """Activations while so many candidates are denoised, or a picture is decoded, whichever is more."""
-        return max(slots * self.rows * (self.row + self.context), self.picture)
+    @property
+    def slot(self) -> int:
+        """Activations of denoising in one slot; drafts in 8 bits have slots beside those of full solutions."""
+        return (2 if self.eight_bit else 1) * self.rows * (self.row + self.context)
+
+    def at_work(self, slots: int, beside: bool = False) -> int:
+        """Activations while so many candidates are denoised, and `beside` that, or after it, a picture is decoded."""
+        drawn = slots * self.slot
+        return drawn + self.picture if beside else max(drawn, self.picture)
 
     @property
     def least(self) -> int:
-        """What must fit whatever takes turns: the hungriest part at its smallest work."""
+        """What must fit whatever takes turns, two judges too: the hungriest part at its smallest work."""
         return max(
             self.parts["text_encoder"],
             self.parts["transformer"] + self.rows * (self.row + self.context),
             self.parts["decoder"] + self.picture,
-            self.judge,
+            *self.judges,
         )
 
 
@@ -64,28 +73,32 @@ class Plan:
     """How a worker shares out a device's memory.
 
     Attributes:
-        stay: parts that stay in memory, the judge among them.
+        stay: parts that stay in memory, the judges among them.
         turns: parts that are read from disk whenever they are needed.
         slots: candidates denoised together.
-        used: bytes of what stays, and of the work of all slots.
+        work: bytes of the work of all slots.
+        used: bytes of what stays, and of that work.
         fits: the hungriest part fits alone.
+        beside: pictures are decoded while others are denoised.
     """
 
     stay: tuple[str, ...]
     turns: tuple[str, ...]
     slots: int
+    work: int
     used: int
     fits: bool
+    beside: bool
 
 
 def needs_of(
-    parts: Mapping[str, int], judge: int, config: LinearDiTConfig, cells_to_pixels: int, channels: int, text: int,
-    itemsize: int, guided: bool, tflops: float,
+    parts: Mapping[str, int], judges: Sequence[int], config: LinearDiTConfig, cells_to_pixels: int, channels: int,
+    text: int, itemsize: int, guided: bool, tflops: float, eight_bit: int = 0,
 ) -> Needs:  # fmt: skip
     """From a checkpoint's shape to its needs.
 
     Args:
-        parts, judge: bytes of weights.
+        parts, judges: bytes of weights.
         config: the transformer's shape, with the default size.
         cells_to_pixels: pixels a latent cell and side.
         channels: of the decoder's last stage.
@@ -93,52 +106,61 @@ def needs_of(
         itemsize: bytes of a value on the device.
         guided: a candidate takes a second row.
         tflops: of one row's forward.
+        eight_bit: bytes of the transformer's weights in 8 bits, which are counted in `parts` too.
     """
     tokens = (config.sample_size // config.patch_size) ** 2
     pixels = (config.sample_size * cells_to_pixels) ** 2
     return Needs(
         parts=parts,
-        judge=judge,
+        judges=judges,
         row=int(ROW_VALUES * 2 * config.ffn_width * tokens * itemsize),
         context=2 * config.num_layers * text * config.cross_width * itemsize,
         picture=int(DECODE_VALUES * channels * pixels * itemsize),
         rows=2 if guided else 1,
         tflops=tflops,
+        eight_bit=eight_bit,
     )
 
 
 def plan(needs: Needs, memory: int, device: str, slots: int | None = None) -> Plan:
     """What a worker will do on a device of type `device` ("cpu", "cuda") with so many bytes."""
-    shared, budget = share_memory(dict(needs.parts), needs.judge, memory)
+    shared, budget = share_memory(dict(needs.parts), sum(needs.judges), memory)
+    judges = _judges(needs)
     stay: list[str] = []
     for part in reversed(residency.RELEASE_ORDER):
         if not residency.to_release(part, needs.parts, stay, budget):
             stay.append(part)
-    held = sum(needs.parts[part] for part in stay) + (needs.judge if shared else 0)
-    every = (*needs.parts, "judge")
-    kept = tuple(part for part in every if part in stay or (part == "judge" and shared))
+    held = sum(needs.parts[part] for part in stay) + (sum(needs.judges) if shared else 0)
+    every = (*needs.parts, *judges)
+    kept = tuple(part for part in every if part in stay or (part in judges and shared))
     sizes = sizes_for(device, slots, tflops=needs.tflops, row_bytes=needs.context, memory=memory)
-    return Plan(
-        kept,
-        tuple(part for part in every if part not in kept),
-        sizes.slots,
-        held + needs.at_work(sizes.slots),
-        needs.least <= memory,
-    )
+    beside = shared and device == "cuda"
+    work = needs.at_work(sizes.slots, beside)
+    turns = tuple(part for part in every if part not in kept)
+    return Plan(kept, turns, sizes.slots, work, held + work, needs.least <= memory, beside)
+
+
+def _judges(needs: Needs) -> dict[str, int]:
+    """The judges by name, and what they weigh."""
+    return dict(zip(("judge", "second_judge"), needs.judges, strict=False))
 
 
 def findings(needs: Needs, memory: int, free: int, device: str, slots: int | None = None) -> Iterator[Finding]:
     """The plan in words, with what to change where something does not fit."""
     planned = plan(needs, memory, device, slots)
-    names = {part: part.replace("_", " ") for part in (*needs.parts, "judge")}
-    sizes = ", ".join(f"{names[part]} {_size(size)}" for part, size in (*needs.parts.items(), ("judge", needs.judge)))
+    weights = {**needs.parts, **_judges(needs)}
+    names = {part: part.replace("_", " ") for part in weights}
+    told = {part: f"{names[part]} {_size(size)}" for part, size in weights.items()}
+    if needs.eight_bit:
+        told["transformer"] += f" ({_size(needs.eight_bit)} of it in 8 bits, for drafts)"
+    sizes = ", ".join(told.values())
     yield Finding("ok", "weights", f"{sizes}: {_size(needs.weights)} in all, for {_size(memory)} on this {device}")
     if not planned.fits:
         found = f"the hungriest part takes {_size(needs.least)} with its work, the device has {_size(memory)}"
         yield Finding("fail", "memory", found, _larger(needs, device))
         return
     work = (
-        f"work takes about {_size(needs.at_work(planned.slots))} more, with {planned.slots} "
+        f"work takes about {_size(planned.work)} more, with {planned.slots} "
         f"{'candidate' if planned.slots == 1 else 'candidates'} at once ({_size(needs.picture)} to decode a picture)"
     )
     if planned.turns:
@@ -146,7 +168,7 @@ def findings(needs: Needs, memory: int, free: int, device: str, slots: int | Non
         found += f"{'is' if len(planned.turns) == 1 else 'are'} read again when needed; {work}"
         yield Finding("warn", "memory", found, _larger(needs, device))
     elif planned.used > memory:
-        most = max(1, (memory - needs.weights) // (needs.rows * (needs.row + needs.context)))
+        most = max(1, (memory - needs.weights - planned.beside * needs.picture) // needs.slot)
         found = f"all parts stay in memory; {work}: {_size(planned.used)} in all"
         yield Finding("warn", "memory", found, f"set BESTOFN_SLOTS={most}, or draw smaller pictures")
     else:
@@ -160,10 +182,13 @@ def findings(needs: Needs, memory: int, free: int, device: str, slots: int | Non
 def _larger(needs: Needs, device: str) -> str:
     """Which device would hold everything, and what else helps."""
     halved = 1 if device == "cuda" else 2  # a CPU computes in float32, a GPU in half of it
-    whole = (needs.weights + needs.at_work(1)) / residency.WEIGHTS_SHARE / halved / GIB
+    there = (needs.weights - needs.eight_bit + needs.at_work(1, beside=True)) / halved + needs.eight_bit
+    whole = there / residency.WEIGHTS_SHARE / GIB
     fitting = next((size for size in _DEVICES if size >= whole), None)
     fix = f"a GPU of {fitting} GiB keeps everything" if fitting else f"a GPU of {whole:.0f} GiB keeps everything"
-    if needs.parts["transformer"] > needs.parts["text_encoder"]:
+    if needs.eight_bit:
+        fix += f"; without BESTOFN_EIGHT_BIT_DRAFTS it is {_size(needs.eight_bit)} less"
+    if needs.parts["transformer"] - needs.eight_bit > needs.parts["text_encoder"]:
         fix += "; the 1.6B checkpoint takes less"
     return f"{fix}; smaller pictures (--size) take less work, a smaller judge less weight"
 

@@ -11,33 +11,34 @@ from bestofn.models.flops import TERA, forward_flops
 from bestofn.models.generator import FOLDERS, part_dtypes
 from bestofn.models.guidance import needs_negative
 from bestofn.models.linear_dit import LinearDiTConfig
+from bestofn.models.linear_dit.eight_bit import EIGHT_BITS
 from bestofn.models.residency import stored_dtype, weight_bytes
 from bestofn.service.doctor.checkpoints import Located
 from bestofn.service.doctor.memory import Needs, needs_of
 from bestofn.service.doctor.published import published
-from bestofn.service.load import judge_bytes, judge_dtype
+from bestofn.service.load import generator_bytes, judge_bytes, judge_dtype
 
 PUBLISHED_TEXT, PUBLISHED_CHANNELS, PUBLISHED_COMPRESSION = 300, 128, 32
 
 
-def needs(model: Located, judges: Sequence[Located], device: torch.device) -> Needs | None:
+def needs(
+    model: Located, judges: Sequence[Located], device: torch.device, eight_bit_drafts: bool = False
+) -> Needs | None:
     """What a model and its judges take; None if one is neither here and whole, nor among the published ones."""
     weights = [size for judge in judges if (size := _judge(judge, device)) is not None]
     if len(weights) < len(judges) or model.broken:
         return None
-    judged = sum(weights)
     if model.path is None:
-        return _published(model.name, judged, device)
+        return _published(model.name, weights, device, eight_bit_drafts)
     checkpoint = Checkpoint(model.name, model.path, model.revision)
-    stored = stored_dtype(model.path / FOLDERS["transformer"])
-    dtypes = part_dtypes(device, stored)
-    parts = {part: weight_bytes(model.path / folder, dtypes[part].itemsize) for part, folder in FOLDERS.items()}
+    transformer = model.path / FOLDERS["transformer"]
+    dtypes = part_dtypes(device, stored_dtype(transformer))
     config = LinearDiTConfig.from_file(model.path / "transformer" / "config.json")
     vae = json.loads((model.path / "vae" / "config.json").read_text())
     calls = checkpoint.call_defaults()
     return needs_of(
-        parts,
-        judged,
+        generator_bytes(checkpoint, device, eight_bit_drafts),
+        weights,
         config,
         2 ** (len(vae["encoder_block_out_channels"]) - 1),
         vae["decoder_block_out_channels"][0],
@@ -45,6 +46,7 @@ def needs(model: Located, judges: Sequence[Located], device: torch.device) -> Ne
         dtypes["transformer"].itemsize,
         needs_negative(calls.guidance_scale, config.guidance_embeds),
         forward_flops(config, config.sample_size, config.sample_size, calls.max_sequence_length) / TERA,
+        weight_bytes(transformer, EIGHT_BITS.itemsize) if eight_bit_drafts else 0,
     )
 
 
@@ -58,15 +60,17 @@ def _judge(place: Located, device: torch.device) -> int | None:
     return None if sizes is None or "judge" not in sizes.parts else sizes.parts["judge"] * judge_dtype(device).itemsize
 
 
-def _published(name: str, judge: int, device: torch.device) -> Needs | None:
+def _published(name: str, judges: Sequence[int], device: torch.device, eight_bit_drafts: bool) -> Needs | None:
     sizes = published(name)
     if sizes is None or "transformer" not in sizes.parts:
         return None
     dtypes = part_dtypes(device, "BF16")
     config = LinearDiTConfig.from_dict({**sizes.transformer})
+    parts = {part: count * dtypes[part].itemsize for part, count in sizes.parts.items()}
+    eight_bit = sizes.parts["transformer"] * EIGHT_BITS.itemsize if eight_bit_drafts else 0
     return needs_of(
-        {part: count * dtypes[part].itemsize for part, count in sizes.parts.items()},
-        judge,
+        parts | {"transformer": parts["transformer"] + eight_bit},
+        judges,
         config,
         PUBLISHED_COMPRESSION,
         PUBLISHED_CHANNELS,
@@ -74,4 +78,5 @@ def _published(name: str, judge: int, device: torch.device) -> Needs | None:
         dtypes["transformer"].itemsize,
         not config.guidance_embeds,
         forward_flops(config, config.sample_size, config.sample_size, PUBLISHED_TEXT) / TERA,
+        eight_bit,
     )

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import bestofn
-from bestofn.models.checkpoint import EMBEDDED
+from bestofn.models.checkpoint import EMBEDDED, Checkpoint
 from bestofn.models.linear_dit import LinearDiTConfig
 from bestofn.service.cards import WorkerCard
 from bestofn.service.discovery import address_file
@@ -28,6 +28,7 @@ from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.jobs import Revision
 from bestofn.service.licences import licences, notice
 from bestofn.service.limits import cpu_quota, memory_limit
+from bestofn.service.load import generator_bytes
 from bestofn.service.settings import Settings
 
 SANA, LARGE = (f"Efficient-Large-Model/SANA1.5_{size}_1024px_diffusers" for size in ("1.6B", "4.8B"))
@@ -114,6 +115,7 @@ def test_server(served: Any, tmp_path: Path) -> None:
     assert (taken.state, "another program" in taken.fix) == ("warn", True)
     assert look("server", server="http://127.0.0.1:9")["server"].state == "fail"
     assert look("settings", host="0.0.0.0")["access"].state == "fail"
+    assert "finals_key" not in look("settings", finals_key="")["settings"].found
 
 
 def test_a_checkpoint_that_is_not_whole(tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ def test_what_is_not_here_yet_is_not_downloaded() -> None:
 GPU = torch.device("cuda")  # for the sizes of its dtypes: no GPU is asked
 FITS: dict[str, tuple[str, float, tuple[str, ...], str]] = {
     "everything": (SANA, 80, ("ok", "ok"), "all parts stay"),
-    "4.8B on 24 with fewer slots": (LARGE, 24, ("ok", "warn"), "BESTOFN_SLOTS=10"),
+    "4.8B on 24 with fewer slots": (LARGE, 24, ("ok", "warn"), "BESTOFN_SLOTS=7"),
     "4.8B on 20": (LARGE, 20, ("ok", "warn"), "text encoder is read again"),
     "1.6B on 8": (SANA, 8, ("ok", "warn"), "a GPU of 24 GiB keeps everything"),
     "nothing": (LARGE, 8, ("ok", "fail"), "the 1.6B checkpoint takes less"),
@@ -160,18 +162,39 @@ def test_memory(model: str, gib: float, states: tuple[str, ...], said: str) -> N
     assert said in made[-1].found + made[-1].fix
 
 
+def test_a_second_judge_and_drafts_in_eight_bits_are_counted() -> None:
+    judges = 2 * [Located(VERIFIER, None)]
+    needed = needs(Located(SANA, None), judges, GPU, eight_bit_drafts=True)
+    assert needed is not None
+    gib = 24 * GIB
+    weights, memory = findings(needed, gib, gib, "cuda")
+    assert "transformer 4.5 GiB (1.5 GiB of it in 8 bits, for drafts), decoder 0.6 GiB, " in weights.found
+    assert "judge 3.7 GiB, second judge 3.7 GiB: 17.4 GiB in all" in weights.found
+    assert (memory.state, "BESTOFN_SLOTS=6" in memory.fix) == ("warn", True)
+    (memory,) = list(findings(needed, 12 * GIB, gib, "cuda"))[1:]
+    assert "judge and second judge are read again when needed" in memory.found
+    assert "without BESTOFN_EIGHT_BIT_DRAFTS it is 1.5 GiB less" in memory.fix
+    slow = look("devices", devices="cpu", eight_bit_drafts=True)["drafts"]
+    assert (slow.state, slow.fix) == ("warn", "unset BESTOFN_EIGHT_BIT_DRAFTS")
+
+
 def test_the_memory_plan_is_the_engines() -> None:
     """The same sizes as `load_engine` finds, and the slots it would take."""
     needed = needs(locate("shapes"), [locate("shapes", judge=True)], torch.device("cpu"))
     assert needed is not None
     two = needs(locate("shapes"), 2 * [locate("shapes", judge=True)], torch.device("cpu"))
     assert two is not None
-    assert two.judge == 2 * needed.judge
+    assert two.judges == 2 * needed.judges
+    assert (two.least, two.weights) == (needed.least, needed.weights + needed.judges[0])
+    drafted = needs(locate("shapes"), [locate("shapes", judge=True)], torch.device("cpu"), eight_bit_drafts=True)
+    assert drafted is not None
+    assert drafted.parts == generator_bytes(Checkpoint.resolve("shapes"), torch.device("cpu"), eight_bit_drafts=True)
+    assert (drafted.weights - needed.weights, drafted.slot) == (drafted.eight_bit, 2 * needed.slot)
+    assert drafted.eight_bit == needed.parts["transformer"] // 4  # beside float32
     planned = plan(needed, 8 * GIB, "cpu")
     assert (planned.slots, planned.turns, planned.fits) == (16, (), True)
-    small: Needs = needs_of(
-        {"text_encoder": 10, "transformer": 10, "decoder": 10}, 60, LinearDiTConfig.from_dict({}), 1, 1, 1, 1, True, 0.0
-    )
+    parts = {"text_encoder": 10, "transformer": 10, "decoder": 10}
+    small: Needs = needs_of(parts, [60], LinearDiTConfig.from_dict({}), 1, 1, 1, 1, True, 0.0)
     assert plan(small, 100, "cuda").turns == ("text_encoder",)
 
 
