@@ -97,7 +97,7 @@ class SlotGroup:
         self._contexts: dict[int, PromptContext] = {}  # of each lane in use, R rows
         self._forwards: dict[range, Callable[[], object]] = {}  # of rows of one lane
         self._recorded_of: weakref.ref[Any] | None = None  # the transformer whose weights they read
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._pool: Any = None  # of the recorded forwards' memory
         self.occupants: dict[int, Occupant] = {}
         self.slots = slots
 
@@ -236,6 +236,8 @@ class SlotGroup:
                 self._recorded_of = weakref.ref(denoiser)
             forward = self._forwards.get(rows)
             if forward is None:
+                if not self._forwards and self._x.is_cuda:  # torch takes no pool again whose graphs are all gone
+                    self._pool = torch.cuda.graph_pool_handle()
                 forward = self._forwards[rows] = self._record(partial(self._compute, rows), self._x.device, self._pool)
             forward()
         except (MemoryError, RuntimeError) as error:
