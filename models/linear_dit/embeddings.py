@@ -4,7 +4,6 @@ B batch, N tokens, D width, L text tokens.
 """
 
 import math
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +103,6 @@ class CaptionProjection(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(caption), approximate="tanh"))  # type: ignore[no-any-return]
 
 
-@lru_cache(maxsize=16)
 def position_embedding(
     width: int, rows: int, columns: int, base: int, interpolation_scale: float, device: torch.device
 ) -> Tensor:
@@ -117,18 +115,19 @@ def position_embedding(
         rows, columns: token grid.
         base: side of the grid that the model was made for.
         interpolation_scale: the checkpoint's.
-        device: where the result lies.
+        device: where it is computed, so that a recorded forward computes it anew.
 
     Returns:
         (1, rows * columns, D) float32.
     """
-    frequency = 1.0 / MAX_PERIOD ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4.0))  # (D / 4,)
+    ramp = torch.arange(width // 4, dtype=torch.float64, device=device)
+    frequency = 1.0 / MAX_PERIOD ** (ramp / (width / 4.0))  # (D / 4,)
 
     def axis(size: int) -> Tensor:
-        place = torch.arange(size, dtype=torch.float32) / (size / base) / interpolation_scale
+        place = torch.arange(size, dtype=torch.float32, device=device) / (size / base) / interpolation_scale
         phase = torch.outer(place.double(), frequency)
-        return torch.cat([phase.sin(), phase.cos()], dim=1)  # (size, D / 2)
+        return torch.cat([phase.sin(), phase.cos()], dim=1).float()  # (size, D / 2)
 
     column = axis(columns)[None].expand(rows, -1, -1)  # (rows, columns, D / 2)
     row = axis(rows)[:, None].expand(-1, columns, -1)  # (rows, columns, D / 2)
-    return torch.cat([column, row], dim=-1).flatten(0, 1)[None].float().to(device)
+    return torch.cat([column, row], dim=-1).flatten(0, 1)[None]

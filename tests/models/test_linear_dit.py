@@ -8,6 +8,8 @@ import json
 import pytest
 import torch
 from diffusers import SanaTransformer2DModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bestofn.models.errors import CheckpointError
 from bestofn.models.linear_dit import (
@@ -119,6 +121,38 @@ def test_slots_mix_prompts_and_text_padding_is_exact():
         PromptContext.stack([padded[0], model.prompt_context(texts[1], torch.ones(1, 9))])
     with pytest.raises(ValueError, match="a batch of 3 needs the context of 3 prompts, got 1"):
         model(latent, timestep, padded[0])
+
+
+class Foreign(TorchDispatchMode):
+    """Collects what is read that was neither there at the beginning nor made since."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = {tensor.untyped_storage().data_ptr(): tensor for tensor in known}
+        self.found = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        self.found += [t for t in tensors if t.untyped_storage().data_ptr() not in self.known]
+        made = operator(*args, **kwargs or {})
+        self.known |= {t.untyped_storage().data_ptr(): t for t in tree_leaves(made) if isinstance(t, torch.Tensor)}
+        return made
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_a_forward_reads_only_weights_and_arguments(name):
+    """A recorded forward reads the same memory for ever, so nothing may be read that others could give back."""
+    overrides, h, w, lengths = CASES[name]
+    model, B = LinearDiT(LinearDiTConfig.from_dict(SMALL | overrides)), len(lengths)
+    context = model.prompt_context(torch.randn(B, 7, 20), torch.ones(B, 7))
+    latent, time = torch.randn(B, 4, h, w), torch.rand(B)
+    guidance = torch.ones(B) if overrides.get("guidance_embeds") else None
+    model(latent, time, context, guidance)
+    given = [latent, time, context.keys, context.values, context.bias, *([] if guidance is None else [guidance])]
+    with Foreign([*model.parameters(), *given]) as mode:
+        model(latent, time, context, guidance)
+    assert not mode.found
 
 
 @torch.no_grad()
