@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ RELEASE_ORDER = ("text_encoder", "decoder", "transformer")
 
 # Share of the memory that weights may take; the rest is for activations and everything else on the machine.
 WEIGHTS_SHARE = 0.8
+
+VARIANT = re.compile(r"\.(fp16|bf16)\b")
 
 
 def to_release(wanted: str, sizes: Mapping[str, int], resident: Sequence[str], budget: int) -> list[str]:
@@ -38,17 +41,22 @@ def to_release(wanted: str, sizes: Mapping[str, int], resident: Sequence[str], b
 
 def weight_bytes(folder: Path, itemsize: int) -> int:
     """Bytes of a part's weights when held with ``itemsize`` bytes a value; reads only the files' headers."""
-    files = sorted(folder.glob("*.safetensors"))
-    files = [file for file in files if ".fp16." not in file.name] or files
+    files = weight_files(folder)
     if not files:
         raise CheckpointError(f"{folder} holds no safetensors file")
     return sum(itemsize * _product(tensor["shape"]) for file in files for tensor in header(file).values())
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """A part's safetensors files, without variants such as ``model.fp16-00001-of-00002.safetensors``, which nothing
+    reads."""
+    return [file for file in sorted(folder.glob("*.safetensors")) if not VARIANT.search(file.name)]
+
+
 def stored_dtype(folder: Path) -> str:
     """Most frequent dtype of a part's stored weights, as safetensors spells it: BF16, F16, F32."""
     counts: dict[str, int] = {}
-    for file in folder.glob("*.safetensors"):
+    for file in weight_files(folder):
         for tensor in header(file).values():
             counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + _product(tensor["shape"])
     return max(counts, key=lambda name: counts[name]) if counts else "F32"

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bestofn.models.autoencoder import Decoder
 from bestofn.models.checkpoint import CallDefaults, Checkpoint, importance_order
@@ -15,7 +15,7 @@ from bestofn.models.errors import CheckpointError
 from bestofn.models.generator import Generator, part_dtypes
 from bestofn.models.instruction import COMPLEX_HUMAN_INSTRUCTION
 from bestofn.models.pruning import store_importance
-from bestofn.models.residency import to_release
+from bestofn.models.residency import stored_dtype, to_release, weight_bytes
 from bestofn.models.text import load_text_encoder
 
 
@@ -96,6 +96,14 @@ def test_gemma_and_autoencoder_never_run_in_float16():
     gpu = part_dtypes(torch.device("cuda"), "F16")
     assert gpu == {"text_encoder": torch.bfloat16, "transformer": torch.float16, "decoder": torch.bfloat16}
     assert set(part_dtypes(torch.device("cuda"), "BF16").values()) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("variant", ["model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors"])
+def test_a_variant_in_another_dtype_counts_for_nothing(variant, tmp_path):
+    save_file({"weight": torch.zeros(4, 2)}, tmp_path / "model.safetensors")
+    save_file({"weight": torch.zeros(4, 2).half(), "more": torch.zeros(3).half()}, tmp_path / variant)
+    assert stored_dtype(tmp_path) == "F32"
+    assert weight_bytes(tmp_path, 2) == 16
 
 
 def test_parts_give_way_in_the_order_of_their_use():
