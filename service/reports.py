@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bestofn.service.jobs import Usage
@@ -68,6 +69,13 @@ class Reports:
         judgements = report.judgements
         report.changed, report.judgements = set(), []
         return progress, judgements
+
+    def put_back(self, job: str, progress: Sequence[HeatProgress], judgements: Sequence[Judgement]) -> None:
+        """Takes back what was taken and could not be published."""
+        report = self._jobs.get(job)
+        if report is not None:
+            report.changed |= {part.heat for part in progress}
+            report.judgements = [*judgements, *report.judgements]
 
     def forget(self, job: str, heat: int) -> None:
         """Drops one heat's totals; the job's when it was the last."""

@@ -78,6 +78,7 @@ class Worker:
         self._playing: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._over: dict[str, None] = {}  # jobs that have ended early, the last ones
         self._reports = Reports()
+        self._publishing = asyncio.Lock()
         self._heat_log = HeatLog()
         self._trouble: str | None = None
         self._warm = False
@@ -406,9 +407,18 @@ class Worker:
             await asyncio.sleep(REPORT_SECONDS)
 
     async def _publish(self, job: str) -> None:
-        progress, judgements = self._reports.take(job)
-        if (progress or judgements) and not await self._persist(lambda: self._lane.report(job, progress, judgements)):
-            self._drop(job)
+        """Tells what is new of a job, one call after the other: a heat is completed only once all of it is told."""
+        async with self._publishing:
+            progress, judgements = self._reports.take(job)
+            if not (progress or judgements):
+                return
+            try:
+                wanted = await self._persist(lambda: self._lane.report(job, progress, judgements))
+            except asyncio.CancelledError:
+                self._reports.put_back(job, progress, judgements)
+                raise
+            if not wanted:
+                self._drop(job)
 
     async def _settle(self) -> None:
         while True:

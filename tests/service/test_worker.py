@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -369,27 +369,83 @@ def test_cancel_reaches_the_engine_before_its_next_tick(settings: Settings, make
     asyncio.run(run())
 
 
-@embedded
-def test_workers_outlive_a_killed_server(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
+@asynccontextmanager
+async def begun(
+    settings: Settings, start: Start, spec: JobSpec, heats: int, step_seconds: float = 0.05
+) -> AsyncIterator[tuple[LocalServer, Queue, "subprocess.Popen[bytes]"]]:
+    """A queue server of its own, whose one worker has done so many heats of a job."""
     with LocalServer(settings.data_dir) as server:
         own = settings.model_copy(update={"redis_url": server.url})
+        queue = await Queue.connect(own)
+        worker = start(own, step_seconds)
+        await ready(queue, 1)
+        await queue.submit(spec, cost=1)
+        await heats_done(queue, spec.id, heats)
+        yield server, queue, worker
+        await queue.aclose()
 
-        async def run() -> None:
-            queue = await Queue.connect(own)
-            worker = start(own, 0.05)
-            await ready(queue, 1)
-            spec = make_spec(num_samples=64)
-            await queue.submit(spec, cost=1)
-            await heats_done(queue, spec.id, 2)
+
+@embedded
+def test_workers_outlive_a_killed_server(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
+    async def run() -> None:
+        spec = make_spec(num_samples=64)
+        async with begun(settings, start, spec, 2) as (server, queue, worker):
             os.kill((await queue.redis.info("server"))["process_id"], signal.SIGKILL)
             await asyncio.sleep(0.3)
             await asyncio.to_thread(server.restart)
             assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
             assert len((await queue.record(spec.id)).outcomes) == 16
             assert worker.poll() is None
-            await queue.aclose()
 
-        asyncio.run(run())
+    asyncio.run(run())
+
+
+class _Gated(FakeEngine):
+    """Makes as many ticks as it was let to."""
+
+    def __init__(self) -> None:
+        super().__init__(slots=4)
+        self.gate = threading.Semaphore(0)
+
+    def tick(self) -> list[EngineEvent]:
+        self.gate.acquire(timeout=20.0)
+        return super().tick()
+
+
+@embedded
+@pytest.mark.parametrize("leaves", [False, True])
+def test_candidates_are_told_before_their_heat_whatever_has_to_be_tried_again(
+    settings: Settings, make_spec: MakeSpec, leaves: bool
+) -> None:
+    engine = _Gated()
+
+    async def run(server: LocalServer) -> None:
+        own = settings.model_copy(update={"redis_url": server.url, "stall_seconds": 20.0})
+        queue = await Queue.connect(own)
+        async with inside(own, engine):
+            await ready(queue, 1)
+            spec = make_spec(num_samples=8, heat_size=8, num_inference_steps=1, thumbnails=True)
+            await queue.submit(spec, cost=1)
+            while (await queue.record(spec.id)).status is JobStatus.QUEUED:
+                await asyncio.sleep(0.01)
+            os.kill((await queue.redis.info("server"))["process_id"], signal.SIGKILL)
+            engine.gate.release()  # four are judged, which is tried to be told less and less often
+            await asyncio.sleep(1.0)
+            engine.gate.release()  # the heat is done
+            await asyncio.sleep(0.1)
+            if leaves:
+                os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.to_thread(server.restart)
+            assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
+            types = [event.type async for event in queue.events(spec.id)]
+            assert types.count("candidate") == 8
+            assert types[-2:] == ["heat", "result"]
+            for candidate in range(8):
+                assert await queue.thumbnail(spec.id, candidate)
+        await queue.aclose()
+
+    with LocalServer(settings.data_dir) as server:
+        asyncio.run(run(server))
 
 
 @embedded
@@ -445,16 +501,9 @@ def test_a_worker_whose_engine_hangs_ends_and_hands_its_heats_on(
 
 @embedded
 def test_a_server_that_takes_no_writes_is_waited_for(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
-    with LocalServer(settings.data_dir) as server:
-        own = settings.model_copy(update={"redis_url": server.url})
-
-        async def run() -> None:
-            queue = await Queue.connect(own)
-            worker = start(own, 0.05)
-            await ready(queue, 1)
-            spec = make_spec(num_samples=32)
-            await queue.submit(spec, cost=1)
-            await heats_done(queue, spec.id, 2)
+    async def run() -> None:
+        spec = make_spec(num_samples=32)
+        async with begun(settings, start, spec, 2) as (_, queue, worker):
             await queue.redis.config_set("min-replicas-to-write", 1)  # as a full disk: what is written is refused
             with pytest.raises(ResponseError, match="NOREPLICAS"):
                 await queue.submit(make_spec(), cost=1)
@@ -462,29 +511,20 @@ def test_a_server_that_takes_no_writes_is_waited_for(settings: Settings, make_sp
             await queue.redis.config_set("min-replicas-to-write", 0)
             assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
             assert worker.poll() is None
-            await queue.aclose()
 
-        asyncio.run(run())
+    asyncio.run(run())
 
 
 @embedded
 def test_a_worker_that_starts_over_a_full_server_does_what_is_left(
     settings: Settings, make_spec: MakeSpec, start: Start
 ) -> None:
-    with LocalServer(settings.data_dir) as server:
-        own = settings.model_copy(update={"redis_url": server.url})
-
-        async def run() -> None:
-            queue = await Queue.connect(own)
-            first = start(own, 0.1)
-            await ready(queue, 1)
-            spec = make_spec(num_samples=16)
-            await queue.submit(spec, cost=1)
-            await heats_done(queue, spec.id, 1)
+    async def run() -> None:
+        spec = make_spec(num_samples=16)
+        async with begun(settings, start, spec, 1, 0.1) as (_, queue, first):
             first.kill()
             await queue.redis.config_set("maxmemory", (await queue.redis.info("memory"))["used_memory"] // 2)
-            start(own, 0.02)
+            start(queue.settings, 0.02)
             assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
-            await queue.aclose()
 
-        asyncio.run(run())
+    asyncio.run(run())
