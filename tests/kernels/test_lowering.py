@@ -30,7 +30,7 @@ WIDE, FULL, INDEX, CODE = "*bf16", "*fp32", "*i64", "*i8"
 N, D, H, K = 1024, 2240, 70, 32  # tokens at 1024 px, width, heads and their channels
 CROSS_K, L, FFN = 112, 300, 5600  # channels of a cross-attention head, padded text, hidden width
 ROW = rows.row_launch(D)
-PRODUCT = {"PRECISION": "tf32", "BLOCK_K": K}
+PRODUCT = {"PRECISION": "tf32x3", "BLOCK_K": K}
 
 # name: kernel, its arguments (pointers by their types), registers of a thread and bytes of shared memory at most.
 # Registers are what leaves room for enough programs on a multiprocessor (65,536 registers) to keep its memory busy.
@@ -57,7 +57,7 @@ KERNELS = {
         {"query": WIDE, "weight": WIDE, "state": FULL, "out": WIDE, "N": N, "D": D, "K": K, "EPSILON": 1e-15}
         | PRODUCT
         | linear_attention.READ_OUT_LAUNCH,
-        80,
+        104,
         32_768,
     ),
     "gated_depthwise": (
@@ -73,7 +73,7 @@ KERNELS = {
         | {"rms": FULL, "prompts": INDEX, "key_prompt": D * L, "key_head": L * CROSS_K, "key_token": CROSS_K}
         | {"value_prompt": D * L, "value_head": L * CROSS_K, "value_token": CROSS_K, "bias_prompt": L}
         | {"N": N, "L": L, "W": D, "K": CROSS_K, "scale": 0.1, "UNSEEN": cross_attention.UNSEEN}
-        | {"PRECISION": "tf32", "BLOCK_K": 128, "BLOCK_T": 512, **cross_attention.LAUNCH},
+        | {"PRECISION": "tf32x3", "BLOCK_K": 128, "BLOCK_T": 512, **cross_attention.LAUNCH},
         184,
         65_536,
     ),
