@@ -18,47 +18,85 @@ ARMS = {
     "cyclic": ("#3a6ea5", "--"),
     "block": ("#7aa874", "--"),
 }
-Curves = dict[str, dict[int, list[tuple[int, float]]]]
+CHOICES = {"importance": "most important", "last": "first", "random": "random"}
+Curve = list[tuple[int, float]]
+Curves = dict[str, dict[int, Curve]]  # arm, seed
 
 
 def main() -> None:
     lines = [json.loads(line) for line in (FOLDER / "runs.jsonl").read_text().splitlines()]
-    curves: Curves = defaultdict(lambda: defaultdict(list))
+    losses, scores = curves(lines, "loss"), curves(lines, "score")
+    source_table(losses, scores)
+    growth_table(losses, scores)
+    plot_growth(losses, scores)
+    grown_pruning_table(lines)
+    importance = {line["arm"]: line["importance"] for line in lines if "importance" in line}
+    pruning_table([line for line in lines if line["arm"] in ("prune", "whole")])
+    plot_importance(importance)
+
+
+def curves(lines: list[dict[str, Any]], figure: str) -> Curves:
+    out: Curves = defaultdict(lambda: defaultdict(list))
     for line in lines:
-        if "loss" in line:
-            curves[line["arm"]][line["seed"]].append((line["step"], line["loss"]))
-    growth_table(curves)
-    plot_growth(curves)
-    importance = [line["importance"] for line in lines if line["arm"] == "importance"]
-    if importance:
-        pruning_table([line for line in lines if line["arm"] in ("prune", "whole")])
-        plot_importance(importance[0])
+        if "seed" in line and figure in line:
+            out[line["arm"]][line["seed"]].append((line["step"], line[figure]))
+    return out
 
 
-def growth_table(curves: Curves) -> None:
-    """Loss where an arm starts and ends, and the steps until it is where training from scratch ends."""
-    say("arm", "seed", "loss at the start", "at the end", "steps to the end of scratch", "fewer steps")
-    say(*["---"] * 6)
-    for arm in (arm for arm in ARMS if arm in curves):
-        for seed, points in sorted(curves[arm].items()):
-            scratch = curves["scratch"][seed]
-            steps = reached(points, scratch[-1][1])
-            fewer = "" if steps is None else f"{1 - steps / scratch[-1][0]:.0%}"
-            reach = "not reached" if steps is None else f"{steps:.0f} of {scratch[-1][0]}"
-            say(arm, str(seed), f"{points[0][1]:.3f}", f"{points[-1][1]:.3f}", reach, fewer)
+def mean(by_seed: dict[int, Curve]) -> Curve:
+    steps = [step for step, _ in next(iter(by_seed.values()))]
+    return list(zip(steps, np.mean([[y for _, y in points] for points in by_seed.values()], 0).tolist(), strict=True))
 
 
-def reached(points: list[tuple[int, float]], target: float) -> float | None:
-    """The step at which a curve first is at or under the target, between its points by a straight line."""
+def source_table(losses: Curves, scores: Curves) -> None:
+    points, right = mean(losses["source"]), mean(scores["source"])
+    say("source, steps", "loss", "score")
+    say(str(points[-1][0]), f"{points[-1][1]:.3f}", f"{right[-1][1]:.3f}")
+
+
+def growth_table(losses: Curves, scores: Curves) -> None:
+    """Loss and score where an arm starts and ends, and the steps until it is where training from scratch ends."""
+    say("arm", "seeds", "loss at the start", "at the end", "score at the start", "at the end",
+        "steps to scratch's last loss", "to its last score")  # fmt: skip
+    say(*["---"] * 8)
+    for arm in (arm for arm in ARMS if arm in losses):
+        budget = next(iter(losses["scratch"].values()))[-1][0]
+        steps = [reached(points, losses["scratch"][k][-1][1], down=True) for k, points in losses[arm].items()]
+        target = mean({seed: scores["scratch"][seed] for seed in scores[arm]})[-1][1]
+        loss, score = mean(losses[arm]), mean(scores[arm])
+        each = ", ".join("not reached" if s is None else f"{s:.0f} ({1 - s / budget:.0%} fewer)" for s in steps)
+        scored = reached(score, target, down=False)
+        say(arm, str(len(losses[arm])), f"{loss[0][1]:.3f}", f"{loss[-1][1]:.3f} ({loss[-1][0]} steps)",
+            f"{score[0][1]:.3f}", f"{score[-1][1]:.3f}", each,
+            "not reached" if scored is None else f"{scored:.0f} ({1 - scored / budget:.0%} fewer)")  # fmt: skip
+
+
+def reached(points: Curve, target: float, down: bool) -> float | None:
+    """The step at which a curve first is at the target or beyond, between its points by a straight line."""
+    sign = 1 if down else -1
     before = None
-    for step, loss in points:
-        if loss <= target:
+    for step, value in points:
+        if sign * value <= sign * target:
             if before is None:
                 return float(step)
-            share = (before[1] - target) / (before[1] - loss)
+            share = (before[1] - target) / (before[1] - value)
             return before[0] + share * (step - before[0])
-        before = step, loss
+        before = step, value
     return None
+
+
+def grown_pruning_table(lines: list[dict[str, Any]]) -> None:
+    """The grown model with fewer blocks: loss and score before and after recovery."""
+    say("layers", "which stay", "loss", "after recovery", "score", "after recovery")
+    say(*["---"] * 6)
+    runs: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        if line["arm"].startswith("pruned, "):
+            runs[line["layers"], line["choice"]].append(line)
+    for (layers, choice), points in sorted(runs.items(), key=lambda item: -item[0][0]):
+        first, last = points[0], points[-1]
+        say(str(layers), f"{CHOICES[choice]} ({', '.join(map(str, first['kept']))})", f"{first['loss']:.3f}",
+            f"{last['loss']:.3f}", f"{first['score']:.3f}", f"{last['score']:.3f}")  # fmt: skip
 
 
 def pruning_table(lines: list[dict[str, Any]]) -> None:
@@ -71,28 +109,33 @@ def pruning_table(lines: list[dict[str, Any]]) -> None:
         if line["arm"] == "prune":
             runs[line["layers"], line["choice"]][line["step"]] = line
     for (layers, choice), steps in sorted(runs.items(), key=lambda item: -item[0][0]):
-        names = {"importance": "most important", "last": "first", "random": "random"}
         kept = ", ".join(map(str, steps[0]["kept"]))
         after = max(steps)
         scores = [f"{steps[0]['score']:.3f}", f"{steps[after]['score']:.3f}" if after else ""]
-        say(str(layers), f"{names[choice]} ({kept})", *scores)
+        say(str(layers), f"{CHOICES[choice]} ({kept})", *scores)
 
 
-def plot_growth(curves: Curves) -> None:
-    figure, axis = pyplot.subplots(figsize=(6.5, 4), layout="constrained")
-    for arm, (colour, style) in ARMS.items():
-        for i, points in enumerate(curves.get(arm, {}).values()):
-            steps, losses = np.array(points).T
-            axis.plot(steps, losses, style, color=colour, lw=1.3, label=arm if i == 0 else None)
-    axis.set(xlabel="steps of the deep model", ylabel="held-out flow-matching loss", ylim=(None, 1.3))
-    axis.legend(frameon=False)
+def plot_growth(losses: Curves, scores: Curves) -> None:
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, of in zip(axes, (losses, scores), strict=True):
+        for arm, (colour, style) in ARMS.items():
+            for points in of.get(arm, {}).values():
+                axis.plot(*np.array(points).T, style, color=colour, lw=0.6, alpha=0.5)
+            if arm in of:
+                axis.plot(*np.array(mean(of[arm])).T, style, color=colour, lw=2, label=arm)
+        axis.set(xlabel="steps of the deep model")
+    axes[0].set(ylabel="held-out flow-matching loss", ylim=(None, 1.0))
+    axes[1].set(ylabel="pictures that the evaluator accepts")
+    axes[0].legend(frameon=False)
     figure.savefig(FOLDER / "growth.png", dpi=130)
 
 
-def plot_importance(importance: list[float]) -> None:
-    figure, axis = pyplot.subplots(figsize=(6.5, 2.8), layout="constrained")
-    axis.bar(range(len(importance)), importance, color=GOLD)
-    axis.set(xlabel="block", ylabel="importance (1 - cosine)")
+def plot_importance(importance: dict[str, list[float]]) -> None:
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 2.8), layout="constrained")
+    names = {"importance": "shapes", "grown, importance": "width 64, grown from 4 to 8 layers, 500 steps"}
+    for axis, (arm, name) in zip(axes, names.items(), strict=True):
+        axis.bar(range(len(importance[arm])), importance[arm], color=GOLD)
+        axis.set(xlabel="block", ylabel="importance (1 - cosine)", title=name)
     figure.savefig(FOLDER / "importance.png", dpi=130)
 
 

@@ -1,8 +1,9 @@
 """Growth and pruning, measured on one thread: `python docs/growth/measure.py WORK` trains, and goes on where it was.
 
-Growth: scenes of one object, a transformer of width 64 over the shipped text encoder and autoencoder (both frozen).
-Pruning: the shipped checkpoint itself, on the benchmark. WORK keeps weights; runs.jsonl beside this file gets a line a
-figure, from which `python docs/growth/draw.py` makes the tables and plots of docs/growth.md.
+Growth: scenes of one object of twelve kinds, a transformer of width 64 over the shipped text encoder and autoencoder
+(both frozen); one of the grown models is then pruned. And the shipped checkpoint itself pruned, on the benchmark. WORK
+keeps weights; runs.jsonl beside this file gets a line a figure, from which `python docs/growth/draw.py` makes the
+tables and plots of docs/growth.md.
 """
 
 import copy
@@ -10,7 +11,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,23 +24,32 @@ from bestofn.models.checkpoint import EMBEDDED, Checkpoint
 from bestofn.models.generator import Generator
 from bestofn.models.growth import Method, grow
 from bestofn.models.pruning import block_importance, calibration_prompts, kept_blocks, prune
+from bestofn.models.shapes.evaluator import evaluate
 from bestofn.models.shapes.prompts import single
 from bestofn.models.shapes.scenes import Wish, place, trainable
-from bestofn.models.shapes.world import COLOURS, SHAPES, render
+from bestofn.models.shapes.world import render
 from bestofn.models.training.forward import forward
 from bestofn.models.training.generator import noise_levels
 from bestofn.models.training.muon import Group, MuonAdam
-from bestofn.models.training.pipeline import CALL_DEFAULTS, Parts, build_parts, load_parts, sample, save_pipeline
+from bestofn.models.training.pipeline import Parts, build_parts, load_parts, sample, save_pipeline
 from bestofn.models.training.recovery import recover
 from bestofn.models.training.score import score, spread
 from bestofn.models.training.text import Words
 
 LOG = Path(__file__).parent / "runs.jsonl"
 WIDTH, SHALLOW, DEEP, BATCH = 64, 4, 8, 32
-SOURCE_STEPS, STEPS, WARMUP, EVERY = 300, 200, 30, 25
+SOURCE_STEPS, SCRATCH_STEPS, GROWN_STEPS, WARMUP = 800, 800, 500, 30
+LOSS_EVERY, SCORE_EVERY, PICTURES = 50, 100, 8
 MATRIX_RATE, OTHER_RATE, DROPOUT = 4e-3, 3e-3, 0.1
-SCENES, HELD_SCENES = 4096, 192
+SCENES, HELD_SCENES = 2048, 192
+KINDS = [
+    (shape, colour)
+    for shape in ("circle", "square", "triangle")
+    for colour in ("red", "yellow", "green", "blue")
+    if trainable(Wish((shape,), (colour,)))
+]
 SEEDS = (0, 1, 2)
+DEFAULTS: tuple[int, float] = (12, 4.0)  # steps and guidance: CALL_DEFAULTS
 RECOVERY_STEPS, RECOVERY_BATCH, SCORED = 100, 32, spread(20)
 
 
@@ -48,8 +58,8 @@ class World:
     """Scenes of one object as latents (S, C, h, w) with their contents, and the text encoder's words for them."""
 
     latents: Tensor
-    shapes: list[str]
-    colours: list[str]
+    shapes: Sequence[str]
+    colours: Sequence[str]
     text: dict[str, tuple[Tensor, Tensor]]  # prompt: states (L, D), mask (L)
     parts: Parts  # of the shipped checkpoint; only the transformer differs here
 
@@ -66,11 +76,8 @@ def load_world(work: Path) -> World:
     pipeline = SanaPipeline.from_pretrained(EMBEDDED["shapes"])
     parts = Parts(pipeline.tokenizer, pipeline.text_encoder.eval(), pipeline.transformer, pipeline.vae.eval())
     rng = np.random.default_rng(5)
-    wishes = []
-    while len(wishes) < SCENES + HELD_SCENES:
-        wish = Wish((SHAPES[rng.integers(len(SHAPES))],), (COLOURS[rng.integers(len(COLOURS))],))
-        if trainable(wish):
-            wishes.append(wish)
+    kinds = [KINDS[k] for k in rng.integers(len(KINDS), size=SCENES + HELD_SCENES)]
+    wishes = [Wish((shape,), (colour,)) for shape, colour in kinds]
     cache = work / "latents.pt"
     if not cache.exists():
         batches = []
@@ -80,12 +87,12 @@ def load_world(work: Path) -> World:
                 pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
                 batches.append(parts.vae.encode(pixels).latent * parts.vae.config.scaling_factor)
         torch.save(torch.cat(batches), cache)
-    prompts = ["", *(single(s, c).prompt for s in SHAPES for c in (None, *COLOURS))]
+    prompts = ["", *dict.fromkeys(single(shape, c).prompt for shape, colour in KINDS for c in (None, colour))]
     ids, mask = Words(parts.tokenizer)(prompts)
     with torch.no_grad():
         states = parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     text = {prompt: (states[i], mask[i]) for i, prompt in enumerate(prompts)}
-    shapes, colours = [wish.shapes[0] for wish in wishes], [wish.colours[0] for wish in wishes]
+    shapes, colours = zip(*kinds, strict=True)
     return World(torch.load(cache, weights_only=True), shapes, colours, text, parts)
 
 
@@ -98,6 +105,15 @@ def held_out_loss(world: World, model: SanaTransformer2DModel) -> float:
         return float(flow_loss(model, x, text, mask, sigma, torch.Generator().manual_seed(9)))
 
 
+def share_right(world: World, model: SanaTransformer2DModel) -> float:
+    """Share of pictures that the exact evaluator accepts: every kind of object, seeds that are always the same."""
+    specs = [single(*kind) for kind in KINDS for _ in range(PICTURES)]
+    seeds = [seed for _ in KINDS for seed in range(PICTURES)]
+    parts = replace(world.parts, transformer=model)
+    pictures = sample(parts, [spec.prompt for spec in specs], seeds, *DEFAULTS).numpy()
+    return float(np.mean([evaluate(picture, spec).correct for picture, spec in zip(pictures, specs, strict=True)]))
+
+
 def flow_loss(
     model: SanaTransformer2DModel, x: Tensor, text: Tensor, mask: Tensor, sigma: Tensor, noises: torch.Generator
 ) -> Tensor:
@@ -108,9 +124,12 @@ def flow_loss(
 
 
 def train(
-    world: World, model: SanaTransformer2DModel, steps: int, seed: int
+    world: World, model: SanaTransformer2DModel, steps: int, seed: int, falling: bool = False
 ) -> Iterator[tuple[int, SanaTransformer2DModel]]:
-    """Steps of Muon and AdamW as in `models/training`; yields the running mean of the weights every `EVERY` steps."""
+    """Steps of Muon and AdamW as in `models/training`; yields the running mean of the weights every `LOSS_EVERY` steps.
+
+    The rate stays as it is after warm-up, or falls to zero.
+    """
     inner = [*model.transformer_blocks.parameters(), *model.caption_projection.parameters()]
     matrices = [p for p in inner if p.ndim >= 2 and p[0].numel() > 9 and p.shape[0] > 6]
     chosen = {id(p) for p in matrices}
@@ -125,23 +144,35 @@ def train(
         loss = flow_loss(model, x, text, mask, noise_levels(BATCH, rng), noises)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(min(1.0, (step + 1) / WARMUP))
+        optimizer.step(1 - step / steps if falling else min(1.0, (step + 1) / WARMUP))
         keep = min(0.999, (1 + step) / (20 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(mean.parameters()), list(model.parameters()), 1 - keep)
-        if (step + 1) % EVERY == 0:
+        if (step + 1) % LOSS_EVERY == 0:
             yield step + 1, mean
 
 
-def run(world: World, work: Path, arm: str, seed: int, start: SanaTransformer2DModel, steps: int) -> Path:
+def run(
+    world: World,
+    work: Path,
+    arm: str,
+    seed: int,
+    start: SanaTransformer2DModel,
+    steps: int,
+    *,
+    falling: bool = False,
+    facts: Mapping[str, object] | None = None,
+) -> Path:
     """Train one arm of one seed, unless it is done; returns the folder of its checkpoint."""
     folder = work / f"{arm}-{seed}"
     if not folder.exists():
         began = time.process_time()
         lines = []
-        for step, model in train(world, start, steps, seed):
-            loss, seconds = held_out_loss(world, model), round(time.process_time() - began, 1)
-            lines.append({"arm": arm, "seed": seed, "step": step, "loss": loss, "cpu_seconds": seconds})
+        for step, model in train(world, start, steps, seed, falling):
+            line = {"arm": arm, "seed": seed, "step": step, **(facts or {}), "loss": held_out_loss(world, model)}
+            if step % SCORE_EVERY == 0:
+                line["score"] = share_right(world, model)
+            lines.append(line | {"cpu_seconds": round(time.process_time() - began, 1)})
             sys.stderr.write(f"{json.dumps(lines[-1])}\n")
         log(*lines)
         save_pipeline(replace(world.parts, transformer=model), folder)
@@ -167,9 +198,36 @@ def grown(work: Path, source: Path, method: Method, dropped: int, seed: int) -> 
 
 def measure_growth(world: World, work: Path, seed: int, methods: Sequence[tuple[str, Method, int]]) -> None:
     source = run(world, work, "source", seed, built(world, SHALLOW, seed), SOURCE_STEPS)
-    run(world, work, "scratch", seed, built(world, DEEP, seed + 100), STEPS)
+    run(world, work, "scratch", seed, built(world, DEEP, seed + 100), SCRATCH_STEPS)
     for arm, method, dropped in methods:
-        run(world, work, arm, seed, grown(work, source, method, dropped, seed), STEPS)
+        run(world, work, arm, seed, grown(work, source, method, dropped, seed), GROWN_STEPS)
+
+
+def measure_grown_then_pruned(world: World, work: Path, arm: str, seed: int) -> None:
+    """A grown and trained model with fewer blocks, before and after recovery, like the paper's table."""
+    source = Checkpoint.resolve(str(work / f"{arm}-{seed}"))
+    prompts = [single(*kind).prompt for kind in KINDS]
+    importance = block_importance(Generator(source), prompts)
+    log({"arm": "grown, importance", "seed": seed, "importance": importance})
+    draw = np.random.default_rng(seed)
+    for layers in (6, 5, 4, 3):
+        for choice, kept in choices_of(importance, layers, draw).items():
+            name = f"pruned, {choice}, {layers}"
+            folder = work / f"{name}-{seed}-start"
+            if not folder.exists():
+                prune(source, folder, kept)
+            start = SanaTransformer2DModel.from_pretrained(folder / "transformer")
+            facts = {"choice": choice, "layers": layers, "kept": kept}
+            run(world, work, name, seed, start, RECOVERY_STEPS, falling=True, facts=facts)
+
+
+def choices_of(importance: Sequence[float], layers: int, draw: np.random.Generator) -> dict[str, list[int]]:
+    """Blocks that stay: the most important ones, the first ones, and any."""
+    return {
+        "importance": kept_blocks(importance, layers),
+        "last": list(range(layers)),
+        "random": sorted(draw.choice(len(importance), layers, replace=False).tolist()),
+    }
 
 
 def measure_pruning(work: Path, depths: Sequence[int], choices: Sequence[str]) -> None:
@@ -184,11 +242,7 @@ def measure_pruning(work: Path, depths: Sequence[int], choices: Sequence[str]) -
     importance = json.loads(order.read_text())
     draw = np.random.default_rng(0)
     for layers in depths:
-        kept = {
-            "importance": kept_blocks(importance, layers),
-            "last": list(range(layers)),
-            "random": sorted(draw.choice(len(importance), layers, replace=False).tolist()),
-        }
+        kept = choices_of(importance, layers, draw)
         for choice in choices:
             name = f"{choice}-{layers}"
             line = {"arm": "prune", "choice": choice, "layers": layers, "kept": kept[choice]}
@@ -231,8 +285,8 @@ def recover_cached(work: Path, start: Path, out: Path) -> None:
 
 def evaluator_score(folder: Path) -> float:
     """Mean of the six categories on half of the benchmark, at the call defaults."""
-    parts, steps, guidance = load_parts(folder), CALL_DEFAULTS["num_inference_steps"], CALL_DEFAULTS["guidance_scale"]
-    result = score(lambda prompts, seeds: list(sample(parts, prompts, seeds, steps, guidance).numpy()), SCORED)["mean"]
+    parts = load_parts(folder)
+    result = score(lambda prompts, seeds: list(sample(parts, prompts, seeds, *DEFAULTS).numpy()), SCORED)["mean"]
     sys.stderr.write(f"{folder.name}: {result:.3f}\n")
     return result
 
@@ -242,18 +296,21 @@ def main() -> None:
     work = Path(sys.argv[1])
     work.mkdir(parents=True, exist_ok=True)
     world = load_world(work)
-    adopted: list[tuple[str, Method, int]] = [("partial, 2 dropped", "partial", 2)]
-    measure_growth(world, work, 0, adopted)
+    methods: list[tuple[str, Method, int]] = [
+        ("partial, 2 dropped", "partial", 2),
+        ("partial, 0 dropped", "partial", 0),
+        ("cyclic", "cyclic", 0),
+        ("block", "block", 0),
+    ]
+    for seed in SEEDS:
+        measure_growth(world, work, seed, methods[:1])
+    measure_grown_then_pruned(world, work, methods[0][0], SEEDS[0])
+    for seed in SEEDS:
+        measure_growth(world, work, seed, methods[1:])
     measure_pruning(work, (5, 4, 3), ("importance",))
     measure_pruning(work, (4,), ("last", "random"))
     measure_pruning(work, (5, 3), ("last", "random"))
-    for seed in SEEDS[1:]:
-        measure_growth(world, work, seed, adopted)
     measure_shipped(work)
-    others: list[tuple[str, Method, int]] = [
-        ("partial, 0 dropped", "partial", 0), ("cyclic", "cyclic", 0), ("block", "block", 0)
-    ]  # fmt: skip
-    measure_growth(world, work, 0, others)
 
 
 if __name__ == "__main__":
