@@ -1,4 +1,4 @@
-"""Playing a job's finals: the pairwise judge is asked; if it is away, the verdicts' order stays, with a warning."""
+"""Playing a job's finals: the pairwise judge is asked; if it cannot be, the verdicts' order stays, with a warning."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -39,3 +39,6 @@ async def play(
             return not_played(model, error.detail)
         log.warning("finals not played", job=spec.id, error=error.quiet)
         return not_played(model, f"the pairwise judge {model} could not be asked")
+    except ValueError as error:
+        log.warning("finals not played", job=spec.id, error=str(error))
+        return not_played(model, "a picture of those who meet cannot be read")

@@ -161,7 +161,7 @@ class VisionJudge:
             attempt += 1
             try:
                 response = await self._http.post(url, json=asked | told)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:  # lost, or with a body that does not read as its headers say
                 if attempt >= self._attempts:
                     said = str(error) or type(error).__name__
                     raise self._away(f"cannot be reached ({said})", "start it, or correct the address") from error

@@ -429,6 +429,39 @@ def test_finals_that_cost_workers_their_lives_are_given_up_not_the_job(
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)
+@pytest.mark.parametrize("broken", ["a picture", "the judge's answer"])
+def test_what_cannot_be_read_ends_the_finals_not_the_worker(
+    settings: Settings,
+    make_spec: Callable[..., JobSpec],
+    open_lane: Callable[..., Awaitable[Lane]],
+    finish: Callable[[Heat], HeatOutcome],
+    vision: Vision,
+    broken: str,
+) -> None:
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        lane = await open_lane(queue, "one", 16)
+        spec = make_spec(**FIELDS)
+        await queue.submit(spec, cost=1.0)
+        while (claims := await lane.claim(1, 0)) and not claims[0].heat.is_finals:
+            await lane.complete(claims[0], finish(claims[0].heat))
+        if broken == "a picture":
+            worst = (await lane.finalists(spec))[0][-1]
+            heat = int(await queue.redis.hget(queue.keys("kept", spec.id), str(worst)))
+            await queue.redis.hset(queue.keys("images", spec.id, heat), str(worst), b"cut short")
+        else:
+            vision.encoding = "gzip"
+        await lane.leave(claims)
+        async with worker(settings.model_copy(update={"finals_judge": vision.url})):
+            result, _ = await asyncio.wait_for(ended(queue, spec.id), 30.0)
+            assert (result.status, result.finals) == ("succeeded", None)
+            assert "the finals were not played" in result.warnings[0]
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
 def test_the_api_says_what_finals_need(served: Any) -> None:
     refused = httpx.post(f"{served.url}/generate", json=REQUEST)
     assert (refused.status_code, refused.json()["field"]) == (422, "finals")

@@ -36,6 +36,7 @@ class Vision:
         pause: set while calls may be answered.
         tells: whether log-probabilities are told; None: asking for them is a 400.
         key: that callers must send; None: none is asked for.
+        encoding: that answers claim to have; None: none.
         calls: what was asked: prompt, sizes of both pictures, headers.
     """
 
@@ -45,6 +46,7 @@ class Vision:
     failures: int = 0
     tells: bool | None = True
     key: str | None = None
+    encoding: str | None = None
     calls: list[dict[str, Any]] = field(default_factory=list)
     pause: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -111,6 +113,8 @@ def vision_server() -> Iterator[Vision]:
             data = json.dumps(reply).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
+            if vision.encoding is not None:
+                self.send_header("Content-Encoding", vision.encoding)
             self.end_headers()
             self.wfile.write(data)
 
