@@ -20,11 +20,14 @@ export function cost(job) {
 /** Candidates, drafts and stop of a plan or a job's parameters. */
 export function strategy({ num_samples: count, draft, stop }) {
   const parts = [stop ? `At most ${plural(count, "candidate")}` : plural(count, "candidate")];
-  if (draft)
-    parts.push(`drafts of ${plural(draft.num_inference_steps, "step")}, the best ${percent(draft.keep)} in full`);
+  if (draft) parts.push(`drafts of ${draftOf(draft)}, the best ${percent(draft.keep)} in full`);
   if (stop) parts.push(`until the judge is ${percent(stop.confidence)} sure`);
   return parts.join(", ");
 }
+
+/** How a draft is drawn. */
+export const draftOf = ({ num_inference_steps: steps, depth }) =>
+  plural(steps, "step") + (depth ? ` and ${plural(depth, "layer")}` : "");
 
 function bill({ tflops, seconds: stages, discarded_forwards: dropped }) {
   const time = Object.values(stages).reduce((sum, each) => sum + each, 0);

@@ -4,9 +4,10 @@ import { $, positive, whole } from "./text.js";
 
 export class Extras {
   #workers = [];
+  #apart = false; // a second judge and one for finals are deployed, but no worker has both
 
   constructor() {
-    $("finals").addEventListener("change", () => this.#fold());
+    for (const name of ["finals", "second"]) $(name).addEventListener("change", () => this.#fold());
   }
 
   /** Warm workers, as GET /status lists them. */
@@ -20,10 +21,14 @@ export class Extras {
       (worker) => worker.model.name === model?.id && (judge === null || worker.judge.name === judge),
     );
     const depths = model?.depths ?? [];
-    $("depth").parentElement.hidden = depths.length < 2;
-    $("depth").max = $("depth").placeholder = depths.at(-1) ?? "";
-    $("second-field").hidden = !held.some((worker) => worker.second_judge);
-    $("finals-field").hidden = !held.some((worker) => worker.finals_judge);
+    for (const name of ["depth", "draft_depth"]) {
+      $(name).parentElement.hidden = depths.length < 2;
+      $(name).max = $(name).placeholder = depths.at(-1) ?? "";
+    }
+    const [second, finals] = ["second_judge", "finals_judge"].map((name) => held.filter((worker) => worker[name]));
+    $("second-field").hidden = !second.length;
+    $("finals-field").hidden = !finals.length;
+    this.#apart = second.length > 0 && finals.length > 0 && !second.some((worker) => finals.includes(worker));
     this.#fold();
   }
 
@@ -55,8 +60,18 @@ export class Extras {
     return Boolean(depth || rule === "lower_bound" || finals);
   }
 
+  /** Only what goes with the other choices can be chosen; why not is said beside it. */
   #fold() {
-    $("finals-how").hidden = !$("finals").checked;
+    const [finals, second] = [$("finals"), $("second")];
+    if (this.#apart && finals.checked) second.checked = false;
+    for (const [one, other] of [
+      [finals, second],
+      [second, finals],
+    ]) {
+      one.disabled = this.#apart && other.checked;
+      $(`${one.id}-apart`).hidden = !one.disabled;
+    }
+    $("finals-how").hidden = !finals.checked;
   }
 }
 

@@ -14,6 +14,7 @@ const FIELDS = {
   "stop.confidence": ["how sure", () => $("confidence")],
   stop: ["stop early", () => $("confidence")],
   "draft.num_inference_steps": ["the steps of a draft", () => $("draft_steps")],
+  "draft.depth": ["the layers of a draft", () => $("draft_depth")],
   "draft.keep": ["the best to solve", () => $("draft_keep")],
   draft: ["drafts", () => $("draft_steps")],
   depth: ["the layers", () => $("depth")],
@@ -30,9 +31,15 @@ const FIELDS = {
 };
 const known = (field) => FIELDS[field] ?? FIELDS[field.split(".")[0]] ?? [field, () => null];
 
+// What the workers could do when the page was opened, and no longer can: the server's words are for who runs them.
+const GONE = {
+  rule: "no worker can count what two judges accept any more, or not with finals: leave it out",
+  finals: "no worker can play finals any more: leave them out",
+};
+
 /** What the server says of a field, with the page's word for it in place of the name that it begins with. */
 export const inOurWords = (said, field) =>
-  field && said.startsWith(field) ? known(field)[0] + said.slice(field.length) : said;
+  GONE[field] ?? (field && said.startsWith(field) ? known(field)[0] + said.slice(field.length) : said);
 
 export class Form {
   #models = [];

@@ -42,6 +42,9 @@ export class Spending {
       fields.draft = {};
       if ($("draft_steps").value)
         fields.draft.num_inference_steps = whole("draft.num_inference_steps", "Steps", $("draft_steps").value, 100);
+      const layers = $("draft_depth");
+      if (layers.value && !layers.parentElement.hidden)
+        fields.draft.depth = whole("draft.depth", "Layers of a draft", layers.value, layers.max);
       if ($("draft_keep").value)
         fields.draft.keep = share("draft_keep", "draft.keep", "Above 0 and at most 100 %.", 100);
     }
@@ -59,6 +62,7 @@ export class Spending {
       $("confidence").value = stop?.confidence ? percent(stop.confidence) : "";
       $("draft").checked = Boolean(draft);
       $("draft_steps").value = draft?.num_inference_steps ?? "";
+      $("draft_depth").value = draft?.depth ?? "";
       $("draft_keep").value = draft?.keep ? percent(draft.keep) : "";
     }
     this.#fold();

@@ -1,9 +1,10 @@
 // A picture large, with its verdict, its seed, its rank, and the call that draws it again; arrow keys walk on.
 
+import { draftOf } from "./cost.js";
 import { diffusersCall } from "./diffusers.js";
 import { picturePath } from "./job.js";
 import { picture } from "./pictures.js";
-import { $, copy, fillPairs, logit, plural, score } from "./text.js";
+import { $, copy, fillPairs, logit, score } from "./text.js";
 
 export class Viewer {
   #dialog = $("viewer");
@@ -97,8 +98,7 @@ const logits = ({ yes_logit: yes, no_logit: no }) => `yes ${logit(yes)}, no ${lo
 
 function note({ parameters }, { final }, won, path) {
   if (won) return "";
-  if (final === false)
-    return `Only a draft, in ${plural(parameters.draft.num_inference_steps, "step")}. The call below draws it in full.`;
+  if (final === false) return `Only a draft, in ${draftOf(parameters.draft)}. The call below draws it in full.`;
   if (!path) return "No picture was kept of this candidate. The call below draws it.";
   return "A small copy: full pictures are kept of winners only. The call below draws this one in full.";
 }

@@ -68,20 +68,28 @@ class Api:
 
 
 @contextlib.contextmanager
-def queue_and_worker(*worker: str) -> Iterator[Path]:
-    """The data folder of a queue with a worker, which this program of Python's is."""
+def queue_and_worker(*worker: str, **environment: str) -> Iterator[Path]:
+    """The data folder of a queue with a worker, as `working`."""
     folder = Path(tempfile.mkdtemp(prefix="bestofn-test-"))
-    environment = {**os.environ, "BESTOFN_DATA_DIR": str(folder), "REDIS_URL": "", "BESTOFN_THREADS": "1"}
     try:
-        with LocalServer(folder):
-            process = subprocess.Popen([sys.executable, "-P", *worker], env=environment, stdout=subprocess.DEVNULL)
-            try:
-                yield folder
-            finally:
-                process.terminate()  # a supervisor's children would outlive its being killed
-                process.wait()
+        with LocalServer(folder), working(folder, *worker, **environment):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def working(folder: Path, *worker: str, **environment: str) -> Iterator[None]:
+    """A worker of the queue in this data folder, which this program of Python's is."""
+    own = {"BESTOFN_DATA_DIR": str(folder), "REDIS_URL": "", "BESTOFN_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-P", *worker], env={**os.environ, **own, **environment}, stdout=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        process.terminate()  # a supervisor's children would outlive its being killed
+        process.wait()
 
 
 @contextlib.contextmanager

@@ -1,11 +1,12 @@
 """Finals, a second judge and fewer layers: offered where they are deployed, and shown as they were decided."""
 
 import re
+import time
 
 import httpx
 import pytest
 
-from tests.page.conftest import WORKER, queue_and_worker, ready_api, visit
+from tests.page.conftest import WORKER, queue_and_worker, ready_api, visit, working
 from tests.service.vision_server import vision_server
 
 STAR = "a photo of a red star"
@@ -20,10 +21,11 @@ def vision():
 @pytest.fixture(scope="module")
 def judged_api(vision):
     """An API over a worker with a second judge and one for finals."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BESTOFN_FINALS_JUDGE", vision.url)
-        with queue_and_worker("-c", WORKER, "second") as folder, ready_api(folder) as served:
-            yield served
+    with (
+        queue_and_worker("-c", WORKER, "second", BESTOFN_FINALS_JUDGE=vision.url) as folder,
+        ready_api(folder) as served,
+    ):
+        yield served
 
 
 def test_what_is_not_deployed_is_not_offered(page, api):
@@ -99,3 +101,54 @@ def test_finals_are_followed_and_told_with_both_answers_of_every_match(browser, 
         a, b = re.match(r"with #(\d+) first the judge named #\1, with #(\d+) first #\2; #\1 goes on", said).groups()
         assert a != b
         vision.mode = "looks"
+
+
+def test_what_no_worker_has_together_cannot_be_chosen_together(browser, vision):
+    with (
+        queue_and_worker("-c", WORKER, "second") as folder,
+        working(folder, "-c", WORKER, BESTOFN_FINALS_JUDGE=vision.url),
+        ready_api(folder) as api,
+        visit(browser, api) as page,
+    ):
+        deadline = time.monotonic() + 60
+        while len(httpx.get(f"{api.url}/status").json()["workers"]) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        page.goto("/")
+        page.locator("#more-button").click()
+        for one, other in (("#finals", "#second"), ("#second", "#finals")):
+            page.locator(one).check()
+            assert page.locator(other).is_disabled()
+            assert "no worker here has both" in page.locator(f"{other}-apart").inner_text()
+            page.locator(one).uncheck()
+            assert page.locator(other).is_enabled()
+            assert page.locator(f"{other}-apart").is_hidden()
+        # Where the page does not know that workers have gone.
+        page.locator("#finals").check()
+        page.evaluate(
+            "second => Object.assign(second, { disabled: false, checked: true })", page.query_selector("#second")
+        )
+        page.fill("#prompt", STAR)
+        page.locator("#go").click()
+        page.locator("#problem", has_text="No worker can count what two judges accept any more, or not with").wait_for()
+        assert page.locator("#second[aria-invalid=true]:focus").count() == 1
+
+        page.locator("#second").uncheck()
+        page.locator("#finals").uncheck()
+        page.locator("#second").check()
+        page.locator("#draft").check()
+        page.fill("#draft_steps", "2")
+        page.fill("#draft_depth", "5")
+        page.locator("#go").click()
+        page.locator("#problem", has_text="Layers of a draft: a whole number from 1 to 4.").wait_for()
+        page.fill("#draft_depth", "3")
+        page.locator("#go").click()
+        page.locator("#job[data-status=succeeded]").wait_for()
+        parameters = httpx.get(f"{api.url}/jobs/{page.url.partition('=')[2]}").json()["parameters"]
+        assert (parameters["rule"], parameters["finals"]) == ("lower_bound", None)
+        assert (parameters["draft"]["num_inference_steps"], parameters["draft"]["depth"]) == (2, 3)
+        page.locator(".tile.drafted").first.click()
+        assert page.locator("#viewer-note").inner_text().startswith("Only a draft, in 2 steps and 3 layers.")
+        page.reload()
+        page.locator("#job[data-status=succeeded]").wait_for()
+        assert page.input_value("#draft_depth") == "3"
