@@ -61,7 +61,8 @@ def decode(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data)) as picture:
             return picture.convert("RGB")
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
-        raise ValueError(f"not a readable picture ({len(data)} bytes): {error}") from error
+        said = str(error).partition(" <_io.")[0]  # an address in memory helps nobody
+        raise ValueError(f"not a readable picture ({len(data)} bytes): {said}") from error
 
 
 def _image(pixels: NDArray[np.uint8] | Image.Image) -> Image.Image:

@@ -22,7 +22,7 @@ EPILOG = """Examples:
 
 `bestofn calibrate labels.jsonl --judge Efficient-Large-Model/NVILA-Lite-2B-Verifier@main --out calibration.json`
 
-`bestofn calibrate pool.jsonl`
+`bestofn calibrate pool.jsonl --out calibration.json`
 """
 
 FEW = 100  # prompts; with fewer a reliability table says little
@@ -42,7 +42,9 @@ def calibrate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The file to write; name it in BESTOFN_CALIBRATION.", show_default=f"{FILE} there"),
+        typer.Option(
+            help="The file to write; name it in BESTOFN_CALIBRATION.", show_default=f"{FILE} beside the judge's weights"
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what is written as JSON.")] = False,
 ) -> None:
@@ -64,9 +66,12 @@ def calibrate(
     if settings.judge_tiles is not None and out is None:
         raise SetupError(f"name a file with --out: the one beside the weights is not for {settings.judge_tiles} tiles")
     pin = checkpoint.pin
+    if isinstance(read, Pool) and read.judge != pin.revision:
+        raise SetupError(f"{labels} was judged by revision {read.judge}, and {pin.name} is {pin.revision}")
+    file = out or checkpoint.path / FILE
+    if out is None and file.exists():
+        raise SetupError(f"{pin.name} has a calibration, {file}: name another file, or that one, with --out")
     if isinstance(read, Pool):
-        if read.judge != pin.revision:
-            raise SetupError(f"{labels} was judged by revision {read.judge}, and {pin.name} is {pin.revision}")
         fields, source = read.fields, read.source
     else:
         fields, source = fields_of(read, _margins(read, checkpoint, settings)), labels.name
@@ -78,7 +83,6 @@ def calibrate(
         say(f"warning: {report.prompts} prompts are few to calibrate on; {FEW} or more are better")
     told = report.to_json(pin.revision, source)
     written = jsonlib.dumps(told, indent=1) + "\n"
-    file = out or checkpoint.path / FILE
     try:
         file.write_text(written, encoding="utf-8")
     except OSError as error:

@@ -26,6 +26,14 @@ def fail(message: str, status: int = FAILURE) -> NoReturn:
     raise SystemExit(status)
 
 
+def check_text(text: str, what: str) -> None:
+    """Raises typer.BadParameter if the argument is not UTF-8, which neither JSON nor a tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter(f"character {error.start + 1} of the {what} is not UTF-8") from error
+
+
 def run(program: typer.Typer) -> NoReturn:
     """Run the command line: exit status 0 on success, 1 on failure, 2 on wrong usage, 130 on Ctrl-C."""
     command = typer.main.get_command(program)

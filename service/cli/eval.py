@@ -1,5 +1,6 @@
 """bestofn eval: what strategies of spending compute bring, measured on the shapes benchmark or drawn for another."""
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -15,9 +16,9 @@ EPILOG = """A strategy is a line such as `n=32`, `n=16 steps=24`, `n=16 draft=4:
 
 Examples:
 
-`bestofn eval --samples 32 --out docs/scaling`
+`bestofn eval --samples 32 --out curve`
 
-`bestofn eval --strategies docs/scaling/strategies.txt --replay --out docs/scaling`
+`bestofn eval --strategy n=16 --strategy 'n=32 stop=0.9' --replay --out curve`
 
 `bestofn eval --file evaluation_metadata.jsonl --strategy 'n=32 stop=0.97' --out geneval`
 """
@@ -63,8 +64,11 @@ def evaluate(
     from bestofn.service.evaluation.run import Evaluation
     from bestofn.service.evaluation.strategies import Strategy, parse_all
     from bestofn.service.evaluation.tasks import benchmark, read
+    from bestofn.service.load import devices
 
-    settings = load_settings(model=model, judge=judge)
+    settings = load_settings(model=model, judge=judge, devices=device)
+    if device is not None:
+        device = devices(settings)[0]
     try:
         tasks = read(file) if file else benchmark()
         lines = [*(strategies.read_text(encoding="utf-8").splitlines() if strategies else []), *(strategy or [])]
@@ -78,6 +82,7 @@ def evaluate(
     count = min(prompts or len(tasks), len(tasks))
     numbers = sorted({round(i * (len(tasks) - 1) / max(1, count - 1)) for i in range(count)})
     if not replay:
+        _make_folder(out)
         columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, console=err) as bar:
             task = bar.add_task("", total=None)
@@ -96,6 +101,16 @@ def evaluate(
         report.write(out, figures)
         text = report.tables(figures)
     typer.echo(dumps(figures, indent=1) + "\n" if json else text, nl=False)
+
+
+def _make_folder(out: Path) -> None:
+    """Raises SetupError now, not after hours of drawing, if the pool cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise SetupError(f"{out} cannot be written ({error.strerror}): name another folder with --out") from error
 
 
 def add_to(program: typer.Typer) -> None:

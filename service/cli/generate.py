@@ -1,5 +1,6 @@
 """bestofn generate: the best of N pictures of a prompt, as a file."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,8 +8,8 @@ import typer
 
 from bestofn.judge.verdict import Rule
 from bestofn.service.cli import again as remaking
-from bestofn.service.cli.console import say
-from bestofn.service.cli.outcome import check_writable, format_of, report, write
+from bestofn.service.cli.console import check_text, say
+from bestofn.service.cli.outcome import check_writable, format_of, paths_of, report, write
 from bestofn.service.remake import remake_request
 from bestofn.service.settings import load_settings
 from bestofn.service.story import Story
@@ -19,7 +20,7 @@ EPILOG = """Examples:
 
 `bestofn generate "two hearts" -n 64 --top-k 4 --sheet all.png`
 
-`bestofn generate "a ring" --seed 7 --json | jq .images[0].seed`
+`bestofn generate "a ring" --seed 7 --json | jq '.images[0].seed'`
 
 `bestofn generate "a photo of a red star left of a blue circle" -n 256 --stop`
 
@@ -27,6 +28,7 @@ EPILOG = """Examples:
 """
 
 CANDIDATES = 16
+KEEP, BAND = 0.125, 1.0
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -38,6 +40,13 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(width), int(height)
 
 
+def _check_numbers(**numbers: float | None) -> None:
+    """Raises typer.BadParameter if one is no finite number: JSON has no such thing, and nothing can be done with it."""
+    for name, number in numbers.items():
+        if number is not None and not math.isfinite(number):
+            raise typer.BadParameter(f"--{name} is a number, got {number}")
+
+
 def _budget(text: str | None) -> dict[str, float] | None:
     if text is None:
         return None
@@ -45,9 +54,11 @@ def _budget(text: str | None) -> dict[str, float] | None:
         number = text.lower().removesuffix(unit)
         if number != text.lower():
             try:
-                return {name: float(number)}
+                most = float(number)
             except ValueError:
                 break
+            if math.isfinite(most) and most > 0:
+                return {name: most}
     raise typer.BadParameter(f"a budget is seconds or TFLOPs, such as 30s or 500TFLOP, got {text!r}")
 
 
@@ -75,26 +86,35 @@ def generate(
         ),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, max=16, help="Winners to keep: best-1.png, best-2.png, ...")] = 1,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of candidate 0; candidate i has seed + i.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of candidate 0; candidate i has seed + i.", show_default="random")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the model's")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale.", show_default="the model's")] = None,
     depth: Annotated[
         int | None,
-        typer.Option(min=1, metavar="BLOCKS", help="Draw with the model's most important blocks.", show_default="all"),
+        typer.Option(min=1, metavar="LAYERS", help="Draw with so many layers, the most important.", show_default="all"),
     ] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, such as 1024x1024.")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Pixels, such as 1024x1024.", show_default="the model's")
+    ] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What the picture should not show.")] = None,
     rule: Annotated[Rule | None, typer.Option(help="How verdicts are compared.", show_default="margin")] = None,
     draft: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="STEPS", help="Draft all in few steps, solve the best in full.", show_default=False
+            min=1, metavar="STEPS", help="Draw all in so few steps, and only the best in full.", show_default=False
         ),
     ] = None,
-    keep: Annotated[float, typer.Option(metavar="SHARE", help="With --draft: who is solved in full.")] = 0.125,
+    keep: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="With --draft: the share that is drawn in full.", show_default=str(KEEP)),
+    ] = None,
     draft_depth: Annotated[
         int | None,
-        typer.Option(min=1, metavar="BLOCKS", help="With --draft: fewer of the model's blocks.", show_default=False),
+        typer.Option(
+            min=1, metavar="LAYERS", help="With --draft: the same as --depth, for drafts.", show_default=False
+        ),
     ] = None,
     stop: Annotated[
         bool, typer.Option("--stop", help="End once the best is probably right, or the prompt seems hopeless.")
@@ -103,14 +123,17 @@ def generate(
         float | None,
         typer.Option(
             metavar="P",
-            help="With --stop: probably. It implies --stop.",
-            show_default="0.97, or what the judge can have",
+            help="Probability at which --stop is sure enough. Implies --stop.",
+            show_default="0.97 of the most that the judge can reach",
         ),
     ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="With --stop: candidates without a yes. It implies --stop.", show_default="64"
+            min=1,
+            metavar="N",
+            help="Candidates without a yes after which --stop gives up. Implies --stop.",
+            show_default="64",
         ),
     ] = None,
     effort: Annotated[
@@ -119,20 +142,28 @@ def generate(
     finals: Annotated[
         int | None,
         typer.Option(
-            min=2, max=16, metavar="MOST", help="So many of those close to the leader meet before the pairwise judge."
+            min=2, max=16, metavar="MOST", help="Let up to so many of the best meet before the pairwise judge."
         ),
     ] = None,
-    band: Annotated[float, typer.Option(min=0, help="With --finals: log-odds that count as close.")] = 1.0,
+    band: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="With --finals: only those within so many log-odds of the leader.", show_default=str(BAND)
+        ),
+    ] = None,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="X", help="What it may cost on average, such as 30s or 500TFLOP, instead of those."),
+        typer.Option(
+            metavar="X", help="What it may cost on average, such as 30s or 500TFLOP, instead of -n, --draft and --stop."
+        ),
     ] = None,
     deadline: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Take the best there is by then.", show_default=False)
+        float | None,
+        typer.Option(metavar="SECONDS", help="Take the best that there is after so long.", show_default=False),
     ] = None,
     again: Annotated[
         Path | None,
-        typer.Option(metavar="PICTURE", help="Draw this picture of ours again; other options change what it tells."),
+        typer.Option(metavar="PICTURE", help="Draw a picture of bestofn once more; other options change how."),
     ] = None,
     embed_prompt: Annotated[
         bool | None,
@@ -141,7 +172,8 @@ def generate(
     server: Annotated[str | None, typer.Option(metavar="URL", help="Use this server.")] = None,
     local: Annotated[bool, typer.Option("--local", help="Draw in this process, without server or queue.")] = False,
     model: Annotated[
-        str | None, typer.Option(help="A name the server deploys; with --local shapes, a folder or a hub name.")
+        str | None,
+        typer.Option(help="A name that the server deploys; in this process shapes, a folder or a hub name@revision."),
     ] = None,
     judge: Annotated[str | None, typer.Option(help="As --model, for the judge.")] = None,
     second_judge: Annotated[
@@ -159,8 +191,15 @@ def generate(
         raise typer.BadParameter("--server and --local exclude each other")
     if prompt is None and again is None:
         raise typer.BadParameter("write a prompt, or --again PICTURE to draw a picture once more")
+    check_text(prompt or "", "prompt")
+    check_text(negative or "", "negative prompt")
     if draft_depth is not None and draft is None:
         raise typer.BadParameter("--draft-depth goes with --draft STEPS")
+    if keep is not None and draft is None:
+        raise typer.BadParameter("--keep goes with --draft STEPS")
+    if band is not None and finals is None:
+        raise typer.BadParameter("--band goes with --finals MOST")
+    _check_numbers(guidance=guidance, keep=keep, confidence=confidence, band=band, deadline=deadline)
     dimensions = _size(size)
     story: Story | None = None
     base: dict[str, Any] = {} if effort or budget else {"num_samples": CANDIDATES}
@@ -184,19 +223,19 @@ def generate(
         "rule": rule or (Rule.LOWER_BOUND if second_judge else None),
         "deadline_seconds": deadline,
         "depth": depth,
-        "draft": draft and {"num_inference_steps": draft, "keep": keep, "depth": draft_depth},
+        "draft": draft and {"num_inference_steps": draft, "keep": KEEP if keep is None else keep, "depth": draft_depth},
         "stop": limits if stop or limits else None,
         "effort": effort,
         "budget": _budget(budget),
-        "finals": finals and {"most": finals, "band": band},
+        "finals": finals and {"most": finals, "band": BAND if band is None else band},
         "embed_prompt": embed_prompt,
         "format": format_of(output),
         "thumbnails": sheet is not None,
     }
     request = base | {name: value for name, value in fields.items() if value is not None}
-    check_writable(output, sheet)
     if sheet is not None:
         format_of(sheet)
+    check_writable(*paths_of(output, top_k), sheet)
 
     from bestofn.service.cli import target
 

@@ -31,6 +31,8 @@ def generate(request: Mapping[str, Any], settings: Settings) -> Outcome:
         settings = settings.model_copy(update={"second_judge": None})  # nobody would ask it
     elif not settings.second_judge:
         raise InvalidRequest("rule lower_bound needs a second judge: name one with --second-judge", field="rule")
+    if checked.finals and not settings.finals_judge:
+        raise InvalidRequest("finals need a pairwise judge: name one in BESTOFN_FINALS_JUDGE", field="finals")
     with JobBar() as bar:
         # Imported here, since torch takes seconds, and everything before can fail without it.
         from bestofn.service.load import load_engine

@@ -39,7 +39,9 @@ def story_of(path: Path) -> Story | OtherStory | None:
 
 
 def inspect(
-    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", show_default=False)],
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="PICTURE...", help="Files of pictures.", show_default=False)
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print a JSON list, one entry a picture.")] = False,
 ) -> None:
     """Print how pictures were made, and the diffusers call that makes them again.

@@ -22,7 +22,7 @@ Name = Annotated[str, typer.Argument(help="Whose key it is.", metavar="NAME", sh
 @program.command(epilog="Example: `bestofn keys add alice`")
 def add(
     name: Name,
-    rotate: Annotated[bool, typer.Option("--rotate", help="One more for a name that has a key already.")] = False,
+    rotate: Annotated[bool, typer.Option("--rotate", help="Make one more for a name that has a key already.")] = False,
     file: File = None,
 ) -> None:
     """Make a key and print it, this once: the file keeps its hash. Servers take it within two seconds.
@@ -35,8 +35,7 @@ def add(
         say(f"the key of {name}: {key}")
         return
     path = _path(file)
-    if not path.exists():
-        say(f"{path} is new: from now on servers that use it ask for a key")
+    new = not path.exists()
     with keyfile.change(path) as lines:
         known = any(_is_of(name, line) for line in lines)
         if known and not rotate:
@@ -44,6 +43,8 @@ def add(
         if rotate and not known:
             raise SetupError(f"{name} has no key yet; leave --rotate out")
         lines.append(str(kept))
+    if new:
+        say(f"{path} is new: from now on servers that use it ask for a key")
     typer.echo(key)
     if rotate:
         say(f"both keys of {name} are good; when the new one is in use: bestofn keys revoke {name} --old")
@@ -53,6 +54,8 @@ def add(
 def list_keys(file: File = None) -> None:
     """Print name, day and the first digits of the hash of every key."""
     path = _path(file)
+    if not path.exists():
+        raise SetupError(f"there is no {path}: bestofn keys add NAME makes the first key, --file names another file")
     for key in keyfile.parse(path.read_text(encoding="utf-8"), path):
         typer.echo(f"{key.name:24} {key.created or '-'!s:10} {key.sha256[:12]}")
 
@@ -60,7 +63,7 @@ def list_keys(file: File = None) -> None:
 @program.command(epilog="Example: `bestofn keys revoke alice`")
 def revoke(
     name: Name,
-    old: Annotated[bool, typer.Option("--old", help="All but the last that was made.")] = False,
+    old: Annotated[bool, typer.Option("--old", help="Only the older ones: the last that was made stays.")] = False,
     file: File = None,
 ) -> None:
     """Revoke the keys of a name. Servers refuse them within two seconds; calls under way are finished."""

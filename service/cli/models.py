@@ -47,14 +47,15 @@ def random(
 @program.command(epilog="Example: `bestofn models inspect shapes`")
 def inspect(
     folder: Source,
-    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON, by kind: generator, judge or both.")] = False,
 ) -> None:
     """Say what a generator or a judge is: parts, parameters, storage, revision and call defaults."""
     _need_packages()
-    for name, about in _about(folder).items():
-        if json:
-            typer.echo(jsonlib.dumps({"kind": name, **about}, indent=2))
-            continue
+    found = _about(folder)
+    if json:
+        typer.echo(jsonlib.dumps(found, indent=2))
+        return
+    for name, about in found.items():
         typer.echo(f"{name} {about['name']} at {about['path']}, revision {about['revision']}")
         for part, facts in about["parts"].items():
             typer.echo(

@@ -1,5 +1,6 @@
 """A finished job on this machine's disk: the winners' files, the sheet, and what is printed of them."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,10 +39,16 @@ def paths_of(output: Path, count: int) -> list[Path]:
 
 
 def check_writable(*outputs: Path | None) -> None:
-    """Raises typer.BadParameter now, not after minutes of drawing, if a file's folder does not exist."""
+    """Raises typer.BadParameter now, not after minutes of drawing, if one of the files cannot be written."""
     for output in outputs:
-        if output is not None and not output.parent.is_dir():
+        if output is None:
+            continue
+        if not output.parent.is_dir():
             raise typer.BadParameter(f"the folder {output.parent} does not exist")
+        if output.is_dir():
+            raise typer.BadParameter(f"{output} is a folder: name a file")
+        if not os.access(output if output.exists() else output.parent, os.W_OK):
+            raise typer.BadParameter(f"{output} may not be written by this user: choose another file")
 
 
 def write(outcome: Outcome, output: Path, sheet: Path | None) -> JobResult:

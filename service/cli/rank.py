@@ -10,7 +10,7 @@ import typer
 from bestofn.judge.pairwise import Played, ranking
 from bestofn.judge.verdict import Rule
 from bestofn.service.cli import target
-from bestofn.service.cli.console import say
+from bestofn.service.cli.console import check_text, say
 from bestofn.service.errors import SetupError
 from bestofn.service.settings import Settings, load_settings
 from bestofn.service.vision_judge import PREFIX, VisionJudge
@@ -30,10 +30,13 @@ EPILOG = """Examples:
 
 def rank(
     prompt: Annotated[str, typer.Argument(help="What the pictures should show.", show_default=False)],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files of pictures.", show_default=False)],
     judge: Annotated[
         str | None,
-        typer.Option(help="shapes, a folder, a hub name with @revision, or openai:<address>#<model>, which compares."),
+        typer.Option(
+            help="shapes, a folder, a hub name with @revision, or openai:ADDRESS#MODEL, which compares.",
+            show_default="shapes",
+        ),
     ] = None,
     rule: Annotated[Rule | None, typer.Option(help="How verdicts are compared.", show_default="margin")] = None,
     second_judge: Annotated[
@@ -43,15 +46,12 @@ def rank(
 ) -> None:
     """Judge pictures of PROMPT: per picture the verdict, both logits, tiles and rank, and the knockout among them.
 
-    A judge openai:<address>#<model> sees two pictures at a time, in both orders; where these disagree, the picture that
+    A judge openai:ADDRESS#MODEL sees two pictures at a time, in both orders; where these disagree, the picture that
     is named earlier on the command line goes on. BESTOFN_FINALS_KEY is its key. Pictures and PROMPT are sent there.
     """
     if not prompt.strip():
         raise typer.BadParameter("the prompt is blank")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise typer.BadParameter(f"character {error.start + 1} of the prompt is not UTF-8") from error
+    check_text(prompt, "prompt")
     pictures = [_open(path) for path in images]
     settings = load_settings(judge=judge, second_judge=second_judge)
     if settings.judge.startswith(PREFIX):

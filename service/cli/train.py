@@ -19,6 +19,7 @@ program = typer.Typer(
 
 Run = Annotated[Path, typer.Option(help="Folder of the run's checkpoints and log; a run that is in it goes on.")]
 Out = Annotated[Path, typer.Option(help="Folder that the trained model is written to.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of first weights, data and noise.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 Accumulate = Annotated[int, typer.Option(min=1, help="Forwards of an update, whose gradients are added up.")]
 Bf16 = Annotated[
@@ -79,8 +80,8 @@ def generator(
     run: Run,
     out: Out,
     steps: Annotated[int, typer.Option(min=1, help="Updates of the transformer.")] = 3000,
-    vae_steps: Annotated[int, typer.Option(min=1, help="Updates of the autoencoder, before.")] = 1700,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    vae_steps: Annotated[int, typer.Option(min=1, help="Updates of the autoencoder, which is trained first.")] = 1700,
+    seed: Seed = 0,
     threads: Threads = 1,
     scored: Annotated[int, typer.Option(min=0, help="Held-out prompts a category for the score; 0 for none.")] = 10,
     start: Annotated[
@@ -88,7 +89,9 @@ def generator(
     ] = None,
     optimizer: Optimizer = Optimizer.MUON,
     accumulate: Accumulate = 1,
-    ema: Annotated[float, typer.Option(min=0, max=0.99999, help="Of the running mean that is written.")] = 0.999,
+    ema: Annotated[
+        float, typer.Option(min=0, max=0.99999, help="Decay of the running mean of the weights, which is written.")
+    ] = 0.999,
     bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16; faster on CPUs with AVX512-BF16.")] = False,
 ) -> None:
     """Train autoencoder, text encoder and transformer on drawn scenes, score held-out prompts, write the checkpoint."""
@@ -150,20 +153,23 @@ def finetune(
     out: Out,
     steps: Annotated[int, typer.Option(min=1, help="Updates.")],
     optimizer: Optimizer = Optimizer.CAME8BIT,
-    learning_rate: Annotated[float, typer.Option(min=0)] = 1e-5,
+    learning_rate: Annotated[float, typer.Option(min=0, help="The greatest, after the warm-up.")] = 1e-5,
     weight_decay: Annotated[float, typer.Option(min=0)] = 0.0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures of a forward, in each process.")] = 1,
     accumulate: Accumulate = 1,
     ema: Annotated[
-        float, typer.Option(min=0, max=0.99999, help="Of the running mean that is written; 0: none.")
+        float,
+        typer.Option(min=0, max=0.99999, help="Decay of the running mean of the weights, which is written; 0: none."),
     ] = 0.999,
     bf16: Bf16 = None,
     checkpointing: Annotated[bool, typer.Option(help="Less memory for activations, a third more work.")] = False,
     width: Annotated[int | None, typer.Option(min=1, help="Pixels; by default the checkpoint's.")] = None,
     height: Annotated[int | None, typer.Option(min=1, help="Pixels; by default the checkpoint's.")] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Updates until the full learning rate.")] = 100,
-    caption_dropout: Annotated[float, typer.Option(min=0, max=1, help="Share of pictures that lose theirs.")] = 0.1,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    caption_dropout: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of pictures that are shown without their caption.")
+    ] = 0.1,
+    seed: Seed = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Updates between checkpoints.")] = 200,
     threads: Threads = 1,
 ) -> None:
@@ -219,7 +225,7 @@ def judge(
     generator: Annotated[str, typer.Option(help="Whose pictures the judge learns from in the end.")] = "shapes",
     steps: Annotated[int, typer.Option(min=1, help="Updates on drawn scenes.")] = 880,
     tuning_steps: Annotated[int, typer.Option(min=0, help="Updates on the generator's pictures.")] = 750,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     threads: Threads = 1,
 ) -> None:
     """Train an NVILA on drawn scenes, then on a generator's own pictures; scores and writes it again and again."""

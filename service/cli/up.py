@@ -34,14 +34,16 @@ EPILOG = """Examples:
 def up(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65_535, help="0: a free one.", show_default="8000")] = None,
-    model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.")] = None,
-    judge: Annotated[str | None, typer.Option(help="As --model, for the judge.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.", show_default="shapes")
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="As --model, for the judge.", show_default="shapes")] = None,
     second_judge: Annotated[
         str | None, typer.Option(metavar="JUDGE", help="As --judge: another one, for jobs with rule lower_bound.")
     ] = None,
     finals_judge: Annotated[
         str | None,
-        typer.Option(metavar="JUDGE", help="openai:<address>#<model>: compares two pictures, for jobs with finals."),
+        typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two pictures, for jobs with finals."),
     ] = None,
     devices: Annotated[str | None, typer.Option(help="all, cpu, or a list such as cuda:0,cuda:1.")] = None,
     open_access: Annotated[bool, typer.Option("--open-access", help="Let other machines call without a key.")] = False,

@@ -26,14 +26,16 @@ def worker(
     devices: Annotated[
         str | None, typer.Option(help="all, cpu, or a list such as cuda:0,cuda:1.", show_default="all")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.")] = None,
-    judge: Annotated[str | None, typer.Option(help="As --model, for the judge.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.", show_default="shapes")
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="As --model, for the judge.", show_default="shapes")] = None,
     second_judge: Annotated[
         str | None, typer.Option(metavar="JUDGE", help="As --judge: another one, for jobs with rule lower_bound.")
     ] = None,
     finals_judge: Annotated[
         str | None,
-        typer.Option(metavar="JUDGE", help="openai:<address>#<model>: compares two pictures, for jobs with finals."),
+        typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two pictures, for jobs with finals."),
     ] = None,
     redis_url: Annotated[str | None, typer.Option(help="The queue's server.", show_default="of `bestofn up`")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Candidates drawn together.")] = None,

@@ -31,7 +31,8 @@ def call(action: Send | Open, server: str, limit: int) -> Flow[httpx.Response]:
             raise Unavailable(f"{server!r} is no address of a server: it starts with http://") from error
         except httpx.TransportError as error:
             if attempt >= limit:
-                raise Unavailable(f"{server} cannot be reached: {error or type(error).__name__}") from error
+                said = str(error) or type(error).__name__
+                raise Unavailable(f"{server} cannot be reached ({said}); start it, or correct the address") from error
             delay = backoff(attempt)
         else:
             if response.is_success:

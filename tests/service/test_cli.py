@@ -175,6 +175,14 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "a size": (["generate", "p", "--size", "64"], 2, "a size is WIDTHxHEIGHT"),
     "a format": (["generate", "p", "-o", "x.gif"], 2, "must end in .png"),
     "a folder": (["generate", "p", "-o", "nowhere/x.png"], 2, "the folder nowhere does not exist"),
+    "a folder as file": (["generate", "p", "-o", "folder.png"], 2, "folder.png is a folder: name a file"),
+    "no number": (["generate", "p", "--deadline", "inf"], 2, "--deadline is a number, got inf"),
+    "no budget": (["generate", "p", "--budget", "nans"], 2, "such as 30s or 500TFLOP"),
+    "a share of no drafts": (["generate", "p", "--keep", "0.5"], 2, "--keep goes with --draft"),
+    "a band of no finals": (["generate", "p", "--band", "2"], 2, "--band goes with --finals"),
+    "no UTF-8": (["generate", "a \udcff star"], 2, "character 3 of the prompt is not UTF-8"),
+    "no such device": (["eval", "--out", "x", "--device", "cuda:99"], 1, "cuda:99 not found; this machine has "),
+    "no keys": (["keys", "list", "--file", "none"], 1, "bestofn keys add NAME makes the first"),
     "two places": (["generate", "p", "--local", "--server", "http://x"], 2, "exclude each other"),
     "no server there": (["generate", "p", "--server", "http://127.0.0.1:9"], 1, "cannot be reached"),
     "no address": (["generate", "p", "--server", "localhost"], 1, "it starts with http://"),
@@ -185,7 +193,10 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
 
 
 @pytest.mark.parametrize(("arguments", "status", "said"), WRONG.values(), ids=WRONG.keys())
-def test_errors_are_one_line_and_a_status(arguments: list[str], status: int, said: str, run: Run) -> None:
+def test_errors_are_one_line_and_a_status(
+    arguments: list[str], status: int, said: str, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "folder.png").mkdir()
     found, out, err = run(*arguments)
     assert (found, out) == (status, "")
     last = err.splitlines()[-1]
@@ -340,6 +351,12 @@ def test_a_judge_is_calibrated_on_pictures_of_ones_own(run: Run, tmp_path: Path)
     assert (status, "labels.jsonl, line 1: correct: " in err) == (1, True)
 
 
+def test_a_shipped_calibration_is_not_replaced_by_chance(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "labels.jsonl").write_text('{"image": "dot.png", "prompt": "p", "correct": true}')
+    status, _, err = run("calibrate", "labels.jsonl")
+    assert (status, "shapes has a calibration" in err, "--out" in err) == (1, True, True)
+
+
 def test_a_pool_of_another_judge_calibrates_nothing(run: Run, tmp_path: Path) -> None:
     chunk = {"prompt": 0, "steps": 12, "start": 0, "correct": "01", "yes": [1, 2], "no": [2, 1]}
     lines = [{"model": "m", "judge": "other", "prompts": "p"}, chunk]
@@ -465,7 +482,7 @@ def test_models_are_grown_and_pruned(run: Run, tmp_path: Path) -> None:
     status, out, _ = run("models", "prune", "--layers", "4", *options, "--json", "deep", "light")
     assert (status, json.loads(out)["kept"]) == (0, [0, 1, 2, 3])  # the new ones do nothing yet
     status, out, _ = run("models", "inspect", "light", "--json")
-    assert json.loads(out)["path"] == "light"
+    assert {kind: about["path"] for kind, about in json.loads(out).items()} == {"generator": "light"}
     for arguments, words in [
         (("grow", "--to", "4", "shapes", "x"), "has 6 layers: grow it to more than that, got 4"),
         (("prune", "--layers", "8", "deep", "x"), "has 8 layers: keep 1 to 7, got 8"),
