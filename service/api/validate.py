@@ -89,13 +89,13 @@ def choose_pair(
     if rule is not Rule.LOWER_BOUND:
         return named[0]
     pair = next((pair for pair in current or known if pair in named and pair.judge.second is not None), None)
-    return pair or _no_second(named[0])
+    return pair or _no_second(named[0], " beside a judge for finals" if finals else "")
 
 
-def _no_second(pair: Pair) -> NoReturn:
+def _no_second(pair: Pair, where: str = "") -> NoReturn:
     raise InvalidRequest(
         f"rule lower_bound needs a second judge, and no worker of model {pair.model.pin.name} with judge "
-        f"{pair.judge.pin.name} has one: start workers with BESTOFN_SECOND_JUDGE, or ask for rule margin",
+        f"{pair.judge.pin.name} has one{where}: start workers with BESTOFN_SECOND_JUDGE, or ask for rule margin",
         field="rule",
     )
 

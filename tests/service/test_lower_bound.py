@@ -223,6 +223,9 @@ def test_a_job_goes_to_workers_that_hold_what_it_needs():
     assert pair_id(*card_of(one, "one", 0.0).pins) != pair_id(*card_of(two, "two", 0.0).pins)
     with pytest.raises(InvalidRequest, match="no worker of model fake with judge fake-judge has one"):
         choose_pair(pairs_of([card_of(one, "one", 2.0)]), live, None, None, Rule.LOWER_BOUND)
+    finals = card_of(one, "one", 2.0).model_copy(update={"finals_judge": "looker"})
+    with pytest.raises(InvalidRequest, match="has one beside a judge for finals: start"):
+        choose_pair(pairs_of([card_of(two, "two", 1.0), finals]), [], None, None, Rule.LOWER_BOUND, finals=True)
     away = choose_pair([], live, None, None, Rule.LOWER_BOUND)  # whose worker is waited for
     assert away.judge.second == two.judge_card.second
 
