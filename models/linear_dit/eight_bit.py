@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bestofn.kernels.scaled_rows import rows_in_eight_bits
 from bestofn.models.errors import UnsupportedDevice
 from bestofn.models.linear_dit.model import LinearDiT
 
-EIGHT_BITS = torch.float8_e4m3fn
-GREATEST = float(torch.finfo(EIGHT_BITS).max)  # 448
 MULTIPLE = 16  # of both sides of a weight, which the products ask for
 CAPABILITY = (8, 9)  # of CUDA devices with such products: Ada, Hopper and later
 
@@ -27,12 +26,6 @@ def check_supported(device: torch.device) -> None:
             f"drafts in 8 bits need a GPU of compute capability {'.'.join(map(str, CAPABILITY))} or later (Ada, "
             f"Hopper), {device} is {name}: unset BESTOFN_EIGHT_BIT_DRAFTS"
         )
-
-
-def rows_in_eight_bits(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(M, K) -> (M, K) float8 and its (M, 1) float32 scales: each row's greatest number becomes 448."""
-    scale = (x.abs().amax(dim=-1, keepdim=True).float() / GREATEST).clamp_min_(torch.finfo(torch.float32).tiny)
-    return (x.float() / scale).to(EIGHT_BITS), scale
 
 
 class EightBitLinear(nn.Module):

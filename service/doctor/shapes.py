@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import torch
 
 from bestofn.judge.loader import PARTS
+from bestofn.kernels.scaled_rows import EIGHT_BITS
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.flops import TERA, forward_flops
 from bestofn.models.generator import FOLDERS, part_dtypes
 from bestofn.models.guidance import needs_negative
 from bestofn.models.linear_dit import LinearDiTConfig
-from bestofn.models.linear_dit.eight_bit import EIGHT_BITS
 from bestofn.models.residency import stored_dtype, weight_bytes
 from bestofn.service.doctor.checkpoints import Located
 from bestofn.service.doctor.memory import Needs, needs_of

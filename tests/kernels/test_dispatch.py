@@ -16,6 +16,7 @@ from bestofn.kernels.cross_attention import cross_attention
 from bestofn.kernels.gated_depthwise import gated_depthwise
 from bestofn.kernels.linear_attention import relu_linear_attention
 from bestofn.kernels.modulate import gated_residual, modulated_norm, residual_norm
+from bestofn.kernels.scaled_rows import rows_in_eight_bits
 
 B, N, D, H, K, L = 2, 6, 32, 2, 16, 5
 noise = partial(torch.randn, generator=torch.Generator().manual_seed(0))
@@ -30,6 +31,7 @@ CALLS = {
     relu_linear_attention: (x, x.clone(), x.clone(), H, weight, weight, 1e-5),
     gated_depthwise: (x, noise(D, 1, 3, 3), weight, 2, 3),
     cross_attention: (x, text, text.clone(), torch.zeros(B, 1, 1, L), weight, 1e-5, torch.tensor([1, 0])),
+    rows_in_eight_bits: (x.flatten(0, 1),),
     quantise: (x,),
     dequantise: (codes, scales),
     quantised_average: (x, codes, scales, 0.9),
