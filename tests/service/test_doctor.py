@@ -87,6 +87,8 @@ def test_queue(served: Any, queue_server: Path, tmp_path: Path) -> None:
     assert "noeviction, append-only file on" in running["queue"].found
     assert "fake" in running["workers"].found
     assert "candidates wait or run" in running["backlog"].found
+    assert "GiB free in" in look("disk", data_dir=tmp_path)["data"].found
+    assert look("disk", data_dir=Path("/proc"), redis_url="redis://queue")["data"].state == "ok"
     assert "`bestofn up` would start" in look("queue", data_dir=tmp_path)["queue"].found
     lost = look("queue", redis_url="redis://:secret@127.0.0.1:9")["queue"]
     assert (lost.state, "ConnectionError" in lost.found, "secret" in lost.found) == ("fail", True, False)
