@@ -170,9 +170,15 @@ class Worker:
         log.info("left", worker=self._lane.worker, handed_back=len(self._held))
 
     async def _announce(self) -> None:
-        """Makes the pair known, so that jobs can be submitted and heats be dealt."""
+        """Makes the pair known, so that jobs can be submitted and heats be dealt, and renews the leases: again and
+        again, since a server may forget all that it was told."""
         await self._persist(lambda: self._lane.leave_tokenizer(self._driver.engine.tokenizer_json))
-        await self._beat_once()
+        state = "busy" if self._held else "ready"
+        seconds = CARD_BEATS * self.settings.beat_seconds
+        lost = await self._persist(lambda: self._lane.beat(list(self._held.values()), seconds, state, self._speed))
+        if lost:
+            metrics.LEASES_LOST.inc(len(lost))
+            log.warning("leases lost; others run these heats too", entries=sorted(lost))
 
     async def _beat(self) -> None:
         stalled = False
@@ -184,7 +190,7 @@ class Worker:
                     "the engine has stalled: no beat" if stalled else "the engine goes on", held=len(self._held)
                 )
             if not stalled:
-                await self._beat_once()
+                await self._announce()
             elif self._driver.stalled(self.settings.stall_seconds, HOPELESS):
                 self._driver.give_up()
 
@@ -199,14 +205,6 @@ class Worker:
         if self._stalled():
             return Condition.STALLED
         return Condition.BUSY if self._held else Condition.READY
-
-    async def _beat_once(self) -> None:
-        state = "busy" if self._held else "ready"
-        seconds = CARD_BEATS * self.settings.beat_seconds
-        lost = await self._persist(lambda: self._lane.beat(list(self._held.values()), seconds, state, self._speed))
-        if lost:
-            metrics.LEASES_LOST.inc(len(lost))
-            log.warning("leases lost; others run these heats too", entries=sorted(lost))
 
     async def _claim(self) -> None:
         while True:

@@ -356,10 +356,10 @@ class Queue:
         return [WorkerCard.model_validate_json(text) for text in texts]
 
     async def tokenizer(self, sha256: str) -> bytes:
-        """The tokenizer.json that a model card names. Raises NotThere."""
+        """The tokenizer.json that a model card names. Raises Unavailable: no worker has left it yet."""
         text = await self.redis.get(self.keys("tokenizer", sha256))
         if text is None:
-            raise NotThere(f"no worker has left a tokenizer with the hash {sha256}")
+            raise Unavailable("no worker has left its tokenizer yet; try again", retry_after=BUSY_RETRY_SECONDS)
         return bytes(text)
 
     async def backlog(self) -> Backlog:

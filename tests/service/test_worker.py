@@ -449,6 +449,33 @@ def test_candidates_are_told_before_their_heat_whatever_has_to_be_tried_again(
 
 
 @embedded
+def test_a_queue_that_has_forgotten_all_hears_all_again_from_a_worker_without_room(
+    settings: Settings, make_spec: MakeSpec
+) -> None:
+    engine = _Gated()
+
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        async with inside(settings.model_copy(update={"stall_seconds": 20.0}), engine):
+            await ready(queue, 1)
+            await queue.submit(make_spec(num_samples=16, heat_size=16), cost=1)
+            while (await queue.cards())[0].state != "busy":
+                await asyncio.sleep(0.01)
+            await queue.redis.delete(*await queue.redis.keys(f"{settings.namespace}:*"))
+            async with asyncio.timeout(5.0):
+                await ready(queue, 1)
+                for _ in range(20):
+                    engine.gate.release()
+                spec = make_spec()
+                await queue.submit(spec, cost=1)
+                assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
+                assert await queue.tokenizer(engine.model_card.tokenizer_sha256) == engine.tokenizer_json
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
+@embedded
 def test_a_heat_that_waits_to_run_alone_is_not_to_blame_for_the_death_of_its_worker(
     settings: Settings, make_spec: MakeSpec, start: Start, open_lane: Callable[..., Awaitable[Lane]]
 ) -> None:
