@@ -13,7 +13,7 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from bestofn.service.cards import WorkerCard
-from bestofn.service.errors import JobGone, JobNotFound, NotThere, SetupError, Unavailable
+from bestofn.service.errors import InvalidRequest, JobGone, JobNotFound, NotThere, SetupError, Unavailable
 from bestofn.service.jobs import ACTIVE, THUMBNAILS_KEPT, ImageFormat, JobSpec, JobStatus
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS, nearly_full, refusal
 from bestofn.service.queue.away import away, why
@@ -124,6 +124,7 @@ class Queue:
 
         Raises:
             IdempotencyMismatch: the key came before, with another fingerprint.
+            InvalidRequest: its pictures alone are more than may stand.
             Overloaded: too many candidates or too much work wait, of all or of this caller, or too many bytes of
                 images stand.
             Unavailable: no worker ever announced this pair, or the server's memory or the folder of pictures is
@@ -138,6 +139,12 @@ class Queue:
         image_bytes = 0 if self.pictures.apart else min(spec.pictures, spec.num_samples) * picture_bytes
         if spec.thumbnails:
             image_bytes += min(spec.num_samples, THUMBNAILS_KEPT) * _BYTES_A_THUMBNAIL
+        if image_bytes > settings.image_budget_bytes:
+            raise InvalidRequest(
+                f"its pictures may take up to {image_bytes:,} bytes, but this server keeps at most "
+                f"{settings.image_budget_bytes:,} of all jobs; ask for fewer or smaller ones, or for webp or jpeg",
+                field="top_k",
+            )
         try:
             reply = await self.scripts(
                 "submit",

@@ -8,6 +8,7 @@ import pytest
 
 from bestofn.service.errors import (
     IdempotencyMismatch,
+    InvalidRequest,
     JobGone,
     JobNotFound,
     NotThere,
@@ -290,6 +291,9 @@ def test_the_door_counts_candidates_and_bytes(
             assert full.value.retry_after
             with pytest.raises(Overloaded, match="MiB for images"):
                 await queue.submit(make_spec(num_samples=2, top_k=2), cost=1)
+            with pytest.raises(InvalidRequest, match="its pictures may take up to 21,528 bytes") as never:
+                await queue.submit(make_spec(num_samples=4, top_k=4), cost=1)
+            assert never.value.field == "top_k"
             await drain(lane, finish)
             await queue.submit(make_spec(num_samples=2, top_k=2), cost=1)  # real pictures are smaller than feared
 
