@@ -179,9 +179,8 @@ class Engine:
             if isinstance(event, HeatFailed):
                 self._drop((event.job, event.heat))
             events.append(event)
-        for group, slots in self._groups.items():
-            if group != self._last and not slots.occupants:
-                slots.rest()
+        for group in [group for group, slots in self._groups.items() if group != self._last and not slots.occupants]:
+            self._groups.pop(group).close()  # sizes and depths are without number
         with self._lock:
             return [event for event in events if event.job not in self._canceled]
 

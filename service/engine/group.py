@@ -150,9 +150,8 @@ class SlotGroup:
         """Empties a slot."""
         del self.occupants[slot]
 
-    def rest(self) -> None:
-        """Gives the memory of contexts and recordings back while no slot is in use."""
-        self._contexts.clear()
+    def close(self) -> None:
+        """Forgets the recorded forwards, which would keep it in memory."""
         self._forwards.clear()
 
     @torch.inference_mode()

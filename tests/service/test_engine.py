@@ -19,6 +19,7 @@ from bestofn.models.random_checkpoint import SCM, make_random_checkpoint
 from bestofn.models.sampling import generate
 from bestofn.service.engine.beside import Beside
 from bestofn.service.engine.engine import Engine
+from bestofn.service.engine.group import SlotGroup
 from bestofn.service.engine.protocol import HeatFailed, HeatFinished, Judged, Stepped
 from bestofn.service.engine.residence import JudgeResidence
 from bestofn.service.engine.sizes import Sizes, sizes_for
@@ -289,6 +290,18 @@ def test_a_cancelled_job_is_gone_before_the_next_tick_and_its_slots_are_refilled
     for heat in doomed.heats():  # cancelled is not banned
         engine.admit(heat)
     assert len(pictures(run(engine), "doomed")) == 20
+
+
+def test_sizes_that_nobody_draws_any_more_take_no_memory(make, spec):
+    def alive():
+        return sum(type(one) is SlotGroup for one in gc.get_objects())
+
+    gc.collect()
+    engine, before = make(), alive()
+    for number, (width, height) in enumerate([(32, 32), (64, 32), (32, 64), (64, 64), (96, 32), (32, 32)]):
+        events = run(engine, spec(f"job-{number}", width=width, height=height))
+        assert len(pictures(events, f"job-{number}")) == 1
+    assert alive() - before == 1
 
 
 def test_refill_leaves_no_slot_empty_while_candidates_wait(make, spec):
