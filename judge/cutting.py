@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bestofn.judge.preprocess import ImageMode
+from bestofn.kernels.transfer import uploaded
 
 # Pillow, src/libImaging/Resample.c: weights are fixed-point numbers of so many bits, sums are rounded after each pass.
 PRECISION_BITS = 32 - 8 - 2
@@ -55,7 +56,7 @@ def resize(pictures: Tensor, width: int, height: int) -> Tensor:
 
 def _resample(pictures: Tensor, axis: int, size: int) -> Tensor:
     """One pass along an axis of (B, H, W, 3)."""
-    first, weights = (part.to(pictures.device, non_blocking=True) for part in _taps(pictures.shape[axis], size))
+    first, weights = (uploaded(part, pictures.device) for part in _taps(pictures.shape[axis], size))
     shape = [size if i == axis else 1 for i in range(4)]
     last = pictures.shape[axis] - 1
     total: Tensor | int = 1 << (PRECISION_BITS - 1)

@@ -31,7 +31,6 @@ class Judge:
     """An NVILA verifier on one device; every verdict is one forward over one picture and one prompt.
 
     Attributes:
-        revision: names the weights and everything else that decides a verdict.
         image_mode: how pictures become tiles.
     """
 
@@ -40,7 +39,6 @@ class Judge:
         self.model = folder.model
         self.device = device
         self.dtype = dtype
-        self.revision: str = folder.revision
         self.image_mode: ImageMode = folder.image_mode
         self._one_tile = replace(folder.image_mode, min_tiles=1, max_tiles=1)
         # Cutting a large picture takes 16 to 60 ms: alone, a batch would take longer than a GPU's step.

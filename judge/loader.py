@@ -41,7 +41,6 @@ class JudgeFolder:
         image_mode: how pictures become tiles.
         known_words: the words of the judge's world, or None if it speaks freely.
         max_positions: the longest sequence it may read.
-        revision: 12 hexadecimal digits of a hash over all files that matter.
     """
 
     model: Nvila
@@ -49,7 +48,6 @@ class JudgeFolder:
     image_mode: ImageMode
     known_words: frozenset[str] | None
     max_positions: int
-    revision: str
 
 
 def load(folder: Path, device: torch.device, dtype: torch.dtype, max_tiles: int | None = None) -> JudgeFolder:
@@ -93,7 +91,6 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, max_tiles: int 
         image_mode=image_mode,
         known_words=None if words is None else frozenset(words),
         max_positions=min(int(tokenizer.model_max_length), int(llm.config.max_position_embeddings)),
-        revision=revision(folder),
     )
 
 

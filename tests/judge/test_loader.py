@@ -83,6 +83,5 @@ def test_the_revision_names_the_content(folder: Path) -> None:
     (folder / "README.md").write_text("a card changes no verdict")
     assert revision(folder) == first
     (folder / "bestofn.json").write_text(json.dumps({"question": "{prompt}?", "known_words": ["red", "star"]}))
-    judge = Judge.load(folder)
-    assert judge.revision != first
-    assert judge.unknown_words("a Red star, a GREEN one") == ["a", "green", "one"]
+    assert revision(folder) != first
+    assert Judge.load(folder).unknown_words("a Red star, a GREEN one") == ["a", "green", "one"]
