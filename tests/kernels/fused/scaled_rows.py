@@ -7,6 +7,10 @@ from bestofn.kernels import scaled_rows
 from bestofn.kernels.fused import scaled_rows as fused
 from tests.kernels.fused.common import DEVICE, dtypes, noise
 
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cuda" and torch.cuda.get_device_capability() < (8, 9), reason="a GPU without 8-bit floats"
+)
+
 # id: R, K
 ROWS = {"one": (1, 1), "ragged": (5, 24), "block": (3, 64), "sana_width": (2, 2240)}
 
