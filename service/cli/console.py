@@ -4,6 +4,7 @@ import sys
 from typing import Any, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from bestofn.service.errors import BestOfNError
@@ -47,6 +48,10 @@ def run(program: typer.Typer) -> NoReturn:
         fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
     except _UsageError as error:
         _show_usage(error)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        what = "setting " if error.title == "Settings" else ""
+        fail(f"{what}{'.'.join(map(str, first['loc']))}: {first['msg']}")
     except Exception as error:
         # The models and the judge have error trees of their own, whose roots are ValueErrors with the fix in them.
         if not isinstance(error, ValueError):

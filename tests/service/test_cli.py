@@ -205,6 +205,11 @@ def test_errors_are_one_line_and_a_status(
     assert len(err.splitlines()) <= 2  # where it draws may be said before
 
 
+def test_a_setting_that_cannot_be_read_is_named(run: Run) -> None:
+    status, _, err = run("serve", BESTOFN_PORT="many")
+    assert (status, err.startswith("bestofn: setting port: "), "\n" in err.rstrip()) == (1, True, False), err
+
+
 def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
