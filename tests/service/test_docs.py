@@ -51,11 +51,21 @@ def test_examples(language: str, code: str, served: Any, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", *DOCS.rglob("*.md")):
-        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+    for page in (*ROOT.glob("*.md"), *DOCS.rglob("*.md")):
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
             if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+                there = page.parent / target if target else page
+                assert there.exists(), f"{page.relative_to(ROOT)} links to {target}"
+                if anchor and there.suffix == ".md":
+                    assert anchor in anchors(there), f"{page.relative_to(ROOT)} links to {target}#{anchor}"
 
 
 def test_every_page_is_in_the_index() -> None:
