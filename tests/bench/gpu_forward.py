@@ -1,5 +1,5 @@
 """One forward of the transformer by rows of the batch: ours as the engine calls it, plainly and as a CUDA graph, and
-diffusers'; then decoder and judge by pictures of a batch."""
+diffusers'; of 1.6B also with products in 8 bits; then decoder and judge by pictures of a batch."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,7 +10,9 @@ from figures import Measured, Table
 from gpu_ceilings import peak_rate
 from gpu_place import Place, config, draw, emptied, engine, transformer
 
+from bestofn.models.errors import UnsupportedDevice
 from bestofn.models.flops import TERA, forward_flops
+from bestofn.models.linear_dit.eight_bit import check_supported, in_eight_bits
 from bestofn.service.engine.recorded import Recorded
 
 ROWS = {"1.6B": (2, 4, 8, 16, 32, 64), "4.8B": (2, 16, 64)}
@@ -59,6 +61,11 @@ def _forward(place: Place, size: str, rows: int) -> Iterator[tuple[str, float, i
         recorded = Recorded(plain, place.device)
         recorded()
         yield "recorded", place.seconds(recorded, runs), flops
+        if size == "1.6B" and supported(place.device):
+            twin = in_eight_bits(model)
+            recorded = Recorded(lambda: out.copy_(twin(latent, time, context)), place.device)
+            recorded()
+            yield "recorded, 8 bits", place.seconds(recorded, runs), flops
         theirs = _models.get((place, size, "diffusers"))
         if theirs is None:
             with torch.device("meta"):
@@ -68,6 +75,15 @@ def _forward(place: Place, size: str, rows: int) -> Iterator[tuple[str, float, i
         same = latent.to(place.dtype)
         call = lambda: theirs(same, encoder_hidden_states=hidden, encoder_attention_mask=mask, timestep=time)  # noqa: E731
         yield "diffusers", place.seconds(call, runs), flops
+
+
+def supported(device: torch.device) -> bool:
+    """Whether it has products in 8 bits."""
+    try:
+        check_supported(device)
+    except UnsupportedDevice:
+        return False
+    return True
 
 
 _models: dict[tuple[Place, str, str], torch.nn.Module] = {}

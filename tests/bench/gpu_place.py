@@ -82,10 +82,12 @@ class Place:
 
     @contextlib.contextmanager
     def peak(self) -> Iterator[Callable[[], float]]:
-        """Gives a call that tells the most GiB that the device's tensors took since; 0 on a CPU."""
+        """Gives a call that tells the most GiB that torch held since, what recorded forwards reuse included; 0 on a
+        CPU."""
         if self.cuda:
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
-        yield lambda: torch.cuda.max_memory_allocated(self.device) / GIB if self.cuda else 0.0
+        yield lambda: torch.cuda.max_memory_reserved(self.device) / GIB if self.cuda else 0.0
 
     def free(self) -> None:
         if self.cuda:
