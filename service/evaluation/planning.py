@@ -1,4 +1,4 @@
-"""How much a plan that was made on other prompts falls short of the best fixed strategy in hindsight. Pure numpy.
+"""What choosing a strategy is worth on prompts that it was not chosen on: plans for a budget, presets. Pure numpy.
 
 K strategies, P prompts, X budgets.
 """
@@ -11,6 +11,7 @@ import numpy as np
 from bestofn.service.evaluation.stats import Floats, Prompts
 
 BUDGETS = 12
+SPLITS = 20
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,49 @@ def regret(score: Floats, cost: Floats, tags: Sequence[str]) -> Regret:
         prompts.interval(average),
         [(float(budget), prompts.mean(row)) for budget, row in zip(budgets, short, strict=True)],
     )
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The cheapest strategy that loses little, chosen on one half of the prompts and measured on the other.
+
+    Attributes:
+        loss: mean over prompts, by categories; averaged over the splits.
+        upper_bound: one-sided 95 % over prompts.
+        cost: mean over prompts, by categories.
+    """
+
+    loss: float
+    upper_bound: float
+    cost: float
+
+
+def preset(loss: Floats, cost: Floats, tags: Sequence[str], most: float, seed: int = 0) -> Preset:
+    """Prompts are halved at random, within their categories, and each half chooses for the other.
+
+    Args:
+        loss: (K, P), in score against what is to be reached; one row is that itself, with none.
+        cost: (K, P).
+        tags: (P,), categories.
+        most: one-sided 95 % bound of the loss, on the half that chooses.
+        seed: of the halves.
+    """
+    P = len(tags)
+    rng = np.random.default_rng(seed)
+    lost, spent = np.zeros(P), np.zeros(P)
+    for _ in range(SPLITS):
+        first = np.zeros(P, bool)
+        for tag in dict.fromkeys(tags):
+            members = rng.permutation(np.flatnonzero(np.array(tags) == tag))
+            first[members[: len(members) // 2]] = True
+        for fit in (first, ~first):
+            prompts = Prompts([tag for tag, there in zip(tags, fit.tolist(), strict=True) if there])
+            within = [k for k in range(len(loss)) if prompts.upper_bound(loss[k, fit]) <= most]
+            k = min(within, key=lambda k: prompts.mean(cost[k, fit]))
+            lost[~fit] += loss[k, ~fit] / SPLITS
+            spent[~fit] += cost[k, ~fit] / SPLITS
+    prompts = Prompts(tags)
+    return Preset(prompts.mean(lost), prompts.upper_bound(lost), prompts.mean(spent))
 
 
 def _best(score: Floats, cost: Floats, tags: Sequence[str], budget: float) -> int:

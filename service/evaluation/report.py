@@ -12,7 +12,7 @@ from bestofn.judge.calibration import Calibration
 from bestofn.service.evaluation.cost import Price, steps_taken, verdicts
 from bestofn.service.evaluation.curve import Point, auc, chosen, curve, share_of_the_way
 from bestofn.service.evaluation.drafting import ranking
-from bestofn.service.evaluation.planning import regret
+from bestofn.service.evaluation.planning import SPLITS, preset, regret
 from bestofn.service.evaluation.pool import Pool, Samples, Way
 from bestofn.service.evaluation.replay import Replayed, replay
 from bestofn.service.evaluation.stats import Floats, Prompts
@@ -20,6 +20,7 @@ from bestofn.service.evaluation.strategies import Strategy
 
 REFERENCES = (4, 8, 16, 32, 128)  # plain best-of-N with which every strategy is compared
 PAR = 32  # of these, the one that tells the luck of some candidates
+PRESETS, MOST_LOSS = (8, 32, 128), 0.02  # of these, those that a preset is to reach, and the bound of its loss
 COPIES = 4
 BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
 
@@ -76,7 +77,7 @@ def summary(pool: Pool, question: Question) -> dict[str, Any]:
     ]
     plain = _Plain(pool, question)
     out["strategies"] = [_told(one, question, _prompts(pool, question.prompts), plain) for one in played]
-    out["planner"] = _planner(pool, question, played, plain)
+    out |= _choices(pool, question, played, plain)
     out["drafts"] = [
         {"steps": way.steps, "after": way.after, **asdict(told)}
         for way in sorted(pool.chunks, key=str)
@@ -152,8 +153,9 @@ def _controls(samples: Samples, prompts: Prompts) -> dict[str, Any]:
     return {name: {"score": prompts.mean(v), "interval": prompts.interval(v)} for name, v in values.items()}
 
 
-def _planner(pool: Pool, question: Question, played: Sequence[Replayed], plain: _Plain) -> dict[str, Any] | None:
-    """What a budget's plan loses against the best fixed strategy; None with nothing to choose from.
+def _choices(pool: Pool, question: Question, played: Sequence[Replayed], plain: _Plain) -> dict[str, Any]:
+    """What a budget's plan loses against the best fixed strategy, and what presets cost and lose, both on other
+    prompts than they were chosen on; nothing where there is nothing to choose from.
 
     Only what was replayed from all samples is chosen from: of many noisy scores the best is the luckiest.
     """
@@ -163,15 +165,18 @@ def _planner(pool: Pool, question: Question, played: Sequence[Replayed], plain: 
         if one.strategy.steps is None and one.strategy.preview is None and one.samples == plain.depth
     ]
     if len(asked) < 2 or "tflops" not in question.prices:
-        return None
-    price = question.prices["tflops"]
-    return asdict(
-        regret(
-            np.array([plain.without_luck(one.correct.mean(1), one.samples) for one in asked]),
-            np.array([price.of(one, question.steps).mean(1) for one in asked]),
-            [pool.source.tasks[number].tag for number in question.prompts],
-        )
-    )
+        return {"planner": None, "presets": {}}
+    price, tags = question.prices["tflops"], [pool.source.tasks[number].tag for number in question.prompts]
+    score = np.array([one.correct.mean(1) for one in asked])
+    cost = np.array([price.of(one, question.steps).mean(1) for one in asked])
+    there = {str(one.strategy): k for k, one in enumerate(asked)}
+    presets = {
+        str(N): asdict(preset(score[k] - score, cost, tags, MOST_LOSS))
+        | {"of": _prompts(pool, question.prompts).mean(cost[k])}
+        for N in PRESETS
+        if (k := there.get(str(Strategy(N)))) is not None
+    }
+    return {"planner": asdict(regret(score, cost, tags)), "presets": presets}
 
 
 def _told(replayed: Replayed, question: Question, prompts: Prompts, plain: _Plain) -> dict[str, Any]:
@@ -241,6 +246,13 @@ def tables(figures: Mapping[str, Any]) -> str:
         parts += [
             "A budget's plan, made on half of the prompts and measured on the other, falls short of the best of these "
             f"strategies in hindsight by {figures['planner']['mean']:.3f} ({low:.3f} to {high:.3f}), over budgets.",
+            "",
+        ]
+    for N, told in figures["presets"].items():
+        parts += [
+            f"The cheapest strategy that reaches best of {N} within {MOST_LOSS} on half of the prompts takes "
+            f"{told['cost'] / told['of']:.0%} of its TFLOPs on the other half and loses {told['loss']:+.3f} there "
+            f"(bound {told['upper_bound']:+.3f}), a mean over {SPLITS} splits.",
             "",
         ]
     if any(one["confidence"] for one in figures["strategies"]):

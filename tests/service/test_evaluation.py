@@ -16,7 +16,7 @@ from PIL import Image
 from bestofn.models.sampling import generate
 from bestofn.service.effort import frontier
 from bestofn.service.evaluation.curve import auc, chosen, curve, share_of_the_way, sizes
-from bestofn.service.evaluation.planning import regret
+from bestofn.service.evaluation.planning import preset, regret
 from bestofn.service.evaluation.pool import CHUNK, Chunk, Pool, Source, Want, Way
 from bestofn.service.evaluation.replay import replay
 from bestofn.service.evaluation.strategies import Strategy
@@ -73,6 +73,16 @@ def test_a_plan_regrets_nothing_where_prompts_are_alike_and_much_where_halves_di
     told = regret(differ, cost, ["a"] * 8)
     assert 0.2 < told.mean <= 1
     assert told.by_budget[0][1] == 0  # only one strategy is as cheap
+
+
+def test_a_preset_is_the_cheapest_that_reaches_its_mark_and_luck_shows_on_the_other_half():
+    cost = np.array([[1.0] * 40, [2.0] * 40, [4.0] * 40])
+    clear = np.array([[0.5] * 40, [0.01] * 40, [0.0] * 40])
+    told = preset(clear, cost, ["a"] * 20 + ["b"] * 20, 0.02)
+    assert (told.cost, told.loss) == pytest.approx((2.0, 0.01))
+    luck = np.random.default_rng(0).permuted(np.tile([-1.0, 1.0], (200, 20)), axis=1)  # none loses anything, over all
+    told = preset(np.vstack([luck, np.zeros((1, 40))]), np.ones((201, 40)), ["a"] * 40, 0.02)
+    assert told.loss > 0  # what was chosen for its luck
 
 
 def test_a_strategy_is_what_it_prints():
