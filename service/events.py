@@ -25,7 +25,7 @@ class JobEvent:
     finals     {"judge", "entrants", "rounds"}: the finals as they stand, before each round; anew if played anew
     snapshot   the job as it stands, where events were lost: a reader starts afresh from it (without id)
     result     the result, or its first page
-    error      a problem document: the job failed or was cancelled
+    error      a problem document: the job failed, was cancelled, or has expired under its reader
     """
 
     type: str

@@ -23,6 +23,7 @@ from bestofn.service.api.paging import PAGE, page
 from bestofn.service.api.problem import document
 from bestofn.service.api.submit import submit
 from bestofn.service.api.waiting import end_tasks
+from bestofn.service.errors import JobGone, JobNotFound
 from bestofn.service.events import JobEvent, Place, Teller, place_of
 from bestofn.service.jobs import JobSpec
 from bestofn.service.queue.records import ENDINGS, Event
@@ -110,6 +111,10 @@ async def _stream(context: Context, followed: Followed, last: str | None) -> Asy
             async for event in events:
                 ended = event.type in ("result", "error")
                 yield ServerSentEvent(event=event.type, data=event.data, id=event.id, retry=RETRY_MS)
+    except (JobGone, JobNotFound) as error:  # it went while it was read
+        ended = True
+        problem = document(error.status, error.code, error.detail) | {"job": followed.spec.id}
+        yield ServerSentEvent(event="error", data=problem, retry=RETRY_MS)
     except redis.exceptions.RedisError as error:  # the reader comes back, and is then told what is the matter
         log.warning("the queue was lost under a stream", job=followed.spec.id, error=str(error))
     finally:

@@ -1,8 +1,10 @@
 """Job events: what is told of stored ones, and the stream over a real queue, worker and socket."""
 
+import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx
@@ -14,8 +16,11 @@ from bestofn.judge.bracket import knockout
 from bestofn.service.engine.fake import FAILS, fake_verdict
 from bestofn.service.events import JobEvent, Teller, place_of
 from bestofn.service.jobs import Candidate, JobSpec, Revision
+from bestofn.service.queue.lane import Lane
+from bestofn.service.queue.queue import Queue
 from bestofn.service.queue.records import Event, pack_candidate
 from bestofn.service.result import ranked
+from bestofn.service.settings import Settings
 
 EVENTS = {"Accept": "text/event-stream"}
 
@@ -121,6 +126,42 @@ def test_refusals_come_before_the_stream(http: httpx.Client) -> None:
     assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
     assert http.post("/generate", content="{}", headers=EVENTS).status_code == 415
     assert http.get("/jobs/abc/events").status_code == 404
+
+
+def test_a_result_that_expires_under_its_reader_ends_the_stream_with_a_problem(
+    settings: Settings,
+    make_spec: Callable[..., JobSpec],
+    open_lane: Callable[..., Awaitable[Lane]],
+    serving: Callable[[Settings], AbstractContextManager[Any]],
+) -> None:
+    spec = make_spec()
+
+    async def submit() -> None:
+        queue = await Queue.connect(settings)
+        await open_lane(queue)
+        await queue.submit(spec, cost=1.0)
+        await queue.aclose()
+
+    async def expire() -> None:
+        queue = await Queue.connect(settings)
+        async with queue.redis.pipeline(transaction=True) as pipe:  # its end, and nothing left when it is read
+            pipe.xadd(queue.keys("events", spec.id), {"type": "canceled", "data": "{}"})
+            pipe.delete(queue.keys("job", spec.id))
+            pipe.set(queue.keys("gone", spec.id), "canceled ")
+            await pipe.execute()
+        await queue.aclose()
+
+    asyncio.run(submit())
+    with (
+        serving(settings) as served,
+        httpx.stream("GET", f"{served.url}/jobs/{spec.id}/events", timeout=30) as answer,
+    ):
+        events = read(answer)
+        assert next(events)["event"] == "queued"
+        asyncio.run(expire())
+        [last] = [event for event in events if event["event"] != "queued"]
+    assert (last["event"], last["data"]["code"], last["data"]["status"]) == ("error", "job_gone", 410)
+    assert last["data"]["job"] == spec.id
 
 
 @pytest.mark.parametrize("cancels", [True, False])
