@@ -331,7 +331,9 @@ class Worker:
             return not_played("", error.detail)
 
     async def _tell(self, claim: Claim, meeting: Meeting) -> None:
-        await self._persist(lambda: self._lane.tell_finals(claim, meeting))
+        claim = self._held.get(claim.key, claim)
+        if not await self._persist(lambda: self._lane.tell_finals(claim, meeting)):
+            self._drop_finals(claim.entry.job)  # nobody waits for them, or another worker has taken them over
 
     async def _count(self, claim: Claim) -> None:
         """Counts a delivery; one of a heat that has yet to run alone counts when it does, for only then is a death of

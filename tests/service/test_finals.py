@@ -315,6 +315,31 @@ def test_whoever_is_away_or_cancelled_or_late_the_job_ends(
     asyncio.run(run())
 
 
+def test_finals_nobody_waits_for_end_with_their_round_though_no_word_of_it_came(
+    settings: Settings, make_spec: Callable[..., JobSpec], vision: Vision
+) -> None:
+    async def run() -> None:
+        queue = await Queue.connect(settings)
+        async with worker(settings.model_copy(update={"finals_judge": vision.url})):
+            while not await queue.announced():
+                await asyncio.sleep(0.01)
+            vision.pause.clear()
+            spec = make_spec(**FIELDS)
+            await queue.submit(spec, cost=1.0)
+            while (meeting := (await queue.record(spec.id)).progress.finals) is None:
+                await asyncio.sleep(0.01)
+            assert len(meeting.entrants) == 4
+            await queue.redis.client_kill_filter(_type="pubsub")  # so that the worker misses what is published now
+            assert await queue.cancel(spec.id) is JobStatus.CANCELED
+            vision.pause.set()
+            while any([await queue.redis.xlen(name) for name in await queue.redis.keys(queue.keys("ready", "*", "*"))]):
+                await asyncio.sleep(0.01)
+            assert len(vision.calls) == 4  # two matches, in both orders; not the last one
+        await queue.aclose()
+
+    asyncio.run(run())
+
+
 def test_finals_are_handed_on_like_any_heat(
     settings: Settings,
     make_spec: Callable[..., JobSpec],
