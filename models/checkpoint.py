@@ -143,6 +143,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _checked(folder: Path) -> Path:
+    if not (folder / "model_index.json").exists():
+        raise CheckpointError(f"{folder.absolute()} has no model_index.json: a folder in diffusers layout is needed")
     index = _read_json(folder / "model_index.json")
     name = index.get("_class_name")
     if name not in PIPELINES:

@@ -8,7 +8,8 @@ import httpx
 from bestofn.service.errors import SetupError
 from bestofn.service.settings import Settings
 
-PROBE_SECONDS = 1.0
+LOOK_SECONDS = 3.0
+PROBE_SECONDS = 10.0  # where nothing listens, the answer is no at once; a server of a busy machine takes its time
 
 
 def address_file(settings: Settings) -> Path:
@@ -24,6 +25,14 @@ def running_server(settings: Settings) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError):
         return None
     return server if answers else None
+
+
+def is_bestofn(address: str) -> bool:
+    """Whether a server of this project answers there."""
+    try:
+        return bool(httpx.get(f"{address}/openapi.json", timeout=LOOK_SECONDS).json()["info"]["title"] == "bestofn")
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
+        return False
 
 
 def find_server(settings: Settings) -> str:

@@ -148,7 +148,7 @@ def find_judge(name: str, max_tiles: int | None = None) -> JudgeCheckpoint:
     if folder.is_dir():
         if not all((folder / part).is_dir() for part in PARTS):
             raise JudgeFolderError(
-                f"{folder} has not all of {', '.join(f'{part}/' for part in PARTS)}: not a VILA checkpoint"
+                f"{folder.absolute()} has not all of {', '.join(f'{part}/' for part in PARTS)}: not a VILA checkpoint"
             )
         return JudgeCheckpoint(folder, Revision(name=name, revision=revision(folder) + tiles), max_tiles)
     repository, _, commit = name.partition("@")

@@ -145,9 +145,9 @@ def job_spec(
     if not request.prompt.strip():
         raise InvalidRequest("prompt is blank; say what the picture should show", field="prompt")
     steps = card.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
-    _at_most("num_inference_steps", steps, settings.max_steps, "this server's limit")
+    _at_most("num_inference_steps", steps, settings.max_steps, "the limit of BESTOFN_MAX_STEPS")
     guidance = card.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    _at_most("guidance_scale", guidance, settings.max_guidance, "this server's limit")
+    _at_most("guidance_scale", guidance, settings.max_guidance, "the limit of BESTOFN_MAX_GUIDANCE")
     width = _size("width", request.width, card.width, card, settings)
     height = _size("height", request.height, card.height, card, settings)
     depth = _depth("depth", request.depth, card)
@@ -163,7 +163,7 @@ def job_spec(
             "BESTOFN_FINALS_JUDGE, or leave finals out",
             field="finals",
         )
-    _at_most("num_samples", request.num_samples, settings.max_samples, "this server's limit")
+    _at_most("num_samples", request.num_samples, settings.max_samples, "the limit of BESTOFN_MAX_SAMPLES")
     _at_most("top_k", request.top_k, request.num_samples, "num_samples")
     N = request.num_samples
     seed = random_seed if request.seed is None else request.seed

@@ -9,7 +9,7 @@ from bestofn.judge.verdict import Rule
 from bestofn.service.cli.outcome import Outcome
 from bestofn.service.cli.progress import JobBar
 from bestofn.service.client.progress import Progress
-from bestofn.service.errors import InvalidRequest, JobCanceled, JobFailed
+from bestofn.service.errors import InvalidRequest, JobFailed
 from bestofn.service.jobs import JobStatus
 from bestofn.service.schemas import GenerateRequest
 from bestofn.service.settings import Settings
@@ -19,7 +19,8 @@ def generate(request: Mapping[str, Any], settings: Settings) -> Outcome:
     """Load the models of the settings, draw, judge. Ctrl-C cancels.
 
     Raises:
-        BestOfNError: what is wrong with the request or the checkpoints, or how the job ended if it did not succeed.
+        BestOfNError: what is wrong with the request or the checkpoints, or why the job failed.
+        KeyboardInterrupt: Ctrl-C came.
     """
     try:
         checked = GenerateRequest.model_validate(request)
@@ -49,7 +50,7 @@ def generate(request: Mapping[str, Any], settings: Settings) -> Outcome:
     if result.status is JobStatus.FAILED:
         raise JobFailed(f"the job failed: {result.error}")
     if result.status is JobStatus.CANCELED:
-        raise JobCanceled("interrupted: the job is cancelled")
+        raise KeyboardInterrupt
     images = [image.model_copy(update={"url": None}) for image in result.images]
     candidates = [candidate.model_copy(update={"thumbnail": None}) for candidate in result.candidates]
     result = result.model_copy(update={"images": images, "candidates": candidates})

@@ -1,5 +1,6 @@
 """bestofn up: queue, API and worker on this machine."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -10,12 +11,14 @@ from typing import Annotated
 
 import httpx
 import typer
+from redis.exceptions import RedisError
 
 from bestofn.service.cli import target
 from bestofn.service.cli.console import say
 from bestofn.service.cli.supervisor import Supervisor
-from bestofn.service.discovery import address_file
+from bestofn.service.discovery import address_file, is_bestofn
 from bestofn.service.errors import SetupError
+from bestofn.service.queue.queue import Queue
 from bestofn.service.redis_server import LocalServer
 from bestofn.service.settings import Settings, load_settings
 
@@ -121,18 +124,38 @@ def _open_port(settings: Settings) -> int:
     from bestofn.service.api.server import listen
 
     check_binding(settings)
-    with listen(settings.host, settings.port) as listening:
-        return int(listening.getsockname()[1])
+    try:
+        with listen(settings.host, settings.port) as listening:
+            return int(listening.getsockname()[1])
+    except SetupError as error:
+        address = _address(settings)
+        if not is_bestofn(address):
+            raise
+        raise SetupError(
+            f"bestofn already runs at {address}: use that one, or choose another --port (and BESTOFN_DATA_DIR)"
+        ) from error
 
 
 @contextlib.contextmanager
 def _queue(settings: Settings) -> Iterator[tuple[str, Callable[[], object]]]:
     """The queue's address, and what starts its server again if that is ours and has ended."""
     if settings.redis_url:
+        asyncio.run(_check_queue(settings))
         yield settings.redis_url, lambda: None
         return
     with LocalServer(settings.data_dir) as server:
         yield server.url, server.restart
+
+
+async def _check_queue(settings: Settings) -> None:
+    """Raises SetupError if the server of REDIS_URL does not answer now, or is unfit; later it may come and go."""
+    try:
+        await (await Queue.connect(settings)).aclose()
+    except (RedisError, ValueError) as error:
+        raise SetupError(
+            f"the queue's server of REDIS_URL cannot be used ({error}): start it, correct REDIS_URL, or leave it out, "
+            "and `bestofn up` starts a server of its own"
+        ) from error
 
 
 def _address(settings: Settings) -> str:

@@ -1,5 +1,6 @@
 """bestofn worker: one engine a device, fed from the queue."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ import typer
 from bestofn.service.cli import target
 from bestofn.service.errors import SetupError
 from bestofn.service.settings import Settings, load_settings
+from bestofn.service.telemetry import traces
 from bestofn.service.telemetry.start import start
 
 if TYPE_CHECKING:
@@ -68,7 +70,11 @@ def worker(
         from bestofn.service.worker import run_worker
 
         settings = settings.model_copy(update={"devices": names[0]})
-        raise typer.Exit(run_worker(settings, lambda: _engine(settings)))
+        status = run_worker(settings, lambda: _engine(settings))
+        traces.flush()
+        # All is handed back. The interpreter would look through half a million objects of torch and its kin before it
+        # ends: seconds, and on a busy machine more than a supervisor waits.
+        os._exit(status)
 
     from bestofn.service.supervisor import supervise
 

@@ -24,7 +24,7 @@ from PIL import Image, PngImagePlugin
 from bestofn.models.shapes.evaluator import evaluate
 from bestofn.models.shapes.prompts import pair
 from bestofn.models.shapes.world import SHAPES, Scene, Thing, render
-from bestofn.service.api.server import listen
+from bestofn.service.api.server import address_of, listen
 from bestofn.service.cli import main, target
 from bestofn.service.cli.outcome import paths_of
 from bestofn.service.cli.supervisor import MAX_DEATHS, WITHIN_SECONDS, may_restart
@@ -169,6 +169,21 @@ def test_ctrl_c_cancels_the_job(served: Any, tmp_path: Path) -> None:
     assert answer.status_code == 200
 
 
+def test_ctrl_c_ends_a_job_in_this_process_alike(run: Run, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt() -> None:
+        while signal.getsignal(signal.SIGINT) is before:  # not yet drawing
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(interrupt)
+        status, out, err = run("generate", "a star", "-n", "4096", "--local")
+    assert (status, out, err) == (130, "", "drawing in this process\nbestofn: interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
 WRONG: dict[str, tuple[list[str], int, str]] = {
     "no such option": (["generate", "p", "--nope"], 2, "No such option: --nope"),
     "no such command": (["generat"], 2, "No such command 'generat'"),
@@ -188,6 +203,7 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "no address": (["generate", "p", "--server", "localhost"], 1, "it starts with http://"),
     "no picture": (["rank", "p", "nothing.png"], 1, "nothing.png: No such file"),
     "no queue": (["serve"], 1, "run `bestofn up`"),
+    "no checkpoint there": (["generate", "p", "--local", "--model", "."], 1, "/test_errors"),
     "open to all": (["serve", "--host", "0.0.0.0", "--redis-url", "redis://x"], 1, "bestofn keys add"),
 }
 
@@ -208,6 +224,15 @@ def test_errors_are_one_line_and_a_status(
 def test_a_setting_that_cannot_be_read_is_named(run: Run) -> None:
     status, _, err = run("serve", BESTOFN_PORT="many")
     assert (status, err.startswith("bestofn: setting port: "), "\n" in err.rstrip()) == (1, True, False), err
+
+
+def test_up_ends_at_once_where_the_queue_of_the_settings_is_not_there(run: Run, tmp_path: Path) -> None:
+    for url in ("redis://:secret@127.0.0.1:1", "nonsense"):
+        status, out, err = run("up", "--port", "0", REDIS_URL=url)
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert "correct REDIS_URL" in err
+        assert "secret" not in err
+    assert not list(tmp_path.iterdir())
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
@@ -445,6 +470,20 @@ def test_a_running_server_is_found_by_the_address_it_left(served: Any, tmp_path:
             target.choose(settings, local=True)
 
 
+def test_a_server_that_is_slow_to_answer_is_waited_for(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    with listen("127.0.0.1", 0) as listening, ThreadPoolExecutor() as threads:
+        address_file(settings).write_text(json.dumps({"server": address_of(listening)}))
+        found = threads.submit(running_server, settings)
+        connection, _ = listening.accept()
+        with connection:
+            time.sleep(1.5)
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            assert found.result(timeout=20) == address_of(listening)
+    assert running_server(settings) is None
+
+
 @pytest.mark.timeout(300)  # it loads the models
 def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
     with listen("127.0.0.1", 0) as free:
@@ -467,7 +506,7 @@ def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, 
             assert up.stderr.readline() == "the API ended (SIGKILL); starting it again\n"
             assert up.stderr.readline().startswith("the API is at")
             second = run("up", "--port", str(port), BESTOFN_DATA_DIR=data)
-            assert (second[0], "cannot listen" in second[2]) == (1, True)
+            assert (second[0], f"already runs at http://127.0.0.1:{port}: " in second[2]) == (1, True)
             up.send_signal(signal.SIGINT)
             up.communicate(timeout=60)
         assert up.returncode == 0

@@ -110,3 +110,4 @@ def test_a_request_is_checked_as_the_server_checks_it(fields, field):
     with pytest.raises(InvalidRequest) as refused:
         local_spec(request(**fields), FakeEngine(slots=4), Settings())
     assert refused.value.field == field
+    assert "server" not in refused.value.detail
