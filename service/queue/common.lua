@@ -134,19 +134,22 @@ local function forget_expired_images()
   end
 end
 
--- Ends a job: its last event, its lifetime from now on, and its share of backlog and byte budget. `data` is JSON.
+-- Ends a job: its last event, its lifetime from now on, its place in the ring, and its share of backlog and byte budget.
+-- `data` is JSON.
 local function finish(job, status, type, data)
   local hash = key('job', job)
   local time = now()
-  local waiting, gflop, ttl, idempotency, bytes, pair, class, created, started, leaders, caller, stopped = unpack(
-    redis.call('HMGET', hash, 'waiting', 'gflop', 'ttl', 'idempotency', 'thumbnail_bytes',
-      'pair', 'class', 'created', 'started', 'leaders', 'caller', 'stopped')
-  )
+  local waiting, gflop, ttl, idempotency, bytes, pair, class, created, started, leaders, caller, stopped, dealt, heats =
+    unpack(redis.call('HMGET', hash, 'waiting', 'gflop', 'ttl', 'idempotency', 'thumbnail_bytes',
+      'pair', 'class', 'created', 'started', 'leaders', 'caller', 'stopped', 'next', 'heats'))
   ttl = tonumber(ttl)
   redis.call('HSET', hash, 'status', status, 'ended', time, 'waiting', 0)
   add_load(class, caller, -1, 0 - waiting, 0 - gflop)
   redis.call('ZREM', key('queued'), job)
   redis.call('ZREM', key('deadlines'), job)
+  if tonumber(dealt) < tonumber(heats) then
+    redis.call('LREM', key('ring', pair, class), 1, job)
+  end
   redis.call('XADD', key('ended'), 'MAXLEN', '~', ENDED_KEPT, '*', 'status', status, 'pair', pair, 'class', class,
     'waited', (started or time) - created, 'took', time - created, 'leaders', leaders,
     'stopped', stopped or '')

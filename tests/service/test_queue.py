@@ -260,6 +260,25 @@ def test_cancel_drops_what_waits_and_touches_nobody_else(
     asyncio.run(run())
 
 
+def test_jobs_that_have_ended_leave_the_ring_though_nobody_deals(
+    settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
+) -> None:
+    async def run() -> None:
+        async with opened(settings) as queue:
+            lane = await open_lane(queue)
+            await lane.beat((), 0.0)  # it leaves, and no worker is left
+            canceled, late, stays = make_spec(), make_spec(deadline_seconds=0.001), make_spec()
+            for spec in (canceled, late, stays):
+                await queue.submit(spec, cost=1)
+            await queue.cancel(canceled.id)
+            assert (await types(queue, late.id))[-1] == "failed"
+            ring = await queue.redis.lrange(queue.keys("ring", lane.pair, stays.priority), 0, -1)
+            assert ring == [stays.id.encode()]
+            assert (await queue.standing(stays)).position == 1
+
+    asyncio.run(run())
+
+
 def test_one_idempotency_key_makes_one_job(settings: Settings, make_spec: MakeSpec, open_lane: OpenLane) -> None:
     async def run() -> None:
         async with opened(settings) as queue:

@@ -259,8 +259,9 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def turns_are_kept(self) -> None:
-        """Heats have been dealt as if the jobs of a class had taken turns, whatever else has happened."""
-        for ring in self.rings.values():
+        """Heats have been dealt as if the jobs of a class had taken turns, whatever else has happened, and those who
+        have turns, nobody else, wait for them."""
+        for priority, ring in self.rings.items():
             now = {job: int(self._field(job, "next")) for job in ring}
             left = sum(now[job] - self.jobs[job].dealt for job in ring)
             while left:
@@ -274,6 +275,8 @@ class Machine(RuleBasedStateMachine):
                     left -= now[job.spec.id] - job.dealt
                     job.dealt = now[job.spec.id]
             assert all(self.jobs[job].dealt == dealt for job, dealt in now.items())
+            waiting = self.run(self.queue.redis.lrange(self.queue.keys("ring", self.pair, priority), 0, -1))
+            assert [job.decode() for job in waiting] == [job for job in ring if self.jobs[job].active]
 
     @invariant()
     def books_balance(self) -> None:
