@@ -4,15 +4,17 @@ Everything that is compared is replayed from one pool, so that all strategies se
 more samples, more steps, previews; what it holds is never drawn again.
 """
 
+import contextlib
 import json
 import os
+import signal
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import active_children, connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -168,17 +170,14 @@ class Pool:
         if not missing:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # spawn: a forked child would inherit the threads' state of torch
-        with (
-            self.path.open("a", encoding="utf-8") as file,
-            ProcessPoolExecutor(processes, get_context("spawn"), _begin) as workers,
-        ):
+        with self.path.open("a", encoding="utf-8") as file, _workers(processes) as workers:
             if not self.path.stat().st_size:
                 file.write(json.dumps(self.source.identity) + "\n")
             paths = self.source.model, self.source.judge, self.source.device
-            futures = {
-                workers.submit(_draw, *paths, self.source.tasks[place.number], place): place for place in missing
-            }
+            with _interrupts_later():
+                futures = {
+                    workers.submit(_draw, *paths, self.source.tasks[place.number], place): place for place in missing
+                }
             for future in as_completed(futures):
                 place, chunk = futures[future], future.result()
                 self._keep(place, chunk)
@@ -249,6 +248,34 @@ def _line(place: Place, chunk: Chunk) -> str:
 def _parse(line: dict[str, Any]) -> tuple[Place, Chunk]:
     way = Way(line["steps"], line.get("after"))
     return Place(line["prompt"], way, line["start"]), Chunk([int(c) for c in line["correct"]], line["yes"], line["no"])
+
+
+@contextlib.contextmanager
+def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that an error, or Ctrl-C, ends with what they draw, instead of waiting for all that was asked for."""
+    others = set(active_children())
+    # spawn: a forked child would inherit the threads' state of torch
+    with ProcessPoolExecutor(processes, get_context("spawn"), _begin) as workers:
+        try:
+            yield workers
+        except BaseException:
+            workers.shutdown(wait=False, cancel_futures=True)
+            ended = set(active_children()) - others
+            for child in ended:
+                child.terminate()
+            for child in ended:
+                child.join()
+            raise
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block; processes started in it never hear of it: that is for their parent."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin() -> None:

@@ -3,7 +3,11 @@
 import itertools
 import json
 import runpy
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +163,18 @@ def test_a_pool_goes_on_where_it_was_cut_off_and_grows(tmp_path):
         Pool(path, replace(source, judge_revision="k"))
 
 
+def test_ctrl_c_ends_a_pool_with_what_is_drawn_and_keeps_its_lines(tmp_path):
+    from bestofn.judge.judge import EMBEDDED
+    from bestofn.models.checkpoint import EMBEDDED as GENERATORS
+
+    source = Source(str(GENERATORS["shapes"]), "m", str(EMBEDDED), "j", benchmark())
+    pool, wants = Pool(tmp_path / "pool.jsonl", source), [Want(Way(1), 100 * CHUNK, range(240))]
+    with pytest.raises(KeyboardInterrupt):
+        pool.fill(wants, 1, lambda done, wanted: signal.raise_signal(signal.SIGINT) if done else None)
+    assert len(Pool(pool.path, source).lacks(wants)) == 240 * 100 - 1
+    assert not active_children()
+
+
 def test_the_published_figures_are_what_the_pool_says():
     from bestofn.judge.calibration import FILE, read
     from bestofn.judge.judge import EMBEDDED, Judge
@@ -221,6 +237,14 @@ def test_winners_of_a_file_are_laid_out_for_their_evaluators(tmp_path):
     file.write_text('{"tag": "colors"}\n')
     with pytest.raises(ValueError, match="line 1: expected"):
         read_tasks(file)
+
+
+def test_what_the_efforts_are_on_fresh_candidates_is_what_the_page_says():
+    script = SCALING / "confirm.py"
+    rows = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True).stdout.splitlines()
+    page = (SCALING.parent / "scaling.md").read_text()
+    assert len(rows) == 9
+    assert [row for row in rows[2:] if row not in page] == []
 
 
 def test_the_frontier_is_that_of_the_published_figures():
