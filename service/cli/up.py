@@ -59,7 +59,7 @@ def up(
         ),
     ] = None,
 ) -> None:
-    """Start queue, API and worker here and print the address; Ctrl-C stops them.
+    """Start queue, API and worker here and print the address; Ctrl-C stops them, with status 0.
 
     The queue is the server of REDIS_URL, or else one that is started beside the data folder.
     """
