@@ -2,9 +2,9 @@
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -19,13 +19,14 @@ from bestofn.service.engine.cores import Cores
 from bestofn.service.engine.finishing import Finishing, Latent
 from bestofn.service.engine.group import SlotGroup
 from bestofn.service.engine.heats import HeatWork, Owner
-from bestofn.service.engine.microbatch import out_of_memory
+from bestofn.service.engine.microbatch import out_of_memory, release_cache
 from bestofn.service.engine.prompts import PromptCache
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Stepped
 from bestofn.service.engine.recorded import Recorded, Recorder, plain
 from bestofn.service.engine.residence import JudgeResidence
 from bestofn.service.engine.sizes import Sizes
 from bestofn.service.jobs import Heat, HeatOutcome
+from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
 
 
 class Engine:
@@ -66,6 +67,9 @@ class Engine:
         self._judge = judge
         self._prompts = PromptCache(generator.prompt_contexts)
         self._groups: dict[policy.Group, SlotGroup] = {}
+        # Where memory did not suffice for more: slots, and rows of one forward.
+        self._fitting_slots: dict[policy.Size, int] = {}
+        self._fitting_rows: dict[policy.Size, int] = {}
         self._last: policy.Group | None = None
         self._waiting: tuple[policy.Waiting, ...] = ()
         self._heats: dict[Owner, HeatWork] = {}
@@ -123,7 +127,8 @@ class Engine:
             self._judge.get(number)
         if self.generator.device.type == "cuda":
             group = policy.Group(self.model_card.width, self.model_card.height)
-            self._group(group).warm_up(*self._prompts.get([("", True)]))
+            self._open(group, *self._prompts.get([("", True)]))
+            self._groups[group].warm_up()
             self._finishing.warm_up(group.size)
             torch.cuda.synchronize(self.generator.device)
 
@@ -180,7 +185,7 @@ class Engine:
                 self._drop((event.job, event.heat))
             events.append(event)
         for group in [group for group, slots in self._groups.items() if group != self._last and not slots.occupants]:
-            self._groups.pop(group).close()  # sizes and depths are without number
+            self._close(group)  # sizes and depths are without number
         with self._lock:
             return [event for event in events if event.job not in self._canceled]
 
@@ -205,32 +210,65 @@ class Engine:
                 yield HeatFinished(owner[0], self._outcomes.pop(owner).result())
 
     def _refill(self) -> Iterator[HeatFailed]:
-        """Deals waiting candidates to free slots; a heat whose prompt cannot be read fails here."""
+        """Deals waiting candidates to free slots; a heat whose prompt cannot be read, or of whose size not one slot
+        fits into memory, fails here."""
         for heat in self._waiting:
-            self._group(heat.group)
+            if heat.group not in self._groups:
+                owner = (heat.job, heat.heat)
+                work = self._heats[owner]
+                yield from self._attempt(owner, "encoding the prompt", partial(self._contexts, work))
+                if owner in self._heats:
+                    yield from self._attempt(owner, _denoising(heat.group), partial(self._open_for, heat.group, work))
         free = {group: slots.free for group, slots in self._groups.items()}
         placements, self._waiting = policy.refill(free, self._waiting)
         for placement in placements:
             owner = (placement.job, placement.heat)
-            if owner not in self._heats:  # it failed with an earlier candidate
-                continue
-            try:
-                self._fill(placement, self._heats[owner])
-            except (ValueError, MemoryError, RuntimeError) as error:
-                if out_of_memory(error):
-                    yield HeatFailed(*owner, "encoding the prompt needs more memory than is free")
-                elif isinstance(error, ValueError):  # too long for the generator or the judge
-                    yield HeatFailed(*owner, str(error))
-                else:
-                    raise
+            if owner in self._heats:  # else it failed with an earlier candidate
+                filling = partial(self._fill, placement, self._heats[owner])
+                yield from self._attempt(owner, "encoding the prompt", filling)
 
-    def _group(self, group: policy.Group) -> SlotGroup:
-        if group not in self._groups:
-            rows = self.sizes.batch(self.sizes.rows, self._flops(*group.size, group.layers).forward / TERA)
-            self._groups[group] = SlotGroup(
-                self.generator, group, self.slots, rows, self.sizes.strict, self._cores, self._record
-            )
-        return self._groups[group]
+    def _attempt(self, owner: Owner, stage: str, work: Callable[[], object]) -> Iterator[HeatFailed]:
+        """Does work for a heat, which fails if that needs more memory than is free, or cannot be done at all."""
+        try:
+            work()
+        except (ValueError, MemoryError, RuntimeError) as error:
+            if out_of_memory(error):
+                yield HeatFailed(*owner, f"{stage} needs more memory than is free")
+            elif isinstance(error, ValueError):  # too long for the generator or the judge
+                yield HeatFailed(*owner, str(error))
+            else:
+                raise
+
+    def _open_for(self, group: policy.Group, work: HeatWork) -> None:
+        self._open(group, self._contexts(work)[0])
+
+    def _open(self, group: policy.Group, context: PromptContext) -> None:
+        """Makes the slots of a group, half as many until they fit into memory.
+
+        Raises:
+            MemoryError, RuntimeError: not even one fits.
+        """
+        rows = self.sizes.batch(self.sizes.rows, self._flops(*group.size, group.layers).forward / TERA)
+        while group not in self._groups:
+            slots = self._fitting_slots.get(group.size, self.slots)
+            known = self._fitting_rows.get(group.size)
+            try:
+                self._groups[group] = SlotGroup(
+                    self.generator, group, slots, rows, self.sizes.strict, self._cores, context, known, self._record
+                )
+            except (MemoryError, RuntimeError) as error:
+                if slots == 1 or not out_of_memory(error):
+                    raise
+                OUT_OF_MEMORY.labels("denoising").inc()
+                self._fitting_slots[group.size] = slots // 2
+            if group not in self._groups:
+                release_cache()  # the failed call's tensors are gone only now that its traceback is
+
+    def _close(self, group: policy.Group) -> None:
+        slots = self._groups.pop(group)
+        if slots.shrunk:
+            self._fitting_rows[group.size] = slots.most_rows
+        slots.close()
 
     def _fill(self, placement: policy.Placement, work: HeatWork) -> None:
         spec = work.heat.job
@@ -280,9 +318,8 @@ class Engine:
             if len(self._steps) > 1:
                 self._steps.popleft().wait()
         except MemoryError:
-            size = f"{group.width}x{group.height}"
             for owner in steps:
-                yield HeatFailed(*owner, f"denoising a picture of {size} pixels needs more memory than is free")
+                yield HeatFailed(*owner, f"{_denoising(group)} needs more memory than is free")
             return
         forward = self._flops(*group.size, group.layers).forward / TERA
         for owner, count in rows.items():
@@ -318,3 +355,7 @@ class Engine:
             for slot in [slot for slot, occupant in slots.occupants.items() if occupant.owner == owner]:
                 slots.drop(slot)
         self._finishing.drop(owner)
+
+
+def _denoising(group: policy.Group) -> str:
+    return f"denoising a picture of {group.width}x{group.height} pixels"

@@ -69,6 +69,8 @@ class SlotGroup:
         lane: int,
         strict: bool,
         cores: Cores,
+        context: PromptContext,
+        most_rows: int | None = None,
         record: Recorder = Recorded,
     ) -> None:
         """
@@ -77,6 +79,8 @@ class SlotGroup:
             slots: S.
             lane: R.
             cores: how many forwards at once.
+            context: of any prompt, shaped like all of them.
+            most_rows: of one forward, where memory is known not to suffice for more.
             record: how a forward is called.
         """
         self._record = record
@@ -85,7 +89,7 @@ class SlotGroup:
         self._group = group
         self._lane = lane if strict else 2 * slots
         self._strict = strict
-        self._most_rows = self._lane  # of one forward, as far as memory sufficed
+        self.most_rows = min(self._lane, most_rows or self._lane)  # of one forward, as far as memory sufficed
         rows, shape = -(-2 * slots // self._lane) * self._lane, generator.latent_shape(*group.size)
         device = generator.device
         self._x = torch.zeros(slots, *shape, device=device)  # (S, C, h, w)
@@ -94,7 +98,7 @@ class SlotGroup:
         self._slots = torch.zeros(rows, dtype=torch.long, device=device)  # of each row
         self._pairs = torch.zeros(2, slots, dtype=torch.long, device=device)  # of each slot: its first and its last row
         self._output = torch.zeros(rows, *shape, device=device, dtype=generator.dtypes["transformer"])
-        self._contexts: dict[int, PromptContext] = {}  # of each lane in use, R rows
+        self._contexts = {0: context.empty_slots(self._lane)}  # of each lane in use, R rows
         self._forwards: dict[range, Callable[[], object]] = {}  # of rows of one lane
         self._recorded_of: weakref.ref[Any] | None = None  # the transformer whose weights they read
         self._pool: Any = None  # of the recorded forwards' memory
@@ -108,10 +112,10 @@ class SlotGroup:
     @property
     def shrunk(self) -> str | None:
         """A sentence for the user, if forwards had to shrink."""
-        if self._most_rows == self._lane:
+        if self.most_rows == self._lane:
             return None
         return (
-            f"denoising ran in batches of {self._most_rows} rows instead of {self._lane} for lack of memory, so "
+            f"denoising ran in batches of {self.most_rows} rows instead of {self._lane} for lack of memory, so "
             "pictures may differ in their last bits from those of another run"
         )
 
@@ -155,10 +159,9 @@ class SlotGroup:
         self._forwards.clear()
 
     @torch.inference_mode()
-    def warm_up(self, context: PromptContext) -> None:
+    def warm_up(self) -> None:
         """Builds and records the forwards of the first lane, the largest first, since all share its memory."""
         assert not self.occupants
-        self._contexts[0] = context.empty_slots(self._lane)
         sizes = {self._lane} if self._strict else {bucket(rows, self._lane) for rows in range(1, self._lane + 1)}
         for rows in sorted(sizes, reverse=True):
             for _ in range(2):
@@ -215,16 +218,16 @@ class SlotGroup:
             done = self._cores.map(self._forward, waiting)
             failed = [rows for rows, fitted in zip(waiting, done, strict=True) if not fitted]
             if failed:
-                if self._most_rows == 1:
+                if self.most_rows == 1:
                     raise MemoryError("a single row does not fit")
                 self._forwards.clear()
                 release_cache()
-                self._most_rows = max(1, min(self._most_rows, max(map(len, failed))) // 2)
+                self.most_rows = max(1, min(self.most_rows, max(map(len, failed))) // 2)
             waiting = [part for rows in failed for part in self._parts(rows)]
 
     def _parts(self, rows: range) -> list[range]:
         """Rows of one lane as forwards of at most as many as memory sufficed for."""
-        return [rows[start : start + self._most_rows] for start in range(0, len(rows), self._most_rows)]
+        return [rows[start : start + self.most_rows] for start in range(0, len(rows), self.most_rows)]
 
     def _forward(self, rows: range) -> bool:
         """The network's output for rows of one lane; False if they do not fit into memory."""

@@ -433,9 +433,11 @@ class CrampedGenerator(Generator):
     """Memory for so many rows in a forward and so many pictures in a decode, no more."""
 
     rows = pictures = 1000
+    failures = 0  # of forwards
 
     def output(self, x, *rest, **options):
         if len(x) > self.rows:
+            self.failures += 1
             raise MemoryError(f"{len(x)} rows")
         return super().output(x, *rest, **options)
 
@@ -481,6 +483,56 @@ def test_what_fits_not_even_alone_fails_in_plain_words_and_the_engine_lives(what
     assert failed[0].reason.startswith(f"{word} ")
     assert "needs more memory than is free" in failed[0].reason
     setattr(generator, what, 1000)
+    assert len(pictures(run(engine, spec("next", num_samples=2)), "next")) == 2
+
+
+class CrampedMemory(TorchDispatchMode):
+    """Memory for buffers of so many numbers, no more."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most, self.failures = most, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        buffers = function in (torch.ops.aten.zeros.default, torch.ops.aten.new_zeros.default)
+        if buffers and torch.Size(arguments[-1]).numel() > self.most:
+            self.failures += 1
+            raise torch.OutOfMemoryError(f"buffers of {arguments[-1]}")
+        return function(*arguments, **(options or {}))
+
+
+def test_what_memory_sufficed_for_is_remembered_by_size(make, spec, checkpoints, loaded):
+    sizes = [(32, 32), (64, 32), (32, 32), (64, 32)]
+    jobs = [spec(f"job-{i}", num_samples=5, width=w, height=h) for i, (w, h) in enumerate(sizes)]
+    whole = run(make(), *jobs)
+
+    def drawn(engine):
+        events = [event for job in jobs for event in run(engine, job)]
+        for job in jobs:
+            here, there = pictures(events, job.id), pictures(whole, job.id)
+            assert here.keys() == there.keys() == set(range(5))
+            for (_, verdict), (_, other) in zip(here.values(), there.values(), strict=True):
+                assert verdict.yes_logit == pytest.approx(other.yes_logit, abs=1e-2)
+        return [event.outcome for event in events if isinstance(event, HeatFinished)]
+
+    generator = CrampedGenerator.load(str(checkpoints["tiny"]))
+    generator.rows = 2
+    for outcome in drawn(make(generator=generator)):
+        assert "denoising ran in batches of 2 rows instead of 4" in " ".join(outcome.warnings)
+    assert generator.failures == 2 * 3  # once a size, the forwards of three lanes
+
+    [row] = loaded.generator.prompt_contexts([("a ring", False)])
+    with CrampedMemory(6 * row.keys.numel()) as memory:  # three slots with guidance, not six
+        drawn(make(Sizes(slots=6, strict=False, rows=12, decode=4, judge=3)))
+    assert memory.failures == 2
+
+
+def test_a_size_of_which_not_one_slot_fits_fails_in_plain_words_and_the_engine_lives(make, spec):
+    engine = make()
+    with CrampedMemory(0):
+        failed = run(engine, spec("job", num_samples=3), spec("other", num_samples=1))
+    reason = "denoising a picture of 32x32 pixels needs more memory than is free"
+    assert [(event.job, event.reason) for event in failed] == [("job", reason), ("other", reason)]
     assert len(pictures(run(engine, spec("next", num_samples=2)), "next")) == 2
 
 
