@@ -17,30 +17,36 @@ LOSS = 0.02
 
 
 def frontier(figures: dict) -> Frontier:
-    """Of the strategies that a request can ask for, at the checkpoint's steps, replayed from all samples."""
-    told = [(Strategy.parse(one["strategy"]), one) for one in figures["strategies"]]
-    most = max(one["samples"] for one in figures["strategies"])
-    asked = [
-        (strategy, one)
-        for strategy, one in told
-        if strategy.steps is None and strategy.preview is None and one["samples"] == most
-    ]
-    asked.sort(key=lambda pair: pair[1]["tflops"])
+    """Of the strategies that may be chosen, those that are worth their cost."""
+    asked, named = choosable(figures), efforts(figures)
     kept, best = [], 0.0
-    named = {
-        effort: min((one["tflops"], one["strategy"]) for _, one in asked if one["loss"][N]["upper_bound"] <= LOSS)[1]
-        for effort, N in REACHES.items()
-    }
-    named["max"] = max((one["score"], -one["tflops"], one["strategy"]) for _, one in asked)[2]
-    for strategy, one in asked:
+    for one in asked:
         if one["score"] > best or one["strategy"] in named.values():
             best = max(best, one["score"])
-            kept.append((strategy, one))
-    names = [one["strategy"] for _, one in kept]
+            kept.append(one)
+    names = [one["strategy"] for one in kept]
     return Frontier(
-        strategies=tuple(measured(strategy, one, figures["steps"]) for strategy, one in kept),
+        strategies=tuple(measured(Strategy.parse(one["strategy"]), one, figures["steps"]) for one in kept),
         efforts={effort: names.index(name) for effort, name in named.items()},
     )
+
+
+def choosable(figures: dict) -> list[dict]:
+    """What a request can ask for at the checkpoint's steps and was replayed from all samples, the cheapest first."""
+    most = max(one["samples"] for one in figures["strategies"])
+    told = [(Strategy.parse(one["strategy"]), one) for one in figures["strategies"] if one["samples"] == most]
+    asked = [one for strategy, one in told if strategy.steps is None and strategy.preview is None]
+    return sorted(asked, key=lambda one: one["tflops"])
+
+
+def efforts(figures: dict) -> dict[Effort, str]:
+    """The strategy of each effort."""
+    asked = choosable(figures)
+    named = {
+        effort: min((one["tflops"], one["strategy"]) for one in asked if one["loss"][N]["upper_bound"] <= LOSS)[1]
+        for effort, N in REACHES.items()
+    }
+    return named | {"max": max((one["score"], -one["tflops"], one["strategy"]) for one in asked)[2]}
 
 
 def measured(strategy: Strategy, one: dict, steps: int) -> Measured:
