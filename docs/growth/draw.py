@@ -15,10 +15,12 @@ ARMS = {
     "scratch": (GREY, "-"),
     "partial, 2 dropped": (GOLD, "-"),
     "partial, 0 dropped": (GOLD, "--"),
+    "partial, longer source": ("#b03a2e", "-"),
     "cyclic": ("#3a6ea5", "--"),
     "block": ("#7aa874", "--"),
 }
 CHOICES = {"importance": "most important", "last": "first", "random": "random"}
+BUDGETS = 200, 400, 800
 Curve = list[tuple[int, float]]
 Curves = dict[str, dict[int, Curve]]  # arm, seed
 
@@ -49,26 +51,26 @@ def mean(by_seed: dict[int, Curve]) -> Curve:
 
 
 def source_table(losses: Curves, scores: Curves) -> None:
-    points, right = mean(losses["source"]), mean(scores["source"])
-    say("source, steps", "loss", "score")
-    say(str(points[-1][0]), f"{points[-1][1]:.3f}", f"{right[-1][1]:.3f}")
+    for arm in ("source", "longer source"):
+        if arm in losses:
+            loss, score = mean(losses[arm])[-1], mean(scores[arm])[-1]
+            say(arm, f"{len(losses[arm])} seeds", f"{loss[0]} steps", f"loss {loss[1]:.3f}", f"score {score[1]:.3f}")
 
 
 def growth_table(losses: Curves, scores: Curves) -> None:
-    """Loss and score where an arm starts and ends, and the steps until it is where training from scratch ends."""
+    """Loss and score where an arm starts and ends, and its steps to where training from scratch then is."""
+    scratch, right = losses["scratch"], scores["scratch"]
     say("arm", "seeds", "loss at the start", "at the end", "score at the start", "at the end",
-        "steps to scratch's last loss", "to its last score")  # fmt: skip
-    say(*["---"] * 8)
+        *(f"steps to scratch's loss at {budget}" for budget in BUDGETS), f"to its score at {BUDGETS[-1]}")  # fmt: skip
+    say(*["---"] * (7 + len(BUDGETS)))
     for arm in (arm for arm in ARMS if arm in losses):
-        budget = next(iter(losses["scratch"].values()))[-1][0]
-        steps = [reached(points, losses["scratch"][k][-1][1], down=True) for k, points in losses[arm].items()]
-        target = mean({seed: scores["scratch"][seed] for seed in scores[arm]})[-1][1]
+        seeds = list(losses[arm])
         loss, score = mean(losses[arm]), mean(scores[arm])
-        each = ", ".join("not reached" if s is None else f"{s:.0f} ({1 - s / budget:.0%} fewer)" for s in steps)
-        scored = reached(score, target, down=False)
-        say(arm, str(len(losses[arm])), f"{loss[0][1]:.3f}", f"{loss[-1][1]:.3f} ({loss[-1][0]} steps)",
-            f"{score[0][1]:.3f}", f"{score[-1][1]:.3f}", each,
-            "not reached" if scored is None else f"{scored:.0f} ({1 - scored / budget:.0%} fewer)")  # fmt: skip
+        target, aim = mean({seed: scratch[seed] for seed in seeds}), mean({seed: right[seed] for seed in seeds})
+        steps = [(reached(loss, dict(target)[budget], down=True), budget) for budget in BUDGETS]
+        steps.append((reached(score, dict(aim)[BUDGETS[-1]], down=False), BUDGETS[-1]))
+        each = ["not reached" if s is None else f"{s:.0f} ({1 - s / budget:.0%} fewer)" for s, budget in steps]
+        say(arm, str(len(seeds)), *(f"{curve[at][1]:.3f}" for curve in (loss, score) for at in (0, -1)), *each)
 
 
 def reached(points: Curve, target: float, down: bool) -> float | None:
@@ -132,7 +134,7 @@ def plot_growth(losses: Curves, scores: Curves) -> None:
 
 def plot_importance(importance: dict[str, list[float]]) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 2.8), layout="constrained")
-    names = {"importance": "shapes", "grown, importance": "width 64, grown from 4 to 8 layers, 500 steps"}
+    names = {"importance": "shapes", "grown, importance": "width 64, grown from 4 to 8 layers, 800 steps"}
     for axis, (arm, name) in zip(axes, names.items(), strict=True):
         axis.bar(range(len(importance[arm])), importance[arm], color=GOLD)
         axis.set(xlabel="block", ylabel="importance (1 - cosine)", title=name)

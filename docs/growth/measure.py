@@ -38,7 +38,7 @@ from bestofn.models.training.text import Words
 
 LOG = Path(__file__).parent / "runs.jsonl"
 WIDTH, SHALLOW, DEEP, BATCH = 64, 4, 8, 32
-SOURCE_STEPS, SCRATCH_STEPS, GROWN_STEPS, WARMUP = 800, 800, 500, 30
+SOURCE_STEPS, LONGER_STEPS, STEPS, WARMUP = 800, 2400, 800, 30
 LOSS_EVERY, SCORE_EVERY, PICTURES = 50, 100, 8
 MATRIX_RATE, OTHER_RATE, DROPOUT = 4e-3, 3e-3, 0.1
 SCENES, HELD_SCENES = 2048, 192
@@ -198,9 +198,15 @@ def grown(work: Path, source: Path, method: Method, dropped: int, seed: int) -> 
 
 def measure_growth(world: World, work: Path, seed: int, methods: Sequence[tuple[str, Method, int]]) -> None:
     source = run(world, work, "source", seed, built(world, SHALLOW, seed), SOURCE_STEPS)
-    run(world, work, "scratch", seed, built(world, DEEP, seed + 100), SCRATCH_STEPS)
+    run(world, work, "scratch", seed, built(world, DEEP, seed + 100), STEPS)
     for arm, method, dropped in methods:
-        run(world, work, arm, seed, grown(work, source, method, dropped, seed), GROWN_STEPS)
+        run(world, work, arm, seed, grown(work, source, method, dropped, seed), STEPS)
+
+
+def measure_longer_source(world: World, work: Path, seed: int) -> None:
+    """Growth from a source that was trained three times as long."""
+    source = run(world, work, "longer source", seed, built(world, SHALLOW, seed), LONGER_STEPS)
+    run(world, work, "partial, longer source", seed, grown(work, source, "partial", 2, seed), STEPS)
 
 
 def measure_grown_then_pruned(world: World, work: Path, arm: str, seed: int) -> None:
@@ -305,8 +311,8 @@ def main() -> None:
     for seed in SEEDS:
         measure_growth(world, work, seed, methods[:1])
     measure_grown_then_pruned(world, work, methods[0][0], SEEDS[0])
-    for seed in SEEDS:
-        measure_growth(world, work, seed, methods[1:])
+    measure_longer_source(world, work, SEEDS[0])
+    measure_growth(world, work, SEEDS[0], methods[1:])
     measure_pruning(work, (5, 4, 3), ("importance",))
     measure_pruning(work, (4,), ("last", "random"))
     measure_pruning(work, (5, 3), ("last", "random"))
