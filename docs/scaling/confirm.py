@@ -4,10 +4,9 @@ fresh.jsonl has candidates 128 to 191 of every prompt, of 12 and of 4 steps; the
 """
 
 import json
+import runpy
 import sys
 from pathlib import Path
-
-from frontier import SCALING, efforts
 
 from bestofn.judge import calibration
 from bestofn.judge.judge import EMBEDDED
@@ -19,6 +18,7 @@ from bestofn.service.evaluation.strategies import Strategy
 from bestofn.service.evaluation.tasks import benchmark
 
 FRESH, FIRST = Path(__file__).with_name("fresh.jsonl"), 128
+SCALING = Path(__file__).with_name("scaling.json")
 PLAIN = [Strategy(N) for N in (4, 8, 32, 64)]
 
 
@@ -33,7 +33,8 @@ def main() -> None:
         return replay(strategy, pool, steps, range(len(pool.source.tasks)), fitted)
 
     rows = {f"best of {plain.num_samples}": plain for plain in PLAIN}
-    rows |= {f"`{name}`": Strategy.parse(line) for name, line in efforts(figures).items()}
+    efforts = runpy.run_path(str(Path(__file__).with_name("frontier.py")))["efforts"](figures)
+    rows |= {f"`{name}`": Strategy.parse(line) for name, line in efforts.items()}
     par = told(Strategy(32))
     assert par is not None
     print_row("", "score", "TFLOP", "of best of 32", "loss to best of 32 (bound)")
