@@ -60,10 +60,10 @@ def cramped(notes: Path) -> "Engine":
         return f"{stage}: {size}"
 
     class CrampedGenerator(Generator):
-        def output(self, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        def output(self, x: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
             if len(x) > 3:
                 raise torch.OutOfMemoryError(failed("denoising", len(x)))
-            return super().output(x, *rest)
+            return super().output(x, *rest, **options)
 
         def decode(self, latents: torch.Tensor, **options: Any) -> torch.Tensor:
             if len(latents) > 1 or latents.shape[-1] * self.config_scale > 128:
