@@ -77,7 +77,7 @@ class Preset:
     cost: float
 
 
-def preset(loss: Floats, cost: Floats, tags: Sequence[str], most: float, seed: int = 0) -> Preset:
+def preset(loss: Floats, cost: Floats, tags: Sequence[str], most: float) -> Preset:
     """Prompts are halved at random, within their categories, and each half chooses for the other.
 
     Args:
@@ -85,10 +85,9 @@ def preset(loss: Floats, cost: Floats, tags: Sequence[str], most: float, seed: i
         cost: (K, P).
         tags: (P,), categories.
         most: one-sided 95 % bound of the loss, on the half that chooses.
-        seed: of the halves.
     """
     P = len(tags)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     lost, spent = np.zeros(P), np.zeros(P)
     for _ in range(SPLITS):
         first = np.zeros(P, bool)
