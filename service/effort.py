@@ -11,11 +11,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bestofn.service.jobs import Draft, JobSpec, Plan, Revision, Stop
+from bestofn.service.jobs import UNNAMED, Draft, JobSpec, Plan, Stop
 
 Effort = Literal["low", "medium", "high", "max"]
 FILE = Path(__file__).with_name("frontier.json")
-NOBODY = Revision(name="", revision="")
 
 
 class Budget(BaseModel):
@@ -79,7 +78,7 @@ def plan(measured: Measured, prices: Prices) -> Plan | None:
     solved = prices.steps * prices.step + prices.verdict
     whole = JobSpec(
         id="", prompt="", num_samples=measured.num_samples, seed=0, width=1, height=1, num_inference_steps=prices.steps,
-        guidance_scale=1.0, draft=draft, stop=measured.stop, model=NOBODY, judge=NOBODY,
+        guidance_scale=1.0, draft=draft, stop=measured.stop, model=UNNAMED, judge=UNNAMED,
     )  # fmt: skip
     return Plan(
         num_samples=measured.num_samples,

@@ -51,6 +51,9 @@ class Revision(BaseModel):
         return self.revision.partition("+")[0]
 
 
+UNNAMED = Revision(name="", revision="")  # of a job that is counted or replayed, never run
+
+
 Pins = tuple[Revision, Revision, Revision | None]  # of a model, a judge and a second judge
 
 

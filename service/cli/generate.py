@@ -10,6 +10,7 @@ from bestofn.judge.verdict import Rule
 from bestofn.service.cli import again as remaking
 from bestofn.service.cli.console import check_text, say
 from bestofn.service.cli.outcome import check_writable, format_of, paths_of, report, write
+from bestofn.service.jobs import Draft, Finals
 from bestofn.service.remake import remake_request
 from bestofn.service.settings import load_settings
 from bestofn.service.story import Story
@@ -28,7 +29,7 @@ EPILOG = """Examples:
 """
 
 CANDIDATES = 16
-KEEP, BAND = 0.125, 1.0
+KEEP, BAND = Draft.model_fields["keep"].default, Finals.model_fields["band"].default
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

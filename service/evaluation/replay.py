@@ -17,12 +17,11 @@ from bestofn.judge.verdict import Verdict
 from bestofn.service.evaluation.pool import Pool, Samples
 from bestofn.service.evaluation.stats import Floats
 from bestofn.service.evaluation.strategies import Strategy
-from bestofn.service.jobs import Candidate, JobSpec, Revision
+from bestofn.service.jobs import UNNAMED, Candidate, JobSpec
 from bestofn.service.prefix import Prefix, fold
 from bestofn.service.result import finalists
 
 Ints = NDArray[np.int_]
-PIN = Revision(name="", revision="")
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def job(strategy: Strategy, steps: int, calibration: Calibration | None, top_k: 
     return JobSpec(
         id="replay", prompt="", num_samples=strategy.num_samples, top_k=top_k, seed=0, width=32, height=32,
         num_inference_steps=strategy.steps or steps, guidance_scale=1.0, draft=strategy.draft or strategy.preview,
-        stop=strategy.stop, calibration=calibration, model=PIN, judge=PIN,
+        stop=strategy.stop, calibration=calibration, model=UNNAMED, judge=UNNAMED,
     )  # fmt: skip
 
 
