@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
-from bestofn.service.settings import Settings
+from bestofn.service.core.settings import Settings
 
 PAGE = Path(__file__).resolve().parent / "operations.md"
 BEGIN, END = "<!-- written by docs/operations.py -->\n", "<!-- until here -->\n"

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from bestofn.judge.bracket import Bracket, knockout
 from bestofn.judge.calibration import Calibration, bounded
-from bestofn.judge.cost import language_flops, vision_flops
-from bestofn.judge.cutting import cut
+from bestofn.judge.flops import language_flops, vision_flops
+from bestofn.judge.gpu_tiling import cut
 from bestofn.judge.loader import JudgeFolder, load
 from bestofn.judge.preprocess import ImageMode, Picture
-from bestofn.judge.question import unknown_words
+from bestofn.judge.prompting import unknown_words
 from bestofn.judge.verdict import Answer, Rule, Verdict, rank
 from bestofn.kernels.transfer import uploaded
 

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from bestofn.judge.nvila import Nvila, VisionTower
 from bestofn.judge.preprocess import ImageMode
 from bestofn.judge.projector import Projector
-from bestofn.judge.question import PUBLISHED_QUESTION, Question
+from bestofn.judge.prompting import PUBLISHED_QUESTION, Question
 
 PARTS = ("llm", "vision_tower", "mm_projector")
 

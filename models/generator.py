@@ -40,7 +40,7 @@ from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.errors import CheckpointError, ModelError
 from bestofn.models.guidance import needs_negative
 from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig, PromptContext, from_diffusers
-from bestofn.models.linear_dit.eight_bit import check_supported, in_eight_bits
+from bestofn.models.linear_dit.fp8 import check_supported, in_eight_bits
 from bestofn.models.solver import SolverTable, StepCoefficients, solver_table
 from bestofn.models.text import EmbeddingCache, PromptTokenizer, encode, load_text_encoder
 

@@ -14,11 +14,11 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from bestofn.service.api.guard import check_binding
-from bestofn.service.api.keyring import Keyring
-from bestofn.service.errors import SetupError
-from bestofn.service.keyfile import new_key
-from bestofn.service.settings import Settings
+from bestofn.service.api.access import check_binding
+from bestofn.service.api.api_keys import Keyring
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.settings import Settings
+from bestofn.service.host.key_file import new_key
 from tests.hub import COMMIT, hub
 
 ROOT = Path(__file__).parent.parent
@@ -168,7 +168,7 @@ def test_weights_are_fetched_with_their_licences_and_found_again_without_a_netwo
     weights[model] = ROOT / "models" / "weights" / "shapes"
     named = {"BESTOFN_MODEL": f"{model}@main", "BESTOFN_JUDGE": judge, "BESTOFN_SECOND_JUDGE": second}
     assert named.keys() <= SERVICES["weights"]["environment"].keys()
-    command = [sys.executable, "-P", "-m", "bestofn.service.cli", *SERVICES["weights"]["command"]]
+    command = [sys.executable, "-P", "-m", "bestofn.cli", *SERVICES["weights"]["command"]]
 
     def download(address: str, *names: str, **more: str) -> "subprocess.CompletedProcess[str]":
         env = {**os.environ, **named, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", **more}

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import yaml
 
-from bestofn.service.settings import Settings
+from bestofn.service.core.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -16,17 +16,17 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
-from bestofn.kernels.blockwise import BLOCK, dequantise, quantise
-from bestofn.models.came8bit import CAME
+from bestofn.kernels.blockwise_quant import BLOCK, dequantise, quantise
 from bestofn.models.checkpoint import EMBEDDED
 from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig
-from bestofn.models.random_checkpoint import SANA_LAYOUTS
+from bestofn.models.random_init.checkpoint import SANA_LAYOUTS
 from bestofn.models.shapes.prompts import caption
-from bestofn.models.training.forward import forward
-from bestofn.models.training.generator import noise_levels
-from bestofn.models.training.latents import Latents, cached_latents
-from bestofn.models.training.pipeline import Parts, build_parts, load_parts
-from bestofn.models.training.text import Words
+from bestofn.training.generator.forward import forward
+from bestofn.training.generator.latent_cache import Latents, cached_latents
+from bestofn.training.generator.pipeline import Parts, build_parts, load_parts
+from bestofn.training.generator.text_encoder import Words
+from bestofn.training.generator.trainer import noise_levels
+from bestofn.training.optimizers.came8bit import CAME
 
 LOG = Path(__file__).parent / "runs.jsonl"
 WIDTH, LAYERS, BATCH, SCENES, HELD = 64, 4, 32, 3_072, 256

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib import pyplot
 
+from bestofn.evaluation.curve import auc
+from bestofn.evaluation.draft_ranking import HEAT, foretold
+from bestofn.evaluation.pool import Pool, Samples, Source, Way
+from bestofn.evaluation.stats import Floats, Prompts
+from bestofn.evaluation.tasks import benchmark
 from bestofn.judge.judge import Judge
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
-from bestofn.service.evaluation.curve import auc
-from bestofn.service.evaluation.drafting import HEAT, foretold
-from bestofn.service.evaluation.pool import Pool, Samples, Source, Way
-from bestofn.service.evaluation.stats import Floats, Prompts
-from bestofn.service.evaluation.tasks import benchmark
 
 HERE = Path(__file__).parent
 WHOLE, STEPS, SAMPLES = 6, 12, 32

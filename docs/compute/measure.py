@@ -13,17 +13,17 @@ from pathlib import Path
 
 import torch
 
+from bestofn.evaluation.pool import Pool, Source, Want, Way
+from bestofn.evaluation.tasks import benchmark
 from bestofn.judge.judge import Judge
 from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.depth.pruning import block_importance, calibration_prompts, kept_blocks, prune
 from bestofn.models.generator import Generator
-from bestofn.models.pruning import block_importance, calibration_prompts, kept_blocks, prune
 from bestofn.models.sampling import generate
 from bestofn.models.shapes.prompts import benchmark_prompts
-from bestofn.models.training.recovery import recover
-from bestofn.models.training.score import spread
-from bestofn.service.evaluation.pool import Pool, Source, Want, Way
-from bestofn.service.evaluation.tasks import benchmark
-from bestofn.service.load import find_judge
+from bestofn.service.engine.loader import find_judge
+from bestofn.training.generator.recovery import recover
+from bestofn.training.generator.score import spread
 
 HERE = Path(__file__).parent
 # Of recovery: layers, the first rate as a share of a fresh run's. Where more is left, more can be spoilt: in 45 steps

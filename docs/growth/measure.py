@@ -21,20 +21,20 @@ from diffusers import SanaPipeline, SanaTransformer2DModel
 from torch import Tensor
 
 from bestofn.models.checkpoint import EMBEDDED, Checkpoint
+from bestofn.models.depth.growth import Method, grow
+from bestofn.models.depth.pruning import block_importance, calibration_prompts, kept_blocks, prune
 from bestofn.models.generator import Generator
-from bestofn.models.growth import Method, grow
-from bestofn.models.pruning import block_importance, calibration_prompts, kept_blocks, prune
 from bestofn.models.shapes.evaluator import evaluate
 from bestofn.models.shapes.prompts import single
 from bestofn.models.shapes.scenes import Wish, place, trainable
 from bestofn.models.shapes.world import render
-from bestofn.models.training.forward import forward
-from bestofn.models.training.generator import noise_levels
-from bestofn.models.training.muon import Group, MuonAdam
-from bestofn.models.training.pipeline import Parts, build_parts, load_parts, sample, save_pipeline
-from bestofn.models.training.recovery import recover
-from bestofn.models.training.score import score, spread
-from bestofn.models.training.text import Words
+from bestofn.training.generator.forward import forward
+from bestofn.training.generator.pipeline import Parts, build_parts, load_parts, sample, save_pipeline
+from bestofn.training.generator.recovery import recover
+from bestofn.training.generator.score import score, spread
+from bestofn.training.generator.text_encoder import Words
+from bestofn.training.generator.trainer import noise_levels
+from bestofn.training.optimizers.muon import Group, MuonAdam
 
 LOG = Path(__file__).parent / "runs.jsonl"
 WIDTH, SHALLOW, DEEP, BATCH = 64, 4, 8, 32

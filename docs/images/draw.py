@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw
 
 from bestofn.models.shapes.evaluator import evaluate
 from bestofn.models.shapes.prompts import benchmark_prompts
+from bestofn.service.core.schemas import CandidateOut, GenerateRequest
+from bestofn.service.core.settings import Settings
 from bestofn.service.engine.engine import Engine
-from bestofn.service.images import decode
-from bestofn.service.load import load_engine
-from bestofn.service.local import LocalRun, local_spec, run_local
-from bestofn.service.schemas import CandidateOut, GenerateRequest
-from bestofn.service.settings import Settings
-from bestofn.service.sheet import draw_sheet, style
+from bestofn.service.engine.loader import load_engine
+from bestofn.service.media.codec import decode
+from bestofn.service.media.contact_sheet import draw_sheet, style
+from bestofn.service.worker.local import LocalRun, local_spec, run_local
 
 HERE = Path(__file__).parent
 SIDE, GAP, ROW = 200, 22, 330

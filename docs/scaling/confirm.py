@@ -8,14 +8,14 @@ import runpy
 import sys
 from pathlib import Path
 
+from bestofn.evaluation.cost import Price
+from bestofn.evaluation.pool import Pool, Source
+from bestofn.evaluation.replay import Replayed, replay
+from bestofn.evaluation.stats import Prompts
+from bestofn.evaluation.strategies import Strategy
+from bestofn.evaluation.tasks import benchmark
 from bestofn.judge import calibration
 from bestofn.judge.judge import EMBEDDED
-from bestofn.service.evaluation.cost import Price
-from bestofn.service.evaluation.pool import Pool, Source
-from bestofn.service.evaluation.replay import Replayed, replay
-from bestofn.service.evaluation.stats import Prompts
-from bestofn.service.evaluation.strategies import Strategy
-from bestofn.service.evaluation.tasks import benchmark
 
 FRESH, FIRST = Path(__file__).with_name("fresh.jsonl"), 128
 SCALING = Path(__file__).with_name("scaling.json")

@@ -1,5 +1,5 @@
-"""Writes service/frontier.json from docs/scaling/scaling.json: strategies that no cheaper one reaches in score, and the
-four efforts among them: `python docs/scaling/frontier.py`.
+"""Writes service/core/frontier.json from docs/scaling/scaling.json: strategies that no cheaper one reaches in
+score, and the four efforts among them: `python docs/scaling/frontier.py`.
 
 The efforts low, medium and high are the cheapest strategies whose score is that of plain best of 4, 8 and 32, within
 0.02 at one-sided 95 %; max is the best of all.
@@ -8,8 +8,8 @@ The efforts low, medium and high are the cheapest strategies whose score is that
 import json
 from pathlib import Path
 
-from bestofn.service.effort import FILE, Effort, Frontier, Measured
-from bestofn.service.evaluation.strategies import Strategy
+from bestofn.evaluation.strategies import Strategy
+from bestofn.service.core.budget import FILE, Effort, Frontier, Measured
 
 SCALING = Path(__file__).with_name("scaling.json")
 REACHES: dict[Effort, str] = {"low": "4", "medium": "8", "high": "32"}

@@ -6,10 +6,10 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from bestofn.evaluation.tasks import benchmark
 from bestofn.judge.bracket import knockout, sub_brackets, top_k
 from bestofn.judge.verdict import Rule, Verdict, rank
 from bestofn.models.generator import Generator
-from bestofn.service.evaluation.tasks import benchmark
 
 POOL = Path(__file__).with_name("pool.jsonl")
 

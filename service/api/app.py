@@ -9,16 +9,20 @@ import structlog
 from fastapi import FastAPI
 
 import bestofn
-from bestofn.service.api import events, generate, guard, health, jobs, manual, metrics, openai, page, problem, status
-from bestofn.service.api.context import Context
-from bestofn.service.api.described import Described
+from bestofn.service.api import access as guard
+from bestofn.service.api import problem_details as problem
+from bestofn.service.api.dependencies import Context
 from bestofn.service.api.openai_errors import OpenAIErrors
-from bestofn.service.api.requests import Requests, is_probe
-from bestofn.service.api.tokens import TokenCounters
-from bestofn.service.errors import SetupError
-from bestofn.service.queue.queue import Queue, connect_redis
-from bestofn.service.redis_server import find_redis
-from bestofn.service.settings import Settings
+from bestofn.service.api.openapi import Described
+from bestofn.service.api.request_log import Requests, is_probe
+from bestofn.service.api.routes import docs as manual
+from bestofn.service.api.routes import events, generate, health, jobs, metrics, openai, status
+from bestofn.service.api.routes import web as page
+from bestofn.service.api.token_counter import TokenCounters
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.settings import Settings
+from bestofn.service.queue.embedded_server import find_redis
+from bestofn.service.queue.job_queue import Queue, connect_redis
 
 log = structlog.get_logger()
 

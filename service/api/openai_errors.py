@@ -5,8 +5,8 @@ import json
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bestofn.service.api.problem import MEDIA_TYPE
-from bestofn.service.openai_schemas import error_body
+from bestofn.service.api.problem_details import MEDIA_TYPE
+from bestofn.service.core.openai_schemas import error_body
 
 PREFIX = "/v1/"
 STATUS_UNDER_V1 = {422: 400}  # clients of OpenAI know a bad request as 400

@@ -8,9 +8,9 @@ from types import FrameType
 import uvicorn
 
 from bestofn.service.api.app import check_queue, create_app
-from bestofn.service.api.context import Context
-from bestofn.service.errors import SetupError
-from bestofn.service.settings import Settings
+from bestofn.service.api.dependencies import Context
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.settings import Settings
 from bestofn.service.telemetry import traces
 
 GRACE_SECONDS = 10

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 from httpx_sse import ServerSentEvent
 from pydantic import BaseModel, ConfigDict
 
-from bestofn.service.client.refusals import error_from
-from bestofn.service.errors import BestOfNError
-from bestofn.service.schemas import CandidateOut, FinalsProgress, JobResult, VerdictOut
+from bestofn.service.client.errors import error_from
+from bestofn.service.core.errors import BestOfNError
+from bestofn.service.core.schemas import CandidateOut, FinalsProgress, JobResult, VerdictOut
 
 
 class JobEvent(BaseModel):

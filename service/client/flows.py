@@ -10,14 +10,14 @@ import httpx
 from pydantic import ValidationError
 
 from bestofn.service.client.actions import Emit, Flow, Send
+from bestofn.service.client.event_stream import Following
 from bestofn.service.client.events import ErrorEvent, ResultEvent
-from bestofn.service.client.following import Following
 from bestofn.service.client.generation import Generation
 from bestofn.service.client.progress import Progress
 from bestofn.service.client.retries import call
-from bestofn.service.errors import BestOfNError, JobCanceled
-from bestofn.service.openai_schemas import ModelOut, ModelsOut
-from bestofn.service.schemas import JobResult
+from bestofn.service.core.errors import BestOfNError, JobCanceled
+from bestofn.service.core.openai_schemas import ModelOut, ModelsOut
+from bestofn.service.core.schemas import JobResult
 
 PAGE = 4096
 LAST_WISH_SECONDS = 5.0
@@ -25,8 +25,11 @@ LAST_WISH_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Flows:
-    """The flows of one server. Each raises the `bestofn.service.errors` that the server names, and Unavailable where
-    it cannot be reached."""
+    """The flows of one server. Each raises the `bestofn.service.core.errors` that the server names.
+
+    Raises:
+        Unavailable: the server cannot be reached.
+    """
 
     server: str
     retries: int

@@ -10,9 +10,9 @@ from typing import cast
 
 from PIL import Image
 
-from bestofn.service.images import MEDIA_TYPES
-from bestofn.service.jobs import ImageFormat
-from bestofn.service.schemas import CandidateOut, FinalsOut, JobResult, MatchOut, UsageOut, VerdictOut
+from bestofn.service.core.jobs import ImageFormat
+from bestofn.service.core.schemas import CandidateOut, FinalsOut, JobResult, MatchOut, UsageOut, VerdictOut
+from bestofn.service.media.codec import MEDIA_TYPES
 
 _STYLE = "margin:0;display:inline-block;max-width:min(100%,512px);font:14px/1.4 system-ui,sans-serif"
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Literal, TypedDict
 
 from bestofn.judge.verdict import Rule
-from bestofn.service.effort import Effort
-from bestofn.service.jobs import ImageFormat, Priority
+from bestofn.service.core.budget import Effort
+from bestofn.service.core.jobs import ImageFormat, Priority
 
 
 class Options(TypedDict, total=False):

@@ -13,8 +13,8 @@ from bestofn.service.client.events import (
     SnapshotEvent,
     StartedEvent,
 )
-from bestofn.service.jobs import ENDED, JobStatus
-from bestofn.service.schemas import CandidateOut, FinalsProgress, JobResult
+from bestofn.service.core.jobs import ENDED, JobStatus
+from bestofn.service.core.schemas import CandidateOut, FinalsProgress, JobResult
 
 
 class Progress(BaseModel):

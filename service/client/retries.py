@@ -7,8 +7,8 @@ from email.utils import parsedate_to_datetime
 import httpx
 
 from bestofn.service.client.actions import Flow, Open, Send, Sleep
-from bestofn.service.client.refusals import error_of
-from bestofn.service.errors import Unavailable
+from bestofn.service.client.errors import error_of
+from bestofn.service.core.errors import Unavailable
 
 FIRST_SECONDS = 0.25
 LONGEST_SECONDS = 8.0

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bestofn.service.cli.target import can_draw_here
-from bestofn.service.doctor.published import published
-from bestofn.service.doctor.report import Finding, State
-from bestofn.service.licences import HUB, is_hub_name, licences
-from bestofn.service.settings import Settings
+from bestofn.cli.server_choice import can_draw_here
+from bestofn.service.core.settings import Settings
+from bestofn.service.doctor.findings import Finding, State
+from bestofn.service.doctor.published_sizes import published
+from bestofn.service.host.licences import HUB, is_hub_name, licences
 
 GIB = 2**30
 ENOUGH_DISK, LITTLE_DISK = 10 * GIB, GIB
@@ -60,9 +60,9 @@ def memory(settings: Settings) -> Iterator[Finding]:
 
     from bestofn.models.residency import memory_bytes
     from bestofn.service.doctor.memory import findings
-    from bestofn.service.doctor.shapes import needs
-    from bestofn.service.limits import memory_limit
-    from bestofn.service.load import devices
+    from bestofn.service.doctor.memory_needs import needs
+    from bestofn.service.engine.loader import devices
+    from bestofn.service.host.cgroups import memory_limit
 
     device = torch.device(devices(settings)[0])
     needed = needs(locate(settings.model), _judges(settings), device, settings.eight_bit_drafts)

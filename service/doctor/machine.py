@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 
 import bestofn
-from bestofn.service.cli.target import can_draw_here
-from bestofn.service.doctor.report import Finding
-from bestofn.service.limits import cores, cpu_quota, memory_limit
-from bestofn.service.settings import Settings
+from bestofn.cli.server_choice import can_draw_here
+from bestofn.service.core.settings import Settings
+from bestofn.service.doctor.findings import Finding
+from bestofn.service.host.cgroups import cores, cpu_quota, memory_limit
 
 GIB = 2**30
 COMMAND_SECONDS = 3.0
@@ -93,7 +93,7 @@ def devices(settings: Settings) -> Iterator[Finding]:
     if driver and not count and settings.devices != "cpu":
         fix = "install a torch that is built for this driver's CUDA (https://pytorch.org/get-started/locally), or set "
         yield Finding("fail", "torch", "the driver has a GPU that torch cannot use", fix + "BESTOFN_DEVICES=cpu")
-    from bestofn.service.load import devices as named
+    from bestofn.service.engine.loader import devices as named
 
     names = named(settings)
     yield Finding("ok", "workers use", ", ".join(names))
@@ -106,7 +106,7 @@ def _eight_bit_drafts(devices: list[str]) -> Iterator[Finding]:
     import torch
 
     from bestofn.models.errors import UnsupportedDevice
-    from bestofn.models.linear_dit.eight_bit import check_supported
+    from bestofn.models.linear_dit.fp8 import check_supported
 
     for name in devices:
         try:

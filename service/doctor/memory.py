@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from bestofn.models import residency
 from bestofn.models.linear_dit import LinearDiTConfig
-from bestofn.service.doctor.report import Finding
-from bestofn.service.engine.sizes import sizes_for
-from bestofn.service.load import share_memory
+from bestofn.service.doctor.findings import Finding
+from bestofn.service.engine.batch_sizes import sizes_for
+from bestofn.service.engine.loader import share_memory
 
 GIB = 2**30
 # Values alive at the peak of a forward, traced once over the published shapes: a token's in the transformer, in units

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 import bestofn
-from bestofn.service.cards import WorkerCard
-from bestofn.service.doctor.report import Finding
-from bestofn.service.errors import SetupError
-from bestofn.service.queue.queue import Queue, check_server, connect_redis
-from bestofn.service.queue.records import Backlog
-from bestofn.service.redis_server import find_redis, server_binary
-from bestofn.service.settings import Settings
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.settings import Settings
+from bestofn.service.core.workers import WorkerCard
+from bestofn.service.doctor.findings import Finding
+from bestofn.service.queue.codec import Backlog
+from bestofn.service.queue.embedded_server import find_redis, server_binary
+from bestofn.service.queue.job_queue import Queue, check_server, connect_redis
 
 ANSWER_SECONDS = 3.0
 SLOW_SECONDS = 0.02  # of a ping: a worker's beat and every claim take a few of them

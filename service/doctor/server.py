@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import httpx
 
 import bestofn
-from bestofn.service.api.guard import is_loopback
-from bestofn.service.discovery import running_server
-from bestofn.service.doctor.report import Finding
-from bestofn.service.settings import Settings
+from bestofn.service.api.access import is_loopback
+from bestofn.service.client.discovery import running_server
+from bestofn.service.core.settings import Settings
+from bestofn.service.doctor.findings import Finding
 
 ANSWER_SECONDS = 3.0
 

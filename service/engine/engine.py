@@ -11,21 +11,21 @@ import torch
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
 from bestofn.models.linear_dit import PromptContext
-from bestofn.service.cards import JudgeCard, ModelCard
-from bestofn.service.engine import slots as policy
-from bestofn.service.engine.beside import Beside
-from bestofn.service.engine.clock import Clock
-from bestofn.service.engine.cores import Cores
-from bestofn.service.engine.finishing import Finishing, Latent
-from bestofn.service.engine.group import SlotGroup
-from bestofn.service.engine.heats import HeatWork, Owner
+from bestofn.service.core.jobs import Heat, HeatOutcome
+from bestofn.service.core.workers import JudgeCard, ModelCard
+from bestofn.service.engine import scheduler as policy
+from bestofn.service.engine.batch_pool import Cores
+from bestofn.service.engine.batch_sizes import Sizes
+from bestofn.service.engine.cuda_graph import Recorded, Recorder, plain
+from bestofn.service.engine.heat_state import HeatWork, Owner
+from bestofn.service.engine.judge_residency import JudgeResidence
 from bestofn.service.engine.microbatch import out_of_memory, release_cache
-from bestofn.service.engine.prompts import PromptCache
+from bestofn.service.engine.postprocess import Finishing, Latent
+from bestofn.service.engine.prompt_cache import PromptCache
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Stepped
-from bestofn.service.engine.recorded import Recorded, Recorder, plain
-from bestofn.service.engine.residence import JudgeResidence
-from bestofn.service.engine.sizes import Sizes
-from bestofn.service.jobs import Heat, HeatOutcome
+from bestofn.service.engine.side_stream import Beside
+from bestofn.service.engine.slot_group import SlotGroup
+from bestofn.service.engine.timing import Clock
 from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
 
 

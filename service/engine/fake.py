@@ -16,12 +16,12 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from bestofn.judge.calibration import bounded
 from bestofn.judge.verdict import Verdict
-from bestofn.service.cards import JudgeCard, ModelCard
+from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, Revision, Usage
+from bestofn.service.core.results import finalists, leaders
+from bestofn.service.core.workers import JudgeCard, ModelCard
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
-from bestofn.service.images import encode, thumbnail
-from bestofn.service.jobs import Candidate, Heat, HeatOutcome, Revision, Usage
-from bestofn.service.result import finalists, leaders
-from bestofn.service.story import Story
+from bestofn.service.media.codec import encode, thumbnail
+from bestofn.service.media.metadata import Story
 
 FAILS = "this heat fails"
 DIES = "this engine dies"

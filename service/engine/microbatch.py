@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from bestofn.service.engine.cores import Cores
+from bestofn.service.engine.batch_pool import Cores
 from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
 
 Item = TypeVar("Item")

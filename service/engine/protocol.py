@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from bestofn.service.cards import JudgeCard, ModelCard
-from bestofn.service.jobs import Candidate, Heat, HeatOutcome
+from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome
+from bestofn.service.core.workers import JudgeCard, ModelCard
 
 
 @dataclass(frozen=True, slots=True)

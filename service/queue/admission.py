@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from bestofn.service.errors import BestOfNError, IdempotencyMismatch, Overloaded, Unavailable
-from bestofn.service.jobs import JobSpec
-from bestofn.service.settings import Settings
+from bestofn.service.core.errors import BestOfNError, IdempotencyMismatch, Overloaded, Unavailable
+from bestofn.service.core.jobs import JobSpec
+from bestofn.service.core.settings import Settings
 
 BUSY_RETRY_SECONDS = 5.0  # where nothing better is known
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 1.0, 60.0

@@ -34,7 +34,7 @@ import json
 import re
 from typing import Literal, get_args
 
-from bestofn.service.jobs import Priority, Revision
+from bestofn.service.core.jobs import Priority, Revision
 
 GROUP = "workers"
 CLASSES: tuple[Priority, ...] = get_args(Priority)  # in order of precedence

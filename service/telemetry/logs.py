@@ -9,7 +9,7 @@ import structlog
 from opentelemetry import trace
 from structlog.typing import Processor
 
-from bestofn.service.settings import Settings
+from bestofn.service.core.settings import Settings
 
 _REQUESTS = "bestofn.requests"
 

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from bestofn.service.client import Client as Client
     from bestofn.service.client import Generation as Generation
     from bestofn.service.client import Progress as Progress
-    from bestofn.service.errors import BestOfNError as BestOfNError
+    from bestofn.service.core.errors import BestOfNError as BestOfNError
 
 __version__ = version("bestofn")
 
 # Loaded when they are asked for, so that `import bestofn` costs nothing.
 _HOMES = {
     "AsyncClient": "bestofn.service.client",
-    "BestOfNError": "bestofn.service.errors",
+    "BestOfNError": "bestofn.service.core.errors",
     "Client": "bestofn.service.client",
     "Generation": "bestofn.service.client",
     "Progress": "bestofn.service.client",

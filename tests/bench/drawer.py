@@ -90,7 +90,7 @@ def _diffusers(way: str) -> Draw:
 
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.models.generator import Generator
-    from bestofn.service.limits import cores
+    from bestofn.service.host.cgroups import cores
 
     torch.set_num_threads(cores())
     defaults = Generator.load("shapes").defaults
@@ -123,10 +123,10 @@ def _diffusers(way: str) -> Draw:
 
 
 def _engine() -> Draw:
-    from bestofn.service.load import load_engine
-    from bestofn.service.local import local_spec, run_local
-    from bestofn.service.schemas import GenerateRequest
-    from bestofn.service.settings import load_settings
+    from bestofn.service.core.schemas import GenerateRequest
+    from bestofn.service.core.settings import load_settings
+    from bestofn.service.engine.loader import load_engine
+    from bestofn.service.worker.local import local_spec, run_local
 
     settings = load_settings(model="shapes", judge="shapes")
     engine = load_engine(settings, "cpu")

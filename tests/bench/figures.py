@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 
-from bestofn.service.errors import SetupError
-from bestofn.service.limits import cores
-from bestofn.service.redis_server import server_binary
+from bestofn.service.core.errors import SetupError
+from bestofn.service.host.cgroups import cores
+from bestofn.service.queue.embedded_server import server_binary
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "diffusers", "transformers", "redis", "uvicorn")

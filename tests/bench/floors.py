@@ -14,13 +14,13 @@ import torch
 from operators import SANA, work
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-from bestofn.judge.cost import language_flops, vision_flops
+from bestofn.judge.flops import language_flops, vision_flops
 from bestofn.judge.nvila import Nvila, VisionTower
 from bestofn.judge.projector import Projector
 from bestofn.models.flops import TERA, decode_flops, forward_flops
 from bestofn.models.linear_dit import LinearDiTConfig
-from bestofn.models.random_checkpoint import DC_AE, SANA_LAYOUTS
-from bestofn.models.random_judge import LLM, VISION
+from bestofn.models.random_init.checkpoint import DC_AE, SANA_LAYOUTS
+from bestofn.models.random_init.judge import LLM, VISION
 
 STEPS, ROWS_OF_A_CANDIDATE, TEXT, QUESTION = 20, 2, 300, 80
 DEVICES = {"A100 80 GB": (312, 2.04), "H100": (989, 3.35), "H200": (989, 4.8)}  # TFLOP/s in bfloat16, TB/s: datasheets

@@ -12,8 +12,8 @@ from gpu_place import Place, config, draw, emptied, engine, transformer
 
 from bestofn.models.errors import UnsupportedDevice
 from bestofn.models.flops import TERA, forward_flops
-from bestofn.models.linear_dit.eight_bit import check_supported, in_eight_bits
-from bestofn.service.engine.recorded import Recorded
+from bestofn.models.linear_dit.fp8 import check_supported, in_eight_bits
+from bestofn.service.engine.cuda_graph import Recorded
 
 ROWS = {"1.6B": (2, 4, 8, 16, 32, 64), "4.8B": (2, 16, 64)}
 TEXT = 300

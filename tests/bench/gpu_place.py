@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig
-from bestofn.models.random_checkpoint import SANA_LAYOUTS, make_random_checkpoint
+from bestofn.models.random_init.checkpoint import SANA_LAYOUTS, make_random_checkpoint
+from bestofn.service.core.jobs import HeatOutcome, JobSpec
+from bestofn.service.core.settings import Settings
 from bestofn.service.engine.engine import Engine
+from bestofn.service.engine.loader import load_engine
 from bestofn.service.engine.protocol import HeatFailed, HeatFinished
-from bestofn.service.jobs import HeatOutcome, JobSpec
-from bestofn.service.load import load_engine
-from bestofn.service.settings import Settings
 
 GIB = 2**30
 STAGES = ("text", "denoise", "decode", "judge", "encode")

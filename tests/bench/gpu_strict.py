@@ -9,8 +9,8 @@ from typing import Any
 from figures import Measured, Table, at_most
 from gpu_place import Place, engine, job, run
 
+from bestofn.service.core.jobs import HeatOutcome
 from bestofn.service.engine.engine import Engine
-from bestofn.service.jobs import HeatOutcome
 
 Bytes = dict[int, str]  # candidate -> hash of its picture's bytes, which carry the verdict
 

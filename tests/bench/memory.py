@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 
 import redis
 
-from bestofn.service.queue.queue import Queue
+from bestofn.service.queue.job_queue import Queue
 
 
 async def job_bytes(queue: Queue, job: str) -> dict[str, int]:

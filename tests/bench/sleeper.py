@@ -7,10 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+from bestofn.service.core.jobs import Heat
+from bestofn.service.core.settings import load_settings
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.jobs import Heat
-from bestofn.service.settings import load_settings
-from bestofn.service.worker import run_worker
+from bestofn.service.worker.worker import run_worker
 
 
 class NotingEngine(FakeEngine):

@@ -16,15 +16,15 @@ from typing import Any
 
 import httpx
 
+from bestofn.service.core.jobs import JobSpec, JobStatus
+from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.jobs import JobSpec, JobStatus
-from bestofn.service.queue.queue import Queue
-from bestofn.service.redis_server import LocalServer
-from bestofn.service.settings import Settings
+from bestofn.service.queue.embedded_server import LocalServer
+from bestofn.service.queue.job_queue import Queue
 
 PATIENCE_SECONDS = 120.0
 SLEEPER = Path(__file__).parent / "sleeper.py"
-PROGRAM = (sys.executable, "-P", "-m", "bestofn.service.cli")
+PROGRAM = (sys.executable, "-P", "-m", "bestofn.cli")
 
 Process = subprocess.Popen[bytes]
 

@@ -11,7 +11,7 @@ import httpx
 from figures import Figure, at_most, exactly, percentile, told
 from place import Api, at_rest, ended, place, spec
 
-from bestofn.service.jobs import JobStatus
+from bestofn.service.core.jobs import JobStatus
 
 CLIENTS = 200
 ACCEPTED = (200, 202)  # 200: it was done before the answer left

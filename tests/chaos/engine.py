@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bestofn.service.core.jobs import Heat
+from bestofn.service.core.settings import load_settings
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.engine.protocol import EngineEvent
-from bestofn.service.jobs import Heat
-from bestofn.service.settings import load_settings
-from bestofn.service.worker import run_worker
+from bestofn.service.worker.worker import run_worker
 
 if TYPE_CHECKING:
     from bestofn.service.engine.engine import Engine
@@ -48,10 +48,10 @@ def cramped(notes: Path) -> "Engine":
 
     from bestofn.judge.judge import EMBEDDED, Judge
     from bestofn.models.generator import Generator
+    from bestofn.service.engine.batch_sizes import Sizes
     from bestofn.service.engine.engine import Engine
-    from bestofn.service.engine.residence import JudgeResidence
-    from bestofn.service.engine.sizes import Sizes
-    from bestofn.service.load import load_engine
+    from bestofn.service.engine.judge_residency import JudgeResidence
+    from bestofn.service.engine.loader import load_engine
 
     lines = (notes / f"{os.getpid()}.memory").open("a", buffering=1)
 

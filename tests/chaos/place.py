@@ -20,14 +20,14 @@ from typing import Any
 import httpx
 from disks import Disk, small_disk
 
-from bestofn.service.cards import WorkerCard
+from bestofn.service.core.jobs import JobSpec, JobStatus
+from bestofn.service.core.results import assemble
+from bestofn.service.core.settings import Settings
+from bestofn.service.core.workers import WorkerCard
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.jobs import JobSpec, JobStatus
-from bestofn.service.keyfile import Key, keys_file, sha256
-from bestofn.service.queue.queue import Queue
-from bestofn.service.redis_server import LocalServer, embedded_binary
-from bestofn.service.result import assemble
-from bestofn.service.settings import Settings
+from bestofn.service.host.key_file import Key, keys_file, sha256
+from bestofn.service.queue.embedded_server import LocalServer, embedded_binary
+from bestofn.service.queue.job_queue import Queue
 
 LEASE_SECONDS, BEAT_SECONDS = 2.0, 0.4
 ENGINE = Path(__file__).parent / "engine.py"
@@ -105,7 +105,7 @@ class Place:
         """Starts an API process and waits until it answers."""
         port = port or _free_port()
         log = self.folder / f"api-{len(self._processes)}.log"
-        command = [sys.executable, "-P", "-m", "bestofn.service.cli", "serve", "--port", str(port)]
+        command = [sys.executable, "-P", "-m", "bestofn.cli", "serve", "--port", str(port)]
         api = Api(f"http://127.0.0.1:{port}", port, log, self.start(command, log, settings))
         async with httpx.AsyncClient() as http, asyncio.timeout(PATIENCE_SECONDS):
             while True:

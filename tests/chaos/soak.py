@@ -36,8 +36,8 @@ from soak_figures import Found, figures, publish
 from soak_load import WAITING_SECONDS, Load, arrivals
 
 import bestofn
-from bestofn.service.api.validate import pairs_of
-from bestofn.service.jobs import ENDED, JobStatus
+from bestofn.service.core.jobs import ENDED, JobStatus
+from bestofn.service.core.planning import pairs_of
 
 SHARE = 0.8  # of capacity
 SLOTS, STEP_SECONDS = 8, 0.1  # of a sleeping worker
@@ -104,7 +104,7 @@ class Run:
 async def soak(minutes: float, out: Path) -> list[Figure]:
     """Runs it; writes samples and plot into `out`."""
     async with place(**SETTINGS) as here, _crew(here) as crew:
-        program = [sys.executable, "-P", "-m", "bestofn.service.cli", "worker", "--devices", "cpu", "--threads", "1"]
+        program = [sys.executable, "-P", "-m", "bestofn.cli", "worker", "--devices", "cpu", "--threads", "1"]
         torch, sleeping = here.start(program, here.folder / "torch.log"), here.worker(SLOTS, STEP_SECONDS)
         await here.warm([torch, sleeping])
         api = await here.api(log_level="info")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from place import Place
 
-from bestofn.service.jobs import ENDED, JobStatus
+from bestofn.service.core.jobs import ENDED, JobStatus
 
 LOOK_SECONDS = 1.0
 

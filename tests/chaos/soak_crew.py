@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from bestofn.service.settings import load_settings
-from bestofn.service.supervisor import supervise
-from bestofn.service.telemetry.start import start
+from bestofn.service.core.settings import load_settings
+from bestofn.service.telemetry.setup import start
+from bestofn.service.worker.supervisor import supervise
 
 ENGINE = Path(__file__).parent / "engine.py"
 

@@ -10,7 +10,7 @@ from figures import Figure, at_most, exactly, percentile, table, told
 from soak_load import ACTS, Load
 from soak_watch import MB, Fifths, Server, Watched
 
-from bestofn.service.jobs import ENDED, JobStatus
+from bestofn.service.core.jobs import ENDED, JobStatus
 
 GROWTH = 5.0  # percent
 HEADING = "## Over a long time"

@@ -6,8 +6,8 @@ import httpx
 from figures import Figure, at_most, exactly, told
 from place import PATIENCE_SECONDS, at_rest, ended, place, spec, submitted
 
+from bestofn.service.core.jobs import JobStatus
 from bestofn.service.engine.fake import KILLS, RAMBLES
-from bestofn.service.jobs import JobStatus
 
 
 async def poison(rounds: int) -> list[Figure]:

@@ -10,9 +10,9 @@ from engine import HANGS_ONCE
 from figures import Figure, at_most, exactly, percentile, told
 from place import LEASE_SECONDS, Place, answer, at_rest, ended, place, spec, started, submitted
 
-from bestofn.service.jobs import JobStatus
+from bestofn.service.core.jobs import JobStatus
+from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import GROUP, pair_id
-from bestofn.service.queue.queue import Queue
 
 TAKEN_OVER = LEASE_SECONDS + 2
 SEEDS = 5  # so many different jobs, each run once undisturbed

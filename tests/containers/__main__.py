@@ -89,7 +89,7 @@ def host(variables: Mapping[str, str]) -> Iterator[Host]:
 
 def generate(here: Host, folder: Path, key: str | None = None) -> dict[str, object]:
     """One job by the command line, from outside of the containers, through the API's published address."""
-    command = [sys.executable, "-P", "-m", "bestofn.service.cli", "generate", "a photo of a red circle", "-n", "4"]
+    command = [sys.executable, "-P", "-m", "bestofn.cli", "generate", "a photo of a red circle", "-n", "4"]
     command += ["--steps", "4", "--seed", "7", "--server", "http://127.0.0.1:8000", "--json", "-o", folder / "best.png"]
     environment = {**os.environ, "BESTOFN_API_KEY": key} if key else dict(os.environ)
     done = subprocess.run(

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from bestofn.judge.calibrating import Leaders, calibrate, calibration_error, fit
 from bestofn.judge.calibration import Calibration, probability, read
 from bestofn.judge.verdict import Verdict
+from bestofn.training.judge.calibration_fit import Leaders, calibrate, calibration_error, fit
 
 TRUE = Calibration(temperature=2.5, bias=-0.8, ceiling=0.94)
 

@@ -11,7 +11,7 @@ from bestofn.judge.judge import EMBEDDED, Judge, rank_images
 from bestofn.judge.verdict import Verdict
 from bestofn.models.shapes.prompts import known_words
 from bestofn.models.shapes.world import Scene, Thing, render
-from bestofn.service.train_judge_data import unseen
+from bestofn.training.judge.dataset import unseen
 
 
 @cache

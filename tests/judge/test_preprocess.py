@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bestofn.judge.cutting import cut, resize
+from bestofn.judge.gpu_tiling import cut, resize
 from bestofn.judge.judge import Judge, looked_up
 from bestofn.judge.preprocess import ImageMode
 

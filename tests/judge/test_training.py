@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from bestofn.judge.judge import Judge
-from bestofn.judge.lessons import IGNORE, Asked, Collator, Lesson
 from bestofn.judge.preprocess import ImageMode
-from bestofn.judge.small import DESCRIBE, SmallShape, save, untrained
-from bestofn.judge.training import Plan, Pupil, train
+from bestofn.judge.tiny import DESCRIBE, SmallShape, save, untrained
+from bestofn.training.judge.examples import IGNORE, Asked, Collator, Lesson
+from bestofn.training.judge.loop import Plan, Pupil, train
 
 TINY = SmallShape(S=32, stem=8, widths=(16, 32), depths=(1, 1), D=32, feed_forward=64, layers=2, heads=2)
 WORDS = ["dark", "bright", "a", "picture"]

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bestofn.kernels.blockwise import BLOCK, blocks, dequantise, quantise, quantised_average
+from bestofn.kernels.blockwise_quant import BLOCK, blocks, dequantise, quantise, quantised_average
 
 numbers = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
 # few kinds of numbers many times over, so that blocks are full and lists are short to shrink

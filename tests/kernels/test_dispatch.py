@@ -11,12 +11,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bestofn.kernels.blockwise import dequantise, quantise, quantised_average
+from bestofn.kernels.blockwise_quant import dequantise, quantise, quantised_average
 from bestofn.kernels.cross_attention import cross_attention
+from bestofn.kernels.fp8 import rows_in_eight_bits
 from bestofn.kernels.gated_depthwise import gated_depthwise
 from bestofn.kernels.linear_attention import relu_linear_attention
 from bestofn.kernels.modulate import gated_residual, modulated_norm, residual_norm
-from bestofn.kernels.scaled_rows import rows_in_eight_bits
 
 B, N, D, H, K, L = 2, 6, 32, 2, 16, 5
 noise = partial(torch.randn, generator=torch.Generator().manual_seed(0))

@@ -15,16 +15,10 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from bestofn.kernels import blockwise as coded  # noqa: E402
-from bestofn.kernels.fused import (  # noqa: E402
-    blockwise,
-    cross_attention,
-    gated_depthwise,
-    linear_attention,
-    modulate,
-    rows,
-    scaled_rows,
-)
+from bestofn.kernels import blockwise_quant as coded  # noqa: E402
+from bestofn.kernels.fused import blockwise_quant as blockwise  # noqa: E402
+from bestofn.kernels.fused import cross_attention, gated_depthwise, linear_attention, modulate, rows  # noqa: E402
+from bestofn.kernels.fused import fp8 as scaled_rows  # noqa: E402
 
 ARCHITECTURES = (80, 90, 100)  # A100, H100 and H200, B200
 WIDE, FULL, INDEX, CODE, FLOAT8 = "*bf16", "*fp32", "*i64", "*i8", "*fp8e4nv"

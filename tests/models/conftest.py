@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bestofn.models.random_checkpoint import SCM, make_random_checkpoint
+from bestofn.models.random_init.checkpoint import SCM, make_random_checkpoint
 
 # name: what differs from the tiny layout
 VARIANTS = {

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from bestofn.kernels.blockwise import dequantise
-from bestofn.models.came8bit import CAME
+from bestofn.kernels.blockwise_quant import dequantise
+from bestofn.training.optimizers.came8bit import CAME
 
 
 def published_step(p, state, lr, weight_decay, betas=(0.9, 0.999, 0.9999), eps=(1e-30, 1e-16), clip=1.0):

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from bestofn.models.autoencoder import Decoder
 from bestofn.models.checkpoint import CallDefaults, Checkpoint, importance_order
+from bestofn.models.depth.pruning import store_importance
 from bestofn.models.errors import CheckpointError
 from bestofn.models.generator import Generator, part_dtypes
 from bestofn.models.instruction import COMPLEX_HUMAN_INSTRUCTION
-from bestofn.models.pruning import store_importance
 from bestofn.models.residency import stored_dtype, to_release, weight_bytes
 from bestofn.models.text import load_text_encoder
 

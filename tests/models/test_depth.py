@@ -9,14 +9,14 @@ import torch
 from diffusers import SanaPipeline
 from safetensors.torch import load_file
 
-from bestofn.models import streamed
+from bestofn.models import safetensors_writer as streamed
 from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.depth.growth import grow, grown_blocks, target_layers
+from bestofn.models.depth.pruning import block_importance, kept_blocks, prune, store_importance
 from bestofn.models.errors import CheckpointError, ModelError
 from bestofn.models.generator import Generator
-from bestofn.models.growth import grow, grown_blocks, target_layers
 from bestofn.models.linear_dit import from_diffusers
-from bestofn.models.pruning import block_importance, kept_blocks, prune, store_importance
-from bestofn.models.random_checkpoint import make_random_checkpoint
+from bestofn.models.random_init.checkpoint import make_random_checkpoint
 from bestofn.models.sampling import generate
 
 # diffusers' schedulers, numpy 2
@@ -175,8 +175,8 @@ def test_memory_is_bounded_whatever_the_size(tmp_path):
         "import resource, sys\n"
         "from pathlib import Path\n"
         "from bestofn.models.checkpoint import Checkpoint\n"
-        "from bestofn.models.growth import grow\n"
-        "from bestofn.models.pruning import prune\n"
+        "from bestofn.models.depth.growth import grow\n"
+        "from bestofn.models.depth.pruning import prune\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "source, out = Checkpoint.resolve(sys.argv[1]), Path(sys.argv[2])\n"
         "before = peak()\n"

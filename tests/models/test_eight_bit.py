@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from bestofn.kernels.scaled_rows import rows_in_eight_bits
+from bestofn.kernels.fp8 import rows_in_eight_bits
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.generator import Generator
-from bestofn.models.linear_dit.eight_bit import EightBitLinear, in_eight_bits
+from bestofn.models.linear_dit.fp8 import EightBitLinear, in_eight_bits
 from bestofn.models.solver import StepCoefficients
 
 

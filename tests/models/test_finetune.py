@@ -16,13 +16,13 @@ from diffusers import SanaTransformer2DModel
 from PIL import Image
 from typer.testing import CliRunner
 
+from bestofn.cli.commands.train import program
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.errors import ModelError
 from bestofn.models.generator import Generator
-from bestofn.models.training.finetune import FinetuneSettings, LinearAttention, finetune, write
-from bestofn.models.training.pictures import pairs, pixels
-from bestofn.models.training.runs import Run
-from bestofn.service.cli.train import program
+from bestofn.training.generator.finetune import FinetuneSettings, LinearAttention, finetune, write
+from bestofn.training.generator.image_dataset import pairs, pixels
+from bestofn.training.runs import Run
 
 CPU = torch.device("cpu")
 COLOURS = ("red", "green", "blue", "white", "black", "orange")

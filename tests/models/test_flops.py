@@ -9,7 +9,7 @@ from transformers import Gemma2Config, Gemma2Model
 
 from bestofn.models.flops import context_flops, decode_flops, forward_flops, text_flops
 from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig
-from bestofn.models.random_checkpoint import DC_AE, SANA_1_5, TINY_TRANSFORMER
+from bestofn.models.random_init.checkpoint import DC_AE, SANA_1_5, TINY_TRANSFORMER
 
 
 @pytest.mark.parametrize(

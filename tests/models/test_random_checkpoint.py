@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bestofn.models import streamed
+from bestofn.models import safetensors_writer as streamed
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.linear_dit import LinearDiTConfig
-from bestofn.models.random_checkpoint import SANA_1_5, make_random_checkpoint, transformer_tensors
-from bestofn.models.random_weights import RandomTensor, write_safetensors
+from bestofn.models.random_init.checkpoint import SANA_1_5, make_random_checkpoint, transformer_tensors
+from bestofn.models.random_init.tensors import RandomTensor, write_safetensors
 
 
 def test_same_seed_same_bytes(tmp_path):

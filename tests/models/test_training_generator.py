@@ -9,19 +9,19 @@ import torch
 from diffusers import AutoencoderDC, SanaPipeline
 
 from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.depth.pruning import prune
 from bestofn.models.errors import CheckpointError
-from bestofn.models.pruning import prune
 from bestofn.models.shapes.prompts import caption, known_words, pair
 from bestofn.models.shapes.scenes import Wish
-from bestofn.models.training.autoencoder import AutoencoderSettings, train_autoencoder
-from bestofn.models.training.forward import forward
-from bestofn.models.training.generator import GeneratorSettings, build_learner, noise_levels, rate, train_generator
-from bestofn.models.training.latents import draw_latents
-from bestofn.models.training.muon import orthogonalise
-from bestofn.models.training.pipeline import load_parts, save_pipeline
-from bestofn.models.training.recovery import recover
-from bestofn.models.training.score import score, spread
-from bestofn.models.training.text import TOKENS, Words, build_tokenizer, layout
+from bestofn.training.generator.autoencoder import AutoencoderSettings, train_autoencoder
+from bestofn.training.generator.forward import forward
+from bestofn.training.generator.latent_cache import draw_latents
+from bestofn.training.generator.pipeline import load_parts, save_pipeline
+from bestofn.training.generator.recovery import recover
+from bestofn.training.generator.score import score, spread
+from bestofn.training.generator.text_encoder import TOKENS, Words, build_tokenizer, layout
+from bestofn.training.generator.trainer import GeneratorSettings, build_learner, noise_levels, rate, train_generator
+from bestofn.training.optimizers.muon import orthogonalise
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ import uvicorn
 
 from bestofn.service.api.app import create_app
 from bestofn.service.api.server import address_of, listen
-from bestofn.service.keyfile import Key, sha256
-from bestofn.service.redis_server import LocalServer
-from bestofn.service.settings import Settings
+from bestofn.service.core.settings import Settings
+from bestofn.service.host.key_file import Key, sha256
+from bestofn.service.queue.embedded_server import LocalServer
 
 FLAGS = (
     "--no-sandbox",
@@ -121,7 +121,7 @@ def api(data_dir: Path) -> Iterator[Api]:
 @pytest.fixture(scope="session")
 def shapes_api() -> Iterator[Api]:
     """An API over a worker with the shipped weights."""
-    with queue_and_worker("-m", "bestofn.service.cli", "worker") as folder, ready_api(folder) as served:
+    with queue_and_worker("-m", "bestofn.cli", "worker") as folder, ready_api(folder) as served:
         yield served
 
 

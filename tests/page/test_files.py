@@ -5,7 +5,7 @@ import re
 import httpx
 import pytest
 
-from bestofn.service.api.page import FOLDER, PATHS
+from bestofn.service.api.routes.web import FOLDER, PATHS
 
 
 @pytest.fixture

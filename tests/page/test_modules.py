@@ -5,8 +5,8 @@ import ast
 import pytest
 
 from bestofn.judge.verdict import Rule
-from bestofn.service.remake import diffusers_call
-from bestofn.service.story import Story
+from bestofn.service.media.metadata import Story
+from bestofn.service.media.reproduce import diffusers_call
 
 
 @pytest.fixture(scope="module")

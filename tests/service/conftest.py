@@ -21,15 +21,15 @@ import uvicorn
 
 from bestofn.service.api.app import create_app
 from bestofn.service.api.server import address_of, listen
-from bestofn.service.cards import WorkerCard
+from bestofn.service.core.jobs import Heat, HeatOutcome, JobSpec
+from bestofn.service.core.settings import Settings
+from bestofn.service.core.workers import WorkerCard
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.engine.protocol import HeatFinished
-from bestofn.service.jobs import Heat, HeatOutcome, JobSpec
-from bestofn.service.keyfile import Key, sha256
-from bestofn.service.queue.lane import Lane
-from bestofn.service.queue.queue import Queue
-from bestofn.service.redis_server import LocalServer, embedded_binary
-from bestofn.service.settings import Settings
+from bestofn.service.host.key_file import Key, sha256
+from bestofn.service.queue.consumer import Lane
+from bestofn.service.queue.embedded_server import LocalServer, embedded_binary
+from bestofn.service.queue.job_queue import Queue
 
 
 @pytest.fixture(scope="session", params=["redis", "valkey"])
@@ -115,8 +115,9 @@ def queue_server() -> Iterator[Path]:
 def served(queue_server: Path) -> Iterator[Served]:
     """An API over a queue with one worker process, whose engine is the fake one: 16 slots, 10 ms a tick."""
     program = (
-        "import sys; from bestofn.service.engine.fake import FakeEngine; from bestofn.service.settings import Settings;"
-        "from bestofn.service.worker import run_worker;"
+        "import sys; from bestofn.service.engine.fake import FakeEngine;"
+        "from bestofn.service.core.settings import Settings;"
+        "from bestofn.service.worker.worker import run_worker;"
         "sys.exit(run_worker(Settings(beat_seconds=0.2), lambda: FakeEngine(slots=16, step_seconds=0.01)))"
     )
     environment = {**os.environ, "BESTOFN_DATA_DIR": str(queue_server), "REDIS_URL": ""}

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from bestofn.service.api.server import listen
+from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS, fake_picture
-from bestofn.service.redis_server import LocalServer
-from bestofn.service.settings import Settings
+from bestofn.service.queue.embedded_server import LocalServer
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
 LONG = {"prompt": "a star", "num_samples": 4096, "num_inference_steps": 100}  # minutes of the fake engine

@@ -3,12 +3,12 @@
 import pytest
 from starlette.datastructures import Headers
 
-from bestofn.service.api.guard import check_host, is_loopback
-from bestofn.service.api.negotiate import image_format, read_accept, read_prefer
-from bestofn.service.api.paging import page
-from bestofn.service.errors import HostRefused
-from bestofn.service.jobs import ImageFormat, JobStatus, Revision
-from bestofn.service.schemas import CandidateOut, JobResult, MatchOut, VerdictOut
+from bestofn.service.api.access import check_host, is_loopback
+from bestofn.service.api.content_negotiation import image_format, read_accept, read_prefer
+from bestofn.service.api.pagination import page
+from bestofn.service.core.errors import HostRefused
+from bestofn.service.core.jobs import ImageFormat, JobStatus, Revision
+from bestofn.service.core.schemas import CandidateOut, JobResult, MatchOut, VerdictOut
 
 ACCEPT = {
     None: "json",

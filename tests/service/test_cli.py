@@ -21,24 +21,25 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from bestofn.cli import main
+from bestofn.cli import server_choice as target
+from bestofn.cli.output import paths_of
+from bestofn.cli.process_supervisor import MAX_DEATHS, WITHIN_SECONDS, may_restart
 from bestofn.models.shapes.evaluator import evaluate
 from bestofn.models.shapes.prompts import pair
 from bestofn.models.shapes.world import SHAPES, Scene, Thing, render
 from bestofn.service.api.server import address_of, listen
-from bestofn.service.cli import main, target
-from bestofn.service.cli.outcome import paths_of
-from bestofn.service.cli.supervisor import MAX_DEATHS, WITHIN_SECONDS, may_restart
-from bestofn.service.discovery import address_file, running_server
+from bestofn.service.client.discovery import address_file, running_server
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.jobs import Revision
+from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS
-from bestofn.service.errors import SetupError
-from bestofn.service.images import decode, encode
-from bestofn.service.jobs import Revision
-from bestofn.service.settings import Settings
-from bestofn.service.story import Story, read_story
+from bestofn.service.media.codec import decode, encode
+from bestofn.service.media.metadata import Story, read_story
 from tests.service.vision_server import KEY, vision_server
 
 Run = Callable[..., tuple[int, str, str]]
-PROGRAM = [sys.executable, "-P", "-m", "bestofn.service.cli"]
+PROGRAM = [sys.executable, "-P", "-m", "bestofn.cli"]
 
 
 def start(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
@@ -421,7 +422,7 @@ def test_help_and_version(run: Run) -> None:
 
 
 def test_the_api_needs_no_torch_by_any_path(tmp_path: Path) -> None:
-    program = "import sys, bestofn.service.api.server, bestofn.service.cli.main; print('torch' in sys.modules)"
+    program = "import sys, bestofn.service.api.server, bestofn.cli.main; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert found.stdout == "False\n", found.stderr
 

@@ -23,18 +23,17 @@ from PIL import Image
 
 import bestofn
 from bestofn import AsyncClient, Client, Generation, Progress
-from bestofn.service.cli.progress import describe
+from bestofn.cli.progress_bar import describe
 from bestofn.service.client.actions import Emit, Flow, Open, Send, Sleep
+from bestofn.service.client.discovery import address_file
 from bestofn.service.client.drivers import AsyncDriver, Driver
+from bestofn.service.client.errors import error_of
+from bestofn.service.client.event_stream import Following
 from bestofn.service.client.events import FinalsEvent, QueuedEvent, StartedEvent, read_event
 from bestofn.service.client.flows import Flows
-from bestofn.service.client.following import Following
 from bestofn.service.client.options import Options
-from bestofn.service.client.refusals import error_of
 from bestofn.service.client.retries import LONGEST_ASKED_SECONDS, asked_delay, passes
-from bestofn.service.discovery import address_file
-from bestofn.service.engine.fake import FAILS, fake_picture
-from bestofn.service.errors import (
+from bestofn.service.core.errors import (
     BestOfNError,
     IdempotencyMismatch,
     InvalidRequest,
@@ -45,9 +44,10 @@ from bestofn.service.errors import (
     SetupError,
     Unavailable,
 )
-from bestofn.service.jobs import JobStatus
-from bestofn.service.schemas import GenerateRequest
-from bestofn.service.settings import Settings
+from bestofn.service.core.jobs import JobStatus
+from bestofn.service.core.schemas import GenerateRequest
+from bestofn.service.core.settings import Settings
+from bestofn.service.engine.fake import FAILS, fake_picture
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
 LONG: Options = {"num_samples": 4096, "num_inference_steps": 100}  # minutes of the fake engine

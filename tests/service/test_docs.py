@@ -75,7 +75,7 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_errors_are_all_documented() -> None:
-    from bestofn.service.errors import BestOfNError, SetupError
+    from bestofn.service.core.errors import BestOfNError, SetupError
 
     def codes(kind: type[BestOfNError]) -> set[str]:
         return {kind.code}.union(*map(codes, kind.__subclasses__()))

@@ -15,21 +15,21 @@ import torch
 import bestofn
 from bestofn.models.checkpoint import EMBEDDED, Checkpoint
 from bestofn.models.linear_dit import LinearDiTConfig
-from bestofn.service.cards import WorkerCard
-from bestofn.service.discovery import address_file
+from bestofn.service.client.discovery import address_file
+from bestofn.service.core.jobs import Revision
+from bestofn.service.core.settings import Settings
+from bestofn.service.core.workers import WorkerCard
 from bestofn.service.doctor.checkpoints import Located, locate
-from bestofn.service.doctor.checks import CHECKS
+from bestofn.service.doctor.findings import Finding, examine
 from bestofn.service.doctor.memory import GIB, Needs, findings, needs_of, plan
-from bestofn.service.doctor.published import published
+from bestofn.service.doctor.memory_needs import needs
+from bestofn.service.doctor.published_sizes import published
 from bestofn.service.doctor.queue import workers
-from bestofn.service.doctor.report import Finding, examine
-from bestofn.service.doctor.shapes import needs
+from bestofn.service.doctor.registry import CHECKS
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.jobs import Revision
-from bestofn.service.licences import licences, notice
-from bestofn.service.limits import cpu_quota, memory_limit
-from bestofn.service.load import generator_bytes
-from bestofn.service.settings import Settings
+from bestofn.service.engine.loader import generator_bytes
+from bestofn.service.host.cgroups import cpu_quota, memory_limit
+from bestofn.service.host.licences import licences, notice
 
 SANA, LARGE = (f"Efficient-Large-Model/SANA1.5_{size}_1024px_diffusers" for size in ("1.6B", "4.8B"))
 VERIFIER = "Efficient-Large-Model/NVILA-Lite-2B-Verifier"
@@ -59,7 +59,7 @@ def test_a_check_that_breaks_or_hangs_is_a_finding() -> None:
 
 def test_the_whole_report_on_a_host_without_torch(served: Any, queue_server: Path, tmp_path: Path) -> None:
     """As on an API's host; and nothing secret is in it."""
-    program = "import sys; sys.modules['torch'] = None; from bestofn.service.cli.main import app; app()"
+    program = "import sys; sys.modules['torch'] = None; from bestofn.cli.main import app; app()"
     environment = {
         "BESTOFN_REDIS_URL": (queue_server / "queue.address").read_text().strip(),
         "BESTOFN_SERVER": served.url,

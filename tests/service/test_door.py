@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 
-from bestofn.service.api.door import CALLERS_KEPT, LOOKS, LOOKS_PER_SECOND, Door
-from bestofn.service.errors import Overloaded
+from bestofn.service.api.rate_limit import CALLERS_KEPT, LOOKS, LOOKS_PER_SECOND, Door
+from bestofn.service.core.errors import Overloaded
 
 FULL = Overloaded("no room", retry_after=3.0)
 

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from bestofn.service.driver import Driver
 from bestofn.service.engine.fake import FakeEngine
+from bestofn.service.worker.engine_thread import Driver
 
 
 def test_an_idle_device_that_is_lost_is_noticed() -> None:

@@ -6,7 +6,7 @@ import httpx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bestofn.service.effort import Prices, best, planned
+from bestofn.service.core.budget import Prices, best, planned
 
 PRICES = st.builds(
     Prices,

@@ -15,20 +15,20 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from bestofn.judge.judge import Judge
 from bestofn.judge.verdict import Rule
 from bestofn.models.generator import Generator
-from bestofn.models.random_checkpoint import SCM, make_random_checkpoint
+from bestofn.models.random_init.checkpoint import SCM, make_random_checkpoint
 from bestofn.models.sampling import generate
-from bestofn.service.engine.beside import Beside
+from bestofn.service.core.jobs import Candidate, Draft, JobSpec, Usage
+from bestofn.service.core.results import finalists, ranked
+from bestofn.service.core.settings import Settings
+from bestofn.service.engine.batch_sizes import Sizes, sizes_for
 from bestofn.service.engine.engine import Engine
-from bestofn.service.engine.group import SlotGroup
+from bestofn.service.engine.judge_residency import JudgeResidence
+from bestofn.service.engine.loader import load_engine
 from bestofn.service.engine.protocol import HeatFailed, HeatFinished, Judged, Stepped
-from bestofn.service.engine.residence import JudgeResidence
-from bestofn.service.engine.sizes import Sizes, sizes_for
-from bestofn.service.images import decode, encode
-from bestofn.service.jobs import Candidate, Draft, JobSpec, Usage
-from bestofn.service.load import load_engine
-from bestofn.service.result import finalists, ranked
-from bestofn.service.settings import Settings
-from bestofn.service.story import Story
+from bestofn.service.engine.side_stream import Beside
+from bestofn.service.engine.slot_group import SlotGroup
+from bestofn.service.media.codec import decode, encode
+from bestofn.service.media.metadata import Story
 
 JUDGE = Path(__file__).parents[1] / "fixtures" / "vila" / "checkpoint"
 SIZES = Sizes(slots=6, strict=True, rows=4, decode=4, judge=3)
@@ -141,9 +141,9 @@ def test_another_process_makes_the_same_bytes(checkpoints, make, spec, tmp_path)
     job = spec("job", num_samples=2)
     (tmp_path / "job.json").write_text(job.model_dump_json())
     program = (
-        "import sys; from pathlib import Path; from bestofn.service.jobs import JobSpec;"
-        "from bestofn.service.load import load_engine; from bestofn.service.local import run_local;"
-        "from bestofn.service.settings import Settings;"
+        "import sys; from pathlib import Path; from bestofn.service.core.jobs import JobSpec;"
+        "from bestofn.service.engine.loader import load_engine; from bestofn.service.worker.local import run_local;"
+        "from bestofn.service.core.settings import Settings;"
         "folder, model, judge = map(Path, sys.argv[1:]);"
         "engine = load_engine(Settings(model=str(model), judge=str(judge), threads=1, devices='cpu'));"
         "done = run_local(JobSpec.model_validate_json((folder / 'job.json').read_text()), engine);"

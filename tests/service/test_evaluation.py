@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from bestofn.evaluation.curve import auc, chosen, curve, share_of_the_way, sizes
+from bestofn.evaluation.pool import CHUNK, Chunk, Pool, Source, Want, Way
+from bestofn.evaluation.regret import preset, regret
+from bestofn.evaluation.replay import replay
+from bestofn.evaluation.strategies import Strategy
+from bestofn.evaluation.tasks import benchmark
+from bestofn.evaluation.tasks import read as read_tasks
 from bestofn.models.sampling import generate
-from bestofn.service.effort import frontier
-from bestofn.service.evaluation.curve import auc, chosen, curve, share_of_the_way, sizes
-from bestofn.service.evaluation.planning import preset, regret
-from bestofn.service.evaluation.pool import CHUNK, Chunk, Pool, Source, Want, Way
-from bestofn.service.evaluation.replay import replay
-from bestofn.service.evaluation.strategies import Strategy
-from bestofn.service.evaluation.tasks import benchmark
-from bestofn.service.evaluation.tasks import read as read_tasks
-from bestofn.service.jobs import Draft
+from bestofn.service.core.budget import frontier
+from bestofn.service.core.jobs import Draft
 
 SCALING = Path(__file__).parents[2] / "docs" / "scaling"
 
@@ -180,10 +180,10 @@ def test_ctrl_c_ends_a_pool_with_what_is_drawn_and_keeps_its_lines(tmp_path):
 
 
 def test_the_published_figures_are_what_the_pool_says():
+    from bestofn.evaluation import cost, report
     from bestofn.judge.calibration import FILE, read
     from bestofn.judge.judge import EMBEDDED, Judge
     from bestofn.models.generator import Generator
-    from bestofn.service.evaluation import cost, report
 
     published = json.loads((SCALING / "scaling.json").read_text())
     assert (SCALING / "scaling.md").read_text() == report.tables(published)
@@ -207,7 +207,7 @@ def test_the_page_on_depths_says_what_its_pools_say():
 
 
 def test_winners_of_a_file_are_laid_out_for_their_evaluators(tmp_path):
-    from bestofn.service.evaluation.run import Evaluation
+    from bestofn.evaluation.run import Evaluation
 
     lines = [
         {

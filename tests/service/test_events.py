@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bestofn.judge.bracket import knockout
+from bestofn.service.api.event_translation import JobEvent, Teller, place_of
+from bestofn.service.core.jobs import Candidate, JobSpec, Revision
+from bestofn.service.core.results import ranked
+from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS, fake_verdict
-from bestofn.service.events import JobEvent, Teller, place_of
-from bestofn.service.jobs import Candidate, JobSpec, Revision
-from bestofn.service.queue.lane import Lane
-from bestofn.service.queue.queue import Queue
-from bestofn.service.queue.records import Event, pack_candidate
-from bestofn.service.result import ranked
-from bestofn.service.settings import Settings
+from bestofn.service.queue.codec import Event, pack_candidate
+from bestofn.service.queue.consumer import Lane
+from bestofn.service.queue.job_queue import Queue
 
 EVENTS = {"Accept": "text/event-stream"}
 

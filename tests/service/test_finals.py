@@ -19,20 +19,20 @@ from hypothesis import strategies as st
 
 from bestofn.judge.pairwise import Answer, Answers, Rounds, knockout
 from bestofn.judge.verdict import Rule, Verdict
+from bestofn.service.core.early_stopping import Prefix, fold
+from bestofn.service.core.errors import InvalidRequest
+from bestofn.service.core.finals import FinalsOutcome, Meeting, entrants, not_played, played, reordered
+from bestofn.service.core.jobs import Candidate, Finals, Heat, HeatOutcome, JobSpec, JobStatus, Revision, Stop, Usage
+from bestofn.service.core.results import assemble, best_of, ranked
+from bestofn.service.core.schemas import GenerateRequest, JobResult
+from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FakeEngine, fake_picture
-from bestofn.service.errors import InvalidRequest
-from bestofn.service.finals import FinalsOutcome, Meeting, entrants, not_played, played, reordered
-from bestofn.service.images import decode
-from bestofn.service.jobs import Candidate, Finals, Heat, HeatOutcome, JobSpec, JobStatus, Revision, Stop, Usage
-from bestofn.service.local import LocalRun, local_spec, run_local
-from bestofn.service.prefix import Prefix, fold
-from bestofn.service.queue.lane import Claim, HeatProgress, Lane
-from bestofn.service.queue.queue import Queue
-from bestofn.service.result import assemble, best_of, ranked
-from bestofn.service.schemas import GenerateRequest, JobResult
-from bestofn.service.settings import Settings
-from bestofn.service.vision_judge import VisionJudge
-from bestofn.service.worker import Worker
+from bestofn.service.media.codec import decode
+from bestofn.service.pairwise.openai_judge import VisionJudge
+from bestofn.service.queue.consumer import Claim, HeatProgress, Lane
+from bestofn.service.queue.job_queue import Queue
+from bestofn.service.worker.local import LocalRun, local_spec, run_local
+from bestofn.service.worker.worker import Worker
 from tests.service.test_stop import drawn, outcome_of
 from tests.service.vision_server import Vision, brightness, vision_server
 

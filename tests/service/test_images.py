@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bestofn.service.images import MEDIA_TYPES, decode, encode, thumbnail
+from bestofn.service.media.codec import MEDIA_TYPES, decode, encode, thumbnail
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
-from bestofn.service import keyfile
 from bestofn.service.api.app import create_app
-from bestofn.service.errors import SetupError
-from bestofn.service.keyfile import Key, sha256
-from bestofn.service.settings import Settings
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.settings import Settings
+from bestofn.service.host import key_file as keyfile
+from bestofn.service.host.key_file import Key, sha256
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
 SOON = 5.0  # seconds: a file that has changed is read within two, on a machine that has time
@@ -42,7 +42,7 @@ def command(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]
     """`bestofn keys`, as a process with a data folder of its own."""
 
     def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        program = [sys.executable, "-P", "-m", "bestofn.service.cli", "keys", *arguments]
+        program = [sys.executable, "-P", "-m", "bestofn.cli", "keys", *arguments]
         environment = {**os.environ, "BESTOFN_DATA_DIR": str(tmp_path / "data")}
         return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=60)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from bestofn.models.errors import CheckpointError
-from bestofn.service.errors import SetupError
-from bestofn.service.load import calibration_of, devices, find_judge, known_words, load_engine, share_memory
-from bestofn.service.settings import Settings
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.settings import Settings
+from bestofn.service.engine.loader import calibration_of, devices, find_judge, known_words, load_engine, share_memory
 
 JUDGE = Path(__file__).parents[1] / "fixtures" / "vila" / "checkpoint"
 GIB = 2**30

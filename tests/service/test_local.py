@@ -9,15 +9,15 @@ import torch
 from diffusers import SanaPipeline
 
 from bestofn.models.checkpoint import EMBEDDED
-from bestofn.models.random_checkpoint import make_random_checkpoint
+from bestofn.models.random_init.checkpoint import make_random_checkpoint
+from bestofn.service.core.errors import InvalidRequest
+from bestofn.service.core.jobs import JobStatus
+from bestofn.service.core.schemas import GenerateRequest
+from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS, FakeEngine
-from bestofn.service.errors import InvalidRequest
-from bestofn.service.images import decode
-from bestofn.service.jobs import JobStatus
-from bestofn.service.load import load_engine
-from bestofn.service.local import local_spec, run_local
-from bestofn.service.schemas import GenerateRequest
-from bestofn.service.settings import Settings
+from bestofn.service.engine.loader import load_engine
+from bestofn.service.media.codec import decode
+from bestofn.service.worker.local import local_spec, run_local
 
 JUDGE = Path(__file__).parents[1] / "fixtures" / "vila" / "checkpoint"
 PROMPT = "a photo of a red star left of a blue circle"

@@ -17,23 +17,23 @@ from bestofn.judge.calibration import Calibration, bounded
 from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.judge.verdict import Rule
 from bestofn.models.flops import TERA
-from bestofn.service.api.validate import choose_pair, pairs_of
-from bestofn.service.cards import WorkerCard
-from bestofn.service.engine.beside import Beside
+from bestofn.service.core.errors import InvalidRequest
+from bestofn.service.core.jobs import Draft, JobSpec
+from bestofn.service.core.planning import choose_pair, pairs_of
+from bestofn.service.core.results import ranked
+from bestofn.service.core.schemas import GenerateRequest, VerdictOut
+from bestofn.service.core.settings import Settings
+from bestofn.service.core.workers import WorkerCard
 from bestofn.service.engine.engine import Engine
 from bestofn.service.engine.fake import FakeEngine
+from bestofn.service.engine.judge_residency import JudgeResidence
+from bestofn.service.engine.loader import find_judge, load_engine
 from bestofn.service.engine.protocol import HeatFinished
-from bestofn.service.engine.residence import JudgeResidence
-from bestofn.service.errors import InvalidRequest
-from bestofn.service.images import decode
-from bestofn.service.jobs import Draft, JobSpec
-from bestofn.service.load import find_judge, load_engine
-from bestofn.service.local import local_spec, run_local
+from bestofn.service.engine.side_stream import Beside
+from bestofn.service.media.codec import decode
+from bestofn.service.queue.codec import pack_heat, pack_leaders, unpack_heat, unpack_leaders
 from bestofn.service.queue.keys import pair_id
-from bestofn.service.queue.records import pack_heat, pack_leaders, unpack_heat, unpack_leaders
-from bestofn.service.result import ranked
-from bestofn.service.schemas import GenerateRequest, VerdictOut
-from bestofn.service.settings import Settings
+from bestofn.service.worker.local import local_spec, run_local
 
 PROMPT = "a photo of a red star left of a blue circle"
 SECOND = Calibration(2.0, 0.25, 0.9)

@@ -16,11 +16,11 @@ import httpx
 import pytest
 import redis
 
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.settings import Settings
 from bestofn.service.doctor.queue import queue as findings
-from bestofn.service.errors import SetupError
-from bestofn.service.queue.queue import Queue
-from bestofn.service.redis_server import LocalServer, embedded_binary
-from bestofn.service.settings import Settings
+from bestofn.service.queue.embedded_server import LocalServer, embedded_binary
+from bestofn.service.queue.job_queue import Queue
 from tests.chaos.disks import Disk, small_disk
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]

@@ -23,16 +23,16 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 
+from bestofn.cli.commands.worker import device_commands
 from bestofn.service.api.app import create_app
-from bestofn.service.cli.worker import device_commands
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.jobs import JobSpec, JobStatus
+from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS
-from bestofn.service.errors import SetupError
-from bestofn.service.jobs import JobSpec, JobStatus
-from bestofn.service.queue.census import ended_jobs, last_ended, take_census
-from bestofn.service.queue.lane import Lane
-from bestofn.service.queue.queue import Queue
-from bestofn.service.settings import Settings
-from bestofn.service.telemetry.port import LIVE, READY, Condition, metrics_port
+from bestofn.service.queue.consumer import Lane
+from bestofn.service.queue.job_queue import Queue
+from bestofn.service.queue.stats import ended_jobs, last_ended, take_census
+from bestofn.service.worker.health_server import LIVE, READY, Condition, metrics_port
 
 DOCKER = Path(__file__).parent.parent.parent / "docker"
 PROMPT = "a most secret star"
@@ -109,7 +109,7 @@ def deployed(queue_server: Path, collector: Collector, tmp_path_factory: pytest.
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
     }
-    commands = {"api": ["-m", "bestofn.service.cli", "serve", "--port", "0"], "worker": ["-c", WORKER]}
+    commands = {"api": ["-m", "bestofn.cli", "serve", "--port", "0"], "worker": ["-c", WORKER]}
     logs = {name: folder / name for name in commands}
     processes = []
     try:

@@ -14,11 +14,11 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
-from bestofn.service.api.openai import models_of
-from bestofn.service.cards import WorkerCard
+from bestofn.service.api.routes.openai import models_of
+from bestofn.service.core.openai_schemas import ImagesRequest
+from bestofn.service.core.settings import Settings
+from bestofn.service.core.workers import WorkerCard
 from bestofn.service.engine.fake import FAILS, FakeEngine, fake_picture
-from bestofn.service.openai_schemas import ImagesRequest
-from bestofn.service.settings import Settings
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
 

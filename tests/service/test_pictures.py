@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from bestofn.service.queue.queue import Queue
-from bestofn.service.settings import Settings
+from bestofn.service.core.settings import Settings
+from bestofn.service.queue.job_queue import Queue
 from tests.chaos.disks import Disk, small_disk
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]

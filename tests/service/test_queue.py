@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from bestofn.service.errors import (
+from bestofn.service.core.errors import (
     IdempotencyMismatch,
     InvalidRequest,
     JobGone,
@@ -16,13 +16,13 @@ from bestofn.service.errors import (
     SetupError,
     Unavailable,
 )
-from bestofn.service.jobs import Draft, Heat, HeatOutcome, JobSpec, JobStatus
+from bestofn.service.core.jobs import Draft, Heat, HeatOutcome, JobSpec, JobStatus
+from bestofn.service.core.results import leaders
+from bestofn.service.core.settings import Settings
+from bestofn.service.queue.codec import Backlog, pack_heat, unpack_heat
+from bestofn.service.queue.consumer import Claim, HeatProgress, Judgement, Lane
+from bestofn.service.queue.job_queue import Queue, check_server
 from bestofn.service.queue.keys import GROUP, Keys
-from bestofn.service.queue.lane import Claim, HeatProgress, Judgement, Lane
-from bestofn.service.queue.queue import Queue, check_server
-from bestofn.service.queue.records import Backlog, pack_heat, unpack_heat
-from bestofn.service.result import leaders
-from bestofn.service.settings import Settings
 
 MakeSpec = Callable[..., JobSpec]
 Finish = Callable[[Heat], HeatOutcome]

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from bestofn.judge.verdict import Verdict
+from bestofn.service.core.errors import Overloaded
+from bestofn.service.core.jobs import ACTIVE, Heat, HeatOutcome, JobSpec, JobStatus, Priority, Stop
+from bestofn.service.core.results import assemble
+from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FakeEngine, fake_verdict
 from bestofn.service.engine.protocol import HeatFinished
-from bestofn.service.errors import Overloaded
-from bestofn.service.jobs import ACTIVE, Heat, HeatOutcome, JobSpec, JobStatus, Priority, Stop
+from bestofn.service.queue.consumer import Claim, Lane
+from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import CLASSES, GROUP
-from bestofn.service.queue.lane import Claim, Lane
-from bestofn.service.queue.queue import Queue
-from bestofn.service.result import assemble
-from bestofn.service.settings import Settings
 
 MOST, MOST_OF_ONE = 40, 16  # candidates that may wait, of all and of one caller
 WORKERS = ("one", "two", "three")

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from bestofn.service.errors import SetupError
-from bestofn.service.redis_server import LocalServer, embedded_binary, find_redis
-from bestofn.service.settings import Settings
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.settings import Settings
+from bestofn.service.queue.embedded_server import LocalServer, embedded_binary, find_redis
 
 
 def test_what_the_settings_name_goes_first(tmp_path: Path) -> None:

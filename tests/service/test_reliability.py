@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import RAMBLES
-from bestofn.service.settings import Settings
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
 CHAOS = Path(__file__).parents[1] / "chaos" / "run.py"

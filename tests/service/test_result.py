@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bestofn.judge.verdict import Rule, Verdict, rank
-from bestofn.service.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Revision, Usage
-from bestofn.service.result import assemble, leaders
+from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Revision, Usage
+from bestofn.service.core.results import assemble, leaders
 
 PIN = Revision(name="fake", revision="0")
 

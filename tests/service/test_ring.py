@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bestofn.service.jobs import DEFAULT_HEAT_SIZE
-from bestofn.service.queue.ring import Fate, claim_count, fate, heat_size
+from bestofn.service.core.jobs import DEFAULT_HEAT_SIZE
+from bestofn.service.core.scheduling import Fate, claim_count, fate, heat_size
 
 
 @given(num_samples=st.integers(1, 4096), capacities=st.lists(st.integers(1, 256), max_size=32))

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bestofn.service.engine.sizes import Sizes, bucket, sizes_for
-from bestofn.service.engine.slots import Waiting, chunks, lowest_free, refill, room, split_due, turn
+from bestofn.service.engine.batch_sizes import Sizes, bucket, sizes_for
+from bestofn.service.engine.scheduler import Waiting, chunks, lowest_free, refill, room, split_due, turn
 
 GROUPS = [(64, 64), (96, 64), (128, 128)]
 heats = st.builds(

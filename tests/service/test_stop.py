@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.verdict import Verdict
+from bestofn.service.api.event_translation import Teller
+from bestofn.service.core.errors import NotThere, Overloaded
+from bestofn.service.core.jobs import Candidate, Draft, Heat, HeatOutcome, JobSpec, JobStatus, Stop, Usage
+from bestofn.service.core.results import assemble, finalists, leaders
+from bestofn.service.core.schemas import GenerateRequest, JobResult
+from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.errors import NotThere, Overloaded
-from bestofn.service.events import Teller
-from bestofn.service.jobs import Candidate, Draft, Heat, HeatOutcome, JobSpec, JobStatus, Stop, Usage
-from bestofn.service.local import local_spec, run_local
-from bestofn.service.queue.lane import Claim, HeatProgress, Judgement, Lane
-from bestofn.service.queue.queue import Queue
-from bestofn.service.queue.records import Event, pack_candidate
-from bestofn.service.result import assemble, finalists, leaders
-from bestofn.service.schemas import GenerateRequest, JobResult
-from bestofn.service.settings import Settings
+from bestofn.service.queue.codec import Event, pack_candidate
+from bestofn.service.queue.consumer import Claim, HeatProgress, Judgement, Lane
+from bestofn.service.queue.job_queue import Queue
 from bestofn.service.telemetry.queue_metrics import EndedJobs
+from bestofn.service.worker.local import local_spec, run_local
 
 MakeSpec = Callable[..., JobSpec]
 OpenLane = Callable[..., Awaitable[Lane]]

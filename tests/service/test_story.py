@@ -12,15 +12,15 @@ from PIL import Image, PngImagePlugin
 
 import bestofn
 from bestofn.judge.verdict import Verdict
+from bestofn.service.core.jobs import Candidate, ImageFormat, JobSpec, Revision
+from bestofn.service.core.schemas import GenerateRequest
+from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import fake_picture
-from bestofn.service.images import decode, encode
-from bestofn.service.jobs import Candidate, ImageFormat, JobSpec, Revision
-from bestofn.service.load import load_engine
-from bestofn.service.local import local_spec, run_local
-from bestofn.service.remake import diffusers_call, remake_request
-from bestofn.service.schemas import GenerateRequest
-from bestofn.service.settings import Settings
-from bestofn.service.story import OtherStory, Story, read_story
+from bestofn.service.engine.loader import load_engine
+from bestofn.service.media.codec import decode, encode
+from bestofn.service.media.metadata import OtherStory, Story, read_story
+from bestofn.service.media.reproduce import diffusers_call, remake_request
+from bestofn.service.worker.local import local_spec, run_local
 
 FORMATS = get_args(ImageFormat)
 PROMPTS = {

@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from bestofn.service.supervisor import LOST_AFTER, all_lost, pause_after, supervise
+from bestofn.service.worker.supervisor import LOST_AFTER, all_lost, pause_after, supervise
 
 
 def test_pauses_double_up_to_a_minute() -> None:

@@ -10,8 +10,8 @@ import pytest
 from bestofn.models.shapes.prompts import counted, held_out, pair, single
 from bestofn.models.shapes.scenes import HELD_COLOUR_SHAPES
 from bestofn.models.shapes.world import Scene, Thing, render
-from bestofn.service.train_judge import School
-from bestofn.service.train_judge_data import GRID, Generated, batches, category, words
+from bestofn.training.judge.dataset import GRID, Generated, batches, category, words
+from bestofn.training.judge.trainer import School
 
 STAR, RING = Thing("star", "red", 16, 32, 22), Thing("ring", "blue", 47, 30, 22)
 PICTURE = render(Scene((STAR, RING), 5))

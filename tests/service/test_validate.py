@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from bestofn.judge.calibration import Calibration
-from bestofn.service.api.validate import Pair, choose_pair, job_spec, pairs_of, tflops
-from bestofn.service.cards import JudgeCard, ModelCard, WorkerCard
-from bestofn.service.effort import frontier
-from bestofn.service.errors import InvalidRequest, Unavailable
-from bestofn.service.jobs import Finals, JobSpec, Revision
-from bestofn.service.schemas import GenerateRequest
-from bestofn.service.settings import Settings
+from bestofn.service.core.budget import frontier
+from bestofn.service.core.errors import InvalidRequest, Unavailable
+from bestofn.service.core.jobs import Finals, JobSpec, Revision
+from bestofn.service.core.planning import Pair, choose_pair, job_spec, pairs_of, tflops
+from bestofn.service.core.schemas import GenerateRequest
+from bestofn.service.core.settings import Settings
+from bestofn.service.core.workers import JudgeCard, ModelCard, WorkerCard
 
 MODEL = ModelCard(
     pin=Revision(name="shapes", revision="r1"),

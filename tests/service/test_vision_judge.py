@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from bestofn.judge.pairwise import Rounds, ranking
-from bestofn.service.errors import JudgeAway, SetupError
-from bestofn.service.images import encode
-from bestofn.service.vision_judge import LONG_SIDE, VisionJudge, parse_address
+from bestofn.service.core.errors import JudgeAway, SetupError
+from bestofn.service.media.codec import encode
+from bestofn.service.pairwise.openai_judge import LONG_SIDE, VisionJudge, parse_address
 from tests.service.vision_server import KEY, Vision, vision_server
 
 

@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
+from bestofn.service.core.jobs import JobSpec, JobStatus
+from bestofn.service.core.results import assemble
+from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import DIES, FAILS, HANGS, KILLS, FakeEngine
 from bestofn.service.engine.protocol import EngineEvent
-from bestofn.service.jobs import JobSpec, JobStatus
-from bestofn.service.local import run_local
-from bestofn.service.queue.lane import Lane
-from bestofn.service.queue.queue import Queue
-from bestofn.service.queue.records import Backlog
-from bestofn.service.redis_server import LocalServer
-from bestofn.service.result import assemble
-from bestofn.service.settings import Settings
-from bestofn.service.worker import Worker
+from bestofn.service.queue.codec import Backlog
+from bestofn.service.queue.consumer import Lane
+from bestofn.service.queue.embedded_server import LocalServer
+from bestofn.service.queue.job_queue import Queue
+from bestofn.service.worker.local import run_local
+from bestofn.service.worker.worker import Worker
 
 MakeSpec = Callable[..., JobSpec]
 Start = Callable[..., "subprocess.Popen[bytes]"]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from bestofn.kernels import blockwise
-from bestofn.kernels.fused import blockwise as fused
+from bestofn.kernels import blockwise_quant as blockwise
+from bestofn.kernels.fused import blockwise_quant as fused
 from tests.kernels.fused.common import DEVICE, TOLERANCE, dtypes, noise
 
 SIZES = {"one": 1, "ragged": 700, "block": 256, "two_programs": 256 * 17 + 3}

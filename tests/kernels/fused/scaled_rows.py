@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from bestofn.kernels import scaled_rows
-from bestofn.kernels.fused import scaled_rows as fused
+from bestofn.kernels import fp8 as scaled_rows
+from bestofn.kernels.fused import fp8 as fused
 from tests.kernels.fused.common import DEVICE, dtypes, noise
 
 pytestmark = pytest.mark.skipif(

@@ -1,0 +1,127 @@
+"""bestofn calibrate: fit how sure the judge may be that the best of several pictures is right."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bestofn.cli import server_choice as target
+from bestofn.cli.console import err, say
+from bestofn.evaluation.labels import Labelled, Pool, fields_of, read_labels
+from bestofn.judge.calibration import FILE
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from bestofn.service.engine.loader import JudgeCheckpoint
+
+EPILOG = """Examples:
+
+`bestofn calibrate labels.jsonl --judge ./NVILA-Lite-2B-Verifier`
+
+`bestofn calibrate labels.jsonl --judge Efficient-Large-Model/NVILA-Lite-2B-Verifier@main --out calibration.json`
+
+`bestofn calibrate pool.jsonl --out calibration.json`
+"""
+
+FEW = 100  # prompts; with fewer a reliability table says little
+
+
+def calibrate(
+    labels: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LABELS",
+            help='Lines of {"image": PATH, "prompt": TEXT, "correct": true|false}, or the pool of bestofn eval.',
+            show_default=False,
+        ),
+    ],
+    judge: Annotated[
+        str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.", show_default="shapes")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file to write; name it in BESTOFN_CALIBRATION.", show_default=f"{FILE} beside the judge's weights"
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what is written as JSON.")] = False,
+) -> None:
+    """Fit a judge's probabilities on labelled pictures, for `stop` and its `confidence`.
+
+    Pictures of one prompt (or `group`) count as candidates of one job, and the fit is on the best of the first 4, 8, 16
+    and 32 of them: choosing the best inflates the judge's numbers. Take pictures such as your users would see, four or
+    more of a prompt, a hundred prompts or more, and none that you evaluate on.
+    """
+    if not target.can_draw_here():
+        raise SetupError("calibrating needs the worker's packages: pip install 'bestofn[worker]'")
+    read = read_labels(labels)
+
+    from bestofn.service.engine.loader import find_judge
+    from bestofn.training.judge.calibration_fit import calibrate as fit
+
+    settings = load_settings(judge=judge)
+    checkpoint = find_judge(settings.judge, settings.judge_tiles)
+    if settings.judge_tiles is not None and out is None:
+        raise SetupError(f"name a file with --out: the one beside the weights is not for {settings.judge_tiles} tiles")
+    pin = checkpoint.pin
+    if isinstance(read, Pool) and read.judge != pin.revision:
+        raise SetupError(f"{labels} was judged by revision {read.judge}, and {pin.name} is {pin.revision}")
+    file = out or checkpoint.path / FILE
+    if out is None and file.exists():
+        raise SetupError(f"{pin.name} has a calibration, {file}: name another file, or that one, with --out")
+    if isinstance(read, Pool):
+        fields, source = read.fields, read.source
+    else:
+        fields, source = fields_of(read, _margins(read, checkpoint, settings)), labels.name
+    try:
+        report = fit(fields)
+    except ValueError as error:
+        raise SetupError(f"{labels}: {error}") from error
+    if report.prompts < FEW:
+        say(f"warning: {report.prompts} prompts are few to calibrate on; {FEW} or more are better")
+    told = report.to_json(pin.revision, source)
+    written = jsonlib.dumps(told, indent=1) + "\n"
+    try:
+        file.write_text(written, encoding="utf-8")
+    except OSError as error:
+        raise SetupError(f"{file} cannot be written ({error.strerror}): choose another file with --out") from error
+    if json:
+        typer.echo(written, nl=False)
+        return
+    typer.echo("promised    on average  came true  of")
+    for row in report.table:
+        typer.echo(f"{row.low:.2f}-{row.high:.2f}   {row.promised:10.3f}  {row.realised:9.3f}  {row.count}")
+    typer.echo(
+        f"error {told['calibration_error_before']:.3f} before, {told['calibration_error']:.3f} after, on prompts that "
+        f"were not fitted on; {report.prompts} prompts, {report.pictures} pictures"
+    )
+    fitted = report.calibration
+    typer.echo(
+        f"{file}  temperature {fitted.temperature:.3f}, bias {fitted.bias:.3f}, never more than {fitted.ceiling:.3f}"
+    )
+
+
+def _margins(pictures: list[Labelled], judge: "JudgeCheckpoint", settings: Settings) -> list[float]:
+    """The judge's log-odds on each picture."""
+    import torch
+    from rich.progress import track
+
+    from bestofn.service.engine.loader import devices
+    from bestofn.service.media.codec import decode
+
+    device = torch.device(devices(settings)[0])
+    judging = judge.load(device)
+    margins = []
+    for one in track(pictures, "judging", console=err, transient=True, disable=not err.is_terminal):
+        try:
+            picture = decode(one.image.read_bytes())
+        except (OSError, ValueError) as error:
+            raise SetupError(f"{one.image}: {error}") from error
+        margins += [verdict.margin for verdict in judging.judge([picture], [one.prompt])]
+    return margins
+
+
+def add_to(program: typer.Typer) -> None:
+    program.command(epilog=EPILOG)(calibrate)

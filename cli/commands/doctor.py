@@ -1,0 +1,75 @@
+"""bestofn doctor: what a bug report should say of this machine, queue and server, and what to change."""
+
+import json as jsonlib
+import sys
+import textwrap
+from contextlib import nullcontext
+from dataclasses import asdict
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bestofn.cli.console import FAILURE, err, say
+from bestofn.service.core.settings import load_settings
+
+if TYPE_CHECKING:
+    from bestofn.service.doctor.findings import Finding
+
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+INDENT = 21  # columns before what was found
+EPILOG = """Examples:
+
+`bestofn doctor`
+
+`bestofn doctor --json > report.json`
+
+`bestofn doctor --model Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers` (would it fit this machine?)
+"""
+
+
+def doctor(
+    redis_url: Annotated[str | None, typer.Option(help="The queue's server.", show_default="of `bestofn up`")] = None,
+    model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.")] = None,
+    judge: Annotated[str | None, typer.Option(help="As --model, for the judge.")] = None,
+    second_judge: Annotated[str | None, typer.Option(metavar="JUDGE", help="As --judge: another one.")] = None,
+    devices: Annotated[str | None, typer.Option(help="all, cpu, or a list such as cuda:0,cuda:1.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, to paste into a report.")] = False,
+) -> None:
+    """Look at program, machine, devices, settings, queue, server, checkpoints, memory and disk, and say what to change.
+
+    Nothing is started or downloaded, keys and passwords are left out. Exit status 1 if something cannot work.
+    """
+    from bestofn.service.doctor.findings import examine
+    from bestofn.service.doctor.registry import CHECKS
+
+    settings = load_settings(redis_url=redis_url, model=model, judge=judge, second_judge=second_judge, devices=devices)
+    with err.status("looking") if err.is_terminal else nullcontext():
+        found = list(examine(settings, CHECKS))
+    if json:
+        typer.echo(jsonlib.dumps([{"check": check, **asdict(finding)} for check, finding in found], indent=2))
+    else:
+        for check, group in groupby(found, key=lambda pair: pair[0]):
+            typer.secho(check, bold=True)
+            for _, finding in group:
+                for line in _lines(finding, width=err.width if sys.stdout.isatty() else None):
+                    typer.echo(line)
+    failed = sum(finding.state == "fail" for _, finding in found)
+    if failed:
+        say(f"bestofn: {failed} of {len(found)} findings are failures")
+        raise typer.Exit(FAILURE)
+
+
+def _lines(finding: "Finding", width: int | None) -> list[str]:
+    """A finding as it is printed, broken at `width` columns if that is given."""
+    state = typer.style(f"{finding.state:4}", fg=COLOURS[finding.state])
+    lines = [f"  {state}  {finding.what:12} ", *([f"{'':20} -> "] if finding.fix else [])]
+    for i, text in enumerate((finding.found, finding.fix)[: len(lines)]):
+        indent = INDENT + 3 * i
+        rows = [text] if width is None else textwrap.wrap(text, max(20, width - indent), break_on_hyphens=False)
+        lines[i] += f"\n{'':{indent}}".join(rows)
+    return lines
+
+
+def add_to(program: typer.Typer) -> None:
+    program.command(epilog=EPILOG)(doctor)

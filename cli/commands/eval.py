@@ -1,0 +1,118 @@
+"""bestofn eval: what strategies of spending compute bring, measured on the shapes benchmark or drawn for another."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bestofn.cli import server_choice as target
+from bestofn.cli.console import err
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.settings import load_settings
+
+EPILOG = """A strategy is a line such as `n=32`, `n=16 steps=24`, `n=16 draft=4:0.125` (steps:keep) or `n=64 stop=0.97`.
+
+Examples:
+
+`bestofn eval --samples 32 --out curve`
+
+`bestofn eval --strategy n=16 --strategy 'n=32 stop=0.9' --replay --out curve`
+
+`bestofn eval --file evaluation_metadata.jsonl --strategy 'n=32 stop=0.97' --out geneval`
+"""
+
+
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Folder of the pool and the report; what it holds already is kept.")],
+    samples: Annotated[int, typer.Option(min=1, help="Candidates of each prompt: the largest N of the curve.")] = 32,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="How many of the prompts, evenly spaced.", show_default="all")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts to draw winners of, instead of the benchmark: JSON lines, as GenEval's or GenEval 2's."
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, max=16, help="Winners of each prompt of a file, best first.")] = 4,
+    strategy: Annotated[list[str] | None, typer.Option(help="To compare; may be given more than once.")] = None,
+    strategies: Annotated[Path | None, typer.Option(help="A file of strategies, one a line.")] = None,
+    replay: Annotated[bool, typer.Option("--replay", help="Judge nothing anew: report what the pool holds.")] = False,
+    processes: Annotated[int | None, typer.Option(min=1, help="One thread each.", show_default="all cores")] = None,
+    model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name.", show_default="shapes")] = None,
+    judge: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name.", show_default="shapes")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda:0.", show_default="a GPU if there is one")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Draw and judge prompts once, and replay every strategy from that pool of candidates.
+
+    On the benchmark of the shapes world the score is the share of winners that its evaluator accepts, averaged over
+    GenEval's six categories. Of the prompts of a file the winners are written in the layouts of GenEval and GenEval 2,
+    whose evaluators are run apart. A run that is cut off goes on where it was, and one with more samples or other
+    strategies draws only what is lacking.
+    """
+    if not target.can_draw_here():
+        raise SetupError("an evaluation needs the worker's packages: pip install 'bestofn[worker]'")
+    from json import dumps
+
+    from bestofn.evaluation import geneval_export as folders
+    from bestofn.evaluation import report
+    from bestofn.evaluation.pool import CHUNK
+    from bestofn.evaluation.run import Evaluation
+    from bestofn.evaluation.strategies import Strategy, parse_all
+    from bestofn.evaluation.tasks import benchmark, read
+    from bestofn.judge.loader import JudgeFolderError
+    from bestofn.models.errors import ModelError
+    from bestofn.service.engine.loader import devices
+
+    settings = load_settings(model=model, judge=judge, devices=device)
+    if device is not None:
+        device = devices(settings)[0]
+    try:
+        tasks = read(file) if file else benchmark()
+        lines = [*(strategies.read_text(encoding="utf-8").splitlines() if strategies else []), *(strategy or [])]
+        compared = parse_all(lines) or [Strategy(2**i) for i in range(samples.bit_length())]
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    try:
+        evaluation = Evaluation.of(settings.model, settings.judge, device, tasks, out)
+    except (ModelError, JudgeFolderError, ValueError) as error:
+        raise SetupError(str(error)) from error
+    count = min(prompts or len(tasks), len(tasks))
+    numbers = sorted({round(i * (len(tasks) - 1) / max(1, count - 1)) for i in range(count)})
+    if not replay:
+        _make_folder(out)
+        columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=err) as bar:
+            task = bar.add_task("", total=None)
+
+            def progress(done: int, wanted: int) -> None:
+                bar.update(task, completed=CHUNK * done, total=CHUNK * wanted)
+
+            evaluation.fill(numbers, 1 if file else samples, compared, processes, progress)
+    if not evaluation.complete(numbers):
+        raise SetupError(f"{evaluation.pool.path} has no candidates of all these prompts: run without --replay")
+    if file:
+        figures = evaluation.winners(numbers, compared, images, out)
+        text = folders.table(figures)
+    else:
+        figures = evaluation.measure(numbers, compared)
+        report.write(out, figures)
+        text = report.tables(figures)
+    typer.echo(dumps(figures, indent=1) + "\n" if json else text, nl=False)
+
+
+def _make_folder(out: Path) -> None:
+    """Raises SetupError now, not after hours of drawing, if the pool cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise SetupError(f"{out} cannot be written ({error.strerror}): name another folder with --out") from error
+
+
+def add_to(program: typer.Typer) -> None:
+    program.command("eval", epilog=EPILOG)(evaluate)

@@ -1,0 +1,126 @@
+"""bestofn inspect: what pictures tell of how they were made."""
+
+import json as jsonlib
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bestofn.cli.console import say
+from bestofn.service.core.errors import SetupError
+from bestofn.service.media.metadata import OtherStory, Story, read_story
+from bestofn.service.media.reproduce import diffusers_call
+
+EPILOG = """Examples:
+
+`bestofn inspect best.png`
+
+`bestofn inspect *.png --json | jq '.[].story.seed'`
+"""
+
+MAX_BYTES = 256 * 2**20
+MAX_SHOWN = 2000  # characters of another program's text
+
+
+def story_of(path: Path) -> Story | OtherStory | None:
+    """What is written in a picture's file.
+
+    Raises:
+        SetupError: it is no picture, too large to be one of ours, or its story is damaged.
+    """
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise SetupError(f"{path} has {size >> 20} MiB; pictures of up to {MAX_BYTES >> 20} MiB are read")
+    try:
+        return read_story(path.read_bytes())
+    except ValueError as error:
+        raise SetupError(f"{path}: {error}") from error
+
+
+def inspect(
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="PICTURE...", help="Files of pictures.", show_default=False)
+    ],
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON list, one entry a picture.")] = False,
+) -> None:
+    """Print how pictures were made, and the diffusers call that makes them again.
+
+    Ends with status 1 if a picture tells nothing that bestofn wrote.
+    """
+    entries: list[dict[str, Any]] = []
+    missing = 0
+    for path in pictures:
+        story: Story | OtherStory | None = None
+        error: str | None = None
+        try:
+            story = story_of(path)
+        except SetupError as problem:
+            error = problem.detail
+        except OSError as problem:
+            error = f"{path}: {problem.strerror}"
+        missing += not isinstance(story, Story)
+        if json:
+            entries.append(_entry(path, story, error))
+        elif error is not None:
+            say(f"bestofn: {error}")
+        else:
+            typer.echo("\n".join(_lines(path, story)))
+    if json:
+        typer.echo(jsonlib.dumps(entries, indent=2))
+    if missing:
+        raise typer.Exit(1)
+
+
+def _entry(path: Path, story: Story | OtherStory | None, error: str | None) -> dict[str, Any]:
+    match story:
+        case Story():
+            told = {"story": story.model_dump(mode="json"), "diffusers": diffusers_call(story)}
+        case OtherStory(program, texts):
+            told = {"program": program, "texts": dict(texts)}
+        case None:
+            told = {} if error is None else {"error": error}
+    return {"path": str(path)} | told
+
+
+def _lines(path: Path, story: Story | OtherStory | None) -> list[str]:
+    match story:
+        case None:
+            return [f"{path}: tells nothing of how it was made"]
+        case OtherStory(program, texts):
+            shown = (f"  {_printable(name)}: {_printable(text[:MAX_SHOWN])}" for name, text in texts.items())
+            return [f"{path}: not of bestofn but of {_printable(program)}, which wrote:", *shown]
+    verdict, second = story.verdict, story.second_judge
+    logits = f"logits yes {_number(verdict.yes_logit)}, no {_number(verdict.no_logit)}"
+    facts = {
+        "prompt": "(left out)" if story.prompt is None else story.prompt,
+        "negative prompt": story.negative_prompt or "",
+        "seed": str(story.seed),
+        "size": f"{story.width}x{story.height}",
+        "steps": f"{story.num_inference_steps}, guidance {story.guidance_scale:g}",
+        "blocks": ", ".join(map(str, story.blocks or ())),
+        "model": f"{story.model.name}@{story.model.revision}",
+        "judge": f"{story.judge.name}@{story.judge.revision}",
+        "second judge": f"{second.name}@{second.revision}" if second else "",
+        "verdict": f"{verdict.answer}, p(yes) {_number(verdict.p_yes)}; {logits}; compared by rule {story.rule.value}",
+        "software": story.software,
+    }
+    return [
+        f"{path}",
+        *(f"  {name:15}  {_printable(text)}" for name, text in facts.items() if text),
+        f"  again: bestofn generate --again {shlex.quote(str(path))}, or",
+        *(f"    {line}".rstrip() for line in diffusers_call(story).splitlines()),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
+def _printable(text: str) -> str:
+    """Pictures come from anywhere: nothing in them may command the terminal."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def add_to(program: typer.Typer) -> None:
+    program.command(epilog=EPILOG)(inspect)

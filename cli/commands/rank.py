@@ -1,0 +1,166 @@
+"""bestofn rank: judge pictures from anywhere against a prompt."""
+
+import asyncio
+import json as jsonlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bestofn.cli import server_choice as target
+from bestofn.cli.console import check_text, say
+from bestofn.judge.pairwise import Played, ranking
+from bestofn.judge.verdict import Rule
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.settings import Settings, load_settings
+from bestofn.service.pairwise.openai_judge import PREFIX, VisionJudge
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+EPILOG = """Examples:
+
+`bestofn rank "a red star left of a blue circle" a.png b.png c.png`
+
+`bestofn rank "two hearts" *.png --judge ./NVILA-Lite-2B-Verifier --rule official --json`
+
+`bestofn rank "two hearts" *.png --judge openai:http://localhost:8000/v1#Qwen/Qwen2.5-VL-7B-Instruct`
+"""
+
+
+def rank(
+    prompt: Annotated[str, typer.Argument(help="What the pictures should show.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files of pictures.", show_default=False)],
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="shapes, a folder, a hub name with @revision, or openai:ADDRESS#MODEL, which compares.",
+            show_default="shapes",
+        ),
+    ] = None,
+    rule: Annotated[Rule | None, typer.Option(help="How verdicts are compared.", show_default="margin")] = None,
+    second_judge: Annotated[
+        str | None, typer.Option(metavar="JUDGE", help="As --judge, for rule lower_bound, which it implies.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print verdicts, ranks and bracket as JSON.")] = False,
+) -> None:
+    """Judge pictures of PROMPT: per picture the verdict, both logits, tiles and rank, and the knockout among them.
+
+    A judge openai:ADDRESS#MODEL sees two pictures at a time, in both orders; where these disagree, the picture that
+    is named earlier on the command line goes on. BESTOFN_FINALS_KEY is its key. Pictures and PROMPT are sent there.
+    """
+    if not prompt.strip():
+        raise typer.BadParameter("the prompt is blank")
+    check_text(prompt, "prompt")
+    pictures = [_open(path) for path in images]
+    settings = load_settings(judge=judge, second_judge=second_judge)
+    if settings.judge.startswith(PREFIX):
+        if rule is not None or second_judge is not None:
+            raise typer.BadParameter("--rule compares verdicts, and this judge gives none; leave it out")
+        _compare(settings, prompt, images, json=json)
+        return
+    rule = rule or (Rule.LOWER_BOUND if second_judge else Rule.MARGIN)
+    names = [settings.judge]
+    if rule is Rule.LOWER_BOUND:
+        if not settings.second_judge:
+            raise typer.BadParameter("rule lower_bound needs --second-judge")
+        names.append(settings.second_judge)
+    if not target.can_draw_here():
+        raise SetupError("judging needs the worker's packages: pip install 'bestofn[worker]'")
+
+    import torch
+
+    from bestofn.judge.judge import rank_images
+    from bestofn.service.engine.loader import calibration_of, devices, find_judge
+
+    device = torch.device(devices(settings)[0])
+    checkpoints = [find_judge(name, settings.judge_tiles) for name in names]
+    judging, *others = [one.load(device) for one in checkpoints]
+    for name, one in zip(names, (judging, *others), strict=True):
+        for word in one.unknown_words(prompt):
+            say(f"warning: {name} has never learned the word {word}; it cannot judge what it means")
+    batch, second = 1 if device.type == "cpu" else 8, others[0] if others else None
+    files = (settings.calibration, settings.second_calibration)[: 2 * len(others)]
+    calibrations = [calibration_of(*one) for one in zip(checkpoints, files, strict=False)]
+    verdicts, order, bracket = rank_images(judging, prompt, pictures, rule, batch, second, calibrations)
+    places = {candidate: place + 1 for place, candidate in enumerate(order)}
+    judged: list[dict[str, Any]] = [
+        {
+            "path": str(path),
+            "rank": places[i],
+            "verdict": verdicts[i].to_json(),
+            "tiles": judging.tiles(*pictures[i].size),
+        }
+        for i, path in enumerate(images)
+    ]
+    if json:
+        report = {
+            "prompt": prompt,
+            "rule": rule.value,
+            "judge": checkpoints[0].pin.model_dump(),
+            **({"second_judge": checkpoints[1].pin.model_dump()} if others else {}),
+            "images": judged,
+            "bracket": bracket.to_json()["rounds"],
+        }
+        typer.echo(jsonlib.dumps(report, indent=2))
+        return
+    typer.echo("rank  answer  p(yes)     yes      no  tiles  picture")
+    for i in order:
+        verdict = verdicts[i]
+        numbers = f"{verdict.p_yes:6.4f}  {verdict.yes_logit:6.2f}  {verdict.no_logit:6.2f}"
+        typer.echo(f"{places[i]:4}  {verdict.answer:6}  {numbers}  {judged[i]['tiles']:5}  {images[i]}")
+    for number, matches in enumerate(bracket.rounds, 1):
+        played = (
+            f"{images[m.a].name} {'has a bye' if m.b is None else 'beats' if m.winner == m.a else 'loses to'}"
+            + ("" if m.b is None else f" {images[m.b].name}")
+            for m in matches
+        )
+        typer.echo(f"round {number}: {'; '.join(played)}")
+
+
+def _compare(settings: Settings, prompt: str, images: list[Path], *, json: bool) -> None:
+    """The knockout by a judge that sees two pictures at a time, printed."""
+
+    async def play() -> tuple[tuple[Played, ...], ...]:
+        async with VisionJudge(settings.judge, settings.finals_key) as judge:
+            return await judge.knockout(prompt, range(len(images)), {i: p.read_bytes() for i, p in enumerate(images)})
+
+    rounds = asyncio.run(play())
+    order = ranking(range(len(images)), rounds)
+    if json:
+        report = {
+            "prompt": prompt,
+            "judge": settings.judge,
+            "images": [{"path": str(path), "rank": order.index(i) + 1} for i, path in enumerate(images)],
+            "bracket": [[match.to_json() for match in matches] for matches in rounds],
+            "calls": sum(len(match.answers) for matches in rounds for match in matches),
+        }
+        typer.echo(jsonlib.dumps(report, indent=2))
+        return
+    typer.echo("rank  picture")
+    for place, i in enumerate(order, 1):
+        typer.echo(f"{place:4}  {images[i]}")
+    for number, matches in enumerate(rounds, 1):
+        typer.echo(f"round {number}: {'; '.join(_told(match, images) for match in matches)}")
+
+
+def _told(match: Played, images: list[Path]) -> str:
+    a = images[match.a].name
+    if match.b is None:
+        return f"{a} has a bye"
+    first, second = ("neither" if one is None else images[one].name for one in match.answers)
+    ending = "a draw" if match.draw else f"{images[match.winner].name} wins"
+    return f"{a} - {images[match.b].name}: {first}, then {second}: {ending}"
+
+
+def _open(path: Path) -> "Image":
+    from bestofn.service.media.codec import decode
+
+    try:
+        return decode(path.read_bytes())
+    except ValueError as error:
+        raise SetupError(f"{path}: {error}") from error
+
+
+def add_to(program: typer.Typer) -> None:
+    program.command(epilog=EPILOG)(rank)

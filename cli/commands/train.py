@@ -1,0 +1,254 @@
+"""bestofn train: the shapes generator and judge from nothing, and any SANA further on pictures with captions."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bestofn.cli import server_choice as target
+from bestofn.cli.console import err, say
+from bestofn.service.core.errors import SetupError
+
+program = typer.Typer(
+    no_args_is_help=True, help="Train the shapes models, or fine-tune a checkpoint. A run that was cut off goes on."
+)
+
+Run = Annotated[Path, typer.Option(help="Folder of the run's checkpoints and log; a run that is in it goes on.")]
+Out = Annotated[Path, typer.Option(help="Folder that the trained model is written to.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of first weights, data and noise.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+Accumulate = Annotated[int, typer.Option(min=1, help="Forwards of an update, whose gradients are added up.")]
+Bf16 = Annotated[
+    bool | None, typer.Option("--bf16/--no-bf16", help="Matrix products in bfloat16; by default where the GPU has it.")
+]
+
+
+class Optimizer(StrEnum):
+    """As `bestofn.training.optimizers.factory.NAMES`, which needs torch."""
+
+    ADAMW = "adamw"
+    CAME = "came"
+    CAME8BIT = "came8bit"
+    MUON = "muon"
+
+
+class _Bar:
+    """A progress bar with the figures that a training hands out."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=err,
+        )
+        self._tasks: dict[str, int] = {}
+
+    def __enter__(self) -> "_Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def show(self, stage: str, figures: Mapping[str, float]) -> None:
+        """`step` of `steps`, and everything else as text."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage, figures="")
+        rest = _text({name: value for name, value in figures.items() if name not in ("step", "steps")})
+        self._bar.update(
+            self._tasks[stage],  # type: ignore[arg-type]
+            completed=max(0.0, figures["step"]),
+            total=figures["steps"],
+            figures=rest,
+        )
+
+
+def _text(figures: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+
+
+@program.command(epilog="Example: `bestofn train generator --run runs/generator --out my-shapes --steps 3000`")
+def generator(
+    run: Run,
+    out: Out,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of the transformer.")] = 3000,
+    vae_steps: Annotated[int, typer.Option(min=1, help="Updates of the autoencoder, which is trained first.")] = 1700,
+    seed: Seed = 0,
+    threads: Threads = 1,
+    scored: Annotated[int, typer.Option(min=0, help="Held-out prompts a category for the score; 0 for none.")] = 10,
+    start: Annotated[
+        str | None, typer.Option(help="Go on from a trained checkpoint, such as a grown one; shapes or a folder.")
+    ] = None,
+    optimizer: Optimizer = Optimizer.MUON,
+    accumulate: Accumulate = 1,
+    ema: Annotated[
+        float, typer.Option(min=0, max=0.99999, help="Decay of the running mean of the weights, which is written.")
+    ] = 0.999,
+    bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16; faster on CPUs with AVX512-BF16.")] = False,
+) -> None:
+    """Train autoencoder, text encoder and transformer on drawn scenes, score held-out prompts, write the checkpoint."""
+    _need_packages()
+    import torch
+
+    from bestofn.models.checkpoint import Checkpoint
+    from bestofn.training.generator.autoencoder import AutoencoderSettings, train_autoencoder
+    from bestofn.training.generator.pipeline import CALL_DEFAULTS, sample, save_pipeline
+    from bestofn.training.generator.score import score, spread
+    from bestofn.training.generator.trainer import GeneratorSettings, further, train_generator
+    from bestofn.training.runs import publish
+
+    torch.set_num_threads(threads)
+    vae = run / "vae"
+    with _Bar() as bar:
+        if start is None and not vae.is_dir():
+            autoencoder = train_autoencoder(
+                AutoencoderSettings(run / "autoencoder", vae_steps, seed), lambda f: bar.show("autoencoder", f)
+            )
+            publish(vae, autoencoder.save_pretrained)
+        settings = GeneratorSettings(
+            run / "generator",
+            vae,
+            steps,
+            seed=seed,
+            optimizer=optimizer.value,
+            accumulate=accumulate,
+            ema=ema,
+            low_precision=bf16,
+        )
+        if start is not None:
+            settings = further(settings, Checkpoint.resolve(start).path)
+        learner = train_generator(settings, lambda f: bar.show("generator", f))
+    parts = learner.averaged()
+    publish(out, lambda folder: save_pipeline(parts, folder))
+    say(f"wrote {out}")
+    if scored:
+        call_steps, guidance = CALL_DEFAULTS["num_inference_steps"], CALL_DEFAULTS["guidance_scale"]
+        assert isinstance(call_steps, int)
+        assert isinstance(guidance, float)
+        figures = score(
+            lambda prompts, seeds: list(sample(parts, prompts, seeds, call_steps, guidance).numpy()), spread(scored)
+        )
+        typer.echo(_text(figures))
+
+
+@program.command(
+    epilog="Example: `bestofn train finetune Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers my-pictures "
+    "--run runs/mine --out my-sana --steps 2000`; on eight GPUs: "
+    "`torchrun --nproc-per-node 8 --no-python bestofn train finetune ...`"
+)
+def finetune(
+    checkpoint: Annotated[str, typer.Argument(help="shapes, a folder in diffusers layout, or a hub name@revision.")],
+    pictures: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="Folder of a.png and a.txt pairs, or *.tar of them.")
+    ],
+    run: Run,
+    out: Out,
+    steps: Annotated[int, typer.Option(min=1, help="Updates.")],
+    optimizer: Optimizer = Optimizer.CAME8BIT,
+    learning_rate: Annotated[float, typer.Option(min=0, help="The greatest, after the warm-up.")] = 1e-5,
+    weight_decay: Annotated[float, typer.Option(min=0)] = 0.0,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures of a forward, in each process.")] = 1,
+    accumulate: Accumulate = 1,
+    ema: Annotated[
+        float,
+        typer.Option(min=0, max=0.99999, help="Decay of the running mean of the weights, which is written; 0: none."),
+    ] = 0.999,
+    bf16: Bf16 = None,
+    checkpointing: Annotated[bool, typer.Option(help="Less memory for activations, a third more work.")] = False,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels; by default the checkpoint's.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels; by default the checkpoint's.")] = None,
+    warmup: Annotated[int, typer.Option(min=0, help="Updates until the full learning rate.")] = 100,
+    caption_dropout: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of pictures that are shown without their caption.")
+    ] = 0.1,
+    seed: Seed = 0,
+    save_every: Annotated[int, typer.Option(min=1, help="Updates between checkpoints.")] = 200,
+    threads: Threads = 1,
+) -> None:
+    """Train a checkpoint's transformer further on your own pictures; writes a whole checkpoint (docs/finetuning.md)."""
+    _need_packages()
+    import torch
+
+    from bestofn.models.checkpoint import Checkpoint
+    from bestofn.models.generator import Generator
+    from bestofn.training.distributed import processes, rank_and_ranks
+    from bestofn.training.generator import finetune as training
+
+    torch.set_num_threads(threads)
+    source = Checkpoint.resolve(checkpoint)
+    defaults = Generator(source).defaults
+    width, height = width or defaults.width, height or defaults.height
+    if width % defaults.size_multiple or height % defaults.size_multiple:
+        raise SetupError(
+            f"{source.name} takes sides that are multiples of {defaults.size_multiple}, got {width}x{height}"
+        )
+    with processes() as device:
+        settings = training.FinetuneSettings(
+            run,
+            pictures,
+            width,
+            height,
+            steps,
+            optimizer=optimizer.value,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            batch_size=batch,
+            accumulate=accumulate,
+            ema=ema,
+            low_precision=device.type == "cuda" and torch.cuda.is_bf16_supported() if bf16 is None else bf16,
+            checkpointing=checkpointing,
+            warmup_steps=warmup,
+            caption_dropout=caption_dropout,
+            seed=seed,
+            save_every=save_every,
+        )
+        first = rank_and_ranks()[0] == 0
+        with _Bar() if first else nullcontext() as bar:
+            learner = training.finetune(source, settings, device, lambda f: bar.show("fine-tuning", f) if bar else None)
+        training.write(learner, source, out, f"its transformer trained for {steps} steps on pictures with captions")
+        if first:
+            say(f"wrote {out}")
+
+
+@program.command(epilog="Example: `bestofn train judge --run runs/judge --out my-judge --generator my-shapes`")
+def judge(
+    run: Run,
+    out: Out,
+    generator: Annotated[str, typer.Option(help="Whose pictures the judge learns from in the end.")] = "shapes",
+    steps: Annotated[int, typer.Option(min=1, help="Updates on drawn scenes.")] = 880,
+    tuning_steps: Annotated[int, typer.Option(min=0, help="Updates on the generator's pictures.")] = 750,
+    seed: Seed = 0,
+    threads: Threads = 1,
+) -> None:
+    """Train an NVILA on drawn scenes, then on a generator's own pictures; scores and writes it again and again."""
+    _need_packages()
+    import torch
+
+    from bestofn.training.judge.trainer import JudgeSettings, train_judge
+
+    torch.set_num_threads(threads)
+    settings = JudgeSettings(run, out, steps=steps, tuning_steps=tuning_steps, generator=generator, seed=seed)
+    with _Bar() as bar:
+
+        def show(figures: Mapping[str, float]) -> None:
+            drawing = "drawing" in figures
+            bar.show(
+                "drawing" if drawing else "judge",
+                {name: value for name, value in figures.items() if name != "drawing"},
+            )
+
+        train_judge(settings, show, lambda figures: say(f"held out: {_text(figures)}"))
+    say(f"wrote {out}")
+
+
+def _need_packages() -> None:
+    if not target.can_draw_here():
+        raise SetupError("training needs the worker's packages: pip install 'bestofn[worker]'")

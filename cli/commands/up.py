@@ -1,0 +1,180 @@
+"""bestofn up: queue, API and worker on this machine."""
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+from redis.exceptions import RedisError
+
+from bestofn.cli import server_choice as target
+from bestofn.cli.console import say
+from bestofn.cli.process_supervisor import Supervisor
+from bestofn.service.client.discovery import address_file, is_bestofn
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.settings import Settings, load_settings
+from bestofn.service.queue.embedded_server import LocalServer
+from bestofn.service.queue.job_queue import Queue
+
+EPILOG = """Examples:
+
+`bestofn up`
+
+`bestofn up --port 0 --run 'bestofn generate "a ring" -n 32'`
+
+`bestofn up --model Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers --judge ./NVILA-Lite-2B-Verifier`
+
+`bestofn up --finals-judge openai:http://localhost:8001/v1#Qwen/Qwen2.5-VL-7B-Instruct`
+"""
+
+
+def up(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65_535, help="0: a free one.", show_default="8000")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.", show_default="shapes")
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="As --model, for the judge.", show_default="shapes")] = None,
+    second_judge: Annotated[
+        str | None, typer.Option(metavar="JUDGE", help="As --judge: another one, for jobs with rule lower_bound.")
+    ] = None,
+    finals_judge: Annotated[
+        str | None,
+        typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two pictures, for jobs with finals."),
+    ] = None,
+    devices: Annotated[str | None, typer.Option(help="all, cpu, or a list such as cuda:0,cuda:1.")] = None,
+    open_access: Annotated[bool, typer.Option("--open-access", help="Let other machines call without a key.")] = False,
+    command: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="COMMAND",
+            help="Run this in a shell once all is ready, with BESTOFN_SERVER set, then stop; its status becomes ours.",
+        ),
+    ] = None,
+) -> None:
+    """Start queue, API and worker here and print the address; Ctrl-C stops them, with status 0.
+
+    The queue is the server of REDIS_URL, or else one that is started beside the data folder.
+    """
+    settings = load_settings(
+        host=host,
+        port=port,
+        model=model,
+        judge=judge,
+        second_judge=second_judge,
+        finals_judge=finals_judge,
+        devices=devices,
+        open_access=open_access or None,
+    )
+    if not target.can_draw_here():
+        raise SetupError("a worker needs its packages: pip install 'bestofn[worker]' (or start `bestofn serve` alone)")
+    settings = settings.model_copy(update={"port": _open_port(settings)})
+    with _queue(settings) as (redis_url, keep_queue):
+        say(f"queue at {redis_url}")
+        flags = ["--host", settings.host, "--port", str(settings.port)]
+        supervisor = Supervisor(
+            {
+                "the API": ["serve", *flags, *(["--open-access"] if settings.open_access else [])],
+                "the worker": ["worker"],
+            },
+            {
+                "BESTOFN_REDIS_URL": redis_url,
+                "BESTOFN_DATA_DIR": str(settings.data_dir),
+                "BESTOFN_MODEL": settings.model,
+                "BESTOFN_JUDGE": settings.judge,
+                "BESTOFN_SECOND_JUDGE": settings.second_judge or "",
+                "BESTOFN_FINALS_JUDGE": settings.finals_judge or "",
+                "BESTOFN_DEVICES": settings.devices,
+                # A person reads along here, unless told otherwise: what needs attention, in plain text.
+                "BESTOFN_LOG": settings.log or "text",
+                "BESTOFN_LOG_LEVEL": settings.log_level if "log_level" in settings.model_fields_set else "warning",
+            },
+        )
+        address = _address(settings)
+        file = address_file(settings)
+        errand: list[subprocess.Popen[bytes]] = []
+
+        def begin() -> None:
+            _announce(file, address)
+            if command is not None:
+                errand.append(subprocess.Popen(command, shell=True, env={**os.environ, "BESTOFN_SERVER": address}))
+
+        def watch() -> bool:
+            keep_queue()
+            return any(process.poll() is not None for process in errand)
+
+        try:
+            supervisor.run(lambda: _answers(f"{address}/readyz"), begin, watch)
+        finally:
+            file.unlink(missing_ok=True)
+    if command is not None:
+        raise typer.Exit(errand[0].wait() if errand else 1)
+
+
+def _open_port(settings: Settings) -> int:
+    """The port to listen on, which is free now."""
+    from bestofn.service.api.access import check_binding
+    from bestofn.service.api.server import listen
+
+    check_binding(settings)
+    try:
+        with listen(settings.host, settings.port) as listening:
+            return int(listening.getsockname()[1])
+    except SetupError as error:
+        address = _address(settings)
+        if not is_bestofn(address):
+            raise
+        raise SetupError(
+            f"bestofn already runs at {address}: use that one, or choose another --port (and BESTOFN_DATA_DIR)"
+        ) from error
+
+
+@contextlib.contextmanager
+def _queue(settings: Settings) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The queue's address, and what starts its server again if that is ours and has ended."""
+    if settings.redis_url:
+        asyncio.run(_check_queue(settings))
+        yield settings.redis_url, lambda: None
+        return
+    with LocalServer(settings.data_dir) as server:
+        yield server.url, server.restart
+
+
+async def _check_queue(settings: Settings) -> None:
+    """Raises SetupError if the server of REDIS_URL does not answer now, or is unfit; later it may come and go."""
+    try:
+        await (await Queue.connect(settings)).aclose()
+    except (RedisError, ValueError) as error:
+        raise SetupError(
+            f"the queue's server of REDIS_URL cannot be used ({error}): start it, correct REDIS_URL, or leave it out, "
+            "and `bestofn up` starts a server of its own"
+        ) from error
+
+
+def _address(settings: Settings) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2.0).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _announce(file: Path, address: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file.write_text(json.dumps({"server": address, "pid": os.getpid()}))
+    say(f"ready at {address} (its description is at {address}/docs; Ctrl-C stops everything)")
+
+
+def add_to(program: typer.Typer) -> None:
+    program.command(epilog=EPILOG)(up)

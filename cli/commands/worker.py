@@ -1,0 +1,118 @@
+"""bestofn worker: one engine a device, fed from the queue."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bestofn.cli import server_choice as target
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.settings import Settings, load_settings
+from bestofn.service.telemetry import traces
+from bestofn.service.telemetry.setup import start
+
+if TYPE_CHECKING:
+    from bestofn.service.engine.engine import Engine
+
+EPILOG = """Examples:
+
+`bestofn worker --redis-url redis://queue:6379 --devices all`
+
+`bestofn worker --model Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers --devices cuda:0`
+"""
+
+
+def worker(
+    devices: Annotated[
+        str | None, typer.Option(help="all, cpu, or a list such as cuda:0,cuda:1.", show_default="all")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.", show_default="shapes")
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="As --model, for the judge.", show_default="shapes")] = None,
+    second_judge: Annotated[
+        str | None, typer.Option(metavar="JUDGE", help="As --judge: another one, for jobs with rule lower_bound.")
+    ] = None,
+    finals_judge: Annotated[
+        str | None,
+        typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two pictures, for jobs with finals."),
+    ] = None,
+    redis_url: Annotated[str | None, typer.Option(help="The queue's server.", show_default="of `bestofn up`")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Candidates drawn together.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if left out.")] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65_535, help="Of /metrics, /livez and /readyz; of several devices, one each."),
+    ] = None,
+) -> None:
+    """Draw and judge what stands in the queue, until SIGTERM or Ctrl-C. With several devices, one process each."""
+    settings = load_settings(
+        devices=devices,
+        model=model,
+        judge=judge,
+        second_judge=second_judge,
+        finals_judge=finals_judge,
+        redis_url=redis_url,
+        slots=slots,
+        threads=threads,
+        metrics_port=metrics_port,
+    )
+    start(settings, "worker")
+    if not target.can_draw_here():
+        raise SetupError("a worker needs its packages: pip install 'bestofn[worker]'")
+
+    from bestofn.service.engine.loader import devices as found
+
+    names = found(settings)
+    if len(names) == 1:
+        from bestofn.service.worker.worker import run_worker
+
+        settings = settings.model_copy(update={"devices": names[0]})
+        status = run_worker(settings, lambda: _engine(settings))
+        traces.flush()
+        # All is handed back. The interpreter would look through half a million objects of torch and its kin before it
+        # ends: seconds, and on a busy machine more than a supervisor waits.
+        os._exit(status)
+
+    from bestofn.service.worker.supervisor import supervise
+
+    flags = {
+        "--model": model,
+        "--judge": judge,
+        "--second-judge": second_judge,
+        "--finals-judge": finals_judge,
+        "--redis-url": redis_url,
+        "--slots": slots,
+        "--threads": threads,
+    }
+    raise typer.Exit(supervise(device_commands(names, flags, settings.metrics_port)))
+
+
+def device_commands(
+    devices: Sequence[str], flags: Mapping[str, str | int | None], metrics_port: int | None
+) -> list[list[str]]:
+    """One worker a device, with the flags that were given and ports from `metrics_port` on."""
+    program = [sys.executable, "-P", "-m", "bestofn.cli", "worker"]
+    given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
+    ports = [["--metrics-port", str(metrics_port + i)] if metrics_port else [] for i in range(len(devices))]
+    return [[*program, "--devices", device, *given, *port] for device, port in zip(devices, ports, strict=True)]
+
+
+def _engine(settings: Settings) -> "Engine":
+    """The engine of the settings, its device's memory among the metrics."""
+    import torch
+
+    from bestofn.service.engine.loader import load_engine
+    from bestofn.service.telemetry.worker_metrics import watch_device
+
+    engine = load_engine(settings)
+    device = engine.generator.device
+    if device.type == "cuda":
+        watch_device(str(device), lambda: torch.cuda.mem_get_info(device), lambda: torch.cuda.memory_allocated(device))
+    return engine
+
+
+def add_to(program: typer.Typer) -> None:
+    program.command(epilog=EPILOG)(worker)

@@ -1,0 +1,64 @@
+"""The progress bar of a job."""
+
+from types import TracebackType
+
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from bestofn.cli.console import err
+from bestofn.service.client.progress import Progress
+from bestofn.service.core.jobs import JobStatus
+
+
+class JobBar:
+    """One line on stderr: the place in the queue, then denoising steps, judged candidates and the best score so far,
+    then the matches of the finals."""
+
+    def __init__(self) -> None:
+        self._bar = Bar(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("judged {task.fields[judged]}{task.fields[best]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+            disable=not err.is_terminal,
+        )
+        self._task = self._bar.add_task("starting", total=None, judged="0", best="")
+
+    def __enter__(self) -> "JobBar":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Draw the bar for a job that is this far."""
+        best = progress.best and progress.best.verdict.p_yes
+        self._bar.update(
+            self._task,
+            description=describe(progress),
+            completed=progress.steps if progress.finals is None else progress.finals.played,
+            total=progress.total_steps if progress.finals is None else progress.finals.matches,
+            judged=f"{progress.judged}/{progress.num_samples}",
+            best="" if best is None else f", best {best:.3f}",
+        )
+
+
+def describe(progress: Progress) -> str:
+    """What the job does, and while it waits, which place it has and for how long."""
+    if progress.finals is not None:
+        return f"finals: {progress.finals.played} of {progress.finals.matches} matches"
+    if progress.status is not JobStatus.QUEUED:
+        return "drawing"
+    place = "" if progress.position is None else f", place {progress.position}"
+    seconds = progress.estimated_wait_seconds
+    if seconds is None:
+        return f"waiting{place}"
+    wait = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f"waiting{place}, about {wait}"

@@ -1,0 +1,57 @@
+"""A job in this process, without server and queue."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from bestofn.cli.output import Outcome
+from bestofn.cli.progress_bar import JobBar
+from bestofn.judge.verdict import Rule
+from bestofn.service.client.progress import Progress
+from bestofn.service.core.errors import InvalidRequest, JobFailed
+from bestofn.service.core.jobs import JobStatus
+from bestofn.service.core.schemas import GenerateRequest
+from bestofn.service.core.settings import Settings
+
+
+def generate(request: Mapping[str, Any], settings: Settings) -> Outcome:
+    """Load the models of the settings, draw, judge. Ctrl-C cancels.
+
+    Raises:
+        BestOfNError: what is wrong with the request or the checkpoints, or why the job failed.
+        KeyboardInterrupt: Ctrl-C came.
+    """
+    try:
+        checked = GenerateRequest.model_validate(request)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InvalidRequest(f"{field}: {first['msg']}", field=field) from error
+    if checked.rule is not Rule.LOWER_BOUND:
+        settings = settings.model_copy(update={"second_judge": None})  # nobody would ask it
+    elif not settings.second_judge:
+        raise InvalidRequest("rule lower_bound needs a second judge: name one with --second-judge", field="rule")
+    if checked.finals and not settings.finals_judge:
+        raise InvalidRequest("finals need a pairwise judge: name one in BESTOFN_FINALS_JUDGE", field="finals")
+    with JobBar() as bar:
+        # Imported here, since torch takes seconds, and everything before can fail without it.
+        from bestofn.service.engine.loader import load_engine
+        from bestofn.service.pairwise.openai_judge import VisionJudge
+        from bestofn.service.worker.local import local_spec, run_local
+
+        named = settings.finals_judge if checked.finals else None
+        judge = VisionJudge(named, settings.finals_key) if named else None
+        engine = load_engine(settings)
+        run = run_local(
+            local_spec(checked, engine, settings), engine, lambda running: bar.show(Progress.of(running)), judge
+        )
+    result = run.result
+    if result.status is JobStatus.FAILED:
+        raise JobFailed(f"the job failed: {result.error}")
+    if result.status is JobStatus.CANCELED:
+        raise KeyboardInterrupt
+    images = [image.model_copy(update={"url": None}) for image in result.images]
+    candidates = [candidate.model_copy(update={"thumbnail": None}) for candidate in result.candidates]
+    result = result.model_copy(update={"images": images, "candidates": candidates})
+    return Outcome(result, [run.images[image.candidate] for image in images], run.thumbnails)

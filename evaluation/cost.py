@@ -1,0 +1,85 @@
+"""What a candidate costs: floating-point operations counted, seconds measured on this machine."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from bestofn.evaluation.replay import Ints, Replayed
+from bestofn.evaluation.stats import Floats
+from bestofn.judge.judge import Judge
+from bestofn.models.flops import TERA
+from bestofn.models.generator import Generator
+from bestofn.models.sampling import generate
+
+BATCH, ROUNDS = 16, 3
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of one prompt's text, one step of one candidate (with guidance), one decoded picture and one verdict."""
+
+    text: float
+    step: float
+    decode: float
+    judge: float
+
+    def of(self, replayed: Replayed, steps: int) -> Floats:
+        """The price of every job, (P, B)."""
+        price: Floats = (
+            self.text + steps_taken(replayed, steps) * self.step + verdicts(replayed) * (self.decode + self.judge)
+        )
+        return price
+
+
+def steps_taken(replayed: Replayed, steps: int) -> Ints:
+    """Denoising steps of every job, (P, B); a preview's are the first of the full solution's."""
+    strategy, full = replayed.strategy, replayed.strategy.steps or steps
+    if strategy.preview is not None:
+        first = strategy.preview.num_inference_steps
+        return replayed.drafted * first + replayed.solved * (full - first)
+    draft = 0 if strategy.draft is None else strategy.draft.num_inference_steps
+    return replayed.drafted * draft + replayed.solved * full
+
+
+def verdicts(replayed: Replayed) -> Ints:
+    """Pictures that every job decodes and judges, (P, B)."""
+    return replayed.drafted + replayed.solved
+
+
+def counted(generator: Generator, judge: Judge) -> Price:
+    """TFLOP, as the server counts them."""
+    defaults = generator.defaults
+    flops = generator.flops(defaults.width, defaults.height)
+    passes = 2 if generator.needs_negative(defaults.guidance_scale) else 1
+    verdict = judge.flops(defaults.width, defaults.height)
+    return Price(*(value / TERA for value in (passes * flops.text, passes * flops.forward, flops.decode, verdict)))
+
+
+def timed(generator: Generator, judge: Judge, prompt: str) -> Price:
+    """Seconds of one thread here, in batches of 16: the quickest of some rounds.
+
+    A step's price is the difference of two solutions; their text and decoding cancel out.
+    """
+    steps = generator.defaults.num_inference_steps
+
+    def draw(count: int) -> Callable[[], object]:
+        return lambda: generate(generator, prompt, range(BATCH), num_inference_steps=count)
+
+    pictures = list(generate(generator, prompt, range(BATCH), num_inference_steps=1).numpy())
+    latents = torch.zeros(BATCH, *generator.latent_shape(generator.defaults.width, generator.defaults.height))
+    text = _seconds(lambda: generator.prompt_contexts([(prompt, False), ("", True)]))
+    decode = _seconds(lambda: generator.decode(latents)) / BATCH
+    verdict = _seconds(lambda: judge.judge(pictures, [prompt] * BATCH)) / BATCH
+    step = (_seconds(draw(steps)) - _seconds(draw(steps // 2))) / BATCH / (steps - steps // 2)
+    return Price(text, step, decode, verdict)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    took = []
+    for _ in range(ROUNDS):
+        begun = time.perf_counter()
+        run()
+        took.append(time.perf_counter() - begun)
+    return min(took)

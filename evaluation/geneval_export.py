@@ -1,0 +1,86 @@
+"""Winners as files, laid out as the evaluators of GenEval and GenEval 2 want them, which are run apart."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bestofn.evaluation.cost import Price, verdicts
+from bestofn.evaluation.pool import Pool, Way
+from bestofn.evaluation.replay import Replayed
+
+Draw = Callable[[str, int, int], NDArray[np.uint8]]  # prompt, seed, steps -> (H, W, 3)
+
+
+def write(folder: Path, pool: Pool, replayed: Replayed, steps: int, draw: Draw) -> Path:
+    """Draws the winners of each prompt's first job.
+
+    `<strategy>/00000/metadata.jsonl` and `samples/0000.png` ... are GenEval's layout, best winner first;
+    `<strategy>/images.json` maps prompts to their best winner's file, as GenEval 2 reads it. Files that are there are
+    kept, so that a run that was cut off goes on.
+
+    Args:
+        folder: a folder for each strategy is made in it.
+        pool: that was replayed.
+        replayed: one strategy.
+        steps: of the checkpoint, where the strategy names none.
+        draw: a picture from its seed.
+
+    Returns:
+        The strategy's folder.
+    """
+    strategy = replayed.strategy
+    place = folder / str(strategy).replace(" ", "_").replace(":", "-")
+    best: dict[str, str] = {}
+    for number, winners in zip(replayed.numbers, replayed.winners[:, 0], strict=True):
+        task = pool.source.tasks[number]
+        samples = place / f"{number:05d}" / "samples"
+        samples.mkdir(parents=True, exist_ok=True)
+        (samples.parent / "metadata.jsonl").write_text(json.dumps(task.metadata) + "\n", encoding="utf-8")
+        for k, winner in enumerate(winners):
+            file = samples / f"{k:04d}.png"
+            if not file.is_file():
+                part = file.with_suffix(".part")
+                Image.fromarray(draw(task.prompt, task.seed + int(winner), strategy.steps or steps)).save(part, "PNG")
+                part.replace(file)
+        best.setdefault(task.prompt, str((samples / "0000.png").resolve()))
+    (place / "images.json").write_text(json.dumps(best, indent=1) + "\n", encoding="utf-8")
+    return place
+
+
+def summary(pool: Pool, replayed: Sequence[Replayed], steps: int, price: Price) -> dict[str, Any]:
+    """What is known of the strategies before an evaluator has seen the winners."""
+
+    def told(one: Replayed) -> dict[str, Any]:
+        full = Way(one.strategy.steps or steps)
+        S = pool.depth(full, one.numbers)
+        margin = pool.samples(full, S).of(one.numbers, S).margin
+        best = np.take_along_axis(margin, one.winners[:, :, 0], 1)
+        return {
+            "strategy": str(one.strategy),
+            "candidates": float(np.maximum(one.drafted, one.solved).mean()),
+            "verdicts": float(verdicts(one).mean()),
+            "tflops": float(price.of(one, steps).mean()),
+            "judged_yes": float((best > 0).mean()),
+            "margin": float(best.mean()),
+        }
+
+    return {**pool.source.identity, "strategies": [told(one) for one in replayed]}
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The summary as Markdown."""
+    lines = [
+        "| strategy | candidates | verdicts | TFLOP | winners judged yes | their log-odds |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {one['strategy']} | {one['candidates']:.1f} | {one['verdicts']:.1f} | {one['tflops']:.4g} | "
+            f"{100 * one['judged_yes']:.1f} % | {one['margin']:+.2f} |"
+            for one in figures["strategies"]
+        ),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,94 @@
+"""The plots of an evaluation."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+from bestofn.evaluation.curve import Point
+from bestofn.evaluation.strategies import Strategy
+
+GOLD, GREY = "#d49a1e", "#888888"
+
+
+def curve(path: Path, points: Sequence[Point]) -> None:
+    """Score against N: judge, oracle and random judge; and the judge by category."""
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    n = [point.n for point in points]
+    _judge(left, points)
+    for tag in points[0].judge_by_category:
+        right.plot(n, [point.judge_by_category[tag] for point in points], "o-", ms=3, label=tag.replace("_", " "))
+    for axis, title in ((left, "mean of six categories"), (right, "judge, by category")):
+        _against_n(axis, n, title)
+        axis.set_ylabel("share of correct winners")
+        axis.set_ylim(0, 1.02)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def deep(path: Path, points: Sequence[Point]) -> None:
+    """Large N: what the judge thinks of its choice, beside what the evaluator does."""
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    n = [point.n for point in points]
+    _judge(left, points)
+    left.set_ylabel("share of correct winners")
+    left.set_ylim(0, 1.02)
+    right.plot(n, [point.margin for point in points], "o-", color=GOLD, label="log-odds of yes")
+    right.set_ylabel("judge's log-odds of its choice")
+    _against_n(left, n, "evaluator")
+    _against_n(right, n, "judge")
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def trade(path: Path, strategies: Sequence[Mapping[str, Any]]) -> None:
+    """Score against TFLOPs, one series a kind of strategy."""
+    figure, axis = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    series: dict[str, list[Mapping[str, Any]]] = {}
+    for one in strategies:
+        series.setdefault(_kind(Strategy.parse(one["strategy"])), []).append(one)
+    for kind, told in series.items():
+        by_cost = sorted(told, key=lambda one: one["tflops"])
+        form = "o-" if kind == "plain" else "."
+        style = {"color": GOLD, "zorder": 3} if kind == "plain" else {"ms": 9}
+        axis.plot([one["tflops"] for one in by_cost], [one["score"] for one in by_cost], form, label=kind, **style)
+    axis.set_xscale("log")
+    axis.set_xlabel("TFLOP a prompt: text, denoising, decoding, judging")
+    axis.set_ylabel("share of correct winners")
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _kind(strategy: Strategy) -> str:
+    kinds = []
+    if strategy.steps is not None:
+        kinds.append(f"{strategy.steps} steps")
+    if strategy.draft is not None:
+        kinds.append(f"drafts of {strategy.draft.num_inference_steps} steps")
+    if strategy.preview is not None:
+        kinds.append(f"previews after {strategy.preview.num_inference_steps} steps")
+    if strategy.stop is not None:
+        kinds.append("stop")
+    return ", ".join(kinds) or "plain"
+
+
+def _judge(axis: Axes, points: Sequence[Point]) -> None:
+    n = [point.n for point in points]
+    axis.plot(n, [point.oracle for point in points], "--", color=GREY, label="oracle (the evaluator chooses)")
+    axis.plot(n, [point.judge for point in points], "o-", color=GOLD, label="judge")
+    low, high = zip(*(point.judge_interval for point in points), strict=True)
+    axis.fill_between(n, low, high, color=GOLD, alpha=0.15, linewidth=0)
+    axis.plot(n, [point.random for point in points], ":", color=GREY, label="random judge")
+
+
+def _against_n(axis: Axes, n: Sequence[int], title: str) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(n, [str(value) for value in n])
+    axis.set_xlabel("N, candidates drawn")
+    axis.set_title(title)
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False, fontsize=8)

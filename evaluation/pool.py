@@ -1,0 +1,312 @@
+"""The pool of an evaluation: prompts x seeds x steps -> verdict and evaluator's word, a line a chunk, resumable.
+
+Everything that is compared is replayed from one pool, so that all strategies see the same candidates. A file can grow:
+more samples, more steps, previews; what it holds is never drawn again.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import active_children, connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bestofn.evaluation.tasks import Task, digest
+from bestofn.judge.judge import Judge
+from bestofn.models.generator import Generator
+from bestofn.models.sampling import generate
+from bestofn.models.shapes.evaluator import evaluate
+from bestofn.service.engine.loader import judge_dtype
+
+CHUNK, BATCH = 32, 16
+DIGITS = 3  # of a logit
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What draws and judges: checkpoint folders on this machine, with their revisions, and the prompts; and where."""
+
+    model: str
+    model_revision: str
+    judge: str
+    judge_revision: str
+    tasks: tuple[Task, ...]
+    device: str = "cpu"
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What verdicts and pictures depend on, wherever the folders lie."""
+        return {"model": self.model_revision, "judge": self.judge_revision, "prompts": digest(self.tasks)}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a candidate is drawn: in so many steps or, as a preview, what the model predicts after `after` of them."""
+
+    steps: int
+    after: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps" if self.after is None else f"{self.steps} steps, seen after {self.after}"
+
+
+@dataclass(frozen=True)
+class Want:
+    """Candidates to have: the first `samples` of each of these prompts, by number."""
+
+    way: Way
+    samples: int
+    prompts: Sequence[int]
+
+    def chunks(self) -> Iterator["Place"]:
+        starts = range(0, self.samples, CHUNK)
+        return (Place(number, self.way, start) for start in starts for number in self.prompts)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a chunk belongs: `CHUNK` candidates of one prompt from candidate `start` on."""
+
+    number: int
+    way: Way
+    start: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Verdicts and the evaluator's word, in seed order; `correct` is empty where there is no evaluator."""
+
+    correct: list[int]
+    yes: list[float]
+    no: list[float]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Candidates of P prompts, S of each.
+
+    Attributes:
+        numbers: (P,), of the prompts.
+        correct: (P, S), 1 where the evaluator accepts the picture; NaN where there is none.
+        yes, no: (P, S), the judge's logits.
+    """
+
+    numbers: list[int]
+    correct: Floats
+    yes: Floats
+    no: Floats
+
+    @property
+    def margin(self) -> Floats:
+        """(P, S), the log-odds of yes, by which the judge ranks."""
+        return self.yes - self.no
+
+    def of(self, numbers: Sequence[int], samples: int) -> "Samples":
+        """Fewer prompts, fewer samples."""
+        rows = [self.numbers.index(number) for number in numbers]
+        return Samples(list(numbers), self.correct[rows, :samples], self.yes[rows, :samples], self.no[rows, :samples])
+
+
+class Pool:
+    """The chunks of a file."""
+
+    def __init__(self, path: Path, source: Source) -> None:
+        """
+        Raises:
+            ValueError: the file was filled from another source.
+        """
+        self.path, self.source = path, source
+        self.chunks: dict[Way, dict[int, dict[int, Chunk]]] = defaultdict(lambda: defaultdict(dict))
+        if path.is_file() and path.stat().st_size:
+            self._read()
+
+    def _read(self) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        if json.loads(lines[0]) != self.source.identity:
+            raise ValueError(
+                f"{self.path} was filled from {lines[0]}, not from {self.source.identity}: choose another --out"
+            )
+        for line in lines[1:]:
+            try:
+                place, chunk = _parse(json.loads(line))
+            except ValueError:  # the last line of a run that was cut off
+                os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+                return
+            self._keep(place, chunk)
+
+    def _keep(self, place: Place, chunk: Chunk) -> None:
+        self.chunks[place.way][place.number][place.start] = chunk
+
+    def lacks(self, wants: Sequence[Want]) -> list[Place]:
+        """Chunks that are wanted and not here, in the order of the wants."""
+        places = dict.fromkeys(place for want in wants for place in want.chunks())
+        return [place for place in places if place.start not in self.chunks[place.way][place.number]]
+
+    def fill(self, wants: Sequence[Want], processes: int, progress: Callable[[int, int], None]) -> None:
+        """Draws, judges and evaluates what is lacking; the file grows by a line a chunk.
+
+        Args:
+            wants: drawn in this order.
+            processes: each with one thread.
+            progress: called with chunks done and wanted.
+        """
+        missing = self.lacks(wants)
+        total = sum(1 for want in wants for _ in want.chunks())
+        done = total - len(missing)
+        progress(done, total)
+        if not missing:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file, _workers(processes) as workers:
+            if not self.path.stat().st_size:
+                file.write(json.dumps(self.source.identity) + "\n")
+            paths = self.source.model, self.source.judge, self.source.device
+            with _interrupts_later():
+                futures = {
+                    workers.submit(_draw, *paths, self.source.tasks[place.number], place): place for place in missing
+                }
+            for future in as_completed(futures):
+                place, chunk = futures[future], future.result()
+                self._keep(place, chunk)
+                file.write(_line(place, chunk) + "\n")
+                file.flush()
+                done += 1
+                progress(done, total)
+
+    def counts(self) -> dict[Way, int]:
+        """Candidates in the file."""
+        return {way: CHUNK * sum(map(len, chunks.values())) for way, chunks in self.chunks.items() if chunks}
+
+    def prompts(self, way: Way, samples: int) -> list[int]:
+        """Numbers of the prompts that have so many samples drawn in this way."""
+        starts = set(range(0, samples, CHUNK))
+        return sorted(number for number, chunks in self.chunks[way].items() if starts <= chunks.keys())
+
+    def depth(self, way: Way, prompts: Sequence[int]) -> int:
+        """How many samples the file has of each of these prompts."""
+        chunks = self.chunks[way]
+        return min((_run(chunks[number]) for number in prompts), default=0)
+
+    def samples(self, way: Way, samples: int) -> Samples:
+        """The first `samples` of every prompt that has so many, drawn in this way."""
+        numbers = self.prompts(way, samples)
+
+        def table(rows: Callable[[Chunk], Sequence[float]]) -> Floats:
+            return np.array(
+                [
+                    [value for start in range(0, samples, CHUNK) for value in rows(self.chunks[way][number][start])]
+                    for number in numbers
+                ],
+                np.float64,
+            ).reshape(len(numbers), -1)[:, :samples]
+
+        return Samples(
+            numbers,
+            table(lambda chunk: chunk.correct or [float("nan")] * CHUNK),
+            table(lambda chunk: chunk.yes),
+            table(lambda chunk: chunk.no),
+        )
+
+
+def _run(chunks: Mapping[int, Chunk]) -> int:
+    """Samples without a gap from the first on."""
+    start = 0
+    while start in chunks:
+        start += CHUNK
+    return start
+
+
+def _line(place: Place, chunk: Chunk) -> str:
+    after = {} if place.way.after is None else {"after": place.way.after}
+    return json.dumps(
+        {
+            "prompt": place.number,
+            "steps": place.way.steps,
+            **after,
+            "start": place.start,
+            "correct": "".join(map(str, chunk.correct)),
+            "yes": chunk.yes,
+            "no": chunk.no,
+        },
+        separators=(",", ":"),
+    )
+
+
+def _parse(line: dict[str, Any]) -> tuple[Place, Chunk]:
+    way = Way(line["steps"], line.get("after"))
+    return Place(line["prompt"], way, line["start"]), Chunk([int(c) for c in line["correct"]], line["yes"], line["no"])
+
+
+@contextlib.contextmanager
+def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that an error, or Ctrl-C, ends with what they draw, instead of waiting for all that was asked for."""
+    others = set(active_children())
+    # spawn: a forked child would inherit the threads' state of torch
+    with ProcessPoolExecutor(processes, get_context("spawn"), _begin) as workers:
+        try:
+            yield workers
+        except BaseException:
+            workers.shutdown(wait=False, cancel_futures=True)
+            ended = set(active_children()) - others
+            for child in ended:
+                child.terminate()
+            for child in ended:
+                child.join()
+            raise
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block; processes started in it never hear of it: that is for their parent."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin() -> None:
+    """A process of the pool: one thread, and no longer alive than its parent."""
+    torch.set_num_threads(1)
+    if parent := parent_process():
+        threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
+@cache
+def parts(model: str, judge: str, device: str) -> tuple[Generator, Judge]:
+    """Generator and judge on a device, once a process."""
+    place = torch.device(device)
+    return Generator.load(model, place), Judge.load(judge, place, judge_dtype(place))
+
+
+def _draw(model: str, judge: str, device: str, task: Task, place: Place) -> Chunk:
+    generator, verifier = parts(model, judge, device)
+    first = task.seed + place.start
+    chunk = Chunk([], [], [])
+    for start in range(first, first + CHUNK, BATCH):
+        pictures = generate(
+            generator,
+            task.prompt,
+            range(start, start + BATCH),
+            num_inference_steps=place.way.steps,
+            preview_after=place.way.after,
+        ).numpy()
+        verdicts = verifier.judge(list(pictures), [task.prompt] * BATCH)
+        chunk.yes.extend(round(verdict.yes_logit, DIGITS) for verdict in verdicts)
+        chunk.no.extend(round(verdict.no_logit, DIGITS) for verdict in verdicts)
+        if task.spec is not None:
+            chunk.correct.extend(int(evaluate(picture, task.spec).correct) for picture in pictures)
+    return chunk

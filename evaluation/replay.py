@@ -1,0 +1,152 @@
+"""Replaying a strategy from the pool: the service's own policies over verdicts that are known; nothing is drawn.
+
+P prompts, S samples of each, N candidates of a job, B = S // N disjoint blocks, each of them a job.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestofn.evaluation.pool import Pool, Samples
+from bestofn.evaluation.stats import Floats
+from bestofn.evaluation.strategies import Strategy
+from bestofn.judge.calibration import Calibration, probability
+from bestofn.judge.stopping import Reason
+from bestofn.judge.verdict import Verdict
+from bestofn.service.core.early_stopping import Prefix, fold
+from bestofn.service.core.jobs import UNNAMED, Candidate, JobSpec
+from bestofn.service.core.results import finalists
+
+Ints = NDArray[np.int_]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What became of every job, (P, B) each if nothing else is said.
+
+    Attributes:
+        strategy: that was replayed.
+        numbers: (P,), of the prompts.
+        samples: S.
+        winners: (P, B, top_k), the best samples of the pool's, best first.
+        correct: 1 where the evaluator accepts the winner.
+        drafted, solved: candidates that were drafted, and solved in full.
+        confidence: promised for the winner where the job stopped; NaN elsewhere.
+        kept: 1 where the winner is the one that the best of all N would be, were all solved in full.
+    """
+
+    strategy: Strategy
+    numbers: list[int]
+    samples: int
+    winners: Ints
+    correct: Floats
+    drafted: Ints
+    solved: Ints
+    confidence: Floats
+    kept: Floats
+
+
+def replay(
+    strategy: Strategy,
+    pool: Pool,
+    steps: int,
+    prompts: Sequence[int],
+    calibration: Calibration | None = None,
+    top_k: int = 1,
+    samples: int | None = None,
+) -> Replayed | None:
+    """All jobs that the pool can tell of.
+
+    Args:
+        strategy: to replay.
+        pool: of candidates.
+        steps: of the checkpoint, where the strategy names none.
+        prompts: numbers of the prompts; the pool has as many samples of each as are used.
+        calibration: of the judge, for jobs that may stop.
+        top_k: winners of a job.
+        samples: of each prompt, at most; None: all that the pool has.
+
+    Returns:
+        None while the pool has too few samples of these prompts.
+    """
+    ways = strategy.ways(steps)
+    S = min(pool.depth(way, prompts) for way in ways)
+    S = S if samples is None else min(S, samples)
+    B = S // strategy.num_samples
+    if not B or not prompts:
+        return None
+    solved, *coarse = (pool.samples(way, S).of(prompts, S) for way in ways)
+    drafts = coarse[0] if coarse else None
+    spec = job(strategy, steps, calibration, top_k)
+    played = [
+        [_play(spec, solved, drafts, row, block * spec.num_samples) for block in range(B)]
+        for row in range(len(prompts))
+    ]
+
+    def table(value: Callable[[_Job], object]) -> NDArray[Any]:
+        return np.array([[value(one) for one in row] for row in played])
+
+    return Replayed(
+        strategy,
+        list(prompts),
+        S,
+        table(lambda one: one.winners),
+        table(lambda one: one.correct),
+        table(lambda one: one.drafted),
+        table(lambda one: one.solved),
+        table(lambda one: one.confidence),
+        table(lambda one: one.kept),
+    )
+
+
+def job(strategy: Strategy, steps: int, calibration: Calibration | None, top_k: int) -> JobSpec:
+    """The job that a request with these options becomes."""
+    return JobSpec(
+        id="replay", prompt="", num_samples=strategy.num_samples, top_k=top_k, seed=0, width=32, height=32,
+        num_inference_steps=strategy.steps or steps, guidance_scale=1.0, draft=strategy.draft or strategy.preview,
+        stop=strategy.stop, calibration=calibration, model=UNNAMED, judge=UNNAMED,
+    )  # fmt: skip
+
+
+class _Job(NamedTuple):
+    winners: list[int]
+    correct: float
+    drafted: int
+    solved: int
+    confidence: float
+    kept: float
+
+
+def _play(spec: JobSpec, full: Samples, drafts: Samples | None, row: int, first: int) -> _Job:
+    """One job over the samples from `first` on."""
+    prefix = Prefix()
+    drafted = solved = 0
+    for heat in spec.heats():
+        chosen = list(heat.candidates)
+        if drafts is not None:
+            chosen = finalists(spec, {i: verdict(drafts, row, first + i) for i in chosen})
+            drafted += heat.count
+        solved += len(chosen)
+        prefix = fold(spec, prefix, {heat.index: [Candidate(i, i, verdict(full, row, first + i)) for i in chosen]})
+        if prefix.stopped is not None:
+            break
+    winner = prefix.leaders[0]
+    sure = prefix.stopped is Reason.CONFIDENT
+    return _Job(
+        [first + leader.index for leader in prefix.leaders],
+        float(full.correct[row, first + winner.index]),
+        drafted,
+        solved,
+        probability(winner.verdict, spec.calibration) if sure else math.nan,
+        float(winner.index == int(full.margin[row, first : first + spec.num_samples].argmax())),
+    )
+
+
+def verdict(samples: Samples, row: int, column: int) -> Verdict:
+    """A verdict as the judge gave it."""
+    yes, no = float(samples.yes[row, column]), float(samples.no[row, column])
+    return Verdict("yes" if yes > no else "no", yes, no)

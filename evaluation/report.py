@@ -1,0 +1,360 @@
+"""What an evaluation says: tables, JSON and plots of scaling curve, strategies, drafts, stopping and controls."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bestofn.evaluation.cost import Price, steps_taken, verdicts
+from bestofn.evaluation.curve import Point, auc, chosen, curve, share_of_the_way
+from bestofn.evaluation.draft_ranking import ranking
+from bestofn.evaluation.pool import Pool, Samples, Way
+from bestofn.evaluation.regret import SPLITS, preset, regret
+from bestofn.evaluation.replay import Replayed, replay
+from bestofn.evaluation.stats import Floats, Prompts
+from bestofn.evaluation.strategies import Strategy
+from bestofn.judge.calibration import Calibration
+
+REFERENCES = (4, 8, 16, 32, 128)  # plain best-of-N with which every strategy is compared
+PAR = 32  # of these, the one that tells the luck of some candidates
+PRESETS, MOST_LOSS = (8, 32, 128), 0.02  # of these, those that a preset is to reach, and the bound of its loss
+COPIES = 4
+BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is reported.
+
+    Attributes:
+        prompts: numbers of the prompts.
+        strategies: to be compared.
+        steps: the checkpoint's.
+        prices: of a candidate's parts, in "tflops" and in "seconds".
+        calibration: of the judge, for jobs that may stop.
+        machine: on which seconds were measured.
+    """
+
+    prompts: Sequence[int]
+    strategies: Sequence[Strategy]
+    steps: int
+    prices: Mapping[str, Price]
+    calibration: Calibration | None
+    machine: str
+
+
+def summary(pool: Pool, question: Question) -> dict[str, Any]:
+    """Every figure of the report."""
+    full = Way(question.steps)
+    everything = pool.samples(full, pool.depth(full, question.prompts)).of(
+        question.prompts, pool.depth(full, question.prompts)
+    )
+    identity = pool.source.identity
+    deepest = max((pool.depth(full, [number]) for number in question.prompts), default=0)
+    out: dict[str, Any] = {
+        "model": identity["model"],
+        "judge": identity["judge"],
+        "machine": question.machine,
+        "steps": question.steps,
+        "candidates": {str(way): count for way, count in pool.counts().items()},
+        "all": _curves(pool, everything),
+    }
+    if deepest > everything.correct.shape[1]:
+        few = [number for number in question.prompts if pool.depth(full, [number]) >= deepest]
+        out["deep"] = _curves(pool, pool.samples(full, deepest).of(few, deepest))
+    never = [number for number in question.prompts if pool.source.tasks[number].held_out]
+    if never:
+        out["never_trained"] = _curves(pool, everything.of(never, everything.correct.shape[1]))
+    out["controls"] = _controls(everything, _prompts(pool, question.prompts))
+    out["prices"] = {unit: asdict(price) for unit, price in question.prices.items()}
+    played = [
+        replayed
+        for strategy in question.strategies
+        if (replayed := replay(strategy, pool, question.steps, question.prompts, question.calibration)) is not None
+    ]
+    plain = _Plain(pool, question)
+    out["strategies"] = [_told(one, question, _prompts(pool, question.prompts), plain) for one in played]
+    out |= _choices(pool, question, played, plain)
+    out["drafts"] = [
+        {"steps": way.steps, "after": way.after, **asdict(told)}
+        for way in sorted(pool.chunks, key=str)
+        if way != full and way.steps <= question.steps
+        if (told := ranking(pool, full, way, question.prompts)) is not None
+    ]
+    return out
+
+
+class _Plain:
+    """Plain best-of-N, with which every strategy is compared over the same candidates.
+
+    The pool has more of some kinds of candidates than of others, and every strategy is replayed from all that there
+    are. The luck of a prompt's first candidates is taken off its score: by so much as plain best of 32 over these
+    differs from plain best of 32 over all.
+    """
+
+    def __init__(self, pool: Pool, question: Question) -> None:
+        self._pool, self._question = pool, question
+        self.depth = pool.depth(Way(question.steps), question.prompts)
+        self._scores: dict[tuple[int, int], Floats | None] = {}
+
+    def score(self, N: int, samples: int) -> Floats | None:
+        """(P,), over the first samples of each prompt; None if they are fewer than N."""
+        if (N, samples) not in self._scores:
+            asked = self._question
+            replayed = replay(Strategy(N), self._pool, asked.steps, asked.prompts, samples=samples)
+            self._scores[N, samples] = None if replayed is None else replayed.correct.mean(1)
+        return self._scores[N, samples]
+
+    def without_luck(self, score: Floats, samples: int) -> Floats:
+        """(P,), of a strategy that was replayed from the first samples of each prompt."""
+        for N in (PAR, *reversed(REFERENCES)):
+            here, everywhere = self.score(N, samples), self.score(N, self.depth)
+            if here is not None and everywhere is not None:
+                return score - here + everywhere
+        return score
+
+    def loss(self, N: int, score: Floats, samples: int) -> Floats | None:
+        """(P,), of a strategy's score over the first samples against plain best of N; None if the pool cannot tell."""
+        here, everywhere = self.score(N, samples), self.score(N, self.depth)
+        if here is not None:
+            return here - score
+        return None if everywhere is None else everywhere - self.without_luck(score, samples)
+
+
+def _prompts(pool: Pool, numbers: Sequence[int]) -> Prompts:
+    return Prompts([pool.source.tasks[number].tag for number in numbers])
+
+
+def _curves(pool: Pool, samples: Samples) -> dict[str, Any]:
+    points = curve(samples.correct, samples.margin, [pool.source.tasks[number].tag for number in samples.numbers])
+    return {
+        "prompts": len(samples.numbers),
+        "samples": samples.correct.shape[1],
+        "points": [asdict(point) for point in points],
+        "share_of_the_way": share_of_the_way(points),
+        "judge_accuracy": float(np.mean((samples.margin > 0) == (samples.correct > 0))),
+        "judge_auc_within_prompt": auc(samples.correct, samples.margin),
+    }
+
+
+def _controls(samples: Samples, prompts: Prompts) -> dict[str, Any]:
+    """What must not gain: verdicts shuffled among a prompt's candidates, and N times the same candidate."""
+    N = samples.correct.shape[1]
+    shuffled = np.random.default_rng(1).permuted(samples.margin, axis=1)
+    correct, margin = (np.repeat(values, COPIES, 1) for values in (samples.correct, samples.margin))
+    values = {
+        "one sample": samples.correct.mean(1),
+        f"best of {N}, verdicts shuffled": np.take_along_axis(samples.correct, chosen(shuffled, N), 1).mean(1),
+        f"best of {COPIES} copies of one": np.take_along_axis(correct, chosen(margin, COPIES), 1).mean(1),
+    }
+    return {name: {"score": prompts.mean(v), "interval": prompts.interval(v)} for name, v in values.items()}
+
+
+def _choices(pool: Pool, question: Question, played: Sequence[Replayed], plain: _Plain) -> dict[str, Any]:
+    """What a budget's plan loses against the best fixed strategy, and what presets cost and lose, both on other
+    prompts than they were chosen on; nothing where there is nothing to choose from.
+
+    Only what was replayed from all samples is chosen from: of many noisy scores the best is the luckiest.
+    """
+    asked = [
+        one
+        for one in played
+        if one.strategy.steps is None and one.strategy.preview is None and one.samples == plain.depth
+    ]
+    if len(asked) < 2 or "tflops" not in question.prices:
+        return {"planner": None, "presets": {}}
+    price, tags = question.prices["tflops"], [pool.source.tasks[number].tag for number in question.prompts]
+    score = np.array([one.correct.mean(1) for one in asked])
+    cost = np.array([price.of(one, question.steps).mean(1) for one in asked])
+    there = {str(one.strategy): k for k, one in enumerate(asked)}
+    presets = {
+        str(N): asdict(preset(score[k] - score, cost, tags, MOST_LOSS))
+        | {"of": _prompts(pool, question.prompts).mean(cost[k])}
+        for N in PRESETS
+        if (k := there.get(str(Strategy(N)))) is not None
+    }
+    return {"planner": asdict(regret(score, cost, tags)), "presets": presets}
+
+
+def _told(replayed: Replayed, question: Question, prompts: Prompts, plain: _Plain) -> dict[str, Any]:
+    score = plain.without_luck(replayed.correct.mean(1), replayed.samples)
+    losses = {N: plain.loss(N, replayed.correct.mean(1), replayed.samples) for N in REFERENCES}
+    return {
+        "strategy": str(replayed.strategy),
+        "samples": replayed.samples,
+        "jobs": int(replayed.correct.size),
+        "score": prompts.mean(score),
+        "interval": prompts.interval(score),
+        "by_category": prompts.by_category(score),
+        "drafted": prompts.mean(replayed.drafted.mean(1)),
+        "solved": prompts.mean(replayed.solved.mean(1)),
+        "candidates": prompts.mean(np.maximum(replayed.drafted, replayed.solved).mean(1)),
+        "steps": prompts.mean(steps_taken(replayed, question.steps).mean(1)),
+        "verdicts": prompts.mean(verdicts(replayed).mean(1)),
+        **{unit: prompts.mean(price.of(replayed, question.steps).mean(1)) for unit, price in question.prices.items()},
+        "keeps_the_best": prompts.mean(replayed.kept.mean(1)),
+        "loss": {
+            str(N): {"mean": prompts.mean(loss), "upper_bound": prompts.upper_bound(loss)}
+            for N, loss in losses.items()
+            if loss is not None
+        },
+        "confidence": _confidence(replayed),
+    }
+
+
+def _confidence(replayed: Replayed) -> list[dict[str, float]]:
+    """Promised against realised, where jobs stopped because the judge was sure."""
+    sure = ~np.isnan(replayed.confidence)
+    promised, realised = replayed.confidence[sure], replayed.correct[sure]
+    bins = np.digitize(promised, BINS[1:-1])
+    return [
+        {
+            "jobs": int((bins == i).sum()),
+            "promised": float(promised[bins == i].mean()),
+            "realised": float(realised[bins == i].mean()),
+        }
+        for i in range(len(BINS) - 1)
+        if (bins == i).any()
+    ]
+
+
+def tables(figures: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    parts = ["## Score against N", "", *_curve_table(figures["all"], figures.get("never_trained"))]
+    controls = "; ".join(
+        f"{name} {told['score']:.3f} ({told['interval'][0]:.3f} to {told['interval'][1]:.3f})"
+        for name, told in figures["controls"].items()
+    )
+    parts += ["", f"Controls, which must not gain: {controls}.", ""]
+    if "deep" in figures:
+        parts += ["## Does more search fool the judge?", "", *_curve_table(figures["deep"], None), ""]
+    if figures["strategies"]:
+        parts += [
+            "## Strategies",
+            "",
+            "Jobs are disjoint blocks of a prompt's first candidates, of as many (*of*) as the pool has of all that "
+            "a strategy needs. A loss is against the same ones; a score is without their luck where others have more.",
+            "",
+            *_strategy_table(figures["strategies"]),
+            "",
+        ]
+    if figures["planner"]:
+        low, high = figures["planner"]["interval"]
+        parts += [
+            "A budget's plan, made on half of the prompts and measured on the other, falls short of the best of these "
+            f"strategies in hindsight by {figures['planner']['mean']:.3f} ({low:.3f} to {high:.3f}), over budgets.",
+            "",
+        ]
+    for N, told in figures["presets"].items():
+        parts += [
+            f"The cheapest strategy that reaches best of {N} within {MOST_LOSS} on half of the prompts takes "
+            f"{told['cost'] / told['of']:.0%} of its TFLOPs on the other half and loses {told['loss']:+.3f} there "
+            f"(bound {told['upper_bound']:+.3f}), a mean over {SPLITS} splits.",
+            "",
+        ]
+    if any(one["confidence"] for one in figures["strategies"]):
+        parts += ["## Promised and realised", "", *_confidence_table(figures["strategies"]), ""]
+    if figures["drafts"]:
+        parts += ["## Drafts and previews against full solutions", "", *_draft_table(figures["drafts"]), ""]
+    drawn = ", ".join(f"{count} of {way}" for way, count in figures["candidates"].items())
+    parts += [
+        f"Model {figures['model']}, judge {figures['judge']}; candidates: {drawn}.",
+        "",
+        f"Machine: {figures['machine']}.",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _curve_table(told: Mapping[str, Any], never: Mapping[str, Any] | None) -> list[str]:
+    points = told["points"]
+
+    def line(name: str, values: Sequence[float]) -> str:
+        return f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
+
+    lines = [
+        "| N | " + " | ".join(str(point["n"]) for point in points) + " |",
+        "|---|" + "---|" * len(points),
+        *(
+            line(tag.replace("_", " "), [point["judge_by_category"][tag] for point in points])
+            for tag in points[0]["judge_by_category"]
+        ),
+        line("**mean, judge**", [point["judge"] for point in points]),
+        "| 95 % interval | "
+        + " | ".join(f"{low:.3f} to {high:.3f}" for low, high in (point["judge_interval"] for point in points))
+        + " |",
+        line("mean, oracle", [point["oracle"] for point in points]),
+        line("mean, random judge", [point["random"] for point in points]),
+        line("judge's log-odds of its choice", [point["margin"] for point in points]),
+    ]
+    if never is not None:
+        lines.append(line("never-trained combinations, judge", [point["judge"] for point in never["points"]]))
+        lines.append(line("never-trained combinations, oracle", [point["oracle"] for point in never["points"]]))
+    last = points[-1]
+    low, high = last["gain_interval"]
+    return [
+        *lines,
+        "",
+        f"{told['prompts']} prompts x {told['samples']} samples. Best of {last['n']} by the judge: "
+        f"{last['judge'] - points[0]['judge']:+.3f} over one sample ({low:+.3f} to {high:+.3f} over a random judge), "
+        f"{100 * told['share_of_the_way']:.0f} % of the way to the oracle's. The judge is right on "
+        f"{100 * told['judge_accuracy']:.1f} % of pictures; within a prompt it puts a right one above a wrong one "
+        f"{100 * told['judge_auc_within_prompt']:.1f} % of the time.",
+    ]
+
+
+def _strategy_table(told: Sequence[Mapping[str, Any]]) -> list[str]:
+    against = [N for N in ("32", "128") if all(N in one["loss"] for one in told)]
+    head = "| strategy | of | score | 95 % interval | candidates | verdicts | TFLOP | seconds of a core | best kept |"
+    return [
+        head + "".join(f" loss to best of {N} (bound) |" for N in against),
+        "|---|" + "---|" * (8 + len(against)),
+        *(
+            f"| {one['strategy']} | {one['samples']} | {one['score']:.3f} | {one['interval'][0]:.3f} to "
+            f"{one['interval'][1]:.3f} | {one['candidates']:.1f} | {one['verdicts']:.1f} | {one['tflops']:.4f} | "
+            f"{one['seconds']:.2f} | {one['keeps_the_best']:.2f} |"
+            + "".join(f" {one['loss'][N]['mean']:+.3f} ({one['loss'][N]['upper_bound']:+.3f}) |" for N in against)
+            for one in told
+        ),
+    ]
+
+
+def _confidence_table(told: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        "| strategy | jobs that stopped sure | promised | realised |",
+        "|---|---|---|---|",
+        *(
+            f"| {one['strategy']} | {row['jobs']} | {row['promised']:.3f} | {row['realised']:.3f} |"
+            for one in told
+            for row in one["confidence"]
+        ),
+    ]
+
+
+def _draft_table(told: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["| | heats of 16 | rank correlation | best among 1 | 2 | 4 | 8 |", "|---|---|---|---|---|---|---|"]
+    for one in told:
+        name = f"draft of {one['steps']}" if one["after"] is None else f"preview after {one['after']} of {one['steps']}"
+        kept = " | ".join(f"{share:.2f}" for share in one["retention"].values())
+        lines.append(f"| {name} | {one['jobs']} | {one['spearman']:.2f} | {kept} |")
+    return lines
+
+
+def write(folder: Path, figures: Mapping[str, Any]) -> None:
+    """scaling.json, scaling.md and, where matplotlib is installed, plots in `folder`."""
+    (folder / "scaling.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (folder / "scaling.md").write_text(tables(figures), encoding="utf-8")
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    matplotlib.use("Agg")
+    from bestofn.evaluation import plots
+
+    plots.curve(folder / "scaling.png", [Point(**point) for point in figures["all"]["points"]])
+    if "deep" in figures:
+        plots.deep(folder / "deep.png", [Point(**point) for point in figures["deep"]["points"]])
+    if figures["strategies"]:
+        plots.trade(folder / "trade.png", figures["strategies"])

@@ -1,0 +1,120 @@
+"""An evaluation from checkpoints to its report: one pool, filled and replayed."""
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bestofn.evaluation import cost, report
+from bestofn.evaluation import geneval_export as folders
+from bestofn.evaluation.pool import Pool, Source, Want, Way, parts
+from bestofn.evaluation.replay import replay
+from bestofn.evaluation.strategies import Strategy
+from bestofn.evaluation.tasks import Task
+from bestofn.judge import calibration as calibrations
+from bestofn.judge.calibration import Calibration
+from bestofn.judge.judge import Judge
+from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.generator import Generator
+from bestofn.models.sampling import generate
+from bestofn.service.engine.loader import find_judge
+from bestofn.service.host.cgroups import cores
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A pool with what draws and judges for it."""
+
+    pool: Pool
+    generator: Generator
+    judge: Judge
+    calibration: Calibration | None
+
+    @classmethod
+    def of(cls, model: str, judge: str, device: str | None, tasks: tuple[Task, ...], out: Path) -> "Evaluation":
+        """
+        Args:
+            model, judge: names, folders or hub names.
+            device: "cpu" or "cuda:<i>"; None: a GPU where there is one.
+            tasks: all prompts.
+            out: folder of the pool.
+
+        Raises:
+            ValueError: the pool there was filled from something else.
+            ModelError, JudgeFolderError: a checkpoint is not as needed.
+        """
+        checkpoint, judging = Checkpoint.resolve(model), find_judge(judge)
+        device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+        source = Source(
+            str(checkpoint.path), checkpoint.revision, str(judging.path), judging.pin.revision, tasks, device
+        )
+        pool = Pool(out / "pool.jsonl", source)
+        file = judging.path / calibrations.FILE
+        fitted = calibrations.read(file) if file.is_file() else None
+        return cls(pool, *parts(source.model, source.judge, device), fitted)
+
+    @property
+    def steps(self) -> int:
+        """Of the checkpoint."""
+        return self.generator.defaults.num_inference_steps
+
+    def fill(
+        self,
+        numbers: Sequence[int],
+        samples: int,
+        strategies: Sequence[Strategy],
+        processes: int | None,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """Draws what the strategies need of these prompts and the pool lacks, `samples` at least of each kind."""
+        wants = [Want(Way(self.steps), samples, numbers)]
+        wants += [
+            Want(way, max(samples, one.num_samples), numbers) for one in strategies for way in one.ways(self.steps)
+        ]
+        alone = cores() if self.pool.source.device == "cpu" else 1
+        self.pool.fill(wants, processes or alone, progress)
+
+    def complete(self, numbers: Sequence[int]) -> bool:
+        """Whether the pool has full solutions of all these prompts."""
+        return self.pool.depth(Way(self.steps), numbers) > 0
+
+    def measure(self, numbers: Sequence[int], strategies: Sequence[Strategy]) -> dict[str, Any]:
+        """The report on prompts whose pictures an evaluator has seen: `report.write` writes it."""
+        torch.set_num_threads(1)
+        machine = (
+            f"{platform.machine()}, {cores()} cores, torch {torch.__version__}, Python {platform.python_version()}"
+        )
+        prices = {
+            "tflops": cost.counted(self.generator, self.judge),
+            "seconds": cost.timed(self.generator, self.judge, self.pool.source.tasks[numbers[0]].prompt),
+        }
+        return report.summary(
+            self.pool, report.Question(numbers, strategies, self.steps, prices, self.calibration, machine)
+        )
+
+    def winners(self, numbers: Sequence[int], strategies: Sequence[Strategy], images: int, out: Path) -> dict[str, Any]:
+        """The winners of prompts of a file, drawn into folders for their evaluators, and what is known before that."""
+        played = [
+            one
+            for strategy in strategies
+            if (
+                one := replay(
+                    strategy, self.pool, self.steps, numbers, self.calibration, min(images, strategy.num_samples)
+                )
+            )
+        ]
+        for one in played:
+            folders.write(out, self.pool, one, self.steps, self._draw)
+        figures = folders.summary(self.pool, played, self.steps, cost.counted(self.generator, self.judge))
+        (out / "winners.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        return figures
+
+    def _draw(self, prompt: str, seed: int, steps: int) -> NDArray[np.uint8]:
+        picture: NDArray[np.uint8] = generate(self.generator, prompt, [seed], num_inference_steps=steps)[0].numpy()
+        return picture

@@ -1,0 +1,79 @@
+"""The transformer with its blocks' matrix products in 8 bits: for drafts, whose pictures nobody keeps.
+
+Numbers are float8 (e4m3) with one scale a row: a weight's rows once, a token's with every product. The products of a
+GPU's tensor cores then take half the time; the rest stays as it is.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bestofn.kernels.fp8 import rows_in_eight_bits
+from bestofn.models.errors import UnsupportedDevice
+from bestofn.models.linear_dit.model import LinearDiT
+
+MULTIPLE = 16  # of both sides of a weight, which the products ask for
+CAPABILITY = (8, 9)  # of CUDA devices with such products: Ada, Hopper and later
+
+
+def check_supported(device: torch.device) -> None:
+    """Raises UnsupportedDevice if products in 8 bits cannot be computed there; on a CPU they can, slowly."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        raise UnsupportedDevice(
+            f"drafts in 8 bits need a GPU of compute capability {'.'.join(map(str, CAPABILITY))} or later (Ada, "
+            f"Hopper), {device} is {name}: unset BESTOFN_EIGHT_BIT_DRAFTS"
+        )
+
+
+class EightBitLinear(nn.Module):
+    """A linear layer whose product is taken in 8 bits and summed in float32; (..., K) -> (..., M) in x's dtype."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        with torch.no_grad():
+            weight, scale = rows_in_eight_bits(linear.weight)  # (M, K), (M, 1)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias  # shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, scale = rows_in_eight_bits(x.flatten(0, -2))  # (R, K), (R, 1)
+        weight = self.weight.t()  # type: ignore[operator]
+        y = torch._scaled_mm(rows, weight, scale, self.scale.t(), out_dtype=torch.bfloat16)  # type: ignore[operator]
+        y = y.view(*x.shape[:-1], -1).to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+
+def in_eight_bits(model: LinearDiT) -> LinearDiT:
+    """The model with the products of its blocks in 8 bits.
+
+    It shares all other weights, so it takes a quarter (float32) or half (bfloat16) of the blocks' memory beside the
+    model. Keys and values of prompts are taken by the model itself: its contexts serve both.
+    """
+    twin: Any = _copied(model)
+    twin.transformer_blocks = nn.ModuleList([_converted(block) for block in model.transformer_blocks])
+    block: Any
+    own: Any
+    for block, own in zip(twin.transformer_blocks, model.transformer_blocks, strict=True):
+        block.attn2.to_k, block.attn2.to_v = own.attn2.to_k, own.attn2.to_v  # of prompts, which the model itself reads
+    return twin  # type: ignore[no-any-return]
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A module of its own that holds the same children, parameters and buffers."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+def _converted(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.Linear):
+        fits = module.in_features % MULTIPLE == 0 and module.out_features % MULTIPLE == 0
+        return EightBitLinear(module) if fits else module
+    twin = _copied(module)
+    for name, child in module.named_children():
+        twin._modules[name] = _converted(child)
+    return twin

@@ -1,0 +1,119 @@
+"""Who may call: API keys where they are set, and on an open loopback server only pages and programs of this machine."""
+
+import ipaddress
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
+
+from bestofn.service.api.api_keys import Keyring
+from bestofn.service.api.problem_details import problem_of
+from bestofn.service.api.routes import docs as manual
+from bestofn.service.api.routes import web as page
+from bestofn.service.core.errors import BestOfNError, HostRefused, NotAuthorized, SetupError
+from bestofn.service.core.settings import Settings
+
+# Probes carry no key; the page and the description of the API are no secret, and the page asks for a key itself.
+OPEN_PATHS = page.PATHS | manual.PATHS | {"/livez", "/readyz", "/openapi.json"}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on `host` (a name or an address)."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def reached_at(settings: Settings) -> str:
+    """The address that decides who can call: a container listens on all of its own, and is published on another."""
+    return settings.published_on or settings.host
+
+
+def check_binding(settings: Settings) -> Keyring:
+    """The keys of a server with these settings, which must not be open to other machines without saying so.
+
+    Raises:
+        SetupError: the keys cannot be read, or the host is no loopback address, there are none, and `open_access` is
+            off.
+    """
+    host, keyring = reached_at(settings), Keyring(settings)
+    if not (is_loopback(host) or keyring.on or settings.open_access):
+        raise SetupError(
+            f"a server on {host} can be called from other machines: make a key with `bestofn keys add NAME` (it goes "
+            f"into {keyring.file}), listen on 127.0.0.1, or say BESTOFN_OPEN_ACCESS=1 (--open-access) if a network of "
+            "yours protects it"
+        )
+    return keyring
+
+
+def caller_of(request: HTTPConnection) -> str:
+    """The name that goes with the key of a request; "" where no keys are asked for."""
+    return str(request.scope.get("caller", ""))
+
+
+def check_key(headers: Headers, keyring: Keyring) -> str:
+    """The caller's name. Raises NotAuthorized unless `Authorization: Bearer` carries one of the keys."""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not given.strip():
+        raise NotAuthorized(
+            "this server wants a key: send the header Authorization: Bearer KEY (bestofn's commands: BESTOFN_API_KEY)"
+        )
+    caller = keyring.caller(given.strip())
+    if caller is None:
+        raise NotAuthorized("the key in the Authorization header is not one of this server's")
+    return caller
+
+
+def check_host(headers: Headers, allowed: Sequence[str] = ()) -> None:
+    """Raises HostRefused unless Host is a loopback name, or allowed, and Origin, if sent, is this very server.
+
+    Any web page can make a browser call a loopback port. Its Origin gives it away; with DNS rebinding its Host does.
+    """
+    host = headers.get("host", "")
+    name = _name(f"//{host}")
+    if not (is_loopback(name) or name in allowed):
+        raise HostRefused(
+            f"Host is {host[:100]!r}, but a server without API keys answers to localhost and 127.0.0.1 only; "
+            "make a key with `bestofn keys add NAME` to serve other names"
+        )
+    origin = headers.get("origin")
+    if origin is not None and origin.lower().partition("://")[2] != host.lower():
+        raise HostRefused(f"a page of {origin[:100]!r} may not call a server without API keys; call it from {host!r}")
+
+
+def _name(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # such as an unfinished IPv6 address
+        return ""
+
+
+class Guard:
+    """ASGI middleware in front of everything, so that a refused call costs neither parsing nor a look at the queue."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, keyring: Keyring) -> None:
+        self._app = app
+        self._keyring = keyring
+        self._open = OPEN_PATHS | ({"/metrics"} if settings.open_metrics else frozenset())
+        self._loopback = is_loopback(reached_at(settings))
+        self._allowed_hosts = settings.allowed_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        try:
+            if self._loopback and not self._keyring.on:
+                check_host(headers, self._allowed_hosts)
+            if self._keyring.on and scope["path"] not in self._open:
+                scope["caller"] = check_key(headers, self._keyring)
+                bind_contextvars(caller=scope["caller"])  # for the request's line in the log
+        except BestOfNError as error:
+            return await problem_of(error)(scope, receive, send)
+        await self._app(scope, receive, send)

@@ -1,0 +1,84 @@
+"""What every route needs: the queue, the settings and the tokenizers of one API process."""
+
+import asyncio
+import re
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import structlog
+from fastapi import Depends, Path, Request
+
+from bestofn.service.api.access import caller_of
+from bestofn.service.api.api_keys import Keyring
+from bestofn.service.api.deployments import Deployed
+from bestofn.service.api.queue_health import Standstill
+from bestofn.service.api.rate_limit import Door
+from bestofn.service.api.token_counter import TokenCounters
+from bestofn.service.core.errors import JobNotFound
+from bestofn.service.core.settings import Settings
+from bestofn.service.queue.job_queue import Queue
+from bestofn.service.telemetry.queue_metrics import EndedJobs
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Context:
+    """Of one API process. `stopping` is set when it should answer its waiting calls and end."""
+
+    queue: Queue
+    settings: Settings
+    keyring: Keyring
+    counters: TokenCounters
+    ended: EndedJobs = field(default_factory=EndedJobs)
+    door: Door = field(default_factory=Door)
+    deployed: Deployed = field(init=False)
+    standstill: Standstill = field(init=False)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.deployed = Deployed(self.queue)
+        self.standstill = Standstill(self.queue)
+
+    def later(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do this beside everything else, for a caller who has gone."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.warning("work for a caller who has gone failed", error=str(task.exception()))
+
+
+async def context_of(request: Request) -> Context:
+    context = request.app.state.context
+    assert isinstance(context, Context)
+    return context
+
+
+ContextDep = Annotated[Context, Depends(context_of)]
+
+
+async def _checked_id(
+    request: Request, context: ContextDep, job_id: Annotated[str, Path(examples=["3f9a0c61b2d84e57a1c0d9e8"])]
+) -> str:
+    """The id of a job that the caller may see, which is any where no keys are asked for.
+
+    Ids become parts of keys in Redis: nothing but what we may have generated ever gets there.
+
+    Raises:
+        JobNotFound: it is no id; or, with keys, another caller's job, which nothing tells apart from none.
+    """
+    if not re.fullmatch(r"[0-9a-f]{1,64}", job_id):
+        raise JobNotFound(f"there is no job {job_id[:64]!a}")
+    caller = caller_of(request)
+    if caller and await context.queue.owner(job_id) != caller:
+        raise JobNotFound(f"there is no job {job_id}")
+    return job_id
+
+
+JobId = Annotated[str, Depends(_checked_id)]

@@ -1,0 +1,167 @@
+"""What the description of the API says beyond what FastAPI knows of the routes: refusals, pictures, links and keys."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel, Field
+
+from bestofn.service.api.access import OPEN_PATHS
+from bestofn.service.api.content_negotiation import FORMATS
+from bestofn.service.api.openai_errors import PREFIX, STATUS_UNDER_V1
+from bestofn.service.api.problem_details import MEDIA_TYPE
+
+
+class FieldError(BaseModel):
+    """One of several things that are wrong with a request."""
+
+    detail: str
+    field: str | None = None
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457). Programs read `code`, people `detail`, which says what to change."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str = Field(examples=["invalid_request"])
+    field: str | None = Field(None, description="The field or header at fault.")
+    errors: list[FieldError] | None = Field(None, description="All of them, if fields are at fault.")
+    retry_after: float | None = Field(None, description="Seconds.")
+    job: str | None = Field(None, description="Id of the job, if there is one.")
+    request_id: str | None = None
+
+
+class OpenAIFault(BaseModel):
+    """What is said of an error under /v1."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    job: str | None = Field(None, description="Id of the job, if there is one.")
+
+
+class OpenAIProblem(BaseModel):
+    """An error in OpenAI's form."""
+
+    error: OpenAIFault
+
+
+_SAID: Mapping[int, str] = {
+    401: "No key, or a wrong one.",
+    403: "Host or Origin do not belong to this loopback server.",
+    404: "There is none.",
+    406: "Nothing that Accept names can be had.",
+    409: "The job was cancelled.",
+    410: "The job ended longer ago than results are kept.",
+    413: "The body is too long.",
+    415: "The body is no JSON.",
+    422: "The request cannot be served as written: `field` is at fault, `detail` says what to change.",
+    429: "Too much waits already.",
+    500: "The job has failed, or the server made a mistake.",
+    503: "The queue is away or full, or no worker has been ready yet.",
+    504: "The job is not done yet, or its deadline has passed.",
+}
+
+# Of each operation, beside those that every one may answer with.
+_JOB = (404, 410, 422)
+_SUBMISSION = (409, 413, 415, 422, 429, 500, 504)
+_REFUSALS: Mapping[str, tuple[int, ...]] = {
+    "generate": (406, *_SUBMISSION),
+    "generate_images": _SUBMISSION,
+    "read_job": _JOB,
+    "cancel_job": _JOB,
+    "read_image": _JOB,
+    "read_thumbnail": _JOB,
+    "read_events": _JOB,
+    "read_model": (404,),
+}
+
+_TEXT = {"schema": {"type": "string"}}
+_SECONDS = {"description": "When to try again, in seconds.", "schema": {"type": "integer", "minimum": 0}}
+_MILLISECONDS = {"description": "The same in milliseconds.", "schema": {"type": "integer", "minimum": 0}}
+_LATER = {"Retry-After": _SECONDS, "retry-after-ms": _MILLISECONDS}
+_BYTES: dict[str, Any] = {}  # as OpenAPI 3.1 has it
+_PICTURES = {f"image/{name}": _BYTES for name in FORMATS}
+_LOCATION = {"Location": {"description": "Of the job.", "required": True, **_TEXT}}
+
+
+class Described(FastAPI):
+    """An application whose description is complete."""
+
+    def __init__(self, *, keys: bool, **options: Any) -> None:
+        """`keys`: whether callers need one."""
+        super().__init__(generate_unique_id_function=lambda route: route.name, **options)
+        self._keys = keys
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, made once."""
+        if self.openapi_schema is None:
+            self.openapi_schema = _completed(super().openapi(), self._keys)
+        return self.openapi_schema
+
+
+def _completed(document: dict[str, Any], keys: bool) -> dict[str, Any]:
+    schemas = document["components"]["schemas"]
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    for model in (Problem, OpenAIProblem):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
+    if keys:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    operations = {}
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            operations[operation["operationId"]] = operation
+            guarded = keys and path not in OPEN_PATHS
+            if guarded:
+                operation["security"] = [{"key": []}]
+            refusals = (403, 500, 503, *([401] if guarded else []), *_REFUSALS.get(operation["operationId"], ()))
+            operation["responses"].pop("422", None)
+            operation["responses"] |= dict(sorted(_refusal(status, path) for status in refusals))
+    events = operations["read_events"]["responses"]["200"]["content"]
+    _describe_generate(operations["generate"], events)
+    operations["read_image"]["responses"]["200"]["content"] = _PICTURES
+    operations["read_thumbnail"]["responses"]["200"]["content"] = {"image/webp": _BYTES}
+    for name in ("read_job", "cancel_job"):
+        operations[name]["responses"]["200"]["headers"] = _LOCATION
+    return document
+
+
+def _refusal(status: int, path: str) -> tuple[str, dict[str, Any]]:
+    theirs = path.startswith(PREFIX)
+    media, model = ("application/json", OpenAIProblem) if theirs else (MEDIA_TYPE, Problem)
+    told: dict[str, Any] = {
+        "description": _SAID[status],
+        "content": {media: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}},
+    }
+    if status in (429, 503):
+        told["headers"] = _LATER
+    return str(STATUS_UNDER_V1.get(status, status) if theirs else status), told
+
+
+def _describe_generate(operation: dict[str, Any], events: dict[str, Any]) -> None:
+    """Its two good answers, and where a job's id goes next. Accept is no parameter in OpenAPI: media types say it."""
+    operation["parameters"] = [p for p in operation["parameters"] if p["name"] != "accept"]
+    answers = operation["responses"]
+    job: dict[str, Any] = {"parameters": {"job_id": "$response.body#/id"}}
+    onward: dict[str, Any] = {name: {"operationId": name, **job} for name in ("read_job", "cancel_job", "read_events")}
+    onward["read_image"] = {"operationId": "read_image", "parameters": job["parameters"] | {"rank": 1}}
+    onward["read_thumbnail"] = {"operationId": "read_thumbnail", "parameters": job["parameters"] | {"candidate": 0}}
+    content = answers["200"]["content"]
+    answers["202"] = {
+        "description": "The job goes on.",
+        "content": dict(content),
+        "headers": _LOCATION | _LATER,
+        "links": onward,
+    }
+    answers["200"] |= {
+        "description": "The job's result, or its winner's picture, or its events.",
+        "content": content | _PICTURES | events,
+        "headers": _LOCATION,
+        "links": onward,
+    }

@@ -1,0 +1,87 @@
+"""POST /generate: submit a job and, unless the caller would rather not, wait for its result or its winner's bytes."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from bestofn.service.api.access import caller_of
+from bestofn.service.api.content_negotiation import Accepted, Preference, image_format, offers, read_accept, read_prefer
+from bestofn.service.api.dependencies import Context, ContextDep
+from bestofn.service.api.json_body import JsonRoute
+from bestofn.service.api.problem_details import problem_of
+from bestofn.service.api.responses import failure_of, image_answer, json_answer, location_of, result_of
+from bestofn.service.api.submission import submit
+from bestofn.service.api.wait import Ending, wait
+from bestofn.service.core.errors import InvalidRequest, WaitTimeout
+from bestofn.service.core.jobs import ACTIVE, ImageFormat
+from bestofn.service.core.schemas import GenerateRequest, JobResult
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post("/generate", response_model=JobResult, summary="Draw N candidates, judge them, return the best")
+async def generate(
+    request: Request,
+    context: ContextDep,
+    body: GenerateRequest,
+    accept: Annotated[str | None, Header(description=f"One of {offers()}.")] = None,
+    prefer: Annotated[
+        str | None, Header(description="`respond-async`, `wait=n` seconds, `cancel-on-disconnect`.")
+    ] = None,
+    idempotency_key: Annotated[str | None, Header(description="The same key and body again: the same job.")] = None,
+) -> Response:
+    """Waits for the result, unless `Prefer` says otherwise; a job that takes longer is answered 202 with its Location.
+
+    `Accept: image/png` (webp, jpeg) gets the winner's bytes instead of JSON, and 504 if the job takes longer.
+    The job of a caller who hangs up goes on, unless `Prefer: cancel-on-disconnect` asks to cancel it then; an
+    `Idempotency-Key` lets the caller come back to it.
+    """
+    accepted, wanted = _read_accept(accept, body)
+    preference = read_prefer(prefer, context.settings.wait_seconds)
+    job_id, created = await submit(context, body, image_format=wanted, caller=caller_of(request), key=idempotency_key)
+    headers = {} if preference.applied is None else {"Preference-Applied": preference.applied}
+    if not created:
+        headers["Idempotent-Replayed"] = "true"
+    ending = await wait(context, request, job_id, preference.seconds)
+    if ending is Ending.HUNG_UP and created and preference.cancel_on_disconnect:
+        await context.queue.cancel(job_id)
+    return await _answer(context, job_id, accepted, preference, headers)
+
+
+async def _answer(
+    context: Context, job_id: str, accepted: Accepted, preference: Preference, headers: dict[str, str]
+) -> Response:
+    result = await result_of(context, job_id)
+    place = {"Location": location_of(job_id)} | headers
+    if result.status in ACTIVE:
+        if accepted.image_first and preference.seconds > 0:
+            late = WaitTimeout(
+                f"the job was not done within {preference.seconds:g} s; it goes on at {place['Location']}"
+            )
+            return problem_of(late, job=job_id, headers=place)
+        return json_answer(result, 202, headers)
+    failure = failure_of(result)
+    if failure is not None:
+        return problem_of(failure, job=job_id, headers=place)
+    if accepted.image_first:
+        return await image_answer(context, result, 1, headers)
+    return json_answer(result, 200, headers)
+
+
+def _read_accept(header: str | None, body: GenerateRequest) -> tuple[Accepted, ImageFormat | None]:
+    """What to answer with, and the picture format if the header decides it."""
+    accepted = read_accept(header)
+    if not accepted.json and not accepted.images:
+        raise HTTPException(406, f"Accept asks for {str(header)[:100]!a}; there is {offers()}")
+    if not accepted.image_first:
+        return accepted, None
+    named = body.format if "format" in body.model_fields_set else None
+    wanted = image_format(accepted, named, body.format)
+    if wanted is None:
+        raise InvalidRequest(
+            f"Accept asks for {str(header)[:100]!a}, but format is {named}; leave one out or make them agree",
+            field="format",
+        )
+    return accepted, wanted

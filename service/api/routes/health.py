@@ -1,0 +1,40 @@
+"""Probes: whether this process lives, and whether a request would be served now."""
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from bestofn.service.api.dependencies import Context, ContextDep
+from bestofn.service.core.errors import Unavailable
+from bestofn.service.core.planning import NO_WORKER_RETRY_SECONDS
+from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
+from bestofn.service.queue.connection_errors import AWAY
+from bestofn.service.queue.stats import Census, take_census
+
+router = APIRouter()
+
+
+async def look(context: Context) -> Census | None:
+    """The queue as it stands, the jobs that have ended since the last look counted; None if its server is away."""
+    try:
+        await context.ended.read(context.queue)
+        return await take_census(context.queue)
+    except AWAY:
+        return None
+
+
+@router.get("/livez", summary="The process lives")
+async def livez() -> dict[str, str]:
+    """200 as long as the process answers, whatever the queue and the workers do."""
+    return {"status": "live"}
+
+
+@router.get("/readyz", response_class=JSONResponse, summary="The queue takes jobs and a worker is warm")
+async def readyz(context: ContextDep) -> Response:
+    """200 with the number of warm workers; else 503 with what is wrong, such as a full disk of the queue's server."""
+    reason = await context.queue.refuses()
+    if reason is not None:
+        raise Unavailable(reason, retry_after=BUSY_RETRY_SECONDS)
+    cards = await context.queue.cards()
+    if not cards:
+        raise Unavailable("no worker is ready", retry_after=NO_WORKER_RETRY_SECONDS)
+    return JSONResponse({"status": "ready", "workers": len(cards)})

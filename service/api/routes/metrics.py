@@ -1,0 +1,24 @@
+"""GET /metrics: this process' requests and the state of the queue, for Prometheus."""
+
+from fastapi import APIRouter, Request
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.responses import Response
+
+from bestofn.service.api.dependencies import ContextDep
+from bestofn.service.api.routes.health import look
+from bestofn.service.telemetry.api_metrics import REGISTRY
+from bestofn.service.telemetry.queue_metrics import QueueState
+
+router = APIRouter()
+
+
+@router.get("/metrics", response_class=Response, include_in_schema=False)
+async def metrics(request: Request, context: ContextDep) -> Response:
+    """200 even if the queue is away: bestofn_redis_up is 0 then, and what would be read from the queue is left out."""
+    census = await look(context)
+    registry = CollectorRegistry()
+    for part in (REGISTRY, QueueState(census, context.settings.image_budget_bytes), context.ended.registry):
+        registry.register(part)
+    encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(registry), media_type=media_type)

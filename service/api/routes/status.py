@@ -1,0 +1,207 @@
+"""GET /status: what runs here, for people and programs: workers, models, the queue, its server, and the limits."""
+
+import time
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict
+
+import bestofn
+from bestofn.service.api.api_keys import Keyring
+from bestofn.service.api.dependencies import ContextDep
+from bestofn.service.api.routes.health import look
+from bestofn.service.core.jobs import Priority, Revision
+from bestofn.service.core.settings import Settings
+from bestofn.service.core.workers import WorkerCard
+from bestofn.service.queue.stats import Census
+
+router = APIRouter()
+_STARTED = time.monotonic()
+
+
+class WorkerOut(BaseModel):
+    """A warm worker. `since` is a Unix time, `tflops_per_second` null until it has finished something,
+    `finals_judge` the model that it asks in finals, null without one."""
+
+    name: str
+    host: str
+    device: str
+    state: str
+    slots: int
+    model: Revision
+    judge: Revision
+    second_judge: Revision | None = None
+    since: float
+    tflops_per_second: float | None
+    finals_judge: str | None
+
+
+class ModelOut(Revision):
+    """A generator that a warm worker holds, with the defaults of a request. Sizes are in pixels."""
+
+    workers: int
+    width: int
+    height: int
+    max_size: int
+    num_inference_steps: int
+    guidance_scale: float
+
+
+class JudgeOut(Revision):
+    workers: int
+
+
+class LoadOut(BaseModel):
+    """What waits or runs: candidates to be drawn yet, and the work that they take."""
+
+    jobs: int
+    candidates: int
+    tflops: float
+
+
+class QueueOut(BaseModel):
+    """`estimated_wait_seconds` is the time that all of it will take; null while the workers' speed is not known."""
+
+    queued: int
+    running: int
+    by_priority: dict[Priority, LoadOut]
+    oldest_wait_seconds: float
+    estimated_wait_seconds: float | None
+    image_bytes: int
+    image_budget_bytes: int
+    dead_heats: int
+
+
+class ServerOut(BaseModel):
+    """The queue's server. `max_memory_bytes` is null where it has no limit."""
+
+    model_config = ConfigDict(from_attributes=True)
+    name: str
+    version: str
+    memory_bytes: int
+    max_memory_bytes: int | None
+    policy: str
+    append_only: bool
+
+
+class LimitsOut(BaseModel):
+    """Of one request, but for `max_queued_candidates`: of all that wait."""
+
+    model_config = ConfigDict(from_attributes=True)
+    max_samples: int
+    max_steps: int
+    max_guidance: float
+    max_size: int
+    max_tflops: float | None
+    max_body_bytes: int
+    max_queued_candidates: int
+    wait_seconds: float
+    result_ttl_seconds: int
+
+
+class Status(BaseModel):
+    """`queue` and `server` are null while the queue's server is away; `refuses` says why no job is taken now.
+
+    `keys` are stale while their file cannot be read: those read last are in force.
+    """
+
+    status: Literal["ready", "no worker", "no queue", "no jobs taken"]
+    refuses: str | None
+    version: str
+    uptime_seconds: float
+    workers: list[WorkerOut]
+    models: list[ModelOut]
+    judges: list[JudgeOut]
+    queue: QueueOut | None
+    server: ServerOut | None
+    keys: Literal["off", "on", "stale"]
+    limits: LimitsOut
+
+
+@router.get("/status", summary="Workers, models, the queue and the limits")
+async def status(context: ContextDep) -> Status:
+    """200 whatever the state; `status` says whether a request would be served now."""
+    return status_of(await look(context), context.settings, context.keyring)
+
+
+def status_of(census: Census | None, settings: Settings, keyring: Keyring) -> Status:
+    """The answer to a census; None says that the queue's server is away."""
+    workers = census.workers if census is not None else ()
+    return Status(
+        status=_state(census),
+        refuses=census.refuses if census is not None else None,
+        version=bestofn.__version__,
+        uptime_seconds=round(time.monotonic() - _STARTED, 1),
+        workers=[_worker(card) for card in workers],
+        models=_models(workers),
+        judges=_judges(workers),
+        queue=_queue(census, settings) if census is not None else None,
+        server=ServerOut.model_validate(census.server) if census is not None else None,
+        keys="off" if not keyring.on else "on" if keyring.trouble is None else "stale",
+        limits=LimitsOut.model_validate(settings),
+    )
+
+
+def _state(census: Census | None) -> Literal["ready", "no worker", "no queue", "no jobs taken"]:
+    if census is None:
+        return "no queue"
+    if census.refuses is not None:
+        return "no jobs taken"
+    return "ready" if census.workers else "no worker"
+
+
+def _worker(card: WorkerCard) -> WorkerOut:
+    return WorkerOut(
+        name=card.worker,
+        host=card.host,
+        device=card.device,
+        state=card.state,
+        slots=card.capacity,
+        model=card.model.pin,
+        judge=card.judge.pin,
+        second_judge=card.pins[2],
+        since=card.started_at,
+        tflops_per_second=card.tflops_per_second,
+        finals_judge=card.finals_judge,
+    )
+
+
+def _models(workers: tuple[WorkerCard, ...]) -> list[ModelOut]:
+    cards = {card.model.pin: card.model for card in workers}
+    return [
+        ModelOut(
+            name=pin.name,
+            revision=pin.revision,
+            workers=sum(worker.model.pin == pin for worker in workers),
+            width=card.width,
+            height=card.height,
+            max_size=card.max_size,
+            num_inference_steps=card.num_inference_steps,
+            guidance_scale=card.guidance_scale,
+        )
+        for pin, card in cards.items()
+    ]
+
+
+def _judges(workers: tuple[WorkerCard, ...]) -> list[JudgeOut]:
+    pins = dict.fromkeys(card.judge.pin for card in workers)
+    return [
+        JudgeOut(name=pin.name, revision=pin.revision, workers=sum(card.judge.pin == pin for card in workers))
+        for pin in pins
+    ]
+
+
+def _queue(census: Census, settings: Settings) -> QueueOut:
+    return QueueOut(
+        queued=census.queued,
+        running=census.running,
+        by_priority={
+            priority: LoadOut(jobs=load.jobs, candidates=load.candidates, tflops=load.tflops)
+            for priority, load in census.loads.items()
+        },
+        oldest_wait_seconds=census.oldest_wait_seconds,
+        estimated_wait_seconds=census.estimated_wait_seconds,
+        image_bytes=census.image_bytes,
+        image_budget_bytes=settings.image_budget_bytes,
+        dead_heats=census.dead,
+    )

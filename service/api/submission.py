@@ -1,0 +1,77 @@
+"""Submission: from a request to a job in the queue, the same for every route that takes requests."""
+
+import hashlib
+import json
+import secrets
+
+from structlog.contextvars import bind_contextvars
+
+from bestofn.service.api.dependencies import Context
+from bestofn.service.core.errors import InvalidRequest
+from bestofn.service.core.jobs import ImageFormat
+from bestofn.service.core.planning import job_spec, tflops
+from bestofn.service.core.schemas import RANDOM_SEEDS, GenerateRequest
+from bestofn.service.telemetry.traces import traceparent
+
+MAX_KEY = 255
+
+
+async def submit(
+    context: Context,
+    body: GenerateRequest,
+    *,
+    image_format: ImageFormat | None = None,
+    caller: str,
+    key: str | None = None,
+) -> tuple[str, bool]:
+    """Submit the job that a request asks for; returns its id and whether this call made it.
+
+    Args:
+        context: of this process.
+        body: the request.
+        image_format: overrules the request's, for callers whose Accept header chose.
+        caller: who asks; the job, its share of the limits and the Idempotency-Key are theirs. "": nobody known.
+        key: the Idempotency-Key, if there is one.
+
+    Raises:
+        InvalidRequest, IdempotencyMismatch, Overloaded, Unavailable: as `job_spec` and `Queue.submit` say.
+    """
+    queue = context.queue
+    pair = await context.deployed.choose(body.model, body.judge, body.rule, finals=body.finals is not None)
+    await context.counters.load(pair.model.tokenizer_sha256)
+    spec = job_spec(
+        body,
+        pair,
+        context.settings,
+        job_id=secrets.token_hex(12),
+        random_seed=secrets.randbelow(RANDOM_SEEDS),
+        count_tokens=context.counters.count,
+        image_format=image_format,
+    )
+    scoped = fingerprint = None
+    if key is not None:
+        if not (0 < len(key) <= MAX_KEY and key.isprintable()):
+            raise InvalidRequest(
+                f"Idempotency-Key must have 1 to {MAX_KEY} printable characters", field="Idempotency-Key"
+            )
+        # Two callers who pick the same key must not get each other's pictures.
+        scoped = f"{caller}:{key}"
+        asked = body.model_dump(mode="json", exclude_unset=True) | {"format": spec.format}
+        fingerprint = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    job, created = await queue.submit(
+        spec,
+        idempotency_key=scoped,
+        fingerprint=fingerprint,
+        cost=tflops(spec, pair),
+        caller=caller,
+        traceparent=traceparent(),
+    )
+    context.door.accepted(caller)
+    told = {"prompt": spec.prompt} if context.settings.log_prompts else {"prompt_sha256": _short_hash(spec.prompt)}
+    bind_contextvars(job_id=job, **told)  # for the request's line in the log
+    return job, created
+
+
+def _short_hash(prompt: str) -> str:
+    """Enough to tell repeated prompts apart; whoever guesses a prompt can check the guess."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:12]

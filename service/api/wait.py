@@ -1,0 +1,62 @@
+"""Waiting for a job's end, for as long as the caller, the server and patience last."""
+
+import asyncio
+from enum import Enum
+from typing import Any
+
+from fastapi import Request
+
+from bestofn.service.api.dependencies import Context
+
+CANCEL_SECONDS = 0.2
+
+
+class Ending(Enum):
+    """Why a wait was over."""
+
+    ENDED = "the job has ended"
+    TIME = "the time was up, or the server stops"
+    HUNG_UP = "the caller has gone"
+
+
+async def wait(context: Context, request: Request, job_id: str, seconds: float) -> Ending:
+    """Wait until the job has ended, at most `seconds`.
+
+    The wait costs one blocking read of the job's events and nothing else, so hundreds of callers may wait together.
+    """
+    if seconds <= 0:
+        return Ending.TIME
+    ended = asyncio.create_task(_ended(context, job_id))
+    hung_up = asyncio.create_task(_hung_up(request))
+    stopping = asyncio.create_task(context.stopping.wait())
+    tasks = {ended, hung_up, stopping}
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end_tasks(tasks)
+    if ended in done:
+        ended.result()  # raises what went wrong: the queue was lost, say
+        return Ending.ENDED
+    return Ending.HUNG_UP if hung_up in done else Ending.TIME
+
+
+async def end_tasks(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they have ended: a cancellation that comes while a connection is being made can get lost."""
+    running = tasks
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=CANCEL_SECONDS)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # seen, so that the loop does not complain about it
+
+
+async def _ended(context: Context, job_id: str) -> None:
+    async for _ in context.queue.events(job_id):
+        pass
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,248 @@
+"""The two clients of the HTTP API: `Client` blocks, `AsyncClient` awaits; both run the same flows."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar, Unpack
+
+import httpx
+
+from bestofn.service.client.discovery import find_server
+from bestofn.service.client.drivers import LIMITS, AsyncDriver, Driver
+from bestofn.service.client.events import JobEvent
+from bestofn.service.client.flows import Flows
+from bestofn.service.client.generation import Generation
+from bestofn.service.client.options import Options
+from bestofn.service.client.progress import Progress
+from bestofn.service.core.errors import Unavailable
+from bestofn.service.core.openai_schemas import ModelOut
+from bestofn.service.core.schemas import JobResult
+from bestofn.service.core.settings import load_settings
+
+RETRIES = 4  # within about four seconds
+RECONNECTS = 10  # within about a minute: a server that is being replaced
+TIMEOUT_SECONDS = 30.0
+
+OnProgress = Callable[[Progress], object]
+OnProgressAsync = Callable[[Progress], Awaitable[object] | object]
+_Http = TypeVar("_Http", httpx.Client, httpx.AsyncClient)
+
+
+def _connect(
+    kind: type[_Http], server: str | None, api_key: str | None, timeout: float, retries: int, reconnects: int
+) -> tuple[_Http, Flows]:
+    settings = load_settings(server=server, api_key=api_key)
+    address = find_server(settings).rstrip("/")
+    headers = {} if settings.api_key is None else {"Authorization": f"Bearer {settings.api_key}"}
+    try:
+        http = kind(base_url=address, headers=headers, timeout=timeout, limits=LIMITS)
+    except httpx.InvalidURL as error:
+        raise Unavailable(f"{address!r} is no address of a server: {error}") from error
+    return http, Flows(address, retries, reconnects)
+
+
+def _request(prompt: str, options: Options) -> dict[str, Any]:
+    return {"prompt": prompt, **options}
+
+
+class Client:
+    """A server's jobs. Close it, or use it as a context manager; several threads may share one.
+
+    >>> import bestofn
+    >>> with bestofn.Client() as client:
+    ...     generation = client.generate("a photo of a red star left of a blue circle", num_samples=32)
+    ...     generation.save("best.png")
+
+    Requests that are lost, or refused for reasons that pass (no room, no worker), are made again, not before the
+    server's Retry-After; a job is never drawn twice for it. All other refusals raise the error of
+    `bestofn.service.core.errors` that the server names.
+    """
+
+    def __init__(
+        self,
+        server: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+        retries: int = RETRIES,
+        reconnects: int = RECONNECTS,
+    ) -> None:
+        """
+        Args:
+            server: its address, such as http://127.0.0.1:8000; None: BESTOFN_SERVER, else a running `bestofn up`.
+            api_key: None: BESTOFN_API_KEY, if that is set.
+            timeout: of one request, in seconds.
+            retries: how often a request is made again.
+            reconnects: how often in a row the stream of a job that is followed may be lost.
+
+        Raises:
+            SetupError: no server is named and none is running.
+        """
+        self._http, self._flows = _connect(httpx.Client, server, api_key, timeout, retries, reconnects)
+        self._driver = Driver(self._http)
+        self.server = self._flows.server
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        on_progress: OnProgress | None = None,
+        idempotency_key: str | None = None,
+        **options: Unpack[Options],
+    ) -> Generation:
+        """Draw candidates of a prompt, judge them, and return the best. Ctrl-C cancels the job on the server.
+
+        >>> client.generate("two hearts", num_samples=64, seed=7, on_progress=lambda p: print(f"{p.fraction:.0%}"))
+
+        Args:
+            on_progress: is called with the job's `Progress` whenever it changes; what it raises cancels the job.
+            idempotency_key: the same key and request again, from wherever, is the same job. Chosen if left out.
+            options: `num_samples`, `top_k`, `seed`, `width`, ...: the fields of POST /generate.
+
+        Raises:
+            InvalidRequest: with the field at fault.
+            JobFailed, JobCanceled: how the job ended.
+            Unavailable: the server cannot be reached, or has no worker; Overloaded: it has no room.
+        """
+        return self._driver.run(self._flows.generate(_request(prompt, options), idempotency_key), on_progress)
+
+    def submit(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> JobResult:
+        """Queue a job and return at once; its `id` is what the other methods take. Arguments as of `generate`."""
+        return self._driver.run(self._flows.submit(_request(prompt, options), idempotency_key))
+
+    def wait(self, job_id: str, on_progress: OnProgress | None = None) -> Generation:
+        """Follow a job to its end. An interruption leaves the job alone.
+
+        Raises:
+            JobFailed, JobCanceled: how it ended.
+        """
+        return self._driver.run(self._flows.wait(job_id), on_progress)
+
+    def events(self, job_id: str, after: str | None = None) -> Iterator[JobEvent]:
+        """The job's events from the first on, or after the one with the id `after`, as they come, up to its last.
+
+        >>> for event in client.events(job.id):
+        ...     if event.type == "candidate":
+        ...         print(event.index, event.verdict.p_yes)
+
+        Lost connections and restarted servers leave neither gap nor repetition. Where the server no longer has all
+        events, there is a `snapshot`: a reader starts afresh from its `result`. The types of all events are in
+        `bestofn.service.client.events`.
+        """
+        return self._driver.iterate(self._flows.events(job_id, after))
+
+    def result(self, job_id: str) -> JobResult:
+        """The job as it stands, with all candidates and the whole bracket."""
+        return self._driver.run(self._flows.result(job_id))
+
+    def cancel(self, job_id: str) -> JobResult:
+        """End a job; one that has ended stays as it is."""
+        return self._driver.run(self._flows.cancel(job_id))
+
+    def image(self, job_id: str, rank: int = 1) -> bytes:
+        """The picture of this rank, 1 is the best: a file's bytes in the job's format."""
+        return self._driver.run(self._flows.image(job_id, rank))
+
+    def thumbnail(self, job_id: str, candidate: int) -> bytes:
+        """A small picture, as WebP, of a candidate of a job that was submitted with `thumbnails`."""
+        return self._driver.run(self._flows.thumbnail(job_id, candidate))
+
+    def models(self) -> list[ModelOut]:
+        """What the server deploys: names for `model`, each with its judges, sizes and defaults."""
+        return self._driver.run(self._flows.models())
+
+    def ready(self) -> None:
+        """Raises Unavailable, and says why, unless the server would serve a request now."""
+        self._driver.run(self._flows.ready())
+
+
+class AsyncClient:
+    """`Client`, awaited. A task that is cancelled in `generate` cancels its job on the server.
+
+    >>> async with bestofn.AsyncClient() as client:
+    ...     generation = await client.generate("a photo of a red star left of a blue circle", num_samples=32)
+
+    Constructing it looks for a running `bestofn up` if no server is named, which may take a moment.
+    """
+
+    def __init__(
+        self,
+        server: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+        retries: int = RETRIES,
+        reconnects: int = RECONNECTS,
+    ) -> None:
+        """As `Client`."""
+        self._http, self._flows = _connect(httpx.AsyncClient, server, api_key, timeout, retries, reconnects)
+        self._driver = AsyncDriver(self._http)
+        self.server = self._flows.server
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        on_progress: OnProgressAsync | None = None,
+        idempotency_key: str | None = None,
+        **options: Unpack[Options],
+    ) -> Generation:
+        """As `Client.generate`; `on_progress` may be a coroutine function."""
+        return await self._driver.run(self._flows.generate(_request(prompt, options), idempotency_key), on_progress)
+
+    async def submit(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> JobResult:
+        """As `Client.submit`."""
+        return await self._driver.run(self._flows.submit(_request(prompt, options), idempotency_key))
+
+    async def wait(self, job_id: str, on_progress: OnProgressAsync | None = None) -> Generation:
+        """As `Client.wait`."""
+        return await self._driver.run(self._flows.wait(job_id), on_progress)
+
+    def events(self, job_id: str, after: str | None = None) -> AsyncIterator[JobEvent]:
+        """As `Client.events`: `async for event in client.events(job.id)`."""
+        return self._driver.iterate(self._flows.events(job_id, after))
+
+    async def result(self, job_id: str) -> JobResult:
+        """As `Client.result`."""
+        return await self._driver.run(self._flows.result(job_id))
+
+    async def cancel(self, job_id: str) -> JobResult:
+        """As `Client.cancel`."""
+        return await self._driver.run(self._flows.cancel(job_id))
+
+    async def image(self, job_id: str, rank: int = 1) -> bytes:
+        """As `Client.image`."""
+        return await self._driver.run(self._flows.image(job_id, rank))
+
+    async def thumbnail(self, job_id: str, candidate: int) -> bytes:
+        """As `Client.thumbnail`."""
+        return await self._driver.run(self._flows.thumbnail(job_id, candidate))
+
+    async def models(self) -> list[ModelOut]:
+        """As `Client.models`."""
+        return await self._driver.run(self._flows.models())
+
+    async def ready(self) -> None:
+        """As `Client.ready`."""
+        await self._driver.run(self._flows.ready())

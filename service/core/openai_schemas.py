@@ -1,0 +1,183 @@
+"""The OpenAI shape of the wire: what /v1/images/generations and /v1/models take and return."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bestofn.service.core.errors import InvalidRequest
+from bestofn.service.core.jobs import ImageFormat, Revision
+from bestofn.service.core.schemas import GenerateRequest, VerdictOut
+
+Quality = Literal["auto", "low", "medium", "standard", "high", "hd", "xhigh", "max"]
+
+# What quality buys here: candidates. 16 is the default of POST /generate.
+CANDIDATES: Mapping[Quality, int] = {
+    "low": 4,
+    "auto": 16,
+    "medium": 16,
+    "standard": 16,
+    "high": 32,
+    "hd": 32,
+    "xhigh": 64,
+    "max": 128,
+}
+
+# Two names for one thing: OpenAI's, ours.
+_TWINS = (("n", ("top_k",)), ("output_format", ("format",)), ("size", ("width", "height")))
+
+
+class ImagesRequest(GenerateRequest):
+    """OpenAI's fields on top of all of POST /generate (the openai package sends those as `extra_body`).
+
+    `user`, `safety_identifier`, `moderation` and an opaque `background` are accepted and change nothing.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        protected_namespaces=(),
+        json_schema_extra={
+            "examples": [{"prompt": "a photo of a red star left of a blue circle", "n": 2, "num_samples": 32}]
+        },
+    )
+    n: int | None = Field(default=None, strict=True, ge=1, le=16, description="Pictures returned, best first: top_k.")
+    size: str | None = Field(
+        default=None,
+        pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$",
+        description="WIDTHxHEIGHT in pixels; auto: the checkpoint's.",
+        examples=["auto", "1024x1024"],
+    )
+    quality: Quality | None = Field(
+        default=None,
+        description="Candidates drawn, unless num_samples says so: "
+        + ", ".join(f"{name} {count}" for name, count in CANDIDATES.items())
+        + "; never fewer than n.",
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(
+        default=None, description="b64_json by default; a url wants the same Authorization header as this call."
+    )
+    output_format: ImageFormat | None = Field(default=None, description="png by default.")
+    background: Literal["auto", "opaque", "transparent"] | None = None
+    moderation: Literal["auto", "low"] | None = Field(default=None, description="Ignored: nothing is moderated.")
+    output_compression: int | None = Field(
+        default=None, strict=True, description="Refused: WebP and JPEG are at quality 95."
+    )
+    style: str | None = Field(default=None, description="Refused: say it in the prompt.")
+    stream: bool | None = Field(default=None, strict=True, description="Refused: POST /generate streams events.")
+    partial_images: int | None = Field(default=None, strict=True, description="Refused, but for 0.")
+    user: str | None = Field(default=None, description="Ignored.")
+    safety_identifier: str | None = Field(default=None, description="Ignored.")
+
+    def generate_request(self, max_samples: int) -> GenerateRequest:
+        """The same in our own words; `max_samples`, the server's limit, bounds what `quality` asks for.
+
+        Raises:
+            InvalidRequest: something we do not do, or two fields that say the same.
+        """
+        self._refuse_unsupported()
+        for name, ours in _TWINS:
+            twice = [twin for twin in ours if twin in self.model_fields_set]
+            if getattr(self, name) is not None and twice:
+                raise InvalidRequest(f"{name} and {' and '.join(twice)} say the same; leave one out", field=name)
+        asked = {
+            field: getattr(self, field) for field in GenerateRequest.model_fields if field in self.model_fields_set
+        }
+        if self.n is not None:
+            asked["top_k"] = self.n
+        if self.output_format is not None:
+            asked["format"] = self.output_format
+        if self.size not in (None, "auto"):
+            asked["width"], asked["height"] = map(int, str(self.size).split("x"))
+        winners = asked.get("top_k", 1)
+        if not asked.keys() & {"num_samples", "effort", "budget"}:
+            asked["num_samples"] = min(max(CANDIDATES[self.quality or "auto"], winners), max_samples)
+        if winners > asked.get("num_samples", winners):
+            raise InvalidRequest(
+                f"n must be at most num_samples, the number of candidates drawn, which is {asked['num_samples']}; "
+                f"got {winners}",
+                field="n",
+            )
+        # Every value has been validated as a field of this class; sizes are checked against the checkpoint later.
+        return GenerateRequest.model_construct(set(asked), **asked)
+
+    def _refuse_unsupported(self) -> None:
+        refusals: Sequence[tuple[str, bool, str]] = (
+            ("stream", bool(self.stream), "POST /generate with Accept: text/event-stream streams the candidates"),
+            ("partial_images", bool(self.partial_images), "leave it out"),
+            ("background", self.background == "transparent", "pictures here are opaque"),
+            ("style", self.style is not None, "say it in the prompt"),
+            (
+                "output_compression",
+                self.output_compression not in (None, 100),
+                "WebP and JPEG are always at quality 95, PNG is lossless",
+            ),
+        )
+        for field, refused, reason in refusals:
+            if refused:
+                raise InvalidRequest(f"{field} is not supported here: {reason}", field=field)
+
+
+class GeneratedImage(BaseModel):
+    """One winner. `b64_json` or `url` is OpenAI's, the rest is ours."""
+
+    b64_json: str | None = None
+    url: str | None = Field(default=None, description="Absolute; fetched with the same Authorization header.")
+    seed: int
+    candidate: int
+    score: float | None = Field(description="p_yes of the verdict.")
+    verdict: VerdictOut
+
+
+class ImagesResponse(BaseModel):
+    """Winners, best first. There is no `usage`: OpenAI's counts tokens, and GET /jobs/{job} says what this cost."""
+
+    model_config = ConfigDict(protected_namespaces=())
+    created: int = Field(description="Unix time in seconds.")
+    data: list[GeneratedImage]
+    output_format: ImageFormat
+    size: str
+    background: Literal["opaque"] = "opaque"
+    job: str = Field(description="Its id: GET /jobs/{job} has all candidates and the bracket.")
+    num_samples: int
+    stopped: str | None = Field(default=None, description="With `stop`: `confident` or `patience`, if it ended early.")
+    confidence: float | None = Field(default=None, description="With `stop`: probability that the best is right.")
+    model: Revision
+    judge: Revision
+    warnings: list[str] = []
+
+
+class ModelOut(BaseModel):
+    """A model that requests can name. `id`, `object`, `created` and `owned_by` are OpenAI's, the rest is ours."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="Unix time in seconds at which a worker last brought it up.")
+    owned_by: str
+    revision: str
+    judges: list[Revision] = Field(description="Judges deployed beside it.")
+    width: int = Field(description="Pixels, the default.")
+    height: int
+    max_size: int
+    num_inference_steps: int
+    guidance_scale: float
+    depths: list[int] = Field(description="Of the transformer's blocks, how many `depth` may ask for; the last is all.")
+    workers: int = Field(description="Warm now; jobs for a model with none wait for one.")
+
+
+class ModelsOut(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelOut]
+
+
+def error_body(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenAI's form of a problem document of ours."""
+    status = int(problem["status"])
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    error = {
+        "message": problem["detail"],
+        "type": kind,
+        "param": problem.get("field"),
+        "code": problem["code"],
+    }
+    return {"error": error | ({"job": problem["job"]} if "job" in problem else {})}

@@ -1,0 +1,179 @@
+"""From the heats' verdicts to a job's answer: leaders, ranks, bracket and usage, pure and without torch."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from bestofn.judge.bracket import knockout
+from bestofn.judge.calibration import probability
+from bestofn.judge.verdict import Verdict, rank
+from bestofn.service.core.finals import FinalsOutcome, entrants, reordered
+from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
+from bestofn.service.core.schemas import (
+    CandidateOut,
+    FinalsOut,
+    ImageOut,
+    JobResult,
+    MatchOut,
+    Progress,
+    UsageOut,
+    VerdictOut,
+)
+
+
+def ranked(spec: JobSpec, candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Candidates best first, whatever the order they came in: ties are broken by candidate index, as the rule says.
+
+    Those of whom there is only a draft come after all others.
+    """
+    by_index = sorted(candidates, key=lambda candidate: candidate.index)
+    fields = [[candidate for candidate in by_index if candidate.final is final] for final in (True, False)]
+    return [field[place] for field in fields for place in rank([candidate.verdict for candidate in field], spec.rule)]
+
+
+def finalists(spec: JobSpec, drafts: Mapping[int, Verdict]) -> list[int]:
+    """Which of a heat's candidates are solved in full, by index, given the verdicts on all its drafts."""
+    indices = sorted(drafts)
+    order = rank([drafts[index] for index in indices], spec.rule)
+    return sorted(indices[place] for place in order[: spec.finalists(len(indices))])
+
+
+def best_of(spec: JobSpec, candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The candidates in play among these, best first: `pictures` of them, none of whom there is only a draft."""
+    return [candidate for candidate in ranked(spec, candidates)[: spec.pictures] if candidate.final]
+
+
+def leaders(spec: JobSpec, candidates: Iterable[Candidate]) -> list[int]:
+    """Indices of the candidates in play, best first: whose pictures are kept."""
+    return [candidate.index for candidate in best_of(spec, candidates)]
+
+
+def assemble(
+    spec: JobSpec,
+    status: JobStatus,
+    outcomes: Sequence[HeatOutcome],
+    *,
+    error: str | None = None,
+    stopped: str | None = None,
+    progress: Progress | None = None,
+    thumbnails: Collection[int] = (),
+    discarded_forwards: int = 0,
+    finals: FinalsOutcome | None = None,
+) -> JobResult:
+    """The job's answer from its finished heats; the order in which they finished does not matter.
+
+    A job that has not succeeded shows what was judged so far but no images: those of its heats may still change.
+    `stopped` says why it ended: by its deadline or by its own rule. `thumbnails` are the candidates whose small picture
+    can be fetched. `discarded_forwards` went into candidates that the end has left out. `finals` are what they came to;
+    the bracket remains that of the verdicts.
+    """
+    by_verdict = ranked(spec, (candidate for outcome in outcomes for candidate in outcome.candidates))
+    order = reordered(by_verdict, finals)
+    succeeded = status is JobStatus.SUCCEEDED
+    warnings = [*spec.warnings, *(text for outcome in outcomes for text in outcome.warnings)]
+    unusable = sum(not candidate.verdict.usable for candidate in order)
+    if unusable:
+        warnings.append(
+            f"the judge gave {unusable} of {len(order)} candidates no usable verdict (neither yes nor no, or no "
+            "numbers); they rank last"
+        )
+    if succeeded and stopped == "deadline":
+        warnings.append(
+            f"the deadline of {spec.deadline_seconds:g} s passed with {len(order)} of {spec.num_samples} candidates "
+            "judged; these are the best of them"
+        )
+        if finals is None and entrants(spec, by_verdict):
+            warnings.append(
+                "the finals were not played: the deadline passed before; the ranks are those of the verdicts"
+            )
+    warnings += finals.warnings if finals else ()
+    uncalibrated = [pin.name for pin, calibration in spec.judges if calibration is None]
+    if succeeded and spec.stop is not None and order:
+        warnings += (
+            f"judge {name} is not calibrated: `confidence` is its own probability, which may promise too much; "
+            "`bestofn calibrate` fits it on labelled pictures"
+            for name in uncalibrated
+        )
+    decides_alone = len(spec.judges) == 1
+    unsaid = {"id", "model", "judge", "second_judge", "warnings", "plan"}
+    parameters = spec.model_dump(mode="json", exclude=unsaid | ({"second_calibration"} if decides_alone else set()))
+    return JobResult(
+        id=spec.id,
+        status=status,
+        prompt=spec.prompt,
+        images=_images(spec, order) if succeeded else [],
+        bracket=_bracket(by_verdict) if succeeded else [],
+        finals=_finals(finals) if succeeded else None,
+        candidates=_candidates(spec, order, thumbnails),
+        usage=_usage(outcomes, discarded_forwards, finals) if outcomes else None,
+        progress=progress,
+        complete=succeeded and stopped != "deadline",
+        stopped=stopped,
+        confidence=_confidence(spec, order) if succeeded else None,
+        calibrated=not uncalibrated if succeeded and spec.stop is not None else None,
+        warnings=list(dict.fromkeys(warnings)),
+        error=error,
+        plan=spec.plan,
+        parameters=parameters,
+        model=spec.model,
+        judge=spec.judge,
+        second_judge=None if decides_alone else spec.second_judge,
+    )
+
+
+def _images(spec: JobSpec, order: Sequence[Candidate]) -> list[ImageOut]:
+    return [
+        ImageOut(
+            rank=place + 1,
+            candidate=candidate.index,
+            seed=candidate.seed,
+            verdict=VerdictOut.of(candidate.verdict),
+            url=f"/jobs/{spec.id}/images/{place + 1}",
+        )
+        for place, candidate in enumerate(order[: spec.top_k])
+        if candidate.final
+    ]
+
+
+def _candidates(spec: JobSpec, order: Sequence[Candidate], thumbnails: Collection[int]) -> list[CandidateOut]:
+    """In index order, each with its rank."""
+    places = sorted(
+        ((candidate.index, place, candidate) for place, candidate in enumerate(order)), key=lambda entry: entry[0]
+    )
+    return [
+        CandidateOut(
+            index=index,
+            seed=candidate.seed,
+            verdict=VerdictOut.of(candidate.verdict),
+            rank=place + 1,
+            final=candidate.final,
+            draft=VerdictOut.of(candidate.draft) if candidate.draft is not None else None,
+            thumbnail=f"/jobs/{spec.id}/thumbnails/{index}" if index in thumbnails else None,
+        )
+        for index, place, candidate in places
+    ]
+
+
+def _bracket(order: Sequence[Candidate]) -> list[list[MatchOut]]:
+    indices = [candidate.index for candidate in order if candidate.final]
+    rounds = knockout(sorted(indices), indices).rounds
+    return [[MatchOut(a=match.a, b=match.b, winner=match.winner) for match in matches] for matches in rounds]
+
+
+def _finals(finals: FinalsOutcome | None) -> FinalsOut | None:
+    return None if finals is None or not finals.rounds else FinalsOut.model_validate(finals.to_json())
+
+
+def _confidence(spec: JobSpec, order: Sequence[Candidate]) -> float | None:
+    return None if spec.stop is None else probability(order[0].verdict, spec.calibration)
+
+
+def _usage(outcomes: Sequence[HeatOutcome], discarded_forwards: int, finals: FinalsOutcome | None) -> UsageOut:
+    usage = sum((outcome.usage for outcome in outcomes), Usage())
+    return UsageOut(
+        candidates=usage.candidates,
+        transformer_forwards=usage.transformer_forwards,
+        judge_forwards=usage.judge_forwards,
+        tflops=usage.tflops,
+        seconds=dict(usage.seconds),
+        discarded_forwards=discarded_forwards,
+        pairwise_calls=finals.calls if finals else 0,
+    )

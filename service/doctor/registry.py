@@ -1,0 +1,19 @@
+"""All checks, in the order of the report."""
+
+from collections.abc import Mapping
+
+from bestofn.service.doctor import checkpoints, machine, queue, server
+from bestofn.service.doctor import settings as configured
+from bestofn.service.doctor.findings import Check
+
+CHECKS: Mapping[str, Check] = {
+    "program": machine.program,
+    "machine": machine.machine,
+    "devices": machine.devices,
+    "settings": configured.settings_changed,
+    "checkpoints": checkpoints.checkpoints,
+    "memory": checkpoints.memory,
+    "disk": checkpoints.disk,
+    "queue": queue.queue,
+    "server": server.server,
+}

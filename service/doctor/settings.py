@@ -1,0 +1,36 @@
+"""Checks of the settings: which differ from their defaults, where they come from, and who would be let in."""
+
+import re
+from collections.abc import Iterator
+
+from bestofn.service.api.access import check_binding
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.settings import SECRETS, Settings
+from bestofn.service.doctor.findings import Finding
+
+_SECRET = re.compile(r"key|password|token|secret|header")
+
+
+def settings_changed(settings: Settings) -> Iterator[Finding]:
+    """The settings that are not at their defaults, and whether the server would start with them."""
+    changed = []
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if value == "" or value == field.get_default(call_default_factory=True):  # an empty file or variable is none
+            continue
+        if _SECRET.search(name):
+            value = "(set)"
+        changed.append(f"{name}={value}")
+    yield Finding("ok", "settings", ", ".join(changed) or "all at their defaults")
+    if SECRETS.is_dir():
+        # Files of other programs lie there too; only the names that are ours are told.
+        known = {f"bestofn_{name}" for name in type(settings).model_fields} | {"redis_url"}
+        names = sorted(file.name for file in SECRETS.iterdir() if file.name.lower() in known)
+        yield Finding("ok", "secrets", f"{SECRETS} has {', '.join(names) or 'no file of ours'}")
+    try:
+        keyring = check_binding(settings)
+    except SetupError as error:
+        yield Finding("fail", "access", f"a server would listen on {settings.host}", error.detail)
+    else:
+        who = f"with one of the {len(keyring)} keys in {keyring.file}" if keyring.on else "without a key"
+        yield Finding("ok", "access", f"a server would listen on {settings.host}:{settings.port}, calls {who}")

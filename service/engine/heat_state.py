@@ -1,0 +1,141 @@
+"""What an engine keeps of a heat while it works on it: verdicts, the pictures still in play, and what it cost."""
+
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from bestofn.judge.verdict import Verdict
+from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, Usage
+from bestofn.service.core.results import finalists, leaders
+from bestofn.service.engine.timing import Clock
+from bestofn.service.media.codec import encode, thumbnail
+from bestofn.service.media.metadata import Story
+
+Owner = tuple[str, int]  # job, heat
+
+
+@dataclass(slots=True)
+class HeatWork:
+    """A heat in work.
+
+    Attributes:
+        drawing: candidates whose latent is not finished, of the drafts and later of the finalists.
+        decoding: candidates whose latent waits to be decoded.
+        drafts: verdicts on drafts.
+        finalists: who is solved in full, once that is known.
+        pictures: (H, W, 3) uint8 on the device, of those still in play; at the end on the host.
+        counts: forwards of the "transformer" and of the "judge".
+        tflops, seconds: as in `Usage`.
+        clocks: a stage, a clock of work that may not be done yet, and the heat's share of it.
+        warnings: sentences for the user, each once.
+    """
+
+    heat: Heat
+    drawing: int
+    decoding: int = 0
+    candidates: list[Candidate] = field(default_factory=list)
+    drafts: dict[int, Verdict] = field(default_factory=dict)
+    finalists: tuple[int, ...] = ()
+    pictures: dict[int, Tensor] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    tflops: float = 0.0
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    clocks: list[tuple[str, Clock, float]] = field(default_factory=list)
+    warnings: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        return len(self.candidates) == self.heat.finalists
+
+    @property
+    def left(self) -> int:
+        """Candidates that are still to be drawn and judged, once each."""
+        drafts = 0 if self.heat.job.draft is None else self.heat.count - len(self.drafts)
+        return drafts + self.heat.finalists - len(self.candidates)
+
+    def choose_finalists(self) -> bool:
+        """Whether the last draft has its verdict, and the finalists were chosen just now."""
+        if self.finalists or len(self.drafts) < self.heat.count:
+            return False
+        self.finalists = tuple(finalists(self.heat.job, self.drafts))
+        self.drawing += len(self.finalists)
+        return True
+
+    def warn(self, text: str | None) -> None:
+        if text is not None:
+            self.warnings[text] = None
+
+    def judged(
+        self, index: int, verdict: Verdict, pixels: Tensor, copy: Tensor | None
+    ) -> tuple[Candidate, bytes | None]:
+        """Notes a verdict; the pictures of candidates that can no longer be among the best are dropped here.
+
+        Args:
+            copy: of the picture on the host, if a small one is shown.
+
+        Returns:
+            The candidate, and a small picture of it if the job asked.
+        """
+        spec = self.heat.job
+        candidate = Candidate(index, spec.seed + index, verdict, self.drafts.get(index))
+        self.candidates.append(candidate)
+        self.pictures[index] = pixels
+        in_play = set(leaders(spec, self.candidates))
+        self.pictures = {i: picture for i, picture in self.pictures.items() if i in in_play}
+        return candidate, self._thumbnail(copy)
+
+    def drafted(
+        self, index: int, verdict: Verdict, pixels: Tensor, copy: Tensor | None
+    ) -> tuple[Candidate, bytes | None]:
+        """Notes the verdict on a draft, whose picture nobody needs any more; returns as `judged`."""
+        self.drafts[index] = verdict
+        candidate = Candidate(index, self.heat.job.seed + index, verdict, verdict, final=False)
+        return candidate, self._thumbnail(copy)
+
+    def _thumbnail(self, copy: Tensor | None) -> bytes | None:
+        if copy is None:
+            return None
+        started = time.perf_counter()
+        small = thumbnail(copy.numpy())
+        self.seconds["encode"] += time.perf_counter() - started
+        return small
+
+    def bring_home(self, clock: Clock) -> None:
+        """Queues the way of the best pictures to the host; they are there when the clock has stopped."""
+        with clock:
+            self.pictures = {i: picture.to("cpu", non_blocking=True) for i, picture in self.pictures.items()}
+        self.clocks.append(("encode", clock, 1.0))
+
+    def outcome(self) -> HeatOutcome:
+        """The finished heat, its best pictures, which have been brought home, encoded."""
+        spec = self.heat.job
+        for stage, clock, share in self.clocks:
+            self.seconds[stage] += clock.seconds * share
+        started = time.perf_counter()
+        drafted = (
+            Candidate(index, spec.seed + index, verdict, verdict, final=False)
+            for index, verdict in self.drafts.items()
+            if index not in self.finalists
+        )
+        candidates = tuple(sorted([*self.candidates, *drafted], key=lambda candidate: candidate.index))
+        images = {
+            candidate.index: encode(self.pictures[candidate.index].numpy(), spec.format, Story.of(spec, candidate))
+            for candidate in candidates
+            if candidate.index in self.pictures
+        }
+        self.seconds["encode"] += time.perf_counter() - started
+        return HeatOutcome(
+            heat=self.heat.index,
+            candidates=candidates,
+            images=images,
+            usage=Usage(
+                candidates=self.heat.count,
+                transformer_forwards=self.counts["transformer"],
+                judge_forwards=self.counts["judge"],
+                tflops=self.tflops,
+                seconds=dict(sorted(self.seconds.items())),
+            ),
+            warnings=tuple(self.warnings),
+        )

@@ -1,0 +1,281 @@
+"""From settings to an engine: checkpoints are found, cards written, memory shared out."""
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+from bestofn.judge.calibration import FILE as CALIBRATION
+from bestofn.judge.calibration import Calibration
+from bestofn.judge.calibration import read as read_calibration
+from bestofn.judge.judge import EMBEDDED, Judge
+from bestofn.judge.loader import PARTS, JudgeFolderError, revision
+from bestofn.models import residency
+from bestofn.models.checkpoint import HUB_NAME, Checkpoint, cached, download, importance_order
+from bestofn.models.errors import ModelError
+from bestofn.models.flops import TERA
+from bestofn.models.generator import FOLDERS, Generator, part_dtypes
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.jobs import Revision
+from bestofn.service.core.settings import Settings
+from bestofn.service.core.workers import JudgeCard, ModelCard
+from bestofn.service.engine.batch_sizes import sizes_for
+from bestofn.service.engine.cuda_graph import Recorded, plain
+from bestofn.service.engine.engine import Engine
+from bestofn.service.engine.judge_residency import JudgeResidence
+from bestofn.service.host.cgroups import cores
+from bestofn.service.host.licences import notice
+from bestofn.service.pairwise.openai_judge import PREFIX
+
+# Sides up to this multiple of the default; beyond it pictures fall apart long before memory runs out.
+MAX_ENLARGEMENT = 4
+EIGHT_BIT_DRAFTS = "+eight-bit-drafts"  # of the revision of a generator with such drafts
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeCheckpoint:
+    """A judge's folder on this machine, pinned, with the most tiles that it cuts a picture into; None: the folder's."""
+
+    path: Path
+    pin: Revision
+    max_tiles: int | None = None
+
+    def load(self, device: torch.device) -> Judge:
+        """Reads it onto a device."""
+        return Judge.load(self.path, device, judge_dtype(device), self.max_tiles)
+
+
+def load_engine(settings: Settings, device: str | None = None) -> Engine:
+    """Makes the engine that the settings name, its weights read from disk, ready to draw.
+
+    Args:
+        settings: model, judge, slots, reproducible, threads, devices.
+        device: "cpu" or "cuda:<i>"; the first of `settings.devices` if None.
+
+    Raises:
+        SetupError: a checkpoint or device is not as needed; the message names the fix.
+    """
+    place = torch.device(device or devices(settings)[0])
+    # Bits depend on how many threads share a sum, so the number is fixed once and for all stages.
+    torch.set_num_threads(settings.threads or cores())
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # of this thread, where streams and pinned memory are made
+    # Their bars of "Loading weights" would run through the progress of jobs.
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        _say_licence(settings.model)
+        checkpoint = Checkpoint.resolve(settings.model)
+        names = [settings.judge, *([settings.second_judge] if settings.second_judge else [])]
+        judges = [find_judge(name, settings.judge_tiles) for name in names]
+        memory = residency.memory_bytes(place)
+        weights = sum(judge_bytes(judge.path, place) for judge in judges)
+        eight_bit = settings.eight_bit_drafts
+        shared, budget = share_memory(generator_bytes(checkpoint, place, eight_bit), weights, memory)
+        generator = Generator(checkpoint, place, memory_budget=budget, eight_bit_drafts=eight_bit)
+        load, *seconds = [partial(judge.load, place) for judge in judges]
+        residence = JudgeResidence(load, generator, shared=shared, load_second=seconds[0] if seconds else None)
+        tokenizer = tokenizer_json(generator)
+        card = model_card(generator, tokenizer, settings.max_size, eight_bit)
+        sizes = sizes_for(
+            place.type,
+            settings.slots,
+            settings.reproducible,
+            tflops=card.tflops_per_forward,
+            row_bytes=context_bytes(generator),
+            memory=memory,
+            cores=settings.threads or cores(),
+        )
+        if sizes.parallel > 1:
+            torch.set_num_threads(1)
+        files = (settings.calibration, settings.second_calibration)
+        cards = [
+            judge_card(residence.get(number), judge.pin, generator, calibration_of(judge, files[number]))
+            for number, judge in enumerate(judges)
+        ]
+        judged_by = cards[0].model_copy(update={"second": cards[1]}) if len(cards) > 1 else cards[0]
+        record = Recorded if settings.cuda_graphs else plain
+        engine = Engine(
+            generator, residence, card, judged_by, tokenizer, sizes, record=record, eight_bit_drafts=eight_bit
+        )
+        engine.warm_up()
+    except (ModelError, JudgeFolderError) as error:
+        raise SetupError(str(error)) from error
+    return engine
+
+
+def devices(settings: Settings) -> list[str]:
+    """The devices that the settings name: "all" is every CUDA device, or the CPU where there is none.
+
+    Raises:
+        SetupError: a device that this machine does not have.
+    """
+    count = torch.cuda.device_count()
+    if settings.devices == "all":
+        return [f"cuda:{i}" for i in range(count)] or ["cpu"]
+    named = [name.strip() for name in settings.devices.split(",") if name.strip()]
+    known = {"cpu", *(f"cuda:{i}" for i in range(count))}
+    named = ["cuda:0" if name == "cuda" else name for name in named]
+    unknown = [name for name in named if name not in known]
+    if unknown or not named:
+        raise SetupError(
+            f"devices: {', '.join(unknown) or 'none'} not found; this machine has {', '.join(sorted(known))}"
+        )
+    return named
+
+
+def find_judge(name: str, max_tiles: int | None = None) -> JudgeCheckpoint:
+    """A judge by name: "shapes" (the embedded one), a folder, or a hub name with @revision.
+
+    Fewer tiles give other verdicts, so a limit is part of the revision.
+
+    Raises:
+        JudgeFolderError, CheckpointError: saying what was looked for and where.
+    """
+    if name.startswith(PREFIX):
+        raise JudgeFolderError(
+            f"{name} compares two pictures and has no verdict on one: name it as --finals-judge (BESTOFN_FINALS_JUDGE) "
+            "for jobs with finals, beside a judge that is shapes, a folder or a hub name"
+        )
+    folder = EMBEDDED if name == "shapes" else Path(name).expanduser()
+    tiles = "" if max_tiles is None else f"+{max_tiles}-tiles"
+    if folder.is_dir():
+        if not all((folder / part).is_dir() for part in PARTS):
+            raise JudgeFolderError(
+                f"{folder.absolute()} has not all of {', '.join(f'{part}/' for part in PARTS)}: not a VILA checkpoint"
+            )
+        return JudgeCheckpoint(folder, Revision(name=name, revision=revision(folder) + tiles), max_tiles)
+    repository, _, commit = name.partition("@")
+    if name == "shapes" or name.startswith((".", "/", "~")) or not HUB_NAME.fullmatch(repository):
+        raise JudgeFolderError(
+            f"no judge {name!r}: {folder} is no folder, and a hub name looks like owner/name@revision"
+        )
+    _say_licence(name)
+    path = download(repository, commit or "main")
+    return JudgeCheckpoint(path, Revision(name=repository, revision=path.name + tiles), max_tiles)
+
+
+def share_memory(generator: dict[str, int], judge: int, memory: int) -> tuple[bool, int]:
+    """Whether the judges stay in memory beside the generator, and the bytes that the generator's weights may take.
+
+    They stay if the transformer and the decoder fit beside it; the text encoder may give way, since it is
+    needed once a prompt, but has to fit beside it too when it is needed.
+
+    Args:
+        generator: bytes of each part's weights.
+        judge: bytes of the weights of the judge, and of a second one.
+        memory: of the device, bytes.
+    """
+    budget = int(residency.WEIGHTS_SHARE * memory)
+    least = max(generator["text_encoder"], generator["transformer"] + generator["decoder"])
+    shared = least + judge <= budget
+    return shared, budget - judge if shared else budget
+
+
+def generator_bytes(checkpoint: Checkpoint, device: torch.device, eight_bit_drafts: bool = False) -> dict[str, int]:
+    """Bytes of each part's weights in the dtype that it computes in, and of the transformer's in 8 bits where drafts
+    have them; reads only the files' headers."""
+    dtypes = part_dtypes(device, residency.stored_dtype(checkpoint.path / FOLDERS["transformer"]))
+    itemsizes = {part: dtypes[part].itemsize + (eight_bit_drafts and part == "transformer") for part in FOLDERS}
+    return {part: residency.weight_bytes(checkpoint.path / folder, itemsizes[part]) for part, folder in FOLDERS.items()}
+
+
+def context_bytes(generator: Generator) -> int:
+    """Bytes of one prompt's keys and values in all layers."""
+    config, text = generator.config, generator.defaults.max_sequence_length
+    return 2 * config.num_layers * text * config.cross_width * generator.dtypes["transformer"].itemsize
+
+
+def judge_bytes(folder: Path, device: torch.device) -> int:
+    """Bytes of the judge's weights."""
+    return sum(residency.weight_bytes(folder / part, judge_dtype(device).itemsize) for part in PARTS)
+
+
+def judge_dtype(device: torch.device) -> torch.dtype:
+    """float32 on a CPU; on a GPU float16, in which the published judge was made."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def tokenizer_json(generator: Generator) -> bytes:
+    """The checkpoint's tokenizer.json, with which the API counts tokens.
+
+    Raises:
+        SetupError: the checkpoint has none.
+    """
+    path = generator.checkpoint.path / "tokenizer" / "tokenizer.json"
+    if not path.is_file():
+        raise SetupError(f"{path} is missing: save the tokenizer with transformers' fast class, which writes it")
+    return path.read_bytes()
+
+
+def model_card(generator: Generator, tokenizer: bytes, max_size: int, eight_bit_drafts: bool = False) -> ModelCard:
+    """What the API has to know of a generator.
+
+    One whose drafts are in 8 bits chooses other finalists: to the queue it is another revision, so that a job's heats
+    do not meet both kinds.
+    """
+    defaults, checkpoint = generator.defaults, generator.checkpoint
+    flops = generator.flops(defaults.width, defaults.height)
+    layers, importance = generator.config.num_layers, checkpoint.block_importance()
+    return ModelCard(
+        pin=Revision(name=checkpoint.name, revision=checkpoint.revision + EIGHT_BIT_DRAFTS * eight_bit_drafts),
+        width=defaults.width,
+        height=defaults.height,
+        max_size=min(max_size, MAX_ENLARGEMENT * max(defaults.width, defaults.height)),
+        size_multiple=defaults.size_multiple,
+        num_inference_steps=defaults.num_inference_steps,
+        guidance_scale=defaults.guidance_scale,
+        token_limit=defaults.token_limit,
+        tokenizer_sha256=hashlib.sha256(tokenizer).hexdigest(),
+        known_words=known_words(tokenizer),
+        tflops_per_forward=flops.forward / TERA,
+        tflops_per_decode=flops.decode / TERA,
+        depth=layers,
+        block_order=None if importance is None else tuple(importance_order(importance)),
+        tflops_per_block=(flops.forward - generator.flops(defaults.width, defaults.height, 0).forward) / layers / TERA,
+    )
+
+
+def judge_card(judge: Judge, pin: Revision, generator: Generator, calibration: Calibration | None) -> JudgeCard:
+    """What the API has to know of a judge; its cost is that of a picture of the generator's default size."""
+    tflops = judge.flops(generator.defaults.width, generator.defaults.height) / TERA
+    return JudgeCard(pin=pin, tflops_per_forward=tflops, calibration=calibration)
+
+
+def calibration_of(judge: JudgeCheckpoint, file: Path | None) -> Calibration | None:
+    """The judge's calibration: that in a file, if one is named, else the one beside its weights; None if there is none.
+
+    The one beside its weights is of the judge as it is, not of one with another number of tiles.
+
+    Raises:
+        SetupError: the file that was named is not there, or a file holds no calibration of this judge.
+    """
+    path = file or judge.path / CALIBRATION
+    if file is None and (judge.max_tiles is not None or not path.is_file()):
+        return None
+    try:
+        return read_calibration(path, judge.pin.revision)
+    except (OSError, ValueError) as error:
+        raise SetupError(f"calibration: {error}") from error
+
+
+def known_words(tokenizer: bytes) -> tuple[str, ...] | None:
+    """The vocabulary of a tokenizer of whole words; None for one that can spell any word."""
+    model = json.loads(tokenizer)["model"]
+    if model["type"] != "WordLevel":
+        return None
+    return tuple(sorted(word for word in model["vocab"] if word.isalnum()))
+
+
+def _say_licence(name: str) -> None:
+    """States the licence of weights that are about to be downloaded, on stderr; nothing of those that are here."""
+    repository, _, commit = name.partition("@")
+    line = notice(name)
+    if line is not None and not Path(name).is_dir() and cached(repository, commit or "main") is None:
+        sys.stderr.write(f"{line}\n")

@@ -1,0 +1,291 @@
+"""From finished latents to verdicts: decode and judge in micro-batches of their own."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from bestofn.judge.calibration import bounded
+from bestofn.judge.verdict import Verdict
+from bestofn.models.flops import TERA
+from bestofn.models.generator import Flops, Generator
+from bestofn.service.core.jobs import JobSpec
+from bestofn.service.engine.batch_pool import Cores
+from bestofn.service.engine.batch_sizes import Sizes
+from bestofn.service.engine.heat_state import HeatWork, Owner
+from bestofn.service.engine.judge_residency import JudgeResidence
+from bestofn.service.engine.microbatch import MicroBatches
+from bestofn.service.engine.protocol import HeatFailed, Judged
+from bestofn.service.engine.scheduler import Size, split_due
+from bestofn.service.engine.side_stream import Beside
+from bestofn.service.engine.timing import Clock
+
+Item = TypeVar("Item", "Latent", "Picture")
+What = TypeVar("What")
+Result = TypeVar("Result")
+
+
+class Look(NamedTuple):
+    """What a judge looks at: pictures of a size, whether they are drafts (of one tile), and the judge's number."""
+
+    size: Size
+    draft: bool = False
+    judge: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """A finished latent (C, h, w) that waits to be decoded."""
+
+    owner: Owner
+    candidate: int
+    latent: Tensor
+    draft: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded picture (H, W, 3) uint8 on the device that waits for its verdict.
+
+    `first` is the first judge's, where it waits for the second's. `copy` is the picture on the host, where a small one
+    is shown.
+    """
+
+    owner: Owner
+    candidate: int
+    pixels: Tensor
+    prompt: str
+    draft: bool = False
+    first: Verdict | None = None
+    copy: Tensor | None = None
+
+
+class Decoded(NamedTuple):
+    """A picture on the device and, where a small one is shown, on the host."""
+
+    pixels: Tensor
+    copy: Tensor | None
+
+
+@dataclass(slots=True)
+class Queued(Generic[Item, Result, What]):
+    """Work that the device was given for some items. When its clock has stopped, the results may be read: each item's
+    picture or logits, None where memory did not suffice."""
+
+    items: list[Item]
+    results: list[Result | None]
+    clock: Clock
+    what: What
+
+    def read(self) -> Iterator[tuple[Item, Result | None]]:
+        self.clock.wait()
+        return zip(self.items, self.results, strict=True)
+
+    def drop(self, owner: Owner) -> None:
+        kept = [i for i, item in enumerate(self.items) if item.owner != owner]
+        self.items, self.results = [self.items[i] for i in kept], [self.results[i] for i in kept]
+
+
+class Finishing:
+    """The two stages after denoising.
+
+    Pictures of one size are decoded together, and pictures of one size and one prompt judged together: then all rows
+    of the judge's batch are equally long, and a verdict does not depend on how long other prompts are. Under the rule
+    of the lower bound a picture that is no draft goes on to the second judge.
+
+    On a GPU both are queued beside the denoising and read a tick later, while the device is busy with the next step.
+    Pictures stay there; only those that are shown come to the host.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        judge: JudgeResidence,
+        heats: Mapping[Owner, HeatWork],
+        sizes: Sizes,
+        flops: Callable[[int, int], Flops],
+        cores: Cores,
+        beside: Beside,
+    ) -> None:
+        """
+        Args:
+            flops: of one sample of a width and height.
+            cores: how many batches at once.
+            beside: where both stages are queued.
+            heats: the heats in work; entries are removed by the owner of the mapping only.
+        """
+        self._generator = generator
+        self._judge = judge
+        self._heats = heats
+        self._sizes = sizes
+        self._flops = flops
+        self._beside = beside
+        self._latents: dict[Size, list[Latent]] = {}
+        self._decoded: list[Queued[Latent, Decoded, Size]] = []
+        self._pictures: dict[tuple[Look, str], list[Picture]] = {}
+        self._judged: list[Queued[Picture, Tensor, Look]] = []
+        self._decoding: MicroBatches[Tensor, Tensor, Size] = MicroBatches(
+            "decoding", self._decode_batch, self._decode_size, cores, pinned=sizes.strict
+        )
+        self._judging: MicroBatches[Picture, Tensor, Look] = MicroBatches(
+            "judging", self._judge_batch, self._judge_size, cores, pinned=sizes.strict
+        )
+
+    def warm_up(self, size: Size) -> None:
+        """One batch of each stage, whose kernels are built meanwhile."""
+        width, height = size
+        with self._beside.queue():
+            pixels = torch.zeros((height, width, 3), dtype=torch.uint8, device=self._generator.device)
+            blank = Picture(("", 0), 0, pixels, "")
+            latent = torch.zeros(self._generator.latent_shape(*size), device=self._generator.device)
+            self._decoding.run([latent] * self._decoding.size(size), size)
+            for number, first in enumerate((None, Verdict("other", 0.0, 0.0))[: self._judge.count]):
+                look = Look(size, judge=number)
+                self._judging.run([replace(blank, first=first)] * self._judging.size(look), look)
+
+    def check(self, spec: JobSpec) -> None:
+        """Raises ValueError for a prompt that a judge cannot read, if that can be known without loading it."""
+        for number in range(len(spec.judges)) if self._judge.shared else ():
+            judge = self._judge.get(number)
+            judge.ids(spec.prompt, judge.tiles(spec.width, spec.height))
+
+    def add(self, size: Size, latent: Latent) -> None:
+        self._heats[latent.owner].drawing -= 1
+        self._heats[latent.owner].decoding += 1
+        self._latents.setdefault(size, []).append(latent)
+
+    def drop(self, owner: Owner) -> None:
+        """Forgets a heat's latents and pictures."""
+        for size, latents in self._latents.items():
+            self._latents[size] = [latent for latent in latents if latent.owner != owner]
+        for decoded in self._decoded:
+            decoded.drop(owner)
+        for key, pictures in self._pictures.items():
+            self._pictures[key] = [picture for picture in pictures if picture.owner != owner]
+        for judged in self._judged:
+            judged.drop(owner)
+
+    def run(self) -> Iterator[Judged | HeatFailed]:
+        """Decodes and judges what is due. Whoever is told of a failed heat drops it before asking for more."""
+        decoded, judged = self._decoded, self._judged
+        self._decoded, self._judged = [], []
+        for size in list(self._latents):
+            self._decode(size)
+        if not self._beside.late:
+            decoded, self._decoded = self._decoded, []
+        for latents in decoded:
+            yield from self._read_pictures(latents)
+        for number in range(self._judge.count):  # the second judges what the first has judged
+            for look, prompt in [key for key in self._pictures if key[0].judge == number]:
+                yield from self._ask(look, prompt)
+            if not self._beside.late:
+                judged, self._judged = self._judged, []
+            for pictures in [queued for queued in judged if queued.what.judge == number]:
+                yield from self._read_verdicts(pictures)
+
+    def _decode(self, size: Size) -> None:
+        waiting = self._latents.pop(size, [])
+        last = any(self._heats[item.owner].drawing == 0 for item in waiting)
+        due, later = split_due(waiting, self._decoding.size(size), flush=last)
+        if later:
+            self._latents[size] = later
+        if not due:
+            return
+        self._judge.give_way()
+        with self._beside.queue(), Clock(self._generator.device) as clock:
+            pictures = self._decoding.run([item.latent for item in due], size)
+            pairs = zip(due, pictures, strict=True)
+            results = [None if pixels is None else self._shown(item, pixels) for item, pixels in pairs]
+        self._decoded.append(Queued(due, results, clock, size))
+
+    def _shown(self, item: Latent, pixels: Tensor) -> Decoded:
+        shown = self._heats[item.owner].heat.job.has_thumbnail(item.candidate)
+        return Decoded(pixels, pixels.to("cpu", non_blocking=True) if shown else None)
+
+    def _read_pictures(self, queued: Queued[Latent, Decoded, Size]) -> Iterator[HeatFailed]:
+        size, share = queued.what, 1 / max(1, len(queued.items))
+        flops = self._flops(*size).decode
+        for item, decoded in queued.read():
+            work = self._heats.get(item.owner)
+            if work is None:
+                continue
+            if decoded is None:
+                yield HeatFailed(*item.owner, _too_large("decoding", size))
+                continue
+            work.decoding -= 1
+            work.seconds["decode"] += queued.clock.seconds * share
+            work.tflops += flops / TERA
+            work.warn(self._decoding.shrunk(size))
+            prompt = work.heat.job.prompt
+            picture = Picture(item.owner, item.candidate, decoded.pixels, prompt, item.draft, copy=decoded.copy)
+            self._pictures.setdefault((Look(size, item.draft), prompt), []).append(picture)
+
+    def _ask(self, look: Look, prompt: str) -> Iterator[HeatFailed]:
+        waiting = self._pictures.pop((look, prompt), [])
+        last = any(work.drawing + work.decoding == 0 for work in (self._heats[item.owner] for item in waiting))
+        due, later = split_due(waiting, self._judging.size(look), flush=last)
+        if later:
+            self._pictures[look, prompt] = later
+        if not due:
+            return
+        try:
+            self._judge.get(look.judge).flops(*look.size, prompt, one_tile=look.draft)
+            with self._beside.queue(), Clock(self._generator.device) as clock:
+                results = self._judging.run(due, look)
+        except ValueError as error:  # the prompt is too long for the judge
+            yield from (HeatFailed(*owner, str(error)) for owner in dict.fromkeys(item.owner for item in due))
+            return
+        self._judged.append(Queued(due, results, clock, look))
+
+    def _read_verdicts(self, queued: Queued[Picture, Tensor, Look]) -> Iterator[Judged | HeatFailed]:
+        look, share = queued.what, 1 / max(1, len(queued.items))
+        judge = self._judge.get(look.judge)
+        for item, logits in queued.read():
+            work = self._heats.get(item.owner)
+            if work is None:
+                continue
+            if logits is None:
+                yield HeatFailed(*item.owner, _too_large("judging", look.size))
+                continue
+            spec = work.heat.job
+            work.seconds["judge"] += queued.clock.seconds * share
+            work.counts["judge"] += 1
+            work.tflops += judge.flops(*look.size, item.prompt, one_tile=look.draft) / TERA
+            work.warn(self._judging.shrunk(look))
+            if unknown := judge.unknown_words(item.prompt):
+                name = spec.judges[look.judge][0].name
+                work.warn(f"prompt: the judge {name} has never learned the words {', '.join(unknown[:12])}")
+            verdict = judge.verdict(logits)
+            if item.first is not None:
+                verdict = bounded(item.first, verdict, (spec.calibration, spec.second_calibration))
+            elif len(spec.judges) > 1 and not look.draft:
+                on = look._replace(judge=1), item.prompt
+                self._pictures.setdefault(on, []).append(replace(item, first=verdict))
+                continue
+            note = work.drafted if look.draft else work.judged
+            yield Judged(*item.owner, *note(item.candidate, verdict, item.pixels, item.copy))
+
+    def _decode_size(self, size: Size) -> int:
+        return self._sizes.batch(self._sizes.decode, self._flops(*size).decode / TERA)
+
+    def _decode_batch(self, latents: Sequence[Tensor]) -> Sequence[Tensor]:
+        pictures = self._generator.decode(torch.stack(list(latents)), stay=True)
+        return [picture.clone() for picture in pictures]  # so that one of them does not hold the memory of all
+
+    def _judge_size(self, look: Look) -> int:
+        judge = self._judge.get(look.judge)
+        return self._sizes.batch(self._sizes.judge, judge.flops(*look.size, one_tile=look.draft) / TERA)
+
+    def _judge_batch(self, pictures: Sequence[Picture]) -> Sequence[Tensor]:
+        pixels, prompts = [item.pixels for item in pictures], [item.prompt for item in pictures]
+        judge = self._judge.get(0 if pictures[0].first is None else 1)
+        # PIL is the faster one on a CPU, where it makes the same tiles.
+        cut_there = self._beside.late or self._generator.device.type != "cpu"
+        given = torch.stack(pixels) if cut_there else [picture.numpy() for picture in pixels]
+        return list(judge.ask(given, prompts, one_tile=pictures[0].draft, non_blocking=True))
+
+
+def _too_large(doing: str, size: Size) -> str:
+    return f"{doing} one picture of {size[0]}x{size[1]} pixels needs more memory than is free: ask for a smaller one"

@@ -1,0 +1,74 @@
+"""Pictures to bytes and back: the three formats of the wire and small WebP thumbnails, with Pillow alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from bestofn.service.core.jobs import ImageFormat
+from bestofn.service.media.metadata import Story
+
+if TYPE_CHECKING:  # whoever has an array has numpy; clients and the API do without
+    import numpy as np
+    from numpy.typing import NDArray
+
+THUMBNAIL_SIDE = 256  # pixels, the longer side
+MEDIA_TYPES: Mapping[ImageFormat, str] = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
+
+# Fixed, because the bytes of a picture are part of a job's result: the same request gives the same bytes.
+_OPTIONS: Mapping[ImageFormat, Mapping[str, object]] = {
+    "png": {"compress_level": 6},
+    "webp": {"quality": 95, "method": 4},
+    "jpeg": {"quality": 95, "subsampling": 0},
+}
+
+
+def encode(pixels: NDArray[np.uint8] | Image.Image, format: ImageFormat, story: Story | None = None) -> bytes:
+    """The picture as a file's bytes; PNG is lossless, WebP and JPEG are at quality 95.
+
+    Args:
+        pixels: RGB, (height, width, 3), or a Pillow image.
+        format: png, webp or jpeg.
+        story: how the picture was made, to be written into the file.
+    """
+    if format not in MEDIA_TYPES:
+        raise ValueError(f"a picture's format is one of {', '.join(MEDIA_TYPES)}, got {format!r}")
+    file = io.BytesIO()
+    told = {} if story is None else story.save_options(format)
+    _image(pixels).save(file, format.upper(), **_OPTIONS[format], **told)
+    return file.getvalue()
+
+
+def thumbnail(pixels: NDArray[np.uint8] | Image.Image, side: int = THUMBNAIL_SIDE) -> bytes:
+    """The picture as WebP, its longer side at most `side` pixels; a smaller picture keeps its size."""
+    picture = _image(pixels)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "WEBP", quality=80, method=4)
+    return file.getvalue()
+
+
+def decode(data: bytes) -> Image.Image:
+    """The RGB picture in a file's bytes, fully read.
+
+    Raises:
+        ValueError: the bytes are not a picture that Pillow reads, cut short, or of more than its 179 million pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return picture.convert("RGB")
+    except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
+        said = str(error).partition(" <_io.")[0]  # an address in memory helps nobody
+        raise ValueError(f"not a readable picture ({len(data)} bytes): {said}") from error
+
+
+def _image(pixels: NDArray[np.uint8] | Image.Image) -> Image.Image:
+    """A copy in RGB, so that shrinking it does not touch the caller's."""
+    if isinstance(pixels, Image.Image):
+        return pixels.convert("RGB") if pixels.mode != "RGB" else pixels.copy()
+    if pixels.dtype != "uint8" or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"a picture is (height, width, 3) of uint8, got {pixels.shape} of {pixels.dtype}")
+    return Image.fromarray(pixels)

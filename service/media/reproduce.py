@@ -1,0 +1,110 @@
+"""How a picture is made again: as a request, and as the diffusers call that draws it without us."""
+
+import re
+from typing import Any
+
+from bestofn.judge.verdict import Rule
+from bestofn.service.media.metadata import Story
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def remake_request(story: Story) -> dict[str, Any]:
+    """The fields of POST /generate that draw exactly this picture, as the only candidate.
+
+    `prompt` is missing if it was left out of the picture.
+    """
+    told = story.prompt is not None
+    prompts = {"prompt": story.prompt, "negative_prompt": story.negative_prompt or ""} if told else {}
+    depth = {} if story.blocks is None else {"depth": len(story.blocks)}
+    return prompts | {
+        "num_samples": 1,
+        "seed": story.seed,
+        "width": story.width,
+        "height": story.height,
+        "num_inference_steps": story.num_inference_steps,
+        "guidance_scale": story.guidance_scale,
+        # One candidate is the best by any rule, and this one would need a second judge.
+        "rule": Rule.MARGIN.value if story.rule is Rule.LOWER_BOUND else story.rule.value,
+        "model": story.model.name,
+        "judge": story.judge.name,
+        "embed_prompt": told,
+        **depth,
+    }
+
+
+def diffusers_call(story: Story) -> str:
+    """Python source that draws the picture with plain diffusers, to within the rounding of the hardware.
+
+    A checkpoint from the hub is called as diffusers calls it by default. One in a folder may bring defaults of its own,
+    which our package reads.
+    """
+    hub = _COMMIT.fullmatch(story.model.revision) is not None
+    sprint = hub and "sprint" in story.model.name.lower()  # its pipeline takes no negative prompt
+    call = [
+        "..." if story.prompt is None else _literal(story.prompt),
+        *([f"negative_prompt={_literal(story.negative_prompt)}"] if story.negative_prompt and not sprint else []),
+        f"width={story.width}",
+        f"height={story.height}",
+        f"num_inference_steps={story.num_inference_steps}",
+        f"guidance_scale={story.guidance_scale!r}",
+        f'generator=torch.Generator("cpu").manual_seed({story.seed})',
+        "use_resolution_binning=False",
+    ]
+    if sprint and story.num_inference_steps != 2:
+        call.append("intermediate_timesteps=None")
+    if not hub:
+        call.append("max_sequence_length=calls.max_sequence_length")
+        call.append("complex_human_instruction=list(calls.complex_human_instruction)")
+    comment = [] if story.prompt is not None else ["# The prompt was left out of the picture: write it in."]
+    lines = [
+        *(_from_hub if hub else _from_folder)(story),
+        *_shallower(story),
+        *comment,
+        "picture = pipeline(",
+        *(f"    {argument}," for argument in call),
+        ").images[0]",
+    ]
+    return "\n".join(lines)
+
+
+def _from_hub(story: Story) -> list[str]:
+    return [
+        "import torch",
+        "from diffusers import DiffusionPipeline",
+        "",
+        "pipeline = DiffusionPipeline.from_pretrained(",
+        f'    {_literal(story.model.name)}, revision="{story.model.revision}", dtype=torch.bfloat16',
+        ').to("cuda")',
+    ]
+
+
+def _from_folder(story: Story) -> list[str]:
+    return [
+        "import torch",
+        "from bestofn.models.checkpoint import Checkpoint",
+        "from diffusers import DiffusionPipeline",
+        "",
+        f"checkpoint = Checkpoint.resolve({_literal(story.model.name)})  # revision {_plain(story.model.revision)}",
+        "calls = checkpoint.call_defaults()",
+        "pipeline = DiffusionPipeline.from_pretrained(checkpoint.path, dtype=torch.float32)",
+    ]
+
+
+def _shallower(story: Story) -> list[str]:
+    if story.blocks is None:
+        return []
+    return [
+        "blocks = pipeline.transformer.transformer_blocks",
+        f"pipeline.transformer.transformer_blocks = torch.nn.ModuleList(blocks[i] for i in {list(story.blocks)})",
+    ]
+
+
+def _literal(text: str) -> str:
+    """As Python source, in which every character that does not print is escaped."""
+    written = repr(text)
+    return f'"{written[1:-1]}"' if written[0] == "'" and "'" not in text and '"' not in text else written
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^\w.-]", "?", text)

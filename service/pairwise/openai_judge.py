@@ -1,0 +1,202 @@
+"""A pairwise judge behind an OpenAI-compatible server (vLLM, SGLang, Ollama, ...): two pictures in one message.
+
+The prompt and both pictures leave this machine. The pictures go as JPEG, made anew from their pixels: what their files
+tell of how they were made stays here.
+"""
+
+import asyncio
+import base64
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import httpx
+from PIL import Image
+
+from bestofn.judge.pairwise import LABELS, Answer, Answers, Rounds, knockout, question, read_answer
+from bestofn.service.client.retries import LONGEST_ASKED_SECONDS, asked_delay, backoff
+from bestofn.service.core.errors import JudgeAway, SetupError
+from bestofn.service.media.codec import MEDIA_TYPES, decode, encode
+
+PREFIX = "openai:"
+LONG_SIDE = 1024  # pixels; a longer side is shrunk to it
+AT_ONCE = 8  # calls that are under way together
+ATTEMPTS = 5
+TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+MAX_TOKENS = 8  # one letter, and room for signs around it
+TOP_LOGPROBS = 5
+_PASSING = frozenset({408, 409, 425, 429})  # and all from 500 on
+_ADVICE = {
+    401: "set BESTOFN_FINALS_KEY to a key that it knows",
+    403: "set BESTOFN_FINALS_KEY to a key that it knows",
+    404: "correct the address, which mostly ends in /v1, or the model after #: {base}/models lists those it serves",
+    400: "is {model} a model that reads two pictures a message?",
+    429: "it is overloaded: try again later",
+}
+
+
+class Address(NamedTuple):
+    """Where a judge is asked: `base_url` without a slash at its end, and the model's name there."""
+
+    base_url: str
+    model: str
+
+
+def parse_address(name: str) -> Address:
+    """Reads `openai:<base_url>#<model>`, such as openai:http://localhost:8000/v1#Qwen/Qwen2.5-VL-7B-Instruct.
+
+    Raises:
+        SetupError: it is none.
+    """
+    base, _, model = name.removeprefix(PREFIX).partition("#")
+    try:
+        url = httpx.URL(base)
+    except httpx.InvalidURL:
+        url = httpx.URL("")
+    if not name.startswith(PREFIX) or url.scheme not in ("http", "https") or not url.host or not model:
+        raise SetupError(
+            f"a pairwise judge is openai:<address>#<model>, such as openai:http://localhost:8000/v1#llava, got {name!r}"
+        )
+    if url.userinfo:
+        raise SetupError("a pairwise judge's address holds no user or password: set BESTOFN_FINALS_KEY instead")
+    return Address(base.rstrip("/"), model)
+
+
+class VisionJudge:
+    """Asks one model; `async with` closes its connections. Belongs to one event loop.
+
+    Attributes:
+        address: of the model.
+    """
+
+    def __init__(self, name: str, key: str | None = None, attempts: int = ATTEMPTS) -> None:
+        """
+        Args:
+            name: `openai:<base_url>#<model>`.
+            key: sent as Bearer, if there is one.
+            attempts: how often a call is tried that is lost, or refused for a reason that passes.
+
+        Raises:
+            SetupError: the name is none.
+        """
+        self.address = parse_address(name)
+        headers = {} if not key else {"Authorization": f"Bearer {key}"}
+        self._http = httpx.AsyncClient(timeout=TIMEOUT, headers=headers)
+        self._attempts = attempts
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self._logprobs: dict[str, object] = {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def knockout(
+        self,
+        prompt: str,
+        order: Sequence[int],
+        pictures: Mapping[int, bytes],
+        before_round: Callable[[Rounds], Awaitable[None]] | None = None,
+    ) -> Rounds:
+        """The whole knockout among `order` (best placed first), each match asked in both orders.
+
+        Args:
+            prompt: what the pictures should show.
+            order: who enters.
+            pictures: their files' bytes.
+            before_round: awaited before each round, with the rounds that are played.
+
+        Raises:
+            JudgeAway: an answer was not to be had.
+            ValueError: a picture cannot be read.
+        """
+        shown = {one: await asyncio.to_thread(data_url, pictures[one]) for one in order} if len(order) > 1 else {}
+        game = knockout(order)
+        try:
+            pairings, rounds = next(game)
+            while True:
+                if before_round is not None:
+                    await before_round(rounds)
+                pairs = [pair for p in pairings if p.b is not None for pair in ((p.a, p.b), (p.b, p.a))]
+                said = iter(await self._compare_all(prompt, [(shown[a], shown[b]) for a, b in pairs]))
+                answers: list[Answers] = list(zip(said, said, strict=True))
+                pairings, rounds = game.send(answers)
+        except StopIteration as end:
+            played: Rounds = end.value
+            return played
+
+    async def _compare_all(self, prompt: str, pairs: Sequence[tuple[str, str]]) -> list[Answer]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self.compare(prompt, *pair)) for pair in pairs]
+        except ExceptionGroup as errors:  # the first ends the others, and all are of one kind
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def compare(self, prompt: str, first: str, second: str) -> Answer:
+        """Which of two pictures (of `data_url`) shows the prompt better, in this order. Raises JudgeAway."""
+        pictures = [{"type": "image_url", "image_url": {"url": url}} for url in (first, second)]
+        texts = [{"type": "text", "text": text} for text in (*LABELS, question(prompt))]
+        content = [texts[0], pictures[0], texts[1], pictures[1], texts[2]]
+        async with self._room:
+            reply = await self._ask([{"role": "user", "content": content}])
+        try:
+            choice = reply.json()["choices"][0]
+            return read_answer(choice["message"]["content"] or "", _first_token(choice))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise self._away("answered with something else than a chat completion", "is it an OpenAI API?") from error
+
+    async def _ask(self, messages: Sequence[Mapping[str, Any]]) -> httpx.Response:
+        url = f"{self.address.base_url}/chat/completions"
+        attempt = 0
+        while True:
+            asked = {"model": self.address.model, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
+            told = self._logprobs
+            delay = backoff(attempt)
+            attempt += 1
+            try:
+                response = await self._http.post(url, json=asked | told)
+            except httpx.RequestError as error:  # lost, or with a body that does not read as its headers say
+                if attempt >= self._attempts:
+                    said = str(error) or type(error).__name__
+                    raise self._away(f"cannot be reached ({said})", "start it, or correct the address") from error
+            else:
+                if response.is_success:
+                    return response
+                if told and response.status_code in (400, 422):  # some servers know no log-probabilities
+                    self._logprobs = {}
+                    continue
+                again = response.status_code in _PASSING or response.status_code >= 500
+                waits = asked_delay(response) or 0.0
+                if not again or attempt >= self._attempts or waits > LONGEST_ASKED_SECONDS:
+                    raise self._refused(response)
+                delay = max(delay, waits)
+            await asyncio.sleep(delay)
+
+    def _refused(self, response: httpx.Response) -> JudgeAway:
+        said = re.sub(r"[^\x20-\x7e]+", " ", response.text)[:200].strip()
+        known = _ADVICE.get(response.status_code, "see its log")
+        advice = known.format(base=self.address.base_url, model=self.address.model)
+        return self._away(f"answered {response.status_code}", advice, f" ({said})" if said else "")
+
+    def _away(self, what: str, advice: str, said: str = "") -> JudgeAway:
+        known = f"the pairwise judge {self.address.model} at {self.address.base_url} {what}"
+        return JudgeAway(f"{known}{said}; {advice}", f"{known}; {advice}")
+
+
+def data_url(picture: bytes) -> str:
+    """A picture's file as a `data:` URL: RGB, its longer side at most LONG_SIDE pixels. Raises ValueError."""
+    pixels = decode(picture)
+    pixels.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
+    return f"data:{MEDIA_TYPES['jpeg']};base64,{base64.b64encode(encode(pixels, 'jpeg')).decode()}"
+
+
+def _first_token(choice: Mapping[str, Any]) -> dict[str, float]:
+    """Log-probabilities of what the first token might have been; empty where the server does not tell them."""
+    tokens = (choice.get("logprobs") or {}).get("content") or [{}]
+    return {one["token"]: float(one["logprob"]) for one in tokens[0].get("top_logprobs") or ()}

@@ -1,0 +1,329 @@
+"""The queue as a worker sees it: claims, leases and completions of the heats of one (model, judge) pair."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from redis.exceptions import OutOfMemoryError, ResponseError
+
+from bestofn.service.core.early_stopping import Prefix, fold
+from bestofn.service.core.early_stopping import standing as still_standing
+from bestofn.service.core.finals import FinalsOutcome, Meeting, entrants, reordered
+from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, JobSpec, Priority
+from bestofn.service.core.results import best_of
+from bestofn.service.core.workers import WorkerCard
+from bestofn.service.queue.codec import (
+    pack_candidate,
+    pack_finals,
+    pack_heat,
+    pack_leaders,
+    unpack_heat,
+    unpack_leaders,
+)
+from bestofn.service.queue.job_queue import Queue
+from bestofn.service.queue.keys import CLASSES, GROUP, pair_id
+from bestofn.service.queue.scripts import Argument
+
+STAGED_MS = 600_000  # images of a heat that was never completed go after this
+MOST_PENDING = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A heat in the ready stream, as it stands there."""
+
+    id: str
+    priority: Priority
+    job: str
+    heat: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A heat that this worker holds.
+
+    Attributes:
+        deliveries: counts this one too.
+        traceparent: of the request that submitted the job; "" if it was not traced.
+        waited_seconds: from the job's submission to this claim.
+        claimed: on the monotonic clock of this process.
+    """
+
+    entry: Entry
+    heat: Heat
+    deliveries: int
+    traceparent: str = ""
+    waited_seconds: float = 0.0
+    claimed: float = field(default_factory=time.monotonic, compare=False)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.entry.job, self.entry.heat
+
+
+@dataclass(frozen=True, slots=True)
+class HeatProgress:
+    """How far a heat has come since it was last started: candidates judged, steps and transformer forwards done."""
+
+    heat: int
+    judged: int
+    steps: int
+    forwards: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A candidate that has its verdict, and a small picture of it if the job asked."""
+
+    candidate: Candidate
+    thumbnail: bytes | None = None
+
+
+class Lane:
+    """One worker's place at the ready streams of its pair. Methods raise redis' errors when the server is away."""
+
+    def __init__(self, queue: Queue, card: WorkerCard) -> None:
+        self.queue = queue
+        self.card = card
+        self.pair = pair_id(*card.pins)
+        self.worker = card.worker
+        self._ready = {priority: queue.keys("ready", self.pair, priority) for priority in CLASSES}
+        self._reclaim_from = dict.fromkeys(CLASSES, "0-0")
+
+    async def beat(
+        self, held: Iterable[Claim], seconds: float, state: str = "ready", tflops_per_second: float | None = None
+    ) -> set[str]:
+        """Announces the worker for `seconds` (0: it leaves) and renews the leases on `held`.
+
+        Args:
+            held: claims of this worker.
+            seconds: after which the announcement lapses.
+            state: for its card.
+            tflops_per_second: for its card.
+
+        Returns:
+            Entries among those held that another worker has taken over.
+        """
+        card = self.card.model_copy(update={"state": state, "tflops_per_second": tflops_per_second})
+        arguments: list[Argument] = [self.pair, self.worker, card.capacity, card.model_dump_json(), int(1000 * seconds)]
+        for claim in held:
+            arguments += [claim.entry.priority, claim.entry.id]
+        return {entry.decode() for entry in await self.queue.scripts("beat", *arguments)}
+
+    async def leave_tokenizer(self, tokenizer: bytes) -> None:
+        """Stores the tokenizer.json under the hash that the model card names."""
+        key = self.queue.keys("tokenizer", self.card.model.tokenizer_sha256)
+        if not await self.queue.redis.exists(key):  # a full server refuses to write even what is there
+            await self.queue.redis.set(key, tokenizer, nx=True)
+
+    async def claim(self, count: int, block_seconds: float) -> list[Claim]:
+        """At most `count` new heats, interactive ones first; waits for one at most `block_seconds`."""
+        while True:
+            entries: list[Entry] = []
+            for priority in CLASSES:
+                if len(entries) < count:
+                    entries += await self._read([priority], count - len(entries), None)
+            if not entries and block_seconds > 0:
+                entries = await self._read(CLASSES, 1, block_seconds)
+            claims = await self._start(entries)
+            if claims or not entries:
+                return claims
+
+    async def reclaim(self, count: int, lease_seconds: float) -> list[Claim]:
+        """At most `count` heats whose leases have not been renewed for `lease_seconds`."""
+        entries: list[Entry] = []
+        for priority, ready in self._ready.items():
+            if len(entries) == count:
+                break
+            start, found, _ = await self.queue.redis.xautoclaim(
+                ready,
+                GROUP,
+                self.worker,
+                int(1000 * lease_seconds),
+                self._reclaim_from[priority],
+                count=count - len(entries),
+            )
+            self._reclaim_from[priority] = start.decode()
+            entries += [_entry(priority, entry, fields) for entry, fields in found]
+        return await self._start(entries)
+
+    async def complete(self, claim: Claim, outcome: HeatOutcome) -> bool:
+        """Files a finished heat; whether it was the first completion. Keeps the images only of the job's
+        candidates in play. After the last heat the job ends, or its finals are dealt.
+
+        Raises:
+            NotKept: they cannot be written into the folder of pictures.
+        """
+        spec, redis, keys = claim.heat.job, self.queue.redis, self.queue.keys
+        job, heat = claim.key
+        staged = keys("staged", job, heat, self.worker)
+        stored: dict[int, bytes] = {}
+        inline: list[Argument] = []
+        while True:
+            known = await redis.hmget(keys("job", job), ["version", "leaders", "decided", "done"])
+            version, text, decided, done = known
+            before = Prefix(int(decided or 0), tuple(unpack_leaders(spec, text or b"[]")))
+            if spec.stop is None:  # in whatever order its heats come, its winners are the best of all
+                after = replace(before, leaders=tuple(best_of(spec, [*before.leaders, *outcome.candidates])))
+                standing = {candidate.index for candidate in after.leaders}
+            else:
+                finished = await self._ahead(spec, before.heats) | {heat: outcome.candidates}
+                after = fold(spec, before, finished)
+                standing = still_standing(spec, after, finished)
+            last = after.stopped is not None or int(done or 0) + 1 == spec.num_heats
+            finals = last and bool(entrants(spec, after.leaders))
+            if last and not finals:
+                standing = {candidate.index for candidate in after.leaders[: spec.top_k]}
+            kept = sorted(standing & {candidate.index for candidate in outcome.candidates})
+            new = {index: outcome.images[index] for index in kept if index not in stored}
+            stored |= await self.queue.pictures.put(job, self.worker, new)
+            images = {index: stored[index] for index in kept}
+            if images and not inline and not await self._stage(staged, images):
+                inline = [part for image in images.items() for part in image]
+            reply = await self.queue.scripts(
+                "complete",
+                *self._place(claim),
+                pack_heat(outcome),
+                version or 0,
+                pack_leaders(after.leaders),
+                staged,
+                json.dumps(kept),
+                json.dumps(sorted(standing)),
+                claim.heat.steps,
+                outcome.usage.transformer_forwards,
+                after.heats,
+                after.stopped or "",
+                int(finals),
+                *inline,
+            )
+            match reply:
+                case b"again":
+                    inline = []
+                case b"unstaged":
+                    inline = [part for image in images.items() for part in image]
+                case _:
+                    return bool(reply == b"done")
+
+    async def finalists(self, job: JobSpec) -> tuple[list[int], dict[int, bytes]]:
+        """Who meets in a job's finals, best first, and their pictures. Raises NotThere: a picture is gone."""
+        text = await self.queue.redis.hget(self.queue.keys("job", job.id), "leaders")
+        meet = [candidate.index for candidate in entrants(job, unpack_leaders(job, text or b"[]"))]
+        return meet, {index: await self.queue.image(job.id, index) for index in meet}
+
+    async def tell_finals(self, claim: Claim, meeting: Meeting) -> bool:
+        """Publishes how far finals have come; False if it is not for this worker any more to tell."""
+        entry = claim.entry
+        told = pack_finals(meeting)
+        place = self.pair, entry.priority, entry.id, entry.job, entry.heat
+        return bool(await self.queue.scripts("play", *place, self.worker, told))
+
+    async def complete_finals(self, claim: Claim, finals: FinalsOutcome) -> bool:
+        """Files what finals came to, which ends the job; whether it was the first completion."""
+        spec, entry = claim.heat.job, claim.entry
+        text = await self.queue.redis.hget(self.queue.keys("job", entry.job), "leaders")
+        leaders = reordered(unpack_leaders(spec, text or b"[]"), finals)
+        reply = await self.queue.scripts(
+            "finals",
+            self.pair,
+            entry.priority,
+            entry.id,
+            entry.job,
+            entry.heat,
+            pack_finals(finals),
+            pack_leaders(leaders),
+            json.dumps([candidate.index for candidate in leaders[: spec.top_k]]),
+        )
+        return bool(reply == b"done")
+
+    async def fail(self, claim: Claim, fate: str, reason: str = "") -> None:
+        """Gives up a heat: `back` (no delivery), `again` (a delivery spent) or `dead` (its job fails with `reason`)."""
+        await self.queue.scripts("fail", *self._place(claim), self.worker, claim.deliveries, fate, reason)
+
+    async def count(self, claim: Claim, deliveries: int) -> None:
+        """Makes it so many deliveries: a heat that is held, but not yet run, is not to blame if its worker dies."""
+        entry = claim.entry
+        await self.queue.scripts("count", self.pair, entry.priority, entry.id, self.worker, deliveries)
+
+    async def report(self, job: str, progress: Sequence[HeatProgress], judgements: Iterable[Judgement] = ()) -> bool:
+        """Publishes how far heats of a job have come and its new candidates; whether the job still wants any."""
+        arguments: list[Argument] = [job, len(progress)]
+        for part in progress:
+            arguments += [part.heat, part.judged, part.steps, part.forwards]
+        for judgement in judgements:
+            candidate = judgement.candidate
+            arguments += [candidate.index, pack_candidate(candidate), judgement.thumbnail or b""]
+        return bool(await self.queue.scripts("report", *arguments))
+
+    async def leave(self, held: Iterable[Claim]) -> None:
+        """Hands back all heats, those too whose claim this worker never heard of, and takes its card down."""
+        for claim in held:
+            await self.fail(claim, "back")
+        for priority, ready in self._ready.items():
+            pending = await self.queue.redis.xpending_range(ready, GROUP, "-", "+", MOST_PENDING, self.worker)
+            for row in pending:
+                for entry, fields in await self.queue.redis.xrange(ready, row["message_id"], row["message_id"]):
+                    known = _entry(priority, entry, fields)
+                    deliveries = int(fields[b"deliveries"]) + row["times_delivered"]
+                    place = self.pair, known.priority, known.id, known.count, known.job, known.heat
+                    await self.queue.scripts("fail", *place, self.worker, deliveries, "back", "")
+        await self.beat((), 0, "draining")
+
+    async def _read(self, classes: Sequence[Priority], count: int, block_seconds: float | None) -> list[Entry]:
+        block = None if block_seconds is None else max(1, int(1000 * block_seconds))
+        streams = {self._ready[priority]: ">" for priority in classes}
+        reply = await self.queue.redis.xreadgroup(GROUP, self.worker, streams, count=count, block=block)
+        names = {ready.encode(): priority for priority, ready in self._ready.items()}
+        return [_entry(names[stream], entry, fields) for stream, found in reply for entry, fields in found]
+
+    async def _start(self, entries: Sequence[Entry]) -> list[Claim]:
+        if not entries:
+            return []
+        arguments: list[Argument] = [self.pair]
+        for entry in entries:
+            arguments += [entry.priority, entry.id, entry.job, entry.heat, entry.count]
+        claims = []
+        replies = await self.queue.scripts("refill", *arguments)
+        for entry, (deliveries, spec, traceparent, waited) in zip(entries, replies, strict=True):
+            if deliveries:
+                heat = JobSpec.model_validate_json(spec).heat(entry.heat)
+                claims.append(Claim(entry, heat, deliveries, (traceparent or b"").decode(), waited / 1000))
+        return claims
+
+    async def _ahead(self, spec: JobSpec, decided: int) -> dict[int, tuple[Candidate, ...]]:
+        """Finished heats beyond the prefix of `decided` heats."""
+        beyond = range(decided, spec.num_heats)
+        if not beyond:  # a late completion, of a job that has ended without any more to ask for
+            return {}
+        records = await self.queue.redis.hmget(self.queue.keys("heats", spec.id), beyond)
+        return {
+            heat: unpack_heat(spec, heat, record).candidates
+            for heat, record in zip(beyond, records, strict=True)
+            if record is not None
+        }
+
+    async def _stage(self, staged: str, images: Mapping[int, bytes]) -> bool:
+        """Stores images beside the scripts, which would block the server meanwhile, in place of those of an earlier
+        try; False if its memory is full."""
+        try:
+            async with self.queue.redis.pipeline(transaction=False) as pipe:
+                pipe.unlink(staged)
+                pipe.hset(staged, mapping={str(index): image for index, image in images.items()})
+                pipe.pexpire(staged, STAGED_MS)
+                await pipe.execute()
+        except OutOfMemoryError:
+            return False
+        except ResponseError as error:  # of a pipeline, with the command put in front
+            if "OOM" not in str(error):
+                raise
+            return False
+        return True
+
+    def _place(self, claim: Claim) -> tuple[Argument, ...]:
+        entry = claim.entry
+        return self.pair, entry.priority, entry.id, entry.count, entry.job, entry.heat
+
+
+def _entry(priority: Priority, entry: bytes, fields: Mapping[bytes, bytes]) -> Entry:
+    return Entry(entry.decode(), priority, fields[b"job"].decode(), int(fields[b"heat"]), int(fields[b"count"]))

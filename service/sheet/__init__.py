@@ -1,5 +1,0 @@
-"""The sheet: one picture of all candidates of a job, ranked, with the knockout that the winner won."""
-
-from bestofn.service.sheet.page import draw_sheet
-
-__all__ = ["draw_sheet"]

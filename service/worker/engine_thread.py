@@ -1,0 +1,161 @@
+"""The engine's thread: admits heats, ticks while there is work, and hands what happens to the event loop."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from bestofn.service.core.jobs import Heat
+from bestofn.service.engine.protocol import Engine, EngineEvent
+from bestofn.service.telemetry.worker_metrics import ticked
+
+STALL_TICKS = 10.0  # a tick may take this many times as long as usual before the engine counts as stalled
+PROBE_SECONDS = 5.0  # an idle device is asked this often whether it is still there
+_JOIN_SECONDS = 5.0
+_TICK_WEIGHT = 0.1  # of the last tick in the usual one
+
+
+class Driver:
+    """Runs one engine in a thread of its own, from its making to its end. All methods belong to the event loop.
+
+    `on_events` is called in the event loop with what each tick brought; `died` is set when the engine raised.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], Engine],
+        on_events: Callable[[Sequence[EngineEvent]], None],
+        probe_seconds: float = PROBE_SECONDS,
+    ) -> None:
+        self.engine: Engine
+        self.error: BaseException | None = None
+        self.died = asyncio.Event()
+        self.changed = asyncio.Event()  # set whenever there may be more room than before
+        self._factory = factory
+        self._on_events = on_events
+        self._probe_seconds = probe_seconds
+        self._loop = asyncio.get_running_loop()
+        self._loaded = asyncio.Event()
+        self._wake = threading.Condition()
+        self._admitted: deque[Heat] = deque()
+        self._stopping = False
+        self._room = 0
+        self._on_the_way = 0  # candidates that were admitted after the thread last said how much room there is
+        self._last = time.monotonic()
+        self._usual_tick: float | None = None
+        self._ticking = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    async def load(self) -> None:
+        """Makes the engine; raises what the factory raises."""
+        self._thread.start()
+        await self._loaded.wait()
+        if self.error is not None:
+            raise self.error
+
+    def room(self) -> int:
+        """How many more candidates the engine would take now."""
+        return self._room - self._on_the_way
+
+    def admit(self, heat: Heat) -> None:
+        """Gives the engine a heat before its next tick."""
+        self._on_the_way += heat.count
+        with self._wake:
+            self._admitted.append(heat)
+            self._wake.notify()
+
+    def cancel(self, job: str) -> None:
+        """Drops everything of a job before the next tick, what has not been admitted yet too."""
+        with self._wake:
+            dropped = [heat for heat in self._admitted if heat.job.id == job]
+            for heat in dropped:
+                self._admitted.remove(heat)
+            self.engine.cancel(job)
+            self._wake.notify()
+        self._on_the_way -= sum(heat.count for heat in dropped)
+
+    def stalled(self, stall_seconds: float, factor: float = 1.0) -> bool:
+        """Whether a tick has gone on for longer than `factor` times `stall_seconds`, and than ten usual ones."""
+        patience = factor * max(stall_seconds, STALL_TICKS * (self._usual_tick or 0.0))
+        return self._ticking and time.monotonic() - self._last > patience
+
+    def give_up(self) -> None:
+        """Takes an engine whose tick does not return for dead."""
+        self.error = TimeoutError(f"a tick has not returned for {time.monotonic() - self._last:.0f} s")
+        self.died.set()
+
+    async def stop(self) -> bool:
+        """Ends the thread after the tick that runs; False if that does not return, and is left to the process' end."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, _JOIN_SECONDS)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self.engine = self._factory()
+            self._room = self.engine.room()
+            self._post(self._loaded.set)
+            while self._admit_waiting():
+                self._tick()
+        except BaseException as error:  # handed to the event loop, which ends the process
+            self.error = error
+            self._post(self._loaded.set)
+            self._post(self.died.set)
+
+    def _admit_waiting(self) -> bool:
+        """Waits for work, and asks now and then whether the device is still there; False when the thread shall end."""
+        while not self._wait(self._probe_seconds):
+            self._last = time.monotonic()
+            self._ticking = True  # a probe that hangs is a stall too
+            self.engine.probe()
+            self._ticking = False
+        with self._wake:
+            if self._stopping:
+                return False
+            if not self._ticking:
+                self._last = time.monotonic()
+                self._ticking = True
+            heats = list(self._admitted)
+            self._admitted.clear()
+        for heat in heats:
+            self.engine.admit(heat)
+        self._tell((), sum(heat.count for heat in heats))
+        return True
+
+    def _wait(self, seconds: float) -> bool:
+        """Whether there is something to do within that time."""
+        with self._wake:
+            return self._wake.wait_for(lambda: self._stopping or bool(self._admitted) or self.engine.busy, seconds)
+
+    def _tick(self) -> None:
+        if self.engine.busy:
+            started = time.monotonic()
+            events = self.engine.tick()
+            self._last = time.monotonic()
+            ticked(self._last - started, events, self.engine.slots)
+            usual = self._usual_tick or self._last - started
+            self._usual_tick = usual + _TICK_WEIGHT * (self._last - started - usual)
+        else:
+            events = []
+        self._ticking = self.engine.busy
+        self._tell(events, 0)
+
+    def _tell(self, events: Sequence[EngineEvent], admitted: int) -> None:
+        room = self.engine.room()
+        self._post(lambda: self._hear(room, admitted, events))
+
+    def _hear(self, room: int, admitted: int, events: Sequence[EngineEvent]) -> None:
+        self._room = room
+        self._on_the_way -= admitted
+        self.changed.set()
+        if events:
+            self._on_events(events)
+
+    def _post(self, call: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens any more
+            self._loop.call_soon_threadsafe(call)

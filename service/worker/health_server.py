@@ -1,0 +1,101 @@
+"""A worker's own port: /metrics for Prometheus, /livez and /readyz for whoever looks after its container."""
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+
+from prometheus_client.exposition import choose_encoder
+
+from bestofn.service.core.errors import SetupError
+from bestofn.service.telemetry.worker_metrics import REGISTRY
+
+
+class Condition(StrEnum):
+    """What a worker is doing."""
+
+    STARTING = "starting"
+    READY = "ready"
+    BUSY = "busy"
+    STALLED = "stalled"  # a tick has not returned for too long
+    LEAVING = "leaving"
+
+
+READY = frozenset({Condition.READY, Condition.BUSY})
+LIVE = frozenset(Condition) - {Condition.STALLED}
+
+
+@contextmanager
+def metrics_port(host: str, port: int | None, condition: Callable[[], Condition]) -> Iterator[int | None]:
+    """Answers on this port, from a thread, while the `with` lasts; yields the port (0 picks one), None for none.
+
+    `condition` is asked in that thread.
+
+    Raises:
+        SetupError: the address is taken or not this machine's.
+    """
+    if port is None:
+        yield None
+        return
+    try:
+        server = _Server((host, port), _Handler)
+    except OSError as error:
+        raise SetupError(
+            f"cannot serve metrics on {host} port {port}: {error.strerror or error}; set another BESTOFN_METRICS_PORT"
+        ) from error
+    server.condition = condition
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    condition: Callable[[], Condition]
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        TCPServer.server_bind(self)  # HTTPServer's would ask the name server for this machine's name
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = 10.0
+
+    def do_GET(self) -> None:
+        condition = self.server.condition()
+        match self.path.partition("?")[0]:
+            case "/metrics":
+                encode, media_type = choose_encoder(self.headers.get("Accept", ""))
+                self._answer(200, media_type, encode(REGISTRY))
+            case "/livez":
+                self._tell(condition, condition in LIVE)
+            case "/readyz":
+                self._tell(condition, condition in READY)
+            case _:
+                self._answer(404, "text/plain", b"there are /metrics, /livez and /readyz\n")
+
+    def _tell(self, condition: Condition, well: bool) -> None:
+        self._answer(200 if well else 503, "application/json", json.dumps({"status": condition}).encode())
+
+    def _answer(self, status: int, media_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", media_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """A probe every few seconds is not worth a line."""

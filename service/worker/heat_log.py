@@ -1,0 +1,76 @@
+"""What becomes of a worker's heats, told once each: as counts, a line of the log and a span."""
+
+import time
+from collections import Counter
+from typing import Literal
+
+import structlog
+
+from bestofn.service.core.jobs import Candidate, HeatOutcome
+from bestofn.service.queue.consumer import Claim
+from bestofn.service.telemetry import worker_metrics as metrics
+from bestofn.service.telemetry.traces import past_span
+
+# done: filed; late: another worker had filed it, or its job had ended; again: failed, to be tried again;
+# dead: failed for good; back: handed back, or its job had ended.
+HeatFate = Literal["done", "late", "again", "dead", "back"]
+_ERRORS = ("again", "dead")
+
+log = structlog.get_logger()
+
+
+class HeatLog:
+    """The heats in work and the candidates judged of each."""
+
+    def __init__(self) -> None:
+        self._judged: Counter[tuple[str, int]] = Counter()
+
+    def claimed(self, claim: Claim) -> None:
+        metrics.DELIVERIES.observe(claim.deliveries)
+
+    def judged(self, job: str, heat: int, candidate: Candidate) -> None:
+        """Counts a verdict."""
+        self._judged[job, heat] += 1
+        metrics.CANDIDATES.inc()
+        metrics.VERDICTS.labels(candidate.verdict.answer).inc()
+        if candidate.verdict.broken:
+            metrics.INVALID.inc()
+
+    def ended(
+        self, claim: Claim, fate: HeatFate, outcome: HeatOutcome | None = None, reason: str | None = None
+    ) -> None:
+        """Tells of a heat that this worker has done with.
+
+        Args:
+            claim: as it was taken.
+            fate: what became of it.
+            outcome: of a heat that was finished.
+            reason: why it failed.
+        """
+        seconds = time.monotonic() - claim.claimed
+        judged = self._judged.pop(claim.key, 0)
+        metrics.HEATS.labels(fate).inc()
+        if fate == "dead":
+            metrics.DEAD.inc()
+        if fate == "done":
+            metrics.HEAT_SECONDS.observe(seconds)
+        else:
+            metrics.WASTED.labels(fate).inc(judged)
+        attributes: dict[str, str | int | float] = {
+            "job_id": claim.entry.job,
+            "heat": claim.entry.heat,
+            "candidates": claim.entry.count,
+            "deliveries": claim.deliveries,
+            "fate": fate,
+            "waited_seconds": round(claim.waited_seconds, 3),
+        }
+        if outcome is not None:
+            metrics.TFLOPS.inc(outcome.usage.tflops)
+            attributes["tflops"] = round(outcome.usage.tflops, 3)
+            for stage, spent in outcome.usage.seconds.items():
+                metrics.STAGE_SECONDS.labels(stage).inc(spent)
+                attributes[f"{stage}_seconds"] = round(spent, 4)
+        named = {f"bestofn.{name}": value for name, value in attributes.items()}
+        with past_span("heat", claim.traceparent, seconds, named, (reason or fate) if fate in _ERRORS else None):
+            tell = log.warning if fate in _ERRORS else log.info
+            tell("heat", seconds=round(seconds, 3), **attributes, **({"reason": reason} if reason else {}))

@@ -1,0 +1,215 @@
+"""A job in this process: the engine without server and queue."""
+
+import asyncio
+import math
+import secrets
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import NamedTuple
+
+from tokenizers import Tokenizer
+
+from bestofn.judge.stopping import Reason
+from bestofn.service.core.early_stopping import enough
+from bestofn.service.core.finals import FinalsOutcome, Meeting, entrants
+from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus
+from bestofn.service.core.planning import Pair, job_spec
+from bestofn.service.core.results import assemble, best_of, ranked
+from bestofn.service.core.schemas import (
+    RANDOM_SEEDS,
+    CandidateOut,
+    FinalsProgress,
+    GenerateRequest,
+    JobResult,
+    Progress,
+    VerdictOut,
+)
+from bestofn.service.core.settings import Settings
+from bestofn.service.engine.protocol import Engine, HeatFailed, HeatFinished, Judged, Stepped
+from bestofn.service.pairwise.finals_runner import play
+from bestofn.service.pairwise.openai_judge import VisionJudge, parse_address
+
+LOOK_SECONDS = 0.05  # between looks at Ctrl-C and the deadline while finals are played
+
+
+class LocalRun(NamedTuple):
+    """A job that has ended; `images` are the winners' bytes, `thumbnails` small pictures, both by candidate."""
+
+    result: JobResult
+    images: dict[int, bytes]
+    thumbnails: dict[int, bytes]
+
+
+def local_spec(request: GenerateRequest, engine: Engine, settings: Settings) -> JobSpec:
+    """The job that a request asks of this engine, checked as the server checks it.
+
+    Raises:
+        InvalidRequest: with the field at fault, its limit and what to change.
+        SetupError: the pairwise judge of the settings is none.
+    """
+    finals_judge = parse_address(settings.finals_judge).model if settings.finals_judge else None
+    tokenizer = Tokenizer.from_buffer(engine.tokenizer_json)
+    # The file may ask for cutting or padding, which would hide how long a text is.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return job_spec(
+        request.model_copy(update={"model": None, "judge": None}),
+        Pair(engine.model_card, engine.judge_card, (engine.slots,), finals_judge=finals_judge),
+        settings,
+        job_id=secrets.token_hex(8),
+        random_seed=secrets.randbelow(RANDOM_SEEDS),
+        count_tokens=lambda _, text: len(tokenizer.encode(text).ids),
+    )
+
+
+def run_local(
+    spec: JobSpec,
+    engine: Engine,
+    on_progress: Callable[[JobResult], None] | None = None,
+    judge: VisionJudge | None = None,
+) -> LocalRun:
+    """Runs a job to its end. Ctrl-C cancels it; a second Ctrl-C interrupts at once.
+
+    Args:
+        spec: of `local_spec`.
+        engine: without other work.
+        on_progress: called after every tick, and before each round of the finals, with the running job, its `progress`
+            filled in.
+        judge: of the finals; closed afterwards.
+
+    Returns:
+        The job: succeeded, failed (with `error`) or canceled; pictures only if it succeeded.
+    """
+    waiting = deque(spec.heats())
+    outcomes: list[HeatOutcome] = []
+    in_play: list[Candidate] = []  # the best of the finished heats, best first, and their pictures
+    stopped: Reason | None = None
+    images: dict[int, bytes] = {}
+    thumbnails: dict[int, bytes] = {}
+    progress = Progress(num_samples=spec.num_samples, total_steps=spec.total_steps)
+    leader: Candidate | None = None
+    deadline = time.monotonic() + (spec.deadline_seconds or math.inf)
+    with _interrupts() as interrupted:
+        while waiting or engine.busy:
+            if interrupted.is_set():
+                engine.cancel(spec.id)
+                engine.tick()
+                return LocalRun(assemble(spec, JobStatus.CANCELED, outcomes), {}, {})
+            if time.monotonic() > deadline:
+                engine.cancel(spec.id)
+                engine.tick()
+                if not outcomes:
+                    error = "its deadline passed before its first candidates were judged"
+                    return LocalRun(assemble(spec, JobStatus.FAILED, (), error=error, stopped="deadline"), {}, {})
+                return _succeeded(spec, outcomes, images, thumbnails, stopped="deadline")
+            # A job that may stop is asked after each heat, and nothing runs ahead that it might not want.
+            while waiting and engine.room() > 0 and not (spec.stop and engine.busy):
+                engine.admit(waiting.popleft())
+            for event in engine.tick():
+                match event:
+                    case HeatFailed(_, _, reason):
+                        engine.cancel(spec.id)
+                        engine.tick()
+                        return LocalRun(assemble(spec, JobStatus.FAILED, outcomes, error=reason), {}, {})
+                    case HeatFinished(_, outcome):
+                        outcomes.append(replace(outcome, images={}))
+                        in_play = best_of(spec, [*in_play, *outcome.candidates])
+                        if spec.stop is not None:
+                            stopped = enough(spec, outcome.heat + 1, in_play)
+                            if stopped is not None:
+                                waiting.clear()
+                        images |= outcome.images
+                        images = {candidate.index: images[candidate.index] for candidate in in_play}
+                    case Judged(_, _, candidate, thumbnail):
+                        progress.judged += not candidate.again
+                        if thumbnail is not None:
+                            thumbnails[candidate.index] = thumbnail
+                        if leader is not None and leader.index != candidate.index:
+                            candidate = ranked(spec, [leader, candidate])[0]
+                        leader = candidate
+                    case Stepped(_, _, steps, forwards):
+                        progress.steps += steps
+                        progress.transformer_forwards += forwards
+            if on_progress is not None:
+                progress.best = _shown(leader) if leader else None
+                on_progress(assemble(spec, JobStatus.RUNNING, (), progress=progress.model_copy()))
+        finals: FinalsOutcome | None = None
+        ended: str | None = stopped
+        if judge is not None and (meet := entrants(spec, in_play)):
+
+            async def tell(meeting: Meeting) -> None:
+                if on_progress is not None:
+                    progress.finals = FinalsProgress.model_validate(meeting.to_json())
+                    on_progress(assemble(spec, JobStatus.RUNNING, (), progress=progress.model_copy()))
+
+            finals = asyncio.run(_finals(judge, spec, meet, images, tell, deadline, interrupted))
+            if finals is None and interrupted.is_set():
+                return LocalRun(assemble(spec, JobStatus.CANCELED, outcomes), {}, {})
+            ended = "deadline" if finals is None else stopped
+    return _succeeded(spec, outcomes, images, thumbnails, stopped=ended, finals=finals)
+
+
+def _succeeded(
+    spec: JobSpec,
+    outcomes: Sequence[HeatOutcome],
+    images: Mapping[int, bytes],
+    thumbnails: dict[int, bytes],
+    *,
+    stopped: str | None,
+    finals: FinalsOutcome | None = None,
+) -> LocalRun:
+    result = assemble(spec, JobStatus.SUCCEEDED, outcomes, stopped=stopped, finals=finals)
+    return LocalRun(result, {image.candidate: images[image.candidate] for image in result.images}, thumbnails)
+
+
+async def _finals(
+    judge: VisionJudge,
+    spec: JobSpec,
+    meet: Sequence[Candidate],
+    images: Mapping[int, bytes],
+    tell: Callable[[Meeting], Awaitable[None]],
+    deadline: float,
+    interrupted: threading.Event,
+) -> FinalsOutcome | None:
+    """The finals, unless Ctrl-C or the deadline comes first."""
+    async with judge:
+        entering = [candidate.index for candidate in meet]
+        playing = asyncio.create_task(play(judge, spec, entering, images, tell, own=True))
+        while not (playing.done() or interrupted.is_set() or time.monotonic() > deadline):
+            await asyncio.wait({playing}, timeout=LOOK_SECONDS)
+        if playing.done():
+            return playing.result()
+        playing.cancel()
+        await asyncio.wait({playing})
+        return None
+
+
+def _shown(leader: Candidate) -> CandidateOut:
+    verdict = VerdictOut.of(leader.verdict)
+    return CandidateOut(index=leader.index, seed=leader.seed, verdict=verdict, rank=1, thumbnail=None)
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the handler before it is then back. Only in the main thread."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,100 @@
+"""What heats have come to since it was last published, kept per job until somebody takes it."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bestofn.service.core.jobs import Usage
+from bestofn.service.queue.consumer import HeatProgress, Judgement
+
+_HEAT_WEIGHT = 0.2  # of the last heat in the average speed
+
+
+def speed_after(speed: float | None, usage: Usage) -> float | None:
+    """A device's average TFLOP a second after a heat of this usage; `speed` is the one before, None at first."""
+    seconds = sum(usage.seconds.values())
+    if not seconds:
+        return speed
+    now = usage.tflops / seconds
+    return now if speed is None else speed + _HEAT_WEIGHT * (now - speed)
+
+
+@dataclass
+class _Job:
+    steps: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))  # heat -> steps since its start
+    forwards: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    judged: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    changed: set[int] = field(default_factory=set)
+    judgements: list[Judgement] = field(default_factory=list)
+
+
+class Reports:
+    """Totals of the heats in the engine, and the verdicts nobody has published yet."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, _Job] = {}
+        self._news = asyncio.Event()
+
+    def step(self, job: str, heat: int, steps: int, forwards: int) -> None:
+        """Counts candidate-steps of a heat, and the forwards that they took."""
+        report = self._of(job, heat)
+        report.steps[heat] += steps
+        report.forwards[heat] += forwards
+
+    def judge(self, job: str, heat: int, judgement: Judgement) -> None:
+        """Counts a verdict."""
+        report = self._of(job, heat)
+        report.judged[heat] += not judgement.candidate.again
+        report.judgements.append(judgement)
+
+    async def wait(self) -> None:
+        """Returns when something is to be published."""
+        await self._news.wait()
+        self._news.clear()
+
+    def jobs(self) -> list[str]:
+        """Jobs with something to publish."""
+        return [job for job, report in self._jobs.items() if report.changed]
+
+    def take(self, job: str) -> tuple[list[HeatProgress], list[Judgement]]:
+        """The totals of heats that have changed, and the new verdicts."""
+        report = self._jobs.get(job)
+        if report is None:
+            return [], []
+        progress = [
+            HeatProgress(heat, report.judged[heat], report.steps[heat], report.forwards[heat])
+            for heat in sorted(report.changed)
+        ]
+        judgements = report.judgements
+        report.changed, report.judgements = set(), []
+        return progress, judgements
+
+    def put_back(self, job: str, progress: Sequence[HeatProgress], judgements: Sequence[Judgement]) -> None:
+        """Takes back what was taken and could not be published."""
+        report = self._jobs.get(job)
+        if report is not None:
+            report.changed |= {part.heat for part in progress}
+            report.judgements = [*judgements, *report.judgements]
+
+    def forget(self, job: str, heat: int) -> None:
+        """Drops one heat's totals; the job's when it was the last."""
+        report = self._jobs.get(job)
+        if report is None:
+            return
+        report.steps.pop(heat, None)
+        report.forwards.pop(heat, None)
+        report.judged.pop(heat, None)
+        report.changed.discard(heat)
+        if not report.steps and not report.judged:
+            del self._jobs[job]
+
+    def drop(self, job: str) -> None:
+        """Drops all heats of a job."""
+        self._jobs.pop(job, None)
+
+    def _of(self, job: str, heat: int) -> _Job:
+        report = self._jobs.setdefault(job, _Job())
+        report.changed.add(heat)
+        self._news.set()
+        return report

@@ -1,0 +1,121 @@
+"""The shapes generator as a bundle of diffusers parts: built, sampled from while it trains, written to a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+from torch import Tensor
+from transformers import Gemma2Model, PreTrainedTokenizerFast
+
+from bestofn.models.errors import CheckpointError
+from bestofn.training.generator.autoencoder import LATENT_CHANNELS
+from bestofn.training.generator.forward import forward
+from bestofn.training.generator.text_encoder import Words, build_text_encoder, build_tokenizer
+
+FLOW_SHIFT = 3.0
+LATENT_SIDE = 16
+CALL_DEFAULTS = {
+    "num_inference_steps": 12,
+    "guidance_scale": 4.0,
+    "max_sequence_length": 16,
+    "complex_human_instruction": None,
+}
+"""What `bestofn.json` in the checkpoint folder tells callers to use."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a SanaPipeline needs but its scheduler."""
+
+    tokenizer: PreTrainedTokenizerFast
+    text_encoder: Gemma2Model
+    transformer: SanaTransformer2DModel
+    vae: AutoencoderDC
+
+    @property
+    def modules(self) -> tuple[torch.nn.Module, torch.nn.Module]:
+        """What the generator's training changes."""
+        return self.transformer, self.text_encoder
+
+
+def build_parts(vae: AutoencoderDC, width: int, layers: int, mlp_ratio: float) -> Parts:
+    """An untrained generator around a trained autoencoder."""
+    tokenizer = build_tokenizer()
+    text_encoder = build_text_encoder(len(tokenizer))
+    transformer = SanaTransformer2DModel(
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_attention_heads=width // 32,
+        attention_head_dim=32,
+        num_layers=layers,
+        num_cross_attention_heads=width // 32,
+        cross_attention_head_dim=32,
+        cross_attention_dim=width,
+        caption_channels=text_encoder.config.hidden_size,
+        mlp_ratio=mlp_ratio,
+        sample_size=LATENT_SIDE,
+        patch_size=2,
+        interpolation_scale=1,
+        qk_norm="rms_norm_across_heads",
+    )
+    torch.nn.init.zeros_(transformer.proj_out.weight)
+    torch.nn.init.zeros_(transformer.proj_out.bias)
+    return Parts(tokenizer, text_encoder, transformer, vae)
+
+
+def check_trainable(folder: Path) -> None:
+    """Raise CheckpointError unless a checkpoint is of the drawn world, whose scenes are all there is to learn from."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    if tokenizer.get_vocab().keys() != build_tokenizer().get_vocab().keys():
+        raise CheckpointError(
+            f"{folder} was not trained on drawn scenes: "
+            "train it on pictures with captions of your own, with bestofn train finetune"
+        )
+
+
+def load_parts(folder: Path) -> Parts:
+    """The generator of a shapes checkpoint, to train it further; CheckpointError if it is another."""
+    check_trainable(folder)
+    pipeline = SanaPipeline.from_pretrained(folder)
+    return Parts(pipeline.tokenizer, pipeline.text_encoder, pipeline.transformer, pipeline.vae)
+
+
+def build_scheduler() -> DPMSolverMultistepScheduler:
+    """SANA's: flow DPM-Solver++ with shift 3."""
+    return DPMSolverMultistepScheduler(
+        flow_shift=FLOW_SHIFT, use_flow_sigmas=True, prediction_type="flow_prediction", final_sigmas_type="zero"
+    )
+
+
+@torch.no_grad()
+def sample(parts: Parts, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+    """The pictures that a SanaPipeline of these parts would draw, all in one batch.  # -> (B, H, W, 3) uint8"""
+    words = Words(parts.tokenizer)
+    ids, mask = words([*[""] * len(prompts), *prompts])
+    text = parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    shape = (LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE)
+    x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    scheduler = build_scheduler()
+    scheduler.set_timesteps(steps)
+    for t in scheduler.timesteps:
+        levels = (t / 1000).float().expand(2 * len(x))
+        both, _ = forward(parts.transformer, torch.cat([x, x]), levels, text, mask, torch.float32, tap=0)
+        free, bound = both.chunk(2)
+        x = scheduler.step(free + guidance * (bound - free), t, x, return_dict=False)[0]
+    pixels: Tensor = parts.vae.decode(x / parts.vae.config.scaling_factor).sample
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+
+
+def save_pipeline(parts: Parts, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the folder that plain `SanaPipeline.from_pretrained` loads, with `bestofn.json` beside the parts."""
+    pipeline = SanaPipeline(parts.tokenizer, parts.text_encoder, parts.vae, parts.transformer, build_scheduler())
+    before = parts.transformer.dtype
+    pipeline.to(dtype)
+    pipeline.save_pretrained(folder)
+    pipeline.to(before)
+    (folder / "bestofn.json").write_text(json.dumps(CALL_DEFAULTS, indent=2) + "\n")

@@ -1,0 +1,297 @@
+"""Trains the shapes generator: flow matching on cached latents, with the text encoder, on one or more processes.
+
+Axes: B samples, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from diffusers import AutoencoderDC
+from torch import Tensor, nn
+
+from bestofn.models.shapes.prompts import PromptSpec, caption, sample_prompt
+from bestofn.models.shapes.world import COLOURS, SHAPES
+from bestofn.training.generator.forward import forward
+from bestofn.training.generator.latent_cache import Latents, cached_latents
+from bestofn.training.generator.pipeline import FLOW_SHIFT, Parts, build_parts, load_parts
+from bestofn.training.generator.text_encoder import LayoutHead, Words, layout
+from bestofn.training.optimizers.factory import Name, Stepper, build_optimizer
+from bestofn.training.optimizers.muon import Group, MuonAdam
+from bestofn.training.runs import Progress, Run
+
+PROMPT_TAGS = ("colors", "counting", "counting_color", "two_object", "color_attr", "position", "position_color")
+
+
+@dataclass(frozen=True)
+class GeneratorSettings:
+    """One generator run. `steps` counts optimizer steps; the last `decay_share` of them lower the rate to zero.
+
+    A run may go on with more steps than it was started with: until the decay the rate is constant.
+    """
+
+    folder: Path
+    vae: Path
+    steps: int
+    decay_share: float = 0.4
+    seed: int = 0
+    batch_size: int = 128  # a process, a forward
+    accumulate: int = 1  # forwards of an update
+    scenes: int = 80_000  # a process
+    width: int = 128
+    layers: int = 6
+    mlp_ratio: float = 2.5
+    optimizer: Name = "muon"
+    matrix_rate: float = 4e-3
+    other_rate: float = 3e-3
+    warmup_steps: int = 100
+    text_steps: int = 600
+    caption_dropout: float = 0.1
+    label_weight: float = 0.2
+    layout_weight: float = 0.1
+    ema: float = 0.999
+    low_precision: bool = False
+    save_every: int = 200
+    start: Path | None = None  # a shapes checkpoint to go on from, whose shape then counts; None: fresh weights
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of matrix products."""
+        return torch.bfloat16 if self.low_precision else torch.float32
+
+
+def further(settings: GeneratorSettings, start: Path) -> GeneratorSettings:
+    """The same run from a trained checkpoint: its autoencoder, no warm-up, no loss that only helps at the beginning."""
+    return dataclasses.replace(
+        settings, start=start, vae=start / "vae", text_steps=0, label_weight=0.0, layout_weight=0.0
+    )
+
+
+class LabelHead(nn.Module):
+    """Reads shape and colour of every token off the middle of the transformer; training only."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.out = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, len(SHAPES) + len(COLOURS) + 2))
+
+    def forward(self, tokens: Tensor, shapes: Tensor, colours: Tensor) -> Tensor:
+        """Mean cross-entropy over tokens (B, N, D), background at a quarter of the weight."""
+        logits = self.out(F.layer_norm(tokens, tokens.shape[-1:])).flatten(0, 1)
+        total = torch.zeros(())
+        for part, target in zip(
+            torch.split(logits, [len(SHAPES) + 1, len(COLOURS) + 1], -1), (shapes, colours), strict=True
+        ):
+            weight = torch.ones(part.shape[-1])
+            weight[0] = 0.25
+            total = total + F.cross_entropy(part, target.flatten().long(), weight)
+        return total
+
+
+@dataclass
+class Learner:
+    """What one process trains: the parts, the heads that only training needs, the optimizer, the running mean."""
+
+    parts: Parts
+    heads: nn.ModuleDict
+    optimizer: Stepper
+    mean: list[Tensor]
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """Parameters of the shipped modules, in a fixed order."""
+        return [p for module in self.parts.modules for p in module.parameters()]
+
+    def averaged(self) -> Parts:
+        """A copy of the parts with the running mean of the weights."""
+        text_encoder, transformer = copy.deepcopy(self.parts.text_encoder), copy.deepcopy(self.parts.transformer)
+        out = Parts(self.parts.tokenizer, text_encoder.eval(), transformer.eval(), self.parts.vae)
+        targets = [p for module in out.modules for p in module.parameters()]
+        with torch.no_grad():
+            for target, value in zip(targets, self.mean, strict=True):
+                target.copy_(value)
+        return out
+
+
+def build_learner(settings: GeneratorSettings) -> Learner:
+    """Fresh weights from the seed, or those to go on from; Muon takes the matrices inside blocks, AdamW the rest."""
+    torch.manual_seed(settings.seed)
+    if settings.start:
+        parts = load_parts(settings.start)
+    else:
+        vae = AutoencoderDC.from_pretrained(settings.vae)
+        parts = build_parts(vae, settings.width, settings.layers, settings.mlp_ratio)
+    parts.vae.eval()
+    text_width = parts.text_encoder.config.hidden_size
+    heads = nn.ModuleDict(
+        {"labels": LabelHead(parts.transformer.proj_out.in_features), "layout": LayoutHead(text_width)}
+    )
+    inner = [*parts.transformer.transformer_blocks.parameters(), *parts.text_encoder.layers.parameters()]
+    inner += list(parts.transformer.caption_projection.parameters())
+    matrices = [p for p in inner if p.ndim >= 2 and p[0].numel() > 9 and p.shape[0] > 6]
+    chosen = {id(p) for p in matrices}
+    everything = [p for module in (*parts.modules, heads) for p in module.parameters()]
+    rest = [p for p in everything if id(p) not in chosen]
+    groups = [
+        Group(matrices, settings.matrix_rate, muon=True, weight_decay=0.01),
+        Group(rest, settings.other_rate, muon=False),
+    ]
+    muon = settings.optimizer == "muon"
+    optimizer = MuonAdam(groups, dtype=settings.dtype) if muon else build_optimizer(settings.optimizer, groups)
+    mean = [p.detach().clone() for module in parts.modules for p in module.parameters()]
+    return Learner(parts, heads, optimizer, mean)
+
+
+def noise_levels(n: int, rng: np.random.Generator) -> Tensor:
+    """Stratified uniform times under the flow shift; the colour of a flat object is decided above 0.9.  # (B)"""
+    u = (rng.permutation(n) + rng.random(n)) / n
+    return torch.from_numpy(FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)).float()
+
+
+def _layout_loss(learner: Learner, specs: list[PromptSpec], ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    text = learner.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    return text, learner.heads["layout"](text, mask, torch.tensor([layout(spec) for spec in specs]))
+
+
+def text_step(learner: Learner, words: Words, rng: np.random.Generator, batch: int = 192) -> Tensor:
+    """Warm-up of the text encoder alone: say where what is, from the prompt's last token."""
+    specs = [sample_prompt(rng, PROMPT_TAGS[int(rng.integers(len(PROMPT_TAGS)))]) for _ in range(batch)]
+    ids, mask = words([spec.prompt for spec in specs])
+    return _layout_loss(learner, specs, ids, mask)[1]
+
+
+def flow_step(
+    learner: Learner, settings: GeneratorSettings, latents: Latents, words: Words, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Loss to minimise, and the flow-matching part of it: || velocity - (noise - latent) ||^2."""
+    picks = rng.integers(len(latents.values), size=settings.batch_size)
+    specs = [caption(rng, latents.wish(int(k))) for k in picks]
+    dropped = rng.random(len(specs)) < settings.caption_dropout
+    ids, mask = words(["" if gone else spec.prompt for spec, gone in zip(specs, dropped, strict=True)])
+    kept = torch.from_numpy(~dropped)
+    text = learner.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    target = torch.tensor([layout(spec) for spec in specs])
+    layout_loss = learner.heads["layout"](text[kept], mask[kept], target[kept])
+    x = latents.values[picks].float()
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    noise = torch.randn(x.shape, generator=generator)
+    sigma = noise_levels(len(x), rng)
+    level = sigma[:, None, None, None]
+    noisy = (1 - level) * x + level * noise
+    tap = len(learner.parts.transformer.transformer_blocks) // 2
+    velocity, tokens = forward(learner.parts.transformer, noisy, sigma, text, mask, settings.dtype, tap)
+    flow = (velocity - (noise - x)).square().mean()
+    labels = learner.heads["labels"](tokens, latents.shapes[picks], latents.colours[picks])
+    return flow + settings.label_weight * labels + settings.layout_weight * layout_loss, flow.detach()
+
+
+@torch.no_grad()
+def conditioning(learner: Learner, latents: Latents, words: Words, n: int = 48) -> dict[str, float]:
+    """Loss with shuffled captions less the loss with the right ones, at four noise levels: what the words are worth."""
+    n = min(n, len(latents.values))
+    rng = np.random.default_rng(1)
+    specs = [caption(rng, latents.wish(k)) for k in range(n)]
+    ids, mask = words([spec.prompt for spec in specs])
+    text = learner.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    x = latents.values[:n].float()
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    out = {}
+    for level in (0.3, 0.6, 0.8, 0.95):
+        noisy, sigma = (1 - level) * x + level * noise, torch.full((n,), level)
+        losses = []
+        for shift in (0, 1):
+            words_in, mask_in = text.roll(shift, 0), mask.roll(shift, 0)
+            v = forward(learner.parts.transformer, noisy, sigma, words_in, mask_in, torch.float32, 0)[0]
+            losses.append(float((v - (noise - x)).square().mean()))
+        out[f"loss@{level}"], out[f"gap@{level}"] = losses[0], losses[1] - losses[0]
+    return out
+
+
+def _synchronise(parameters: list[nn.Parameter], ranks: int) -> None:
+    """Mean gradient over processes, in one flat message."""
+    live = [p for p in parameters if p.grad is not None]
+    flat = torch.cat([p.grad.flatten() for p in live if p.grad is not None])
+    dist.all_reduce(flat)
+    flat /= ranks
+    for p, part in zip(live, torch.split(flat, [p.numel() for p in live]), strict=True):
+        p.grad = part.view_as(p)
+
+
+def rate(step: int, settings: GeneratorSettings) -> float:
+    """Warm-up, constant, linear decay to zero."""
+    left = (settings.steps - step) / max(1.0, settings.decay_share * settings.steps)
+    return min(1.0, (step + 1) / settings.warmup_steps, left)
+
+
+def train_generator(settings: GeneratorSettings, progress: Progress) -> Learner:
+    """Train, or go on training, the generator of a run folder.
+
+    Inside an initialised `torch.distributed` group every process draws its own scenes and gradients are averaged; only
+    rank 0 writes. A resumed run goes on bit by bit: every step's randomness comes from (seed, rank, step) alone.
+    """
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    run = Run(settings.folder)
+    learner = build_learner(settings)
+    words = Words(learner.parts.tokenizer)
+    step = _restore(run, learner)
+    cache = settings.folder.parent / f"latents-{settings.vae.parent.name}-{rank}.pt"
+    latents = cached_latents(cache, learner.parts.vae, settings.scenes, (settings.seed, 7, rank))
+    parameters = learner.optimizer.parameters
+    smoothed = 0.0
+    for module in (*learner.parts.modules, learner.heads):
+        module.train()
+    while step < settings.steps + settings.text_steps:
+        rng = np.random.default_rng((settings.seed, rank, step))
+        warm = step < settings.text_steps
+        flow = torch.zeros(())
+        for _ in range(settings.accumulate):
+            if warm:
+                loss = text_step(learner, words, rng)
+                part = loss.detach()
+            else:
+                loss, part = flow_step(learner, settings, latents, words, rng)
+            torch.autograd.backward(loss / settings.accumulate)
+            flow += part / settings.accumulate
+        scale = min(1.0, (step + 1) / settings.warmup_steps) if warm else rate(step - settings.text_steps, settings)
+        if ranks > 1:
+            _synchronise(parameters, ranks)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        learner.optimizer.step(scale)
+        keep = min(settings.ema, (1 + step - settings.text_steps) / (20 + step)) if not warm else 0.0
+        with torch.no_grad():
+            torch._foreach_lerp_(learner.mean, list(learner.weights), 1 - keep)
+        step += 1
+        fresh = smoothed == 0 or step == settings.text_steps + 1
+        smoothed = float(flow) if fresh else 0.98 * smoothed + 0.02 * float(flow)
+        done = step == settings.steps + settings.text_steps
+        if rank == 0 and (done or step % settings.save_every == 0):
+            figures = {"step": step - settings.text_steps, "steps": settings.steps, "loss": smoothed}
+            progress(figures)
+            run.log(**figures, ranks=ranks, rate=scale, **({} if warm else conditioning(learner, latents, words)))
+            _save(run, learner, step)
+    return learner
+
+
+def _save(run: Run, learner: Learner, step: int) -> None:
+    modules = {"transformer": learner.parts.transformer, "text": learner.parts.text_encoder, "heads": learner.heads}
+    state = {name: module.state_dict() for name, module in modules.items()}
+    run.save({**state, "optimizer": learner.optimizer.state_dict(), "mean": learner.mean, "step": step})
+
+
+def _restore(run: Run, learner: Learner) -> int:
+    saved = run.load()
+    if saved is None:
+        return 0
+    learner.parts.transformer.load_state_dict(saved["transformer"])
+    learner.parts.text_encoder.load_state_dict(saved["text"])
+    learner.heads.load_state_dict(saved["heads"])
+    learner.optimizer.load_state_dict(saved["optimizer"])
+    learner.mean = saved["mean"]
+    return int(saved["step"])
