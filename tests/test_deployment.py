@@ -16,9 +16,9 @@ from packaging.utils import canonicalize_name
 
 from bestofn.service.api.access import check_binding
 from bestofn.service.api.api_keys import Keyring
+from bestofn.service.api.key_file import new_key
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
-from bestofn.service.host.key_file import new_key
 from tests.hub import COMMIT, hub
 
 ROOT = Path(__file__).parent.parent

@@ -5,9 +5,9 @@ import hmac
 
 import structlog
 
+from bestofn.service.api.key_file import Key, keys_file, parse, sha256
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
-from bestofn.service.host.key_file import Key, keys_file, parse, sha256
 
 READ_SECONDS = 1.0
 

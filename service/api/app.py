@@ -8,7 +8,6 @@ import redis.exceptions
 import structlog
 from fastapi import FastAPI
 
-import bestofn
 from bestofn.service.api import access as guard
 from bestofn.service.api import problem_details as problem
 from bestofn.service.api.dependencies import Context
@@ -21,6 +20,7 @@ from bestofn.service.api.routes import web as page
 from bestofn.service.api.token_counter import TokenCounters
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
+from bestofn.service.core.version import VERSION
 from bestofn.service.queue.embedded_server import find_redis
 from bestofn.service.queue.job_queue import Queue, connect_redis
 
@@ -83,7 +83,7 @@ def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
     app = Described(
         keys=keyring.on,
         title="bestofn",
-        version=bestofn.__version__,
+        version=VERSION,
         description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,  # of `manual`, which asks no other server for scripts

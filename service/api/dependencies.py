@@ -13,12 +13,12 @@ from bestofn.service.api.access import caller_of
 from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.deployments import Deployed
 from bestofn.service.api.queue_health import Standstill
+from bestofn.service.api.queue_metrics import EndedJobs
 from bestofn.service.api.rate_limit import Door
 from bestofn.service.api.token_counter import TokenCounters
 from bestofn.service.core.errors import JobNotFound
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.telemetry.queue_metrics import EndedJobs
 
 log = structlog.get_logger()
 

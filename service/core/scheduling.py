@@ -1,11 +1,21 @@
 """Policies of the queue without I/O: how a job is cut into heats, and what becomes of a heat that came back."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from bestofn.service.core.jobs import DEFAULT_HEAT_SIZE
 from bestofn.service.core.workers import WorkerCard
-from bestofn.service.queue.codec import Backlog
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Work that waits or runs, of all jobs; and the bytes of images that stand or may come to."""
+
+    jobs: int = 0
+    candidates: int = 0
+    tflops: float = 0.0
+    image_bytes: int = 0
 
 
 def heat_size(num_samples: int, capacities: Sequence[int]) -> int:

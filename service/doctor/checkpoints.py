@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bestofn.cli.server_choice import can_draw_here
 from bestofn.service.core.settings import Settings
 from bestofn.service.doctor.findings import Finding, State
 from bestofn.service.doctor.published_sizes import published
 from bestofn.service.host.licences import HUB, is_hub_name, licences
+from bestofn.service.host.packages import can_draw_here
 
 GIB = 2**30
 ENOUGH_DISK, LITTLE_DISK = 10 * GIB, GIB

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import AuthenticationError, NoPermissionError
 
-import bestofn
 from bestofn.service.core.errors import SetupError
+from bestofn.service.core.scheduling import Backlog
 from bestofn.service.core.settings import Settings
+from bestofn.service.core.version import VERSION
 from bestofn.service.core.workers import WorkerCard
 from bestofn.service.doctor.findings import Finding
-from bestofn.service.queue.codec import Backlog
 from bestofn.service.queue.embedded_server import find_redis, server_binary
 from bestofn.service.queue.job_queue import Queue, check_server, connect_redis
 
@@ -122,9 +122,9 @@ def workers(cards: Sequence[WorkerCard]) -> Iterator[Finding]:
         places = ", ".join(sorted(f"{card.host}:{card.device} ({card.state})" for card in held))
         told = " and ".join(f"judge {pin.name} {pin.revision}" for pin in judges if pin is not None)
         yield Finding("ok", "workers", f"{count} with {model.name} {model.revision} and {told}: {places}")
-    others = sorted({card.version or "an older version" for card in cards} - {bestofn.__version__})
+    others = sorted({card.version or "an older version" for card in cards} - {VERSION})
     if others:
-        found = f"some run {', '.join(others)}, this is {bestofn.__version__}"
+        found = f"some run {', '.join(others)}, this is {VERSION}"
         yield Finding("warn", "versions", found, "install one version on every host: they share the queue's records")
     for kind, pins in (("model", {c.model.pin for c in cards}), ("judge", {c.judge.pin for c in cards})):
         twice = [name for name, times in Counter(pin.name for pin in pins).items() if times > 1]

@@ -12,10 +12,10 @@ from typing import Any
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-import bestofn
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.jobs import Candidate, ImageFormat, JobSpec, Revision
 from bestofn.service.core.schemas import VerdictOut
+from bestofn.service.core.version import VERSION
 
 KEY = "bestofn"  # of the PNG chunk that holds the story as JSON; the other chunks are for other programs
 MAX_JSON = 256 * 1024  # characters; ours have at most some 50,000, with the longest prompts
@@ -68,7 +68,7 @@ class Story(BaseModel):
             model=_public(Revision(name=spec.model.name, revision=spec.model.weights)),
             judge=_public(spec.judge),
             second_judge=_public(spec.second_judge) if candidate.verdict.second and spec.second_judge else None,
-            software=f"bestofn {bestofn.__version__}",
+            software=f"bestofn {VERSION}",
         )
 
     def save_options(self, format: ImageFormat) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import httpx
 from PIL import Image
 
 from bestofn.judge.pairwise import LABELS, Answer, Answers, Rounds, knockout, question, read_answer
-from bestofn.service.client.retries import LONGEST_ASKED_SECONDS, asked_delay, backoff
+from bestofn.service.core.backoff import LONGEST_ASKED_SECONDS, asked_delay, backoff
 from bestofn.service.core.errors import JudgeAway, SetupError
 from bestofn.service.media.codec import MEDIA_TYPES, decode, encode
 
@@ -172,7 +172,7 @@ class VisionJudge:
                     self._logprobs = {}
                     continue
                 again = response.status_code in _PASSING or response.status_code >= 500
-                waits = asked_delay(response) or 0.0
+                waits = asked_delay(response.headers) or 0.0
                 if not again or attempt >= self._attempts or waits > LONGEST_ASKED_SECONDS:
                     raise self._refused(response)
                 delay = max(delay, waits)

@@ -66,16 +66,6 @@ class Standing:
     estimated_wait_seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """Work that waits or runs, of all jobs; and the bytes of images that stand or may come to."""
-
-    jobs: int = 0
-    candidates: int = 0
-    tflops: float = 0.0
-    image_bytes: int = 0
-
-
 def pack_heat(outcome: HeatOutcome) -> str:
     """A finished heat without its pictures, as compact JSON of less than 100 bytes a candidate."""
     verdicts = [candidate.verdict for candidate in outcome.candidates]

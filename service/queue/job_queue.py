@@ -14,12 +14,12 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from bestofn.service.core.errors import InvalidRequest, JobGone, JobNotFound, NotThere, SetupError, Unavailable
 from bestofn.service.core.jobs import ACTIVE, THUMBNAILS_KEPT, ImageFormat, JobSpec, JobStatus
-from bestofn.service.core.scheduling import wait_seconds
+from bestofn.service.core.scheduling import Backlog, wait_seconds
 from bestofn.service.core.schemas import FinalsProgress, Progress
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerCard
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS, nearly_full, refusal
-from bestofn.service.queue.codec import ENDINGS, Backlog, Event, JobRecord, Standing, best, unpack_finals, unpack_heat
+from bestofn.service.queue.codec import ENDINGS, Event, JobRecord, Standing, best, unpack_finals, unpack_heat
 from bestofn.service.queue.connection_errors import away, why
 from bestofn.service.queue.embedded_server import find_redis
 from bestofn.service.queue.image_store import Pictures

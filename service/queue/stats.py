@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from bestofn.judge.verdict import Verdict
 from bestofn.service.core.jobs import JobStatus, Priority
-from bestofn.service.core.scheduling import wait_seconds
+from bestofn.service.core.scheduling import Backlog, wait_seconds
 from bestofn.service.core.workers import WorkerCard
-from bestofn.service.queue.codec import Backlog, read_verdict
+from bestofn.service.queue.codec import read_verdict
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import CLASSES, pair_id
 

@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry, Info, disable_created_metrics
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
-import bestofn
+from bestofn.service.core.version import VERSION
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a time beside every count, which nobody reads
 
@@ -17,5 +17,5 @@ def new_registry() -> CollectorRegistry:
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     GCCollector(registry=registry)
-    Info("bestofn_build", "Version of bestofn.", registry=registry).info({"version": bestofn.__version__})
+    Info("bestofn_build", "Version of bestofn.", registry=registry).info({"version": VERSION})
     return registry

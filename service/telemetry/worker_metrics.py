@@ -1,10 +1,9 @@
 """Metrics of a worker process. They are always counted, and shown where BESTOFN_METRICS_PORT is set."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from prometheus_client import Counter, Gauge, Histogram, Info
 
-from bestofn.service.engine.protocol import EngineEvent, Stepped
 from bestofn.service.telemetry.registry import new_registry
 
 REGISTRY = new_registry()
@@ -68,14 +67,6 @@ DEVICE_MEMORY = Gauge(
     ("device", "kind"),
     registry=REGISTRY,
 )
-
-
-def ticked(seconds: float, events: Sequence[EngineEvent], slots: int) -> None:
-    """Counts one turn of an engine with so many slots."""
-    TICK_SECONDS.observe(seconds)
-    advanced = sum(event.steps for event in events if isinstance(event, Stepped))
-    if advanced:
-        BATCH_FILL.observe(advanced / slots)
 
 
 def watch_device(device: str, memory: Callable[[], tuple[int, int]], allocated: Callable[[], int]) -> None:

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from bestofn.service.core.jobs import Heat
-from bestofn.service.engine.protocol import Engine, EngineEvent
-from bestofn.service.telemetry.worker_metrics import ticked
+from bestofn.service.engine.protocol import Engine, EngineEvent, Stepped
+from bestofn.service.telemetry.worker_metrics import BATCH_FILL, TICK_SECONDS
 
 STALL_TICKS = 10.0  # a tick may take this many times as long as usual before the engine counts as stalled
 PROBE_SECONDS = 5.0  # an idle device is asked this often whether it is still there
@@ -137,7 +137,7 @@ class Driver:
             started = time.monotonic()
             events = self.engine.tick()
             self._last = time.monotonic()
-            ticked(self._last - started, events, self.engine.slots)
+            observe_tick(self._last - started, events, self.engine.slots)
             usual = self._usual_tick or self._last - started
             self._usual_tick = usual + _TICK_WEIGHT * (self._last - started - usual)
         else:
@@ -159,3 +159,11 @@ class Driver:
     def _post(self, call: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens any more
             self._loop.call_soon_threadsafe(call)
+
+
+def observe_tick(seconds: float, events: Sequence[EngineEvent], slots: int) -> None:
+    """Count one tick of an engine with `slots` slots: its seconds, and the share of the slots that it advanced."""
+    TICK_SECONDS.observe(seconds)
+    advanced = sum(event.steps for event in events if isinstance(event, Stepped))
+    if advanced:
+        BATCH_FILL.observe(advanced / slots)

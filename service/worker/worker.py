@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
-import bestofn
 from bestofn.service.core.errors import BestOfNError
 from bestofn.service.core.finals import FinalsOutcome, Meeting, not_played
 from bestofn.service.core.jobs import HeatOutcome
 from bestofn.service.core.scheduling import Fate, claim_count, fate
 from bestofn.service.core.settings import Settings
+from bestofn.service.core.version import VERSION
 from bestofn.service.core.workers import WorkerCard
 from bestofn.service.engine.protocol import Engine, EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
 from bestofn.service.pairwise.finals_runner import play
@@ -132,7 +132,7 @@ class Worker:
             model=engine.model_card,
             judge=engine.judge_card,
             started_at=seconds + micros / 1e6,
-            version=bestofn.__version__,
+            version=VERSION,
             finals_judge=None if self._vision is None else self._vision.address.model,
         )
         self._lane = Lane(self._queue, card)

@@ -7,8 +7,9 @@
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
+
+from bestofn.service.core.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from bestofn.service.client import AsyncClient as AsyncClient
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from bestofn.service.client import Generation as Generation
     from bestofn.service.client import Progress as Progress
     from bestofn.service.core.errors import BestOfNError as BestOfNError
-
-__version__ = version("bestofn")
 
 # Loaded when they are asked for, so that `import bestofn` costs nothing.
 _HOMES = {

@@ -20,12 +20,12 @@ from typing import Any
 import httpx
 from disks import Disk, small_disk
 
+from bestofn.service.api.key_file import Key, keys_file, sha256
 from bestofn.service.core.jobs import JobSpec, JobStatus
 from bestofn.service.core.results import assemble
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerCard
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.host.key_file import Key, keys_file, sha256
 from bestofn.service.queue.embedded_server import LocalServer, embedded_binary
 from bestofn.service.queue.job_queue import Queue
 

@@ -16,9 +16,9 @@ import pytest
 import uvicorn
 
 from bestofn.service.api.app import create_app
+from bestofn.service.api.key_file import Key, sha256
 from bestofn.service.api.server import address_of, listen
 from bestofn.service.core.settings import Settings
-from bestofn.service.host.key_file import Key, sha256
 from bestofn.service.queue.embedded_server import LocalServer
 
 FLAGS = (

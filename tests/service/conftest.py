@@ -20,13 +20,13 @@ import structlog
 import uvicorn
 
 from bestofn.service.api.app import create_app
+from bestofn.service.api.key_file import Key, sha256
 from bestofn.service.api.server import address_of, listen
 from bestofn.service.core.jobs import Heat, HeatOutcome, JobSpec
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerCard
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.engine.protocol import HeatFinished
-from bestofn.service.host.key_file import Key, sha256
 from bestofn.service.queue.consumer import Lane
 from bestofn.service.queue.embedded_server import LocalServer, embedded_binary
 from bestofn.service.queue.job_queue import Queue

@@ -32,7 +32,8 @@ from bestofn.service.client.event_stream import Following
 from bestofn.service.client.events import FinalsEvent, QueuedEvent, StartedEvent, read_event
 from bestofn.service.client.flows import Flows
 from bestofn.service.client.options import Options
-from bestofn.service.client.retries import LONGEST_ASKED_SECONDS, asked_delay, passes
+from bestofn.service.client.retries import passes
+from bestofn.service.core.backoff import LONGEST_ASKED_SECONDS, asked_delay
 from bestofn.service.core.errors import (
     BestOfNError,
     IdempotencyMismatch,
@@ -282,7 +283,7 @@ HEADERS: dict[str, tuple[int, dict[str, str], float | None, bool]] = {
 @pytest.mark.parametrize(("status", "headers", "delay", "again"), HEADERS.values(), ids=HEADERS.keys())
 def test_when_a_request_is_made_again(status: int, headers: dict[str, str], delay: float | None, again: bool) -> None:
     answer = httpx.Response(status, headers=headers)
-    assert (asked_delay(answer), passes(answer)) == (delay, again)
+    assert (asked_delay(answer.headers), passes(answer)) == (delay, again)
 
 
 def test_errors_are_those_that_the_server_names(client: Client, serving: Serving, served: Any, keys: Any) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
+from bestofn.service.api import key_file as keyfile
 from bestofn.service.api.app import create_app
+from bestofn.service.api.key_file import Key, sha256
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
-from bestofn.service.host import key_file as keyfile
-from bestofn.service.host.key_file import Key, sha256
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
 SOON = 5.0  # seconds: a file that has changed is read within two, on a machine that has time

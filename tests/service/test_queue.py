@@ -18,8 +18,9 @@ from bestofn.service.core.errors import (
 )
 from bestofn.service.core.jobs import Draft, Heat, HeatOutcome, JobSpec, JobStatus
 from bestofn.service.core.results import leaders
+from bestofn.service.core.scheduling import Backlog
 from bestofn.service.core.settings import Settings
-from bestofn.service.queue.codec import Backlog, pack_heat, unpack_heat
+from bestofn.service.queue.codec import pack_heat, unpack_heat
 from bestofn.service.queue.consumer import Claim, HeatProgress, Judgement, Lane
 from bestofn.service.queue.job_queue import Queue, check_server
 from bestofn.service.queue.keys import GROUP, Keys

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.verdict import Verdict
 from bestofn.service.api.event_translation import Teller
+from bestofn.service.api.queue_metrics import EndedJobs
 from bestofn.service.core.errors import NotThere, Overloaded
 from bestofn.service.core.jobs import Candidate, Draft, Heat, HeatOutcome, JobSpec, JobStatus, Stop, Usage
 from bestofn.service.core.results import assemble, finalists, leaders
@@ -23,7 +24,6 @@ from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.queue.codec import Event, pack_candidate
 from bestofn.service.queue.consumer import Claim, HeatProgress, Judgement, Lane
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.telemetry.queue_metrics import EndedJobs
 from bestofn.service.worker.local import local_spec, run_local
 
 MakeSpec = Callable[..., JobSpec]

@@ -16,10 +16,10 @@ from redis.exceptions import ResponseError
 
 from bestofn.service.core.jobs import JobSpec, JobStatus
 from bestofn.service.core.results import assemble
+from bestofn.service.core.scheduling import Backlog
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import DIES, FAILS, HANGS, KILLS, FakeEngine
 from bestofn.service.engine.protocol import EngineEvent
-from bestofn.service.queue.codec import Backlog
 from bestofn.service.queue.consumer import Lane
 from bestofn.service.queue.embedded_server import LocalServer
 from bestofn.service.queue.job_queue import Queue

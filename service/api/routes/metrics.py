@@ -6,9 +6,9 @@ from prometheus_client.exposition import choose_encoder
 from starlette.responses import Response
 
 from bestofn.service.api.dependencies import ContextDep
+from bestofn.service.api.queue_metrics import QueueState
 from bestofn.service.api.routes.health import look
 from bestofn.service.telemetry.api_metrics import REGISTRY
-from bestofn.service.telemetry.queue_metrics import QueueState
 
 router = APIRouter()
 

@@ -6,12 +6,12 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
-import bestofn
 from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.dependencies import ContextDep
 from bestofn.service.api.routes.health import look
 from bestofn.service.core.jobs import Priority, Revision
 from bestofn.service.core.settings import Settings
+from bestofn.service.core.version import VERSION
 from bestofn.service.core.workers import WorkerCard
 from bestofn.service.queue.stats import Census
 
@@ -130,7 +130,7 @@ def status_of(census: Census | None, settings: Settings, keyring: Keyring) -> St
     return Status(
         status=_state(census),
         refuses=census.refuses if census is not None else None,
-        version=bestofn.__version__,
+        version=VERSION,
         uptime_seconds=round(time.monotonic() - _STARTED, 1),
         workers=[_worker(card) for card in workers],
         models=_models(workers),
