@@ -20,7 +20,7 @@ setup: .venv/.ready
 demo: setup  ## queue, API and worker; one prompt over HTTP; the winner and a picture of all candidates
 	@mkdir -p $(OUT)
 	BESTOFN_DATA_DIR=$(CURDIR)/$(OUT)/demo $(BIN)/bestofn up --port 0 --run \
-		"$(BIN)/bestofn generate '$(PROMPT)' -n 32 -o $(OUT)/best.png --sheet $(OUT)/all.png"
+		"$(BIN)/bestofn generate '$(PROMPT)' -n 32 -o $(OUT)/best.png --contact-sheet $(OUT)/all.png"
 
 up: setup  ## queue, API and worker until Ctrl-C
 	$(BIN)/bestofn up

@@ -1,4 +1,4 @@
-"""bestofn generate --again: the story of the picture to draw once more, and what is not as it was then."""
+"""bestofn generate --reproduce: the story of the picture to draw once more, and what is not as it was then."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
@@ -29,7 +29,7 @@ def check_prompt(story: Story, path: Path, prompt: str | None) -> None:
     """Raises typer.BadParameter if the picture leaves its prompt out, and none was given."""
     if prompt is None and story.prompt is None:
         raise typer.BadParameter(
-            f"{path} leaves its prompt out: write it before --again, and --negative if it had a negative prompt"
+            f"{path} leaves its prompt out: write it before --reproduce, and --negative if it had a negative prompt"
         )
 
 
@@ -53,12 +53,12 @@ def differences(story: Story, result: JobResult) -> Iterator[str]:
     for kind, then, now in (*held, ("second judge", story.second_judge, result.second_judge)):
         if then is not None and now is not None and then.revision != (now.weights if kind == "model" else now.revision):
             effect = "the picture may differ" if kind == "model" else "the verdict may differ, the picture does not"
-            before, today = (f"{pin.name}@{pin.revision}" for pin in (then, now))
+            before, today = (f"{revision.name}@{revision.revision}" for revision in (then, now))
             yield f"the {kind} was {before} and is {today}: {effect}"
-    blocks = result.parameters.get("blocks")
-    if list(story.blocks or ()) != (blocks or []):
-        yield f"it was drawn with {_blocks(story.blocks)} and now with {_blocks(blocks)}: the picture differs"
+    layers = result.parameters.get("layers")
+    if list(story.layers or ()) != (layers or []):
+        yield f"it was drawn with {_layers(story.layers)} and now with {_layers(layers)}: the picture differs"
 
 
-def _blocks(blocks: Sequence[int] | None) -> str:
-    return "all blocks" if blocks is None else f"blocks {', '.join(map(str, blocks))}"
+def _layers(layers: Sequence[int] | None) -> str:
+    return "all layers" if layers is None else f"layers {', '.join(map(str, layers))}"

@@ -27,7 +27,7 @@ class Labelled(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class LabelledPool:
     """Verdicts that an evaluation has kept: margins with the evaluator's word, of each prompt in candidate order."""
 
     source: str  # which generator and prompts
@@ -35,7 +35,7 @@ class Pool:
     fields: list[list[tuple[float, bool]]]
 
 
-def read_labels(path: Path) -> Pool | list[Labelled]:
+def read_labels(path: Path) -> LabelledPool | list[Labelled]:
     """What a file of JSON lines holds: the pool of `bestofn eval`, or labelled pictures, their paths resolved.
 
     Raises:
@@ -54,9 +54,9 @@ def read_labels(path: Path) -> Pool | list[Labelled]:
             one = Labelled.model_validate(fields)
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
+            key = ".".join(map(str, first["loc"]))
             raise SetupError(
-                f"{path}, line {number}: {place}: {first['msg']}; a line is "
+                f"{path}, line {number}: {key}: {first['msg']}; a line is "
                 '{"image": "a.png", "prompt": "two hearts", "correct": true}'
             ) from error
         pictures.append(one.model_copy(update={"image": path.parent / one.image}))
@@ -82,7 +82,7 @@ def _line(path: Path, number: int, line: str) -> dict[str, Any]:
     return fields
 
 
-def _pool(path: Path, lines: Sequence[Mapping[str, Any]]) -> Pool:
+def _pool(path: Path, lines: Sequence[Mapping[str, Any]]) -> LabelledPool:
     """Of a pool with several numbers of steps the greatest counts; previews and drafts are other pictures."""
     chunks = [line for line in lines[1:] if "after" not in line and line["correct"]]
     if not chunks:
@@ -93,4 +93,4 @@ def _pool(path: Path, lines: Sequence[Mapping[str, Any]]) -> Pool:
         judged = zip(line["yes"], line["no"], line["correct"], strict=True)
         fields[line["prompt"]] += [(yes - no, word == "1") for yes, no, word in judged]
     source = f"pictures of model {lines[0]['model']}, {steps} steps, prompts {lines[0]['prompts']}"
-    return Pool(source, str(lines[0]["judge"]), [fields[prompt] for prompt in sorted(fields)])
+    return LabelledPool(source, str(lines[0]["judge"]), [fields[prompt] for prompt in sorted(fields)])

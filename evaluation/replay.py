@@ -19,7 +19,7 @@ from bestofn.judge.stopping import Reason
 from bestofn.judge.verdict import Verdict
 from bestofn.service.core.early_stopping import Prefix, fold
 from bestofn.service.core.jobs import UNNAMED, Candidate, JobSpec
-from bestofn.service.core.results import finalists
+from bestofn.service.core.results import promoted
 
 Ints = NDArray[np.int_]
 
@@ -73,13 +73,13 @@ def replay(
     Returns:
         None while the pool has too few samples of these prompts.
     """
-    ways = strategy.ways(steps)
-    S = min(pool.depth(way, prompts) for way in ways)
+    configs = strategy.configs(steps)
+    S = min(pool.depth(config, prompts) for config in configs)
     S = S if samples is None else min(S, samples)
     B = S // strategy.num_samples
     if not B or not prompts:
         return None
-    solved, *coarse = (pool.samples(way, S).of(prompts, S) for way in ways)
+    solved, *coarse = (pool.samples(config, S).of(prompts, S) for config in configs)
     drafts = coarse[0] if coarse else None
     spec = job(strategy, steps, calibration, top_k)
     played = [
@@ -128,7 +128,7 @@ def _play(spec: JobSpec, full: Samples, drafts: Samples | None, row: int, first:
     for heat in spec.heats():
         chosen = list(heat.candidates)
         if drafts is not None:
-            chosen = finalists(spec, {i: verdict(drafts, row, first + i) for i in chosen})
+            chosen = promoted(spec, {i: verdict(drafts, row, first + i) for i in chosen})
             drafted += heat.count
         solved += len(chosen)
         prefix = fold(spec, prefix, {heat.index: [Candidate(i, i, verdict(full, row, first + i)) for i in chosen]})

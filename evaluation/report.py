@@ -11,7 +11,7 @@ import numpy as np
 from bestofn.evaluation.cost import Price, steps_taken, verdicts
 from bestofn.evaluation.curve import Point, auc, chosen, curve, share_of_the_way
 from bestofn.evaluation.draft_ranking import ranking
-from bestofn.evaluation.pool import Pool, Samples, Way
+from bestofn.evaluation.pool import Pool, Samples, SamplingConfig
 from bestofn.evaluation.regret import SPLITS, preset, regret
 from bestofn.evaluation.replay import Replayed, replay
 from bestofn.evaluation.stats import Floats, Prompts
@@ -48,7 +48,7 @@ class Question:
 
 def summary(pool: Pool, question: Question) -> dict[str, Any]:
     """Every figure of the report."""
-    full = Way(question.steps)
+    full = SamplingConfig(question.steps)
     everything = pool.samples(full, pool.depth(full, question.prompts)).of(
         question.prompts, pool.depth(full, question.prompts)
     )
@@ -59,7 +59,7 @@ def summary(pool: Pool, question: Question) -> dict[str, Any]:
         "judge": identity["judge"],
         "machine": question.machine,
         "steps": question.steps,
-        "candidates": {str(way): count for way, count in pool.counts().items()},
+        "candidates": {str(config): count for config, count in pool.counts().items()},
         "all": _curves(pool, everything),
     }
     if deepest > everything.correct.shape[1]:
@@ -79,10 +79,10 @@ def summary(pool: Pool, question: Question) -> dict[str, Any]:
     out["strategies"] = [_told(one, question, _prompts(pool, question.prompts), plain) for one in played]
     out |= _choices(pool, question, played, plain)
     out["drafts"] = [
-        {"steps": way.steps, "after": way.after, **asdict(told)}
-        for way in sorted(pool.chunks, key=str)
-        if way != full and way.steps <= question.steps
-        if (told := ranking(pool, full, way, question.prompts)) is not None
+        {"steps": config.steps, "after": config.after, **asdict(told)}
+        for config in sorted(pool.chunks, key=str)
+        if config != full and config.steps <= question.steps
+        if (told := ranking(pool, full, config, question.prompts)) is not None
     ]
     return out
 
@@ -97,7 +97,7 @@ class _Plain:
 
     def __init__(self, pool: Pool, question: Question) -> None:
         self._pool, self._question = pool, question
-        self.depth = pool.depth(Way(question.steps), question.prompts)
+        self.depth = pool.depth(SamplingConfig(question.steps), question.prompts)
         self._scores: dict[tuple[int, int], Floats | None] = {}
 
     def score(self, N: int, samples: int) -> Floats | None:
@@ -259,7 +259,7 @@ def tables(figures: Mapping[str, Any]) -> str:
         parts += ["## Promised and realised", "", *_confidence_table(figures["strategies"]), ""]
     if figures["drafts"]:
         parts += ["## Drafts and previews against full solutions", "", *_draft_table(figures["drafts"]), ""]
-    drawn = ", ".join(f"{count} of {way}" for way, count in figures["candidates"].items())
+    drawn = ", ".join(f"{count} of {config}" for config, count in figures["candidates"].items())
     parts += [
         f"Model {figures['model']}, judge {figures['judge']}; candidates: {drawn}.",
         "",

@@ -96,14 +96,14 @@ class Generator:
         device: torch.device | str = "cpu",
         memory_budget: int | None = None,
         *,
-        eight_bit_drafts: bool = False,
+        fp8_drafts: bool = False,
     ) -> None:
         """
         Args:
             checkpoint: a resolved checkpoint.
             device: where it computes.
             memory_budget: bytes that the weights of all parts may take together; 80 % of the device's memory if None.
-            eight_bit_drafts: memory is reckoned for `output` with `eight_bit`.
+            fp8_drafts: memory is reckoned for `output` with `eight_bit`.
 
         Raises:
             CheckpointError, UnsupportedScheduler: naming what does not fit; weights are checked when they are loaded.
@@ -143,7 +143,7 @@ class Generator:
             part: residency.weight_bytes(checkpoint.path / folder, self.dtypes[part].itemsize)
             for part, folder in FOLDERS.items()
         }
-        if eight_bit_drafts:
+        if fp8_drafts:
             check_supported(self.device)
             self._sizes["transformer"] += residency.weight_bytes(checkpoint.path / FOLDERS["transformer"], itemsize=1)
         self._parts: dict[str, Any] = {}
@@ -255,7 +255,7 @@ class Generator:
         at: StepCoefficients,
         context: PromptContext,
         guidance_scale: Tensor,
-        blocks: Sequence[int] | None = None,
+        layers: Sequence[int] | None = None,
         *,
         eight_bit: bool = False,
     ) -> Tensor:
@@ -274,7 +274,7 @@ class Generator:
         """
         embedded = guidance_scale * self.config.guidance_embeds_scale if self.config.guidance_embeds else None
         denoiser = self._in_eight_bits() if eight_bit else self.denoiser
-        return denoiser(at.input_scale * x, at.timestep, context, embedded, blocks)  # type: ignore[no-any-return]
+        return denoiser(at.input_scale * x, at.timestep, context, embedded, layers)  # type: ignore[no-any-return]
 
     def decode(
         self, latents: Tensor, micro_batch: int | None = None, tiled: bool = False, stay: bool = False

@@ -25,7 +25,7 @@ def generate(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     preview_after: int | None = None,
-    blocks: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
 ) -> Tensor:
     """Draw one picture a seed, all in one batch.
 
@@ -57,9 +57,9 @@ def generate(
     x, previous = draws[0], torch.zeros_like(draws[0])
     for i in range(preview_after or table.steps):
         at = StepCoefficients.of(rows[i : i + 1].expand(B, -1))
-        output = generator.output(x, at, context, scales, blocks)
+        output = generator.output(x, at, context, scales, layers)
         for negative in negatives:
-            output = guide(output, generator.output(x, at, negative, scales, blocks), scales)
+            output = guide(output, generator.output(x, at, negative, scales, layers), scales)
         noise = draws[1 + i] if i < table.noise_draws else None
         x, previous = solver_step(x, previous, output, at, noise)
     return generator.decode(x if preview_after is None else previous)

@@ -90,11 +90,11 @@ def test_environment_names_settings() -> None:
 
 def test_a_published_port_decides_whether_keys_are_needed(tmp_path: Path) -> None:
     inside = {"host": "0.0.0.0", "data_dir": tmp_path}
-    check_binding(Settings(**inside, published_on="127.0.0.1"))
+    check_binding(Settings(**inside, published_host="127.0.0.1"))
     with pytest.raises(SetupError, match=r"a server on 10\.0\.0\.1 can be called"):
-        check_binding(Settings(**inside, published_on="10.0.0.1"))
+        check_binding(Settings(**inside, published_host="10.0.0.1"))
     (tmp_path / "keys").write_text(f"ali {'0' * 64}\n")
-    check_binding(Settings(**inside, published_on="10.0.0.1"))
+    check_binding(Settings(**inside, published_host="10.0.0.1"))
 
 
 def test_kubernetes_runs_what_compose_runs() -> None:
@@ -133,7 +133,7 @@ def test_images_install_what_the_project_asks_for() -> None:
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="docker/make-secrets needs openssl")
 def test_secrets_are_made_once_and_read_by_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("REDIS_URL", "BESTOFN_REDIS_URL", "BESTOFN_FINALS_KEY"):
+    for name in ("REDIS_URL", "BESTOFN_REDIS_URL", "BESTOFN_PAIRWISE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "secrets"
     make = [str(ROOT / "docker" / "make-secrets"), str(folder), "queue.example.net"]
@@ -150,10 +150,10 @@ def test_secrets_are_made_once_and_read_by_the_settings(tmp_path: Path, monkeypa
     assert keyring.caller(first) == "first"
     assert keyring.caller((folder / "prometheus_key").read_text().strip()) == "prometheus"
     assert not any(first in text for text in before.values())
-    (folder / "gpu-host" / "bestofn_finals_key").write_text("open-sesame\n")
+    (folder / "gpu-host" / "bestofn_pairwise_api_key").write_text("open-sesame\n")
     gpu_host = Settings(_secrets_dir=folder / "gpu-host")
     remote = gpu_host.redis_url or ""
-    assert (gpu_host.finals_key, edge.finals_key) == ("open-sesame", "")
+    assert (gpu_host.pairwise_api_key, edge.pairwise_api_key) == ("open-sesame", "")
     password = edge.redis_url.removeprefix("redis://bestofn:").removesuffix("@redis:6379/0")
     assert remote == f"rediss://bestofn:{password}@queue.example.net:6380/0?ssl_ca_certs=/run/secrets/queue_ca"
     assert folder.stat().st_mode & 0o077 == (folder / "gpu-host").stat().st_mode & 0o077 == 0

@@ -8,7 +8,7 @@ import typer
 
 from bestofn.cli import server_choice as target
 from bestofn.cli.console import err, say
-from bestofn.evaluation.labels import Labelled, Pool, fields_of, read_labels
+from bestofn.evaluation.labels import Labelled, LabelledPool, fields_of, read_labels
 from bestofn.judge.calibration import FILE
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, load_settings
@@ -62,16 +62,18 @@ def calibrate(
     from bestofn.training.judge.calibration_fit import calibrate as fit
 
     settings = load_settings(judge=judge)
-    checkpoint = find_judge(settings.judge, settings.judge_tiles)
-    if settings.judge_tiles is not None and out is None:
-        raise SetupError(f"name a file with --out: the one beside the weights is not for {settings.judge_tiles} tiles")
-    pin = checkpoint.pin
-    if isinstance(read, Pool) and read.judge != pin.revision:
-        raise SetupError(f"{labels} was judged by revision {read.judge}, and {pin.name} is {pin.revision}")
+    checkpoint = find_judge(settings.judge, settings.judge_max_tiles)
+    if settings.judge_max_tiles is not None and out is None:
+        raise SetupError(
+            f"name a file with --out: the one beside the weights is not for {settings.judge_max_tiles} tiles"
+        )
+    revision = checkpoint.revision
+    if isinstance(read, LabelledPool) and read.judge != revision.revision:
+        raise SetupError(f"{labels} was judged by revision {read.judge}, and {revision.name} is {revision.revision}")
     file = out or checkpoint.path / FILE
     if out is None and file.exists():
-        raise SetupError(f"{pin.name} has a calibration, {file}: name another file, or that one, with --out")
-    if isinstance(read, Pool):
+        raise SetupError(f"{revision.name} has a calibration, {file}: name another file, or that one, with --out")
+    if isinstance(read, LabelledPool):
         fields, source = read.fields, read.source
     else:
         fields, source = fields_of(read, _margins(read, checkpoint, settings)), labels.name
@@ -81,7 +83,7 @@ def calibrate(
         raise SetupError(f"{labels}: {error}") from error
     if report.prompts < FEW:
         say(f"warning: {report.prompts} prompts are few to calibrate on; {FEW} or more are better")
-    told = report.to_json(pin.revision, source)
+    told = report.to_json(revision.revision, source)
     written = jsonlib.dumps(told, indent=1) + "\n"
     try:
         file.write_text(written, encoding="utf-8")

@@ -19,17 +19,17 @@ EPILOG = """Examples:
 
 `bestofn generate "a photo of a red star left of a blue circle" -n 32 -o best.png`
 
-`bestofn generate "two hearts" -n 64 --top-k 4 --sheet all.png`
+`bestofn generate "two hearts" -n 64 --top-k 4 --contact-sheet all.png`
 
 `bestofn generate "a ring" --seed 7 --json | jq '.images[0].seed'`
 
 `bestofn generate "a photo of a red star left of a blue circle" -n 256 --stop`
 
-`bestofn generate --again best.png`
+`bestofn generate --reproduce best.png`
 """
 
 CANDIDATES = 16
-KEEP, BAND = Draft.model_fields["keep"].default, Finals.model_fields["band"].default
+KEEP, MARGIN = Draft.model_fields["keep"].default, Finals.model_fields["margin"].default
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -65,7 +65,7 @@ def _budget(text: str | None) -> dict[str, float] | None:
 
 def generate(
     prompt: Annotated[
-        str | None, typer.Argument(help="What the picture should show; needed without --again.", show_default=False)
+        str | None, typer.Argument(help="What the picture should show; needed without --reproduce.", show_default=False)
     ] = None,
     num_samples: Annotated[
         int | None,
@@ -74,7 +74,7 @@ def generate(
             "--num-samples",
             min=1,
             help="Candidates to draw and judge.",
-            show_default=f"{CANDIDATES}; with --again 1",
+            show_default=f"{CANDIDATES}; with --reproduce 1",
         ),
     ] = None,
     output: Annotated[
@@ -83,7 +83,7 @@ def generate(
             "-o",
             "--output",
             help="The winner's file: .png, .webp or .jpg.",
-            show_default="best.png; with --again again.png",
+            show_default="best.png; with --reproduce again.png",
         ),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, max=16, help="Winners to keep: best-1.png, best-2.png, ...")] = 1,
@@ -146,10 +146,10 @@ def generate(
             min=2, max=16, metavar="MOST", help="Let up to so many of the best meet before the pairwise judge."
         ),
     ] = None,
-    band: Annotated[
+    margin: Annotated[
         float | None,
         typer.Option(
-            min=0, help="With --finals: only those within so many log-odds of the leader.", show_default=str(BAND)
+            min=0, help="With --finals: only those within so many log-odds of the leader.", show_default=str(MARGIN)
         ),
     ] = None,
     budget: Annotated[
@@ -191,16 +191,16 @@ def generate(
     if server is not None and local:
         raise typer.BadParameter("--server and --local exclude each other")
     if prompt is None and again is None:
-        raise typer.BadParameter("write a prompt, or --again PICTURE to draw a picture once more")
+        raise typer.BadParameter("write a prompt, or --reproduce PICTURE to draw a picture once more")
     check_text(prompt or "", "prompt")
     check_text(negative or "", "negative prompt")
     if draft_depth is not None and draft is None:
         raise typer.BadParameter("--draft-depth goes with --draft STEPS")
     if keep is not None and draft is None:
         raise typer.BadParameter("--keep goes with --draft STEPS")
-    if band is not None and finals is None:
-        raise typer.BadParameter("--band goes with --finals MOST")
-    _check_numbers(guidance=guidance, keep=keep, confidence=confidence, band=band, deadline=deadline)
+    if margin is not None and finals is None:
+        raise typer.BadParameter("--finals-margin goes with --finals MOST")
+    _check_numbers(guidance=guidance, keep=keep, confidence=confidence, margin=margin, deadline=deadline)
     dimensions = _size(size)
     story: Story | None = None
     base: dict[str, Any] = {} if effort or budget else {"num_samples": CANDIDATES}
@@ -228,7 +228,7 @@ def generate(
         "stop": limits if stop or limits else None,
         "effort": effort,
         "budget": _budget(budget),
-        "finals": finals and {"most": finals, "band": BAND if band is None else band},
+        "finals": finals and {"max_entrants": finals, "margin": MARGIN if margin is None else margin},
         "embed_prompt": embed_prompt,
         "format": format_of(output),
         "thumbnails": sheet is not None,

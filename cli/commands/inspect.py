@@ -98,7 +98,7 @@ def _lines(path: Path, story: Story | OtherStory | None) -> list[str]:
         "seed": str(story.seed),
         "size": f"{story.width}x{story.height}",
         "steps": f"{story.num_inference_steps}, guidance {story.guidance_scale:g}",
-        "blocks": ", ".join(map(str, story.blocks or ())),
+        "layers": ", ".join(map(str, story.layers or ())),
         "model": f"{story.model.name}@{story.model.revision}",
         "judge": f"{story.judge.name}@{story.judge.revision}",
         "second judge": f"{second.name}@{second.revision}" if second else "",
@@ -108,7 +108,7 @@ def _lines(path: Path, story: Story | OtherStory | None) -> list[str]:
     return [
         f"{path}",
         *(f"  {name:15}  {_printable(text)}" for name, text in facts.items() if text),
-        f"  again: bestofn generate --again {shlex.quote(str(path))}, or",
+        f"  again: bestofn generate --reproduce {shlex.quote(str(path))}, or",
         *(f"    {line}".rstrip() for line in diffusers_call(story).splitlines()),
     ]
 

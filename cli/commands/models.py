@@ -271,9 +271,9 @@ def _about(name: str) -> dict[str, dict[str, Any]]:
     try:
         judge = find_judge(name)
         found["judge"] = {
-            "name": judge.pin.name,
+            "name": judge.revision.name,
             "path": str(judge.path),
-            "revision": judge.pin.revision,
+            "revision": judge.revision.revision,
             "parts": {part: _part(judge.path / part) for part in PARTS},
         }
     except (JudgeFolderError, CheckpointError) as error:

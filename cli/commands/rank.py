@@ -47,7 +47,7 @@ def rank(
     """Judge pictures of PROMPT: per picture the verdict, both logits, tiles and rank, and the knockout among them.
 
     A judge openai:ADDRESS#MODEL sees two pictures at a time, in both orders; where these disagree, the picture that
-    is named earlier on the command line goes on. BESTOFN_FINALS_KEY is its key. Pictures and PROMPT are sent there.
+    is named earlier on the command line goes on. BESTOFN_PAIRWISE_API_KEY is its key. Pictures and PROMPT are sent there.
     """
     if not prompt.strip():
         raise typer.BadParameter("the prompt is blank")
@@ -74,7 +74,7 @@ def rank(
     from bestofn.service.engine.loader import calibration_of, devices, find_judge
 
     device = torch.device(devices(settings)[0])
-    checkpoints = [find_judge(name, settings.judge_tiles) for name in names]
+    checkpoints = [find_judge(name, settings.judge_max_tiles) for name in names]
     judging, *others = [one.load(device) for one in checkpoints]
     for name, one in zip(names, (judging, *others), strict=True):
         for word in one.unknown_words(prompt):
@@ -97,8 +97,8 @@ def rank(
         report = {
             "prompt": prompt,
             "rule": rule.value,
-            "judge": checkpoints[0].pin.model_dump(),
-            **({"second_judge": checkpoints[1].pin.model_dump()} if others else {}),
+            "judge": checkpoints[0].revision.model_dump(),
+            **({"second_judge": checkpoints[1].revision.model_dump()} if others else {}),
             "images": judged,
             "bracket": bracket.to_json()["rounds"],
         }
@@ -122,7 +122,7 @@ def _compare(settings: Settings, prompt: str, images: list[Path], *, json: bool)
     """The knockout by a judge that sees two pictures at a time, printed."""
 
     async def play() -> tuple[tuple[Played, ...], ...]:
-        async with VisionJudge(settings.judge, settings.finals_key) as judge:
+        async with VisionJudge(settings.judge, settings.pairwise_api_key) as judge:
             return await judge.knockout(prompt, range(len(images)), {i: p.read_bytes() for i, p in enumerate(images)})
 
     rounds = asyncio.run(play())

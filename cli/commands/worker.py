@@ -35,7 +35,7 @@ def worker(
     second_judge: Annotated[
         str | None, typer.Option(metavar="JUDGE", help="As --judge: another one, for jobs with rule lower_bound.")
     ] = None,
-    finals_judge: Annotated[
+    pairwise_judge: Annotated[
         str | None,
         typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two pictures, for jobs with finals."),
     ] = None,
@@ -53,7 +53,7 @@ def worker(
         model=model,
         judge=judge,
         second_judge=second_judge,
-        finals_judge=finals_judge,
+        pairwise_judge=pairwise_judge,
         redis_url=redis_url,
         slots=slots,
         threads=threads,
@@ -82,7 +82,7 @@ def worker(
         "--model": model,
         "--judge": judge,
         "--second-judge": second_judge,
-        "--finals-judge": finals_judge,
+        "--pairwise-judge": pairwise_judge,
         "--redis-url": redis_url,
         "--slots": slots,
         "--threads": threads,

@@ -16,7 +16,7 @@ from matplotlib import pyplot
 
 from bestofn.evaluation.curve import auc
 from bestofn.evaluation.draft_ranking import HEAT, foretold
-from bestofn.evaluation.pool import Pool, Samples, Source, Way
+from bestofn.evaluation.pool import Pool, Samples, SamplingConfig, Source
 from bestofn.evaluation.stats import Floats, Prompts
 from bestofn.evaluation.tasks import benchmark
 from bestofn.judge.judge import Judge
@@ -63,9 +63,13 @@ def pool(path: Path) -> Pool:
 def pools() -> dict[int, Samples]:
     """Of each depth, the deepest first; the whole model's on the prompts that some other has."""
     files = {layers: HERE / f"layers-{layers}.jsonl" for layers in range(WHOLE - 1, 0, -1)}
-    found = {layers: pool(path).samples(Way(STEPS), SAMPLES) for layers, path in files.items() if path.exists()}
+    found = {
+        layers: pool(path).samples(SamplingConfig(STEPS), SAMPLES) for layers, path in files.items() if path.exists()
+    }
     asked = sorted(set().union(*(samples.numbers for samples in found.values())))
-    return {WHOLE: pool(HERE.parent / "scaling" / "pool.jsonl").samples(Way(STEPS), SAMPLES).of(asked, SAMPLES)} | found
+    return {
+        WHOLE: pool(HERE.parent / "scaling" / "pool.jsonl").samples(SamplingConfig(STEPS), SAMPLES).of(asked, SAMPLES)
+    } | found
 
 
 def tags(samples: Samples) -> Prompts:
@@ -169,11 +173,11 @@ def drafts(of_depths: dict[int, Samples]) -> Iterator[str]:
     margins = {tuple(map(int, file.stem.split("-")[1:])): json.loads(file.read_text()) for file in files}
     numbers = sorted(map(int, next(iter(margins.values()))))
     scaling = pool(HERE.parent / "scaling" / "pool.jsonl")
-    full = scaling.samples(Way(STEPS), HEAT).of(numbers, HEAT)
+    full = scaling.samples(SamplingConfig(STEPS), HEAT).of(numbers, HEAT)
     looks: dict[str, tuple[float, Floats]] = {}
     for steps in (6, 4, 3):
         looks[f"6 layers, {steps} steps"] = (
-            price(WHOLE).of(1, steps), scaling.samples(Way(steps), HEAT).of(numbers, HEAT).margin
+            price(WHOLE).of(1, steps), scaling.samples(SamplingConfig(steps), HEAT).of(numbers, HEAT).margin
         )  # fmt: skip
     for (layers, steps), told in margins.items():
         margin = np.array([told[str(number)] for number in numbers])

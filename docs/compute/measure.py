@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from bestofn.evaluation.pool import Pool, Source, Want, Way
+from bestofn.evaluation.pool import Pool, SampleRequest, SamplingConfig, Source
 from bestofn.evaluation.tasks import benchmark
 from bestofn.judge.judge import Judge
 from bestofn.models.checkpoint import Checkpoint
@@ -70,10 +70,10 @@ def recovered(work: Path, layers: int) -> Path:
 def sampled(folder: Path, layers: int) -> None:
     """A pool of a checkpoint's candidates, as `bestofn eval` draws them."""
     checkpoint, judge = Checkpoint.resolve(str(folder)), find_judge("shapes")
-    source = Source(str(checkpoint.path), checkpoint.revision, str(judge.path), judge.pin.revision, benchmark())
-    want = Want(Way(FULL), SAMPLES, numbers(PER_CATEGORY))
+    source = Source(str(checkpoint.path), checkpoint.revision, str(judge.path), judge.revision.revision, benchmark())
+    request = SampleRequest(SamplingConfig(FULL), SAMPLES, numbers(PER_CATEGORY))
     Pool(HERE / f"layers-{layers}.jsonl", source).fill(
-        [want], 1, lambda done, total: say(layers, f"{done} of {total} chunks")
+        [request], 1, lambda done, total: say(layers, f"{done} of {total} chunks")
     )
 
 
@@ -82,13 +82,13 @@ def drafted(work: Path, layers: int, steps: int) -> None:
     out = HERE / f"drafts-{layers}-{steps}.json"
     if out.exists():
         return
-    blocks = kept_blocks(importances(work), layers)
+    layers = kept_blocks(importances(work), layers)
     generator, judge, tasks = Generator.load("shapes"), Judge.load(device=torch.device("cpu")), benchmark()
     margins = {}
     for number in numbers(PER_CATEGORY)[:DRAFTED]:
         task = tasks[number]
         seeds = range(task.seed, task.seed + HEAT)
-        pictures = generate(generator, task.prompt, seeds, num_inference_steps=steps, blocks=blocks).numpy()
+        pictures = generate(generator, task.prompt, seeds, num_inference_steps=steps, layers=layers).numpy()
         verdicts = judge.judge(list(pictures), [task.prompt] * HEAT)
         margins[number] = [round(verdict.yes_logit - verdict.no_logit, 3) for verdict in verdicts]
     out.write_text(json.dumps(margins) + "\n")

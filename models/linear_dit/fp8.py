@@ -24,7 +24,7 @@ def check_supported(device: torch.device) -> None:
         name = torch.cuda.get_device_name(device)
         raise UnsupportedDevice(
             f"drafts in 8 bits need a GPU of compute capability {'.'.join(map(str, CAPABILITY))} or later (Ada, "
-            f"Hopper), {device} is {name}: unset BESTOFN_EIGHT_BIT_DRAFTS"
+            f"Hopper), {device} is {name}: unset BESTOFN_FP8_DRAFTS"
         )
 
 

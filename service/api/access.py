@@ -32,21 +32,21 @@ def is_loopback(host: str) -> bool:
 
 def reached_at(settings: Settings) -> str:
     """The address that decides who can call: a container listens on all of its own, and is published on another."""
-    return settings.published_on or settings.host
+    return settings.published_host or settings.host
 
 
 def check_binding(settings: Settings) -> Keyring:
     """The keys of a server with these settings, which must not be open to other machines without saying so.
 
     Raises:
-        SetupError: the keys cannot be read, or the host is no loopback address, there are none, and `open_access` is
+        SetupError: the keys cannot be read, or the host is no loopback address, there are none, and `allow_unauthenticated` is
             off.
     """
     host, keyring = reached_at(settings), Keyring(settings)
-    if not (is_loopback(host) or keyring.on or settings.open_access):
+    if not (is_loopback(host) or keyring.on or settings.allow_unauthenticated):
         raise SetupError(
             f"a server on {host} can be called from other machines: make a key with `bestofn keys add NAME` (it goes "
-            f"into {keyring.file}), listen on 127.0.0.1, or say BESTOFN_OPEN_ACCESS=1 (--open-access) if a network of "
+            f"into {keyring.file}), listen on 127.0.0.1, or say BESTOFN_ALLOW_UNAUTHENTICATED=1 (--allow-unauthenticated) if a network of "
             "yours protects it"
         )
     return keyring
@@ -100,7 +100,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings, keyring: Keyring) -> None:
         self._app = app
         self._keyring = keyring
-        self._open = OPEN_PATHS | ({"/metrics"} if settings.open_metrics else frozenset())
+        self._open = OPEN_PATHS | ({"/metrics"} if settings.metrics_without_key else frozenset())
         self._loopback = is_loopback(reached_at(settings))
         self._allowed_hosts = settings.allowed_hosts
 

@@ -14,7 +14,7 @@ from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.deployments import Deployed
 from bestofn.service.api.queue_health import Standstill
 from bestofn.service.api.queue_metrics import EndedJobs
-from bestofn.service.api.rate_limit import Door
+from bestofn.service.api.rate_limit import RefusalLimiter
 from bestofn.service.api.token_counter import TokenCounters
 from bestofn.service.core.errors import JobNotFound
 from bestofn.service.core.settings import Settings
@@ -32,7 +32,7 @@ class Context:
     keyring: Keyring
     counters: TokenCounters
     ended: EndedJobs = field(default_factory=EndedJobs)
-    door: Door = field(default_factory=Door)
+    refusal_limiter: RefusalLimiter = field(default_factory=RefusalLimiter)
     deployed: Deployed = field(init=False)
     standstill: Standstill = field(init=False)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

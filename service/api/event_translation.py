@@ -20,7 +20,7 @@ class JobEvent:
     queued     {"job", "position", "estimated_wait_seconds"}; again, without id, when one of them changes
     started    {}
     progress   {"judged", "num_samples", "steps", "total_steps", "transformer_forwards", "best"}
-    candidate  {"index", "seed", "verdict", "final", "draft", "thumbnail"}; with drafts, finalists come twice
+    candidate  {"index", "seed", "verdict", "solved_in_full", "draft", "thumbnail"}; with drafts, finalists come twice
     match      {"round", "place", "a", "b", "winner"}: `bracket[round][place]` of the result
     finals     {"judge", "entrants", "rounds"}: the finals as they stand, before each round; anew if played anew
     snapshot   the job as it stands, where events were lost: a reader starts afresh from it (without id)
@@ -46,7 +46,7 @@ def place_of(event_id: str | None) -> Place | None:
     return milliseconds, sequence, told
 
 
-class Teller:
+class EventTranslator:
     """Tells a job's events one by one, from its stored ones in their order.
 
     What is told depends on those alone, so that every reader is told the same under the same ids. A candidate that two
@@ -96,7 +96,7 @@ class Teller:
 
     def _judge(self, candidate: Candidate) -> list[tuple[str, dict[str, Any]]]:
         known = self._known.get(candidate.index)
-        if known is not None and (known.final or not candidate.final):
+        if known is not None and (known.solved_in_full or not candidate.solved_in_full):
             return []
         self._known[candidate.index] = candidate
         rival = self._best if self._best and self._best.index != candidate.index else None
@@ -125,7 +125,7 @@ class Teller:
             seed=candidate.seed,
             verdict=VerdictOut.of(candidate.verdict),
             rank=1,
-            final=candidate.final,
+            solved_in_full=candidate.solved_in_full,
             draft=VerdictOut.of(candidate.draft) if candidate.draft is not None else None,
             thumbnail=small if self._spec.has_thumbnail(candidate.index) else None,
         )
@@ -134,7 +134,7 @@ class Teller:
 def _candidate(data: Mapping[str, Any]) -> Candidate:
     draft = Verdict.from_json(data["draft"]) if "draft" in data else None
     return Candidate(
-        data["index"], data["seed"], Verdict.from_json(data["verdict"]), draft, bool(data.get("final", True))
+        data["index"], data["seed"], Verdict.from_json(data["verdict"]), draft, bool(data.get("solved_in_full", True))
     )
 
 

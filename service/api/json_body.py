@@ -23,12 +23,12 @@ class JsonRoute(APIRoute):
         async def handle_json(request: Request) -> Response:
             context = request.app.state.context
             caller = caller_of(request)
-            context.door.enter(caller)
+            context.refusal_limiter.enter(caller)
             _check_media_type(request.headers.get("content-type"))
             try:
                 return await handle(_limited(request, context.settings.max_body_bytes))
             except (Overloaded, Unavailable) as refusal:
-                context.door.refused(caller, refusal)
+                context.refusal_limiter.refused(caller, refusal)
                 raise
 
         return handle_json

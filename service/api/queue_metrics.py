@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from bestofn.service.core.jobs import JobStatus
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.queue.stats import Census, EndedJob, ended_jobs, last_ended
+from bestofn.service.queue.stats import EndedJob, QueueStats, ended_jobs, last_ended
 from bestofn.service.telemetry.registry import LATENCY
 
 SCORES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -20,7 +20,7 @@ SCORES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1
 class QueueState(Collector):
     """A census as metrics; None says that the queue's server is away."""
 
-    def __init__(self, census: Census | None, image_budget_bytes: int) -> None:
+    def __init__(self, census: QueueStats | None, image_budget_bytes: int) -> None:
         self._census = census
         self._image_budget_bytes = image_budget_bytes
 
@@ -43,7 +43,7 @@ class QueueState(Collector):
         yield Gauge("bestofn_redis_memory_limit_bytes", "Its limit; 0: none.", census.server.max_memory_bytes or 0)
 
 
-def _work(census: Census) -> Iterator[Metric]:
+def _work(census: QueueStats) -> Iterator[Metric]:
     jobs = Gauge("bestofn_backlog_jobs", "Jobs that wait or run.", labels=("priority",))
     candidates = Gauge("bestofn_backlog_candidates", "Candidates to be drawn yet.", labels=("priority",))
     tflops = Gauge("bestofn_backlog_tflops", "Work of those candidates, in TFLOP.", labels=("priority",))
@@ -63,14 +63,14 @@ def _work(census: Census) -> Iterator[Metric]:
     yield Gauge("bestofn_dead_heats", "Heats in the dead-letter stream.", value=census.dead)
 
 
-def _workers(census: Census) -> Iterator[Metric]:
+def _workers(census: QueueStats) -> Iterator[Metric]:
     labels = ("model", "judge")
     workers = Gauge("bestofn_workers", "Warm workers, by what they hold and do.", labels=(*labels, "state"))
     slots = Gauge("bestofn_workers_slots", "Candidates that they denoise together.", labels=labels)
     speed = Gauge("bestofn_workers_tflops_per_second", "Their measured speed.", labels=labels)
     number, size, rate = Count[tuple[str, ...]](), Count[tuple[str, ...]](), dict[tuple[str, ...], float]()
     for card in census.workers:
-        pair = (card.model.pin.name, card.judge.pin.name)
+        pair = (card.model.revision.name, card.judge.revision.name)
         number[*pair, card.state] += 1
         size[pair] += card.capacity
         rate[pair] = rate.get(pair, 0.0) + (card.tflops_per_second or 0.0)

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from bestofn.service.core.errors import BestOfNError
 
-LOOKS = 20.0  # refusals of a caller for each of which the queue was asked ...
-LOOKS_PER_SECOND = 5.0  # ... and so many more each second
+TOKENS = 20.0  # refusals of a caller for each of which the queue was asked ...
+TOKENS_PER_SECOND = 5.0  # ... and so many more each second
 CALLERS_KEPT = 4096
 
 
 @dataclass(slots=True)
 class _Refused:
-    looks: float  # that are left
+    tokens: float  # that are left
     at: float  # when they were counted
     answer: BestOfNError
 
 
-class Door:
+class RefusalLimiter:
     """For each caller who was refused lately, the last answer and how many more looks at the queue there are.
 
     A flood then costs next to nothing, and who comes back when the answer says so never notices. Room is given to
@@ -40,24 +40,24 @@ class Door:
         if known is None:
             return
         now = self._clock()
-        known.looks += (now - known.at) * LOOKS_PER_SECOND
+        known.tokens += (now - known.at) * TOKENS_PER_SECOND
         known.at = now
-        if known.looks >= LOOKS:
+        if known.tokens >= TOKENS:
             del self._callers[caller]
-        elif known.looks < 1:
+        elif known.tokens < 1:
             raise known.answer.with_traceback(None)
         else:
-            known.looks -= 1
+            known.tokens -= 1
 
     def accepted(self, caller: str) -> None:
         """Gives the look back."""
         known = self._callers.get(caller)
         if known is not None:
-            known.looks += 1
+            known.tokens += 1
 
     def refused(self, caller: str, answer: BestOfNError) -> None:
         """Notes what the queue said."""
-        known = self._callers.setdefault(caller, _Refused(LOOKS - 1, self._clock(), answer))
+        known = self._callers.setdefault(caller, _Refused(TOKENS - 1, self._clock(), answer))
         known.answer = answer
         self._callers.move_to_end(caller)
         if len(self._callers) > CALLERS_KEPT:

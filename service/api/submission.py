@@ -66,7 +66,7 @@ async def submit(
         caller=caller,
         traceparent=traceparent(),
     )
-    context.door.accepted(caller)
+    context.refusal_limiter.accepted(caller)
     told = {"prompt": spec.prompt} if context.settings.log_prompts else {"prompt_sha256": _short_hash(spec.prompt)}
     bind_contextvars(job_id=job, **told)  # for the request's line in the log
     return job, created

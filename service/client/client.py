@@ -14,7 +14,7 @@ from bestofn.service.client.generation import Generation
 from bestofn.service.client.options import Options
 from bestofn.service.client.progress import Progress
 from bestofn.service.core.errors import Unavailable
-from bestofn.service.core.openai_schemas import ModelOut
+from bestofn.service.core.openai_schemas import OpenAIModel
 from bestofn.service.core.schemas import JobResult
 from bestofn.service.core.settings import load_settings
 
@@ -157,7 +157,7 @@ class Client:
         """A small picture, as WebP, of a candidate of a job that was submitted with `thumbnails`."""
         return self._driver.run(self._flows.thumbnail(job_id, candidate))
 
-    def models(self) -> list[ModelOut]:
+    def models(self) -> list[OpenAIModel]:
         """What the server deploys: names for `model`, each with its judges, sizes and defaults."""
         return self._driver.run(self._flows.models())
 
@@ -239,7 +239,7 @@ class AsyncClient:
         """As `Client.thumbnail`."""
         return await self._driver.run(self._flows.thumbnail(job_id, candidate))
 
-    async def models(self) -> list[ModelOut]:
+    async def models(self) -> list[OpenAIModel]:
         """As `Client.models`."""
         return await self._driver.run(self._flows.models())
 

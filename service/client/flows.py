@@ -16,7 +16,7 @@ from bestofn.service.client.generation import Generation
 from bestofn.service.client.progress import Progress
 from bestofn.service.client.retries import call
 from bestofn.service.core.errors import BestOfNError, JobCanceled
-from bestofn.service.core.openai_schemas import ModelOut, ModelsOut
+from bestofn.service.core.openai_schemas import ModelsOut, OpenAIModel
 from bestofn.service.core.schemas import JobResult
 
 PAGE = 4096
@@ -108,7 +108,7 @@ class Flows:
     def thumbnail(self, job_id: str, candidate: int) -> Flow[bytes]:
         return (yield from self._call(Send("GET", f"/jobs/{job_id}/thumbnails/{candidate}"))).content
 
-    def models(self) -> Flow[list[ModelOut]]:
+    def models(self) -> Flow[list[OpenAIModel]]:
         answer = yield from self._call(Send("GET", "/v1/models"))
         return ModelsOut.model_validate_json(answer.content).data
 

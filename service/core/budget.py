@@ -85,7 +85,7 @@ def plan(measured: Measured, prices: Prices) -> Plan | None:
         draft=draft,
         stop=measured.stop,
         expected_tflops=measured.drafted * drafted + measured.solved * solved,
-        at_most_tflops=whole.num_samples * drafted + whole.num_finalists * solved,
+        at_most_tflops=whole.num_samples * drafted + whole.num_promoted * solved,
         score_on_shapes=measured.score,
     )
 

@@ -50,7 +50,7 @@ class NotAuthorized(BestOfNError):
 
 class HostRefused(BestOfNError):
     status = 403
-    code = "host_refused"
+    code = "host_not_allowed"
 
 
 class JobNotFound(BestOfNError):
@@ -60,7 +60,7 @@ class JobNotFound(BestOfNError):
 
 class NotThere(BestOfNError):
     status = 404
-    code = "not_there"
+    code = "image_not_found"
 
 
 class JobGone(BestOfNError):

@@ -44,7 +44,7 @@ class FinalsOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
+class FinalsState:
     """Finals that are being played: a state, so that whoever plays them anew tells it anew.
 
     Attributes:
@@ -83,15 +83,15 @@ def entrants(spec: JobSpec, order: Sequence[Candidate]) -> list[Candidate]:
 
     Args:
         spec: of a job whose heats are done.
-        order: its best candidates, best first, at least `finals.most` if there are so many (`result.ranked`).
+        order: its best candidates, best first, at least `finals.max_entrants` if there are so many (`result.ranked`).
     """
     if spec.finals is None or not order:
         return []
-    least = _odds(order[0].verdict) - spec.finals.band  # NaN, which nothing reaches, if the leader has no numbers
+    least = _odds(order[0].verdict) - spec.finals.margin  # NaN, which nothing reaches, if the leader has no numbers
     meet = [
         candidate
-        for candidate in order[: spec.finals.most]
-        if candidate.final and candidate.verdict.usable and _odds(candidate.verdict) >= least
+        for candidate in order[: spec.finals.max_entrants]
+        if candidate.solved_in_full and candidate.verdict.usable and _odds(candidate.verdict) >= least
     ]
     return meet if len(meet) > 1 else []
 

@@ -54,7 +54,7 @@ class Revision(BaseModel):
 UNNAMED = Revision(name="", revision="")  # of a job that is counted or replayed, never run
 
 
-Pins = tuple[Revision, Revision, Revision | None]  # of a model, a judge and a second judge
+Revisions = tuple[Revision, Revision, Revision | None]  # of a model, a judge and a second judge
 
 
 class Draft(BaseModel):
@@ -96,8 +96,8 @@ class Finals(BaseModel):
     """Finals: after all heats, those close to the leader meet in a knockout by the operator's pairwise judge."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    most: int = Field(4, strict=True, ge=2, le=16, description="Candidates that may meet, the best ones.")
-    band: float = Field(1.0, strict=True, ge=0, description="Log-odds that they may be behind the leader.")
+    max_entrants: int = Field(4, strict=True, ge=2, le=16, description="Candidates that may meet, the best ones.")
+    margin: float = Field(1.0, strict=True, ge=0, description="Log-odds that they may be behind the leader.")
 
 
 class Plan(BaseModel):
@@ -115,7 +115,7 @@ class Plan(BaseModel):
 class JobSpec(BaseModel):
     """One job with every default filled in: with the checkpoints it names, all that its result depends on.
 
-    `blocks` are the transformer's that run, ascending, and `draft_blocks` those of drafts; None: all.
+    `layers` are the transformer's that run, ascending, and `draft_layers` those of drafts; None: all.
 
     Candidate i is drawn from seed `seed + i`. `heat_size` candidates are queued, leased and retried together; the
     first heats of a job that may stop are smaller. `calibration` is the judge's when the job was
@@ -135,9 +135,9 @@ class JobSpec(BaseModel):
     num_inference_steps: int
     guidance_scale: float
     depth: int | None = None
-    blocks: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = None
     draft: Draft | None = None
-    draft_blocks: tuple[int, ...] | None = None
+    draft_layers: tuple[int, ...] | None = None
     stop: Stop | None = None
     calibration: Calibration | None = None
     second_calibration: Calibration | None = None
@@ -156,7 +156,7 @@ class JobSpec(BaseModel):
     warnings: tuple[str, ...] = ()
 
     @property
-    def pins(self) -> Pins:
+    def revisions(self) -> Revisions:
         """Whose workers may take it."""
         return self.model, self.judge, self.second_judge
 
@@ -168,9 +168,9 @@ class JobSpec(BaseModel):
             return (first,)
         return first, (self.second_judge, self.second_calibration)
 
-    def blocks_of(self, draft: bool) -> tuple[int, ...] | None:
+    def layers_of(self, draft: bool) -> tuple[int, ...] | None:
         """The transformer's blocks that draw a draft, or a full solution; None: all."""
-        return self.draft_blocks if draft else self.blocks
+        return self.draft_layers if draft else self.layers
 
     def has_thumbnail(self, candidate: int) -> bool:
         """Whether a small picture of this candidate is kept."""
@@ -179,7 +179,7 @@ class JobSpec(BaseModel):
     @property
     def pictures(self) -> int:
         """How many candidates are in play, the best of those judged: their pictures are kept."""
-        return max(self.top_k, 0 if self.finals is None else self.finals.most)
+        return max(self.top_k, 0 if self.finals is None else self.finals.max_entrants)
 
     @property
     def first_heats(self) -> tuple[int, ...]:
@@ -197,14 +197,14 @@ class JobSpec(BaseModel):
         small = self.first_heats[:heat]
         return min(sum(small) + (heat - len(small)) * self.heat_size, self.num_samples)
 
-    def finalists(self, count: int) -> int:
+    def promoted(self, count: int) -> int:
         """How many of a heat's `count` candidates are solved in full."""
         return count if self.draft is None else max(1, math.ceil(round(self.draft.keep * count, 9)))
 
     @property
-    def num_finalists(self) -> int:
+    def num_promoted(self) -> int:
         """Of all heats: candidates that can win."""
-        return sum(heat.finalists for heat in self.heats())
+        return sum(heat.promoted for heat in self.heats())
 
     @property
     def total_steps(self) -> int:
@@ -242,21 +242,21 @@ class Heat:
         return range(self.first, self.first + self.count)
 
     @property
-    def finalists(self) -> int:
-        return self.job.finalists(self.count)
+    def promoted(self) -> int:
+        return self.job.promoted(self.count)
 
     @property
     def steps(self) -> int:
         """Denoising steps of all its candidates, drafts included."""
         drafts = 0 if self.job.draft is None else self.count * self.job.draft.num_inference_steps
-        return drafts + self.finalists * self.job.num_inference_steps
+        return drafts + self.promoted * self.job.num_inference_steps
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One judged candidate of a job.
 
-    `verdict` is the last it got: of its full solution, or of its draft if it was not among the finalists (`final` is
+    `verdict` is the last it got: of its full solution, or of its draft if it was not among the finalists (`solved_in_full` is
     False). `draft` is its draft's, in jobs with drafts.
     """
 
@@ -264,12 +264,12 @@ class Candidate:
     seed: int
     verdict: Verdict
     draft: Verdict | None = None
-    final: bool = True
+    solved_in_full: bool = True
 
     @property
     def again(self) -> bool:
         """Whether this is its second verdict."""
-        return self.final and self.draft is not None
+        return self.solved_in_full and self.draft is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ class ImagesResponse(BaseModel):
     warnings: list[str] = []
 
 
-class ModelOut(BaseModel):
+class OpenAIModel(BaseModel):
     """A model that requests can name. `id`, `object`, `created` and `owned_by` are OpenAI's, the rest is ours."""
 
     id: str
@@ -166,7 +166,7 @@ class ModelOut(BaseModel):
 
 class ModelsOut(BaseModel):
     object: Literal["list"] = "list"
-    data: list[ModelOut]
+    data: list[OpenAIModel]
 
 
 def error_body(problem: Mapping[str, Any]) -> dict[str, Any]:

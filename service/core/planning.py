@@ -8,11 +8,11 @@ from typing import NoReturn
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.budget import Budget, Prices, best, frontier, plan, planned
 from bestofn.service.core.errors import InvalidRequest, Unavailable
-from bestofn.service.core.jobs import DEFAULT_HEAT_SIZE, Draft, ImageFormat, JobSpec, Pins, Plan, Stop
+from bestofn.service.core.jobs import DEFAULT_HEAT_SIZE, Draft, ImageFormat, JobSpec, Plan, Revisions, Stop
 from bestofn.service.core.scheduling import heat_size
 from bestofn.service.core.schemas import MAX_SEED, GenerateRequest
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import JudgeCard, ModelCard, WorkerCard
+from bestofn.service.core.workers import JudgeInfo, ModelInfo, WorkerInfo
 
 PLANNED = ("num_samples", "draft", "stop")  # fields that an effort or a budget chooses
 NO_WORKER_RETRY_SECONDS = 5.0  # a worker that starts now needs at least this long to load its weights
@@ -22,43 +22,43 @@ TokenCounter = Callable[[str, str], int]
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class Deployment:
     """A model and a judge, with a second one or without, that one worker holds together, with the capacities of the
     live workers that hold them."""
 
-    model: ModelCard
-    judge: JudgeCard
+    model: ModelInfo
+    judge: JudgeInfo
     capacities: tuple[int, ...]
     tflops_per_second: float = 0.0  # of all these workers, as far as it is known
-    finals_judge: str | None = None  # the pairwise judge that a live worker asks, the one that started last first
+    pairwise_judge: str | None = None  # the pairwise judge that a live worker asks, the one that started last first
 
 
-def pairs_of(cards: Iterable[WorkerCard]) -> list[Pair]:
+def deployments_of(cards: Iterable[WorkerInfo]) -> list[Deployment]:
     """The pairs among workers' cards, the one whose worker started last first: during an upgrade the new revision."""
-    groups: dict[Pins, list[WorkerCard]] = {}
+    groups: dict[Revisions, list[WorkerInfo]] = {}
     for card in sorted(cards, key=lambda card: (-card.started_at, card.worker)):
-        groups.setdefault(card.pins, []).append(card)
+        groups.setdefault(card.revisions, []).append(card)
     return [
-        Pair(
+        Deployment(
             held[0].model,
             held[0].judge,
             tuple(card.capacity for card in held),
             sum(card.tflops_per_second or 0.0 for card in held),
-            next((card.finals_judge for card in held if card.finals_judge is not None), None),
+            next((card.pairwise_judge for card in held if card.pairwise_judge is not None), None),
         )
         for held in groups.values()
     ]
 
 
-def choose_pair(
-    live: Sequence[Pair],
-    announced: Sequence[Pair],
+def choose_deployment(
+    live: Sequence[Deployment],
+    announced: Sequence[Deployment],
     model: str | None,
     judge: str | None,
     rule: Rule = Rule.MARGIN,
     *,
     finals: bool = False,
-) -> Pair:
+) -> Deployment:
     """The pair that serves a request that names `model` and `judge`, or leaves them out where there is one name only.
 
     Args:
@@ -80,22 +80,24 @@ def choose_pair(
             retry_after=NO_WORKER_RETRY_SECONDS,
         )
     current = live or announced
-    model = _choose("model", model, [p.model.pin.name for p in current], [p.model.pin.name for p in known])
-    current, known = ([p for p in pairs if p.model.pin.name == model] for pairs in (current, known))
-    judge = _choose("judge", judge, [p.judge.pin.name for p in current or known], [p.judge.pin.name for p in known])
-    named = [pair for pair in known if pair.judge.pin.name == judge]
+    model = _choose("model", model, [p.model.revision.name for p in current], [p.model.revision.name for p in known])
+    current, known = ([p for p in pairs if p.model.revision.name == model] for pairs in (current, known))
+    judge = _choose(
+        "judge", judge, [p.judge.revision.name for p in current or known], [p.judge.revision.name for p in known]
+    )
+    named = [pair for pair in known if pair.judge.revision.name == judge]
     if finals:
-        named = [pair for pair in named if pair.finals_judge is not None] or named
+        named = [pair for pair in named if pair.pairwise_judge is not None] or named
     if rule is not Rule.LOWER_BOUND:
         return named[0]
     pair = next((pair for pair in current or known if pair in named and pair.judge.second is not None), None)
     return pair or _no_second(named[0], " beside a judge for finals" if finals else "")
 
 
-def _no_second(pair: Pair, where: str = "") -> NoReturn:
+def _no_second(pair: Deployment, where: str = "") -> NoReturn:
     raise InvalidRequest(
-        f"rule lower_bound needs a second judge, and no worker of model {pair.model.pin.name} with judge "
-        f"{pair.judge.pin.name} has one{where}: start workers with BESTOFN_SECOND_JUDGE, or ask for rule margin",
+        f"rule lower_bound needs a second judge, and no worker of model {pair.model.revision.name} with judge "
+        f"{pair.judge.revision.name} has one{where}: start workers with BESTOFN_SECOND_JUDGE, or ask for rule margin",
         field="rule",
     )
 
@@ -114,7 +116,7 @@ def _choose(field: str, name: str | None, current: Sequence[str], known: Sequenc
 
 def job_spec(
     request: GenerateRequest,
-    pair: Pair,
+    pair: Deployment,
     settings: Settings,
     *,
     job_id: str,
@@ -126,7 +128,7 @@ def job_spec(
 
     Args:
         request: fields within the bounds of the schema.
-        pair: what serves it, of `choose_pair`.
+        pair: what serves it, of `choose_deployment`.
         settings: the server's limits.
         job_id: a new job's id.
         random_seed: taken if the request names no seed; at most 2**53.
@@ -157,10 +159,10 @@ def job_spec(
     chosen = _chosen(request, prices, pair, settings)
     if chosen is not None:
         request = request.model_copy(update={name: getattr(chosen, name) for name in PLANNED})
-    if request.finals is not None and pair.finals_judge is None:
+    if request.finals is not None and pair.pairwise_judge is None:
         raise InvalidRequest(
-            f"finals need a pairwise judge, and no live worker of {card.pin.name} has one: start workers with "
-            "BESTOFN_FINALS_JUDGE, or leave finals out",
+            f"finals need a pairwise judge, and no live worker of {card.revision.name} has one: start workers with "
+            "BESTOFN_PAIRWISE_JUDGE, or leave finals out",
             field="finals",
         )
     _at_most("num_samples", request.num_samples, settings.max_samples, "the limit of BESTOFN_MAX_SAMPLES")
@@ -177,7 +179,7 @@ def job_spec(
         tokens = count_tokens(card.tokenizer_sha256, text.lower().strip()) if text else 0
         if tokens > card.token_limit:
             raise InvalidRequest(
-                f"{field} has {tokens} tokens, but {card.pin.name} reads {card.token_limit}; shorten it by "
+                f"{field} has {tokens} tokens, but {card.revision.name} reads {card.token_limit}; shorten it by "
                 f"{tokens - card.token_limit} (about {round(0.75 * (tokens - card.token_limit)) or 1} words)",
                 field=field,
             )
@@ -194,7 +196,7 @@ def job_spec(
         num_inference_steps=steps,
         guidance_scale=guidance,
         depth=depth,
-        blocks=card.blocks(depth),
+        layers=card.layers(depth),
         rule=request.rule,
         format=image_format or request.format,
         priority=request.priority,
@@ -205,7 +207,7 @@ def job_spec(
             else min(N, DEFAULT_HEAT_SIZE)
         ),
         draft=draft,
-        draft_blocks=None if draft is None else card.blocks(draft.depth or depth),
+        draft_layers=None if draft is None else card.layers(draft.depth or depth),
         stop=_stop(request, pair.judge),
         calibration=None if request.stop is None and not bound else pair.judge.calibration,
         second_calibration=None if second is None or not bound else second.calibration,
@@ -214,9 +216,9 @@ def job_spec(
         thumbnails=request.thumbnails,
         embed_prompt=request.embed_prompt,
         plan=chosen,
-        model=card.pin,
-        judge=pair.judge.pin,
-        second_judge=None if second is None else second.pin,
+        model=card.revision,
+        judge=pair.judge.revision,
+        second_judge=None if second is None else second.revision,
         warnings=(
             *_unknown_words(request, card),
             *_out_of_reach(request, pair.judge),
@@ -224,7 +226,7 @@ def job_spec(
             *_measured_elsewhere(chosen, card),
         ),
     )
-    _at_most("top_k", spec.top_k, spec.num_finalists, "the candidates that are solved in full; raise draft.keep")
+    _at_most("top_k", spec.top_k, spec.num_promoted, "the candidates that are solved in full; raise draft.keep")
     work = tflops(spec, pair)
     if settings.max_tflops is not None and work > settings.max_tflops:
         raise InvalidRequest(
@@ -236,36 +238,36 @@ def job_spec(
     return spec
 
 
-def tflops(spec: JobSpec, pair: Pair) -> float:
+def tflops(spec: JobSpec, pair: Deployment) -> float:
     """Estimated work of a job in TFLOP; linear attention makes a forward proportional to the number of pixels."""
     asked = spec.width, spec.height, spec.num_inference_steps, spec.guidance_scale
     prices = _prices(pair, *asked, spec.depth)
-    steps = spec.num_finalists * spec.num_inference_steps * prices.step
+    steps = spec.num_promoted * spec.num_inference_steps * prices.step
     if spec.draft is not None:
         draft = _prices(pair, *asked, spec.draft.depth or spec.depth)
         steps += spec.num_samples * spec.draft.num_inference_steps * draft.step
-    verdicts = spec.num_finalists + (0 if spec.draft is None else spec.num_samples)
-    seconds = spec.num_finalists * _second_verdict(pair) if spec.rule is Rule.LOWER_BOUND else 0.0
+    verdicts = spec.num_promoted + (0 if spec.draft is None else spec.num_samples)
+    seconds = spec.num_promoted * _second_verdict(pair) if spec.rule is Rule.LOWER_BOUND else 0.0
     return steps + verdicts * prices.verdict + seconds
 
 
-def _second_verdict(pair: Pair) -> float:
+def _second_verdict(pair: Deployment) -> float:
     return 0.0 if pair.judge.second is None else pair.judge.second.tflops_per_forward
 
 
-def _prices(pair: Pair, width: int, height: int, steps: int, guidance: float, depth: int | None) -> Prices:
+def _prices(pair: Deployment, width: int, height: int, steps: int, guidance: float, depth: int | None) -> Prices:
     card = pair.model
     spared = 0 if depth is None or card.depth is None else card.depth - depth
     area = width * height / (card.width * card.height)
     guided = 2 if guidance > 1 else 1
     return Prices(
-        step=area * guided * (card.tflops_per_forward - spared * card.tflops_per_block),
+        step=area * guided * (card.tflops_per_forward - spared * card.tflops_per_layer),
         verdict=area * card.tflops_per_decode + pair.judge.tflops_per_forward,
         steps=steps,
     )
 
 
-def _chosen(request: GenerateRequest, prices: Prices, pair: Pair, settings: Settings) -> Plan | None:
+def _chosen(request: GenerateRequest, prices: Prices, pair: Deployment, settings: Settings) -> Plan | None:
     """The options that an effort or a budget stands for."""
     if request.effort is None and request.budget is None:
         return None
@@ -294,7 +296,7 @@ def _chosen(request: GenerateRequest, prices: Prices, pair: Pair, settings: Sett
     return within
 
 
-def _tflops_of(budget: Budget | None, pair: Pair) -> float:
+def _tflops_of(budget: Budget | None, pair: Deployment) -> float:
     if budget is None or (budget.tflops is None) is (budget.seconds is None):
         raise InvalidRequest('budget is {"tflops": X} or {"seconds": X}', field="budget")
     if budget.tflops is not None:
@@ -306,20 +308,20 @@ def _tflops_of(budget: Budget | None, pair: Pair) -> float:
     return float(budget.seconds or 0.0) * pair.tflops_per_second
 
 
-def _measured_elsewhere(chosen: Plan | None, card: ModelCard) -> Iterable[str]:
-    if chosen is not None and card.pin.name != "shapes":
-        yield f"the options were chosen by what was measured on shapes; {card.pin.name} may differ"
+def _measured_elsewhere(chosen: Plan | None, card: ModelInfo) -> Iterable[str]:
+    if chosen is not None and card.revision.name != "shapes":
+        yield f"the options were chosen by what was measured on shapes; {card.revision.name} may differ"
 
 
-def _depth(field: str, asked: int | None, card: ModelCard) -> int | None:
+def _depth(field: str, asked: int | None, card: ModelInfo) -> int | None:
     """The depth that is meant; None for all blocks."""
-    name, most = card.pin.name, card.depth
+    name, most = card.revision.name, card.depth
     if asked is None or asked == most:
         return None
     if most is None:
         raise InvalidRequest(f"{field}: the workers of {name} do not know of depths; restart them", field=field)
     _at_most(field, asked, most, f"the blocks of {name}")
-    if card.block_order is None:
+    if card.layer_order is None:
         raise InvalidRequest(
             f"{field}: {name} draws with all its {most} blocks, since nobody has measured which matter most: "
             "`bestofn models importance` does, and workers read it when they start",
@@ -328,7 +330,7 @@ def _depth(field: str, asked: int | None, card: ModelCard) -> int | None:
     return asked
 
 
-def _draft(request: GenerateRequest, steps: int, depth: int | None, card: ModelCard) -> Draft | None:
+def _draft(request: GenerateRequest, steps: int, depth: int | None, card: ModelInfo) -> Draft | None:
     """The draft that is meant, which is cheaper than a full solution: of fewer steps or of fewer blocks."""
     if request.draft is None:
         return None
@@ -345,7 +347,7 @@ def _draft(request: GenerateRequest, steps: int, depth: int | None, card: ModelC
     return request.draft.model_copy(update={"depth": asked if shallower else None})
 
 
-def _stop(request: GenerateRequest, judge: JudgeCard) -> Stop | None:
+def _stop(request: GenerateRequest, judge: JudgeInfo) -> Stop | None:
     """When to stop; a confidence that was left out is meant of the most that those who judge can have."""
     most = _ceiling(request, judge)
     if request.stop is None or most is None or "confidence" in request.stop.model_fields_set:
@@ -353,13 +355,13 @@ def _stop(request: GenerateRequest, judge: JudgeCard) -> Stop | None:
     return request.stop.model_copy(update={"confidence": request.stop.confidence * most[0]})
 
 
-def _ceiling(request: GenerateRequest, judge: JudgeCard) -> tuple[float, str] | None:
+def _ceiling(request: GenerateRequest, judge: JudgeInfo) -> tuple[float, str] | None:
     """What no leader's probability reaches, and the name of the judge to whom that is due; None if not calibrated."""
     judges = [judge, *([judge.second] if judge.second and request.rule is Rule.LOWER_BOUND else [])]
-    return min(((one.calibration.ceiling, one.pin.name) for one in judges if one.calibration), default=None)
+    return min(((one.calibration.ceiling, one.revision.name) for one in judges if one.calibration), default=None)
 
 
-def _out_of_reach(request: GenerateRequest, judge: JudgeCard) -> Iterable[str]:
+def _out_of_reach(request: GenerateRequest, judge: JudgeInfo) -> Iterable[str]:
     most = _ceiling(request, judge)
     if request.stop is None or most is None or "confidence" not in request.stop.model_fields_set:
         return
@@ -370,9 +372,9 @@ def _out_of_reach(request: GenerateRequest, judge: JudgeCard) -> Iterable[str]:
         )
 
 
-def _same_twice(judge: JudgeCard) -> Iterable[str]:
-    if judge.second is not None and judge.second.pin.revision == judge.pin.revision:
-        yield f"both judges are of revision {judge.pin.revision}: rule lower_bound then ranks as margin does"
+def _same_twice(judge: JudgeInfo) -> Iterable[str]:
+    if judge.second is not None and judge.second.revision.revision == judge.revision.revision:
+        yield f"both judges are of revision {judge.revision.revision}: rule lower_bound then ranks as margin does"
 
 
 def _check_text(field: str, text: str) -> None:
@@ -388,20 +390,20 @@ def _at_most(field: str, value: float, limit: float, what: str) -> None:
         raise InvalidRequest(f"{field} must be at most {limit} ({what}), got {str(value)[:20]}", field=field)
 
 
-def _size(field: str, asked: int | None, default: int, card: ModelCard, settings: Settings) -> int:
+def _size(field: str, asked: int | None, default: int, card: ModelInfo, settings: Settings) -> int:
     value = default if asked is None else asked
     step, most = card.size_multiple, min(card.max_size, settings.max_size)
     if value % step or not step <= value <= most:
         near = min(max(step * ((value + step // 2) // step), step), most - most % step)
         raise InvalidRequest(
-            f"{field} must be a multiple of {step} from {step} to {most - most % step} for {card.pin.name}, "
+            f"{field} must be a multiple of {step} from {step} to {most - most % step} for {card.revision.name}, "
             f"got {str(value)[:20]}; the nearest is {near}",
             field=field,
         )
     return value
 
 
-def _unknown_words(request: GenerateRequest, card: ModelCard) -> Iterable[str]:
+def _unknown_words(request: GenerateRequest, card: ModelInfo) -> Iterable[str]:
     if card.known_words is None:
         return
     known = set(card.known_words)
@@ -410,4 +412,4 @@ def _unknown_words(request: GenerateRequest, card: ModelCard) -> Iterable[str]:
         unknown = [word for word in words if word not in known]
         if unknown:
             listed = ", ".join(unknown[:12]) + (", ..." if len(unknown) > 12 else "")
-            yield f"{field}: {card.pin.name} has never learned the words {listed}; it cannot draw what they mean"
+            yield f"{field}: {card.revision.name} has never learned the words {listed}; it cannot draw what they mean"

@@ -11,9 +11,9 @@ from bestofn.service.core.schemas import (
     CandidateOut,
     FinalsOut,
     ImageOut,
+    JobProgress,
     JobResult,
     MatchOut,
-    Progress,
     UsageOut,
     VerdictOut,
 )
@@ -25,20 +25,23 @@ def ranked(spec: JobSpec, candidates: Iterable[Candidate]) -> list[Candidate]:
     Those of whom there is only a draft come after all others.
     """
     by_index = sorted(candidates, key=lambda candidate: candidate.index)
-    fields = [[candidate for candidate in by_index if candidate.final is final] for final in (True, False)]
+    fields = [
+        [candidate for candidate in by_index if candidate.solved_in_full is solved_in_full]
+        for solved_in_full in (True, False)
+    ]
     return [field[place] for field in fields for place in rank([candidate.verdict for candidate in field], spec.rule)]
 
 
-def finalists(spec: JobSpec, drafts: Mapping[int, Verdict]) -> list[int]:
+def promoted(spec: JobSpec, drafts: Mapping[int, Verdict]) -> list[int]:
     """Which of a heat's candidates are solved in full, by index, given the verdicts on all its drafts."""
     indices = sorted(drafts)
     order = rank([drafts[index] for index in indices], spec.rule)
-    return sorted(indices[place] for place in order[: spec.finalists(len(indices))])
+    return sorted(indices[place] for place in order[: spec.promoted(len(indices))])
 
 
 def best_of(spec: JobSpec, candidates: Iterable[Candidate]) -> list[Candidate]:
     """The candidates in play among these, best first: `pictures` of them, none of whom there is only a draft."""
-    return [candidate for candidate in ranked(spec, candidates)[: spec.pictures] if candidate.final]
+    return [candidate for candidate in ranked(spec, candidates)[: spec.pictures] if candidate.solved_in_full]
 
 
 def leaders(spec: JobSpec, candidates: Iterable[Candidate]) -> list[int]:
@@ -53,7 +56,7 @@ def assemble(
     *,
     error: str | None = None,
     stopped: str | None = None,
-    progress: Progress | None = None,
+    progress: JobProgress | None = None,
     thumbnails: Collection[int] = (),
     discarded_forwards: int = 0,
     finals: FinalsOutcome | None = None,
@@ -85,7 +88,7 @@ def assemble(
                 "the finals were not played: the deadline passed before; the ranks are those of the verdicts"
             )
     warnings += finals.warnings if finals else ()
-    uncalibrated = [pin.name for pin, calibration in spec.judges if calibration is None]
+    uncalibrated = [revision.name for revision, calibration in spec.judges if calibration is None]
     if succeeded and spec.stop is not None and order:
         warnings += (
             f"judge {name} is not calibrated: `confidence` is its own probability, which may promise too much; "
@@ -129,7 +132,7 @@ def _images(spec: JobSpec, order: Sequence[Candidate]) -> list[ImageOut]:
             url=f"/jobs/{spec.id}/images/{place + 1}",
         )
         for place, candidate in enumerate(order[: spec.top_k])
-        if candidate.final
+        if candidate.solved_in_full
     ]
 
 
@@ -144,7 +147,7 @@ def _candidates(spec: JobSpec, order: Sequence[Candidate], thumbnails: Collectio
             seed=candidate.seed,
             verdict=VerdictOut.of(candidate.verdict),
             rank=place + 1,
-            final=candidate.final,
+            solved_in_full=candidate.solved_in_full,
             draft=VerdictOut.of(candidate.draft) if candidate.draft is not None else None,
             thumbnail=f"/jobs/{spec.id}/thumbnails/{index}" if index in thumbnails else None,
         )
@@ -153,7 +156,7 @@ def _candidates(spec: JobSpec, order: Sequence[Candidate], thumbnails: Collectio
 
 
 def _bracket(order: Sequence[Candidate]) -> list[list[MatchOut]]:
-    indices = [candidate.index for candidate in order if candidate.final]
+    indices = [candidate.index for candidate in order if candidate.solved_in_full]
     rounds = knockout(sorted(indices), indices).rounds
     return [[MatchOut(a=match.a, b=match.b, winner=match.winner) for match in matches] for matches in rounds]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from bestofn.service.core.jobs import DEFAULT_HEAT_SIZE
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.workers import WorkerInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +39,19 @@ def heat_size(num_samples: int, capacities: Sequence[int]) -> int:
     return -(-share // rounds)
 
 
-class Fate(StrEnum):
+class DeliveryAction(StrEnum):
     """What is done with a heat that is delivered."""
 
     RUN = "run"
-    ALONE = "alone"  # on a device that does nothing else, so that it can hurt nobody else
-    DEAD = "dead"
+    ISOLATE = "alone"  # on a device that does nothing else, so that it can hurt nobody else
+    DEAD_LETTER = "dead"
 
 
-def fate(deliveries: int, max_deliveries: int) -> Fate:
+def delivery_action(deliveries: int, max_deliveries: int) -> DeliveryAction:
     """What to do on the `deliveries`-th delivery (1 is the first): `max_deliveries` in company, one alone, no more."""
     if deliveries <= max_deliveries:
-        return Fate.RUN
-    return Fate.ALONE if deliveries == max_deliveries + 1 else Fate.DEAD
+        return DeliveryAction.RUN
+    return DeliveryAction.ISOLATE if deliveries == max_deliveries + 1 else DeliveryAction.DEAD_LETTER
 
 
 def claim_count(room: int) -> int:
@@ -59,7 +59,7 @@ def claim_count(room: int) -> int:
     return max(1, room // DEFAULT_HEAT_SIZE)
 
 
-def wait_seconds(candidates: int, backlog: Backlog, cards: Iterable[WorkerCard]) -> float | None:
+def wait_seconds(candidates: int, backlog: Backlog, cards: Iterable[WorkerInfo]) -> float | None:
     """Seconds until these live workers have done so many candidates of the average work in the backlog.
 
     None while none of them has finished anything by which its speed would be known.

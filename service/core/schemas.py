@@ -111,7 +111,7 @@ class CandidateOut(BaseModel):
     seed: int
     verdict: VerdictOut = Field(description="Of the full solution, or of the draft if that is all there is.")
     rank: int
-    final: bool = Field(default=True, description="false: drafted only.")
+    solved_in_full: bool = Field(default=True, description="false: drafted only.")
     draft: VerdictOut | None = Field(default=None, description="The draft's verdict, in jobs with drafts.")
     thumbnail: str | None = Field(default=None, description="Relative url of a small picture, if they were asked for.")
 
@@ -167,7 +167,7 @@ class UsageOut(BaseModel):
     pairwise_calls: int = Field(default=0, description="Answers of the pairwise judge in `finals`, two a match.")
 
 
-class Progress(BaseModel):
+class JobProgress(BaseModel):
     """Of a job that waits or runs: candidates judged, and denoising steps done, of all."""
 
     judged: int = 0
@@ -198,7 +198,7 @@ class JobResult(BaseModel):
     candidates: list[CandidateOut] = []
     next: str | None = Field(default=None, description="Relative url of the next page of candidates and bracket.")
     usage: UsageOut | None = None
-    progress: Progress | None = None
+    progress: JobProgress | None = None
     complete: bool = Field(default=False, description="Whether it ran as asked; false where a deadline cut it short.")
     stopped: str | None = Field(
         default=None,

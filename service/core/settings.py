@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         15.0, gt=0, description="A heat whose lease was not renewed for this long is taken over."
     )
-    beat_seconds: float = Field(3.0, gt=0, description="Leases are renewed and cards published this often.")
+    heartbeat_seconds: float = Field(3.0, gt=0, description="Leases are renewed and cards published this often.")
     stall_seconds: float = Field(
         60.0, gt=0, description="An engine that finishes nothing for this long stops its leases."
     )
@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     # HTTP
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
     port: int = Field(8000, ge=0, le=65_535, description="Its port; 0 takes a free one.")
-    published_on: str | None = Field(
+    published_host: str | None = Field(
         None, description="In a container: the host's address for `port`; `host` if unset."
     )
     allowed_hosts: tuple[str, ...] = Field(
@@ -60,8 +60,10 @@ class Settings(BaseSettings):
     keys_file: Path | None = Field(
         None, description="Names and hashes of the API's keys (`bestofn keys`); `keys` in the data folder if unset."
     )
-    open_access: bool = Field(False, description="Serve other machines without keys, on a network that protects it.")
-    wait_seconds: float = Field(120.0, gt=0, description="A waiting call is answered 202 after this long.")
+    allow_unauthenticated: bool = Field(
+        False, description="Serve other machines without keys, on a network that protects it."
+    )
+    max_wait_seconds: float = Field(120.0, gt=0, description="A waiting call is answered 202 after this long.")
     max_body_bytes: int = Field(64 * 1024, description="A longer body of a request is refused: 413.")
 
     # Client
@@ -85,21 +87,21 @@ class Settings(BaseSettings):
         None, description="The judge's calibration (`bestofn calibrate`); calibration.json beside its weights if unset."
     )
     second_calibration: Path | None = Field(None, description="The same of the second judge.")
-    judge_tiles: int | None = Field(
+    judge_max_tiles: int | None = Field(
         None,
         ge=1,
         description="Most tiles the judges cut a picture into; the published judge's 12 if unset. Drafts: 1.",
     )
-    finals_judge: str | None = Field(
+    pairwise_judge: str | None = Field(
         None,
         description="Pairwise judge of `finals`: openai:<address>#<model>, such as openai:http://host:8000/v1#llava.",
     )
-    finals_key: str | None = Field(None, description="The key that is sent to its server.")
+    pairwise_api_key: str | None = Field(None, description="The key that is sent to its server.")
     devices: str = Field("all", description="all, cpu, or a list such as cuda:0,cuda:1.")
     slots: int | None = Field(None, ge=1, description="Candidates denoised together; chosen for the device if unset.")
     reproducible: str | None = Field(None, pattern="^(strict|fast)$", description="strict pins one batch shape.")
     threads: int | None = Field(None, ge=1, description="CPU threads of a worker; all cores if unset.")
-    eight_bit_drafts: bool = Field(
+    fp8_drafts: bool = Field(
         False,
         description="Drafts with matrix products in 8 bits: a GPU from Ada or Hopper on. Another pair for the queue.",
     )
@@ -113,7 +115,7 @@ class Settings(BaseSettings):
         None, ge=0, le=65_535, description="A worker's port of /metrics, /livez and /readyz; none if unset."
     )
     metrics_host: str = Field("0.0.0.0", description="Address of that port.")
-    open_metrics: bool = Field(False, description="The API answers /metrics without a key, where keys are set.")
+    metrics_without_key: bool = Field(False, description="The API answers /metrics without a key, where keys are set.")
     otel_endpoint: str | None = Field(
         None,
         validation_alias=AliasChoices("BESTOFN_OTEL_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),

@@ -65,7 +65,7 @@ def memory(settings: Settings) -> Iterator[Finding]:
     from bestofn.service.host.cgroups import memory_limit
 
     device = torch.device(devices(settings)[0])
-    needed = needs(locate(settings.model), _judges(settings), device, settings.eight_bit_drafts)
+    needed = needs(locate(settings.model), _judges(settings), device, settings.fp8_drafts)
     if needed is None:
         yield Finding("warn", "memory", "not known before the checkpoints are here", "download them and ask again")
         return

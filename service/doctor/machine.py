@@ -97,7 +97,7 @@ def devices(settings: Settings) -> Iterator[Finding]:
 
     names = named(settings)
     yield Finding("ok", "workers use", ", ".join(names))
-    if settings.eight_bit_drafts:
+    if settings.fp8_drafts:
         yield from _eight_bit_drafts(names)
 
 
@@ -115,7 +115,7 @@ def _eight_bit_drafts(devices: list[str]) -> Iterator[Finding]:
             found, _, fix = str(error).rpartition(": ")
             yield Finding("fail", "drafts", found, fix)
     if "cpu" in devices:
-        yield Finding("warn", "drafts", "in 8 bits they are slower on a CPU", "unset BESTOFN_EIGHT_BIT_DRAFTS")
+        yield Finding("warn", "drafts", "in 8 bits they are slower on a CPU", "unset BESTOFN_FP8_DRAFTS")
 
 
 def _versions(names: tuple[str, ...]) -> str:

@@ -69,7 +69,7 @@ class Needs:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MemoryPlan:
     """How a worker shares out a device's memory.
 
     Attributes:
@@ -122,7 +122,7 @@ def needs_of(
     )
 
 
-def plan(needs: Needs, memory: int, device: str, slots: int | None = None) -> Plan:
+def plan(needs: Needs, memory: int, device: str, slots: int | None = None) -> MemoryPlan:
     """What a worker will do on a device of type `device` ("cpu", "cuda") with so many bytes."""
     shared, budget = share_memory(dict(needs.parts), sum(needs.judges), memory)
     judges = _judges(needs)
@@ -137,7 +137,7 @@ def plan(needs: Needs, memory: int, device: str, slots: int | None = None) -> Pl
     beside = shared and device == "cuda"
     work = needs.at_work(sizes.slots, beside)
     turns = tuple(part for part in every if part not in kept)
-    return Plan(kept, turns, sizes.slots, work, held + work, needs.least <= memory, beside)
+    return MemoryPlan(kept, turns, sizes.slots, work, held + work, needs.least <= memory, beside)
 
 
 def _judges(needs: Needs) -> dict[str, int]:
@@ -187,7 +187,7 @@ def _larger(needs: Needs, device: str) -> str:
     fitting = next((size for size in _DEVICES if size >= whole), None)
     fix = f"a GPU of {fitting} GiB keeps everything" if fitting else f"a GPU of {whole:.0f} GiB keeps everything"
     if needs.eight_bit:
-        fix += f"; without BESTOFN_EIGHT_BIT_DRAFTS it is {_size(needs.eight_bit)} less"
+        fix += f"; without BESTOFN_FP8_DRAFTS it is {_size(needs.eight_bit)} less"
     if needs.parts["transformer"] - needs.eight_bit > needs.parts["text_encoder"]:
         fix += "; the 1.6B checkpoint takes less"
     return f"{fix}; smaller pictures (--size) take less work, a smaller judge less weight"

@@ -12,7 +12,7 @@ from bestofn.service.core.errors import SetupError
 from bestofn.service.core.scheduling import Backlog
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.doctor.findings import Finding
 from bestofn.service.queue.embedded_server import find_redis, server_binary
 from bestofn.service.queue.job_queue import Queue, check_server, connect_redis
@@ -28,7 +28,7 @@ class Look(NamedTuple):
 
     info: dict[str, Any]
     ping_seconds: float
-    cards: list[WorkerCard]
+    cards: list[WorkerInfo]
     backlog: Backlog
     dead: int
     refuses: str | None
@@ -68,7 +68,7 @@ async def _look(url: str, settings: Settings) -> Look:
         await queue.redis.time()
         ping = time.perf_counter() - began
         info = dict(await queue.redis.info())
-        dead = int(await queue.redis.xlen(queue.keys("dead")))
+        dead = int(await queue.redis.xlen(queue.keys("dead_letters")))
         return Look(info, ping, await queue.cards(), await queue.backlog(), dead, await queue.refuses(jobs=False))
     finally:
         await queue.aclose()
@@ -112,22 +112,22 @@ def _work(look: Look) -> Iterator[Finding]:
         yield Finding("warn", "dead heats", f"{look.dead} heats could not be finished by any worker", fix)
 
 
-def workers(cards: Sequence[WorkerCard]) -> Iterator[Finding]:
+def workers(cards: Sequence[WorkerInfo]) -> Iterator[Finding]:
     """The workers that are ready, by model and judge; two revisions of one name are an upgrade, or a mistake."""
     if not cards:
         yield Finding("warn", "workers", "none is ready", "start one: `bestofn worker`")
         return
-    for (model, *judges), count in Counter(card.pins for card in cards).items():
-        held = (card for card in cards if card.pins == (model, *judges))
+    for (model, *judges), count in Counter(card.revisions for card in cards).items():
+        held = (card for card in cards if card.revisions == (model, *judges))
         places = ", ".join(sorted(f"{card.host}:{card.device} ({card.state})" for card in held))
-        told = " and ".join(f"judge {pin.name} {pin.revision}" for pin in judges if pin is not None)
+        told = " and ".join(f"judge {revision.name} {revision.revision}" for revision in judges if revision is not None)
         yield Finding("ok", "workers", f"{count} with {model.name} {model.revision} and {told}: {places}")
     others = sorted({card.version or "an older version" for card in cards} - {VERSION})
     if others:
         found = f"some run {', '.join(others)}, this is {VERSION}"
         yield Finding("warn", "versions", found, "install one version on every host: they share the queue's records")
-    for kind, pins in (("model", {c.model.pin for c in cards}), ("judge", {c.judge.pin for c in cards})):
-        twice = [name for name, times in Counter(pin.name for pin in pins).items() if times > 1]
+    for kind, revisions in (("model", {c.model.revision for c in cards}), ("judge", {c.judge.revision for c in cards})):
+        twice = [name for name, times in Counter(revision.name for revision in revisions).items() if times > 1]
         if twice:
             found = f"workers run several revisions of {kind} {', '.join(twice)}"
             yield Finding("warn", "workers", found, "pin one with NAME@REVISION; new jobs go to the one announced last")

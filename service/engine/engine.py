@@ -12,7 +12,7 @@ from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
 from bestofn.models.linear_dit import PromptContext
 from bestofn.service.core.jobs import Heat, HeatOutcome
-from bestofn.service.core.workers import JudgeCard, ModelCard
+from bestofn.service.core.workers import JudgeInfo, ModelInfo
 from bestofn.service.engine import scheduler as policy
 from bestofn.service.engine.batch_pool import Cores
 from bestofn.service.engine.batch_sizes import Sizes
@@ -40,13 +40,13 @@ class Engine:
         self,
         generator: Generator,
         judge: JudgeResidence,
-        model_card: ModelCard,
-        judge_card: JudgeCard,
+        model_info: ModelInfo,
+        judge_info: JudgeInfo,
         tokenizer_json: bytes,
         sizes: Sizes,
         beside: Beside | None = None,
         record: Recorder = Recorded,
-        eight_bit_drafts: bool = False,
+        fp8_drafts: bool = False,
     ) -> None:
         """
         Args:
@@ -57,12 +57,12 @@ class Engine:
             sizes: batch sizes.
             beside: where decoding and judging are queued; chosen by the device if None.
             record: how a forward that is repeated is called, where all weights stay in memory.
-            eight_bit_drafts: drafts are denoised with matrix products in 8 bits.
+            fp8_drafts: drafts are denoised with matrix products in 8 bits.
         """
         self.generator = generator
         self.sizes = sizes
-        self._model_card = model_card
-        self._judge_card = judge_card
+        self._model_card = model_info
+        self._judge_card = judge_info
         self._tokenizer_json = tokenizer_json
         self._judge = judge
         self._prompts = PromptCache(generator.prompt_contexts)
@@ -78,7 +78,7 @@ class Engine:
         self._cores = Cores(sizes.parallel)
         self._beside = beside or Beside(generator.device, one_queue=not judge.shared)
         self._record = record if judge.shared else plain
-        self._eight_bit_drafts = eight_bit_drafts
+        self._eight_bit_drafts = fp8_drafts
         self._steps: deque[Clock] = deque()  # that were queued and not waited for
         self._finishing = Finishing(generator, judge, self._heats, sizes, self._flops, self._cores, self._beside)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -87,11 +87,11 @@ class Engine:
         self._lock = threading.Lock()  # guards _canceled, the only thing that another thread touches
 
     @property
-    def model_card(self) -> ModelCard:
+    def model_info(self) -> ModelInfo:
         return self._model_card
 
     @property
-    def judge_card(self) -> JudgeCard:
+    def judge_info(self) -> JudgeInfo:
         return self._judge_card
 
     @property
@@ -119,14 +119,14 @@ class Engine:
 
         For a GPU it also builds kernels and records forwards, for pictures of the model's own size.
         """
-        self._judge.give_way()
+        self._judge.offload()
         self.generator.warm_up()
         if not self._judge.shared:
             return
         for number in range(self._judge.count):
             self._judge.get(number)
         if self.generator.device.type == "cuda":
-            group = policy.Group(self.model_card.width, self.model_card.height)
+            group = policy.Group(self.model_info.width, self.model_info.height)
             self._open(group, *self._prompts.get([("", True)]))
             self._groups[group].warm_up()
             self._finishing.warm_up(group.size)
@@ -141,18 +141,18 @@ class Engine:
         """
         self._apply_cancels()
         spec, owner = heat.job, (heat.job.id, heat.index)
-        second = self.judge_card.second
-        held = (self.model_card.pin, self.judge_card.pin, None if second is None else second.pin)
-        for asked, mine in zip(spec.pins, held, strict=True):
+        second = self.judge_info.second
+        held = (self.model_info.revision, self.judge_info.revision, None if second is None else second.revision)
+        for asked, mine in zip(spec.revisions, held, strict=True):
             if asked != mine:
-                holds, asks = (f"{pin.name}@{pin.revision}" if pin else "no second judge" for pin in (mine, asked))
+                holds, asks = (f"{one.name}@{one.revision}" if one else "no second judge" for one in (mine, asked))
                 raise ValueError(f"this engine holds {holds}, the heat asks for {asks}")
         if owner in self._heats or owner in self._outcomes:
             raise ValueError(f"heat {heat.index} of job {spec.id} is held already")
         self.generator.latent_shape(spec.width, spec.height)
-        layers = self.generator.config.num_layers
-        if blocks := [block for block in (spec.blocks or ()) + (spec.draft_blocks or ()) if not 0 <= block < layers]:
-            raise ValueError(f"this engine's transformer has blocks 0 to {layers - 1}, the heat asks for {blocks[0]}")
+        depth = self.generator.config.num_layers
+        if wrong := [layer for layer in (spec.layers or ()) + (spec.draft_layers or ()) if not 0 <= layer < depth]:
+            raise ValueError(f"layer {wrong[0]} does not exist: this engine's transformer has layers 0 to {depth - 1}")
         self._heats[owner] = HeatWork(heat, drawing=heat.count)
         self._waiting += (self._entry(heat, heat.candidates, draft=spec.draft is not None),)
 
@@ -160,7 +160,7 @@ class Engine:
         """Candidates of a heat that are now to be drafted, or to be solved."""
         spec = heat.job
         eight_bit = draft and self._eight_bit_drafts
-        group = policy.Group(spec.width, spec.height, spec.blocks_of(draft) or (), eight_bit)
+        group = policy.Group(spec.width, spec.height, spec.layers_of(draft) or (), eight_bit)
         return policy.Waiting(spec.id, heat.index, group, spec.priority == "interactive", tuple(candidates), draft)
 
     def cancel(self, job: str) -> None:
@@ -199,7 +199,7 @@ class Engine:
         for owner, work in list(self._heats.items()):
             if work.heat.job.draft is not None and work.choose_finalists():
                 # Before all heats that wait: theirs is the first in its group to be finished.
-                self._waiting = (self._entry(work.heat, work.finalists, draft=False), *self._waiting)
+                self._waiting = (self._entry(work.heat, work.promoted, draft=False), *self._waiting)
             if work.done:
                 del self._heats[owner]
                 with self._beside.queue():
@@ -248,7 +248,7 @@ class Engine:
         Raises:
             MemoryError, RuntimeError: not even one fits.
         """
-        rows = self.sizes.batch(self.sizes.rows, self._flops(*group.size, group.layers).forward / TERA)
+        rows = self.sizes.batch(self.sizes.rows, self._flops(*group.size, group.depth).forward / TERA)
         while group not in self._groups:
             slots = self._fitting_slots.get(group.size, self.slots)
             known = self._fitting_rows.get(group.size)
@@ -296,7 +296,7 @@ class Engine:
         missing = self._prompts.missing(wanted)
         if missing:
             self._finishing.check(spec)
-            self._judge.give_way()
+            self._judge.offload()
         with Clock(self.generator.device) as clock:
             contexts = self._prompts.get(wanted)
         if missing:
@@ -310,7 +310,7 @@ class Engine:
         rows: Counter[Owner] = Counter()
         for occupant in occupants.values():
             rows[occupant.owner] += len(occupant.rows)
-        self._judge.give_way()
+        self._judge.offload()
         try:
             with Clock(self.generator.device) as clock:
                 finished = slots.step()
@@ -321,7 +321,7 @@ class Engine:
             for owner in steps:
                 yield HeatFailed(*owner, f"{_denoising(group)} needs more memory than is free")
             return
-        forward = self._flops(*group.size, group.layers).forward / TERA
+        forward = self._flops(*group.size, group.depth).forward / TERA
         for owner, count in rows.items():
             work = self._heats[owner]
             work.clocks.append(("denoise", clock, count / rows.total()))

@@ -17,8 +17,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from bestofn.judge.calibration import bounded
 from bestofn.judge.verdict import Verdict
 from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, Revision, Usage
-from bestofn.service.core.results import finalists, leaders
-from bestofn.service.core.workers import JudgeCard, ModelCard
+from bestofn.service.core.results import leaders, promoted
+from bestofn.service.core.workers import JudgeInfo, ModelInfo
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
 from bestofn.service.media.codec import encode, thumbnail
 from bestofn.service.media.metadata import Story
@@ -40,7 +40,7 @@ class _Run:
     steps: dict[int, int] = field(default_factory=dict)
     judged: list[Candidate] = field(default_factory=list)
     drafts: dict[int, Verdict] = field(default_factory=dict)
-    finalists: list[int] = field(default_factory=list)  # in jobs with drafts, once all of them are judged
+    promoted: list[int] = field(default_factory=list)  # in jobs with drafts, once all of them are judged
 
 
 class FakeEngine:
@@ -64,8 +64,8 @@ class FakeEngine:
         self.slots = slots
         self.step_seconds = step_seconds
         self.tokenizer_json = _tokenizer()
-        self.model_card = ModelCard(
-            pin=Revision(name=name, revision=revision),
+        self.model_info = ModelInfo(
+            revision=Revision(name=name, revision=revision),
             width=size,
             height=size,
             max_size=1024,
@@ -77,12 +77,14 @@ class FakeEngine:
             tflops_per_forward=0.001,
             tflops_per_decode=0.001,
             depth=4,
-            block_order=(0, 3, 1, 2),
+            layer_order=(0, 3, 1, 2),
         )
-        self.judge_card = JudgeCard(pin=Revision(name=f"{name}-judge", revision=revision), tflops_per_forward=0.001)
+        self.judge_info = JudgeInfo(
+            revision=Revision(name=f"{name}-judge", revision=revision), tflops_per_forward=0.001
+        )
         if second_judge:
-            second = JudgeCard(pin=Revision(name=f"{name}-second", revision=revision), tflops_per_forward=0.001)
-            self.judge_card = self.judge_card.model_copy(update={"second": second})
+            second = JudgeInfo(revision=Revision(name=f"{name}-second", revision=revision), tflops_per_forward=0.001)
+            self.judge_info = self.judge_info.model_copy(update={"second": second})
         self.lost = threading.Event()
         self._runs: dict[tuple[str, int], _Run] = {}
         self._canceled: deque[str] = deque()
@@ -97,9 +99,9 @@ class FakeEngine:
         return max(0, 2 * self.slots - admitted)
 
     def admit(self, heat: Heat) -> None:
-        second = self.judge_card.second
-        if heat.job.pins != (self.model_card.pin, self.judge_card.pin, second and second.pin):
-            raise ValueError(f"heat {heat.index} is of {heat.job.pins}, not of this engine")
+        second = self.judge_info.second
+        if heat.job.revisions != (self.model_info.revision, self.judge_info.revision, second and second.revision):
+            raise ValueError(f"heat {heat.index} is of {heat.job.revisions}, not of this engine")
         self._runs[heat.job.id, heat.index] = _Run(heat, deque(heat.candidates))
 
     def cancel(self, job: str) -> None:
@@ -123,7 +125,7 @@ class FakeEngine:
                 del self._runs[key]
             elif run.steps:
                 events += self._advance(run)
-                if len(run.judged) == run.heat.finalists:
+                if len(run.judged) == run.heat.promoted:
                     seconds = run.heat.steps * self.step_seconds / self.slots
                     events.append(HeatFinished(key[0], _outcome(run, seconds)))
                     del self._runs[key]
@@ -139,7 +141,7 @@ class FakeEngine:
     def _advance(self, run: _Run) -> list[EngineEvent]:
         spec, heat = run.heat.job, run.heat.index
         events: list[EngineEvent] = [Stepped(spec.id, heat, len(run.steps), 2 * len(run.steps))]
-        steps = spec.draft.num_inference_steps if spec.draft and not run.finalists else spec.num_inference_steps
+        steps = spec.draft.num_inference_steps if spec.draft and not run.promoted else spec.num_inference_steps
         for index in list(run.steps):
             run.steps[index] += 1
             if run.steps[index] == steps:
@@ -149,18 +151,18 @@ class FakeEngine:
                 events.append(
                     Judged(spec.id, heat, candidate, thumbnail(picture) if spec.has_thumbnail(index) else None)
                 )
-        if spec.draft and not run.finalists and len(run.drafts) == run.heat.count:
-            run.finalists = finalists(spec, run.drafts)
-            run.waiting.extend(run.finalists)
+        if spec.draft and not run.promoted and len(run.drafts) == run.heat.count:
+            run.promoted = promoted(spec, run.drafts)
+            run.waiting.extend(run.promoted)
         return events
 
 
 def _judge(run: _Run, index: int) -> Candidate:
     spec = run.heat.job
     seed = spec.seed + index
-    if spec.draft and not run.finalists:
+    if spec.draft and not run.promoted:
         run.drafts[index] = verdict = fake_verdict(spec.prompt, seed, draft=True)
-        return Candidate(index, seed, verdict, verdict, final=False)
+        return Candidate(index, seed, verdict, verdict, solved_in_full=False)
     verdict = fake_verdict(spec.prompt, seed)
     if len(spec.judges) > 1:
         other = fake_verdict(f"{spec.prompt}, says the other", seed)
@@ -189,8 +191,8 @@ def fake_picture(seed: int, width: int, height: int) -> Image.Image:
 
 def _outcome(run: _Run, seconds: float) -> HeatOutcome:
     spec = run.heat.job
-    left = run.drafts.keys() - set(run.finalists)
-    drafted = [Candidate(i, spec.seed + i, run.drafts[i], run.drafts[i], final=False) for i in left]
+    left = run.drafts.keys() - set(run.promoted)
+    drafted = [Candidate(i, spec.seed + i, run.drafts[i], run.drafts[i], solved_in_full=False) for i in left]
     candidates = tuple(sorted([*run.judged, *drafted], key=lambda candidate: candidate.index))
     best = set(leaders(spec, candidates))
     steps, verdicts = run.heat.steps, len(run.judged) * len(spec.judges) + len(run.drafts)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bestofn.judge.verdict import Verdict
 from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, Usage
-from bestofn.service.core.results import finalists, leaders
+from bestofn.service.core.results import leaders, promoted
 from bestofn.service.engine.timing import Clock
 from bestofn.service.media.codec import encode, thumbnail
 from bestofn.service.media.metadata import Story
@@ -37,7 +37,7 @@ class HeatWork:
     decoding: int = 0
     candidates: list[Candidate] = field(default_factory=list)
     drafts: dict[int, Verdict] = field(default_factory=dict)
-    finalists: tuple[int, ...] = ()
+    promoted: tuple[int, ...] = ()
     pictures: dict[int, Tensor] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     tflops: float = 0.0
@@ -47,20 +47,20 @@ class HeatWork:
 
     @property
     def done(self) -> bool:
-        return len(self.candidates) == self.heat.finalists
+        return len(self.candidates) == self.heat.promoted
 
     @property
     def left(self) -> int:
         """Candidates that are still to be drawn and judged, once each."""
         drafts = 0 if self.heat.job.draft is None else self.heat.count - len(self.drafts)
-        return drafts + self.heat.finalists - len(self.candidates)
+        return drafts + self.heat.promoted - len(self.candidates)
 
     def choose_finalists(self) -> bool:
         """Whether the last draft has its verdict, and the finalists were chosen just now."""
-        if self.finalists or len(self.drafts) < self.heat.count:
+        if self.promoted or len(self.drafts) < self.heat.count:
             return False
-        self.finalists = tuple(finalists(self.heat.job, self.drafts))
-        self.drawing += len(self.finalists)
+        self.promoted = tuple(promoted(self.heat.job, self.drafts))
+        self.drawing += len(self.promoted)
         return True
 
     def warn(self, text: str | None) -> None:
@@ -91,7 +91,7 @@ class HeatWork:
     ) -> tuple[Candidate, bytes | None]:
         """Notes the verdict on a draft, whose picture nobody needs any more; returns as `judged`."""
         self.drafts[index] = verdict
-        candidate = Candidate(index, self.heat.job.seed + index, verdict, verdict, final=False)
+        candidate = Candidate(index, self.heat.job.seed + index, verdict, verdict, solved_in_full=False)
         return candidate, self._thumbnail(copy)
 
     def _thumbnail(self, copy: Tensor | None) -> bytes | None:
@@ -115,9 +115,9 @@ class HeatWork:
             self.seconds[stage] += clock.seconds * share
         started = time.perf_counter()
         drafted = (
-            Candidate(index, spec.seed + index, verdict, verdict, final=False)
+            Candidate(index, spec.seed + index, verdict, verdict, solved_in_full=False)
             for index, verdict in self.drafts.items()
-            if index not in self.finalists
+            if index not in self.promoted
         )
         candidates = tuple(sorted([*self.candidates, *drafted], key=lambda candidate: candidate.index))
         images = {

@@ -38,13 +38,13 @@ class JudgeResidence:
         """A judge, in memory."""
         if number not in self._judges:
             if not self.shared:
-                self.give_way()
+                self.offload()
                 for part in FOLDERS:
                     self._generator.release(part)
             self._judges[number] = self._load[number]()
         return self._judges[number]
 
-    def give_way(self) -> None:
+    def offload(self) -> None:
         """Called before the generator works: drops the judges unless there is room for all."""
         if not self.shared and self._judges:
             self._judges.clear()

@@ -24,7 +24,7 @@ from bestofn.models.generator import FOLDERS, Generator, part_dtypes
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import JudgeCard, ModelCard
+from bestofn.service.core.workers import JudgeInfo, ModelInfo
 from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.engine.cuda_graph import Recorded, plain
 from bestofn.service.engine.engine import Engine
@@ -35,7 +35,7 @@ from bestofn.service.pairwise.openai_judge import PREFIX
 
 # Sides up to this multiple of the default; beyond it pictures fall apart long before memory runs out.
 MAX_ENLARGEMENT = 4
-EIGHT_BIT_DRAFTS = "+eight-bit-drafts"  # of the revision of a generator with such drafts
+FP8_DRAFTS = "+fp8-drafts"  # of the revision of a generator with such drafts
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class JudgeCheckpoint:
     """A judge's folder on this machine, pinned, with the most tiles that it cuts a picture into; None: the folder's."""
 
     path: Path
-    pin: Revision
+    revision: Revision
     max_tiles: int | None = None
 
     def load(self, device: torch.device) -> Judge:
@@ -73,16 +73,16 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         _say_licence(settings.model)
         checkpoint = Checkpoint.resolve(settings.model)
         names = [settings.judge, *([settings.second_judge] if settings.second_judge else [])]
-        judges = [find_judge(name, settings.judge_tiles) for name in names]
+        judges = [find_judge(name, settings.judge_max_tiles) for name in names]
         memory = residency.memory_bytes(place)
         weights = sum(judge_bytes(judge.path, place) for judge in judges)
-        eight_bit = settings.eight_bit_drafts
+        eight_bit = settings.fp8_drafts
         shared, budget = share_memory(generator_bytes(checkpoint, place, eight_bit), weights, memory)
-        generator = Generator(checkpoint, place, memory_budget=budget, eight_bit_drafts=eight_bit)
+        generator = Generator(checkpoint, place, memory_budget=budget, fp8_drafts=eight_bit)
         load, *seconds = [partial(judge.load, place) for judge in judges]
         residence = JudgeResidence(load, generator, shared=shared, load_second=seconds[0] if seconds else None)
         tokenizer = tokenizer_json(generator)
-        card = model_card(generator, tokenizer, settings.max_size, eight_bit)
+        card = model_info(generator, tokenizer, settings.max_size, eight_bit)
         sizes = sizes_for(
             place.type,
             settings.slots,
@@ -96,14 +96,12 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
             torch.set_num_threads(1)
         files = (settings.calibration, settings.second_calibration)
         cards = [
-            judge_card(residence.get(number), judge.pin, generator, calibration_of(judge, files[number]))
+            judge_info(residence.get(number), judge.revision, generator, calibration_of(judge, files[number]))
             for number, judge in enumerate(judges)
         ]
         judged_by = cards[0].model_copy(update={"second": cards[1]}) if len(cards) > 1 else cards[0]
         record = Recorded if settings.cuda_graphs else plain
-        engine = Engine(
-            generator, residence, card, judged_by, tokenizer, sizes, record=record, eight_bit_drafts=eight_bit
-        )
+        engine = Engine(generator, residence, card, judged_by, tokenizer, sizes, record=record, fp8_drafts=eight_bit)
         engine.warm_up()
     except (ModelError, JudgeFolderError) as error:
         raise SetupError(str(error)) from error
@@ -140,7 +138,7 @@ def find_judge(name: str, max_tiles: int | None = None) -> JudgeCheckpoint:
     """
     if name.startswith(PREFIX):
         raise JudgeFolderError(
-            f"{name} compares two pictures and has no verdict on one: name it as --finals-judge (BESTOFN_FINALS_JUDGE) "
+            f"{name} compares two pictures and has no verdict on one: name it as --pairwise-judge (BESTOFN_PAIRWISE_JUDGE) "
             "for jobs with finals, beside a judge that is shapes, a folder or a hub name"
         )
     folder = EMBEDDED if name == "shapes" else Path(name).expanduser()
@@ -178,11 +176,11 @@ def share_memory(generator: dict[str, int], judge: int, memory: int) -> tuple[bo
     return shared, budget - judge if shared else budget
 
 
-def generator_bytes(checkpoint: Checkpoint, device: torch.device, eight_bit_drafts: bool = False) -> dict[str, int]:
+def generator_bytes(checkpoint: Checkpoint, device: torch.device, fp8_drafts: bool = False) -> dict[str, int]:
     """Bytes of each part's weights in the dtype that it computes in, and of the transformer's in 8 bits where drafts
     have them; reads only the files' headers."""
     dtypes = part_dtypes(device, residency.stored_dtype(checkpoint.path / FOLDERS["transformer"]))
-    itemsizes = {part: dtypes[part].itemsize + (eight_bit_drafts and part == "transformer") for part in FOLDERS}
+    itemsizes = {part: dtypes[part].itemsize + (fp8_drafts and part == "transformer") for part in FOLDERS}
     return {part: residency.weight_bytes(checkpoint.path / folder, itemsizes[part]) for part, folder in FOLDERS.items()}
 
 
@@ -214,7 +212,7 @@ def tokenizer_json(generator: Generator) -> bytes:
     return path.read_bytes()
 
 
-def model_card(generator: Generator, tokenizer: bytes, max_size: int, eight_bit_drafts: bool = False) -> ModelCard:
+def model_info(generator: Generator, tokenizer: bytes, max_size: int, fp8_drafts: bool = False) -> ModelInfo:
     """What the API has to know of a generator.
 
     One whose drafts are in 8 bits chooses other finalists: to the queue it is another revision, so that a job's heats
@@ -223,8 +221,8 @@ def model_card(generator: Generator, tokenizer: bytes, max_size: int, eight_bit_
     defaults, checkpoint = generator.defaults, generator.checkpoint
     flops = generator.flops(defaults.width, defaults.height)
     layers, importance = generator.config.num_layers, checkpoint.block_importance()
-    return ModelCard(
-        pin=Revision(name=checkpoint.name, revision=checkpoint.revision + EIGHT_BIT_DRAFTS * eight_bit_drafts),
+    return ModelInfo(
+        revision=Revision(name=checkpoint.name, revision=checkpoint.revision + FP8_DRAFTS * fp8_drafts),
         width=defaults.width,
         height=defaults.height,
         max_size=min(max_size, MAX_ENLARGEMENT * max(defaults.width, defaults.height)),
@@ -237,15 +235,15 @@ def model_card(generator: Generator, tokenizer: bytes, max_size: int, eight_bit_
         tflops_per_forward=flops.forward / TERA,
         tflops_per_decode=flops.decode / TERA,
         depth=layers,
-        block_order=None if importance is None else tuple(importance_order(importance)),
-        tflops_per_block=(flops.forward - generator.flops(defaults.width, defaults.height, 0).forward) / layers / TERA,
+        layer_order=None if importance is None else tuple(importance_order(importance)),
+        tflops_per_layer=(flops.forward - generator.flops(defaults.width, defaults.height, 0).forward) / layers / TERA,
     )
 
 
-def judge_card(judge: Judge, pin: Revision, generator: Generator, calibration: Calibration | None) -> JudgeCard:
+def judge_info(judge: Judge, revision: Revision, generator: Generator, calibration: Calibration | None) -> JudgeInfo:
     """What the API has to know of a judge; its cost is that of a picture of the generator's default size."""
     tflops = judge.flops(generator.defaults.width, generator.defaults.height) / TERA
-    return JudgeCard(pin=pin, tflops_per_forward=tflops, calibration=calibration)
+    return JudgeInfo(revision=revision, tflops_per_forward=tflops, calibration=calibration)
 
 
 def calibration_of(judge: JudgeCheckpoint, file: Path | None) -> Calibration | None:
@@ -260,7 +258,7 @@ def calibration_of(judge: JudgeCheckpoint, file: Path | None) -> Calibration | N
     if file is None and (judge.max_tiles is not None or not path.is_file()):
         return None
     try:
-        return read_calibration(path, judge.pin.revision)
+        return read_calibration(path, judge.revision.revision)
     except (OSError, ValueError) as error:
         raise SetupError(f"calibration: {error}") from error
 

@@ -193,7 +193,7 @@ class Finishing:
             self._latents[size] = later
         if not due:
             return
-        self._judge.give_way()
+        self._judge.offload()
         with self._beside.queue(), Clock(self._generator.device) as clock:
             pictures = self._decoding.run([item.latent for item in due], size)
             pairs = zip(due, pictures, strict=True)

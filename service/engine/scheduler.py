@@ -19,7 +19,7 @@ class Group(NamedTuple):
 
     width: int
     height: int
-    blocks: tuple[int, ...] = ()
+    layers: tuple[int, ...] = ()
     eight_bit: bool = False
 
     @property
@@ -27,9 +27,9 @@ class Group(NamedTuple):
         return self.width, self.height
 
     @property
-    def layers(self) -> int | None:
-        """How many blocks run; None for all."""
-        return len(self.blocks) or None
+    def depth(self) -> int | None:
+        """Number of layers that run; None for all."""
+        return len(self.layers) or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -259,7 +259,7 @@ class SlotGroup:
             StepCoefficients.of(values[:, :8]),
             self._contexts[lane].rows(start, start + len(rows)),
             values[:, 8],
-            self._group.blocks or None,
+            self._group.layers or None,
             eight_bit=self._group.eight_bit,
         )
 

@@ -32,7 +32,7 @@ _MALFORMED = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError,
 class Story(BaseModel):
     """All that the picture depends on, and nothing else: the same picture has the same story, whichever job drew it.
 
-    The prompts are None where the request wanted them left out, `blocks` where all of the transformer's ran.
+    The prompts are None where the request wanted them left out, `layers` where all of the transformer's ran.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=(), allow_inf_nan=False)
@@ -43,12 +43,12 @@ class Story(BaseModel):
     height: int
     num_inference_steps: int
     guidance_scale: float
-    blocks: tuple[int, ...] | None = Field(default=None, max_length=1000, exclude_if=lambda blocks: blocks is None)
+    layers: tuple[int, ...] | None = Field(default=None, max_length=1000, exclude_if=lambda layers: layers is None)
     rule: Rule
     verdict: VerdictOut
     model: Revision
     judge: Revision
-    second_judge: Revision | None = Field(default=None, exclude_if=lambda pin: pin is None)
+    second_judge: Revision | None = Field(default=None, exclude_if=lambda revision: revision is None)
     software: str
 
     @classmethod
@@ -62,7 +62,7 @@ class Story(BaseModel):
             height=spec.height,
             num_inference_steps=spec.num_inference_steps,
             guidance_scale=spec.guidance_scale,
-            blocks=spec.blocks,
+            layers=spec.layers,
             rule=spec.rule,
             verdict=VerdictOut.of(candidate.verdict),
             model=_public(Revision(name=spec.model.name, revision=spec.model.weights)),
@@ -110,10 +110,10 @@ def read_story(data: bytes) -> Story | OtherStory | None:
     return OtherStory(_program(texts), texts) if texts else None
 
 
-def _public(pin: Revision) -> Revision:
+def _public(revision: Revision) -> Revision:
     """A folder's path is its owner's business: pictures travel, so they name its last part only."""
-    from_hub = len(pin.weights) == _COMMIT_DIGITS
-    return pin if from_hub else pin.model_copy(update={"name": PurePath(pin.name).name or pin.name})
+    from_hub = len(revision.weights) == _COMMIT_DIGITS
+    return revision if from_hub else revision.model_copy(update={"name": PurePath(revision.name).name or revision.name})
 
 
 def _parse(text: str) -> Story:

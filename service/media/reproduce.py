@@ -16,7 +16,7 @@ def remake_request(story: Story) -> dict[str, Any]:
     """
     told = story.prompt is not None
     prompts = {"prompt": story.prompt, "negative_prompt": story.negative_prompt or ""} if told else {}
-    depth = {} if story.blocks is None else {"depth": len(story.blocks)}
+    depth = {} if story.layers is None else {"depth": len(story.layers)}
     return prompts | {
         "num_samples": 1,
         "seed": story.seed,
@@ -92,11 +92,11 @@ def _from_folder(story: Story) -> list[str]:
 
 
 def _shallower(story: Story) -> list[str]:
-    if story.blocks is None:
+    if story.layers is None:
         return []
     return [
         "blocks = pipeline.transformer.transformer_blocks",
-        f"pipeline.transformer.transformer_blocks = torch.nn.ModuleList(blocks[i] for i in {list(story.blocks)})",
+        f"pipeline.transformer.transformer_blocks = torch.nn.ModuleList(blocks[i] for i in {list(story.layers)})",
     ]
 
 

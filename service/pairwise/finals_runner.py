@@ -6,7 +6,7 @@ import structlog
 
 from bestofn.judge.pairwise import Rounds
 from bestofn.service.core.errors import JudgeAway
-from bestofn.service.core.finals import FinalsOutcome, Meeting, not_played, played
+from bestofn.service.core.finals import FinalsOutcome, FinalsState, not_played, played
 from bestofn.service.core.jobs import JobSpec
 from bestofn.service.pairwise.openai_judge import VisionJudge
 
@@ -18,7 +18,7 @@ async def play(
     spec: JobSpec,
     meet: Sequence[int],
     pictures: Mapping[int, bytes],
-    tell: Callable[[Meeting], Awaitable[None]],
+    tell: Callable[[FinalsState], Awaitable[None]],
     *,
     own: bool = False,
 ) -> FinalsOutcome:
@@ -30,7 +30,7 @@ async def play(
     model = judge.address.model
 
     async def before_round(rounds: Rounds) -> None:
-        await tell(Meeting(model, tuple(meet), rounds))
+        await tell(FinalsState(model, tuple(meet), rounds))
 
     try:
         return played(model, await judge.knockout(spec.prompt, meet, pictures, before_round))

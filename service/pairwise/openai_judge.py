@@ -27,8 +27,8 @@ MAX_TOKENS = 8  # one letter, and room for signs around it
 TOP_LOGPROBS = 5
 _PASSING = frozenset({408, 409, 425, 429})  # and all from 500 on
 _ADVICE = {
-    401: "set BESTOFN_FINALS_KEY to a key that it knows",
-    403: "set BESTOFN_FINALS_KEY to a key that it knows",
+    401: "set BESTOFN_PAIRWISE_API_KEY to a key that it knows",
+    403: "set BESTOFN_PAIRWISE_API_KEY to a key that it knows",
     404: "correct the address, which mostly ends in /v1, or the model after #: {base}/models lists those it serves",
     400: "is {model} a model that reads two pictures a message?",
     429: "it is overloaded: try again later",
@@ -58,7 +58,7 @@ def parse_address(name: str) -> Address:
             f"a pairwise judge is openai:<address>#<model>, such as openai:http://localhost:8000/v1#llava, got {name!r}"
         )
     if url.userinfo:
-        raise SetupError("a pairwise judge's address holds no user or password: set BESTOFN_FINALS_KEY instead")
+        raise SetupError("a pairwise judge's address holds no user or password: set BESTOFN_PAIRWISE_API_KEY instead")
     return Address(base.rstrip("/"), model)
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bestofn.judge.verdict import ANSWERS, Verdict
-from bestofn.service.core.finals import FinalsOutcome, Meeting
+from bestofn.service.core.finals import FinalsOutcome, FinalsState
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
 from bestofn.service.core.results import ranked
-from bestofn.service.core.schemas import CandidateOut, Progress, VerdictOut
+from bestofn.service.core.schemas import CandidateOut, JobProgress, VerdictOut
 
 ENDINGS = frozenset({"result", "failed", "canceled"})  # types of a job's last event
 
@@ -22,7 +22,7 @@ class Event:
     queued     {}
     started    {}
     progress   {"judged", "num_samples", "steps", "total_steps", "transformer_forwards"}; the last one only is kept
-    candidate  {"index", "seed", "verdict"}, in jobs with drafts also {"draft", "final"}: a finalist comes twice
+    candidate  {"index", "seed", "verdict"}, in jobs with drafts also {"draft", "solved_in_full"}: a promoted candidate comes twice
     heat       {"heat", "num_heats"}, of jobs that may stop also "decided": heats in the prefix from now on
     finals     {"judge", "entrants", "rounds"}: the finals as they stand, before each round; anew if played anew
     result     {"status"}            the job has succeeded
@@ -49,7 +49,7 @@ class JobRecord:
     error: str | None
     stopped: str | None  # why it ended, if not because all candidates were judged
     outcomes: tuple[HeatOutcome, ...]  # of finished heats by index, without image bytes
-    progress: Progress
+    progress: JobProgress
     created: float
     started: float | None
     ended: float | None
@@ -59,7 +59,7 @@ class JobRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class QueuePosition:
     """Where a job stands that waits: its place in the ring, 1 is next, and the time until it starts."""
 
     position: int | None = None
@@ -70,7 +70,7 @@ def pack_heat(outcome: HeatOutcome) -> str:
     """A finished heat without its pictures, as compact JSON of less than 100 bytes a candidate."""
     verdicts = [candidate.verdict for candidate in outcome.candidates]
     # In jobs with drafts: who was solved in full, with the draft's verdict; the others have no other than that.
-    finalists = {c.index: _verdict(c.draft) for c in outcome.candidates if c.final and c.draft is not None}
+    promoted = {c.index: _verdict(c.draft) for c in outcome.candidates if c.solved_in_full and c.draft is not None}
     # In jobs that two judges decide: the second one's verdict on those who were solved in full, and the bound of both.
     seconds = {c.index: _verdict(c.verdict)[3:] for c in outcome.candidates if c.verdict.second is not None}
     usage = outcome.usage
@@ -88,7 +88,7 @@ def pack_heat(outcome: HeatOutcome) -> str:
                 {stage: round(seconds, 6) for stage, seconds in usage.seconds.items()},
             ],
             "warnings": outcome.warnings,
-            **({"finalists": finalists} if finalists else {}),
+            **({"promoted": promoted} if promoted else {}),
             **({"seconds": seconds} if seconds else {}),
         }
     )
@@ -99,7 +99,7 @@ def unpack_heat(spec: JobSpec, heat: int, record: str | bytes) -> HeatOutcome:
     fields = json.loads(record)
     answers = {answer[0]: answer for answer in ANSWERS}
     judged = zip(fields["answers"], fields["yes"], fields["no"], strict=True)
-    drafts = {int(index): read_verdict(draft) for index, draft in fields.get("finalists", {}).items()}
+    drafts = {int(index): read_verdict(draft) for index, draft in fields.get("promoted", {}).items()}
     seconds = {int(index): both for index, both in fields.get("seconds", {}).items()}
     candidates = []
     for index, (letter, yes, no) in enumerate(judged, fields["first"]):
@@ -109,7 +109,7 @@ def unpack_heat(spec: JobSpec, heat: int, record: str | bytes) -> HeatOutcome:
     return HeatOutcome(heat, tuple(candidates), {}, Usage(*fields["usage"]), warnings=tuple(fields["warnings"]))
 
 
-def pack_finals(finals: FinalsOutcome | Meeting) -> str:
+def pack_finals(finals: FinalsOutcome | FinalsState) -> str:
     """What finals came to, as JSON that `unpack_finals` reads, or how far they are."""
     return _compact(finals.to_json())
 
@@ -130,7 +130,7 @@ def unpack_leaders(spec: JobSpec, leaders: str | bytes) -> list[Candidate]:
 def pack_candidate(candidate: Candidate) -> str:
     """The data of a `candidate` event."""
     draft = None if candidate.draft is None else candidate.draft.to_json()
-    drafted = {} if draft is None else {"draft": draft, "final": candidate.final}
+    drafted = {} if draft is None else {"draft": draft, "solved_in_full": candidate.solved_in_full}
     verdict = candidate.verdict.to_json()
     return _compact({"index": candidate.index, "seed": candidate.seed, "verdict": verdict, **drafted})
 

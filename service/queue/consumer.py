@@ -9,10 +9,10 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from bestofn.service.core.early_stopping import Prefix, fold
 from bestofn.service.core.early_stopping import standing as still_standing
-from bestofn.service.core.finals import FinalsOutcome, Meeting, entrants, reordered
+from bestofn.service.core.finals import FinalsOutcome, FinalsState, entrants, reordered
 from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, JobSpec, Priority
 from bestofn.service.core.results import best_of
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.queue.codec import (
     pack_candidate,
     pack_finals,
@@ -22,7 +22,7 @@ from bestofn.service.queue.codec import (
     unpack_leaders,
 )
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.queue.keys import CLASSES, GROUP, pair_id
+from bestofn.service.queue.keys import GROUP, PRIORITIES, pair_id
 from bestofn.service.queue.scripts import Argument
 
 STAGED_MS = 600_000  # images of a heat that was never completed go after this
@@ -81,18 +81,18 @@ class Judgement:
     thumbnail: bytes | None = None
 
 
-class Lane:
+class QueueConsumer:
     """One worker's place at the ready streams of its pair. Methods raise redis' errors when the server is away."""
 
-    def __init__(self, queue: Queue, card: WorkerCard) -> None:
+    def __init__(self, queue: Queue, card: WorkerInfo) -> None:
         self.queue = queue
         self.card = card
-        self.pair = pair_id(*card.pins)
+        self.pair = pair_id(*card.revisions)
         self.worker = card.worker
-        self._ready = {priority: queue.keys("ready", self.pair, priority) for priority in CLASSES}
-        self._reclaim_from = dict.fromkeys(CLASSES, "0-0")
+        self._ready = {priority: queue.keys("ready", self.pair, priority) for priority in PRIORITIES}
+        self._reclaim_from = dict.fromkeys(PRIORITIES, "0-0")
 
-    async def beat(
+    async def heartbeat(
         self, held: Iterable[Claim], seconds: float, state: str = "ready", tflops_per_second: float | None = None
     ) -> set[str]:
         """Announces the worker for `seconds` (0: it leaves) and renews the leases on `held`.
@@ -110,7 +110,7 @@ class Lane:
         arguments: list[Argument] = [self.pair, self.worker, card.capacity, card.model_dump_json(), int(1000 * seconds)]
         for claim in held:
             arguments += [claim.entry.priority, claim.entry.id]
-        return {entry.decode() for entry in await self.queue.scripts("beat", *arguments)}
+        return {entry.decode() for entry in await self.queue.scripts("heartbeat", *arguments)}
 
     async def leave_tokenizer(self, tokenizer: bytes) -> None:
         """Stores the tokenizer.json under the hash that the model card names."""
@@ -122,11 +122,11 @@ class Lane:
         """At most `count` new heats, interactive ones first; waits for one at most `block_seconds`."""
         while True:
             entries: list[Entry] = []
-            for priority in CLASSES:
+            for priority in PRIORITIES:
                 if len(entries) < count:
                     entries += await self._read([priority], count - len(entries), None)
             if not entries and block_seconds > 0:
-                entries = await self._read(CLASSES, 1, block_seconds)
+                entries = await self._read(PRIORITIES, 1, block_seconds)
             claims = await self._start(entries)
             if claims or not entries:
                 return claims
@@ -199,20 +199,20 @@ class Lane:
                 *inline,
             )
             match reply:
-                case b"again":
+                case b"conflict":
                     inline = []
                 case b"unstaged":
                     inline = [part for image in images.items() for part in image]
                 case _:
-                    return bool(reply == b"done")
+                    return bool(reply == b"completed")
 
-    async def finalists(self, job: JobSpec) -> tuple[list[int], dict[int, bytes]]:
+    async def promoted(self, job: JobSpec) -> tuple[list[int], dict[int, bytes]]:
         """Who meets in a job's finals, best first, and their pictures. Raises NotThere: a picture is gone."""
         text = await self.queue.redis.hget(self.queue.keys("job", job.id), "leaders")
         meet = [candidate.index for candidate in entrants(job, unpack_leaders(job, text or b"[]"))]
         return meet, {index: await self.queue.image(job.id, index) for index in meet}
 
-    async def tell_finals(self, claim: Claim, meeting: Meeting) -> bool:
+    async def tell_finals(self, claim: Claim, meeting: FinalsState) -> bool:
         """Publishes how far finals have come; False if it is not for this worker any more to tell."""
         entry = claim.entry
         told = pack_finals(meeting)
@@ -235,11 +235,11 @@ class Lane:
             pack_leaders(leaders),
             json.dumps([candidate.index for candidate in leaders[: spec.top_k]]),
         )
-        return bool(reply == b"done")
+        return bool(reply == b"completed")
 
-    async def fail(self, claim: Claim, fate: str, reason: str = "") -> None:
+    async def fail(self, claim: Claim, delivery_action: str, reason: str = "") -> None:
         """Gives up a heat: `back` (no delivery), `again` (a delivery spent) or `dead` (its job fails with `reason`)."""
-        await self.queue.scripts("fail", *self._place(claim), self.worker, claim.deliveries, fate, reason)
+        await self.queue.scripts("fail", *self._place(claim), self.worker, claim.deliveries, delivery_action, reason)
 
     async def count(self, claim: Claim, deliveries: int) -> None:
         """Makes it so many deliveries: a heat that is held, but not yet run, is not to blame if its worker dies."""
@@ -259,7 +259,7 @@ class Lane:
     async def leave(self, held: Iterable[Claim]) -> None:
         """Hands back all heats, those too whose claim this worker never heard of, and takes its card down."""
         for claim in held:
-            await self.fail(claim, "back")
+            await self.fail(claim, "released")
         for priority, ready in self._ready.items():
             pending = await self.queue.redis.xpending_range(ready, GROUP, "-", "+", MOST_PENDING, self.worker)
             for row in pending:
@@ -267,12 +267,12 @@ class Lane:
                     known = _entry(priority, entry, fields)
                     deliveries = int(fields[b"deliveries"]) + row["times_delivered"]
                     place = self.pair, known.priority, known.id, known.count, known.job, known.heat
-                    await self.queue.scripts("fail", *place, self.worker, deliveries, "back", "")
-        await self.beat((), 0, "draining")
+                    await self.queue.scripts("fail", *place, self.worker, deliveries, "released", "")
+        await self.heartbeat((), 0, "draining")
 
-    async def _read(self, classes: Sequence[Priority], count: int, block_seconds: float | None) -> list[Entry]:
+    async def _read(self, priorities: Sequence[Priority], count: int, block_seconds: float | None) -> list[Entry]:
         block = None if block_seconds is None else max(1, int(1000 * block_seconds))
-        streams = {self._ready[priority]: ">" for priority in classes}
+        streams = {self._ready[priority]: ">" for priority in priorities}
         reply = await self.queue.redis.xreadgroup(GROUP, self.worker, streams, count=count, block=block)
         names = {ready.encode(): priority for priority, ready in self._ready.items()}
         return [_entry(names[stream], entry, fields) for stream, found in reply for entry, fields in found]

@@ -15,15 +15,15 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from bestofn.service.core.errors import InvalidRequest, JobGone, JobNotFound, NotThere, SetupError, Unavailable
 from bestofn.service.core.jobs import ACTIVE, THUMBNAILS_KEPT, ImageFormat, JobSpec, JobStatus
 from bestofn.service.core.scheduling import Backlog, wait_seconds
-from bestofn.service.core.schemas import FinalsProgress, Progress
+from bestofn.service.core.schemas import FinalsProgress, JobProgress
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS, nearly_full, refusal
-from bestofn.service.queue.codec import ENDINGS, Event, JobRecord, Standing, best, unpack_finals, unpack_heat
+from bestofn.service.queue.codec import ENDINGS, Event, JobRecord, QueuePosition, best, unpack_finals, unpack_heat
 from bestofn.service.queue.connection_errors import away, why
 from bestofn.service.queue.embedded_server import find_redis
 from bestofn.service.queue.image_store import Pictures
-from bestofn.service.queue.keys import CLASSES, Keys, opaque, pair_id
+from bestofn.service.queue.keys import PRIORITIES, Keys, opaque, pair_id
 from bestofn.service.queue.scripts import Scripts
 
 CONNECT_SECONDS = 2.0
@@ -150,7 +150,7 @@ class Queue:
                 "submit",
                 spec.id,
                 spec.model_dump_json(),
-                pair_id(*spec.pins),
+                pair_id(*spec.revisions),
                 spec.priority,
                 spec.num_samples,
                 spec.heat_size,
@@ -182,7 +182,7 @@ class Queue:
         """The `caller` who submitted a job, known for a day after its end; None: there is no such job."""
         async with self.redis.pipeline(transaction=False) as pipe:
             pipe.hget(self.keys("job", job), "caller")
-            pipe.get(self.keys("gone", job))
+            pipe.get(self.keys("tombstone", job))
             caller, gone = await pipe.execute()
         if caller is None and gone is not None:
             caller = gone.partition(b" ")[2]
@@ -208,15 +208,15 @@ class Queue:
                     return await self.record(job)
         finals = heats.pop(b"%d" % spec.num_heats, None)
         outcomes = tuple(unpack_heat(spec, index, heats[b"%d" % index]) for index in sorted(map(int, heats)))
-        meeting = fields.get(b"meeting") if status is JobStatus.RUNNING else None
-        standing = await self.standing(spec) if status is JobStatus.QUEUED else Standing()
+        meeting = fields.get(b"finals_state") if status is JobStatus.RUNNING else None
+        standing = await self.standing(spec) if status is JobStatus.QUEUED else QueuePosition()
         return JobRecord(
             spec,
             status,
             fields[b"error"].decode() if b"error" in fields else None,
             fields[b"stopped"].decode() if b"stopped" in fields else None,
             outcomes,
-            Progress(
+            JobProgress(
                 judged=int(fields[b"judged"]),
                 num_samples=spec.num_samples,
                 steps=int(fields[b"steps"]),
@@ -240,26 +240,26 @@ class Queue:
             None if finals is None else unpack_finals(finals),
         )
 
-    async def standing(self, spec: JobSpec) -> Standing:
+    async def standing(self, spec: JobSpec) -> QueuePosition:
         """Where a job stands that waits: its place, and how long until it starts; nothing for one that has started."""
-        pair = pair_id(*spec.pins)
+        pair = pair_id(*spec.revisions)
         async with self.redis.pipeline(transaction=False) as pipe:
             pipe.lpos(self.keys("ring", pair, spec.priority), spec.id)
             pipe.hmget(self.keys("job", spec.id), ["status", "next"])
-            for priority in CLASSES[: CLASSES.index(spec.priority) + 1]:
-                pipe.get(self.keys("dealt", pair, priority))
+            for priority in PRIORITIES[: PRIORITIES.index(spec.priority) + 1]:
+                pipe.get(self.keys("dispatched", pair, priority))
             place, (status, own), *dealt = await pipe.execute()
         if status != JobStatus.QUEUED.encode():
-            return Standing()
-        cards = [card for card in await self.cards() if card.pins == spec.pins]
+            return QueuePosition()
+        cards = [card for card in await self.cards() if card.revisions == spec.revisions]
         # One heat of each job before this one in the ring, and what is dealt already, its own heats aside.
         others = sum(int(count or 0) for count in dealt) - spec.first(int(own))
         ahead = max(0, others) + int(place or 0) * spec.heat_size
-        return Standing(int(place or 0) + 1, wait_seconds(ahead, await self.backlog(), cards))
+        return QueuePosition(int(place or 0) + 1, wait_seconds(ahead, await self.backlog(), cards))
 
     async def image(self, job: str, candidate: int) -> bytes:
         """The picture of one of the job's leaders, as a file's bytes. Raises JobNotFound, JobGone, NotThere."""
-        heat = await self.redis.hget(self.keys("kept", job), str(candidate))
+        heat = await self.redis.hget(self.keys("winner_images", job), str(candidate))
         if heat is None and not await self.redis.exists(self.keys("job", job)):
             await self._missing(job)
         images = self.keys("images", job, int(heat or 0))
@@ -337,7 +337,7 @@ class Queue:
         seconds, micros = await self.redis.time()
         return int(1000 * seconds + micros // 1000)
 
-    async def cards(self) -> list[WorkerCard]:
+    async def cards(self) -> list[WorkerInfo]:
         """The cards of the workers that are warm now."""
         async with self.redis.pipeline(transaction=False) as pipe:
             pipe.time()
@@ -346,10 +346,10 @@ class Queue:
         async with self.redis.pipeline(transaction=False) as pipe:
             for pair in pairs:
                 pipe.zrangebyscore(self.keys("workers", pair.decode()), f"({1000 * seconds + micros // 1000}", "+inf")
-                pipe.hgetall(self.keys("cards", pair.decode()))
+                pipe.hgetall(self.keys("infos", pair.decode()))
             found = await pipe.execute()
         cards = [
-            WorkerCard.model_validate_json(texts[worker])
+            WorkerInfo.model_validate_json(texts[worker])
             for live, texts in zip(found[::2], found[1::2], strict=True)
             for worker in live
             if worker in texts
@@ -357,10 +357,10 @@ class Queue:
         self._speed = sum(card.tflops_per_second or 0.0 for card in cards)
         return cards
 
-    async def announced(self) -> list[WorkerCard]:
+    async def announced(self) -> list[WorkerInfo]:
         """The card last announced of every pair ever announced: what a request can be checked with meanwhile."""
         texts = await self.redis.hvals(self.keys("pairs"))
-        return [WorkerCard.model_validate_json(text) for text in texts]
+        return [WorkerInfo.model_validate_json(text) for text in texts]
 
     async def tokenizer(self, sha256: str) -> bytes:
         """The tokenizer.json that a model card names. Raises Unavailable: no worker has left it yet."""
@@ -383,7 +383,7 @@ class Queue:
         )
 
     async def _missing(self, job: str) -> None:
-        gone = await self.redis.get(self.keys("gone", job))
+        gone = await self.redis.get(self.keys("tombstone", job))
         if gone is None:
             raise JobNotFound(f"there is no job {job[:64]}")
         raise JobGone(

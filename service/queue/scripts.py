@@ -12,7 +12,7 @@ from bestofn.service.queue.keys import Keys
 Script = Literal[
     "submit",
     "refill",
-    "beat",
+    "heartbeat",
     "report",
     "complete",
     "play",

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from bestofn.judge.verdict import Verdict
 from bestofn.service.core.jobs import JobStatus, Priority
 from bestofn.service.core.scheduling import Backlog, wait_seconds
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.queue.codec import read_verdict
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.queue.keys import CLASSES, pair_id
+from bestofn.service.queue.keys import PRIORITIES, pair_id
 
 MOST_ENDED = 5000  # more than the stream holds
 
@@ -28,7 +28,7 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Census:
+class QueueStats:
     """The queue at one moment.
 
     Attributes:
@@ -49,7 +49,7 @@ class Census:
     estimated_wait_seconds: float | None
     image_bytes: int
     dead: int
-    workers: tuple[WorkerCard, ...]
+    workers: tuple[WorkerInfo, ...]
     server: Server
     refuses: str | None
 
@@ -71,7 +71,7 @@ class EndedJob:
     winner: Verdict | None
 
 
-async def take_census(queue: Queue) -> Census:
+async def take_census(queue: Queue) -> QueueStats:
     """Looks at the queue. Raises redis' errors if its server is away."""
     keys = queue.keys
     async with queue.redis.pipeline(transaction=False) as pipe:
@@ -79,7 +79,7 @@ async def take_census(queue: Queue) -> Census:
         pipe.hget(keys("reserved"), "total")
         pipe.zcard(keys("queued"))
         pipe.zrange(keys("queued"), 0, 0, withscores=True)
-        pipe.xlen(keys("dead"))
+        pipe.xlen(keys("dead_letters"))
         pipe.time()
         pipe.info()
         backlog, reserved, queued, oldest, dead, (seconds, micros), info = await pipe.execute()
@@ -87,8 +87,8 @@ async def take_census(queue: Queue) -> Census:
     workers = tuple(await queue.cards())
     whole = _backlog(load, "")
     valkey = info.get("server_name") == "valkey"
-    return Census(
-        loads={priority: _backlog(load, f"{priority}:") for priority in CLASSES},
+    return QueueStats(
+        loads={priority: _backlog(load, f"{priority}:") for priority in PRIORITIES},
         queued=queued,
         running=max(0, whole.jobs - queued),
         oldest_wait_seconds=max(0.0, seconds + micros / 1e6 - oldest[0][1] / 1000) if oldest else 0.0,
@@ -121,7 +121,7 @@ async def ended_jobs(queue: Queue, after: str) -> tuple[list[EndedJob], str]:
         return [], after
     names = {}
     for card in await queue.announced():
-        names[pair_id(*card.pins)] = (card.model.pin.name, card.judge.pin.name)
+        names[pair_id(*card.revisions)] = (card.model.revision.name, card.judge.revision.name)
     return [_ended(fields, names) for _, fields in found], found[-1][0].decode()
 
 
@@ -131,7 +131,7 @@ def _ended(fields: Mapping[bytes, bytes], names: Mapping[str, tuple[str, str]]) 
     return EndedJob(
         status=JobStatus(fields[b"status"].decode()),
         stopped=fields.get(b"stopped", b"").decode() or None,
-        priority=fields[b"class"].decode(),
+        priority=fields[b"priority"].decode(),
         waited_seconds=int(fields[b"waited"]) / 1000,
         seconds=int(fields[b"took"]) / 1000,
         model=model,

@@ -29,8 +29,8 @@ TFLOPS = Counter("bestofn_tflops", "Work of finished heats, in TFLOP.", registry
 CANDIDATES = Counter("bestofn_candidates_generated", "Candidates drawn and judged.", registry=REGISTRY)
 WASTED = Counter(
     "bestofn_candidates_wasted",
-    "Candidates drawn and judged whose heat was not filed, by what became of it.",
-    ("fate",),
+    "Candidates drawn and judged whose heat was not stored, by outcome.",
+    ("outcome",),
     registry=REGISTRY,
 )
 VERDICTS = Counter("bestofn_judge_verdicts", "Verdicts by the judge's answer.", ("answer",), registry=REGISTRY)
@@ -41,8 +41,8 @@ OUT_OF_MEMORY = Counter("bestofn_oom", "Batches that did not fit into memory.", 
 
 HEATS = Counter(
     "bestofn_heats",
-    "Heats that left this worker: done, late (another was first), again (failed, to be tried again), dead, back.",
-    ("fate",),
+    "Heats that left this worker, by outcome: completed, duplicate, retried, dead_lettered or released.",
+    ("outcome",),
     registry=REGISTRY,
 )
 HEAT_SECONDS = Histogram(

@@ -29,11 +29,11 @@ export function diffusersCall({ prompt, parameters, model }, seed) {
   return [...made, "picture = pipeline(", ...lines, ").images[0]"].join("\n");
 }
 
-const shallower = ({ blocks }) =>
-  blocks
+const shallower = ({ layers }) =>
+  layers
     ? [
         "blocks = pipeline.transformer.transformer_blocks",
-        `pipeline.transformer.transformer_blocks = torch.nn.ModuleList(blocks[i] for i in [${blocks.join(", ")}])`,
+        `pipeline.transformer.transformer_blocks = torch.nn.ModuleList(blocks[i] for i in [${layers.join(", ")}])`,
       ]
     : [];
 

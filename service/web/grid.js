@@ -76,7 +76,7 @@ export class Grid {
     const [pixels, label] = tile.children;
     const { answer, p_yes: p } = candidate.verdict;
     const leads = index === job.leader;
-    const drafted = candidate.final === false;
+    const drafted = candidate.solved_in_full === false;
     const state = `${answer} ${p} ${candidate.rank} ${leads} ${drafted}`;
     if (tile.dataset.state !== state) {
       tile.dataset.state = state;

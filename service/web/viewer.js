@@ -96,9 +96,9 @@ export function fileName(job, seed, won) {
 
 const logits = ({ yes_logit: yes, no_logit: no }) => `yes ${logit(yes)}, no ${logit(no)}`;
 
-function note({ parameters }, { final }, won, path) {
+function note({ parameters }, { solved_in_full }, won, path) {
   if (won) return "";
-  if (final === false) return `Only a draft, in ${draftOf(parameters.draft)}. The call below draws it in full.`;
+  if (solved_in_full === false) return `Only a draft, in ${draftOf(parameters.draft)}. The call below draws it in full.`;
   if (!path) return "No picture was kept of this candidate. The call below draws it.";
   return "A small copy: full pictures are kept of winners only. The call below draws this one in full.";
 }

@@ -17,7 +17,7 @@ _JOIN_SECONDS = 5.0
 _TICK_WEIGHT = 0.1  # of the last tick in the usual one
 
 
-class Driver:
+class EngineThread:
     """Runs one engine in a thread of its own, from its making to its end. All methods belong to the event loop.
 
     `on_events` is called in the event loop with what each tick brought; `died` is set when the engine raised.

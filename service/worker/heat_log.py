@@ -11,10 +11,10 @@ from bestofn.service.queue.consumer import Claim
 from bestofn.service.telemetry import worker_metrics as metrics
 from bestofn.service.telemetry.traces import past_span
 
-# done: filed; late: another worker had filed it, or its job had ended; again: failed, to be tried again;
-# dead: failed for good; back: handed back, or its job had ended.
-HeatFate = Literal["done", "late", "again", "dead", "back"]
-_ERRORS = ("again", "dead")
+# completed: stored; duplicate: another worker was first, or the job had ended; retried: failed, to be tried again;
+# dead_lettered: failed for good; released: given back, or its job had ended.
+HeatEnding = Literal["completed", "duplicate", "retried", "dead_lettered", "released"]
+_ERRORS = ("retried", "dead_lettered")
 
 log = structlog.get_logger()
 
@@ -37,31 +37,31 @@ class HeatLog:
             metrics.INVALID.inc()
 
     def ended(
-        self, claim: Claim, fate: HeatFate, outcome: HeatOutcome | None = None, reason: str | None = None
+        self, claim: Claim, ending: HeatEnding, outcome: HeatOutcome | None = None, reason: str | None = None
     ) -> None:
         """Tells of a heat that this worker has done with.
 
         Args:
             claim: as it was taken.
-            fate: what became of it.
+            ending: how this worker is done with it.
             outcome: of a heat that was finished.
             reason: why it failed.
         """
         seconds = time.monotonic() - claim.claimed
         judged = self._judged.pop(claim.key, 0)
-        metrics.HEATS.labels(fate).inc()
-        if fate == "dead":
+        metrics.HEATS.labels(ending).inc()
+        if ending == "dead_lettered":
             metrics.DEAD.inc()
-        if fate == "done":
+        if ending == "completed":
             metrics.HEAT_SECONDS.observe(seconds)
         else:
-            metrics.WASTED.labels(fate).inc(judged)
+            metrics.WASTED.labels(ending).inc(judged)
         attributes: dict[str, str | int | float] = {
             "job_id": claim.entry.job,
             "heat": claim.entry.heat,
             "candidates": claim.entry.count,
             "deliveries": claim.deliveries,
-            "fate": fate,
+            "outcome": ending,
             "waited_seconds": round(claim.waited_seconds, 3),
         }
         if outcome is not None:
@@ -71,6 +71,12 @@ class HeatLog:
                 metrics.STAGE_SECONDS.labels(stage).inc(spent)
                 attributes[f"{stage}_seconds"] = round(spent, 4)
         named = {f"bestofn.{name}": value for name, value in attributes.items()}
-        with past_span("heat", claim.traceparent, seconds, named, (reason or fate) if fate in _ERRORS else None):
-            tell = log.warning if fate in _ERRORS else log.info
+        with past_span(
+            "heat",
+            claim.traceparent,
+            seconds,
+            named,
+            (reason or ending) if ending in _ERRORS else None,
+        ):
+            tell = log.warning if ending in _ERRORS else log.info
             tell("heat", seconds=round(seconds, 3), **attributes, **({"reason": reason} if reason else {}))

@@ -16,30 +16,30 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from bestofn.service.core.errors import BestOfNError
-from bestofn.service.core.finals import FinalsOutcome, Meeting, not_played
+from bestofn.service.core.finals import FinalsOutcome, FinalsState, not_played
 from bestofn.service.core.jobs import HeatOutcome
-from bestofn.service.core.scheduling import Fate, claim_count, fate
+from bestofn.service.core.scheduling import DeliveryAction, claim_count, delivery_action
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.engine.protocol import Engine, EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
 from bestofn.service.pairwise.finals_runner import play
 from bestofn.service.pairwise.openai_judge import VisionJudge
 from bestofn.service.queue.connection_errors import away
-from bestofn.service.queue.consumer import Claim, Judgement, Lane
+from bestofn.service.queue.consumer import Claim, Judgement, QueueConsumer
 from bestofn.service.queue.image_store import NotKept
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.telemetry import worker_metrics as metrics
-from bestofn.service.worker.engine_thread import Driver
+from bestofn.service.worker.engine_thread import EngineThread
 from bestofn.service.worker.health_server import Condition, metrics_port
-from bestofn.service.worker.heat_log import HeatFate, HeatLog
+from bestofn.service.worker.heat_log import HeatEnding, HeatLog
 from bestofn.service.worker.progress_buffer import Reports, speed_after
 
 LEAVE_SECONDS = 5.0
 CANCEL_SECONDS = 0.1
 REPORT_SECONDS = 0.25  # progress is published this often
 HOPELESS = 5.0  # stalled for so many times the stall time, an engine is given up
-CARD_BEATS = 4  # a card lapses after this many beats without one
+INFO_TTL_HEARTBEATS = 4  # a card lapses after this many beats without one
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 2.0
 SWEEP_SECONDS = 60.0  # between looks for pictures that nobody can ask for any more
@@ -86,11 +86,11 @@ class Worker:
         self._speed: float | None = None  # TFLOP a second
         self._ended: asyncio.Queue[tuple[Claim, HeatOutcome | FinalsOutcome | str]] = asyncio.Queue()
         self._stop = asyncio.Event()
-        self._pause = min(settings.beat_seconds, 1.0)  # between looks at what others may have left behind
+        self._pause = min(settings.heartbeat_seconds, 1.0)  # between looks at what others may have left behind
         self._reclaim_at = 0.0
-        self._driver: Driver
+        self._engine_thread: EngineThread
         self._queue: Queue
-        self._lane: Lane
+        self._lane: QueueConsumer
 
     async def run(self) -> int:
         """Loads, serves, drains; returns the exit status."""
@@ -102,17 +102,17 @@ class Worker:
             return await self._run()
 
     async def _run(self) -> int:
-        if self.settings.finals_judge:
-            self._vision = VisionJudge(self.settings.finals_judge, self.settings.finals_key)
+        if self.settings.pairwise_judge:
+            self._vision = VisionJudge(self.settings.pairwise_judge, self.settings.pairwise_api_key)
         if not await self._first(self._connect()):
             return 0
-        self._driver = Driver(self._factory, self._on_events)
+        self._engine_thread = EngineThread(self._factory, self._on_events)
         try:
-            if await self._first(self._driver.load()):
+            if await self._first(self._engine_thread.load()):
                 await self._serve()
-            return 1 if self._driver.died.is_set() else 0
+            return 1 if self._engine_thread.died.is_set() else 0
         finally:
-            self.hangs = not await self._driver.stop()
+            self.hangs = not await self._engine_thread.stop()
             await self._queue.aclose()
             if self._vision is not None:
                 await self._vision.aclose()
@@ -121,30 +121,38 @@ class Worker:
         self._queue = await self._persist(lambda: Queue.connect(self.settings))
 
     async def _serve(self) -> None:
-        engine = self._driver.engine
+        engine = self._engine_thread.engine
         seconds, micros = await self._persist(self._queue.redis.time)
-        card = WorkerCard(
+        card = WorkerInfo(
             worker=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
             host=socket.gethostname(),
             pid=os.getpid(),
             device=self.settings.devices,
             capacity=engine.slots,
-            model=engine.model_card,
-            judge=engine.judge_card,
+            model=engine.model_info,
+            judge=engine.judge_info,
             started_at=seconds + micros / 1e6,
             version=VERSION,
-            finals_judge=None if self._vision is None else self._vision.address.model,
+            pairwise_judge=None if self._vision is None else self._vision.address.model,
         )
-        self._lane = Lane(self._queue, card)
+        self._lane = QueueConsumer(self._queue, card)
         await self._announce()
         self._warm = True
         metrics.SLOTS.set(engine.slots)
         metrics.LEASES.set_function(lambda: len(self._held))
-        metrics.WORKER.info({"device": card.device, "model": card.model.pin.name, "judge": card.judge.pin.name})
-        log.info("ready", worker=card.worker, model=card.model.pin.name, judge=card.judge.pin.name, slots=engine.slots)
-        loops = (self._beat, self._claim, self._listen, self._report, self._settle, self._sweep, self._host)
+        metrics.WORKER.info(
+            {"device": card.device, "model": card.model.revision.name, "judge": card.judge.revision.name}
+        )
+        log.info(
+            "ready",
+            worker=card.worker,
+            model=card.model.revision.name,
+            judge=card.judge.revision.name,
+            slots=engine.slots,
+        )
+        loops = (self._heartbeat, self._claim, self._listen, self._report, self._settle, self._sweep, self._host)
         tasks = [asyncio.create_task(loop()) for loop in loops]
-        died = asyncio.create_task(self._driver.died.wait())
+        died = asyncio.create_task(self._engine_thread.died.wait())
         stop = asyncio.create_task(self._stop.wait())
         try:
             done, _ = await asyncio.wait([*tasks, died, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -160,30 +168,32 @@ class Worker:
         """Hands everything back: at once after SIGTERM, as a spent delivery if the engine died over it."""
         while not self._ended.empty():
             await self._settle_one(*self._ended.get_nowait())
-        if self._driver.died.is_set():
-            log.error("the engine died", error=repr(self._driver.error))
+        if self._engine_thread.died.is_set():
+            log.error("the engine died", error=repr(self._engine_thread.error))
             for claim in [claim for claim in self._held.values() if self._on_device(claim)]:
-                await self._give_up(claim, f"the engine of worker {self._lane.worker} died: {self._driver.error}")
+                await self._give_up(
+                    claim, f"the engine of worker {self._lane.worker} died: {self._engine_thread.error}"
+                )
         await self._persist(lambda: self._lane.leave(self._held.values()))
         for claim in self._held.values():
-            self._heat_log.ended(claim, "back")
+            self._heat_log.ended(claim, "released")
         log.info("left", worker=self._lane.worker, handed_back=len(self._held))
 
     async def _announce(self) -> None:
         """Makes the pair known, so that jobs can be submitted and heats be dealt, and renews the leases: again and
         again, since a server may forget all that it was told."""
-        await self._persist(lambda: self._lane.leave_tokenizer(self._driver.engine.tokenizer_json))
+        await self._persist(lambda: self._lane.leave_tokenizer(self._engine_thread.engine.tokenizer_json))
         state = "busy" if self._held else "ready"
-        seconds = CARD_BEATS * self.settings.beat_seconds
-        lost = await self._persist(lambda: self._lane.beat(list(self._held.values()), seconds, state, self._speed))
+        seconds = INFO_TTL_HEARTBEATS * self.settings.heartbeat_seconds
+        lost = await self._persist(lambda: self._lane.heartbeat(list(self._held.values()), seconds, state, self._speed))
         if lost:
             metrics.LEASES_LOST.inc(len(lost))
             log.warning("leases lost; others run these heats too", entries=sorted(lost))
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         stalled = False
         while True:
-            await asyncio.sleep(self.settings.beat_seconds)
+            await asyncio.sleep(self.settings.heartbeat_seconds)
             if self._stalled() != stalled:
                 stalled = not stalled
                 log.warning(
@@ -191,11 +201,11 @@ class Worker:
                 )
             if not stalled:
                 await self._announce()
-            elif self._driver.stalled(self.settings.stall_seconds, HOPELESS):
-                self._driver.give_up()
+            elif self._engine_thread.stalled(self.settings.stall_seconds, HOPELESS):
+                self._engine_thread.give_up()
 
     def _stalled(self) -> bool:
-        return self._driver.stalled(self.settings.stall_seconds)
+        return self._engine_thread.stalled(self.settings.stall_seconds)
 
     def _condition(self) -> Condition:
         if self._stop.is_set():
@@ -208,19 +218,19 @@ class Worker:
 
     async def _claim(self) -> None:
         while True:
-            self._driver.changed.clear()
+            self._engine_thread.changed.clear()
             if self._alone and not any(map(self._on_device, self._held.values())):
                 await self._begin_alone(self._held[self._alone.pop()])
             if (
                 self._alone
-                or self._driver.room() <= 0
+                or self._engine_thread.room() <= 0
                 or self._runs_alone()
                 or self._stalled()
                 or await self._in_trouble()
             ):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._pause):
-                        await self._driver.changed.wait()
+                        await self._engine_thread.changed.wait()
                 continue
             for claim in await self._abandoned() or await self._persist(self._next):
                 await self._take(claim)
@@ -236,7 +246,7 @@ class Worker:
         return claims
 
     async def _next(self) -> list[Claim]:
-        return await self._lane.claim(claim_count(self._driver.room()), self._pause)
+        return await self._lane.claim(claim_count(self._engine_thread.room()), self._pause)
 
     async def _in_trouble(self) -> bool:
         """Whether pictures could not be kept: nothing is begun then."""
@@ -258,7 +268,7 @@ class Worker:
 
     def _runs_alone(self) -> bool:
         return any(
-            fate(claim.deliveries, self.settings.max_deliveries) is not Fate.RUN
+            delivery_action(claim.deliveries, self.settings.max_deliveries) is not DeliveryAction.RUN
             for claim in self._held.values()
             if not claim.heat.is_finals
         )
@@ -276,29 +286,29 @@ class Worker:
             self._finals.put_nowait(claim)
             return
         if claim.entry.job in self._over:  # the job's end was heard of before the reply to this claim
-            await self._persist(lambda: self._lane.fail(claim, "back"))
+            await self._persist(lambda: self._lane.fail(claim, "released"))
             return
         self._heat_log.claimed(claim)
-        match fate(claim.deliveries, self.settings.max_deliveries):
-            case Fate.RUN:
+        match delivery_action(claim.deliveries, self.settings.max_deliveries):
+            case DeliveryAction.RUN:
                 self._held[claim.key] = claim
-                self._driver.admit(claim.heat)
-            case Fate.ALONE:
+                self._engine_thread.admit(claim.heat)
+            case DeliveryAction.ISOLATE:
                 self._held[claim.key] = claim
                 self._alone.append(claim.key)
                 await self._count(claim)
-            case Fate.DEAD:
+            case DeliveryAction.DEAD_LETTER:
                 reason = (
                     f"candidates {claim.heat.first} to {claim.heat.candidates[-1]} were tried "
                     f"{claim.deliveries - 1} times, and each time their worker died or stalled"
                 )
-                await self._persist(lambda: self._lane.fail(claim, "dead", reason))
-                self._heat_log.ended(claim, "dead", reason=reason)
+                await self._persist(lambda: self._lane.fail(claim, "dead_lettered", reason))
+                self._heat_log.ended(claim, "dead_lettered", reason=reason)
 
     async def _begin_alone(self, claim: Claim) -> None:
         await self._count(claim)
         if claim.entry.job not in self._over:
-            self._driver.admit(claim.heat)
+            self._engine_thread.admit(claim.heat)
 
     async def _host(self) -> None:
         """Plays finals beside the engine, those of several jobs at once."""
@@ -316,21 +326,21 @@ class Worker:
 
     async def _played(self, claim: Claim) -> FinalsOutcome | str:
         """What finals came to, whatever happens; "" for another worker to play them."""
-        if fate(claim.deliveries, self.settings.max_deliveries) is not Fate.RUN:
+        if delivery_action(claim.deliveries, self.settings.max_deliveries) is not DeliveryAction.RUN:
             return not_played("", f"they were tried {claim.deliveries - 1} times, and each time their worker died")
         if self._vision is None:  # jobs with finals are accepted while another worker of the pair has a judge
             cards = await self._persist(self._queue.cards)
-            if any(card.finals_judge is not None and card.pins == self._lane.card.pins for card in cards):
+            if any(card.pairwise_judge is not None and card.revisions == self._lane.card.revisions for card in cards):
                 await asyncio.sleep(FINALS_PAUSE)
                 return ""
             return not_played("", "no worker has a pairwise judge any more")
         try:
-            meet, pictures = await self._persist(lambda: self._lane.finalists(claim.heat.job))
+            meet, pictures = await self._persist(lambda: self._lane.promoted(claim.heat.job))
             return await play(self._vision, claim.heat.job, meet, pictures, partial(self._tell, claim))
         except BestOfNError as error:  # a picture is gone; of a job that has ended meanwhile, this is filed too late
             return not_played("", error.detail)
 
-    async def _tell(self, claim: Claim, meeting: Meeting) -> None:
+    async def _tell(self, claim: Claim, meeting: FinalsState) -> None:
         claim = self._held.get(claim.key, claim)
         if not await self._persist(lambda: self._lane.tell_finals(claim, meeting)):
             self._drop_finals(claim.entry.job)  # nobody waits for them, or another worker has taken them over
@@ -373,7 +383,7 @@ class Worker:
         keys = [key for key, claim in self._held.items() if key[0] == job and not claim.heat.is_finals]
         if not keys:
             return
-        self._driver.cancel(job)
+        self._engine_thread.cancel(job)
         self._reports.drop(job)
         for key in keys:
             claim = self._held[key]
@@ -440,22 +450,22 @@ class Worker:
             except NotKept as error:
                 await self._give_up(claim, str(error), final=error.full)
             else:
-                self._heat_log.ended(claim, "done" if first else "late", result)
+                self._heat_log.ended(claim, "completed" if first else "duplicate", result)
         elif isinstance(result, FinalsOutcome):
             first = await self._persist(lambda: self._lane.complete_finals(claim, result))
-            self._heat_log.ended(claim, "done" if first else "late")
+            self._heat_log.ended(claim, "completed" if first else "duplicate")
         elif result:
             await self._give_up(claim, result)
         else:
-            await self._persist(lambda: self._lane.fail(claim, "back"))
-            self._heat_log.ended(claim, "back")
+            await self._persist(lambda: self._lane.fail(claim, "released"))
+            self._heat_log.ended(claim, "released")
         self._held.pop(claim.key, None)
         self._reports.forget(*claim.key)
-        self._driver.changed.set()
+        self._engine_thread.changed.set()
 
     async def _give_up(self, claim: Claim, reason: str, *, final: bool = False) -> None:
-        last = final or fate(claim.deliveries, self.settings.max_deliveries) is not Fate.RUN
-        outcome: HeatFate = "dead" if last else "again"
+        last = final or delivery_action(claim.deliveries, self.settings.max_deliveries) is not DeliveryAction.RUN
+        outcome: HeatEnding = "dead_lettered" if last else "retried"
         self._reports.forget(*claim.key)
         await self._persist(lambda: self._lane.fail(claim, outcome, reason))
         self._heat_log.ended(claim, outcome, reason=reason)

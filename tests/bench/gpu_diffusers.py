@@ -26,7 +26,7 @@ def measure(place: Place) -> Iterator[Measured]:
     measured = Measured([Table(header, rows)], figures, notes)
     N, steps = place.pick(32, 3), place.pick(20, 2)
     made = engine(place, "1.6B")
-    judge, card = made._judge.get(), made.model_card
+    judge, card = made._judge.get(), made.model_info
     pipeline = SanaPipeline.from_pretrained(generator_folder(place, "1.6B"), torch_dtype=place.dtype).to(place.device)
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):

@@ -94,7 +94,7 @@ def _parts(place: Place) -> Iterator[tuple[str, int, float, int]]:
     place.free()
     made = engine(place, "1.6B")
     generator, judge = made.generator, made._judge.get()
-    width, height = made.model_card.width, made.model_card.height
+    width, height = made.model_info.width, made.model_info.height
     for pictures in place.pick((1, 8), (2,)):
         latents = place.normal(pictures, *generator.latent_shape(width, height), dtype=torch.float32)
         flops = pictures * generator.flops(width, height).decode

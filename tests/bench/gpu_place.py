@@ -167,7 +167,7 @@ def engine(place: Place, size: str, **settings: Any) -> Engine:
 
 def job(made: Engine, N: int, **fields: Any) -> JobSpec:
     """A job of N candidates with the checkpoint's own defaults."""
-    card = made.model_card
+    card = made.model_info
     defaults = {
         "id": "job",
         "prompt": PROMPT,
@@ -177,8 +177,8 @@ def job(made: Engine, N: int, **fields: Any) -> JobSpec:
         "height": card.height,
         "num_inference_steps": card.num_inference_steps,
         "guidance_scale": card.guidance_scale,
-        "model": card.pin,
-        "judge": made.judge_card.pin,
+        "model": card.revision,
+        "judge": made.judge_info.revision,
     }
     return JobSpec(**(defaults | fields))
 

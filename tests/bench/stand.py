@@ -55,7 +55,7 @@ class Stand:
     async def api(self) -> tuple[Process, str]:
         """Starts an API process; returns it and its address once it answers."""
         log = self.folder / "api.log"
-        process = self._start((*PROGRAM, "serve", "--port", "0"), log, {"BESTOFN_LOG": "text"})
+        process = self._start((*PROGRAM, "serve", "--port", "0"), log, {"BESTOFN_LOG_FORMAT": "text"})
         async with asyncio.timeout(PATIENCE_SECONDS):
             while " http://" not in (text := log.read_text()):
                 if process.poll() is not None:
@@ -145,7 +145,7 @@ def spec(**fields: Any) -> JobSpec:
         "height": 64,
         "num_inference_steps": 4,
         "guidance_scale": 4.5,
-        "model": engine.model_card.pin,
-        "judge": engine.judge_card.pin,
+        "model": engine.model_info.revision,
+        "judge": engine.judge_info.revision,
     }
     return JobSpec.model_validate(defaults | fields)

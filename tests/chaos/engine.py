@@ -87,8 +87,8 @@ def cramped(notes: Path) -> "Engine":
     return Engine(
         generator,
         JudgeResidence(lambda: judge, generator, shared=True),
-        loaded.model_card,
-        loaded.judge_card,
+        loaded.model_info,
+        loaded.judge_info,
         loaded.tokenizer_json,
         Sizes(slots=8, strict=True, rows=8, decode=4, judge=4),
     )

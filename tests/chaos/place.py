@@ -24,7 +24,7 @@ from bestofn.service.api.key_file import Key, keys_file, sha256
 from bestofn.service.core.jobs import JobSpec, JobStatus
 from bestofn.service.core.results import assemble
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.queue.embedded_server import LocalServer, embedded_binary
 from bestofn.service.queue.job_queue import Queue
@@ -91,7 +91,7 @@ class Place:
         await self.warm(crew)
         return crew
 
-    async def warm(self, crew: list["subprocess.Popen[bytes]"]) -> dict[int, WorkerCard]:
+    async def warm(self, crew: list["subprocess.Popen[bytes]"]) -> dict[int, WorkerInfo]:
         """The cards of these processes by their ids, once all are warm."""
         wanted = {process.pid for process in crew}
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -163,7 +163,7 @@ async def place(name: str = "redis", megabytes: int | None = None, **settings: A
             "namespace": f"chaos-{uuid.uuid4().hex[:8]}",
             "data_dir": folder,
             "lease_seconds": LEASE_SECONDS,
-            "beat_seconds": BEAT_SECONDS,
+            "heartbeat_seconds": BEAT_SECONDS,
         }
         made = Settings(**(told | settings))
         queue = await Queue.connect(made)
@@ -188,8 +188,8 @@ def spec(**fields: Any) -> JobSpec:
         "num_inference_steps": 4,
         "guidance_scale": 4.5,
         "heat_size": 4,
-        "model": engine.model_card.pin,
-        "judge": engine.judge_card.pin,
+        "model": engine.model_info.revision,
+        "judge": engine.judge_info.revision,
     }
     return JobSpec.model_validate(defaults | fields)
 
@@ -234,7 +234,7 @@ async def gauges(queue: Queue) -> dict[str, int]:
     for pair in await redis.hkeys(keys("pairs")):
         for priority in ("interactive", "batch"):
             place = pair.decode(), priority
-            found[f"dealt {priority}"] = int(await redis.get(keys("dealt", *place)) or 0)
+            found[f"dealt {priority}"] = int(await redis.get(keys("dispatched", *place)) or 0)
             found[f"ready {priority}"] = await redis.xlen(keys("ready", *place))
             found[f"ring {priority}"] = await redis.llen(keys("ring", *place))
     return {name: value for name, value in found.items() if value}

@@ -20,9 +20,9 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parent))  # which -P leaves out
 
 import bad_input
-import door
 import jobs
 import outages
+import overload
 import trouble
 import workers
 from figures import ROOT, Figure, table, write
@@ -47,9 +47,9 @@ SECTIONS = {
     "kill-queue": Section(outages.kill_queue, 8, 1),
     "disk-full": Section(outages.disk_full, 8, 1),
     "kill-api": Section(outages.kill_api, 4, 1),
-    "flood": Section(door.flood, 60, 30),
-    "fairness": Section(door.fairness, 5, 1),
-    "idempotency": Section(door.idempotency, 10, 1),
+    "flood": Section(overload.flood, 60, 30),
+    "fairness": Section(overload.fairness, 5, 1),
+    "idempotency": Section(overload.idempotency, 10, 1),
     "cancel-storm": Section(jobs.cancel_storm, 1000, 100),
     "hang-up": Section(jobs.hang_up, 20, 4),
     "deadline": Section(jobs.deadline, 10, 1),

@@ -37,7 +37,7 @@ from soak_load import WAITING_SECONDS, Load, arrivals
 
 import bestofn
 from bestofn.service.core.jobs import ENDED, JobStatus
-from bestofn.service.core.planning import pairs_of
+from bestofn.service.core.planning import deployments_of
 
 SHARE = 0.8  # of capacity
 SLOTS, STEP_SECONDS = 8, 0.1  # of a sleeping worker
@@ -47,7 +47,7 @@ SAMPLE_SECONDS = 10.0
 KILL_SECONDS = 60.0
 REFUSED_SECONDS = 3.0  # between two bodies that are refused
 DRAIN_SECONDS = 300.0
-SETTINGS: dict[str, Any] = {"lease_seconds": 15.0, "beat_seconds": 3.0, "result_ttl_seconds": 180}
+SETTINGS: dict[str, Any] = {"lease_seconds": 15.0, "heartbeat_seconds": 3.0, "result_ttl_seconds": 180}
 TORCH, SLEEPING = "worker (torch)", "worker (sleeping)"
 
 
@@ -117,7 +117,7 @@ async def soak(minutes: float, out: Path) -> list[Figure]:
             httpx.AsyncClient(base_url=api.url, timeout=180, limits=limits) as http,
             bestofn.AsyncClient(api.url) as client,
         ):
-            pairs = {pair.model.pin.name: pair for pair in pairs_of(await here.queue.cards())}
+            pairs = {pair.model.revision.name: pair for pair in deployments_of(await here.queue.cards())}
             loads = {name: Load(http, client, Book(here), random.Random(name)) for name in pairs}
             looking = [asyncio.create_task(load.book.watch()) for load in loads.values()]
             looking.append(asyncio.create_task(run.samples()))
@@ -173,7 +173,7 @@ async def soak(minutes: float, out: Path) -> list[Figure]:
             killed=run.kills,
             begun_again=_begun_again(here),
             died=sum(one.gone for one in run.lasting()),
-            dead=await here.queue.redis.xlen(here.queue.keys("dead")),
+            dead=await here.queue.redis.xlen(here.queue.keys("dead_letters")),
             left=left,
             odd_keys=await watch.odd_keys(here),
         )
@@ -221,7 +221,7 @@ async def _crew(here: Place) -> "AsyncIterator[subprocess.Popen[bytes]]":
 
 async def _all_warm(here: Place, sleeping: int) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while sum(card.model.pin.name == "fake" for card in await here.queue.cards()) < sleeping:
+        while sum(card.model.revision.name == "fake" for card in await here.queue.cards()) < sleeping:
             await asyncio.sleep(0.1)
 
 
@@ -235,7 +235,7 @@ async def _states(here: Place, jobs: set[str]) -> dict[str, JobStatus | None]:
     redis, keys = here.queue.redis, here.queue.keys
     states: dict[str, JobStatus | None] = {}
     for job in jobs:
-        status, gone = await redis.hget(keys("job", job), "status"), await redis.get(keys("gone", job))
+        status, gone = await redis.hget(keys("job", job), "status"), await redis.get(keys("tombstone", job))
         states[job] = status_word(status, gone)
     return states
 

@@ -18,7 +18,7 @@ from soak_book import Book
 
 import bestofn
 from bestofn.models.shapes.world import COLOURS, SHAPES
-from bestofn.service.core.planning import Pair, tflops
+from bestofn.service.core.planning import Deployment, tflops
 
 PROMPTS = [f"a photo of a {colour} {shape}" for colour, shape in itertools.product(COLOURS, SHAPES)]
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -50,7 +50,7 @@ class Asked:
     since: float = 0.0
 
 
-def arrivals(pair: Pair, rng: random.Random, acts: dict[str, int] = ACTS) -> Iterator[Asked]:
+def arrivals(pair: Deployment, rng: random.Random, acts: dict[str, int] = ACTS) -> Iterator[Asked]:
     """Requests of one pair without end, mixed in size and kind."""
     card = pair.model
     while True:
@@ -69,8 +69,8 @@ def arrivals(pair: Pair, rng: random.Random, acts: dict[str, int] = ACTS) -> Ite
         }
         if N >= 8 and rng.random() < 0.25:
             body["draft"] = {"num_inference_steps": 2, "keep": 0.25}
-        job = spec(**body, guidance_scale=card.guidance_scale, model=card.pin, judge=pair.judge.pin)
-        body |= {"model": card.pin.name, "judge": pair.judge.pin.name}
+        job = spec(**body, guidance_scale=card.guidance_scale, model=card.revision, judge=pair.judge.revision)
+        body |= {"model": card.revision.name, "judge": pair.judge.revision.name}
         act = rng.choices(list(acts), list(acts.values()))[0]
         yield Asked(act, body, tflops(job, pair))
 

@@ -13,7 +13,7 @@ from bestofn.service.engine.fake import KILLS, RAMBLES
 async def poison(rounds: int) -> list[Figure]:
     """Jobs whose heats kill their worker, among jobs of others; whoever looks after workers starts each one anew."""
     name = "poison"
-    async with place(lease_seconds=1.0, beat_seconds=0.2) as here:
+    async with place(lease_seconds=1.0, heartbeat_seconds=0.2) as here:
         crew = await here.workers(3)
         bad = [await submitted(here.queue, prompt=f"{KILLS} {i}", num_samples=4) for i in range(rounds)]
         good = [await submitted(here.queue, num_samples=16, seed=i) for i in range(10 * rounds)]
@@ -28,7 +28,7 @@ async def poison(rounds: int) -> list[Figure]:
         states = await ends
         reasons = [str((await here.queue.record(job)).error) for job in bad]
         failed, completed = states[:rounds].count(JobStatus.FAILED), states[rounds:].count(JobStatus.SUCCEEDED)
-        dead = await here.queue.redis.xlen(here.queue.keys("dead"))
+        dead = await here.queue.redis.xlen(here.queue.keys("dead_letters"))
         return [
             exactly(name, "jobs that failed, their heat killing its worker", rounds, failed),
             exactly(name, "of these, with the cause in words", rounds, sum("worker died" in said for said in reasons)),
@@ -45,11 +45,11 @@ async def memory(rounds: int) -> list[Figure]:
     async with place(stall_seconds=60.0) as here:
         worker = here.worker(kind="cramped")
         card = (await here.warm([worker]))[worker.pid]
-        pins = {"model": card.model.pin, "judge": card.judge.pin, "heat_size": 8, "num_samples": 8}
+        revisions = {"model": card.model.revision, "judge": card.judge.revision, "heat_size": 8, "num_samples": 8}
         notes = here.notes / f"{worker.pid}.memory"
 
         async def draw(**fields: object) -> str:
-            job = spec(**(pins | {"width": 128, "height": 128, "num_inference_steps": 2} | fields))
+            job = spec(**(revisions | {"width": 128, "height": 128, "num_inference_steps": 2} | fields))
             await here.queue.submit(job, cost=1)
             return job.id
 

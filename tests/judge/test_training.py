@@ -19,7 +19,7 @@ from bestofn.training.judge.loop import Plan, Pupil, train
 TINY = SmallShape(S=32, stem=8, widths=(16, 32), depths=(1, 1), D=32, feed_forward=64, layers=2, heads=2)
 WORDS = ["dark", "bright", "a", "picture"]
 MODE = ImageMode("resize", 32, 1, 1, (0.5,) * 3, (0.5,) * 3, 1 / 255)
-CLASSES = (2,)
+PRIORITIES = (2,)
 
 
 def lessons(step: int) -> list[Lesson]:
@@ -37,7 +37,7 @@ def lessons(step: int) -> list[Lesson]:
 
 def pupil(seed: int = 0) -> tuple[Pupil, Collator]:
     model, question = untrained(TINY, WORDS, "{prompt} is it", seed)
-    return Pupil(model, CLASSES), Collator(question, MODE, DESCRIBE, (1, 4, 4))
+    return Pupil(model, PRIORITIES), Collator(question, MODE, DESCRIBE, (1, 4, 4))
 
 
 def test_packed_questions_are_the_same_as_single_ones() -> None:

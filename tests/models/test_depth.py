@@ -142,7 +142,7 @@ def test_a_few_blocks_are_the_pruned_model_without_a_copy(source, tmp_path):
     full = generate(whole, "a cat", [1, 2], **options)
     weights = {p.data_ptr() for p in whole.denoiser.parameters()}
     assert torch.equal(
-        generate(whole, "a cat", [1, 2], blocks=[0, 2, 4], **options), generate(pruned, "a cat", [1, 2], **options)
+        generate(whole, "a cat", [1, 2], layers=[0, 2, 4], **options), generate(pruned, "a cat", [1, 2], **options)
     )
     assert {p.data_ptr() for p in whole.denoiser.parameters()} == weights
     assert torch.equal(generate(whole, "a cat", [1, 2], **options), full)

@@ -64,10 +64,10 @@ def test_a_run_that_was_cut_off_goes_on_bit_by_bit(
     finetune(checkpoint, straight, CPU, lambda _: None)
     broken = settings(tmp_path / "broken", album, optimizer=optimizer)
     finetune(checkpoint, dataclasses.replace(broken, steps=2), CPU, lambda _: None)
-    learner = finetune(checkpoint, broken, CPU, lambda _: None)
+    state = finetune(checkpoint, broken, CPU, lambda _: None)
     assert same_weights(straight.folder, broken.folder) == 0
     assert losses(straight.folder) == losses(broken.folder)
-    write(learner, checkpoint, tmp_path / "out", "trained")
+    write(state, checkpoint, tmp_path / "out", "trained")
     assert Generator(Checkpoint.resolve(str(tmp_path / "out"))).prompt_context("a red wall")
 
 
@@ -124,8 +124,8 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, album: Path, tiny_c
     checkpoint = Checkpoint.resolve(str(tiny))
     for optimizer in ("came8bit", "adamw"):
         both, alone = tmp_path / optimizer, tmp_path / f"{optimizer}-alone"
-        learner = finetune(checkpoint, settings(alone, album, optimizer=optimizer), CPU, lambda _: None)
-        write(learner, checkpoint, alone / "out", "trained")
+        state = finetune(checkpoint, settings(alone, album, optimizer=optimizer), CPU, lambda _: None)
+        write(state, checkpoint, alone / "out", "trained")
         assert losses(both) == pytest.approx(losses(alone), rel=1e-4)
         ours, theirs = (SanaTransformer2DModel.from_pretrained(run / "out" / "transformer") for run in (alone, both))
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):

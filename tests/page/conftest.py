@@ -38,7 +38,7 @@ from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.settings import Settings
 from bestofn.service.worker import run_worker
 engine = FakeEngine(slots=4, step_seconds=0.02, second_judge="second" in sys.argv)
-sys.exit(run_worker(Settings(beat_seconds=0.2), lambda: engine))
+sys.exit(run_worker(Settings(heartbeat_seconds=0.2), lambda: engine))
 """
 
 

@@ -22,7 +22,7 @@ def vision():
 def judged_api(vision):
     """An API over a worker with a second judge and one for finals."""
     with (
-        queue_and_worker("-c", WORKER, "second", BESTOFN_FINALS_JUDGE=vision.url) as folder,
+        queue_and_worker("-c", WORKER, "second", BESTOFN_PAIRWISE_JUDGE=vision.url) as folder,
         ready_api(folder) as served,
     ):
         yield served
@@ -56,8 +56,8 @@ def test_finals_are_followed_and_told_with_both_answers_of_every_match(browser, 
         page.goto("/")
         page.locator("#more-button").click()
         page.locator("#finals").check()
-        page.fill("#finals_most", "5")
-        page.fill("#finals_band", "50")
+        page.fill("#finals_max_entrants", "5")
+        page.fill("#finals_margin", "50")
         page.locator("#second").check()
         page.fill("#seed", "3")
         page.fill("#prompt", STAR)
@@ -91,7 +91,7 @@ def test_finals_are_followed_and_told_with_both_answers_of_every_match(browser, 
         page.locator("#job[data-status=succeeded]").wait_for()
         assert page.locator("#finals-rounds b").all_inner_texts() == words
         assert page.locator("#finals").is_checked()
-        assert (page.input_value("#finals_most"), page.input_value("#finals_band")) == ("5", "50")
+        assert (page.input_value("#finals_max_entrants"), page.input_value("#finals_margin")) == ("5", "50")
         assert page.locator("#second").is_checked()
 
         vision.mode = "first"  # in love with a place: every match is a draw
@@ -106,7 +106,7 @@ def test_finals_are_followed_and_told_with_both_answers_of_every_match(browser, 
 def test_what_no_worker_has_together_cannot_be_chosen_together(browser, vision):
     with (
         queue_and_worker("-c", WORKER, "second") as folder,
-        working(folder, "-c", WORKER, BESTOFN_FINALS_JUDGE=vision.url),
+        working(folder, "-c", WORKER, BESTOFN_PAIRWISE_JUDGE=vision.url),
         ready_api(folder) as api,
         visit(browser, api) as page,
     ):

@@ -84,7 +84,7 @@ def test_drafts_and_a_stop_of_ones_own(shapes_page, shapes_api):
     assert parameters["stop"] == {"confidence": 0.6, "min_samples": 4, "patience": 64}
     assert parameters["draft"] == {"num_inference_steps": 4, "keep": 0.25}
     assert set(said(page)) == {"Used", "Ended"}
-    drafted = sum(not candidate["final"] for candidate in job["candidates"])
+    drafted = sum(not candidate["solved_in_full"] for candidate in job["candidates"])
     assert page.locator(".tile.drafted").count() == drafted >= 6
     assert f"{len(job['candidates']) - drafted} candidates" in page.locator("#knockout-facts").inner_text()
     page.locator(".tile.drafted").first.click()

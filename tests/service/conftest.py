@@ -24,10 +24,10 @@ from bestofn.service.api.key_file import Key, sha256
 from bestofn.service.api.server import address_of, listen
 from bestofn.service.core.jobs import Heat, HeatOutcome, JobSpec
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.engine.protocol import HeatFinished
-from bestofn.service.queue.consumer import Lane
+from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.embedded_server import LocalServer, embedded_binary
 from bestofn.service.queue.job_queue import Queue
 
@@ -54,7 +54,7 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
         namespace=f"test-{uuid.uuid4().hex[:8]}",
         data_dir=tmp_path,
         lease_seconds=1.0,
-        beat_seconds=0.2,
+        heartbeat_seconds=0.2,
         stall_seconds=2.0,
     )
 
@@ -118,7 +118,7 @@ def served(queue_server: Path) -> Iterator[Served]:
         "import sys; from bestofn.service.engine.fake import FakeEngine;"
         "from bestofn.service.core.settings import Settings;"
         "from bestofn.service.worker.worker import run_worker;"
-        "sys.exit(run_worker(Settings(beat_seconds=0.2), lambda: FakeEngine(slots=16, step_seconds=0.01)))"
+        "sys.exit(run_worker(Settings(heartbeat_seconds=0.2), lambda: FakeEngine(slots=16, step_seconds=0.01)))"
     )
     environment = {**os.environ, "BESTOFN_DATA_DIR": str(queue_server), "REDIS_URL": ""}
     worker = subprocess.Popen([sys.executable, "-P", "-c", program], env=environment, stdout=subprocess.DEVNULL)
@@ -162,8 +162,8 @@ def make_spec() -> Callable[..., JobSpec]:
             "num_inference_steps": 2,
             "guidance_scale": 4.5,
             "heat_size": 4,
-            "model": engine.model_card.pin,
-            "judge": engine.judge_card.pin,
+            "model": engine.model_info.revision,
+            "judge": engine.judge_info.revision,
         }
         return JobSpec.model_validate(defaults | fields)
 
@@ -186,23 +186,23 @@ def finish() -> Callable[[Heat], HeatOutcome]:
 
 
 @pytest.fixture
-def open_lane() -> Callable[..., Awaitable[Lane]]:
+def open_lane() -> Callable[..., Awaitable[QueueConsumer]]:
     """A worker's place at the queue, announced for a minute."""
 
-    async def lane(queue: Queue, name: str = "one", capacity: int = 4) -> Lane:
+    async def lane(queue: Queue, name: str = "one", capacity: int = 4) -> QueueConsumer:
         engine = FakeEngine(slots=capacity)
-        card = WorkerCard(
+        card = WorkerInfo(
             worker=name,
             host="here",
             pid=1,
             device="none",
             capacity=capacity,
-            model=engine.model_card,
-            judge=engine.judge_card,
+            model=engine.model_info,
+            judge=engine.judge_info,
             started_at=0.0,
         )
-        opened = Lane(queue, card)
-        await opened.beat((), 60.0)
+        opened = QueueConsumer(queue, card)
+        await opened.heartbeat((), 60.0)
         return opened
 
     return lane

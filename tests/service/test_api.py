@@ -91,7 +91,7 @@ def test_long_jobs_go_on_behind_their_location_and_can_be_cancelled(http: httpx.
     assert state.headers["retry-after"] == "1"
     assert 0 < state.json()["progress"]["steps"] < state.json()["progress"]["total_steps"]
     early = http.get(f"{place}/images/1")
-    assert (early.status_code, problem_of(early)["code"]) == (404, "not_there")
+    assert (early.status_code, problem_of(early)["code"]) == (404, "image_not_found")
     for _ in range(2):
         assert http.delete(place).json()["status"] == "canceled"
     assert "retry-after" not in http.get(place).headers
@@ -258,13 +258,13 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
     "no job at all": ("DELETE", "/jobs/%7Bx%7D*", {}, 404, "job_not_found"),
     "no such page": ("GET", "/jobs/0123?limit=0", {}, 422, "invalid_request"),
     "no such rank": ("GET", "/jobs/0123/images/17", {}, 422, "invalid_request"),
-    "another host": ("GET", "/livez", {"headers": {"Host": "evil.example"}}, 403, "host_refused"),
+    "another host": ("GET", "/livez", {"headers": {"Host": "evil.example"}}, 403, "host_not_allowed"),
     "another page": (
         "POST",
         "/generate",
         {"json": {"prompt": "p"}, "headers": {"Origin": "http://evil.example"}},
         403,
-        "host_refused",
+        "host_not_allowed",
     ),
 }
 
@@ -385,7 +385,7 @@ def test_a_depth_is_told_as_the_blocks_that_ran(http: httpx.Client) -> None:
         "draft": {"num_inference_steps": 4, "depth": 2},
     }
     told = http.post("/generate", json=fields).json()["parameters"]
-    assert (told["depth"], told["blocks"], told["draft"]["depth"], told["draft_blocks"]) == (3, [0, 1, 3], 2, [0, 3])
+    assert (told["depth"], told["layers"], told["draft"]["depth"], told["draft_layers"]) == (3, [0, 1, 3], 2, [0, 3])
     assert http.get("/v1/models").json()["data"][0]["depths"] == [1, 2, 3, 4]
 
 
@@ -393,7 +393,7 @@ def test_drafts(http: httpx.Client) -> None:
     fields = {"prompt": "a star", "num_samples": 40, "top_k": 3, "seed": 9, "draft": {"num_inference_steps": 1}}
     result = http.post("/generate", json=fields).json()
     assert (result["status"], result["complete"], result["parameters"]["heat_size"]) == ("succeeded", True, 16)
-    finals = [candidate for candidate in result["candidates"] if candidate["final"]]
+    finals = [candidate for candidate in result["candidates"] if candidate["solved_in_full"]]
     assert len(finals) == 2 + 2 + 1
     assert sorted(candidate["rank"] for candidate in finals) == [1, 2, 3, 4, 5]
     assert all(candidate["draft"] is not None for candidate in result["candidates"])

@@ -114,9 +114,15 @@ def test_pages_of_a_job_put_together_are_the_job() -> None:
         [MatchOut(a=0, b=4, winner=0)],
         [MatchOut(a=0, b=8, winner=0)],
     ]
-    pin = Revision(name="shapes", revision="r")
+    revision = Revision(name="shapes", revision="r")
     whole = JobResult(
-        id="j", status=JobStatus.SUCCEEDED, prompt="p", candidates=candidates, bracket=rounds, model=pin, judge=pin
+        id="j",
+        status=JobStatus.SUCCEEDED,
+        prompt="p",
+        candidates=candidates,
+        bracket=rounds,
+        model=revision,
+        judge=revision,
     )
     assert page(whole, 0, 256) == whole
     read: list[CandidateOut] = []

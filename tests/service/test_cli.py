@@ -78,7 +78,7 @@ def run(
 
 
 def test_generate_on_a_server(served: Any, tmp_path: Path) -> None:
-    options = ("-n", "12", "--top-k", "2", "--seed", "5", "--sheet", "all.webp", "-o", "star.webp")
+    options = ("-n", "12", "--top-k", "2", "--seed", "5", "--contact-sheet", "all.webp", "-o", "star.webp")
     with start("generate", "a red star", *options, "--server", served.url, cwd=tmp_path) as process:
         out, err = process.communicate(timeout=60)
     status = process.returncode
@@ -113,18 +113,18 @@ def test_a_picture_tells_how_it_was_made_and_is_drawn_again(served: Any, run: Ru
     assert "a star \\x1b[31m\n" in out, "nothing in a picture commands the terminal"
     assert f"manual_seed({told['story']['seed']})" in out
 
-    assert run("generate", "--again", "best.webp", **server)[0] == 0
+    assert run("generate", "--reproduce", "best.webp", **server)[0] == 0
     assert (tmp_path / "again.webp").read_bytes() == (tmp_path / "best.webp").read_bytes()
-    assert run("generate", "--again", "best.webp", "--steps", "4", "-o", "other.png", **server)[0] == 0
+    assert run("generate", "--reproduce", "best.webp", "--steps", "4", "-o", "other.png", **server)[0] == 0
     story = read_story((tmp_path / "other.png").read_bytes())
     assert isinstance(story, Story)
     assert (story.num_inference_steps, story.seed) == (4, told["story"]["seed"])
 
     older = story.model_copy(update={"model": Revision(name="fake", revision="0")})
     (tmp_path / "older.png").write_bytes(encode(decode((tmp_path / "other.png").read_bytes()), "png", older))
-    status, _, err = run("generate", "--again", "older.png", **server)
+    status, _, err = run("generate", "--reproduce", "older.png", **server)
     assert (status, "the model was fake@0 and is fake@1: the picture may differ" in err) == (0, True)
-    status, _, err = run("generate", "--again", "older.png", "--local")
+    status, _, err = run("generate", "--reproduce", "older.png", "--local")
     assert (status, "--model fake@0" in err) == (1, True)
 
 
@@ -133,9 +133,9 @@ def test_a_prompt_that_was_left_out_is_asked_for(served: Any, run: Run, tmp_path
     assert run("generate", "a secret", "--no-embed-prompt", **server)[0] == 0
     assert b"secret" not in (tmp_path / "best.png").read_bytes()
     assert "  prompt           (left out)" in run("inspect", "best.png")[1].splitlines()
-    status, _, err = run("generate", "--again", "best.png", **server)
+    status, _, err = run("generate", "--reproduce", "best.png", **server)
     assert (status, "leaves its prompt out" in err) == (2, True)
-    assert run("generate", "a secret", "--again", "best.png", **server)[0] == 0
+    assert run("generate", "a secret", "--reproduce", "best.png", **server)[0] == 0
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "best.png").read_bytes()
 
 
@@ -151,7 +151,7 @@ def test_pictures_of_others_are_told_apart(run: Run, tmp_path: Path) -> None:
         "  parameters: a star\\nSteps: 20",
         "bare.png: tells nothing of how it was made",
     ]
-    status, _, err = run("generate", "--again", "theirs.png", "--local")
+    status, _, err = run("generate", "--reproduce", "theirs.png", "--local")
     assert (status, "only pictures that bestofn wrote" in err) == (1, True)
 
 
@@ -195,7 +195,7 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "no number": (["generate", "p", "--deadline", "inf"], 2, "--deadline is a number, got inf"),
     "no budget": (["generate", "p", "--budget", "nans"], 2, "such as 30s or 500TFLOP"),
     "a share of no drafts": (["generate", "p", "--keep", "0.5"], 2, "--keep goes with --draft"),
-    "a band of no finals": (["generate", "p", "--band", "2"], 2, "--band goes with --finals"),
+    "a band of no finals": (["generate", "p", "--finals-margin", "2"], 2, "--finals-margin goes with --finals"),
     "no UTF-8": (["generate", "a \udcff star"], 2, "character 3 of the prompt is not UTF-8"),
     "no such device": (["eval", "--out", "x", "--device", "cuda:99"], 1, "cuda:99 not found; this machine has "),
     "no keys": (["keys", "list", "--file", "none"], 1, "bestofn keys add NAME makes the first"),
@@ -309,7 +309,7 @@ def test_a_judge_that_compares_plays_the_knockout_match_by_match(run: Run, tmp_p
         vision.score = lambda prompt, picture: float(evaluate(np.asarray(picture), wanted).correct)
         vision.key = KEY
         asked = ("rank", wanted.prompt, *files, "--judge", vision.url)
-        status, out, err = run(*asked, "--json", BESTOFN_FINALS_KEY=KEY)
+        status, out, err = run(*asked, "--json", BESTOFN_PAIRWISE_API_KEY=KEY)
         assert status == 0, err
         report = json.loads(out)
         assert [(image["path"], image["rank"]) for image in report["images"]] == list(
@@ -323,7 +323,7 @@ def test_a_judge_that_compares_plays_the_knockout_match_by_match(run: Run, tmp_p
         vision.mode = "first"
         status, out, _ = run(*asked)
         assert out.splitlines()[-1] == "round 2: wrong.png - right.png: wrong.png, then right.png: a draw"
-        status, out, err = run(*asked, BESTOFN_FINALS_KEY="another")
+        status, out, err = run(*asked, BESTOFN_PAIRWISE_API_KEY="another")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "answered 401" in err
     assert run(*asked, "--rule", "official")[0] == 2
@@ -343,12 +343,12 @@ def test_finals_of_a_job_in_this_process(run: Run, tmp_path: Path) -> None:
         "--local",
         "--finals",
         "6",
-        "--band",
+        "--finals-margin",
         "99",
     )
     with vision_server() as vision:
         vision.score = lambda prompt, picture: float(evaluate(np.asarray(picture), wanted).correct)
-        status, out, err = run(*asked, "--json", "--sheet", "all.png", BESTOFN_FINALS_JUDGE=vision.url)
+        status, out, err = run(*asked, "--json", "--contact-sheet", "all.png", BESTOFN_PAIRWISE_JUDGE=vision.url)
         assert status == 0, err
     result = json.loads(out)
     assert result["finals"]["judge"] == "looker"
@@ -356,7 +356,7 @@ def test_finals_of_a_job_in_this_process(run: Run, tmp_path: Path) -> None:
     assert {call["prompt"] for call in vision.calls} == {wanted.prompt}
     assert result["finals"]["rounds"][-1][0]["winner"] == result["images"][0]["candidate"]
     assert decode((tmp_path / "all.png").read_bytes()).width > 100
-    status, _, err = run(*asked, BESTOFN_FINALS_JUDGE="openai:nowhere")
+    status, _, err = run(*asked, BESTOFN_PAIRWISE_JUDGE="openai:nowhere")
     assert (status, "openai:<address>#<model>" in err) == (1, True)
 
 
@@ -428,7 +428,9 @@ def test_the_api_needs_no_torch_by_any_path(tmp_path: Path) -> None:
 
 
 def test_waiting_calls_are_answered_when_the_server_stops(served: Any, queue_server: Path, tmp_path: Path) -> None:
-    with start("serve", "--port", "0", cwd=tmp_path, BESTOFN_DATA_DIR=str(queue_server), BESTOFN_LOG="text") as process:
+    with start(
+        "serve", "--port", "0", cwd=tmp_path, BESTOFN_DATA_DIR=str(queue_server), BESTOFN_LOG_FORMAT="text"
+    ) as process:
         assert process.stderr is not None
         address = process.stderr.readline().split("at ")[1].split(",")[0]
         with httpx.Client(base_url=address, timeout=30) as http:
@@ -446,7 +448,9 @@ def test_waiting_calls_are_answered_when_the_server_stops(served: Any, queue_ser
 def test_the_server_does_not_close_a_connection_that_its_caller_may_be_using(
     served: Any, queue_server: Path, tmp_path: Path
 ) -> None:
-    with start("serve", "--port", "0", cwd=tmp_path, BESTOFN_DATA_DIR=str(queue_server), BESTOFN_LOG="text") as process:
+    with start(
+        "serve", "--port", "0", cwd=tmp_path, BESTOFN_DATA_DIR=str(queue_server), BESTOFN_LOG_FORMAT="text"
+    ) as process:
         assert process.stderr is not None
         connection = HTTPConnection(process.stderr.readline().split("http://")[1].split(",")[0], timeout=20)
         for seconds in (5.5, 0.0):  # httpx keeps an idle connection for 5 s
@@ -491,7 +495,7 @@ def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, 
         port = free.getsockname()[1]
     data = tempfile.mkdtemp(prefix="bestofn-")  # short, for its socket
     try:
-        judges = ["--second-judge", "shapes", "--finals-judge", "openai:http://127.0.0.1:9/v1#looker"]
+        judges = ["--second-judge", "shapes", "--pairwise-judge", "openai:http://127.0.0.1:9/v1#looker"]
         with start("up", "--port", str(port), *judges, cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
             assert up.stderr is not None
             lines = [up.stderr.readline() for _ in range(3)]
@@ -500,7 +504,7 @@ def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, 
             assert (status, out.split()[0]) == (0, "best.png")
             assert f"using the server at http://127.0.0.1:{port}" in err
             (worker,) = httpx.get(f"http://127.0.0.1:{port}/status").json()["workers"]
-            assert (worker["second_judge"], worker["finals_judge"]) == (worker["judge"], "looker")
+            assert (worker["second_judge"], worker["pairwise_judge"]) == (worker["judge"], "looker")
             children = subprocess.run(["pgrep", "-P", str(up.pid)], capture_output=True, text=True).stdout.split()
             assert len(children) == 3
             os.kill(int(children[1]), signal.SIGKILL)

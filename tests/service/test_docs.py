@@ -21,13 +21,13 @@ NEEDS = {"bash": "curl", "python": sys.executable, "javascript": "node"}
 SERVER = "http://127.0.0.1:8000"
 
 
-def blocks(page: str) -> list[tuple[str, str]]:
+def layers(page: str) -> list[tuple[str, str]]:
     """(language, code) of a page's fenced blocks in the languages that are run."""
     found = re.findall(r"^```(\w+)\n(.*?)^```$", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
     return [(language, code) for language, code in found if language in RUN]
 
 
-EXAMPLES = [(page, i, *block) for page in ("quickstart.md", "api.md") for i, block in enumerate(blocks(page))]
+EXAMPLES = [(page, i, *block) for page in ("quickstart.md", "api.md") for i, block in enumerate(layers(page))]
 
 
 @pytest.mark.parametrize(

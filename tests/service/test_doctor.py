@@ -18,7 +18,7 @@ from bestofn.models.linear_dit import LinearDiTConfig
 from bestofn.service.client.discovery import address_file
 from bestofn.service.core.jobs import Revision
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.doctor.checkpoints import Located, locate
 from bestofn.service.doctor.findings import Finding, examine
 from bestofn.service.doctor.memory import GIB, Needs, findings, needs_of, plan
@@ -96,11 +96,11 @@ def test_queue(served: Any, queue_server: Path, tmp_path: Path) -> None:
 
 def test_workers_of_another_version_or_revision() -> None:
     engine = FakeEngine()
-    ours = WorkerCard(
-        worker="one", host="here", pid=1, device="cpu", capacity=1, model=engine.model_card, judge=engine.judge_card,
+    ours = WorkerInfo(
+        worker="one", host="here", pid=1, device="cpu", capacity=1, model=engine.model_info, judge=engine.judge_info,
         started_at=0.0, version=bestofn.__version__,
     )  # fmt: skip
-    newer = engine.model_card.model_copy(update={"pin": Revision(name="fake", revision="2")})
+    newer = engine.model_info.model_copy(update={"revision": Revision(name="fake", revision="2")})
     theirs = ours.model_copy(update={"worker": "two", "version": "9.9.9", "model": newer})
     assert [finding.state for finding in workers([ours])] == ["ok"]
     found = list(workers([ours, theirs]))
@@ -117,7 +117,7 @@ def test_server(served: Any, tmp_path: Path) -> None:
     assert (taken.state, "another program" in taken.fix) == ("warn", True)
     assert look("server", server="http://127.0.0.1:9")["server"].state == "fail"
     assert look("settings", host="0.0.0.0")["access"].state == "fail"
-    assert "finals_key" not in look("settings", finals_key="")["settings"].found
+    assert "pairwise_api_key" not in look("settings", pairwise_api_key="")["settings"].found
 
 
 def test_a_checkpoint_that_is_not_whole(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_memory(model: str, gib: float, states: tuple[str, ...], said: str) -> N
 
 def test_a_second_judge_and_drafts_in_eight_bits_are_counted() -> None:
     judges = 2 * [Located(VERIFIER, None)]
-    needed = needs(Located(SANA, None), judges, GPU, eight_bit_drafts=True)
+    needed = needs(Located(SANA, None), judges, GPU, fp8_drafts=True)
     assert needed is not None
     gib = 24 * GIB
     weights, memory = findings(needed, gib, gib, "cuda")
@@ -175,9 +175,9 @@ def test_a_second_judge_and_drafts_in_eight_bits_are_counted() -> None:
     assert (memory.state, "BESTOFN_SLOTS=6" in memory.fix) == ("warn", True)
     (memory,) = list(findings(needed, 12 * GIB, gib, "cuda"))[1:]
     assert "judge and second judge are read again when needed" in memory.found
-    assert "without BESTOFN_EIGHT_BIT_DRAFTS it is 1.5 GiB less" in memory.fix
-    slow = look("devices", devices="cpu", eight_bit_drafts=True)["drafts"]
-    assert (slow.state, slow.fix) == ("warn", "unset BESTOFN_EIGHT_BIT_DRAFTS")
+    assert "without BESTOFN_FP8_DRAFTS it is 1.5 GiB less" in memory.fix
+    slow = look("devices", devices="cpu", fp8_drafts=True)["drafts"]
+    assert (slow.state, slow.fix) == ("warn", "unset BESTOFN_FP8_DRAFTS")
 
 
 def test_the_memory_plan_is_the_engines() -> None:
@@ -188,9 +188,9 @@ def test_the_memory_plan_is_the_engines() -> None:
     assert two is not None
     assert two.judges == 2 * needed.judges
     assert (two.least, two.weights) == (needed.least, needed.weights + needed.judges[0])
-    drafted = needs(locate("shapes"), [locate("shapes", judge=True)], torch.device("cpu"), eight_bit_drafts=True)
+    drafted = needs(locate("shapes"), [locate("shapes", judge=True)], torch.device("cpu"), fp8_drafts=True)
     assert drafted is not None
-    assert drafted.parts == generator_bytes(Checkpoint.resolve("shapes"), torch.device("cpu"), eight_bit_drafts=True)
+    assert drafted.parts == generator_bytes(Checkpoint.resolve("shapes"), torch.device("cpu"), fp8_drafts=True)
     assert (drafted.weights - needed.weights, drafted.slot) == (drafted.eight_bit, 2 * needed.slot)
     assert drafted.eight_bit == needed.parts["transformer"] // 4  # beside float32
     planned = plan(needed, 8 * GIB, "cpu")

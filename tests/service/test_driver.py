@@ -3,13 +3,13 @@
 import asyncio
 
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.worker.engine_thread import Driver
+from bestofn.service.worker.engine_thread import EngineThread
 
 
 def test_an_idle_device_that_is_lost_is_noticed() -> None:
     async def scenario() -> None:
         engine = FakeEngine()
-        driver = Driver(lambda: engine, lambda events: None, probe_seconds=0.02)
+        driver = EngineThread(lambda: engine, lambda events: None, probe_seconds=0.02)
         await driver.load()
         await asyncio.sleep(0.1)
         assert not driver.died.is_set()

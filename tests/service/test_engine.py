@@ -18,7 +18,7 @@ from bestofn.models.generator import Generator
 from bestofn.models.random_init.checkpoint import SCM, make_random_checkpoint
 from bestofn.models.sampling import generate
 from bestofn.service.core.jobs import Candidate, Draft, JobSpec, Usage
-from bestofn.service.core.results import finalists, ranked
+from bestofn.service.core.results import promoted, ranked
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.batch_sizes import Sizes, sizes_for
 from bestofn.service.engine.engine import Engine
@@ -59,7 +59,7 @@ def make(loaded):
 
     def make(sizes=SIZES, generator=None, judge=None, **options):
         held = JudgeResidence(lambda: judge or loaded._judge.get(), loaded.generator, shared=True)
-        cards = loaded.model_card, loaded.judge_card
+        cards = loaded.model_info, loaded.judge_info
         return Engine(generator or loaded.generator, held, *cards, loaded.tokenizer_json, sizes, **options)
 
     return make
@@ -76,8 +76,8 @@ def spec(loaded):
             "height": 32,
             "num_inference_steps": 3,
             "guidance_scale": 4.5,
-            "model": loaded.model_card.pin,
-            "judge": loaded.judge_card.pin,
+            "model": loaded.model_info.revision,
+            "judge": loaded.judge_info.revision,
         }
         merged = defaults | fields
         return JobSpec(id=id, **({"top_k": merged["num_samples"]} | merged))
@@ -159,7 +159,7 @@ def test_another_process_makes_the_same_bytes(checkpoints, make, spec, tmp_path)
 def test_the_engine_draws_what_the_plain_loop_draws(name, guidance, steps, checkpoints, spec):
     engine = load_engine(Settings(model=str(checkpoints[name]), judge=str(JUDGE), threads=1, devices="cpu"))
     job = spec("job", num_samples=3, guidance_scale=guidance, num_inference_steps=steps)
-    job = job.model_copy(update={"model": engine.model_card.pin, "judge": engine.judge_card.pin})
+    job = job.model_copy(update={"model": engine.model_info.revision, "judge": engine.judge_info.revision})
     drawn = pictures(run(engine, job), "job")
     options = {"num_inference_steps": steps, "guidance_scale": guidance}
     plain = generate(engine.generator, job.prompt, [11, 12, 13], **options).numpy()
@@ -216,12 +216,12 @@ def test_drafts_choose_who_is_solved_in_full_from_the_same_noise(make, spec):
     assert {c.index: c.draft for c in candidates} == {i: verdict for i, (_, verdict) in steps.items()}
     for heat, count in ((0, 2), (1, 1)):
         of_heat = {c.index: c.draft for c in candidates if c.index in drafted.heat(heat).candidates}
-        chosen = [c.index for c in candidates if c.final and c.index in of_heat]
-        assert chosen == finalists(drafted, of_heat)
+        chosen = [c.index for c in candidates if c.solved_in_full and c.index in of_heat]
+        assert chosen == promoted(drafted, of_heat)
         assert len(chosen) == count
     for index, (data, verdict) in pictures(events, "drafted").items():
         assert (decode(data).tobytes(), verdict) == (decode(whole[index][0]).tobytes(), whole[index][1])
-    assert all(c.verdict == c.draft for c in candidates if not c.final)
+    assert all(c.verdict == c.draft for c in candidates if not c.solved_in_full)
     steps_done = sum(event.steps for event in events if isinstance(event, Stepped) and event.job == "drafted")
     assert steps_done == drafted.total_steps == 9 * 2 + 3 * 5
     usage = sum((outcome.usage for outcome in outcomes), Usage())
@@ -229,12 +229,12 @@ def test_drafts_choose_who_is_solved_in_full_from_the_same_noise(make, spec):
 
 
 def test_each_job_is_drawn_by_its_own_blocks_of_the_same_weights(make, spec, loaded):
-    half = spec("half", num_samples=5, blocks=(1,))
-    crowd = spec("crowd", num_samples=4, seed=12), spec("other", prompt="a cross", num_samples=2, blocks=(0,), seed=5)
+    half = spec("half", num_samples=5, layers=(1,))
+    crowd = spec("crowd", num_samples=4, seed=12), spec("other", prompt="a cross", num_samples=2, layers=(0,), seed=5)
     events = run(make(), half, *crowd)
     for job in (half, *crowd):
         assert pictures(events, job.id) == pictures(run(make(), job), job.id)
-    plain = generate(loaded.generator, half.prompt, range(11, 16), num_inference_steps=3, blocks=[1]).numpy()
+    plain = generate(loaded.generator, half.prompt, range(11, 16), num_inference_steps=3, layers=[1]).numpy()
     whole = pictures(run(make(), spec("whole", num_samples=5)), "whole")
     for (data, _), other, pixels in zip(pictures(events, "half").values(), whole.values(), plain, strict=True):
         ours = torch.frombuffer(bytearray(decode(data).tobytes()), dtype=torch.uint8).int()
@@ -245,28 +245,28 @@ def test_each_job_is_drawn_by_its_own_blocks_of_the_same_weights(make, spec, loa
     saved = used["crowd"].tflops / 4 - used["half"].tflops / 5  # but for the prompt's text, of which one paid
     assert saved * 1e12 == pytest.approx(6 * (flops[1].forward - flops[0].forward), abs=flops[0].text)
     with pytest.raises(ValueError, match="has blocks 0 to 1, the heat asks for 2"):
-        make().admit(spec("deep", blocks=(0, 2)).heat(0))
+        make().admit(spec("deep", layers=(0, 2)).heat(0))
 
 
 def test_drafts_of_fewer_blocks_choose_who_is_solved_in_full(make, spec):
     fields = {"num_samples": 7, "heat_size": 7, "num_inference_steps": 3}
-    coarse = pictures(run(make(), spec("coarse", **fields, blocks=(0,))), "coarse")
+    coarse = pictures(run(make(), spec("coarse", **fields, layers=(0,))), "coarse")
     whole = pictures(run(make(), spec("whole", **fields)), "whole")
     draft = Draft(num_inference_steps=3, keep=0.25, depth=1)
-    drafted = spec("drafted", **fields, draft=draft, draft_blocks=(0,)).model_copy(update={"top_k": 2})
+    drafted = spec("drafted", **fields, draft=draft, draft_layers=(0,)).model_copy(update={"top_k": 2})
     events = run(make(), drafted, spec("other", num_samples=4))
     (outcome,) = [event.outcome for event in events if isinstance(event, HeatFinished) and event.job == "drafted"]
     assert {c.index: c.draft for c in outcome.candidates} == {i: verdict for i, (_, verdict) in coarse.items()}
-    final = {c.index: c.verdict for c in outcome.candidates if c.final}
-    assert sorted(final) == finalists(drafted, {i: verdict for i, (_, verdict) in coarse.items()})
-    assert final == {i: whole[i][1] for i in final}
+    solved_in_full = {c.index: c.verdict for c in outcome.candidates if c.solved_in_full}
+    assert sorted(solved_in_full) == promoted(drafted, {i: verdict for i, (_, verdict) in coarse.items()})
+    assert solved_in_full == {i: whole[i][1] for i in solved_in_full}
 
 
 def test_drafts_in_eight_bits_choose_finalists_who_are_drawn_as_ever(make, spec):
     fields = {"num_samples": 7, "heat_size": 7, "num_inference_steps": 3, "top_k": 2}
     drafted = spec("drafted", **fields, draft=Draft(num_inference_steps=2, keep=0.25))
     outcomes = []
-    for options in ({}, {"eight_bit_drafts": True}):
+    for options in ({}, {"fp8_drafts": True}):
         events = run(make(**options), drafted, spec("other", num_samples=4))
         outcomes += [event.outcome for event in events if isinstance(event, HeatFinished) and event.job == "drafted"]
     exact, eight = ({c.index: c for c in outcome.candidates} for outcome in outcomes)
@@ -374,7 +374,7 @@ def test_forwards_are_replayed_and_results_read_a_tick_later_as_on_a_gpu(strict,
         spec("job", num_samples=11, num_inference_steps=4, thumbnails=True),
         spec("other", prompt="a cross", num_samples=5, guidance_scale=1.0, seed=2),
         spec("wide", prompt="two blue rings", num_samples=2, width=64, negative_prompt="grey"),
-        spec("shallow", num_samples=5, num_inference_steps=4, blocks=(1,)),
+        spec("shallow", num_samples=5, num_inference_steps=4, layers=(1,)),
     ]
     late = Late(loaded.generator.device, one_queue=True)
     Replayed.replays = 0
@@ -414,7 +414,7 @@ def test_room_and_refusals(make, spec, loaded):
     assert (engine.room(), engine.busy) == (8, True)
     with pytest.raises(ValueError, match="held already"):
         engine.admit(job.heat(0))
-    other = loaded.model_card.pin.model_copy(update={"revision": "another"})
+    other = loaded.model_info.revision.model_copy(update={"revision": "another"})
     with pytest.raises(ValueError, match=r"this engine holds .* asks for .*@another"):
         engine.admit(spec("other", model=other).heat(0))
     with pytest.raises(ValueError, match="multiples of 32"):
@@ -552,11 +552,11 @@ def test_generator_and_judge_take_turns_where_memory_is_short(loaded, spec, chec
         return judge
 
     residence = JudgeResidence(watched, generator, shared=False)
-    engine = Engine(generator, residence, loaded.model_card, loaded.judge_card, loaded.tokenizer_json, SIZES)
+    engine = Engine(generator, residence, loaded.model_info, loaded.judge_info, loaded.tokenizer_json, SIZES)
     job = spec("job", num_samples=2)
     assert len(pictures(run(engine, job), "job")) == 2
     assert loads == [[]], "the judge came when the generator's parts had left"
-    residence.give_way()
+    residence.offload()
     gc.collect()
     assert held[0]() is None, "the judge's weights are gone"
 

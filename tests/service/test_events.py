@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bestofn.judge.bracket import knockout
-from bestofn.service.api.event_translation import JobEvent, Teller, place_of
+from bestofn.service.api.event_translation import EventTranslator, JobEvent, place_of
 from bestofn.service.core.jobs import Candidate, JobSpec, Revision
 from bestofn.service.core.results import ranked
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS, fake_verdict
 from bestofn.service.queue.codec import Event, pack_candidate
-from bestofn.service.queue.consumer import Lane
+from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 
 EVENTS = {"Accept": "text/event-stream"}
@@ -131,7 +131,7 @@ def test_refusals_come_before_the_stream(http: httpx.Client) -> None:
 def test_a_result_that_expires_under_its_reader_ends_the_stream_with_a_problem(
     settings: Settings,
     make_spec: Callable[..., JobSpec],
-    open_lane: Callable[..., Awaitable[Lane]],
+    open_lane: Callable[..., Awaitable[QueueConsumer]],
     serving: Callable[[Settings], AbstractContextManager[Any]],
 ) -> None:
     spec = make_spec()
@@ -147,7 +147,7 @@ def test_a_result_that_expires_under_its_reader_ends_the_stream_with_a_problem(
         async with queue.redis.pipeline(transaction=True) as pipe:  # its end, and nothing left when it is read
             pipe.xadd(queue.keys("events", spec.id), {"type": "canceled", "data": "{}"})
             pipe.delete(queue.keys("job", spec.id))
-            pipe.set(queue.keys("gone", spec.id), "canceled ")
+            pipe.set(queue.keys("tombstone", spec.id), "canceled ")
             await pipe.execute()
         await queue.aclose()
 
@@ -180,7 +180,7 @@ def test_hanging_up_cancels_only_for_those_who_asked(http: httpx.Client, cancels
 
 @given(data=st.data(), N=st.integers(1, 9))
 def test_whatever_is_stored_readers_are_told_the_bracket_and_the_best(data: st.DataObject, N: int) -> None:
-    pin = Revision(name="m", revision="1")
+    revision = Revision(name="m", revision="1")
     spec = JobSpec(
         id="a",
         prompt="p",
@@ -191,12 +191,12 @@ def test_whatever_is_stored_readers_are_told_the_bracket_and_the_best(data: st.D
         num_inference_steps=1,
         guidance_scale=1,
         heat_size=4,
-        model=pin,
-        judge=pin,
+        model=revision,
+        judge=revision,
     )
     candidates = [Candidate(index, 3 + index, fake_verdict("p", index)) for index in range(N)]
     order = data.draw(st.permutations(candidates).flatmap(lambda c: st.just([*c, *c[: N // 2]])))  # some come twice
-    teller, seen = Teller(spec), list[JobEvent]()
+    teller, seen = EventTranslator(spec), list[JobEvent]()
     for number, candidate in enumerate(order):
         seen += teller.tell(Event(f"{number}-0", "candidate", json.loads(pack_candidate(candidate))))
         seen += teller.tell(Event(f"{number}-1", "progress", {"judged": number}))
@@ -211,7 +211,7 @@ def test_whatever_is_stored_readers_are_told_the_bracket_and_the_best(data: st.D
 
 def test_a_reader_too_slow_for_the_stream_is_noticed(make_spec: Callable[..., JobSpec]) -> None:
     spec = make_spec(num_samples=8, heat_size=4)
-    teller = Teller(spec)
+    teller = EventTranslator(spec)
     for index in (0, 1, 3):
         candidate = Candidate(index, 7 + index, fake_verdict("p", index))
         list(teller.tell(Event(f"{index}-0", "candidate", json.loads(pack_candidate(candidate)))))

@@ -119,7 +119,7 @@ def test_other_machines_need_keys_or_a_word_of_consent(tmp_path: Path) -> None:
     settings = Settings(host="0.0.0.0", redis_url="redis://localhost:1", data_dir=tmp_path)
     with pytest.raises(SetupError, match=r"bestofn keys add NAME.*/keys"):
         create_app(settings)
-    create_app(settings.model_copy(update={"open_access": True}))
+    create_app(settings.model_copy(update={"allow_unauthenticated": True}))
     with pytest.raises(SetupError, match="is not there"):  # named, so it was meant
         create_app(Settings(redis_url="redis://localhost:1", keys_file=tmp_path / "keys"))
 

@@ -43,7 +43,7 @@ def test_the_picture_is_the_one_that_plain_diffusers_makes(name, tmp_path):
 
     pipeline = SanaPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    calls, card = engine.generator.calls, engine.model_card
+    calls, card = engine.generator.calls, engine.model_info
     theirs = pipeline(
         PROMPT,
         width=card.width,

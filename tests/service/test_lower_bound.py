@@ -19,11 +19,11 @@ from bestofn.judge.verdict import Rule
 from bestofn.models.flops import TERA
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.jobs import Draft, JobSpec
-from bestofn.service.core.planning import choose_pair, pairs_of
+from bestofn.service.core.planning import choose_deployment, deployments_of
 from bestofn.service.core.results import ranked
 from bestofn.service.core.schemas import GenerateRequest, VerdictOut
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.engine.engine import Engine
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.engine.judge_residency import JudgeResidence
@@ -52,7 +52,7 @@ def unlike(tmp_path_factory):
         weights[name] *= 1 + 0.3 * torch.randn(weights[name].shape, generator=generator).half()
     save_file(weights, file, {"format": "pt"})
     fitted = {"temperature": SECOND.temperature, "bias": SECOND.bias, "ceiling": SECOND.ceiling}
-    (folder / "calibration.json").write_text(json.dumps({"judge": find_judge(str(folder)).pin.revision, **fitted}))
+    (folder / "calibration.json").write_text(json.dumps({"judge": find_judge(str(folder)).revision.revision, **fitted}))
     return folder
 
 
@@ -94,7 +94,7 @@ def test_a_local_job_has_both_verdicts_and_their_bound(loaded, spec, unlike):
     alone = run_local(spec(rule="margin"), loaded).result
     run = run_local(job, loaded)
     result = run.result
-    assert (result.second_judge, job.second_calibration) == (find_judge(str(unlike)).pin, SECOND)
+    assert (result.second_judge, job.second_calibration) == (find_judge(str(unlike)).revision, SECOND)
     assert "second_judge" not in result.parameters
     pictures = [decode(run.images[image.candidate]) for image in result.images]
     first, second = (judge.judge(pictures, [PROMPT] * 6) for judge in (Judge.load(), Judge.load(unlike)))
@@ -119,8 +119,8 @@ def test_a_local_job_has_both_verdicts_and_their_bound(loaded, spec, unlike):
 def test_drafts_are_for_the_first_judge_alone(loaded, spec):
     outcome, _ = candidates(loaded, spec(draft={"num_inference_steps": 2, "keep": 0.5}))["job"]
     assert [one.draft.second for one in outcome] == [None] * 6
-    assert [one.verdict.second is not None for one in outcome] == [one.final for one in outcome]
-    assert sum(one.final for one in outcome) == 3
+    assert [one.verdict.second is not None for one in outcome] == [one.solved_in_full for one in outcome]
+    assert sum(one.solved_in_full for one in outcome) == 3
 
 
 class Late(Beside):
@@ -135,7 +135,7 @@ def test_beside_others_in_turns_and_a_tick_later_it_is_the_same(loaded, spec, un
     others = [spec("margin", rule="margin"), spec("drafts", draft={"num_inference_steps": 2, "keep": 0.5}, seed=40)]
     assert candidates(loaded, *others, job)["job"] == alone
 
-    cards = loaded.model_card, loaded.judge_card, loaded.tokenizer_json, loaded.sizes
+    cards = loaded.model_info, loaded.judge_info, loaded.tokenizer_json, loaded.sizes
 
     def engine(shared, beside=None):
         held = JudgeResidence(Judge.load, loaded.generator, shared=shared, load_second=lambda: Judge.load(unlike))
@@ -148,9 +148,9 @@ def test_beside_others_in_turns_and_a_tick_later_it_is_the_same(loaded, spec, un
 
 def test_the_same_judge_twice_has_the_winner_of_margin(loaded, spec):
     margin = ranked(spec(rule="margin"), candidates(loaded, spec(rule="margin"))["job"][0])
-    card = loaded.judge_card.model_copy(update={"second": loaded.judge_card.model_copy(update={"second": None})})
+    card = loaded.judge_info.model_copy(update={"second": loaded.judge_info.model_copy(update={"second": None})})
     held = JudgeResidence(Judge.load, loaded.generator, shared=True, load_second=Judge.load)
-    twice = Engine(loaded.generator, held, loaded.model_card, card, loaded.tokenizer_json, loaded.sizes)
+    twice = Engine(loaded.generator, held, loaded.model_info, card, loaded.tokenizer_json, loaded.sizes)
     job = local_spec(GenerateRequest(**SHORT, rule="lower_bound"), twice, Settings())
     assert "then ranks as margin does" in job.warnings[0]
     outcome, _ = candidates(twice, job)[job.id]
@@ -209,38 +209,44 @@ def test_without_a_second_judge_the_rule_is_refused(served):
     assert "start workers with BESTOFN_SECOND_JUDGE" in refused.json()["detail"]
 
 
-def card_of(engine, worker, started_at):
-    return WorkerCard(
-        worker=worker, host="here", pid=1, device="cpu", capacity=4, model=engine.model_card, judge=engine.judge_card,
+def info_of(engine, worker, started_at):
+    return WorkerInfo(
+        worker=worker, host="here", pid=1, device="cpu", capacity=4, model=engine.model_info, judge=engine.judge_info,
         started_at=started_at,
     )  # fmt: skip
 
 
 def test_a_job_goes_to_workers_that_hold_what_it_needs():
     one, two = FakeEngine(), FakeEngine(second_judge=True)
-    live = pairs_of([card_of(two, "two", 1.0), card_of(one, "one", 2.0)])
-    assert [choose_pair(live, [], None, None, rule).judge.second is not None for rule in Rule] == [False, False, True]
-    assert pair_id(*card_of(one, "one", 0.0).pins) != pair_id(*card_of(two, "two", 0.0).pins)
+    live = deployments_of([info_of(two, "two", 1.0), info_of(one, "one", 2.0)])
+    assert [choose_deployment(live, [], None, None, rule).judge.second is not None for rule in Rule] == [
+        False,
+        False,
+        True,
+    ]
+    assert pair_id(*info_of(one, "one", 0.0).revisions) != pair_id(*info_of(two, "two", 0.0).revisions)
     with pytest.raises(InvalidRequest, match="no worker of model fake with judge fake-judge has one"):
-        choose_pair(pairs_of([card_of(one, "one", 2.0)]), live, None, None, Rule.LOWER_BOUND)
-    finals = card_of(one, "one", 2.0).model_copy(update={"finals_judge": "looker"})
+        choose_deployment(deployments_of([info_of(one, "one", 2.0)]), live, None, None, Rule.LOWER_BOUND)
+    finals = info_of(one, "one", 2.0).model_copy(update={"pairwise_judge": "looker"})
     with pytest.raises(InvalidRequest, match="has one beside a judge for finals: start"):
-        choose_pair(pairs_of([card_of(two, "two", 1.0), finals]), [], None, None, Rule.LOWER_BOUND, finals=True)
-    away = choose_pair([], live, None, None, Rule.LOWER_BOUND)  # whose worker is waited for
-    assert away.judge.second == two.judge_card.second
+        choose_deployment(
+            deployments_of([info_of(two, "two", 1.0), finals]), [], None, None, Rule.LOWER_BOUND, finals=True
+        )
+    away = choose_deployment([], live, None, None, Rule.LOWER_BOUND)  # whose worker is waited for
+    assert away.judge.second == two.judge_info.second
 
 
 @pytest.mark.parametrize("draft", [None, Draft(num_inference_steps=1, keep=0.5)], ids=["full", "drafts"])
 def test_records_keep_both_verdicts_and_old_ones_are_read(make_spec, draft):
     engine = FakeEngine(slots=16, second_judge=True)
-    job = make_spec(rule="lower_bound", draft=draft, second_judge=engine.judge_card.second.pin, calibration=SECOND)
+    job = make_spec(rule="lower_bound", draft=draft, second_judge=engine.judge_info.second.revision, calibration=SECOND)
     assert JobSpec.model_validate_json(job.model_dump_json()) == job
     engine.admit(job.heat(0))
     outcome = next(e.outcome for _ in range(9) for e in engine.tick() if isinstance(e, HeatFinished))
-    assert outcome.usage.judge_forwards == 2 * job.heat(0).finalists + (job.heat(0).count if draft else 0)
+    assert outcome.usage.judge_forwards == 2 * job.heat(0).promoted + (job.heat(0).count if draft else 0)
     assert unpack_heat(job, 0, pack_heat(outcome)).candidates == outcome.candidates
     best = ranked(job, outcome.candidates)[:1]
     assert unpack_leaders(job, pack_leaders(best))[0].verdict == best[0].verdict
 
     old = make_spec().model_dump(mode="json", exclude={"second_judge", "second_calibration"})
-    assert JobSpec.model_validate(old).pins == (engine.model_card.pin, engine.judge_card.pin, None)
+    assert JobSpec.model_validate(old).revisions == (engine.model_info.revision, engine.judge_info.revision, None)

@@ -46,9 +46,9 @@ def until(found: Callable[[], Any]) -> Any:
 
 def test_over_a_full_disk_nothing_is_accepted_and_nothing_is_lost(disk: Disk, serving: Serving, tmp_path: Path) -> None:
     with LocalServer(disk.folder / "data", embedded_binary()) as server:
-        settings = Settings(redis_url=server.url, beat_seconds=0.2, lease_seconds=1.0)
+        settings = Settings(redis_url=server.url, heartbeat_seconds=0.2, lease_seconds=1.0)
         command = [sys.executable, "-P", str(WORKER), "fake", "4", "0.05", str(tmp_path)]
-        environment = {**os.environ, "BESTOFN_REDIS_URL": server.url, "BESTOFN_BEAT_SECONDS": "0.2"}
+        environment = {**os.environ, "BESTOFN_REDIS_URL": server.url, "BESTOFN_HEARTBEAT_SECONDS": "0.2"}
         worker = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         try:
             with serving(settings) as api, httpx.Client(base_url=api.url, timeout=30) as http:
@@ -69,7 +69,7 @@ def test_over_a_full_disk_nothing_is_accepted_and_nothing_is_lost(disk: Disk, se
                 stuck = until(lambda: http.get(job).json()["warnings"])
                 assert "disk of its server is full" in stuck[0]
                 status = http.get("/status").json()
-                assert (status["status"], status["refuses"] in stuck[0]) == ("no jobs taken", True)
+                assert (status["status"], status["refuses"] in stuck[0]) == ("not_accepting_jobs", True)
                 told = http.get("/metrics").text
                 assert "bestofn_redis_up 1.0" in told
                 assert "bestofn_takes_jobs 0.0" in told

@@ -29,7 +29,7 @@ from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import JobSpec, JobStatus
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS
-from bestofn.service.queue.consumer import Lane
+from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.stats import ended_jobs, last_ended, take_census
 from bestofn.service.worker.health_server import LIVE, READY, Condition, metrics_port
@@ -102,10 +102,10 @@ def deployed(queue_server: Path, collector: Collector, tmp_path_factory: pytest.
         "BESTOFN_DATA_DIR": str(queue_server),
         "REDIS_URL": "",
         "BESTOFN_NAMESPACE": f"test-{uuid.uuid4().hex[:8]}",
-        "BESTOFN_BEAT_SECONDS": "0.2",
+        "BESTOFN_HEARTBEAT_SECONDS": "0.2",
         "BESTOFN_METRICS_PORT": "0",
         "BESTOFN_METRICS_HOST": "127.0.0.1",
-        "BESTOFN_LOG": "json",
+        "BESTOFN_LOG_FORMAT": "json",
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
     }
@@ -154,7 +154,7 @@ def wait_for(look: Callable[[], Any]) -> Any:
 
 
 def metrics(url: str) -> dict[str, float]:
-    """Samples by name and labels, such as 'heats_total{fate="done"}'; families without samples by name and type."""
+    """Samples by name and labels, such as 'heats_total{outcome="completed"}'; families without samples by name and type."""
     answer = httpx.get(f"{url}/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     found: dict[str, float] = {}
@@ -213,8 +213,8 @@ def test_an_open_event_stream_is_counted_until_its_reader_leaves(deployed: Deplo
 def test_the_worker_counts_heats_and_candidates(deployed: Deployed) -> None:
     found = metrics(deployed.worker)
     assert found["bestofn_candidates_generated_total"] >= 8
-    assert found['bestofn_heats_total{fate="done"}'] >= 1
-    assert (found['bestofn_heats_total{fate="again"}'], found["bestofn_dead_total"]) == (3, 1)
+    assert found['bestofn_heats_total{outcome="completed"}'] >= 1
+    assert (found['bestofn_heats_total{outcome="retried"}'], found["bestofn_dead_total"]) == (3, 1)
     assert found['bestofn_heat_deliveries_bucket{le="1.0"}'] == found["bestofn_heat_deliveries_count"] - 3
     assert found['bestofn_judge_verdicts_total{answer="yes"}'] > 0
     assert 0 < found["bestofn_batch_fill_ratio_sum"] / found["bestofn_batch_fill_ratio_count"] <= 1
@@ -248,8 +248,8 @@ def test_every_request_is_one_line_and_no_prompt_is_in_any(deployed: Deployed) -
     expected = {"method": "POST", "route": "/generate", "status": 200, "job_id": deployed.job, "trace_id": TRACE}
     assert {name: told.get(name) for name in expected} == expected
     heat = line(deployed.logs["worker"], event="heat", job_id=deployed.job)
-    assert (heat["trace_id"], heat["fate"], heat["level"]) == (TRACE, "done", "info")
-    dead = line(deployed.logs["worker"], event="heat", job_id=deployed.failed, fate="dead")
+    assert (heat["trace_id"], heat["outcome"], heat["level"]) == (TRACE, "completed", "info")
+    dead = line(deployed.logs["worker"], event="heat", job_id=deployed.failed, delivery_action="dead")
     assert (dead["reason"], dead["level"]) == ("the prompt asked for it", "warning")
     body = deployed.refused.json()
     assert re.fullmatch("[0-9a-f]{32}", body["request_id"]), "an id with a space in it is not taken over"
@@ -297,7 +297,7 @@ def test_each_device_of_a_machine_has_a_port_of_its_own() -> None:
 def test_without_its_queue_an_api_still_tells_how_it_is(
     serving: Callable[[Settings], AbstractContextManager[Any]], keys: Callable[..., Any]
 ) -> None:
-    with serving(Settings(redis_url="redis://127.0.0.1:1", open_metrics=True, **keys("k"))) as api:
+    with serving(Settings(redis_url="redis://127.0.0.1:1", metrics_without_key=True, **keys("k"))) as api:
         found = metrics(api.url)
         assert (found["bestofn_redis_up"], found["bestofn_ready"]) == (0, 0)
         assert httpx.get(f"{api.url}/status").status_code == 401
@@ -330,7 +330,7 @@ def test_a_census_counts_jobs_by_priority_and_notes_how_they_end(
 ) -> None:
     async def act() -> None:
         queue = await Queue.connect(settings)
-        lane: Lane = await open_lane(queue)
+        lane: QueueConsumer = await open_lane(queue)
         start = await last_ended(queue)
         jobs = [make_spec(num_samples=8), make_spec(num_samples=4, priority="batch")]
         for job in jobs:
@@ -345,7 +345,7 @@ def test_a_census_counts_jobs_by_priority_and_notes_how_they_end(
         census = await take_census(queue)
         assert (census.queued, census.running) == (1, 1)
         assert 0.02 <= census.oldest_wait_seconds < 5
-        await lane.fail(claim, "dead", "no luck")
+        await lane.fail(claim, "dead_lettered", "no luck")
         await queue.cancel(jobs[1].id)
         census = await take_census(queue)
         assert (census.queued, census.running, census.oldest_wait_seconds, census.dead) == (0, 0, 0.0, 1)

@@ -17,7 +17,7 @@ from PIL import Image
 from bestofn.service.api.routes.openai import models_of
 from bestofn.service.core.openai_schemas import ImagesRequest
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.engine.fake import FAILS, FakeEngine, fake_picture
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
@@ -154,10 +154,10 @@ def test_models(client: OpenAI) -> None:
 
 
 def test_of_two_revisions_the_one_that_came_up_last_is_shown() -> None:
-    def card(name: str, revision: str, started_at: float) -> WorkerCard:
+    def card(name: str, revision: str, started_at: float) -> WorkerInfo:
         engine = FakeEngine(name=name, revision=revision)
-        pins = {"model": engine.model_card, "judge": engine.judge_card, "started_at": started_at}
-        return WorkerCard(worker=f"{name}{revision}", host="h", pid=1, device="cpu", capacity=4, **pins)
+        revisions = {"model": engine.model_info, "judge": engine.judge_info, "started_at": started_at}
+        return WorkerInfo(worker=f"{name}{revision}", host="h", pid=1, device="cpu", capacity=4, **revisions)
 
     old, new, away = card("a", "1", 1.0), card("a", "2", 2.0), card("lab/b", "1", 3.0)
     shown = models_of([old, new], [old, new, away])

@@ -21,13 +21,13 @@ from bestofn.service.core.results import leaders
 from bestofn.service.core.scheduling import Backlog
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.codec import pack_heat, unpack_heat
-from bestofn.service.queue.consumer import Claim, HeatProgress, Judgement, Lane
+from bestofn.service.queue.consumer import Claim, HeatProgress, Judgement, QueueConsumer
 from bestofn.service.queue.job_queue import Queue, check_server
 from bestofn.service.queue.keys import GROUP, Keys
 
 MakeSpec = Callable[..., JobSpec]
 Finish = Callable[[Heat], HeatOutcome]
-OpenLane = Callable[..., Awaitable[Lane]]
+OpenLane = Callable[..., Awaitable[QueueConsumer]]
 
 
 @asynccontextmanager
@@ -39,7 +39,7 @@ async def opened(settings: Settings, **changes: object) -> AsyncIterator[Queue]:
         await queue.aclose()
 
 
-async def drain(lane: Lane, finish: Finish) -> list[Claim]:
+async def drain(lane: QueueConsumer, finish: Finish) -> list[Claim]:
     """Claims and completes all there is."""
     done = []
     while claims := await lane.claim(1, 0):
@@ -119,14 +119,14 @@ def test_the_first_completion_wins_and_a_lost_lease_stays_lost(
             [late] = await one.claim(1, 0)
             assert await two.reclaim(1, 0.05) == []
             await asyncio.sleep(0.1)
-            assert await one.beat([late], 60.0) == set()
+            assert await one.heartbeat([late], 60.0) == set()
             assert await two.reclaim(1, 0.05) == []  # the beat renewed the lease
             await asyncio.sleep(0.1)
             [again] = await two.reclaim(1, 0.05)
             assert again.deliveries == 2  # the beat was no delivery
-            assert await one.beat([late], 60.0) == {late.entry.id}
-            await one.fail(late, "again", "a loser's word")  # not its own any more: nothing happens
-            assert await two.beat([again], 60.0) == set()
+            assert await one.heartbeat([late], 60.0) == {late.entry.id}
+            await one.fail(late, "retried", "a loser's word")  # not its own any more: nothing happens
+            assert await two.heartbeat([again], 60.0) == set()
 
             assert await one.complete(late, finish(late.heat))
             assert not await two.complete(again, finish(again.heat))
@@ -195,7 +195,7 @@ def test_thumbnails_stand_before_their_heat_is_done_and_count_as_bytes(
             assert (await queue.backlog()).image_bytes > 4 * 8192
             [claim] = await lane.claim(1, 0)
             outcome = finish(claim.heat)
-            for repeated in (b"first", b"again"):  # a heat that starts anew tells its candidates again
+            for repeated in (b"first", b"conflict"):  # a heat that starts anew tells its candidates again
                 judged = [Judgement(candidate, repeated) for candidate in outcome.candidates[:2]]
                 assert await lane.report(spec.id, [HeatProgress(0, 2, 4, 8)], judged)
             assert await queue.thumbnail(spec.id, 1) == b"first"
@@ -223,7 +223,7 @@ def test_a_waiting_job_knows_its_place_and_about_how_long(
                 await queue.submit(spec, cost=spec.num_samples)  # 1 TFLOP a candidate
             waits = [await queue.standing(spec) for spec in (second, third)]
             assert [(wait.position, wait.estimated_wait_seconds) for wait in waits] == [(2, None), (3, None)]
-            await lane.beat((), 60.0, tflops_per_second=2.0)
+            await lane.heartbeat((), 60.0, tflops_per_second=2.0)
             assert (await queue.standing(second)).estimated_wait_seconds == (4 + 4) / 2
             assert (await queue.standing(third)).estimated_wait_seconds == (4 + 2 * 4) / 2
             [claim] = await lane.claim(1, 0)
@@ -267,7 +267,7 @@ def test_jobs_that_have_ended_leave_the_ring_though_nobody_deals(
     async def run() -> None:
         async with opened(settings) as queue:
             lane = await open_lane(queue)
-            await lane.beat((), 0.0)  # it leaves, and no worker is left
+            await lane.heartbeat((), 0.0)  # it leaves, and no worker is left
             canceled, late, stays = make_spec(), make_spec(deadline_seconds=0.001), make_spec()
             for spec in (canceled, late, stays):
                 await queue.submit(spec, cost=1)
@@ -337,7 +337,7 @@ def test_a_full_server_refuses_jobs_and_finishes_those_it_has(
                 with pytest.raises(Unavailable, match="full"):
                     await queue.submit(make_spec(), cost=1)
                 for claim in await lane.claim(4, 0):
-                    await lane.beat([claim], 60.0)
+                    await lane.heartbeat([claim], 60.0)
                     assert await lane.report(spec.id, [HeatProgress(claim.heat.index, 1, 2, 4)])
                     assert await lane.complete(claim, finish(claim.heat))
                 record = await queue.record(spec.id)
@@ -429,14 +429,14 @@ def test_a_heat_handed_back_is_no_delivery_and_one_that_failed_is(
             lane = await open_lane(queue)
             spec = make_spec(num_samples=4)
             await queue.submit(spec, cost=1)
-            for fate, deliveries in [("back", 1), ("again", 1), ("back", 2), ("again", 2), ("dead", 3)]:
+            for delivery_action, deliveries in [("back", 1), ("again", 1), ("back", 2), ("again", 2), ("dead", 3)]:
                 [claim] = await lane.claim(4, 0)
                 assert claim.deliveries == deliveries
-                await lane.fail(claim, fate, 'it said "no"')
+                await lane.fail(claim, delivery_action, 'it said "no"')
             assert await lane.claim(4, 0) == []
             record = await queue.record(spec.id)
             assert (record.status, record.error) == (JobStatus.FAILED, 'it said "no"')
-            [(_, letter)] = await queue.redis.xrange(queue.keys("dead"))
+            [(_, letter)] = await queue.redis.xrange(queue.keys("dead_letters"))
             assert (letter[b"job"].decode(), letter[b"deliveries"]) == (spec.id, b"3")
             events = [event async for event in queue.events(spec.id)]
             assert events[-1].data == {"status": "failed", "error": 'it said "no"'}
@@ -470,7 +470,7 @@ def test_who_leaves_hands_back_even_what_it_never_heard_of(
 def test_a_record_says_all_and_is_small(make_spec: MakeSpec, finish: Finish, draft: Draft | None) -> None:
     spec = make_spec(num_samples=16, heat_size=16, draft=draft)
     outcome = finish(spec.heat(0))
-    assert sum(candidate.final for candidate in outcome.candidates) == (16 if draft is None else 4)
+    assert sum(candidate.solved_in_full for candidate in outcome.candidates) == (16 if draft is None else 4)
     record = pack_heat(outcome)
     assert len(record) < (100 if draft is None else 120) * 16
     again = unpack_heat(spec, 0, record)
@@ -512,7 +512,7 @@ def test_a_deadline_ends_a_job_with_the_best_so_far(
             [held] = await lane.claim(1, 0)
             if waiter == "a beat":
                 await asyncio.sleep(0.6)
-                await lane.beat([held], 60.0)
+                await lane.heartbeat([held], 60.0)
             if waiter == "a look":
                 await asyncio.sleep(0.6)
                 assert (await queue.record(late.id)).status is JobStatus.SUCCEEDED
@@ -544,7 +544,7 @@ def test_a_caller_and_the_work_have_limits_of_their_own(
         limits = {"max_queued_candidates_per_key": 10, "max_queued_tflops": 100.0}
         async with opened(settings, **limits) as queue:
             lane = await open_lane(queue)
-            await lane.beat((), 60.0, tflops_per_second=5.0)
+            await lane.heartbeat((), 60.0, tflops_per_second=5.0)
             await queue.cards()
             await queue.submit(make_spec(num_samples=8), cost=40, caller="one")
             with pytest.raises(

@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.verdict import Verdict
-from bestofn.service.api.event_translation import Teller
+from bestofn.service.api.event_translation import EventTranslator
 from bestofn.service.api.queue_metrics import EndedJobs
 from bestofn.service.core.errors import NotThere, Overloaded
 from bestofn.service.core.jobs import Candidate, Draft, Heat, HeatOutcome, JobSpec, JobStatus, Stop, Usage
-from bestofn.service.core.results import assemble, finalists, leaders
+from bestofn.service.core.results import assemble, leaders, promoted
 from bestofn.service.core.schemas import GenerateRequest, JobResult
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.queue.codec import Event, pack_candidate
-from bestofn.service.queue.consumer import Claim, HeatProgress, Judgement, Lane
+from bestofn.service.queue.consumer import Claim, HeatProgress, Judgement, QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.worker.local import local_spec, run_local
 
 MakeSpec = Callable[..., JobSpec]
-OpenLane = Callable[..., Awaitable[Lane]]
+OpenLane = Callable[..., Awaitable[QueueConsumer]]
 
 JOBS = st.fixed_dictionaries(
     {
@@ -50,7 +50,7 @@ def outcome_of(heat: Heat, verdicts: list[Verdict]) -> HeatOutcome:
     spec = heat.job
     full = set(heat.candidates)
     if spec.draft is not None:
-        full = set(finalists(spec, {index: verdicts[index] for index in heat.candidates}))
+        full = set(promoted(spec, {index: verdicts[index] for index in heat.candidates}))
     candidates = tuple(
         Candidate(i, spec.seed + i, verdicts[i], None if spec.draft is None else verdicts[i], i in full)
         for i in heat.candidates
@@ -141,7 +141,7 @@ def test_whoever_draws_what_and_when_the_end_is_the_same(
     chance = random.Random(seed)
     verdicts = drawn(N, chance)
     spec = make_spec(num_samples=N, heat_size=16, **job)
-    spec = spec.model_copy(update={"top_k": min(spec.top_k, spec.num_finalists)})
+    spec = spec.model_copy(update={"top_k": min(spec.top_k, spec.num_promoted)})
     expected = one_by_one(spec, verdicts)
 
     async def run() -> None:
@@ -149,7 +149,7 @@ def test_whoever_draws_what_and_when_the_end_is_the_same(
         queue = await Queue.connect(own)
         lanes = [await open_lane(queue, f"worker {i}", 16) for i in range(workers)]
         await queue.submit(spec, cost=10.0, caller="one")
-        held: list[tuple[Lane, Claim]] = []
+        held: list[tuple[QueueConsumer, Claim]] = []
         for _ in range(1000):
             lane = chance.choice(lanes)
             held += [(lane, claim) for claim in await lane.claim(2, 0)]
@@ -159,7 +159,7 @@ def test_whoever_draws_what_and_when_the_end_is_the_same(
             if held and (len(held) > 7 or chance.random() < 0.3):
                 place, claim = held.pop(max(chance.choices(range(len(held)), k=2)))  # more often the later ones
                 if chance.random() < 0.2:
-                    await place.fail(claim, "back")
+                    await place.fail(claim, "released")
                 else:
                     await place.complete(claim, outcome_of(claim.heat, verdicts))
             if not held and (await queue.record(spec.id)).status is JobStatus.SUCCEEDED:
@@ -224,7 +224,7 @@ def test_a_heat_that_cannot_be_done_counts_only_if_the_job_comes_to_it(
             await lane.complete(claim, outcome_of(claim.heat, verdicts))
         claims = {claim.heat.index: claim for claim in await lane.claim(9, 0)}
         assert set(claims) == {4, 5}
-        await lane.fail(claims.pop(dead), "dead", "it would not")
+        await lane.fail(claims.pop(dead), "dead_lettered", "it would not")
         for claim in claims.values():
             assert (await queue.record(spec.id)).status is (JobStatus.RUNNING if dead == 5 else JobStatus.FAILED)
             await lane.complete(claim, outcome_of(claim.heat, verdicts))
@@ -283,7 +283,7 @@ def test_what_ran_ahead_of_the_end_is_dropped_and_told_apart(
         assert [event.data["decided"] for event in events if event.type == "heat"] == [1, 2, 3, 4, 5]
         matches = [
             told.data
-            for teller in [Teller(spec)]
+            for teller in [EventTranslator(spec)]
             for index in range(64)  # heat 5 has been judged too, when heat 4 ends the job
             for told in [
                 *teller.tell(
@@ -327,7 +327,7 @@ def test_until_its_end_a_job_counts_with_the_most_that_it_may_take_and_the_end_i
                 [claim, *ahead] = sorted(await lane.claim(9, 0), key=lambda claim: claim.heat.index)
                 await lane.complete(claim, outcome_of(claim.heat, verdicts))
                 for other in ahead:
-                    await lane.fail(other, "back")
+                    await lane.fail(other, "released")
                 waits -= claim.heat.count
             if not verdicts:
                 await queue.redis.zadd(queue.keys("deadlines"), {spec.id: 0})

@@ -172,7 +172,7 @@ def test_the_diffusers_call(tell: Callable[..., Story]) -> None:
     call = diffusers_call(tell(model=hub, num_inference_steps=4))
     assert f'"lab/Sana_Sprint", revision="{hub.revision}"' in call
     assert "intermediate_timesteps=None" in call
-    shallow = tell(blocks=(0, 2, 5), depth=3)
+    shallow = tell(layers=(0, 2, 5), depth=3)
     compile(diffusers_call(shallow), "call", "exec")
     assert "torch.nn.ModuleList(blocks[i] for i in [0, 2, 5])" in diffusers_call(shallow)
     assert remake_request(shallow)["depth"] == 3

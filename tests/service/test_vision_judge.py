@@ -73,7 +73,7 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(vision: Vision) -> None
 @pytest.mark.parametrize(
     ("trouble", "said"),
     [
-        ({"key": KEY}, ("answered 401 ({\"error\": {\"message\": \"no such key\"}})", "BESTOFN_FINALS_KEY")),
+        ({"key": KEY}, ("answered 401 ({\"error\": {\"message\": \"no such key\"}})", "BESTOFN_PAIRWISE_API_KEY")),
         ({"mode": "garbage"}, ("something else than a chat completion",)),
         ({"failures": 1000}, ("answered 500", "out of luck", "see its log")),
         ({"url": "openai:http://127.0.0.1:9/v1#looker"}, ("http://127.0.0.1:9/v1", "cannot be reached", "start it")),

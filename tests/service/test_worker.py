@@ -20,7 +20,7 @@ from bestofn.service.core.scheduling import Backlog
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import DIES, FAILS, HANGS, KILLS, FakeEngine
 from bestofn.service.engine.protocol import EngineEvent
-from bestofn.service.queue.consumer import Lane
+from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.embedded_server import LocalServer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.worker.local import run_local
@@ -153,7 +153,9 @@ def test_a_job_that_may_stop_ends_alike_here_and_on_workers_of_whom_one_is_kille
         await ready(queue, 3)
         await end(3, kill=True)
         for _ in range(100):  # what ran ahead is dropped, and nothing of it stays dealt
-            dealt = [int(await queue.redis.get(key)) for key in await queue.redis.keys(queue.keys("dealt", "*", "*"))]
+            dealt = [
+                int(await queue.redis.get(key)) for key in await queue.redis.keys(queue.keys("dispatched", "*", "*"))
+            ]
             if not any(dealt):
                 break
             await asyncio.sleep(0.05)
@@ -226,7 +228,7 @@ def test_a_heat_that_fails_everywhere_ends_its_job_and_no_other(settings: Settin
             assert await ended(queue, bad.id) is JobStatus.FAILED
             assert await ended(queue, good.id) is JobStatus.SUCCEEDED
             assert (await queue.record(bad.id)).error == "the prompt asked for it"
-            [(_, letter)] = await queue.redis.xrange(queue.keys("dead"))
+            [(_, letter)] = await queue.redis.xrange(queue.keys("dead_letters"))
             assert (letter[b"job"].decode(), letter[b"deliveries"]) == (bad.id, b"4")
         await queue.aclose()
 
@@ -235,7 +237,7 @@ def test_a_heat_that_fails_everywhere_ends_its_job_and_no_other(settings: Settin
 
 @embedded
 def test_a_heat_that_kills_its_worker_four_times_is_dead(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
-    quick = settings.model_copy(update={"lease_seconds": 0.4, "beat_seconds": 0.1})
+    quick = settings.model_copy(update={"lease_seconds": 0.4, "heartbeat_seconds": 0.1})
 
     async def run() -> None:
         queue = await Queue.connect(quick)
@@ -265,7 +267,7 @@ def test_a_heat_that_kills_its_worker_four_times_is_dead(settings: Settings, mak
 
 @embedded
 def test_a_dead_engine_ends_its_worker_with_1(
-    settings: Settings, make_spec: MakeSpec, start: Start, open_lane: Callable[..., Awaitable[Lane]]
+    settings: Settings, make_spec: MakeSpec, start: Start, open_lane: Callable[..., Awaitable[QueueConsumer]]
 ) -> None:
     async def run() -> None:
         queue = await Queue.connect(settings)
@@ -469,7 +471,7 @@ def test_a_queue_that_has_forgotten_all_hears_all_again_from_a_worker_without_ro
                 spec = make_spec()
                 await queue.submit(spec, cost=1)
                 assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
-                assert await queue.tokenizer(engine.model_card.tokenizer_sha256) == engine.tokenizer_json
+                assert await queue.tokenizer(engine.model_info.tokenizer_sha256) == engine.tokenizer_json
         await queue.aclose()
 
     asyncio.run(run())
@@ -477,9 +479,9 @@ def test_a_queue_that_has_forgotten_all_hears_all_again_from_a_worker_without_ro
 
 @embedded
 def test_a_heat_that_waits_to_run_alone_is_not_to_blame_for_the_death_of_its_worker(
-    settings: Settings, make_spec: MakeSpec, start: Start, open_lane: Callable[..., Awaitable[Lane]]
+    settings: Settings, make_spec: MakeSpec, start: Start, open_lane: Callable[..., Awaitable[QueueConsumer]]
 ) -> None:
-    quick = settings.model_copy(update={"lease_seconds": 0.4, "beat_seconds": 0.1})
+    quick = settings.model_copy(update={"lease_seconds": 0.4, "heartbeat_seconds": 0.1})
 
     async def run() -> None:
         queue = await Queue.connect(quick)
@@ -488,10 +490,10 @@ def test_a_heat_that_waits_to_run_alone_is_not_to_blame_for_the_death_of_its_wor
         await queue.submit(good, cost=1)
         for _ in range(quick.max_deliveries):
             [claim] = await lane.claim(1, 0)
-            await lane.fail(claim, "again")
+            await lane.fail(claim, "retried")
         await queue.submit(bad, cost=1)
         [claim] = await lane.claim(1, 0)  # the good one: the bad one is first now
-        await lane.fail(claim, "back")
+        await lane.fail(claim, "released")
         await lane.leave([])
         worker = start(quick, 0.5)  # takes the second heat before its first tick, which kills it, is over
         end = asyncio.create_task(ended(queue, bad.id))

@@ -29,7 +29,7 @@ EMPTY = "empty"
 
 
 @dataclass(frozen=True)
-class Pair:
+class ImageTextPair:
     """A picture's encoded bytes and what it shows."""
 
     name: str
@@ -37,7 +37,7 @@ class Pair:
     caption: str
 
 
-def pairs(source: Path) -> Iterator[Pair]:
+def pairs(source: Path) -> Iterator[ImageTextPair]:
     """The pairs of a folder, in order of their names: ``a.png`` beside ``a.txt``, and those inside of ``*.tar``.
 
     Raises:
@@ -54,7 +54,7 @@ def pairs(source: Path) -> Iterator[Pair]:
             caption = path.with_suffix(CAPTION)
             if not caption.exists():
                 raise ModelError(f"{path} has no caption: write it to {caption.name} beside it")
-            yield Pair(str(path), path.read_bytes(), caption.read_text(encoding="utf-8").strip())
+            yield ImageTextPair(str(path), path.read_bytes(), caption.read_text(encoding="utf-8").strip())
     if not found:
         raise ModelError(
             f"{source} has no pictures: it takes {', '.join(PICTURES)} with a {CAPTION} of the same name beside each, "
@@ -62,7 +62,7 @@ def pairs(source: Path) -> Iterator[Pair]:
         )
 
 
-def _shard(path: Path) -> Iterator[Pair]:
+def _shard(path: Path) -> Iterator[ImageTextPair]:
     """Neighbouring members of one name up to its first dot are a sample, as webdataset has it."""
     key = ""
     parts: dict[str, bytes] = {}
@@ -79,11 +79,11 @@ def _shard(path: Path) -> Iterator[Pair]:
                 parts[f".{ending.lower()}"] = stream.read()
 
 
-def _sample(path: Path, key: str, parts: dict[str, bytes]) -> Iterator[Pair]:
+def _sample(path: Path, key: str, parts: dict[str, bytes]) -> Iterator[ImageTextPair]:
     for picture in (parts[ending] for ending in PICTURES if ending in parts):
         if CAPTION not in parts:
             raise ModelError(f"{path}: sample {key.strip('/')!r} has no {CAPTION}")
-        yield Pair(f"{path}:{key.strip('/')}", picture, parts[CAPTION].decode().strip())
+        yield ImageTextPair(f"{path}:{key.strip('/')}", picture, parts[CAPTION].decode().strip())
 
 
 def pixels(picture: bytes, width: int, height: int) -> Tensor:

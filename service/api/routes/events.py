@@ -17,7 +17,7 @@ from starlette.types import Scope
 from bestofn.service.api.access import caller_of
 from bestofn.service.api.content_negotiation import read_accept, read_prefer
 from bestofn.service.api.dependencies import Context, ContextDep, JobId
-from bestofn.service.api.event_translation import JobEvent, Place, Teller, place_of
+from bestofn.service.api.event_translation import EventTranslator, JobEvent, Place, place_of
 from bestofn.service.api.json_body import JsonRoute
 from bestofn.service.api.pagination import PAGE, page
 from bestofn.service.api.problem_details import document
@@ -71,7 +71,7 @@ async def _submitted(
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Followed:
     """Submitted before the stream begins, so that a refusal is a problem document with its status."""
-    preference = read_prefer(prefer, context.settings.wait_seconds)
+    preference = read_prefer(prefer, context.settings.max_wait_seconds)
     job_id, created = await submit(context, body, caller=caller_of(request), key=idempotency_key)
     response.headers["Location"] = location_of(job_id)
     if preference.cancel_on_disconnect:
@@ -128,7 +128,7 @@ async def follow(context: Context, spec: JobSpec, after: Place | None) -> AsyncG
     The stored events are told from the first one on, whatever the reader already knows: so all readers are told the
     same. If the first ones are no longer stored, or the reader was too slow for them, a snapshot stands in for them.
     """
-    teller = Teller(spec)
+    teller = EventTranslator(spec)
     standing: dict[str, Any] | None = None  # while the job waits
     first = True
     async with contextlib.aclosing(_paced(context, spec.id)) as stored:
@@ -139,7 +139,7 @@ async def follow(context: Context, spec: JobSpec, after: Place | None) -> AsyncG
                     yield JobEvent("queued", now)
                 continue
             if (first and event.type != "queued") or teller.missed(event):
-                teller, after = Teller(spec), None
+                teller, after = EventTranslator(spec), None
                 async for told in _snapshot(context, spec, teller):
                     yield told
             first, standing = False, None
@@ -154,7 +154,7 @@ async def follow(context: Context, spec: JobSpec, after: Place | None) -> AsyncG
                 return
 
 
-async def _snapshot(context: Context, spec: JobSpec, teller: Teller) -> AsyncIterator[JobEvent]:
+async def _snapshot(context: Context, spec: JobSpec, teller: EventTranslator) -> AsyncIterator[JobEvent]:
     """The job as it stands, without an id: a stream that has lost events always starts with another snapshot."""
     record = await context.queue.record(spec.id)
     yield JobEvent("snapshot", _json(await result_of(context, spec.id)))

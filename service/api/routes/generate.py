@@ -39,7 +39,7 @@ async def generate(
     `Idempotency-Key` lets the caller come back to it.
     """
     accepted, wanted = _read_accept(accept, body)
-    preference = read_prefer(prefer, context.settings.wait_seconds)
+    preference = read_prefer(prefer, context.settings.max_wait_seconds)
     job_id, created = await submit(context, body, image_format=wanted, caller=caller_of(request), key=idempotency_key)
     headers = {} if preference.applied is None else {"Preference-Applied": preference.applied}
     if not created:

@@ -8,12 +8,12 @@ from bestofn.service.core.errors import Unavailable
 from bestofn.service.core.planning import NO_WORKER_RETRY_SECONDS
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
 from bestofn.service.queue.connection_errors import AWAY
-from bestofn.service.queue.stats import Census, take_census
+from bestofn.service.queue.stats import QueueStats, take_census
 
 router = APIRouter()
 
 
-async def look(context: Context) -> Census | None:
+async def look(context: Context) -> QueueStats | None:
     """The queue as it stands, the jobs that have ended since the last look counted; None if its server is away."""
     try:
         await context.ended.read(context.queue)

@@ -29,7 +29,7 @@ async def read_job(
 ) -> Response:
     """200 whatever the status; Retry-After while the job is queued or runs. Candidates and bracket come in pages."""
     result = await result_of(context, job_id)
-    preference = read_prefer(prefer, context.settings.wait_seconds)
+    preference = read_prefer(prefer, context.settings.max_wait_seconds)
     headers = {}
     if preference.applied is not None:
         headers["Preference-Applied"] = preference.applied

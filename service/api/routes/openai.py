@@ -18,9 +18,9 @@ from bestofn.service.api.submission import submit
 from bestofn.service.api.wait import Ending, wait
 from bestofn.service.core.errors import BestOfNError, InvalidRequest, NotThere, WaitTimeout
 from bestofn.service.core.jobs import ACTIVE
-from bestofn.service.core.openai_schemas import GeneratedImage, ImagesRequest, ImagesResponse, ModelOut, ModelsOut
+from bestofn.service.core.openai_schemas import GeneratedImage, ImagesRequest, ImagesResponse, ModelsOut, OpenAIModel
 from bestofn.service.core.schemas import ImageOut, JobResult
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.workers import WorkerInfo
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 _images = APIRouter(route_class=JsonRoute)
@@ -49,8 +49,8 @@ async def generate_images(
     except InvalidRequest as error:
         error.field = _their_name(error.field, body)
         raise
-    preference = read_prefer(prefer, context.settings.wait_seconds)
-    seconds = preference.seconds or context.settings.wait_seconds
+    preference = read_prefer(prefer, context.settings.max_wait_seconds)
+    seconds = preference.seconds or context.settings.max_wait_seconds
     ending = await wait(context, request, job_id, seconds)
     if ending is Ending.HUNG_UP and created and preference.cancel_on_disconnect:
         await context.queue.cancel(job_id)
@@ -89,7 +89,7 @@ async def list_models(context: ContextDep) -> ModelsOut:
 
 
 @router.get("/models/{name:path}", summary="One of them")
-async def read_model(context: ContextDep, name: str) -> ModelOut:
+async def read_model(context: ContextDep, name: str) -> OpenAIModel:
     """Names of models may hold slashes."""
     models = await _models(context)
     found = next((model for model in models if model.id == name), None)
@@ -126,27 +126,29 @@ async def _image(
     return made
 
 
-async def _models(context: Context) -> list[ModelOut]:
+async def _models(context: Context) -> list[OpenAIModel]:
     return models_of(await context.queue.cards(), await context.queue.announced())
 
 
-def models_of(live: Sequence[WorkerCard], announced: Sequence[WorkerCard]) -> list[ModelOut]:
+def models_of(live: Sequence[WorkerInfo], announced: Sequence[WorkerInfo]) -> list[OpenAIModel]:
     """One entry a name: of two revisions side by side, the one that a request gets, which came up last."""
-    by_name: dict[str, list[WorkerCard]] = {}
+    by_name: dict[str, list[WorkerInfo]] = {}
     for cards in (live, announced):
         for card in sorted(cards, key=lambda card: -card.started_at):
-            by_name.setdefault(card.model.pin.name, []).append(card)
-    return [_model(name, cards, sum(card.model.pin.name == name for card in live)) for name, cards in by_name.items()]
+            by_name.setdefault(card.model.revision.name, []).append(card)
+    return [
+        _model(name, cards, sum(card.model.revision.name == name for card in live)) for name, cards in by_name.items()
+    ]
 
 
-def _model(name: str, cards: Sequence[WorkerCard], workers: int) -> ModelOut:
+def _model(name: str, cards: Sequence[WorkerInfo], workers: int) -> OpenAIModel:
     model = cards[0].model
-    return ModelOut(
+    return OpenAIModel(
         id=name,
         created=int(cards[0].started_at),
         owned_by=name.partition("/")[0] if "/" in name else "bestofn",
-        revision=model.pin.revision,
-        judges=list(dict.fromkeys(card.judge.pin for card in cards if card.model.pin == model.pin)),
+        revision=model.revision.revision,
+        judges=list(dict.fromkeys(card.judge.revision for card in cards if card.model.revision == model.revision)),
         width=model.width,
         height=model.height,
         max_size=model.max_size,

@@ -12,8 +12,8 @@ from bestofn.service.api.routes.health import look
 from bestofn.service.core.jobs import Priority, Revision
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
-from bestofn.service.core.workers import WorkerCard
-from bestofn.service.queue.stats import Census
+from bestofn.service.core.workers import WorkerInfo
+from bestofn.service.queue.stats import QueueStats
 
 router = APIRouter()
 _STARTED = time.monotonic()
@@ -21,7 +21,7 @@ _STARTED = time.monotonic()
 
 class WorkerOut(BaseModel):
     """A warm worker. `since` is a Unix time, `tflops_per_second` null until it has finished something,
-    `finals_judge` the model that it asks in finals, null without one."""
+    `pairwise_judge` the model that it asks in finals, null without one."""
 
     name: str
     host: str
@@ -33,10 +33,10 @@ class WorkerOut(BaseModel):
     second_judge: Revision | None = None
     since: float
     tflops_per_second: float | None
-    finals_judge: str | None
+    pairwise_judge: str | None
 
 
-class ModelOut(Revision):
+class ModelStatus(Revision):
     """A generator that a warm worker holds, with the defaults of a request. Sizes are in pixels."""
 
     workers: int
@@ -95,7 +95,7 @@ class LimitsOut(BaseModel):
     max_tflops: float | None
     max_body_bytes: int
     max_queued_candidates: int
-    wait_seconds: float
+    max_wait_seconds: float
     result_ttl_seconds: int
 
 
@@ -105,12 +105,12 @@ class Status(BaseModel):
     `keys` are stale while their file cannot be read: those read last are in force.
     """
 
-    status: Literal["ready", "no worker", "no queue", "no jobs taken"]
+    status: Literal["ready", "no worker", "no queue", "not_accepting_jobs"]
     refuses: str | None
     version: str
     uptime_seconds: float
     workers: list[WorkerOut]
-    models: list[ModelOut]
+    models: list[ModelStatus]
     judges: list[JudgeOut]
     queue: QueueOut | None
     server: ServerOut | None
@@ -124,7 +124,7 @@ async def status(context: ContextDep) -> Status:
     return status_of(await look(context), context.settings, context.keyring)
 
 
-def status_of(census: Census | None, settings: Settings, keyring: Keyring) -> Status:
+def status_of(census: QueueStats | None, settings: Settings, keyring: Keyring) -> Status:
     """The answer to a census; None says that the queue's server is away."""
     workers = census.workers if census is not None else ()
     return Status(
@@ -142,56 +142,60 @@ def status_of(census: Census | None, settings: Settings, keyring: Keyring) -> St
     )
 
 
-def _state(census: Census | None) -> Literal["ready", "no worker", "no queue", "no jobs taken"]:
+def _state(census: QueueStats | None) -> Literal["ready", "no worker", "no queue", "not_accepting_jobs"]:
     if census is None:
         return "no queue"
     if census.refuses is not None:
-        return "no jobs taken"
+        return "not_accepting_jobs"
     return "ready" if census.workers else "no worker"
 
 
-def _worker(card: WorkerCard) -> WorkerOut:
+def _worker(card: WorkerInfo) -> WorkerOut:
     return WorkerOut(
         name=card.worker,
         host=card.host,
         device=card.device,
         state=card.state,
         slots=card.capacity,
-        model=card.model.pin,
-        judge=card.judge.pin,
-        second_judge=card.pins[2],
+        model=card.model.revision,
+        judge=card.judge.revision,
+        second_judge=card.revisions[2],
         since=card.started_at,
         tflops_per_second=card.tflops_per_second,
-        finals_judge=card.finals_judge,
+        pairwise_judge=card.pairwise_judge,
     )
 
 
-def _models(workers: tuple[WorkerCard, ...]) -> list[ModelOut]:
-    cards = {card.model.pin: card.model for card in workers}
+def _models(workers: tuple[WorkerInfo, ...]) -> list[ModelStatus]:
+    cards = {card.model.revision: card.model for card in workers}
     return [
-        ModelOut(
-            name=pin.name,
-            revision=pin.revision,
-            workers=sum(worker.model.pin == pin for worker in workers),
+        ModelStatus(
+            name=revision.name,
+            revision=revision.revision,
+            workers=sum(worker.model.revision == revision for worker in workers),
             width=card.width,
             height=card.height,
             max_size=card.max_size,
             num_inference_steps=card.num_inference_steps,
             guidance_scale=card.guidance_scale,
         )
-        for pin, card in cards.items()
+        for revision, card in cards.items()
     ]
 
 
-def _judges(workers: tuple[WorkerCard, ...]) -> list[JudgeOut]:
-    pins = dict.fromkeys(card.judge.pin for card in workers)
+def _judges(workers: tuple[WorkerInfo, ...]) -> list[JudgeOut]:
+    revisions = dict.fromkeys(card.judge.revision for card in workers)
     return [
-        JudgeOut(name=pin.name, revision=pin.revision, workers=sum(card.judge.pin == pin for card in workers))
-        for pin in pins
+        JudgeOut(
+            name=revision.name,
+            revision=revision.revision,
+            workers=sum(card.judge.revision == revision for card in workers),
+        )
+        for revision in revisions
     ]
 
 
-def _queue(census: Census, settings: Settings) -> QueueOut:
+def _queue(census: QueueStats, settings: Settings) -> QueueOut:
     return QueueOut(
         queued=census.queued,
         running=census.running,

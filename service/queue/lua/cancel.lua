@@ -10,5 +10,5 @@ if not ACTIVE[status] then
   return status
 end
 finish(job, 'canceled', 'canceled', '{"status":"canceled"}')
-deal(pair)
+dispatch(pair)
 return 'canceled'

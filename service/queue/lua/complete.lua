@@ -2,10 +2,10 @@
 -- Files a finished heat; the first completion wins. What it means for the job is decided by the caller from what it has
 -- read: which images stand, and of a job that may stop, how many heats are its decided prefix and whether (`stopped`) it
 -- ends with them, and whether it has finals if this was its last heat. If the job has changed since, the caller is told
--- so ("again") and nothing is done.
-local pair, class, entry, count, job, heat = unpack(ARGV, 1, 6)
+-- so ("conflict") and nothing is done.
+local pair, priority, entry, count, job, heat = unpack(ARGV, 1, 6)
 local record, version, leaders, staged = unpack(ARGV, 7, 10)
-local kept, standing = cjson.decode(ARGV[11]), cjson.decode(ARGV[12]) -- candidates: of this heat, and of all
+local kept, in_play = cjson.decode(ARGV[11]), cjson.decode(ARGV[12]) -- candidates: of this heat, and of all
 local steps, forwards, decided, stopped, finals = unpack(ARGV, 13, 17)
 local hash = key('job', job)
 local version_now, heats, waiting, gflop, caller, before, next_heat = unpack(
@@ -13,13 +13,13 @@ local version_now, heats, waiting, gflop, caller, before, next_heat = unpack(
 )
 
 if not wanted(job, heat) then
-  release(pair, class, entry, count)
+  release(pair, priority, entry, count)
   redis.call('UNLINK', staged)
-  deal(pair)
-  return 'late'
+  dispatch(pair)
+  return 'duplicate'
 end
 if version_now ~= version then
-  return 'again'
+  return 'conflict'
 end
 for i = 18, #ARGV, 2 do -- images that a full server would not take by themselves
   redis.call('HSET', staged, ARGV[i], ARGV[i + 1])
@@ -28,7 +28,7 @@ if #kept > 0 and redis.call('HLEN', staged) < #kept then
   return 'unstaged'
 end
 
-release(pair, class, entry, count)
+release(pair, priority, entry, count)
 redis.call('HSET', key('heats', job), heat, record)
 if #kept > 0 then
   redis.call('RENAME', staged, key('images', job, heat))
@@ -37,22 +37,22 @@ else
   redis.call('UNLINK', staged) -- of an earlier try, when this heat's pictures were still in play
 end
 for _, candidate in ipairs(kept) do
-  redis.call('HSET', key('kept', job), candidate, heat)
+  redis.call('HSET', key('winner_images', job), candidate, heat)
 end
-keep_images(job, standing)
+keep_images(job, in_play)
 redis.call('HSET', hash, 'leaders', leaders)
 redis.call('HINCRBY', hash, 'version', 1)
 local share = math.floor(gflop * count / waiting)
 redis.call('HINCRBY', hash, 'waiting', -count)
 redis.call('HINCRBY', hash, 'gflop', -share)
-add_load(class, caller, 0, -count, -share)
+add_load(priority, caller, 0, -count, -share)
 local news = advance(job, heat, count, steps, forwards)
 local beyond = before and redis.call('HGET', hash, 'dead:' .. decided)
 if before then
   redis.call('HSET', hash, 'decided', decided)
   local cut = schedule(job)
   if tonumber(next_heat) < tonumber(heats) and not cut.may_run(next_heat, before) and cut.may_run(next_heat, decided) then
-    redis.call('RPUSH', key('ring', pair, class), job)
+    redis.call('RPUSH', key('ring', pair, priority), job)
   end
 end
 if stopped ~= '' then
@@ -73,5 +73,5 @@ if redis.call('HINCRBY', hash, 'done', 1) == tonumber(heats) or stopped ~= '' th
 elseif beyond then
   give_up(job, beyond)
 end
-deal(pair)
-return 'done'
+dispatch(pair)
+return 'completed'

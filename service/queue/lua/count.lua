@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Sets how often a heat that a worker holds counts as delivered; returns whether it still holds it.
-local pair, class, entry, worker, deliveries = unpack(ARGV)
-local ready = key('ready', pair, class)
+local pair, priority, entry, worker, deliveries = unpack(ARGV)
+local ready = key('ready', pair, priority)
 if #redis.call('XPENDING', ready, GROUP, entry, entry, 1, worker) == 0 then
   return 0
 end

@@ -1,15 +1,15 @@
 #!lua flags=allow-oom
--- A claimed heat comes back unfinished. `fate`: "back" (handed back, no delivery), "again" (one delivery spent) or
--- "dead" (the job fails with `reason`, the heat goes to the dead-letter stream).
-local pair, class, entry, count, job, heat = unpack(ARGV, 1, 6)
-local worker, deliveries, fate, reason = ARGV[7], tonumber(ARGV[8]), ARGV[9], ARGV[10]
-if #redis.call('XPENDING', key('ready', pair, class), GROUP, entry, entry, 1, worker) == 0 then
+-- A claimed heat comes back unfinished. `outcome`: "released" (handed back, no delivery), "retried" (one delivery spent) or
+-- "dead_lettered" (the job fails with `reason`, the heat goes to the dead-letter stream).
+local pair, priority, entry, count, job, heat = unpack(ARGV, 1, 6)
+local worker, deliveries, outcome, reason = ARGV[7], tonumber(ARGV[8]), ARGV[9], ARGV[10]
+if #redis.call('XPENDING', key('ready', pair, priority), GROUP, entry, entry, 1, worker) == 0 then
   return 'lost' -- another worker has taken it over
 end
-release(pair, class, entry, count)
+release(pair, priority, entry, count)
 if wanted(job, heat) then
-  if fate == 'dead' then
-    redis.call('XADD', key('dead'), 'MAXLEN', '~', DEAD_KEPT, '*',
+  if outcome == 'dead_lettered' then
+    redis.call('XADD', key('dead_letters'), 'MAXLEN', '~', DEAD_KEPT, '*',
       'job', job, 'heat', heat, 'deliveries', deliveries, 'worker', worker, 'reason', reason)
     local decided = redis.call('HGET', key('job', job), 'decided')
     if decided and decided ~= heat then -- the job may end before it comes to this heat
@@ -18,8 +18,8 @@ if wanted(job, heat) then
       give_up(job, reason)
     end
   else
-    add(pair, class, job, heat, count, fate == 'back' and deliveries - 1 or deliveries)
+    add(pair, priority, job, heat, count, outcome == 'released' and deliveries - 1 or deliveries)
   end
 end
-deal(pair)
-return fate
+dispatch(pair)
+return outcome

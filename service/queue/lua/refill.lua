@@ -6,13 +6,13 @@ local pair = ARGV[1]
 local claims = {}
 expire()
 for i = 2, #ARGV, 5 do
-  local class, entry, job, heat, count = unpack(ARGV, i, i + 4)
+  local priority, entry, job, heat, count = unpack(ARGV, i, i + 4)
   local hash = key('job', job)
   local status, spec, traceparent, created = unpack(
     redis.call('HMGET', hash, 'status', 'spec', 'traceparent', 'created')
   )
   if not wanted(job, heat) then
-    release(pair, class, entry, count)
+    release(pair, priority, entry, count)
     claims[#claims + 1] = {0, '', '', 0}
   else
     if status == 'queued' then
@@ -20,12 +20,12 @@ for i = 2, #ARGV, 5 do
       redis.call('ZREM', key('queued'), job)
       emit(job, 'started', '{}')
     end
-    local ready = key('ready', pair, class)
+    local ready = key('ready', pair, priority)
     local pending = redis.call('XPENDING', ready, GROUP, entry, entry, 1)[1]
     local fields = redis.call('XRANGE', ready, entry, entry)[1]
     local deliveries = (pending and pending[4] or 1) + (fields and fields[2][8] or 0)
     claims[#claims + 1] = {deliveries, spec, traceparent, now() - created}
   end
 end
-deal(pair)
+dispatch(pair)
 return claims

@@ -1,6 +1,6 @@
 #!lua
 -- Accepts a job, or says why not. Without the allow-oom flag: a full server refuses it before it runs.
-local job, spec, pair, class = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local job, spec, pair, priority = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local num_samples, heat_size, total_steps = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local gflop, image_bytes, ttl = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local idempotency, fingerprint = ARGV[11], ARGV[12]
@@ -49,7 +49,7 @@ if held + image_bytes > max_image_bytes then
 end
 
 redis.call('HSET', key('job', job),
-  'spec', spec, 'status', 'queued', 'pair', pair, 'class', class, 'created', now(), 'ttl', ttl,
+  'spec', spec, 'status', 'queued', 'pair', pair, 'priority', priority, 'created', now(), 'ttl', ttl,
   'num_samples', num_samples, 'heat_size', heat_size, 'first_heats', first_heats, 'heats', heats,
   'next', 0, 'done', 0, 'waiting', num_samples, 'gflop', gflop,
   'judged', 0, 'steps', 0, 'total_steps', total_steps,
@@ -58,7 +58,7 @@ redis.call('HSET', key('job', job),
 if may_stop then
   redis.call('HSET', key('job', job), 'decided', 0)
 end
-add_load(class, caller, 1, num_samples, gflop)
+add_load(priority, caller, 1, num_samples, gflop)
 redis.call('ZADD', key('queued'), now(), job)
 if deadline > 0 then
   redis.call('HSET', key('job', job), 'deadline', now() + deadline)
@@ -71,6 +71,6 @@ if idempotency ~= '' then
   redis.call('HSET', key('idempotency', idempotency), 'job', job, 'fingerprint', fingerprint)
 end
 emit(job, 'queued', '{}')
-redis.call('RPUSH', key('ring', pair, class), job)
-deal(pair)
+redis.call('RPUSH', key('ring', pair, priority), job)
+dispatch(pair)
 return {'created', job}

@@ -1,15 +1,15 @@
 #!lua flags=allow-oom
--- A worker's beat: announces it for `ttl` ms (0: it leaves), renews the leases that are still its own, and clears
+-- A worker's heartbeat: announces it for `ttl` ms (0: it leaves), renews the leases that are still its own, and clears
 -- away workers that are gone. Returns the entries that have been taken over.
-local pair, worker, capacity, card, ttl = unpack(ARGV, 1, 5)
+local pair, worker, capacity, info, ttl = unpack(ARGV, 1, 5)
 local time = now()
-for _, class in ipairs(CLASSES) do
-  redis.pcall('XGROUP', 'CREATE', key('ready', pair, class), GROUP, 0, 'MKSTREAM') -- fails where it exists
+for _, priority in ipairs(PRIORITIES) do
+  redis.pcall('XGROUP', 'CREATE', key('ready', pair, priority), GROUP, 0, 'MKSTREAM') -- fails where it exists
 end
-redis.call('HSET', key('pairs'), pair, card)
+redis.call('HSET', key('pairs'), pair, info)
 redis.call('ZADD', key('workers', pair), time + tonumber(ttl), worker)
 redis.call('HSET', key('capacity', pair), worker, capacity)
-redis.call('HSET', key('cards', pair), worker, card)
+redis.call('HSET', key('infos', pair), worker, info)
 
 local lost = {}
 for i = 6, #ARGV, 2 do
@@ -24,18 +24,18 @@ end
 -- A consumer that still has heats stays until others have taken them over: deleting it would lose them.
 for _, gone in ipairs(redis.call('ZRANGEBYSCORE', key('workers', pair), '-inf', time)) do
   redis.call('HDEL', key('capacity', pair), gone)
-  redis.call('HDEL', key('cards', pair), gone)
+  redis.call('HDEL', key('infos', pair), gone)
   local left = 0
-  for _, class in ipairs(CLASSES) do
-    left = left + #redis.call('XPENDING', key('ready', pair, class), GROUP, '-', '+', 1, gone)
+  for _, priority in ipairs(PRIORITIES) do
+    left = left + #redis.call('XPENDING', key('ready', pair, priority), GROUP, '-', '+', 1, gone)
   end
   if left == 0 then
-    for _, class in ipairs(CLASSES) do
-      redis.call('XGROUP', 'DELCONSUMER', key('ready', pair, class), GROUP, gone)
+    for _, priority in ipairs(PRIORITIES) do
+      redis.call('XGROUP', 'DELCONSUMER', key('ready', pair, priority), GROUP, gone)
     end
     redis.call('ZREM', key('workers', pair), gone)
   end
 end
 expire()
-deal(pair)
+dispatch(pair)
 return lost
