@@ -86,8 +86,8 @@ from pathlib import Path
 import torch
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.errors import ModelError
-from bestofn.models.training.finetune import FinetuneSettings, finetune, write
-from bestofn.models.training.processes import processes
+from bestofn.training.generator.finetune import FinetuneSettings, finetune, write
+from bestofn.training.distributed import processes
 checkpoint, album, root = sys.argv[1:]
 torch.set_num_threads(1)
 with processes() as device:

@@ -35,8 +35,8 @@ OWN = ("http://127.0.0.1:", "blob:", "data:")
 WORKER = """
 import sys
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.settings import Settings
-from bestofn.service.worker import run_worker
+from bestofn.service.core.settings import Settings
+from bestofn.service.worker.worker import run_worker
 engine = FakeEngine(slots=4, step_seconds=0.02, second_judge="second" in sys.argv)
 sys.exit(run_worker(Settings(heartbeat_seconds=0.2), lambda: engine))
 """

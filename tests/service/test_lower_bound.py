@@ -160,9 +160,9 @@ def test_the_same_judge_twice_has_the_winner_of_margin(loaded, spec):
 
 WORKER = """
 import sys
-from bestofn.service.load import load_engine
-from bestofn.service.settings import Settings
-from bestofn.service.worker import run_worker
+from bestofn.service.engine.loader import load_engine
+from bestofn.service.core.settings import Settings
+from bestofn.service.worker.worker import run_worker
 settings = Settings.model_validate_json(sys.argv[1])
 sys.exit(run_worker(settings, lambda: load_engine(settings)))
 """

@@ -39,9 +39,9 @@ PROMPT = "a most secret star"
 WORKER = """
 import sys
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.settings import Settings
-from bestofn.service.telemetry.start import start
-from bestofn.service.worker import run_worker
+from bestofn.service.core.settings import Settings
+from bestofn.service.telemetry.setup import start
+from bestofn.service.worker.worker import run_worker
 settings = Settings()
 start(settings, "worker")
 sys.exit(run_worker(settings, lambda: FakeEngine(slots=8, step_seconds=0.01)))

@@ -35,8 +35,8 @@ embedded = pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)
 PROGRAM = """
 import sys
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.settings import Settings
-from bestofn.service.worker import run_worker
+from bestofn.service.core.settings import Settings
+from bestofn.service.worker.worker import run_worker
 settings = Settings.model_validate_json(sys.argv[1])
 sys.exit(run_worker(settings, lambda: FakeEngine(slots=4, step_seconds=float(sys.argv[2]))))
 """
