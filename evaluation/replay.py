@@ -18,7 +18,7 @@ from bestofn.judge.calibration import Calibration, probability
 from bestofn.judge.stopping import Reason
 from bestofn.judge.verdict import Verdict
 from bestofn.service.core.early_stopping import Prefix, fold
-from bestofn.service.core.jobs import UNNAMED, Candidate, JobSpec
+from bestofn.service.core.jobs import Candidate, JobSpec, Revision
 from bestofn.service.core.results import promoted
 
 Ints = NDArray[np.int_]
@@ -103,12 +103,15 @@ def replay(
     )
 
 
+_REPLAYED = Revision(name="", revision="")  # a replayed job never runs
+
+
 def job(strategy: Strategy, steps: int, calibration: Calibration | None, top_k: int) -> JobSpec:
     """The job that a request with these options becomes."""
     return JobSpec(
         id="replay", prompt="", num_samples=strategy.num_samples, top_k=top_k, seed=0, width=32, height=32,
         num_inference_steps=strategy.steps or steps, guidance_scale=1.0, draft=strategy.draft or strategy.preview,
-        stop=strategy.stop, calibration=calibration, model=UNNAMED, judge=UNNAMED,
+        stop=strategy.stop, calibration=calibration, model=_REPLAYED, judge=_REPLAYED,
     )  # fmt: skip
 
 

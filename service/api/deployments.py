@@ -36,7 +36,7 @@ class Deployed:
                 return choose_deployment(self._live, self._announced, model, judge, rule, finals=finals)
             except BestOfNError:
                 pass
-        live, announced = deployments_of(await self._queue.cards()), deployments_of(await self._queue.announced())
+        live, announced = deployments_of(await self._queue.workers()), deployments_of(await self._queue.announced())
         self._live, self._announced = (
             live,
             [replace(pair, capacities=(), tflops_per_second=0.0, pairwise_judge=None) for pair in announced],

@@ -107,7 +107,7 @@ class EventTranslator:
 
     def _decide(self, heats: int) -> list[tuple[str, dict[str, Any]]]:
         """The matches within the first `heats` heats that were not told yet."""
-        decided = range(self._spec.first(self._decided), self._spec.first(heats))
+        decided = range(self._spec.schedule.first(self._decided), self._spec.schedule.first(heats))
         self._decided = heats
         return [told for index in decided if index in self._known for told in self._play(self._known[index])]
 

@@ -20,60 +20,60 @@ SCORES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1
 class QueueState(Collector):
     """A census as metrics; None says that the queue's server is away."""
 
-    def __init__(self, census: QueueStats | None, image_budget_bytes: int) -> None:
-        self._census = census
+    def __init__(self, stats: QueueStats | None, image_budget_bytes: int) -> None:
+        self._stats = stats
         self._image_budget_bytes = image_budget_bytes
 
     def collect(self) -> Iterator[Metric]:
-        census = self._census
-        yield Gauge("bestofn_redis_up", "Whether the queue's server answers.", value=census is not None)
+        stats = self._stats
+        yield Gauge("bestofn_redis_up", "Whether the queue's server answers.", value=stats is not None)
         yield Gauge(
             "bestofn_ready",
             "Whether a request would be served now: the queue takes jobs and a worker is warm.",
-            value=census is not None and census.refuses is None and bool(census.workers),
+            value=stats is not None and stats.refuses is None and bool(stats.workers),
         )
-        if census is None:
+        if stats is None:
             return
-        yield Gauge("bestofn_takes_jobs", "Whether the queue has room for jobs.", value=census.refuses is None)
-        yield from _work(census)
-        yield from _workers(census)
-        yield Gauge("bestofn_images_reserved_bytes", "Bytes of winners' pictures, here or to come.", census.image_bytes)
+        yield Gauge("bestofn_takes_jobs", "Whether the queue has room for jobs.", value=stats.refuses is None)
+        yield from _work(stats)
+        yield from _workers(stats)
+        yield Gauge("bestofn_images_reserved_bytes", "Bytes of winners' pictures, here or to come.", stats.image_bytes)
         yield Gauge("bestofn_images_budget_bytes", "Most of them: more is refused.", self._image_budget_bytes)
-        yield Gauge("bestofn_redis_memory_bytes", "Memory of the queue's server.", census.server.memory_bytes)
-        yield Gauge("bestofn_redis_memory_limit_bytes", "Its limit; 0: none.", census.server.max_memory_bytes or 0)
+        yield Gauge("bestofn_redis_memory_bytes", "Memory of the queue's server.", stats.server.memory_bytes)
+        yield Gauge("bestofn_redis_memory_limit_bytes", "Its limit; 0: none.", stats.server.max_memory_bytes or 0)
 
 
-def _work(census: QueueStats) -> Iterator[Metric]:
+def _work(stats: QueueStats) -> Iterator[Metric]:
     jobs = Gauge("bestofn_backlog_jobs", "Jobs that wait or run.", labels=("priority",))
     candidates = Gauge("bestofn_backlog_candidates", "Candidates to be drawn yet.", labels=("priority",))
     tflops = Gauge("bestofn_backlog_tflops", "Work of those candidates, in TFLOP.", labels=("priority",))
-    for priority, load in census.loads.items():
+    for priority, load in stats.loads.items():
         jobs.add_metric((priority,), load.jobs)
         candidates.add_metric((priority,), load.candidates)
         tflops.add_metric((priority,), load.tflops)
     states = Gauge("bestofn_jobs", "Jobs that have not ended, by status.", labels=("status",))
-    states.add_metric((JobStatus.QUEUED,), census.queued)
-    states.add_metric((JobStatus.RUNNING,), census.running)
+    states.add_metric((JobStatus.QUEUED,), stats.queued)
+    states.add_metric((JobStatus.RUNNING,), stats.running)
     yield from (jobs, candidates, tflops, states)
     yield Gauge(
-        "bestofn_oldest_wait_seconds", "Wait of the job that waits the longest.", value=census.oldest_wait_seconds
+        "bestofn_oldest_wait_seconds", "Wait of the job that waits the longest.", value=stats.oldest_wait_seconds
     )
-    if census.estimated_wait_seconds is not None:
-        yield Gauge("bestofn_backlog_seconds", "Time that the backlog will take.", value=census.estimated_wait_seconds)
-    yield Gauge("bestofn_dead_heats", "Heats in the dead-letter stream.", value=census.dead)
+    if stats.estimated_wait_seconds is not None:
+        yield Gauge("bestofn_backlog_seconds", "Time that the backlog will take.", value=stats.estimated_wait_seconds)
+    yield Gauge("bestofn_dead_heats", "Heats in the dead-letter stream.", value=stats.dead)
 
 
-def _workers(census: QueueStats) -> Iterator[Metric]:
+def _workers(stats: QueueStats) -> Iterator[Metric]:
     labels = ("model", "judge")
     workers = Gauge("bestofn_workers", "Warm workers, by what they hold and do.", labels=(*labels, "state"))
     slots = Gauge("bestofn_workers_slots", "Candidates that they denoise together.", labels=labels)
     speed = Gauge("bestofn_workers_tflops_per_second", "Their measured speed.", labels=labels)
     number, size, rate = Count[tuple[str, ...]](), Count[tuple[str, ...]](), dict[tuple[str, ...], float]()
-    for card in census.workers:
-        pair = (card.model.revision.name, card.judge.revision.name)
-        number[*pair, card.state] += 1
-        size[pair] += card.capacity
-        rate[pair] = rate.get(pair, 0.0) + (card.tflops_per_second or 0.0)
+    for info in stats.workers:
+        pair = (info.model.revision.name, info.judge.revision.name)
+        number[*pair, info.state] += 1
+        size[pair] += info.capacity
+        rate[pair] = rate.get(pair, 0.0) + (info.tflops_per_second or 0.0)
     for family, values in ((workers, number), (slots, size), (speed, rate)):
         for names, value in values.items():
             family.add_metric(names, value)

@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bestofn.service.core.jobs import UNNAMED, Draft, JobSpec, Plan, Stop
+from bestofn.service.core.heat_schedule import HeatSchedule
+from bestofn.service.core.jobs import Draft, Plan, Stop
 
 Effort = Literal["low", "medium", "high", "max"]
 FILE = Path(__file__).with_name("frontier.json")
@@ -76,16 +77,14 @@ def plan(measured: Measured, prices: Prices) -> Plan | None:
         draft = Draft(num_inference_steps=steps, keep=measured.keep)
     drafted = 0 if draft is None else draft.num_inference_steps * prices.step + prices.verdict
     solved = prices.steps * prices.step + prices.verdict
-    whole = JobSpec(
-        id="", prompt="", num_samples=measured.num_samples, seed=0, width=1, height=1, num_inference_steps=prices.steps,
-        guidance_scale=1.0, draft=draft, stop=measured.stop, model=UNNAMED, judge=UNNAMED,
-    )  # fmt: skip
+    keep = None if draft is None else draft.keep
+    schedule = HeatSchedule.of(measured.num_samples, may_stop=measured.stop is not None, keep=keep)
     return Plan(
         num_samples=measured.num_samples,
         draft=draft,
         stop=measured.stop,
         expected_tflops=measured.drafted * drafted + measured.solved * solved,
-        at_most_tflops=whole.num_samples * drafted + whole.num_promoted * solved,
+        at_most_tflops=schedule.num_samples * drafted + schedule.num_promoted * solved,
         score_on_shapes=measured.score,
     )
 

@@ -37,10 +37,10 @@ def enough(spec: JobSpec, heats: int, leaders: Sequence[Candidate]) -> Reason | 
     if spec.stop is None or len(leaders) < spec.top_k:
         return None
     rule = StoppingRule(**spec.stop.model_dump(), calibration=spec.calibration)
-    return rule.reason(spec.first(heats), leaders[0].verdict)
+    return rule.reason(spec.schedule.first(heats), leaders[0].verdict)
 
 
-def standing(spec: JobSpec, prefix: Prefix, finished: Mapping[int, Sequence[Candidate]]) -> set[int]:
+def candidates_in_play(spec: JobSpec, prefix: Prefix, finished: Mapping[int, Sequence[Candidate]]) -> set[int]:
     """Candidates who may still be in play at the end, by index: whose pictures are kept.
 
     A candidate beyond the prefix is out once `pictures` of its own heat and of finished ones before it are better.

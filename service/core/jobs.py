@@ -1,22 +1,16 @@
 """Jobs and heats: what a worker needs to know to draw and judge candidates, and the states a job can be in."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import count
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.verdict import Rule, Verdict
+from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE, HeatSchedule
 
-DEFAULT_HEAT_SIZE = 16
-# Of a job that may stop early: few candidates before it is first asked whether it is enough, and of drafts so many that
-# the best of them are worth solving.
-FIRST_HEATS = (4, 4, 8)
-FIRST_DRAFTED_HEATS = (8, 8)
 THUMBNAILS_KEPT = 512  # of a job: those of its first candidates
 
 
@@ -49,9 +43,6 @@ class Revision(BaseModel):
     def weights(self) -> str:
         """The revision of the weights alone, which decide how a picture looks."""
         return self.revision.partition("+")[0]
-
-
-UNNAMED = Revision(name="", revision="")  # of a job that is counted or replayed, never run
 
 
 Revisions = tuple[Revision, Revision, Revision | None]  # of a model, a judge and a second judge
@@ -177,34 +168,15 @@ class JobSpec(BaseModel):
         return self.thumbnails and candidate < THUMBNAILS_KEPT
 
     @property
-    def pictures(self) -> int:
-        """How many candidates are in play, the best of those judged: their pictures are kept."""
+    def num_images_kept(self) -> int:
+        """Candidates in play: the best of those judged, whose images are kept."""
         return max(self.top_k, 0 if self.finals is None else self.finals.max_entrants)
 
     @property
-    def first_heats(self) -> tuple[int, ...]:
-        """Candidates of the first heats, where these are smaller than `heat_size`."""
-        if self.stop is None:
-            return ()
-        return FIRST_HEATS if self.draft is None else FIRST_DRAFTED_HEATS
-
-    @property
-    def num_heats(self) -> int:
-        return next(heat for heat in count() if self.first(heat) >= self.num_samples)
-
-    def first(self, heat: int) -> int:
-        """The first candidate of a heat, at most `num_samples`. The scripts have the same formula."""
-        small = self.first_heats[:heat]
-        return min(sum(small) + (heat - len(small)) * self.heat_size, self.num_samples)
-
-    def promoted(self, count: int) -> int:
-        """How many of a heat's `count` candidates are solved in full."""
-        return count if self.draft is None else max(1, math.ceil(round(self.draft.keep * count, 9)))
-
-    @property
-    def num_promoted(self) -> int:
-        """Of all heats: candidates that can win."""
-        return sum(heat.promoted for heat in self.heats())
+    def schedule(self) -> HeatSchedule:
+        """How the candidates are cut into heats."""
+        keep = None if self.draft is None else self.draft.keep
+        return HeatSchedule.of(self.num_samples, self.heat_size, may_stop=self.stop is not None, keep=keep)
 
     @property
     def total_steps(self) -> int:
@@ -212,16 +184,23 @@ class JobSpec(BaseModel):
         return sum(heat.steps for heat in self.heats())
 
     def heat(self, index: int) -> "Heat":
-        """Heat `index` (0-based) of `num_heats`; in jobs with finals, these come after the last, without candidates."""
-        if self.finals is not None and index == self.num_heats:
+        """One heat.
+
+        Args:
+            index: 0 to `schedule.num_heats` - 1; one more for the finals, a heat without candidates.
+
+        Raises:
+            ValueError: the job has no such heat.
+        """
+        schedule = self.schedule
+        if self.finals is not None and index == schedule.num_heats:
             return Heat(self, index, self.num_samples, 0)
-        first, end = self.first(index), self.first(index + 1)
-        if index < 0 or first == end:
-            raise ValueError(f"job {self.id} has heats 0..{self.num_heats - 1}, got {index}")
-        return Heat(self, index, first, end - first)
+        if index < 0 or not schedule.size(index):
+            raise ValueError(f"heat {index} does not exist: job {self.id} has heats 0 to {schedule.num_heats - 1}")
+        return Heat(self, index, schedule.first(index), schedule.size(index))
 
     def heats(self) -> Iterator["Heat"]:
-        return map(self.heat, range(self.num_heats))
+        return map(self.heat, range(self.schedule.num_heats))
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +222,7 @@ class Heat:
 
     @property
     def promoted(self) -> int:
-        return self.job.promoted(self.count)
+        return self.job.schedule.promoted(self.count)
 
     @property
     def steps(self) -> int:

@@ -8,7 +8,8 @@ from typing import NoReturn
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.budget import Budget, Prices, best, frontier, plan, planned
 from bestofn.service.core.errors import InvalidRequest, Unavailable
-from bestofn.service.core.jobs import DEFAULT_HEAT_SIZE, Draft, ImageFormat, JobSpec, Plan, Revisions, Stop
+from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE
+from bestofn.service.core.jobs import Draft, ImageFormat, JobSpec, Plan, Revisions, Stop
 from bestofn.service.core.scheduling import heat_size
 from bestofn.service.core.schemas import MAX_SEED, GenerateRequest
 from bestofn.service.core.settings import Settings
@@ -33,18 +34,18 @@ class Deployment:
     pairwise_judge: str | None = None  # the pairwise judge that a live worker asks, the one that started last first
 
 
-def deployments_of(cards: Iterable[WorkerInfo]) -> list[Deployment]:
+def deployments_of(workers: Iterable[WorkerInfo]) -> list[Deployment]:
     """The pairs among workers' cards, the one whose worker started last first: during an upgrade the new revision."""
     groups: dict[Revisions, list[WorkerInfo]] = {}
-    for card in sorted(cards, key=lambda card: (-card.started_at, card.worker)):
-        groups.setdefault(card.revisions, []).append(card)
+    for info in sorted(workers, key=lambda info: (-info.started_at, info.worker)):
+        groups.setdefault(info.revisions, []).append(info)
     return [
         Deployment(
             held[0].model,
             held[0].judge,
-            tuple(card.capacity for card in held),
-            sum(card.tflops_per_second or 0.0 for card in held),
-            next((card.pairwise_judge for card in held if card.pairwise_judge is not None), None),
+            tuple(info.capacity for info in held),
+            sum(info.tflops_per_second or 0.0 for info in held),
+            next((info.pairwise_judge for info in held if info.pairwise_judge is not None), None),
         )
         for held in groups.values()
     ]
@@ -138,7 +139,7 @@ def job_spec(
     Raises:
         InvalidRequest: with the field at fault, its limit and what to change.
     """
-    card, second = pair.model, pair.judge.second
+    info, second = pair.model, pair.judge.second
     bound = request.rule is Rule.LOWER_BOUND
     if bound and second is None:
         _no_second(pair)
@@ -146,13 +147,13 @@ def job_spec(
     _check_text("negative_prompt", request.negative_prompt)
     if not request.prompt.strip():
         raise InvalidRequest("prompt is blank; say what the picture should show", field="prompt")
-    steps = card.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
+    steps = info.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
     _at_most("num_inference_steps", steps, settings.max_steps, "the limit of BESTOFN_MAX_STEPS")
-    guidance = card.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    guidance = info.guidance_scale if request.guidance_scale is None else request.guidance_scale
     _at_most("guidance_scale", guidance, settings.max_guidance, "the limit of BESTOFN_MAX_GUIDANCE")
-    width = _size("width", request.width, card.width, card, settings)
-    height = _size("height", request.height, card.height, card, settings)
-    depth = _depth("depth", request.depth, card)
+    width = _size("width", request.width, info.width, info, settings)
+    height = _size("height", request.height, info.height, info, settings)
+    depth = _depth("depth", request.depth, info)
     prices = _prices(pair, width, height, steps, guidance, depth)
     if bound:
         prices = prices.model_copy(update={"verdict": prices.verdict + _second_verdict(pair)})
@@ -161,7 +162,7 @@ def job_spec(
         request = request.model_copy(update={name: getattr(chosen, name) for name in PLANNED})
     if request.finals is not None and pair.pairwise_judge is None:
         raise InvalidRequest(
-            f"finals need a pairwise judge, and no live worker of {card.revision.name} has one: start workers with "
+            f"finals need a pairwise judge, and no live worker of {info.revision.name} has one: start workers with "
             "BESTOFN_PAIRWISE_JUDGE, or leave finals out",
             field="finals",
         )
@@ -176,14 +177,14 @@ def job_spec(
             field="seed",
         )
     for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
-        tokens = count_tokens(card.tokenizer_sha256, text.lower().strip()) if text else 0
-        if tokens > card.token_limit:
+        tokens = count_tokens(info.tokenizer_sha256, text.lower().strip()) if text else 0
+        if tokens > info.token_limit:
             raise InvalidRequest(
-                f"{field} has {tokens} tokens, but {card.revision.name} reads {card.token_limit}; shorten it by "
-                f"{tokens - card.token_limit} (about {round(0.75 * (tokens - card.token_limit)) or 1} words)",
+                f"{field} has {tokens} tokens, but {info.revision.name} reads {info.token_limit}; shorten it by "
+                f"{tokens - info.token_limit} (about {round(0.75 * (tokens - info.token_limit)) or 1} words)",
                 field=field,
             )
-    draft = _draft(request, steps, depth, card)
+    draft = _draft(request, steps, depth, info)
     spec = JobSpec(
         id=job_id,
         prompt=request.prompt,
@@ -196,7 +197,7 @@ def job_spec(
         num_inference_steps=steps,
         guidance_scale=guidance,
         depth=depth,
-        layers=card.layers(depth),
+        layers=info.layers(depth),
         rule=request.rule,
         format=image_format or request.format,
         priority=request.priority,
@@ -207,7 +208,7 @@ def job_spec(
             else min(N, DEFAULT_HEAT_SIZE)
         ),
         draft=draft,
-        draft_layers=None if draft is None else card.layers(draft.depth or depth),
+        draft_layers=None if draft is None else info.layers(draft.depth or depth),
         stop=_stop(request, pair.judge),
         calibration=None if request.stop is None and not bound else pair.judge.calibration,
         second_calibration=None if second is None or not bound else second.calibration,
@@ -216,17 +217,19 @@ def job_spec(
         thumbnails=request.thumbnails,
         embed_prompt=request.embed_prompt,
         plan=chosen,
-        model=card.revision,
+        model=info.revision,
         judge=pair.judge.revision,
         second_judge=None if second is None else second.revision,
         warnings=(
-            *_unknown_words(request, card),
+            *_unknown_words(request, info),
             *_out_of_reach(request, pair.judge),
             *(_same_twice(pair.judge) if bound else ()),
-            *_measured_elsewhere(chosen, card),
+            *_measured_elsewhere(chosen, info),
         ),
     )
-    _at_most("top_k", spec.top_k, spec.num_promoted, "the candidates that are solved in full; raise draft.keep")
+    _at_most(
+        "top_k", spec.top_k, spec.schedule.num_promoted, "the candidates that are solved in full; raise draft.keep"
+    )
     work = tflops(spec, pair)
     if settings.max_tflops is not None and work > settings.max_tflops:
         raise InvalidRequest(
@@ -242,12 +245,12 @@ def tflops(spec: JobSpec, pair: Deployment) -> float:
     """Estimated work of a job in TFLOP; linear attention makes a forward proportional to the number of pixels."""
     asked = spec.width, spec.height, spec.num_inference_steps, spec.guidance_scale
     prices = _prices(pair, *asked, spec.depth)
-    steps = spec.num_promoted * spec.num_inference_steps * prices.step
+    steps = spec.schedule.num_promoted * spec.num_inference_steps * prices.step
     if spec.draft is not None:
         draft = _prices(pair, *asked, spec.draft.depth or spec.depth)
         steps += spec.num_samples * spec.draft.num_inference_steps * draft.step
-    verdicts = spec.num_promoted + (0 if spec.draft is None else spec.num_samples)
-    seconds = spec.num_promoted * _second_verdict(pair) if spec.rule is Rule.LOWER_BOUND else 0.0
+    verdicts = spec.schedule.num_promoted + (0 if spec.draft is None else spec.num_samples)
+    seconds = spec.schedule.num_promoted * _second_verdict(pair) if spec.rule is Rule.LOWER_BOUND else 0.0
     return steps + verdicts * prices.verdict + seconds
 
 
@@ -256,13 +259,13 @@ def _second_verdict(pair: Deployment) -> float:
 
 
 def _prices(pair: Deployment, width: int, height: int, steps: int, guidance: float, depth: int | None) -> Prices:
-    card = pair.model
-    spared = 0 if depth is None or card.depth is None else card.depth - depth
-    area = width * height / (card.width * card.height)
+    info = pair.model
+    spared = 0 if depth is None or info.depth is None else info.depth - depth
+    area = width * height / (info.width * info.height)
     guided = 2 if guidance > 1 else 1
     return Prices(
-        step=area * guided * (card.tflops_per_forward - spared * card.tflops_per_layer),
-        verdict=area * card.tflops_per_decode + pair.judge.tflops_per_forward,
+        step=area * guided * (info.tflops_per_forward - spared * info.tflops_per_layer),
+        verdict=area * info.tflops_per_decode + pair.judge.tflops_per_forward,
         steps=steps,
     )
 
@@ -308,20 +311,20 @@ def _tflops_of(budget: Budget | None, pair: Deployment) -> float:
     return float(budget.seconds or 0.0) * pair.tflops_per_second
 
 
-def _measured_elsewhere(chosen: Plan | None, card: ModelInfo) -> Iterable[str]:
-    if chosen is not None and card.revision.name != "shapes":
-        yield f"the options were chosen by what was measured on shapes; {card.revision.name} may differ"
+def _measured_elsewhere(chosen: Plan | None, info: ModelInfo) -> Iterable[str]:
+    if chosen is not None and info.revision.name != "shapes":
+        yield f"the options were chosen by what was measured on shapes; {info.revision.name} may differ"
 
 
-def _depth(field: str, asked: int | None, card: ModelInfo) -> int | None:
+def _depth(field: str, asked: int | None, info: ModelInfo) -> int | None:
     """The depth that is meant; None for all blocks."""
-    name, most = card.revision.name, card.depth
+    name, most = info.revision.name, info.depth
     if asked is None or asked == most:
         return None
     if most is None:
         raise InvalidRequest(f"{field}: the workers of {name} do not know of depths; restart them", field=field)
     _at_most(field, asked, most, f"the blocks of {name}")
-    if card.layer_order is None:
+    if info.layer_order is None:
         raise InvalidRequest(
             f"{field}: {name} draws with all its {most} blocks, since nobody has measured which matter most: "
             "`bestofn models importance` does, and workers read it when they start",
@@ -330,11 +333,11 @@ def _depth(field: str, asked: int | None, card: ModelInfo) -> int | None:
     return asked
 
 
-def _draft(request: GenerateRequest, steps: int, depth: int | None, card: ModelInfo) -> Draft | None:
+def _draft(request: GenerateRequest, steps: int, depth: int | None, info: ModelInfo) -> Draft | None:
     """The draft that is meant, which is cheaper than a full solution: of fewer steps or of fewer blocks."""
     if request.draft is None:
         return None
-    asked = _depth("draft.depth", request.draft.depth, card)
+    asked = _depth("draft.depth", request.draft.depth, info)
     if request.draft.depth is not None and depth is not None:
         _at_most("draft.depth", request.draft.depth, depth, "the depth of a full solution")
     shallower = asked is not None and asked != depth
@@ -390,26 +393,26 @@ def _at_most(field: str, value: float, limit: float, what: str) -> None:
         raise InvalidRequest(f"{field} must be at most {limit} ({what}), got {str(value)[:20]}", field=field)
 
 
-def _size(field: str, asked: int | None, default: int, card: ModelInfo, settings: Settings) -> int:
+def _size(field: str, asked: int | None, default: int, info: ModelInfo, settings: Settings) -> int:
     value = default if asked is None else asked
-    step, most = card.size_multiple, min(card.max_size, settings.max_size)
+    step, most = info.size_multiple, min(info.max_size, settings.max_size)
     if value % step or not step <= value <= most:
         near = min(max(step * ((value + step // 2) // step), step), most - most % step)
         raise InvalidRequest(
-            f"{field} must be a multiple of {step} from {step} to {most - most % step} for {card.revision.name}, "
+            f"{field} must be a multiple of {step} from {step} to {most - most % step} for {info.revision.name}, "
             f"got {str(value)[:20]}; the nearest is {near}",
             field=field,
         )
     return value
 
 
-def _unknown_words(request: GenerateRequest, card: ModelInfo) -> Iterable[str]:
-    if card.known_words is None:
+def _unknown_words(request: GenerateRequest, info: ModelInfo) -> Iterable[str]:
+    if info.known_words is None:
         return
-    known = set(card.known_words)
+    known = set(info.known_words)
     for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
         words = dict.fromkeys(re.findall(r"[^\W_]+", text.lower()))
         unknown = [word for word in words if word not in known]
         if unknown:
             listed = ", ".join(unknown[:12]) + (", ..." if len(unknown) > 12 else "")
-            yield f"{field}: {card.revision.name} has never learned the words {listed}; it cannot draw what they mean"
+            yield f"{field}: {info.revision.name} has never learned the words {listed}; it cannot draw what they mean"

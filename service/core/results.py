@@ -36,12 +36,12 @@ def promoted(spec: JobSpec, drafts: Mapping[int, Verdict]) -> list[int]:
     """Which of a heat's candidates are solved in full, by index, given the verdicts on all its drafts."""
     indices = sorted(drafts)
     order = rank([drafts[index] for index in indices], spec.rule)
-    return sorted(indices[place] for place in order[: spec.promoted(len(indices))])
+    return sorted(indices[place] for place in order[: spec.schedule.promoted(len(indices))])
 
 
 def best_of(spec: JobSpec, candidates: Iterable[Candidate]) -> list[Candidate]:
     """The candidates in play among these, best first: `pictures` of them, none of whom there is only a draft."""
-    return [candidate for candidate in ranked(spec, candidates)[: spec.pictures] if candidate.solved_in_full]
+    return [candidate for candidate in ranked(spec, candidates)[: spec.num_images_kept] if candidate.solved_in_full]
 
 
 def leaders(spec: JobSpec, candidates: Iterable[Candidate]) -> list[int]:

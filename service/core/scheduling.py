@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bestofn.service.core.jobs import DEFAULT_HEAT_SIZE
+from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE
 from bestofn.service.core.workers import WorkerInfo
 
 
@@ -59,12 +59,12 @@ def claim_count(room: int) -> int:
     return max(1, room // DEFAULT_HEAT_SIZE)
 
 
-def wait_seconds(candidates: int, backlog: Backlog, cards: Iterable[WorkerInfo]) -> float | None:
+def wait_seconds(candidates: int, backlog: Backlog, workers: Iterable[WorkerInfo]) -> float | None:
     """Seconds until these live workers have done so many candidates of the average work in the backlog.
 
     None while none of them has finished anything by which its speed would be known.
     """
-    speed = sum(card.tflops_per_second or 0.0 for card in cards)
+    speed = sum(info.tflops_per_second or 0.0 for info in workers)
     if not speed:
         return None
     return candidates * backlog.tflops / backlog.candidates / speed if backlog.candidates else 0.0

@@ -28,7 +28,7 @@ class Look(NamedTuple):
 
     info: dict[str, Any]
     ping_seconds: float
-    cards: list[WorkerInfo]
+    workers: list[WorkerInfo]
     backlog: Backlog
     dead: int
     refuses: str | None
@@ -49,7 +49,7 @@ def queue(settings: Settings) -> Iterator[Finding]:
         return
     yield from _server(url, look)
     yield from _work(look)
-    yield from workers(look.cards)
+    yield from workers(look.workers)
 
 
 def _remedy(error: Exception) -> str:
@@ -69,7 +69,7 @@ async def _look(url: str, settings: Settings) -> Look:
         ping = time.perf_counter() - began
         info = dict(await queue.redis.info())
         dead = int(await queue.redis.xlen(queue.keys("dead_letters")))
-        return Look(info, ping, await queue.cards(), await queue.backlog(), dead, await queue.refuses(jobs=False))
+        return Look(info, ping, await queue.workers(), await queue.backlog(), dead, await queue.refuses(jobs=False))
     finally:
         await queue.aclose()
 
@@ -112,21 +112,24 @@ def _work(look: Look) -> Iterator[Finding]:
         yield Finding("warn", "dead heats", f"{look.dead} heats could not be finished by any worker", fix)
 
 
-def workers(cards: Sequence[WorkerInfo]) -> Iterator[Finding]:
+def workers(infos: Sequence[WorkerInfo]) -> Iterator[Finding]:
     """The workers that are ready, by model and judge; two revisions of one name are an upgrade, or a mistake."""
-    if not cards:
+    if not infos:
         yield Finding("warn", "workers", "none is ready", "start one: `bestofn worker`")
         return
-    for (model, *judges), count in Counter(card.revisions for card in cards).items():
-        held = (card for card in cards if card.revisions == (model, *judges))
-        places = ", ".join(sorted(f"{card.host}:{card.device} ({card.state})" for card in held))
+    for (model, *judges), count in Counter(info.revisions for info in infos).items():
+        held = (info for info in infos if info.revisions == (model, *judges))
+        places = ", ".join(sorted(f"{info.host}:{info.device} ({info.state})" for info in held))
         told = " and ".join(f"judge {revision.name} {revision.revision}" for revision in judges if revision is not None)
         yield Finding("ok", "workers", f"{count} with {model.name} {model.revision} and {told}: {places}")
-    others = sorted({card.version or "an older version" for card in cards} - {VERSION})
+    others = sorted({info.version or "an older version" for info in infos} - {VERSION})
     if others:
         found = f"some run {', '.join(others)}, this is {VERSION}"
         yield Finding("warn", "versions", found, "install one version on every host: they share the queue's records")
-    for kind, revisions in (("model", {c.model.revision for c in cards}), ("judge", {c.judge.revision for c in cards})):
+    for kind, revisions in (
+        ("model", {c.model.revision for c in infos}),
+        ("judge", {c.judge.revision for c in infos}),
+    ):
         twice = [name for name, times in Counter(revision.name for revision in revisions).items() if times > 1]
         if twice:
             found = f"workers run several revisions of {kind} {', '.join(twice)}"

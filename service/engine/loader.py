@@ -82,12 +82,12 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         load, *seconds = [partial(judge.load, place) for judge in judges]
         residence = JudgeResidence(load, generator, shared=shared, load_second=seconds[0] if seconds else None)
         tokenizer = tokenizer_json(generator)
-        card = model_info(generator, tokenizer, settings.max_size, eight_bit)
+        info = model_info(generator, tokenizer, settings.max_size, eight_bit)
         sizes = sizes_for(
             place.type,
             settings.slots,
             settings.reproducible,
-            tflops=card.tflops_per_forward,
+            tflops=info.tflops_per_forward,
             row_bytes=context_bytes(generator),
             memory=memory,
             cores=settings.threads or cores(),
@@ -95,13 +95,15 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         if sizes.parallel > 1:
             torch.set_num_threads(1)
         files = (settings.calibration, settings.second_calibration)
-        cards = [
+        judge_infos = [
             judge_info(residence.get(number), judge.revision, generator, calibration_of(judge, files[number]))
             for number, judge in enumerate(judges)
         ]
-        judged_by = cards[0].model_copy(update={"second": cards[1]}) if len(cards) > 1 else cards[0]
+        judged_by = (
+            judge_infos[0].model_copy(update={"second": judge_infos[1]}) if len(judge_infos) > 1 else judge_infos[0]
+        )
         record = Recorded if settings.cuda_graphs else plain
-        engine = Engine(generator, residence, card, judged_by, tokenizer, sizes, record=record, fp8_drafts=eight_bit)
+        engine = Engine(generator, residence, info, judged_by, tokenizer, sizes, record=record, fp8_drafts=eight_bit)
         engine.warm_up()
     except (ModelError, JudgeFolderError) as error:
         raise SetupError(str(error)) from error

@@ -136,7 +136,7 @@ class Queue:
             raise Unavailable(f"{trouble}; try again later", retry_after=BUSY_RETRY_SECONDS)
         story_bytes = _BYTES_A_STORY + _BYTES_A_CHARACTER * len(spec.prompt + spec.negative_prompt)
         picture_bytes = int(spec.width * spec.height * _BYTES_A_PIXEL[spec.format] + story_bytes)
-        image_bytes = 0 if self.pictures.apart else min(spec.pictures, spec.num_samples) * picture_bytes
+        image_bytes = 0 if self.pictures.apart else min(spec.num_images_kept, spec.num_samples) * picture_bytes
         if spec.thumbnails:
             image_bytes += min(spec.num_samples, THUMBNAILS_KEPT) * _BYTES_A_THUMBNAIL
         if image_bytes > settings.image_budget_bytes:
@@ -148,28 +148,28 @@ class Queue:
         try:
             reply = await self.scripts(
                 "submit",
-                spec.id,
-                spec.model_dump_json(),
-                pair_id(*spec.revisions),
-                spec.priority,
-                spec.num_samples,
-                spec.heat_size,
-                spec.total_steps,
-                round(1000 * cost),
-                image_bytes,
-                1000 * settings.result_ttl_seconds,
-                opaque(idempotency_key) if idempotency_key is not None else "",
-                fingerprint or "",
-                settings.max_queued_candidates,
-                settings.image_budget_bytes,
-                traceparent,
-                math.ceil(1000 * (spec.deadline_seconds or 0)),
-                caller,
-                settings.max_queued_candidates_per_key or 0,
-                round(1000 * (settings.max_queued_tflops or 0)),
-                spec.num_heats,
-                json.dumps(spec.first_heats),
-                int(spec.stop is not None),
+                job=spec.id,
+                spec=spec.model_dump_json(),
+                pair=pair_id(*spec.revisions),
+                priority=spec.priority,
+                num_samples=spec.num_samples,
+                heat_size=spec.heat_size,
+                first_heats=json.dumps(spec.schedule.first_heats),
+                heats=spec.schedule.num_heats,
+                may_stop=int(spec.stop is not None),
+                total_steps=spec.total_steps,
+                gflop=round(1000 * cost),
+                image_bytes=image_bytes,
+                ttl=1000 * settings.result_ttl_seconds,
+                idempotency=opaque(idempotency_key) if idempotency_key is not None else "",
+                fingerprint=fingerprint or "",
+                traceparent=traceparent,
+                deadline=math.ceil(1000 * (spec.deadline_seconds or 0)),
+                caller=caller,
+                max_candidates=settings.max_queued_candidates,
+                max_candidates_per_caller=settings.max_queued_candidates_per_key or 0,
+                max_gflop=round(1000 * (settings.max_queued_tflops or 0)),
+                max_image_bytes=settings.image_budget_bytes,
             )
         except OutOfMemoryError as error:
             raise Unavailable("the queue's memory is full; try again later", retry_after=BUSY_RETRY_SECONDS) from error
@@ -197,7 +197,9 @@ class Queue:
 
     async def record(self, job: str) -> JobRecord:
         """All that is known of a job, without images. Raises JobNotFound, JobGone."""
-        fields, heats = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in await self.scripts("record", job))
+        fields, heats = (
+            dict(zip(flat[::2], flat[1::2], strict=True)) for flat in await self.scripts("record", job=job)
+        )
         if not fields:
             await self._missing(job)
         spec = JobSpec.model_validate_json(fields[b"spec"])
@@ -206,7 +208,7 @@ class Queue:
             with contextlib.suppress(ResponseError):  # of a server that takes no writes: there the job goes on
                 if await self._patience(fields[b"deadline"]) is None:
                     return await self.record(job)
-        finals = heats.pop(b"%d" % spec.num_heats, None)
+        finals = heats.pop(b"%d" % spec.schedule.num_heats, None)
         outcomes = tuple(unpack_heat(spec, index, heats[b"%d" % index]) for index in sorted(map(int, heats)))
         meeting = fields.get(b"finals_state") if status is JobStatus.RUNNING else None
         standing = await self.standing(spec) if status is JobStatus.QUEUED else QueuePosition()
@@ -251,11 +253,11 @@ class Queue:
             place, (status, own), *dealt = await pipe.execute()
         if status != JobStatus.QUEUED.encode():
             return QueuePosition()
-        cards = [card for card in await self.cards() if card.revisions == spec.revisions]
+        workers = [info for info in await self.workers() if info.revisions == spec.revisions]
         # One heat of each job before this one in the ring, and what is dealt already, its own heats aside.
-        others = sum(int(count or 0) for count in dealt) - spec.first(int(own))
+        others = sum(int(count or 0) for count in dealt) - spec.schedule.first(int(own))
         ahead = max(0, others) + int(place or 0) * spec.heat_size
-        return QueuePosition(int(place or 0) + 1, wait_seconds(ahead, await self.backlog(), cards))
+        return QueuePosition(int(place or 0) + 1, wait_seconds(ahead, await self.backlog(), workers))
 
     async def image(self, job: str, candidate: int) -> bytes:
         """The picture of one of the job's leaders, as a file's bytes. Raises JobNotFound, JobGone, NotThere."""
@@ -288,7 +290,7 @@ class Queue:
 
     async def cancel(self, job: str) -> JobStatus:
         """Cancels a job unless it has ended; returns its status. Raises JobNotFound, JobGone."""
-        status = await self.scripts("cancel", job)
+        status = await self.scripts("cancel", job=job)
         if status is None:
             await self._missing(job)
         return JobStatus(status.decode())
@@ -337,7 +339,7 @@ class Queue:
         seconds, micros = await self.redis.time()
         return int(1000 * seconds + micros // 1000)
 
-    async def cards(self) -> list[WorkerInfo]:
+    async def workers(self) -> list[WorkerInfo]:
         """The cards of the workers that are warm now."""
         async with self.redis.pipeline(transaction=False) as pipe:
             pipe.time()
@@ -348,14 +350,14 @@ class Queue:
                 pipe.zrangebyscore(self.keys("workers", pair.decode()), f"({1000 * seconds + micros // 1000}", "+inf")
                 pipe.hgetall(self.keys("infos", pair.decode()))
             found = await pipe.execute()
-        cards = [
+        workers = [
             WorkerInfo.model_validate_json(texts[worker])
             for live, texts in zip(found[::2], found[1::2], strict=True)
             for worker in live
             if worker in texts
         ]
-        self._speed = sum(card.tflops_per_second or 0.0 for card in cards)
-        return cards
+        self._speed = sum(info.tflops_per_second or 0.0 for info in workers)
+        return workers
 
     async def announced(self) -> list[WorkerInfo]:
         """The card last announced of every pair ever announced: what a request can be checked with meanwhile."""

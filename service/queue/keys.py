@@ -116,7 +116,7 @@ class Keys:
         names = ", ".join(f"{name} = '{self.namespace}:{template}'" for name, template in _TEMPLATES.items())
         priorities = ", ".join(f"'{name}'" for name in PRIORITIES)
         return (
-            f"local GROUP, CLASSES = '{GROUP}', {{{priorities}}}\n"
+            f"local GROUP, PRIORITIES = '{GROUP}', {{{priorities}}}\n"
             f"local NAMES = {{{names}}}\n"
             "local function key(name, ...) return string.format(NAMES[name], ...) end\n"
         )

@@ -71,7 +71,7 @@ class EndedJob:
     winner: Verdict | None
 
 
-async def take_census(queue: Queue) -> QueueStats:
+async def read_stats(queue: Queue) -> QueueStats:
     """Looks at the queue. Raises redis' errors if its server is away."""
     keys = queue.keys
     async with queue.redis.pipeline(transaction=False) as pipe:
@@ -84,7 +84,7 @@ async def take_census(queue: Queue) -> QueueStats:
         pipe.info()
         backlog, reserved, queued, oldest, dead, (seconds, micros), info = await pipe.execute()
     load = {name.decode(): max(0, int(value)) for name, value in backlog.items()}
-    workers = tuple(await queue.cards())
+    workers = tuple(await queue.workers())
     whole = _backlog(load, "")
     valkey = info.get("server_name") == "valkey"
     return QueueStats(
@@ -120,8 +120,8 @@ async def ended_jobs(queue: Queue, after: str) -> tuple[list[EndedJob], str]:
     if not found:
         return [], after
     names = {}
-    for card in await queue.announced():
-        names[pair_id(*card.revisions)] = (card.model.revision.name, card.judge.revision.name)
+    for info in await queue.announced():
+        names[pair_id(*info.revisions)] = (info.model.revision.name, info.judge.revision.name)
     return [_ended(fields, names) for _, fields in found], found[-1][0].decode()
 
 

@@ -12,6 +12,8 @@ from bestofn.service.queue.consumer import Claim
 HeatKey = tuple[str, int]
 """A job's id and the index of a heat."""
 
+RECENT_JOBS = 1000
+
 
 class HeatState(StrEnum):
     """State of a claimed heat, from its claim to the queue's record of its result."""
@@ -162,3 +164,18 @@ class HeldHeats:
     def action(self, claim: Claim) -> DeliveryAction:
         """The action that a claim's number of deliveries asks for."""
         return delivery_action(claim.deliveries, self._max_deliveries)
+
+
+class RecentJobs:
+    """Jobs that have ended early, the last `RECENT_JOBS` of them."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, None] = {}
+
+    def __contains__(self, job: str) -> bool:
+        return job in self._jobs
+
+    def add(self, job: str) -> None:
+        self._jobs[job] = None
+        if len(self._jobs) > RECENT_JOBS:
+            del self._jobs[next(iter(self._jobs))]

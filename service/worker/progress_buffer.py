@@ -29,7 +29,7 @@ class _Job:
     judgements: list[Judgement] = field(default_factory=list)
 
 
-class Reports:
+class ProgressBuffer:
     """Totals of the heats in the engine, and the verdicts nobody has published yet."""
 
     def __init__(self) -> None:

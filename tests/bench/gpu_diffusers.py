@@ -26,7 +26,7 @@ def measure(place: Place) -> Iterator[Measured]:
     measured = Measured([Table(header, rows)], figures, notes)
     N, steps = place.pick(32, 3), place.pick(20, 2)
     made = engine(place, "1.6B")
-    judge, card = made._judge.get(), made.model_info
+    judge, info = made._judge.get(), made.model_info
     pipeline = SanaPipeline.from_pretrained(generator_folder(place, "1.6B"), torch_dtype=place.dtype).to(place.device)
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
@@ -46,9 +46,9 @@ def measure(place: Place) -> Iterator[Measured]:
             f"{seed} {PROMPT}",
             num_images_per_prompt=N,
             num_inference_steps=steps,
-            guidance_scale=card.guidance_scale,
-            width=card.width,
-            height=card.height,
+            guidance_scale=info.guidance_scale,
+            width=info.width,
+            height=info.height,
             use_resolution_binning=False,
             complex_human_instruction=list(made.generator.calls.complex_human_instruction) or None,
             max_sequence_length=made.generator.calls.max_sequence_length,

@@ -167,17 +167,17 @@ def engine(place: Place, size: str, **settings: Any) -> Engine:
 
 def job(made: Engine, N: int, **fields: Any) -> JobSpec:
     """A job of N candidates with the checkpoint's own defaults."""
-    card = made.model_info
+    info = made.model_info
     defaults = {
         "id": "job",
         "prompt": PROMPT,
         "num_samples": N,
         "seed": 0,
-        "width": card.width,
-        "height": card.height,
-        "num_inference_steps": card.num_inference_steps,
-        "guidance_scale": card.guidance_scale,
-        "model": card.revision,
+        "width": info.width,
+        "height": info.height,
+        "num_inference_steps": info.num_inference_steps,
+        "guidance_scale": info.guidance_scale,
+        "model": info.revision,
         "judge": made.judge_info.revision,
     }
     return JobSpec(**(defaults | fields))

@@ -108,7 +108,7 @@ class Stand:
     async def _warm(self, processes: list[Process]) -> list[Process]:
         wanted = {process.pid for process in processes}
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not wanted <= {card.pid for card in await self.queue.cards()}:
+            while not wanted <= {info.pid for info in await self.queue.workers()}:
                 if any(process.poll() is not None for process in processes):
                     raise RuntimeError(f"a worker has ended: {(self.folder / 'workers.log').read_text()[-2000:]}")
                 await asyncio.sleep(0.05)

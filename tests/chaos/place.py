@@ -96,9 +96,9 @@ class Place:
         wanted = {process.pid for process in crew}
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
-                cards = {card.pid: card for card in await self.queue.cards()}
-                if wanted <= cards.keys():
-                    return {pid: cards[pid] for pid in wanted}
+                workers = {info.pid: info for info in await self.queue.workers()}
+                if wanted <= workers.keys():
+                    return {pid: workers[pid] for pid in wanted}
                 await asyncio.sleep(0.05)
 
     async def api(self, port: int = 0, **settings: object) -> Api:

@@ -117,7 +117,7 @@ async def soak(minutes: float, out: Path) -> list[Figure]:
             httpx.AsyncClient(base_url=api.url, timeout=180, limits=limits) as http,
             bestofn.AsyncClient(api.url) as client,
         ):
-            pairs = {pair.model.revision.name: pair for pair in deployments_of(await here.queue.cards())}
+            pairs = {pair.model.revision.name: pair for pair in deployments_of(await here.queue.workers())}
             loads = {name: Load(http, client, Book(here), random.Random(name)) for name in pairs}
             looking = [asyncio.create_task(load.book.watch()) for load in loads.values()]
             looking.append(asyncio.create_task(run.samples()))
@@ -221,7 +221,7 @@ async def _crew(here: Place) -> "AsyncIterator[subprocess.Popen[bytes]]":
 
 async def _all_warm(here: Place, sleeping: int) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while sum(card.model.revision.name == "fake" for card in await here.queue.cards()) < sleeping:
+        while sum(info.model.revision.name == "fake" for info in await here.queue.workers()) < sleeping:
             await asyncio.sleep(0.1)
 
 

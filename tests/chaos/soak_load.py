@@ -52,10 +52,10 @@ class Asked:
 
 def arrivals(pair: Deployment, rng: random.Random, acts: dict[str, int] = ACTS) -> Iterator[Asked]:
     """Requests of one pair without end, mixed in size and kind."""
-    card = pair.model
+    info = pair.model
     while True:
-        N, steps = rng.choice(SIZES), card.num_inference_steps
-        side = card.width if rng.random() < 0.85 else 3 * card.width // 2
+        N, steps = rng.choice(SIZES), info.num_inference_steps
+        side = info.width if rng.random() < 0.85 else 3 * info.width // 2
         body: dict[str, Any] = {
             "prompt": rng.choice(PROMPTS),
             "num_samples": N,
@@ -69,8 +69,8 @@ def arrivals(pair: Deployment, rng: random.Random, acts: dict[str, int] = ACTS) 
         }
         if N >= 8 and rng.random() < 0.25:
             body["draft"] = {"num_inference_steps": 2, "keep": 0.25}
-        job = spec(**body, guidance_scale=card.guidance_scale, model=card.revision, judge=pair.judge.revision)
-        body |= {"model": card.revision.name, "judge": pair.judge.revision.name}
+        job = spec(**body, guidance_scale=info.guidance_scale, model=info.revision, judge=pair.judge.revision)
+        body |= {"model": info.revision.name, "judge": pair.judge.revision.name}
         act = rng.choices(list(acts), list(acts.values()))[0]
         yield Asked(act, body, tflops(job, pair))
 

@@ -44,8 +44,8 @@ async def memory(rounds: int) -> list[Figure]:
     name = "memory"
     async with place(stall_seconds=60.0) as here:
         worker = here.worker(kind="cramped")
-        card = (await here.warm([worker]))[worker.pid]
-        revisions = {"model": card.model.revision, "judge": card.judge.revision, "heat_size": 8, "num_samples": 8}
+        info = (await here.warm([worker]))[worker.pid]
+        revisions = {"model": info.model.revision, "judge": info.judge.revision, "heat_size": 8, "num_samples": 8}
         notes = here.notes / f"{worker.pid}.memory"
 
         async def draw(**fields: object) -> str:

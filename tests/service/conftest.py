@@ -191,7 +191,7 @@ def open_lane() -> Callable[..., Awaitable[QueueConsumer]]:
 
     async def lane(queue: Queue, name: str = "one", capacity: int = 4) -> QueueConsumer:
         engine = FakeEngine(slots=capacity)
-        card = WorkerInfo(
+        info = WorkerInfo(
             worker=name,
             host="here",
             pid=1,
@@ -201,7 +201,7 @@ def open_lane() -> Callable[..., Awaitable[QueueConsumer]]:
             judge=engine.judge_info,
             started_at=0.0,
         )
-        opened = QueueConsumer(queue, card)
+        opened = QueueConsumer(queue, info)
         await opened.heartbeat((), 60.0)
         return opened
 

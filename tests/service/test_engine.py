@@ -59,8 +59,8 @@ def make(loaded):
 
     def make(sizes=SIZES, generator=None, judge=None, **options):
         held = JudgeResidence(lambda: judge or loaded._judge.get(), loaded.generator, shared=True)
-        cards = loaded.model_info, loaded.judge_info
-        return Engine(generator or loaded.generator, held, *cards, loaded.tokenizer_json, sizes, **options)
+        workers = loaded.model_info, loaded.judge_info
+        return Engine(generator or loaded.generator, held, *workers, loaded.tokenizer_json, sizes, **options)
 
     return make
 

@@ -254,7 +254,7 @@ def test_a_served_job_ends_as_a_local_one(
         async with worker(settings):
             while not await queue.announced():
                 await asyncio.sleep(0.01)
-            assert [card.pairwise_judge for card in await queue.cards()] == ["looker"]
+            assert [info.pairwise_judge for info in await queue.workers()] == ["looker"]
             await queue.submit(spec, cost=1.0)
             result, images = await ended(queue, spec.id)
             assert result.finals is not None
@@ -366,24 +366,24 @@ def test_finals_are_handed_on_like_any_heat(
             assert not await one.complete(claim, finish(claim.heat))
         (claim,) = await two.claim(9, 0)
         assert claim.heat.is_finals
-        await two.fail(claim, "retried")
+        await two.give_back(claim, "retried")
         (claim,) = await one.claim(9, 0)
         assert claim.deliveries == 2
         await asyncio.sleep(0.05)
         (taken,) = await two.reclaim(1, 0.02)
         assert (taken.heat, taken.deliveries) == (claim.heat, 3)
-        meet, pictures = await two.promoted(spec)
+        meet, pictures = await two.finals_entrants(spec)
         assert len(meet) > 1
         meeting = FinalsState("m", tuple(meet))
-        assert await two.tell_finals(taken, meeting)
-        assert not await one.tell_finals(claim, replace(meeting, judge="of one who has lost them"))
+        assert await two.publish_finals(taken, meeting)
+        assert not await one.publish_finals(claim, replace(meeting, judge="of one who has lost them"))
         known = (await queue.record(spec.id)).progress.finals
         assert known is not None
         assert known.model_dump() == meeting.to_json()
         finals = played("m", decided(meet, {index: float(-place) for place, index in enumerate(reversed(meet))}))
         assert await two.complete_finals(taken, finals)
         assert not await one.complete_finals(claim, finals)
-        assert not await two.tell_finals(taken, meeting)
+        assert not await two.publish_finals(taken, meeting)
         result, images = await ended(queue, spec.id)
         winner = result.images[0].candidate
         assert (winner, images) == (finals.rounds[-1][-1].winner, [pictures[winner]])
@@ -400,7 +400,7 @@ def test_a_worker_without_a_judge_leaves_finals_to_one_that_has_it_or_ends_them(
     async def run() -> None:
         queue = await Queue.connect(settings)
         async with worker(settings):
-            while not (cards := await queue.cards()):
+            while not (workers := await queue.workers()):
                 await asyncio.sleep(0.01)
             spec = make_spec(**FIELDS)
             await queue.submit(spec, cost=1.0)
@@ -408,7 +408,7 @@ def test_a_worker_without_a_judge_leaves_finals_to_one_that_has_it_or_ends_them(
             assert "no worker has a pairwise judge any more" in result.warnings[0]
 
             other = QueueConsumer(
-                queue, cards[0].model_copy(update={"worker": "two", "capacity": 1, "pairwise_judge": "m"})
+                queue, workers[0].model_copy(update={"worker": "two", "capacity": 1, "pairwise_judge": "m"})
             )
             await other.heartbeat((), 60.0)
             spec = make_spec(**FIELDS)
@@ -416,7 +416,7 @@ def test_a_worker_without_a_judge_leaves_finals_to_one_that_has_it_or_ends_them(
             await due(queue, spec.id)
             (claim,) = await other.claim(1, 5.0)
             assert (claim.heat.is_finals, claim.deliveries) == (True, 1)
-            assert await other.complete_finals(claim, played("m", decided((await other.promoted(spec))[0], {})))
+            assert await other.complete_finals(claim, played("m", decided((await other.finals_entrants(spec))[0], {})))
             assert (await ended(queue, spec.id))[0].finals is not None
         await queue.aclose()
 
@@ -440,10 +440,10 @@ def test_finals_that_cost_workers_their_lives_are_given_up_not_the_job(
                 if not claim.heat.is_finals:
                     await lane.complete(claim, finish(claim.heat))
                 elif claim.deliveries > settings.max_deliveries:
-                    await lane.fail(claim, "released")
+                    await lane.give_back(claim, "released")
                     break
                 else:
-                    await lane.fail(claim, "retried")
+                    await lane.give_back(claim, "retried")
             else:
                 continue
             break
@@ -474,7 +474,7 @@ def test_what_cannot_be_read_ends_the_finals_not_the_worker(
         while (claims := await lane.claim(1, 0)) and not claims[0].heat.is_finals:
             await lane.complete(claims[0], finish(claims[0].heat))
         if broken == "a picture":
-            worst = (await lane.promoted(spec))[0][-1]
+            worst = (await lane.finals_entrants(spec))[0][-1]
             heat = int(await queue.redis.hget(queue.keys("winner_images", spec.id), str(worst)))
             await queue.redis.hset(queue.keys("images", spec.id, heat), str(worst), b"cut short")
         else:
@@ -504,7 +504,7 @@ JOBS = st.fixed_dictionaries(
         "rule": st.sampled_from(["margin", "official"]),
         "draft": st.sampled_from([None, {"num_inference_steps": 1, "keep": 0.25}]),
         "stop": st.none() | st.builds(Stop, min_samples=st.integers(1, 20), patience=st.integers(1, 80)),
-        "finals": st.builds(Finals, most=st.integers(2, 5), band=st.sampled_from([0.0, 1.5, 20.0])),
+        "finals": st.builds(Finals, max_entrants=st.integers(2, 5), margin=st.sampled_from([0.0, 1.5, 20.0])),
     }
 )
 
@@ -524,7 +524,7 @@ def test_whoever_draws_and_plays_what_and_when_the_end_is_the_same(
     verdicts = drawn(N, chance)
     quality = dict(enumerate(chance.sample(range(N), N)))
     spec = make_spec(num_samples=N, heat_size=16, **job)
-    spec = spec.model_copy(update={"top_k": min(spec.top_k, spec.num_promoted)})
+    spec = spec.model_copy(update={"top_k": min(spec.top_k, spec.schedule.num_promoted)})
 
     def finals_of(meet: list[int]) -> FinalsOutcome:
         return played("m", decided(meet, {index: float(rank) for index, rank in quality.items()}))
@@ -551,9 +551,9 @@ def test_whoever_draws_and_plays_what_and_when_the_end_is_the_same(
             if held and (len(held) > 5 or chance.random() < 0.4):
                 place, claim = held.pop(chance.randrange(len(held)))
                 if chance.random() < 0.2:
-                    await place.fail(claim, "released")
+                    await place.give_back(claim, "released")
                 elif claim.heat.is_finals:
-                    await place.complete_finals(claim, finals_of((await place.promoted(spec))[0]))
+                    await place.complete_finals(claim, finals_of((await place.finals_entrants(spec))[0]))
                 else:
                     await place.complete(claim, outcome_of(claim.heat, verdicts))
         result, images = await ended(queue, spec.id)

@@ -43,13 +43,13 @@ def test_the_picture_is_the_one_that_plain_diffusers_makes(name, tmp_path):
 
     pipeline = SanaPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    calls, card = engine.generator.calls, engine.model_info
+    calls, info = engine.generator.calls, engine.model_info
     theirs = pipeline(
         PROMPT,
-        width=card.width,
-        height=card.height,
-        num_inference_steps=card.num_inference_steps,
-        guidance_scale=card.guidance_scale,
+        width=info.width,
+        height=info.height,
+        num_inference_steps=info.num_inference_steps,
+        guidance_scale=info.guidance_scale,
         generator=torch.Generator("cpu").manual_seed(seed),
         use_resolution_binning=False,
         max_sequence_length=calls.max_sequence_length,

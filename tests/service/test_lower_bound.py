@@ -135,11 +135,11 @@ def test_beside_others_in_turns_and_a_tick_later_it_is_the_same(loaded, spec, un
     others = [spec("margin", rule="margin"), spec("drafts", draft={"num_inference_steps": 2, "keep": 0.5}, seed=40)]
     assert candidates(loaded, *others, job)["job"] == alone
 
-    cards = loaded.model_info, loaded.judge_info, loaded.tokenizer_json, loaded.sizes
+    workers = loaded.model_info, loaded.judge_info, loaded.tokenizer_json, loaded.sizes
 
     def engine(shared, beside=None):
         held = JudgeResidence(Judge.load, loaded.generator, shared=shared, load_second=lambda: Judge.load(unlike))
-        return Engine(loaded.generator, held, *cards, beside)
+        return Engine(loaded.generator, held, *workers, beside)
 
     assert candidates(engine(shared=False), *others, job)["job"] == alone
     late = Late(loaded.generator.device, one_queue=True)
@@ -148,9 +148,9 @@ def test_beside_others_in_turns_and_a_tick_later_it_is_the_same(loaded, spec, un
 
 def test_the_same_judge_twice_has_the_winner_of_margin(loaded, spec):
     margin = ranked(spec(rule="margin"), candidates(loaded, spec(rule="margin"))["job"][0])
-    card = loaded.judge_info.model_copy(update={"second": loaded.judge_info.model_copy(update={"second": None})})
+    info = loaded.judge_info.model_copy(update={"second": loaded.judge_info.model_copy(update={"second": None})})
     held = JudgeResidence(Judge.load, loaded.generator, shared=True, load_second=Judge.load)
-    twice = Engine(loaded.generator, held, loaded.model_info, card, loaded.tokenizer_json, loaded.sizes)
+    twice = Engine(loaded.generator, held, loaded.model_info, info, loaded.tokenizer_json, loaded.sizes)
     job = local_spec(GenerateRequest(**SHORT, rule="lower_bound"), twice, Settings())
     assert "then ranks as margin does" in job.warnings[0]
     outcome, _ = candidates(twice, job)[job.id]

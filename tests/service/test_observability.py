@@ -31,7 +31,7 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.queue.stats import ended_jobs, last_ended, take_census
+from bestofn.service.queue.stats import ended_jobs, last_ended, read_stats
 from bestofn.service.worker.health_server import LIVE, READY, Condition, metrics_port
 
 DOCKER = Path(__file__).parent.parent.parent / "docker"
@@ -335,21 +335,21 @@ def test_a_census_counts_jobs_by_priority_and_notes_how_they_end(
         jobs = [make_spec(num_samples=8), make_spec(num_samples=4, priority="batch")]
         for job in jobs:
             await queue.submit(job, cost=2.0, traceparent="00-1-2-01")
-        census = await take_census(queue)
-        assert (census.queued, census.running, census.estimated_wait_seconds) == (2, 0, None)
-        assert [load.candidates for load in census.loads.values()] == [8, 4]
-        assert [load.tflops for load in census.loads.values()] == [2.0, 2.0]
+        stats = await read_stats(queue)
+        assert (stats.queued, stats.running, stats.estimated_wait_seconds) == (2, 0, None)
+        assert [load.candidates for load in stats.loads.values()] == [8, 4]
+        assert [load.tflops for load in stats.loads.values()] == [2.0, 2.0]
         (claim,) = await lane.claim(1, 0.0)
         assert (claim.traceparent, claim.waited_seconds < 5) == ("00-1-2-01", True)
         time.sleep(0.02)
-        census = await take_census(queue)
-        assert (census.queued, census.running) == (1, 1)
-        assert 0.02 <= census.oldest_wait_seconds < 5
-        await lane.fail(claim, "dead_lettered", "no luck")
+        stats = await read_stats(queue)
+        assert (stats.queued, stats.running) == (1, 1)
+        assert 0.02 <= stats.oldest_wait_seconds < 5
+        await lane.give_back(claim, "dead_lettered", "no luck")
         await queue.cancel(jobs[1].id)
-        census = await take_census(queue)
-        assert (census.queued, census.running, census.oldest_wait_seconds, census.dead) == (0, 0, 0.0, 1)
-        assert {(load.jobs, load.candidates, load.tflops) for load in census.loads.values()} == {(0, 0, 0.0)}
+        stats = await read_stats(queue)
+        assert (stats.queued, stats.running, stats.oldest_wait_seconds, stats.dead) == (0, 0, 0.0, 1)
+        assert {(load.jobs, load.candidates, load.tflops) for load in stats.loads.values()} == {(0, 0, 0.0)}
         ended, place = await ended_jobs(queue, start)
         assert [(job.status, job.priority, job.model, job.winner) for job in ended] == [
             (JobStatus.FAILED, "interactive", "fake", None),

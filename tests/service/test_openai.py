@@ -154,12 +154,12 @@ def test_models(client: OpenAI) -> None:
 
 
 def test_of_two_revisions_the_one_that_came_up_last_is_shown() -> None:
-    def card(name: str, revision: str, started_at: float) -> WorkerInfo:
+    def info(name: str, revision: str, started_at: float) -> WorkerInfo:
         engine = FakeEngine(name=name, revision=revision)
         revisions = {"model": engine.model_info, "judge": engine.judge_info, "started_at": started_at}
         return WorkerInfo(worker=f"{name}{revision}", host="h", pid=1, device="cpu", capacity=4, **revisions)
 
-    old, new, away = card("a", "1", 1.0), card("a", "2", 2.0), card("lab/b", "1", 3.0)
+    old, new, away = info("a", "1", 1.0), info("a", "2", 2.0), info("lab/b", "1", 3.0)
     shown = models_of([old, new], [old, new, away])
     assert [(m.id, m.revision, m.created, m.workers, m.owned_by) for m in shown] == [
         ("a", "2", 2, 2, "bestofn"),

@@ -97,10 +97,10 @@ def test_no_pair_no_job(settings: Settings, make_spec: MakeSpec, open_lane: Open
             with pytest.raises(Unavailable, match="no worker has ever announced"):
                 await queue.submit(make_spec(), cost=1)
             lane = await open_lane(queue)
-            assert [card.worker for card in await queue.cards()] == ["one"]
+            assert [info.worker for info in await queue.workers()] == ["one"]
             await lane.leave(())
-            assert await queue.cards() == []
-            assert [card.worker for card in await queue.announced()] == ["one"]
+            assert await queue.workers() == []
+            assert [info.worker for info in await queue.announced()] == ["one"]
             await queue.submit(make_spec(), cost=1)  # waits for the next worker
             assert await lane.claim(4, 0) == []
             assert len(await (await open_lane(queue, "two")).claim(4, 0)) == 1
@@ -125,7 +125,7 @@ def test_the_first_completion_wins_and_a_lost_lease_stays_lost(
             [again] = await two.reclaim(1, 0.05)
             assert again.deliveries == 2  # the beat was no delivery
             assert await one.heartbeat([late], 60.0) == {late.entry.id}
-            await one.fail(late, "retried", "a loser's word")  # not its own any more: nothing happens
+            await one.give_back(late, "retried", "a loser's word")  # not its own any more: nothing happens
             assert await two.heartbeat([again], 60.0) == set()
 
             assert await one.complete(late, finish(late.heat))
@@ -429,10 +429,16 @@ def test_a_heat_handed_back_is_no_delivery_and_one_that_failed_is(
             lane = await open_lane(queue)
             spec = make_spec(num_samples=4)
             await queue.submit(spec, cost=1)
-            for delivery_action, deliveries in [("back", 1), ("again", 1), ("back", 2), ("again", 2), ("dead", 3)]:
+            for delivery_action, deliveries in [
+                ("released", 1),
+                ("retried", 1),
+                ("released", 2),
+                ("retried", 2),
+                ("dead_lettered", 3),
+            ]:
                 [claim] = await lane.claim(4, 0)
                 assert claim.deliveries == deliveries
-                await lane.fail(claim, delivery_action, 'it said "no"')
+                await lane.give_back(claim, delivery_action, 'it said "no"')
             assert await lane.claim(4, 0) == []
             record = await queue.record(spec.id)
             assert (record.status, record.error) == (JobStatus.FAILED, 'it said "no"')
@@ -545,7 +551,7 @@ def test_a_caller_and_the_work_have_limits_of_their_own(
         async with opened(settings, **limits) as queue:
             lane = await open_lane(queue)
             await lane.heartbeat((), 60.0, tflops_per_second=5.0)
-            await queue.cards()
+            await queue.workers()
             await queue.submit(make_spec(num_samples=8), cost=40, caller="one")
             with pytest.raises(
                 Overloaded, match="8 candidates of this key wait, and 4 more would pass its limit of 10"

@@ -60,8 +60,8 @@ class Job:
         """Whether it has heats that may be dealt: one that may stop waits for its first ones."""
         if self.dealt == len(self.heats):
             return False
-        prefix = self.spec.first(self.decided)
-        ahead = self.spec.first(self.dealt + 1) - prefix
+        prefix = self.spec.schedule.first(self.decided)
+        ahead = self.spec.schedule.first(self.dealt + 1) - prefix
         return self.spec.stop is None or self.dealt == self.decided or ahead <= max(4, prefix)
 
     def file(self, heat: int) -> bool:
@@ -84,7 +84,7 @@ class Job:
         """After how many heats it stops."""
         if self.spec.stop is not None:
             for heat in self.heats:
-                seen = range(self.spec.first(heat.index + 1))
+                seen = range(self.spec.schedule.first(heat.index + 1))
                 margin = max(fake_verdict(self.spec.prompt, self.spec.seed + i).margin for i in seen)
                 if (len(seen) >= 4 and margin > 9) or (len(seen) >= self.spec.stop.patience and margin < 0):
                     return heat.index + 1
@@ -198,25 +198,25 @@ class Machine(RuleBasedStateMachine):
             self.rings[job.spec.priority].append(job.spec.id)
 
     @precondition(lambda self: any(self.held.values()))
-    @rule(data=st.data(), delivery_action=st.sampled_from(["back", "again", "dead"]))
+    @rule(data=st.data(), delivery_action=st.sampled_from(["released", "retried", "dead_lettered"]))
     def fail(self, data: st.DataObject, delivery_action: str) -> None:
         name, claim = self._one(data)
         before = self._entries()
-        self.run(self.lanes[name].fail(claim, delivery_action, "it would not"))
+        self.run(self.lanes[name].give_back(claim, delivery_action, "it would not"))
         if self.owners.get(entry_of(claim)) != name:
             return
         del self.owners[entry_of(claim)]
         job = self.jobs[claim.entry.job]
         if not job.active or claim.entry.heat in job.done:
             return
-        if delivery_action == "dead":
+        if delivery_action == "dead_lettered":
             job.dead.add(claim.entry.heat)
             if job.spec.stop is None or job.decided in job.dead:
                 job.status = JobStatus.FAILED
         else:
             mine = (claim.entry.job, claim.entry.heat)
             [added] = [entry for entry, what in self._entries().items() if entry not in before and what == mine]
-            self.spent[added] = claim.deliveries - (delivery_action == "back")
+            self.spent[added] = claim.deliveries - (delivery_action == "released")
 
     def _one(self, data: st.DataObject) -> tuple[str, Claim]:
         name = data.draw(st.sampled_from([name for name, held in self.held.items() if held]))
@@ -344,7 +344,7 @@ class Machine(RuleBasedStateMachine):
             assert not job.active
             result = assemble(record.spec, record.status, record.outcomes)
             if job.status is JobStatus.SUCCEEDED and record.stopped != "deadline":
-                assert sorted(c.index for c in result.candidates) == list(range(job.spec.first(len(job.done))))
+                assert sorted(c.index for c in result.candidates) == list(range(job.spec.schedule.first(len(job.done))))
         backlog = self.run(self.queue.backlog())
         assert (backlog.jobs, backlog.candidates, backlog.tflops) == (0, 0, 0)
         assert self._entries() == {}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bestofn.service.core.jobs import DEFAULT_HEAT_SIZE
+from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE
 from bestofn.service.core.scheduling import DeliveryAction, claim_count, delivery_action, heat_size
 
 

@@ -141,7 +141,7 @@ def test_whoever_draws_what_and_when_the_end_is_the_same(
     chance = random.Random(seed)
     verdicts = drawn(N, chance)
     spec = make_spec(num_samples=N, heat_size=16, **job)
-    spec = spec.model_copy(update={"top_k": min(spec.top_k, spec.num_promoted)})
+    spec = spec.model_copy(update={"top_k": min(spec.top_k, spec.schedule.num_promoted)})
     expected = one_by_one(spec, verdicts)
 
     async def run() -> None:
@@ -153,13 +153,13 @@ def test_whoever_draws_what_and_when_the_end_is_the_same(
         for _ in range(1000):
             lane = chance.choice(lanes)
             held += [(lane, claim) for claim in await lane.claim(2, 0)]
-            prefix = spec.first(int(await queue.redis.hget(queue.keys("job", spec.id), "decided")))
-            ahead = spec.first(int(await queue.redis.hget(queue.keys("job", spec.id), "next"))) - prefix
+            prefix = spec.schedule.first(int(await queue.redis.hget(queue.keys("job", spec.id), "decided")))
+            ahead = spec.schedule.first(int(await queue.redis.hget(queue.keys("job", spec.id), "next"))) - prefix
             assert ahead <= max(4, prefix) or (spec.draft is not None and ahead <= max(16, prefix))
             if held and (len(held) > 7 or chance.random() < 0.3):
                 place, claim = held.pop(max(chance.choices(range(len(held)), k=2)))  # more often the later ones
                 if chance.random() < 0.2:
-                    await place.fail(claim, "released")
+                    await place.give_back(claim, "released")
                 else:
                     await place.complete(claim, outcome_of(claim.heat, verdicts))
             if not held and (await queue.record(spec.id)).status is JobStatus.SUCCEEDED:
@@ -224,7 +224,7 @@ def test_a_heat_that_cannot_be_done_counts_only_if_the_job_comes_to_it(
             await lane.complete(claim, outcome_of(claim.heat, verdicts))
         claims = {claim.heat.index: claim for claim in await lane.claim(9, 0)}
         assert set(claims) == {4, 5}
-        await lane.fail(claims.pop(dead), "dead_lettered", "it would not")
+        await lane.give_back(claims.pop(dead), "dead_lettered", "it would not")
         for claim in claims.values():
             assert (await queue.record(spec.id)).status is (JobStatus.RUNNING if dead == 5 else JobStatus.FAILED)
             await lane.complete(claim, outcome_of(claim.heat, verdicts))
@@ -327,7 +327,7 @@ def test_until_its_end_a_job_counts_with_the_most_that_it_may_take_and_the_end_i
                 [claim, *ahead] = sorted(await lane.claim(9, 0), key=lambda claim: claim.heat.index)
                 await lane.complete(claim, outcome_of(claim.heat, verdicts))
                 for other in ahead:
-                    await lane.fail(other, "released")
+                    await lane.give_back(other, "released")
                 waits -= claim.heat.count
             if not verdicts:
                 await queue.redis.zadd(queue.keys("deadlines"), {spec.id: 0})
@@ -388,9 +388,9 @@ def test_local_runs_end_as_the_definition_says(fields: dict[str, object], seed: 
     assert run.result == assemble(
         spec,
         JobStatus.SUCCEEDED,
-        [outcome for outcome in outcomes if spec.first(outcome.heat) < stop],
+        [outcome for outcome in outcomes if spec.schedule.first(outcome.heat) < stop],
         stopped=run.result.stopped,
     )
     assert list(run.images) == [image.candidate for image in run.result.images]
-    assert stop in {spec.first(heat) for heat in range(1, spec.num_heats + 1)}
+    assert stop in {spec.schedule.first(heat) for heat in range(1, spec.schedule.num_heats + 1)}
     assert (run.result.stopped == "confident") == ((run.result.confidence or 0) >= 0.999)

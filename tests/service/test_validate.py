@@ -172,7 +172,7 @@ def test_a_depth_that_cannot_be_is_refused(pair: Deployment, fields: dict[str, o
     assert said in refusal.value.detail
 
 
-def card(worker: str, model: str, revision: str, judge: str, started_at: float) -> WorkerInfo:
+def info(worker: str, model: str, revision: str, judge: str, started_at: float) -> WorkerInfo:
     return WorkerInfo(
         worker=worker,
         host="h",
@@ -186,14 +186,14 @@ def card(worker: str, model: str, revision: str, judge: str, started_at: float) 
 
 
 def test_the_newest_revision_serves_during_an_upgrade() -> None:
-    cards = [card("a", "m", "old", "j", 1), card("b", "m", "new", "j", 2), card("c", "m", "new", "j", 3)]
-    pair = choose_deployment(deployments_of(cards), [], None, None)
+    workers = [info("a", "m", "old", "j", 1), info("b", "m", "new", "j", 2), info("c", "m", "new", "j", 3)]
+    pair = choose_deployment(deployments_of(workers), [], None, None)
     assert pair.model.revision.revision == "new"
     assert pair.capacities == (8, 8)
 
 
 def test_names_choose_among_what_is_deployed() -> None:
-    pairs = deployments_of([card("a", "m1", "r", "j1", 1), card("b", "m2", "r", "j2", 2)])
+    pairs = deployments_of([info("a", "m1", "r", "j1", 1), info("b", "m2", "r", "j2", 2)])
     assert choose_deployment(pairs, [], "m1", None).judge.revision.name == "j1"
     with pytest.raises(InvalidRequest, match="several are deployed: m1, m2"):
         choose_deployment(pairs, [], None, None)
@@ -207,7 +207,7 @@ def test_names_choose_among_what_is_deployed() -> None:
 
 
 def test_finals_are_for_workers_with_a_pairwise_judge() -> None:
-    plain, able = card("a", "m", "1", "j", 2.0), card("b", "m", "0", "j", 1.0)
+    plain, able = info("a", "m", "1", "j", 2.0), info("b", "m", "0", "j", 1.0)
     pairs = deployments_of([plain, able.model_copy(update={"pairwise_judge": "looker"})])
     assert choose_deployment(pairs, [], None, None).model.revision.revision == "1"
     chosen = choose_deployment(pairs, [], None, None, finals=True)
@@ -219,7 +219,7 @@ def test_finals_are_for_workers_with_a_pairwise_judge() -> None:
 
 
 def test_jobs_wait_for_workers_that_were_there_before() -> None:
-    live, gone = deployments_of([card("a", "m1", "r", "j1", 2)]), deployments_of([card("b", "m2", "r", "j2", 1)])
+    live, gone = deployments_of([info("a", "m1", "r", "j1", 2)]), deployments_of([info("b", "m2", "r", "j2", 1)])
     assert choose_deployment(live, gone, None, None).model.revision.name == "m1"
     assert choose_deployment(live, gone, "m2", None).judge.revision.name == "j2"
     assert choose_deployment([], gone, None, None).model.revision.name == "m2"

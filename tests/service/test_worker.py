@@ -70,7 +70,7 @@ async def inside(settings: Settings, engine: FakeEngine) -> Any:
 
 
 async def ready(queue: Queue, workers: int) -> None:
-    while len(await queue.cards()) < workers:
+    while len(await queue.workers()) < workers:
         await asyncio.sleep(0.02)
 
 
@@ -210,7 +210,7 @@ def test_sigterm_hands_heats_back_at_once(settings: Settings, make_spec: MakeSpe
         slow.terminate()
         assert await asyncio.wait_for(ended(queue, spec.id), 5.0) is JobStatus.SUCCEEDED
         assert await asyncio.to_thread(slow.wait, 10.0) == 0
-        assert len(await queue.cards()) == 1
+        assert len(await queue.workers()) == 1
         await queue.aclose()
 
     asyncio.run(run())
@@ -461,7 +461,7 @@ def test_a_queue_that_has_forgotten_all_hears_all_again_from_a_worker_without_ro
         async with inside(settings.model_copy(update={"stall_seconds": 20.0}), engine):
             await ready(queue, 1)
             await queue.submit(make_spec(num_samples=16, heat_size=16), cost=1)
-            while (await queue.cards())[0].state != "busy":
+            while (await queue.workers())[0].state != "busy":
                 await asyncio.sleep(0.01)
             await queue.redis.delete(*await queue.redis.keys(f"{settings.namespace}:*"))
             async with asyncio.timeout(5.0):
@@ -490,10 +490,10 @@ def test_a_heat_that_waits_to_run_alone_is_not_to_blame_for_the_death_of_its_wor
         await queue.submit(good, cost=1)
         for _ in range(quick.max_deliveries):
             [claim] = await lane.claim(1, 0)
-            await lane.fail(claim, "retried")
+            await lane.give_back(claim, "retried")
         await queue.submit(bad, cost=1)
         [claim] = await lane.claim(1, 0)  # the good one: the bad one is first now
-        await lane.fail(claim, "released")
+        await lane.give_back(claim, "released")
         await lane.leave([])
         worker = start(quick, 0.5)  # takes the second heat before its first tick, which kills it, is over
         end = asyncio.create_task(ended(queue, bad.id))

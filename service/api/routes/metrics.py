@@ -16,9 +16,9 @@ router = APIRouter()
 @router.get("/metrics", response_class=Response, include_in_schema=False)
 async def metrics(request: Request, context: ContextDep) -> Response:
     """200 even if the queue is away: bestofn_redis_up is 0 then, and what would be read from the queue is left out."""
-    census = await look(context)
+    stats = await look(context)
     registry = CollectorRegistry()
-    for part in (REGISTRY, QueueState(census, context.settings.image_budget_bytes), context.ended.registry):
+    for part in (REGISTRY, QueueState(stats, context.settings.image_budget_bytes), context.ended.registry):
         registry.register(part)
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(registry), media_type=media_type)

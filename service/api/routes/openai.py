@@ -127,28 +127,28 @@ async def _image(
 
 
 async def _models(context: Context) -> list[OpenAIModel]:
-    return models_of(await context.queue.cards(), await context.queue.announced())
+    return models_of(await context.queue.workers(), await context.queue.announced())
 
 
 def models_of(live: Sequence[WorkerInfo], announced: Sequence[WorkerInfo]) -> list[OpenAIModel]:
     """One entry a name: of two revisions side by side, the one that a request gets, which came up last."""
     by_name: dict[str, list[WorkerInfo]] = {}
-    for cards in (live, announced):
-        for card in sorted(cards, key=lambda card: -card.started_at):
-            by_name.setdefault(card.model.revision.name, []).append(card)
+    for infos in (live, announced):
+        for info in sorted(infos, key=lambda info: -info.started_at):
+            by_name.setdefault(info.model.revision.name, []).append(info)
     return [
-        _model(name, cards, sum(card.model.revision.name == name for card in live)) for name, cards in by_name.items()
+        _model(name, infos, sum(info.model.revision.name == name for info in live)) for name, infos in by_name.items()
     ]
 
 
-def _model(name: str, cards: Sequence[WorkerInfo], workers: int) -> OpenAIModel:
-    model = cards[0].model
+def _model(name: str, infos: Sequence[WorkerInfo], workers: int) -> OpenAIModel:
+    model = infos[0].model
     return OpenAIModel(
         id=name,
-        created=int(cards[0].started_at),
+        created=int(infos[0].started_at),
         owned_by=name.partition("/")[0] if "/" in name else "bestofn",
         revision=model.revision.revision,
-        judges=list(dict.fromkeys(card.judge.revision for card in cards if card.model.revision == model.revision)),
+        judges=list(dict.fromkeys(info.judge.revision for info in infos if info.model.revision == model.revision)),
         width=model.width,
         height=model.height,
         max_size=model.max_size,

@@ -124,88 +124,88 @@ async def status(context: ContextDep) -> Status:
     return status_of(await look(context), context.settings, context.keyring)
 
 
-def status_of(census: QueueStats | None, settings: Settings, keyring: Keyring) -> Status:
+def status_of(stats: QueueStats | None, settings: Settings, keyring: Keyring) -> Status:
     """The answer to a census; None says that the queue's server is away."""
-    workers = census.workers if census is not None else ()
+    workers = stats.workers if stats is not None else ()
     return Status(
-        status=_state(census),
-        refuses=census.refuses if census is not None else None,
+        status=_state(stats),
+        refuses=stats.refuses if stats is not None else None,
         version=VERSION,
         uptime_seconds=round(time.monotonic() - _STARTED, 1),
-        workers=[_worker(card) for card in workers],
+        workers=[_worker(info) for info in workers],
         models=_models(workers),
         judges=_judges(workers),
-        queue=_queue(census, settings) if census is not None else None,
-        server=ServerOut.model_validate(census.server) if census is not None else None,
+        queue=_queue(stats, settings) if stats is not None else None,
+        server=ServerOut.model_validate(stats.server) if stats is not None else None,
         keys="off" if not keyring.on else "on" if keyring.trouble is None else "stale",
         limits=LimitsOut.model_validate(settings),
     )
 
 
-def _state(census: QueueStats | None) -> Literal["ready", "no worker", "no queue", "not_accepting_jobs"]:
-    if census is None:
+def _state(stats: QueueStats | None) -> Literal["ready", "no worker", "no queue", "not_accepting_jobs"]:
+    if stats is None:
         return "no queue"
-    if census.refuses is not None:
+    if stats.refuses is not None:
         return "not_accepting_jobs"
-    return "ready" if census.workers else "no worker"
+    return "ready" if stats.workers else "no worker"
 
 
-def _worker(card: WorkerInfo) -> WorkerOut:
+def _worker(info: WorkerInfo) -> WorkerOut:
     return WorkerOut(
-        name=card.worker,
-        host=card.host,
-        device=card.device,
-        state=card.state,
-        slots=card.capacity,
-        model=card.model.revision,
-        judge=card.judge.revision,
-        second_judge=card.revisions[2],
-        since=card.started_at,
-        tflops_per_second=card.tflops_per_second,
-        pairwise_judge=card.pairwise_judge,
+        name=info.worker,
+        host=info.host,
+        device=info.device,
+        state=info.state,
+        slots=info.capacity,
+        model=info.model.revision,
+        judge=info.judge.revision,
+        second_judge=info.revisions[2],
+        since=info.started_at,
+        tflops_per_second=info.tflops_per_second,
+        pairwise_judge=info.pairwise_judge,
     )
 
 
 def _models(workers: tuple[WorkerInfo, ...]) -> list[ModelStatus]:
-    cards = {card.model.revision: card.model for card in workers}
+    models = {info.model.revision: info.model for info in workers}
     return [
         ModelStatus(
             name=revision.name,
             revision=revision.revision,
             workers=sum(worker.model.revision == revision for worker in workers),
-            width=card.width,
-            height=card.height,
-            max_size=card.max_size,
-            num_inference_steps=card.num_inference_steps,
-            guidance_scale=card.guidance_scale,
+            width=info.width,
+            height=info.height,
+            max_size=info.max_size,
+            num_inference_steps=info.num_inference_steps,
+            guidance_scale=info.guidance_scale,
         )
-        for revision, card in cards.items()
+        for revision, info in models.items()
     ]
 
 
 def _judges(workers: tuple[WorkerInfo, ...]) -> list[JudgeOut]:
-    revisions = dict.fromkeys(card.judge.revision for card in workers)
+    revisions = dict.fromkeys(info.judge.revision for info in workers)
     return [
         JudgeOut(
             name=revision.name,
             revision=revision.revision,
-            workers=sum(card.judge.revision == revision for card in workers),
+            workers=sum(info.judge.revision == revision for info in workers),
         )
         for revision in revisions
     ]
 
 
-def _queue(census: QueueStats, settings: Settings) -> QueueOut:
+def _queue(stats: QueueStats, settings: Settings) -> QueueOut:
     return QueueOut(
-        queued=census.queued,
-        running=census.running,
+        queued=stats.queued,
+        running=stats.running,
         by_priority={
             priority: LoadOut(jobs=load.jobs, candidates=load.candidates, tflops=load.tflops)
-            for priority, load in census.loads.items()
+            for priority, load in stats.loads.items()
         },
-        oldest_wait_seconds=census.oldest_wait_seconds,
-        estimated_wait_seconds=census.estimated_wait_seconds,
-        image_bytes=census.image_bytes,
+        oldest_wait_seconds=stats.oldest_wait_seconds,
+        estimated_wait_seconds=stats.estimated_wait_seconds,
+        image_bytes=stats.image_bytes,
         image_budget_bytes=settings.image_budget_bytes,
-        dead_heats=census.dead,
+        dead_heats=stats.dead,
     )

@@ -1,4 +1,14 @@
 -- What the scripts share. All times are the server's, in milliseconds.
+
+-- Arguments by name: ARGV holds the number of names, then (name, value) pairs, then a list without names.
+local args, rest = {}, {}
+for i = 2, 2 * ARGV[1], 2 do
+  args[ARGV[i]] = ARGV[i + 1]
+end
+for i = 2 * ARGV[1] + 2, #ARGV do
+  rest[#rest + 1] = ARGV[i]
+end
+
 local ACTIVE = {queued = true, running = true}
 local EVENTS_KEPT = 1024
 local DEAD_KEPT = 1000
@@ -33,6 +43,15 @@ local function nearly_full()
   return limit > 0 and used >= 0.8 * limit and {'memory', used, limit}
 end
 
+-- Fields of an entry of a stream, by name; none if the stream has no such entry.
+local function entry_fields(stream, entry)
+  local found, fields = redis.call('XRANGE', stream, entry, entry)[1], {}
+  for i = 1, found and #found[2] or 0, 2 do
+    fields[found[2][i]] = found[2][i + 1]
+  end
+  return fields
+end
+
 local function status_of(job)
   return redis.call('HGET', key('job', job), 'status') or ''
 end
@@ -65,9 +84,9 @@ end
 
 local LEAST_AHEAD = 4 -- candidates that may be dispatched beyond the decided prefix, however short it is
 
--- How a job is cut into heats: `first` is JobSpec.first, `may_run` whether a heat may be dispatched when `decided` heats are
+-- How a job is cut into heats: `first` is HeatSchedule.first, `may_run` whether a heat may be dispatched when `decided` heats are
 -- the prefix: as far ahead of it as it is long. Jobs without `stop` have no prefix, and dispatch all.
-local function schedule(job)
+local function heat_schedule(job)
   local size, samples, small = unpack(redis.call('HMGET', key('job', job), 'heat_size', 'num_samples', 'first_heats'))
   small = cjson.decode(small)
   local self = {}
@@ -111,7 +130,7 @@ local function dispatch(pair)
       )
       if ACTIVE[status] and finals ~= 'due' then
         heat = tonumber(heat)
-        local cut = schedule(job)
+        local cut = heat_schedule(job)
         local count = cut.first(heat + 1) - cut.first(heat)
         add(pair, priority, job, heat, count, 0)
         redis.call('HSET', key('job', job), 'next', heat + 1)
@@ -265,7 +284,7 @@ local function forget_beyond(job, decided)
     end
   end
   redis.call('HSET', hash, 'discarded', before - redis.call('HGET', hash, 'forwards'))
-  local last = schedule(job).first(decided)
+  local last = heat_schedule(job).first(decided)
   for _, candidate in ipairs(redis.call('HKEYS', key('thumbnails', job))) do
     if tonumber(candidate) >= last then
       redis.call('HINCRBY', hash, 'thumbnail_bytes', 0 - redis.call('HSTRLEN', key('thumbnails', job), candidate))

@@ -1,19 +1,19 @@
 #!lua flags=allow-oom
 -- A worker's heartbeat: announces it for `ttl` ms (0: it leaves), renews the leases that are still its own, and clears
 -- away workers that are gone. Returns the entries that have been taken over.
-local pair, worker, capacity, info, ttl = unpack(ARGV, 1, 5)
+local pair, worker = args.pair, args.worker
 local time = now()
 for _, priority in ipairs(PRIORITIES) do
   redis.pcall('XGROUP', 'CREATE', key('ready', pair, priority), GROUP, 0, 'MKSTREAM') -- fails where it exists
 end
-redis.call('HSET', key('pairs'), pair, info)
-redis.call('ZADD', key('workers', pair), time + tonumber(ttl), worker)
-redis.call('HSET', key('capacity', pair), worker, capacity)
-redis.call('HSET', key('infos', pair), worker, info)
+redis.call('HSET', key('pairs'), pair, args.info)
+redis.call('ZADD', key('workers', pair), time + tonumber(args.ttl), worker)
+redis.call('HSET', key('capacity', pair), worker, args.capacity)
+redis.call('HSET', key('infos', pair), worker, args.info)
 
 local lost = {}
-for i = 6, #ARGV, 2 do
-  local ready, entry = key('ready', pair, ARGV[i]), ARGV[i + 1]
+for i = 1, #rest, 2 do -- (priority, entry) of each heat it holds
+  local ready, entry = key('ready', pair, rest[i]), rest[i + 1]
   if #redis.call('XPENDING', ready, GROUP, entry, entry, 1, worker) == 1 then
     redis.call('XCLAIM', ready, GROUP, worker, 0, entry, 'JUSTID') -- JUSTID: not one delivery more
   else

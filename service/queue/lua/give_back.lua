@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- A claimed heat comes back unfinished. `outcome`: "released" (handed back, no delivery), "retried" (one delivery spent) or
 -- "dead_lettered" (the job fails with `reason`, the heat goes to the dead-letter stream).
-local pair, priority, entry, count, job, heat = unpack(ARGV, 1, 6)
-local worker, deliveries, outcome, reason = ARGV[7], tonumber(ARGV[8]), ARGV[9], ARGV[10]
+local pair, priority, entry, count, job, heat = args.pair, args.priority, args.entry, args.count, args.job, args.heat
+local worker, deliveries, outcome, reason = args.worker, tonumber(args.deliveries), args.outcome, args.reason
 if #redis.call('XPENDING', key('ready', pair, priority), GROUP, entry, entry, 1, worker) == 0 then
   return 'lost' -- another worker has taken it over
 end

@@ -2,11 +2,11 @@
 -- Called with the heats that a worker has just claimed: marks their jobs as running, drops heats that nobody waits
 -- for, and deals the next ones in their place. Returns (deliveries, specification, traceparent, ms since
 -- the job's submission) of each; 0 deliveries: dropped.
-local pair = ARGV[1]
+local pair = args.pair
 local claims = {}
 expire()
-for i = 2, #ARGV, 5 do
-  local priority, entry, job, heat, count = unpack(ARGV, i, i + 4)
+for i = 1, #rest, 5 do
+  local priority, entry, job, heat, count = unpack(rest, i, i + 4)
   local hash = key('job', job)
   local status, spec, traceparent, created = unpack(
     redis.call('HMGET', hash, 'status', 'spec', 'traceparent', 'created')
@@ -22,8 +22,7 @@ for i = 2, #ARGV, 5 do
     end
     local ready = key('ready', pair, priority)
     local pending = redis.call('XPENDING', ready, GROUP, entry, entry, 1)[1]
-    local fields = redis.call('XRANGE', ready, entry, entry)[1]
-    local deliveries = (pending and pending[4] or 1) + (fields and fields[2][8] or 0)
+    local deliveries = (pending and pending[4] or 1) + (entry_fields(ready, entry).deliveries or 0)
     claims[#claims + 1] = {deliveries, spec, traceparent, now() - created}
   end
 end
