@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bestofn.judge.verdict import Rule
+from bestofn.service.core.deployments import Deployment, choose_deployment, deployments_of
 from bestofn.service.core.errors import BestOfNError
-from bestofn.service.core.planning import Deployment, choose_deployment, deployments_of
 from bestofn.service.queue.job_queue import Queue
 
 FRESH_SECONDS = 0.25
@@ -39,7 +39,10 @@ class Deployed:
         live, announced = deployments_of(await self._queue.workers()), deployments_of(await self._queue.announced())
         self._live, self._announced = (
             live,
-            [replace(pair, capacities=(), tflops_per_second=0.0, pairwise_judge=None) for pair in announced],
+            [
+                replace(deployment, capacities=(), tflops_per_second=0.0, pairwise_judge=None)
+                for deployment in announced
+            ],
         )
         self._stale_at = self._clock() + FRESH_SECONDS
         return choose_deployment(self._live, self._announced, model, judge, rule, finals=finals)

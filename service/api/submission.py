@@ -8,8 +8,9 @@ from structlog.contextvars import bind_contextvars
 
 from bestofn.service.api.dependencies import Context
 from bestofn.service.core.errors import InvalidRequest
+from bestofn.service.core.job_cost import tflops
 from bestofn.service.core.jobs import ImageFormat
-from bestofn.service.core.planning import job_spec, tflops
+from bestofn.service.core.planning import job_spec
 from bestofn.service.core.schemas import RANDOM_SEEDS, GenerateRequest
 from bestofn.service.telemetry.traces import traceparent
 
@@ -37,11 +38,11 @@ async def submit(
         InvalidRequest, IdempotencyMismatch, Overloaded, Unavailable: as `job_spec` and `Queue.submit` say.
     """
     queue = context.queue
-    pair = await context.deployed.choose(body.model, body.judge, body.rule, finals=body.finals is not None)
-    await context.counters.load(pair.model.tokenizer_sha256)
+    deployment = await context.deployed.choose(body.model, body.judge, body.rule, finals=body.finals is not None)
+    await context.counters.load(deployment.model.tokenizer_sha256)
     spec = job_spec(
         body,
-        pair,
+        deployment,
         context.settings,
         job_id=secrets.token_hex(12),
         random_seed=secrets.randbelow(RANDOM_SEEDS),
@@ -62,7 +63,7 @@ async def submit(
         spec,
         idempotency_key=scoped,
         fingerprint=fingerprint,
-        cost=tflops(spec, pair),
+        cost=tflops(spec, deployment),
         caller=caller,
         traceparent=traceparent(),
     )

@@ -1,6 +1,5 @@
 """The queue as the API sees it: submit, look, cancel, follow, and the cards of the workers."""
 
-import contextlib
 import json
 import math
 from collections.abc import AsyncGenerator, Mapping
@@ -61,7 +60,6 @@ class Queue:
         self.keys = Keys(settings.namespace)
         self.scripts = Scripts(redis, self.keys)
         self.pictures = Pictures(settings)
-        self._speed = 0.0  # TFLOP a second of all workers, when they were last looked at
 
     @classmethod
     async def connect(cls, settings: Settings) -> "Queue":
@@ -176,7 +174,8 @@ class Queue:
         match reply:
             case [b"created" | b"replay", job]:  # a replay of its own, if the reply to the first try was lost
                 return job.decode(), job.decode() == spec.id
-        raise refusal(reply, spec, settings, self._speed)
+        speed = sum(info.tflops_per_second or 0.0 for info in await self.workers())
+        raise refusal(reply, spec, settings, speed)
 
     async def owner(self, job: str) -> str | None:
         """The `caller` who submitted a job, known for a day after its end; None: there is no such job."""
@@ -204,10 +203,6 @@ class Queue:
             await self._missing(job)
         spec = JobSpec.model_validate_json(fields[b"spec"])
         status = JobStatus(fields[b"status"].decode())
-        if status in ACTIVE and b"deadline" in fields:
-            with contextlib.suppress(ResponseError):  # of a server that takes no writes: there the job goes on
-                if await self._patience(fields[b"deadline"]) is None:
-                    return await self.record(job)
         finals = heats.pop(b"%d" % spec.schedule.num_heats, None)
         outcomes = tuple(unpack_heat(spec, index, heats[b"%d" % index]) for index in sorted(map(int, heats)))
         meeting = fields.get(b"finals_state") if status is JobStatus.RUNNING else None
@@ -324,13 +319,17 @@ class Queue:
                 ended = JobStatus(status.decode()) not in ACTIVE
                 block = None if ended else await self._patience(deadline)
 
+    async def expire_jobs(self) -> None:
+        """End the jobs whose deadline has passed. Workers do it at every heartbeat, an API process twice a second."""
+        await self.scripts("expire")
+
     async def _patience(self, deadline: bytes | None) -> int | None:
         """Milliseconds to wait for the next event of a job with this deadline; None: it has just been ended by it."""
         if deadline is None:
             return int(1000 * BLOCK_SECONDS)
         left = int(deadline) - await self._now()
         if left <= 0:
-            await self.scripts("expire")
+            await self.expire_jobs()
             return None
         return min(int(1000 * BLOCK_SECONDS), left + 1)
 
@@ -350,14 +349,12 @@ class Queue:
                 pipe.zrangebyscore(self.keys("workers", pair.decode()), f"({1000 * seconds + micros // 1000}", "+inf")
                 pipe.hgetall(self.keys("infos", pair.decode()))
             found = await pipe.execute()
-        workers = [
+        return [
             WorkerInfo.model_validate_json(texts[worker])
             for live, texts in zip(found[::2], found[1::2], strict=True)
             for worker in live
             if worker in texts
         ]
-        self._speed = sum(info.tflops_per_second or 0.0 for info in workers)
-        return workers
 
     async def announced(self) -> list[WorkerInfo]:
         """The card last announced of every pair ever announced: what a request can be checked with meanwhile."""

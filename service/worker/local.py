@@ -16,10 +16,11 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from bestofn.judge.stopping import Reason
+from bestofn.service.core.deployments import Deployment
 from bestofn.service.core.early_stopping import enough
 from bestofn.service.core.finals import FinalsOutcome, FinalsState, entrants
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus
-from bestofn.service.core.planning import Deployment, job_spec
+from bestofn.service.core.planning import job_spec
 from bestofn.service.core.results import assemble, best_of, ranked
 from bestofn.service.core.schemas import (
     RANDOM_SEEDS,

@@ -36,8 +36,8 @@ from soak_figures import Found, figures, publish
 from soak_load import WAITING_SECONDS, Load, arrivals
 
 import bestofn
+from bestofn.service.core.deployments import deployments_of
 from bestofn.service.core.jobs import ENDED, JobStatus
-from bestofn.service.core.planning import deployments_of
 
 SHARE = 0.8  # of capacity
 SLOTS, STEP_SECONDS = 8, 0.1  # of a sleeping worker

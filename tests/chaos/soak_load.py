@@ -18,7 +18,8 @@ from soak_book import Book
 
 import bestofn
 from bestofn.models.shapes.world import COLOURS, SHAPES
-from bestofn.service.core.planning import Deployment, tflops
+from bestofn.service.core.deployments import Deployment
+from bestofn.service.core.job_cost import tflops
 
 PROMPTS = [f"a photo of a {colour} {shape}" for colour, shape in itertools.product(COLOURS, SHAPES)]
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -50,9 +51,9 @@ class Asked:
     since: float = 0.0
 
 
-def arrivals(pair: Deployment, rng: random.Random, acts: dict[str, int] = ACTS) -> Iterator[Asked]:
+def arrivals(deployment: Deployment, rng: random.Random, acts: dict[str, int] = ACTS) -> Iterator[Asked]:
     """Requests of one pair without end, mixed in size and kind."""
-    info = pair.model
+    info = deployment.model
     while True:
         N, steps = rng.choice(SIZES), info.num_inference_steps
         side = info.width if rng.random() < 0.85 else 3 * info.width // 2
@@ -69,10 +70,10 @@ def arrivals(pair: Deployment, rng: random.Random, acts: dict[str, int] = ACTS) 
         }
         if N >= 8 and rng.random() < 0.25:
             body["draft"] = {"num_inference_steps": 2, "keep": 0.25}
-        job = spec(**body, guidance_scale=info.guidance_scale, model=info.revision, judge=pair.judge.revision)
-        body |= {"model": info.revision.name, "judge": pair.judge.revision.name}
+        job = spec(**body, guidance_scale=info.guidance_scale, model=info.revision, judge=deployment.judge.revision)
+        body |= {"model": info.revision.name, "judge": deployment.judge.revision.name}
         act = rng.choices(list(acts), list(acts.values()))[0]
-        yield Asked(act, body, tflops(job, pair))
+        yield Asked(act, body, tflops(job, deployment))
 
 
 @dataclass

@@ -17,9 +17,9 @@ from bestofn.judge.calibration import Calibration, bounded
 from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.judge.verdict import Rule
 from bestofn.models.flops import TERA
+from bestofn.service.core.deployments import choose_deployment, deployments_of
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.jobs import Draft, JobSpec
-from bestofn.service.core.planning import choose_deployment, deployments_of
 from bestofn.service.core.results import ranked
 from bestofn.service.core.schemas import GenerateRequest, VerdictOut
 from bestofn.service.core.settings import Settings

@@ -7,9 +7,11 @@ import pytest
 
 from bestofn.judge.calibration import Calibration
 from bestofn.service.core.budget import frontier
+from bestofn.service.core.deployments import Deployment, choose_deployment, deployments_of
 from bestofn.service.core.errors import InvalidRequest, Unavailable
+from bestofn.service.core.job_cost import tflops
 from bestofn.service.core.jobs import Finals, JobSpec, Revision
-from bestofn.service.core.planning import Deployment, choose_deployment, deployments_of, job_spec, tflops
+from bestofn.service.core.planning import job_spec
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import JudgeInfo, ModelInfo, WorkerInfo
@@ -38,9 +40,9 @@ def count_words(sha256: str, text: str) -> int:
     return 1 + len(text.split())
 
 
-def spec_of(pair: Deployment = DEPLOYMENT, settings: Settings = SETTINGS, **fields: object) -> JobSpec:
+def spec_of(deployment: Deployment = DEPLOYMENT, settings: Settings = SETTINGS, **fields: object) -> JobSpec:
     request = GenerateRequest.model_validate({"prompt": "a photo of a red star"} | fields)
-    return job_spec(request, pair, settings, job_id="j", random_seed=7, count_tokens=count_words)
+    return job_spec(request, deployment, settings, job_id="j", random_seed=7, count_tokens=count_words)
 
 
 def test_what_is_left_out_comes_from_the_card() -> None:
@@ -165,9 +167,11 @@ def test_a_depth_is_the_most_important_blocks_and_costs_less() -> None:
         ),
     ],
 )
-def test_a_depth_that_cannot_be_is_refused(pair: Deployment, fields: dict[str, object], field: str, said: str) -> None:
+def test_a_depth_that_cannot_be_is_refused(
+    deployment: Deployment, fields: dict[str, object], field: str, said: str
+) -> None:
     with pytest.raises(InvalidRequest) as refusal:
-        spec_of(pair, **fields)
+        spec_of(deployment, **fields)
     assert refusal.value.field == field
     assert said in refusal.value.detail
 
@@ -187,20 +191,20 @@ def info(worker: str, model: str, revision: str, judge: str, started_at: float) 
 
 def test_the_newest_revision_serves_during_an_upgrade() -> None:
     workers = [info("a", "m", "old", "j", 1), info("b", "m", "new", "j", 2), info("c", "m", "new", "j", 3)]
-    pair = choose_deployment(deployments_of(workers), [], None, None)
-    assert pair.model.revision.revision == "new"
-    assert pair.capacities == (8, 8)
+    deployment = choose_deployment(deployments_of(workers), [], None, None)
+    assert deployment.model.revision.revision == "new"
+    assert deployment.capacities == (8, 8)
 
 
 def test_names_choose_among_what_is_deployed() -> None:
-    pairs = deployments_of([info("a", "m1", "r", "j1", 1), info("b", "m2", "r", "j2", 2)])
-    assert choose_deployment(pairs, [], "m1", None).judge.revision.name == "j1"
+    deployments = deployments_of([info("a", "m1", "r", "j1", 1), info("b", "m2", "r", "j2", 2)])
+    assert choose_deployment(deployments, [], "m1", None).judge.revision.name == "j1"
     with pytest.raises(InvalidRequest, match="several are deployed: m1, m2"):
-        choose_deployment(pairs, [], None, None)
+        choose_deployment(deployments, [], None, None)
     with pytest.raises(InvalidRequest, match="'m3' is not deployed; choose from m1, m2"):
-        choose_deployment(pairs, [], "m3", None)
+        choose_deployment(deployments, [], "m3", None)
     with pytest.raises(InvalidRequest, match="not deployed beside this model; choose from j1"):
-        choose_deployment(pairs, [], "m1", "j2")
+        choose_deployment(deployments, [], "m1", "j2")
     with pytest.raises(Unavailable, match="no worker") as nobody:
         choose_deployment([], [], "m1", None)
     assert nobody.value.retry_after
@@ -208,9 +212,9 @@ def test_names_choose_among_what_is_deployed() -> None:
 
 def test_finals_are_for_workers_with_a_pairwise_judge() -> None:
     plain, able = info("a", "m", "1", "j", 2.0), info("b", "m", "0", "j", 1.0)
-    pairs = deployments_of([plain, able.model_copy(update={"pairwise_judge": "looker"})])
-    assert choose_deployment(pairs, [], None, None).model.revision.revision == "1"
-    chosen = choose_deployment(pairs, [], None, None, finals=True)
+    deployments = deployments_of([plain, able.model_copy(update={"pairwise_judge": "looker"})])
+    assert choose_deployment(deployments, [], None, None).model.revision.revision == "1"
+    chosen = choose_deployment(deployments, [], None, None, finals=True)
     assert (chosen.model.revision.revision, chosen.pairwise_judge) == ("0", "looker")
     assert choose_deployment(deployments_of([plain]), [], None, None, finals=True).pairwise_judge is None
     with pytest.raises(InvalidRequest, match="BESTOFN_PAIRWISE_JUDGE"):

@@ -2,31 +2,26 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import redis.exceptions
 import structlog
-from fastapi import APIRouter, Depends, Header, Request
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi import APIRouter, Header
+from fastapi.sse import EventSourceResponse
 from starlette.responses import Response
-from starlette.routing import Match
-from starlette.types import Scope
 
-from bestofn.service.api.access import caller_of
-from bestofn.service.api.content_negotiation import read_accept, read_prefer
 from bestofn.service.api.dependencies import Context, ContextDep, JobId
 from bestofn.service.api.event_translation import EventTranslator, JobEvent, Place, place_of
-from bestofn.service.api.json_body import JsonRoute
 from bestofn.service.api.pagination import PAGE, page
 from bestofn.service.api.problem_details import document
-from bestofn.service.api.responses import failure_of, location_of, result_of
-from bestofn.service.api.submission import submit
+from bestofn.service.api.responses import failure_of, result_of
+from bestofn.service.api.sse import ServerSentEvent, stream_response
 from bestofn.service.api.wait import end_tasks
 from bestofn.service.core.errors import JobGone, JobNotFound
 from bestofn.service.core.jobs import JobSpec
-from bestofn.service.core.schemas import GenerateRequest, JobResult
+from bestofn.service.core.schemas import JobResult
 from bestofn.service.queue.codec import ENDINGS, Event
 
 STANDING_SECONDS = 1.0  # a waiting job's place is looked up this often
@@ -36,90 +31,47 @@ LastEventId = Annotated[str | None, Header(description="Resume after the event w
 log = structlog.get_logger()
 
 
-class StreamRoute(JsonRoute):
-    """A route for those callers only who would rather have events than anything else."""
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, child = super().matches(scope)
-        header = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"), None)
-        return (match, child) if read_accept(header).events_first else (Match.NONE, {})
-
-
 router = APIRouter()
-streams = APIRouter(route_class=StreamRoute)  # goes before the routes of the same paths
-
-
-@dataclass(frozen=True, slots=True)
-class Followed:
-    """A job that is about to be followed, and whether it ends with its reader."""
-
-    spec: JobSpec
-    cancel: bool = False
-
-
-async def _known(context: ContextDep, job_id: JobId) -> Followed:
-    """Looked up before the stream begins, so that a job that is not there is a 404."""
-    return Followed(await context.queue.spec(job_id))
-
-
-async def _submitted(
-    request: Request,
-    response: Response,
-    context: ContextDep,
-    body: GenerateRequest,
-    prefer: Annotated[str | None, Header()] = None,
-    idempotency_key: Annotated[str | None, Header()] = None,
-) -> Followed:
-    """Submitted before the stream begins, so that a refusal is a problem document with its status."""
-    preference = read_prefer(prefer, context.settings.max_wait_seconds)
-    job_id, created = await submit(context, body, caller=caller_of(request), key=idempotency_key)
-    response.headers["Location"] = location_of(job_id)
-    if preference.cancel_on_disconnect:
-        response.headers["Preference-Applied"] = "cancel-on-disconnect"
-    if not created:
-        response.headers["Idempotent-Replayed"] = "true"
-    return Followed(await context.queue.spec(job_id), created and preference.cancel_on_disconnect)
-
-
-@streams.post("/generate", response_class=EventSourceResponse, include_in_schema=False)
-async def generate_events(
-    context: ContextDep, followed: Annotated[Followed, Depends(_submitted)], last_event_id: LastEventId = None
-) -> AsyncIterable[ServerSentEvent]:
-    """The events of the job that the request asks for, up to its result."""
-    async for event in _stream(context, followed, last_event_id):
-        yield event
 
 
 @router.get("/jobs/{job_id}/events", response_class=EventSourceResponse, summary="A job's events, up to its result")
-async def read_events(
-    context: ContextDep, followed: Annotated[Followed, Depends(_known)], last_event_id: LastEventId = None
-) -> AsyncIterable[ServerSentEvent]:
+async def read_events(context: ContextDep, job_id: JobId, last_event_id: LastEventId = None) -> Response:
     """Server-sent events: `queued`, `started`, `progress`, `candidate`, `match`, `finals`; last `result` or `error`.
 
     `Last-Event-ID` resumes after that event, without a gap and without repetition; where the server no longer has what
     was missed, the stream starts with a `snapshot` of the job. The stream of a job that has ended can be read as long
     as its result is kept.
     """
-    async for event in _stream(context, followed, last_event_id):
-        yield event
+    spec = await context.queue.spec(job_id)  # before the stream begins, so that an unknown job is a 404
+    return stream_response(job_events(context, spec, last_event_id), {})
 
 
-async def _stream(context: Context, followed: Followed, last: str | None) -> AsyncIterator[ServerSentEvent]:
+async def job_events(
+    context: Context, spec: JobSpec, last: str | None, *, cancel: bool = False
+) -> AsyncGenerator[ServerSentEvent, None]:
+    """A job's events after the one with id `last`, for one reader.
+
+    Args:
+        context: of this process.
+        spec: the job.
+        last: id of the last event that the reader has; None: none.
+        cancel: cancel the job if the reader leaves before its end.
+    """
     ended = False
     try:
-        async with contextlib.aclosing(follow(context, followed.spec, place_of(last))) as events:
+        async with contextlib.aclosing(follow(context, spec, place_of(last))) as events:
             async for event in events:
                 ended = event.type in ("result", "error")
-                yield ServerSentEvent(event=event.type, data=event.data, id=event.id, retry=RETRY_MS)
+                yield ServerSentEvent(event.type, event.data, event.id, RETRY_MS)
     except (JobGone, JobNotFound) as error:  # it went while it was read
         ended = True
-        problem = document(error.status, error.code, error.detail) | {"job": followed.spec.id}
-        yield ServerSentEvent(event="error", data=problem, retry=RETRY_MS)
+        problem = document(error.status, error.code, error.detail) | {"job": spec.id}
+        yield ServerSentEvent("error", problem, retry_ms=RETRY_MS)
     except redis.exceptions.RedisError as error:  # the reader comes back, and is then told what is the matter
-        log.warning("the queue was lost under a stream", job=followed.spec.id, error=str(error))
+        log.warning("the queue was lost under a stream", job=spec.id, error=str(error))
     finally:
-        if followed.cancel and not ended and not context.stopping.is_set():
-            context.later(context.queue.cancel(followed.spec.id))
+        if cancel and not ended and not context.stopping.is_set():
+            context.later(context.queue.cancel(spec.id))
 
 
 async def follow(context: Context, spec: JobSpec, after: Place | None) -> AsyncGenerator[JobEvent, None]:

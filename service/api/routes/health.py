@@ -3,23 +3,12 @@
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
-from bestofn.service.api.dependencies import Context, ContextDep
+from bestofn.service.api.dependencies import ContextDep
+from bestofn.service.core.deployments import NO_WORKER_RETRY_SECONDS
 from bestofn.service.core.errors import Unavailable
-from bestofn.service.core.planning import NO_WORKER_RETRY_SECONDS
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
-from bestofn.service.queue.connection_errors import AWAY
-from bestofn.service.queue.stats import QueueStats, read_stats
 
 router = APIRouter()
-
-
-async def look(context: Context) -> QueueStats | None:
-    """The queue as it stands, the jobs that have ended since the last look counted; None if its server is away."""
-    try:
-        await context.ended.read(context.queue)
-        return await read_stats(context.queue)
-    except AWAY:
-        return None
 
 
 @router.get("/livez", summary="The process lives")

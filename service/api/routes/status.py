@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict
 
 from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.dependencies import ContextDep
-from bestofn.service.api.routes.health import look
 from bestofn.service.core.jobs import Priority, Revision
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
 from bestofn.service.core.workers import WorkerInfo
-from bestofn.service.queue.stats import QueueStats
+from bestofn.service.queue.connection_errors import AWAY
+from bestofn.service.queue.stats import QueueStats, read_stats
 
 router = APIRouter()
 _STARTED = time.monotonic()
@@ -121,11 +121,15 @@ class Status(BaseModel):
 @router.get("/status", summary="Workers, models, the queue and the limits")
 async def status(context: ContextDep) -> Status:
     """200 whatever the state; `status` says whether a request would be served now."""
-    return status_of(await look(context), context.settings, context.keyring)
+    try:
+        stats = await read_stats(context.queue)
+    except AWAY:
+        stats = None
+    return status_of(stats, context.settings, context.keyring)
 
 
 def status_of(stats: QueueStats | None, settings: Settings, keyring: Keyring) -> Status:
-    """The answer to a census; None says that the queue's server is away."""
+    """The status that these queue stats give; None: the queue's server is away."""
     workers = stats.workers if stats is not None else ()
     return Status(
         status=_state(stats),
