@@ -95,7 +95,7 @@ def up(
                 "BESTOFN_PAIRWISE_JUDGE": settings.pairwise_judge or "",
                 "BESTOFN_DEVICES": settings.devices,
                 # A person reads along here, unless told otherwise: what needs attention, in plain text.
-                "BESTOFN_LOG_FORMAT": settings.log or "text",
+                "BESTOFN_LOG_FORMAT": settings.log_format or "text",
                 "BESTOFN_LOG_LEVEL": settings.log_level if "log_level" in settings.model_fields_set else "warning",
             },
         )

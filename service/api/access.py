@@ -13,7 +13,7 @@ from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.problem_details import problem_of
 from bestofn.service.api.routes import docs as manual
 from bestofn.service.api.routes import web as page
-from bestofn.service.core.errors import BestOfNError, HostRefused, NotAuthorized, SetupError
+from bestofn.service.core.errors import BestOfNError, HostNotAllowed, NotAuthorized, SetupError
 from bestofn.service.core.settings import Settings
 
 # Probes carry no key; the page and the description of the API are no secret, and the page asks for a key itself.
@@ -71,20 +71,22 @@ def check_key(headers: Headers, keyring: Keyring) -> str:
 
 
 def check_host(headers: Headers, allowed: Sequence[str] = ()) -> None:
-    """Raises HostRefused unless Host is a loopback name, or allowed, and Origin, if sent, is this very server.
+    """Raises HostNotAllowed unless Host is a loopback name, or allowed, and Origin, if sent, is this very server.
 
     Any web page can make a browser call a loopback port. Its Origin gives it away; with DNS rebinding its Host does.
     """
     host = headers.get("host", "")
     name = _name(f"//{host}")
     if not (is_loopback(name) or name in allowed):
-        raise HostRefused(
+        raise HostNotAllowed(
             f"Host is {host[:100]!r}, but a server without API keys answers to localhost and 127.0.0.1 only; "
             "make a key with `bestofn keys add NAME` to serve other names"
         )
     origin = headers.get("origin")
     if origin is not None and origin.lower().partition("://")[2] != host.lower():
-        raise HostRefused(f"a page of {origin[:100]!r} may not call a server without API keys; call it from {host!r}")
+        raise HostNotAllowed(
+            f"a page of {origin[:100]!r} may not call a server without API keys; call it from {host!r}"
+        )
 
 
 def _name(url: str) -> str:

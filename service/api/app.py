@@ -22,9 +22,10 @@ from bestofn.service.api.token_counter import TokenCounters
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
+from bestofn.service.queue.connection import connect_redis
 from bestofn.service.queue.connection_errors import AWAY
 from bestofn.service.queue.embedded_server import find_redis
-from bestofn.service.queue.job_queue import Queue, connect_redis
+from bestofn.service.queue.job_queue import Queue
 
 EXPIRE_SECONDS = 0.5
 

@@ -4,7 +4,7 @@ from starlette.responses import Response
 
 from bestofn.service.api.dependencies import Context
 from bestofn.service.api.pagination import PAGE, page
-from bestofn.service.core.errors import BestOfNError, DeadlinePassed, JobCanceled, JobFailed, NotThere
+from bestofn.service.core.errors import BestOfNError, DeadlinePassed, ImageNotFound, JobCanceled, JobFailed
 from bestofn.service.core.jobs import ACTIVE, JobStatus
 from bestofn.service.core.results import assemble
 from bestofn.service.core.schemas import ImageOut, JobResult
@@ -66,13 +66,15 @@ async def image_answer(
     """The bytes of the picture of this rank (1 is the best), with its seed and score in headers.
 
     Raises:
-        NotThere: the job has no picture of this rank, or none yet.
+        ImageNotFound: the job has no picture of this rank, or none yet.
     """
     image = next((image for image in result.images if image.rank == rank), None)
     if image is None:
         if result.status in ACTIVE:
-            raise NotThere(f"job {result.id} is still {result.status}; ask again", retry_after=POLL_SECONDS)
-        raise NotThere(f"job {result.id} {result.status} with {len(result.images)} pictures; there is no rank {rank}")
+            raise ImageNotFound(f"job {result.id} is still {result.status}; ask again", retry_after=POLL_SECONDS)
+        raise ImageNotFound(
+            f"job {result.id} {result.status} with {len(result.images)} pictures; there is no rank {rank}"
+        )
     content = await context.queue.image(result.id, image.candidate)
     kind = str(result.parameters["format"])
     described = _describe(result, image)

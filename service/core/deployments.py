@@ -13,18 +13,23 @@ NO_WORKER_RETRY_SECONDS = 5.0  # a worker that starts now needs at least this lo
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A model and a judge, with a second one or without, that one worker holds together, with the capacities of the
-    live workers that hold them."""
+    """A model and a judge that live workers hold together.
+
+    Attributes:
+        capacities: number of candidates that each of these workers holds at once.
+        tflops_per_second: known speed of all these workers together.
+        pairwise_judge: model of the pairwise judge of the worker that started last; None: no worker has one.
+    """
 
     model: ModelInfo
     judge: JudgeInfo
     capacities: tuple[int, ...]
-    tflops_per_second: float = 0.0  # of all these workers, as far as it is known
-    pairwise_judge: str | None = None  # the pairwise judge that a live worker asks, the one that started last first
+    tflops_per_second: float = 0.0
+    pairwise_judge: str | None = None
 
 
 def deployments_of(workers: Iterable[WorkerInfo]) -> list[Deployment]:
-    """The pairs among workers' cards, the one whose worker started last first: during an upgrade the new revision."""
+    """The deployments of live workers, the one that started last first: during an upgrade the new revision."""
     groups: dict[Revisions, list[WorkerInfo]] = {}
     for info in sorted(workers, key=lambda info: (-info.started_at, info.worker)):
         groups.setdefault(info.revisions, []).append(info)
@@ -49,19 +54,19 @@ def choose_deployment(
     *,
     finals: bool = False,
 ) -> Deployment:
-    """The pair that serves a request that names `model` and `judge`, or leaves them out where there is one name only.
+    """The deployment for a request. A name may be left out if only one is deployed.
 
     Args:
-        live: pairs of workers that are warm now.
-        announced: pairs of all workers that ever were: a job for one of those waits until such a worker is back.
-        model: a name, or None.
-        judge: a name, or None.
-        rule: the lower bound is for workers with a second judge.
-        finals: such workers go first as have a pairwise judge.
+        live: deployments of warm workers.
+        announced: deployments of all workers ever; a job for one of them waits for such a worker.
+        model: name of the model, or None.
+        judge: name of the judge, or None.
+        rule: ranking rule; lower_bound needs a second judge.
+        finals: prefer deployments with a pairwise judge.
 
     Raises:
-        Unavailable: there was never a worker.
-        InvalidRequest: a name that is not deployed, or none where one has to be chosen, or no second judge.
+        Unavailable: no worker was ever announced.
+        InvalidRequest: a name is not deployed, or is missing although several are, or there is no second judge.
     """
     known = [*live, *announced]
     if not known:
@@ -102,9 +107,9 @@ def _choose(field: str, name: str | None, current: Sequence[str], known: Sequenc
     listed = ", ".join(sorted(set(current)))
     if name is None:
         if len(set(current)) > 1:
-            raise InvalidRequest(f"{field} has to be named, since several are deployed: {listed}", field=field)
+            raise InvalidRequest(f"{field} must be named, because several are deployed: {listed}", field=field)
         return current[0]
     if name not in known:
-        beside = " beside this model" if field == "judge" else ""
-        raise InvalidRequest(f"{field} {name[:100]!a} is not deployed{beside}; choose from {listed}", field=field)
+        where = " with this model" if field == "judge" else ""
+        raise InvalidRequest(f"{field} {name[:100]!a} is not deployed{where}; choose from {listed}", field=field)
     return name

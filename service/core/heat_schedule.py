@@ -16,9 +16,9 @@ class HeatSchedule:
     """The heats of one job.
 
     Attributes:
-        num_samples: candidates of the job.
-        heat_size: candidates of a heat after the first ones.
-        first_heats: candidates of the first heats, where these are smaller.
+        num_samples: number of candidates of the job.
+        heat_size: number of candidates of a heat after the first ones.
+        first_heats: number of candidates of each of the first heats, where these are smaller.
         keep: share of a heat's drafts that is solved in full, at least one; None: no drafts.
     """
 

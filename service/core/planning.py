@@ -61,7 +61,7 @@ def job_spec(
     check_text("prompt", request.prompt)
     check_text("negative_prompt", request.negative_prompt)
     if not request.prompt.strip():
-        raise InvalidRequest("prompt is blank; say what the picture should show", field="prompt")
+        raise InvalidRequest("prompt is blank; say what the image should show", field="prompt")
     steps = info.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
     check_at_most("num_inference_steps", steps, settings.max_steps, "the limit of BESTOFN_MAX_STEPS")
     guidance = info.guidance_scale if request.guidance_scale is None else request.guidance_scale
@@ -135,14 +135,14 @@ def job_spec(
         raise InvalidRequest(
             f"the job would take about {work:,.0f} TFLOP, but this server takes jobs of at most "
             f"{settings.max_tflops:,.0f}; ask for at most {int(N * settings.max_tflops / work)} candidates, "
-            "fewer steps or a smaller picture",
+            "fewer steps or a smaller image",
             field="num_samples",
         )
     return spec
 
 
 def _chosen(request: GenerateRequest, prices: Prices, deployment: Deployment, settings: Settings) -> Plan | None:
-    """The options that an effort or a budget stands for."""
+    """The options of an effort or a budget; None if the request names neither."""
     if request.effort is None and request.budget is None:
         return None
     field = "effort" if request.effort is not None else "budget"
@@ -177,6 +177,7 @@ def _tflops_of(budget: Budget | None, deployment: Deployment) -> float:
         return budget.tflops
     if not deployment.tflops_per_second:
         raise InvalidRequest(
-            'no worker has worked yet, so that none\'s speed is known; say {"tflops": X}', field="budget.seconds"
+            'budget.seconds needs a known speed, and no worker has finished a heat yet; use {"tflops": X}',
+            field="budget.seconds",
         )
     return float(budget.seconds or 0.0) * deployment.tflops_per_second

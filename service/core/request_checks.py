@@ -9,24 +9,24 @@ from bestofn.service.core.workers import JudgeInfo, ModelInfo
 
 
 def checked_depth(field: str, asked: int | None, info: ModelInfo) -> int | None:
-    """The depth that is meant; None for all blocks."""
+    """The depth to use; None: all layers."""
     name, most = info.revision.name, info.depth
     if asked is None or asked == most:
         return None
     if most is None:
-        raise InvalidRequest(f"{field}: the workers of {name} do not know of depths; restart them", field=field)
-    check_at_most(field, asked, most, f"the blocks of {name}")
+        raise InvalidRequest(f"{field} is not supported by the running workers of {name}; restart them", field=field)
+    check_at_most(field, asked, most, f"the layers of {name}")
     if info.layer_order is None:
         raise InvalidRequest(
-            f"{field}: {name} draws with all its {most} blocks, since nobody has measured which matter most: "
-            "`bestofn models importance` does, and workers read it when they start",
+            f"{field} must be {most}: the importance of the layers of {name} is not measured. Run `bestofn models "
+            "importance`, then restart the workers",
             field=field,
         )
     return asked
 
 
 def checked_draft(request: GenerateRequest, steps: int, depth: int | None, info: ModelInfo) -> Draft | None:
-    """The draft that is meant, which is cheaper than a full solution: of fewer steps or of fewer blocks."""
+    """The draft to use. It must be cheaper than a full solution: fewer steps or fewer layers."""
     if request.draft is None:
         return None
     asked = checked_depth("draft.depth", request.draft.depth, info)
@@ -43,7 +43,7 @@ def checked_draft(request: GenerateRequest, steps: int, depth: int | None, info:
 
 
 def stop_of(request: GenerateRequest, judge: JudgeInfo) -> Stop | None:
-    """When to stop; a confidence that was left out is meant of the most that those who judge can have."""
+    """The stopping rule. A confidence that was left out is relative to the confidence ceiling."""
     most = confidence_ceiling(request, judge)
     if request.stop is None or most is None or "confidence" in request.stop.model_fields_set:
         return request.stop
@@ -51,7 +51,7 @@ def stop_of(request: GenerateRequest, judge: JudgeInfo) -> Stop | None:
 
 
 def confidence_ceiling(request: GenerateRequest, judge: JudgeInfo) -> tuple[float, str] | None:
-    """What no leader's probability reaches, and the name of the judge to whom that is due; None if not calibrated."""
+    """Lowest calibration ceiling among the judges, with that judge's name; None if no judge is calibrated."""
     judges = [judge, *([judge.second] if judge.second and request.rule is Rule.LOWER_BOUND else [])]
     return min(((one.calibration.ceiling, one.revision.name) for one in judges if one.calibration), default=None)
 

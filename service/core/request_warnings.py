@@ -31,7 +31,7 @@ def request_warnings(
 
 def _measured_elsewhere(chosen: Plan | None, info: ModelInfo) -> Iterable[str]:
     if chosen is not None and info.revision.name != "shapes":
-        yield f"the options were chosen by what was measured on shapes; {info.revision.name} may differ"
+        yield f"the options were chosen from measurements on shapes; {info.revision.name} may differ"
 
 
 def _out_of_reach(request: GenerateRequest, judge: JudgeInfo) -> Iterable[str]:
@@ -41,7 +41,7 @@ def _out_of_reach(request: GenerateRequest, judge: JudgeInfo) -> Iterable[str]:
     if request.stop.confidence >= most[0]:
         yield (
             f"stop.confidence {request.stop.confidence:g} is never reached: calibrated, judge {most[1]} "
-            f"promises less than {most[0]:.3f}, whatever it sees"
+            f"gives less than {most[0]:.3f} to every image"
         )
 
 
@@ -59,4 +59,4 @@ def _unknown_words(request: GenerateRequest, info: ModelInfo) -> Iterable[str]:
         unknown = [word for word in words if word not in known]
         if unknown:
             listed = ", ".join(unknown[:12]) + (", ..." if len(unknown) > 12 else "")
-            yield f"{field}: {info.revision.name} has never learned the words {listed}; it cannot draw what they mean"
+            yield f"{field}: {info.revision.name} does not know the words {listed}; it cannot draw them"

@@ -1,4 +1,4 @@
-"""Policies of the queue without I/O: how a job is cut into heats, and what becomes of a heat that came back."""
+"""Policies of the queue, pure: the heat size of a job, and the action for a heat by its number of deliveries."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from bestofn.service.core.workers import WorkerInfo
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """Work that waits or runs, of all jobs; and the bytes of images that stand or may come to."""
+    """Work of all jobs that wait or run, and the bytes reserved for their images."""
 
     jobs: int = 0
     candidates: int = 0
@@ -19,15 +19,14 @@ class Backlog:
 
 
 def heat_size(num_samples: int, capacities: Sequence[int]) -> int:
-    """Candidates in a heat, chosen for speed: between 1 and 16, and never more than the job has.
+    """Candidates in a heat, chosen for speed: 1 to 16, and at most those of the job.
 
-    Each live worker should get the same number of heats and the smallest worker one share of its own size: large
-    heats cost the least (one round of queueing, and pictures kept of the best `top_k` only), but one heat too many
-    is a tail on which the other workers wait.
+    Every live worker gets the same number of heats, and the smallest worker a share of its own size. Large heats need
+    fewer queue calls and keep fewer images. One heat too many is a tail for which the other workers wait.
 
     Args:
-        num_samples: candidates of the job.
-        capacities: candidates that each live worker holds at once; empty if none is live.
+        num_samples: number of candidates of the job.
+        capacities: number of candidates that each live worker holds at once; empty if no worker is live.
 
     Raises:
         ValueError: a number is not positive.
@@ -40,29 +39,29 @@ def heat_size(num_samples: int, capacities: Sequence[int]) -> int:
 
 
 class DeliveryAction(StrEnum):
-    """What is done with a heat that is delivered."""
+    """What a worker does with a delivered heat. A heat that fails or kills its worker again and again is poison."""
 
     RUN = "run"
-    ISOLATE = "alone"  # on a device that does nothing else, so that it can hurt nobody else
+    ISOLATE = "alone"  # alone on the device, so that it cannot harm other heats
     DEAD_LETTER = "dead"
 
 
 def delivery_action(deliveries: int, max_deliveries: int) -> DeliveryAction:
-    """What to do on the `deliveries`-th delivery (1 is the first): `max_deliveries` in company, one alone, no more."""
+    """The action for delivery number `deliveries` (1 is the first): `max_deliveries` runs, one isolated run, no more."""
     if deliveries <= max_deliveries:
         return DeliveryAction.RUN
     return DeliveryAction.ISOLATE if deliveries == max_deliveries + 1 else DeliveryAction.DEAD_LETTER
 
 
 def claim_count(room: int) -> int:
-    """Heats to ask for at once when `room` more candidates are wanted: at least one, and none too many."""
+    """Number of heats to claim at once for `room` more candidates, at least one."""
     return max(1, room // DEFAULT_HEAT_SIZE)
 
 
 def wait_seconds(candidates: int, backlog: Backlog, workers: Iterable[WorkerInfo]) -> float | None:
-    """Seconds until these live workers have done so many candidates of the average work in the backlog.
+    """Seconds that these workers need for `candidates` of the backlog's average work.
 
-    None while none of them has finished anything by which its speed would be known.
+    None while no worker has finished a heat, so that no speed is known.
     """
     speed = sum(info.tflops_per_second or 0.0 for info in workers)
     if not speed:

@@ -14,8 +14,9 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.doctor.findings import Finding
+from bestofn.service.queue.connection import check_server, connect_redis
 from bestofn.service.queue.embedded_server import find_redis, server_binary
-from bestofn.service.queue.job_queue import Queue, check_server, connect_redis
+from bestofn.service.queue.job_queue import Queue
 
 ANSWER_SECONDS = 3.0
 SLOW_SECONDS = 0.02  # of a ping: a worker's beat and every claim take a few of them

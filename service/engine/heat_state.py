@@ -38,7 +38,7 @@ class HeatWork:
     candidates: list[Candidate] = field(default_factory=list)
     drafts: dict[int, Verdict] = field(default_factory=dict)
     promoted: tuple[int, ...] = ()
-    pictures: dict[int, Tensor] = field(default_factory=dict)
+    images: dict[int, Tensor] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     tflops: float = 0.0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -81,9 +81,9 @@ class HeatWork:
         spec = self.heat.job
         candidate = Candidate(index, spec.seed + index, verdict, self.drafts.get(index))
         self.candidates.append(candidate)
-        self.pictures[index] = pixels
+        self.images[index] = pixels
         in_play = set(leaders(spec, self.candidates))
-        self.pictures = {i: picture for i, picture in self.pictures.items() if i in in_play}
+        self.images = {i: image for i, image in self.images.items() if i in in_play}
         return candidate, self._thumbnail(copy)
 
     def drafted(
@@ -105,7 +105,7 @@ class HeatWork:
     def bring_home(self, clock: Clock) -> None:
         """Queues the way of the best pictures to the host; they are there when the clock has stopped."""
         with clock:
-            self.pictures = {i: picture.to("cpu", non_blocking=True) for i, picture in self.pictures.items()}
+            self.images = {i: image.to("cpu", non_blocking=True) for i, image in self.images.items()}
         self.clocks.append(("encode", clock, 1.0))
 
     def outcome(self) -> HeatOutcome:
@@ -120,16 +120,16 @@ class HeatWork:
             if index not in self.promoted
         )
         candidates = tuple(sorted([*self.candidates, *drafted], key=lambda candidate: candidate.index))
-        images = {
-            candidate.index: encode(self.pictures[candidate.index].numpy(), spec.format, Story.of(spec, candidate))
+        encoded = {
+            candidate.index: encode(self.images[candidate.index].numpy(), spec.format, Story.of(spec, candidate))
             for candidate in candidates
-            if candidate.index in self.pictures
+            if candidate.index in self.images
         }
         self.seconds["encode"] += time.perf_counter() - started
         return HeatOutcome(
             heat=self.heat.index,
             candidates=candidates,
-            images=images,
+            images=encoded,
             usage=Usage(
                 candidates=self.heat.count,
                 transformer_forwards=self.counts["transformer"],

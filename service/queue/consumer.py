@@ -1,17 +1,15 @@
-"""The queue as a worker sees it: claims, leases and completions of the heats of one (model, judge) pair."""
+"""The queue for a worker: claims, leases and completions of heats of one (model, judge) pair."""
 
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from bestofn.service.core.early_stopping import Prefix, candidates_in_play, fold
+from bestofn.service.core.early_stopping import Prefix, decide
 from bestofn.service.core.finals import FinalsOutcome, FinalsState, entrants, reordered
-from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, JobSpec, Priority
-from bestofn.service.core.results import best_of
+from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, Priority
 from bestofn.service.core.workers import WorkerInfo
+from bestofn.service.queue.claims import Claim, Entry, HeatProgress, Judgement
 from bestofn.service.queue.codec import (
     pack_candidate,
     pack_finals,
@@ -28,60 +26,8 @@ STAGED_MS = 600_000  # images of a heat that was never completed go after this
 MOST_PENDING = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A heat in the ready stream, as it stands there."""
-
-    id: str
-    priority: Priority
-    job: str
-    heat: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A heat that this worker holds.
-
-    Attributes:
-        deliveries: counts this one too.
-        traceparent: of the request that submitted the job; "" if it was not traced.
-        waited_seconds: from the job's submission to this claim.
-        claimed: on the monotonic clock of this process.
-    """
-
-    entry: Entry
-    heat: Heat
-    deliveries: int
-    traceparent: str = ""
-    waited_seconds: float = 0.0
-    claimed: float = field(default_factory=time.monotonic, compare=False)
-
-    @property
-    def key(self) -> tuple[str, int]:
-        return self.entry.job, self.entry.heat
-
-
-@dataclass(frozen=True, slots=True)
-class HeatProgress:
-    """How far a heat has come since it was last started: candidates judged, steps and transformer forwards done."""
-
-    heat: int
-    judged: int
-    steps: int
-    forwards: int
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """A candidate that has its verdict, and a small picture of it if the job asked."""
-
-    candidate: Candidate
-    thumbnail: bytes | None = None
-
-
 class QueueConsumer:
-    """One worker's place at the ready streams of its pair. Methods raise redis' errors when the server is away."""
+    """Consumer of the ready streams of one worker's pair. Methods raise redis' errors when the server is away."""
 
     def __init__(self, queue: Queue, info: WorkerInfo) -> None:
         self.queue = queue
@@ -119,13 +65,13 @@ class QueueConsumer:
         return {entry.decode() for entry in lost}
 
     async def store_tokenizer(self, tokenizer: bytes) -> None:
-        """Stores the tokenizer.json under the hash that the model card names."""
+        """Store the tokenizer.json under the hash that the worker's ModelInfo names."""
         key = self.queue.keys("tokenizer", self.info.model.tokenizer_sha256)
         if not await self.queue.redis.exists(key):  # a full server refuses to write even what is there
             await self.queue.redis.set(key, tokenizer, nx=True)
 
     async def claim(self, count: int, block_seconds: float) -> list[Claim]:
-        """At most `count` new heats, interactive ones first; waits for one at most `block_seconds`."""
+        """Claim at most `count` new heats, interactive ones first. Wait at most `block_seconds` for the first."""
         while True:
             entries: list[Entry] = []
             for priority in PRIORITIES:
@@ -138,7 +84,7 @@ class QueueConsumer:
                 return claims
 
     async def reclaim(self, count: int, lease_seconds: float) -> list[Claim]:
-        """At most `count` heats whose leases have not been renewed for `lease_seconds`."""
+        """Claim at most `count` heats whose lease has not been renewed for `lease_seconds`."""
         entries: list[Entry] = []
         for priority, ready in self._ready.items():
             if len(entries) == count:
@@ -156,11 +102,15 @@ class QueueConsumer:
         return await self._start(entries)
 
     async def complete(self, claim: Claim, outcome: HeatOutcome) -> bool:
-        """Files a finished heat; whether it was the first completion. Keeps the images only of the job's
-        candidates in play. After the last heat the job ends, or its finals are dealt.
+        """Record a finished heat. After the last heat the job ends, or its finals are dispatched.
+
+        Only images of the job's candidates in play are kept.
+
+        Returns:
+            Whether it was the first completion of this heat.
 
         Raises:
-            NotKept: they cannot be written into the folder of pictures.
+            ImageNotStored: the images cannot be written into the images folder.
         """
         spec, redis, keys = claim.heat.job, self.queue.redis, self.queue.keys
         job, heat = claim.key
@@ -171,20 +121,11 @@ class QueueConsumer:
             known = await redis.hmget(keys("job", job), ["version", "leaders", "decided", "done"])
             version, text, decided, done = known
             before = Prefix(int(decided or 0), tuple(unpack_leaders(spec, text or b"[]")))
-            if spec.stop is None:  # in whatever order its heats come, its winners are the best of all
-                after = replace(before, leaders=tuple(best_of(spec, [*before.leaders, *outcome.candidates])))
-                in_play = {candidate.index for candidate in after.leaders}
-            else:
-                finished = await self._ahead(spec, before.heats) | {heat: outcome.candidates}
-                after = fold(spec, before, finished)
-                in_play = candidates_in_play(spec, after, finished)
-            last = after.stopped is not None or int(done or 0) + 1 == spec.schedule.num_heats
-            finals = last and bool(entrants(spec, after.leaders))
-            if last and not finals:
-                in_play = {candidate.index for candidate in after.leaders[: spec.top_k]}
-            kept = sorted(in_play & {candidate.index for candidate in outcome.candidates})
+            finished = {} if spec.stop is None else await self._ahead(spec, before.heats)
+            decision = decide(spec, before, outcome, finished, int(done or 0))
+            kept = sorted(decision.in_play & {candidate.index for candidate in outcome.candidates})
             new = {index: outcome.images[index] for index in kept if index not in stored}
-            stored |= await self.queue.pictures.put(job, self.worker, new)
+            stored |= await self.queue.images.put(job, self.worker, new)
             images = {index: stored[index] for index in kept}
             if images and not inline and not await self._stage(staged, images):
                 inline = [part for image in images.items() for part in image]
@@ -194,15 +135,15 @@ class QueueConsumer:
                 **self._entry(claim.entry),
                 record=pack_heat(outcome),
                 version=version or 0,
-                leaders=pack_leaders(after.leaders),
+                leaders=pack_leaders(decision.prefix.leaders),
                 staged=staged,
                 kept=json.dumps(kept),
-                in_play=json.dumps(sorted(in_play)),
+                in_play=json.dumps(sorted(decision.in_play)),
                 steps=claim.heat.steps,
                 forwards=outcome.usage.transformer_forwards,
-                decided=after.heats,
-                stopped=after.stopped or "",
-                finals=int(finals),
+                decided=decision.prefix.heats,
+                stopped=decision.prefix.stopped or "",
+                finals=int(decision.finals),
             )
             match reply:
                 case b"conflict":
@@ -213,20 +154,20 @@ class QueueConsumer:
                     return bool(reply == b"completed")
 
     async def finals_entrants(self, job: JobSpec) -> tuple[list[int], dict[int, bytes]]:
-        """Who meets in a job's finals, best first, and their pictures. Raises NotThere: a picture is gone."""
+        """Entrants of a job's finals, best first, and their images. Raises ImageNotFound if an image has expired."""
         text = await self.queue.redis.hget(self.queue.keys("job", job.id), "leaders")
         meet = [candidate.index for candidate in entrants(job, unpack_leaders(job, text or b"[]"))]
         return meet, {index: await self.queue.image(job.id, index) for index in meet}
 
     async def publish_finals(self, claim: Claim, meeting: FinalsState) -> bool:
-        """Publishes how far finals have come; False if it is not for this worker any more to tell."""
+        """Publish the state of the finals; False if this worker does not hold them any more."""
         reply = await self.queue.scripts(
             "publish_finals", **self._entry(claim.entry), worker=self.worker, data=pack_finals(meeting)
         )
         return bool(reply)
 
     async def complete_finals(self, claim: Claim, finals: FinalsOutcome) -> bool:
-        """Files what finals came to, which ends the job; whether it was the first completion."""
+        """Record the result of the finals, which ends the job; returns whether it was the first completion."""
         spec, entry = claim.heat.job, claim.entry
         text = await self.queue.redis.hget(self.queue.keys("job", entry.job), "leaders")
         leaders = reordered(unpack_leaders(spec, text or b"[]"), finals)
@@ -256,7 +197,7 @@ class QueueConsumer:
         )
 
     async def report(self, job: str, progress: Sequence[HeatProgress], judgements: Iterable[Judgement] = ()) -> bool:
-        """Publishes how far heats of a job have come and its new candidates; whether the job still wants any."""
+        """Publish progress and new candidates of a job; returns whether the job still needs candidates."""
         arguments: list[Argument] = []
         for part in progress:
             arguments += [part.heat, part.judged, part.steps, part.forwards]
@@ -266,7 +207,7 @@ class QueueConsumer:
         return bool(await self.queue.scripts("report", *arguments, job=job, heats=len(progress)))
 
     async def leave(self, held: Iterable[Claim]) -> None:
-        """Hands back all heats, those too whose claim this worker never heard of, and takes its card down."""
+        """Give back all heats, also those whose claim never reached this worker, and withdraw the worker's info."""
         for claim in held:
             await self.give_back(claim, "released")
         for priority, ready in self._ready.items():
@@ -312,8 +253,11 @@ class QueueConsumer:
         }
 
     async def _stage(self, staged: str, images: Mapping[int, bytes]) -> bool:
-        """Stores images beside the scripts, which would block the server meanwhile, in place of those of an earlier
-        try; False if its memory is full."""
+        """Store images outside the scripts, which would block the server; they replace those of an earlier attempt.
+
+        Returns:
+            False: the server's memory is full.
+        """
         try:
             async with self.queue.redis.pipeline(transaction=False) as pipe:
                 pipe.unlink(staged)

@@ -103,7 +103,7 @@ class Keys:
     """`Keys("bestofn")("heats", job)` is the key of that job's heats."""
 
     def __init__(self, namespace: str) -> None:
-        """Raises ValueError if `namespace` has characters that patterns or formats would read."""
+        """Raises ValueError if `namespace` has characters with a meaning in patterns or formats."""
         if not re.fullmatch(r"[A-Za-z0-9_.:{}-]+", namespace):
             raise ValueError(f"a namespace is made of letters, digits and _ . : {{ }} -, got {namespace!r}")
         self.namespace = namespace
@@ -123,11 +123,11 @@ class Keys:
 
 
 def pair_id(model: Revision, judge: Revision, second: Revision | None = None) -> str:
-    """Short name of a (model revision, judge revision) pair; beside a second judge it is another pair."""
+    """Short name of a (model revision, judge revision) pair; with a second judge it is another pair."""
     revisions = [revision.model_dump() for revision in (model, judge, second) if revision is not None]
     return hashlib.sha256(json.dumps(revisions).encode()).hexdigest()[:16]
 
 
 def opaque(key: str) -> str:
-    """A client's own key, of any length and with any characters, as a part of ours."""
+    """A client's key of any length and with any characters, hashed as a part of a Redis key."""
     return hashlib.sha256(key.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The queue as its operator sees it: how much waits, who works, what its server holds, and how jobs have ended."""
+"""Queue statistics for operators: backlog, workers, the server's memory, and how jobs have ended."""
 
 import json
 from collections.abc import Mapping
@@ -32,14 +32,14 @@ class QueueStats:
     """The queue at one moment.
 
     Attributes:
-        loads: what waits or runs, by priority.
-        queued, running: jobs.
-        oldest_wait_seconds: of the job that has waited the longest for its start; 0 if none waits.
-        estimated_wait_seconds: until all that waits or runs is done; None while nobody knows the workers' speed.
-        image_bytes: that winners' pictures take or may come to take.
-        dead: heats in the dead-letter stream.
-        workers: that are warm.
-        refuses: why no job is taken now, in plain words; None if jobs are taken.
+        loads: work that waits or runs, by priority.
+        queued, running: number of jobs.
+        oldest_wait_seconds: longest wait of a job that has not started; 0 if none waits.
+        estimated_wait_seconds: seconds for the whole backlog; None while no worker's speed is known.
+        image_bytes: bytes reserved for winner images.
+        dead: number of heats in the dead-letter stream.
+        workers: warm workers.
+        refuses: reason why no job is accepted now; None if jobs are accepted.
     """
 
     loads: Mapping[Priority, Backlog]
@@ -56,9 +56,12 @@ class QueueStats:
 
 @dataclass(frozen=True, slots=True)
 class EndedJob:
-    """How a job has ended. `model` and `judge` are names, `winner` is the verdict on the best if there is one.
+    """A job that has ended.
 
-    `stopped` says why it ended before its last candidate; None if it did not.
+    Attributes:
+        stopped: reason of an early end; None: all candidates were judged.
+        model, judge: names.
+        winner: verdict on the best candidate, if there is one.
     """
 
     status: JobStatus
@@ -72,7 +75,7 @@ class EndedJob:
 
 
 async def read_stats(queue: Queue) -> QueueStats:
-    """Looks at the queue. Raises redis' errors if its server is away."""
+    """Read the statistics. Raises redis' errors if the server is away."""
     keys = queue.keys
     async with queue.redis.pipeline(transaction=False) as pipe:
         pipe.hgetall(keys("backlog"))
@@ -109,13 +112,13 @@ async def read_stats(queue: Queue) -> QueueStats:
 
 
 async def last_ended(queue: Queue) -> str:
-    """The place of the job that ended last, for `ended_jobs`."""
+    """Id of the last entry of the stream of ended jobs, for `ended_jobs`."""
     found = await queue.redis.xrevrange(queue.keys("ended"), count=1)
     return found[0][0].decode() if found else "0-0"
 
 
 async def ended_jobs(queue: Queue, after: str) -> tuple[list[EndedJob], str]:
-    """Jobs that have ended after this place, in order, and the place to ask from next."""
+    """Jobs that ended after entry `after`, in order, and the entry for the next call."""
     found = await queue.redis.xrange(queue.keys("ended"), min=f"({after}", count=MOST_ENDED)
     if not found:
         return [], after

@@ -7,7 +7,7 @@ import time
 import structlog
 
 from bestofn.service.core.scheduling import DeliveryAction, claim_count
-from bestofn.service.queue.consumer import Claim
+from bestofn.service.queue.claims import Claim
 from bestofn.service.telemetry import worker_metrics as metrics
 from bestofn.service.worker.context import WorkerContext
 from bestofn.service.worker.finals import FinalsPlayer
@@ -67,7 +67,7 @@ class ClaimLoop:
         return claims
 
     async def _cannot_store_images(self) -> bool:
-        trouble = await self._context.queue.pictures.trouble()
+        trouble = await self._context.queue.images.trouble()
         if trouble != self._image_trouble:
             self._image_trouble = trouble
             log.warning("heats are claimed again" if trouble is None else "no heats are claimed", reason=trouble)

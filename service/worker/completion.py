@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from bestofn.service.core.scheduling import DeliveryAction
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
-from bestofn.service.queue.consumer import Claim, Judgement
-from bestofn.service.queue.image_store import NotKept
+from bestofn.service.queue.claims import Claim, Judgement
+from bestofn.service.queue.image_store import ImageNotStored
 from bestofn.service.worker.context import WorkerContext
 from bestofn.service.worker.heat_log import HeatEnding
 from bestofn.service.worker.held_heats import Completed, Failed, FinalsCompleted, HeatKey, Released
@@ -103,7 +103,7 @@ class Completion:
                 await self._publish(claim.entry.job)
                 try:
                     first = await context.call(lambda: context.consumer.complete(claim, outcome))
-                except NotKept as error:
+                except ImageNotStored as error:
                     await self.fail(claim, Failed(str(error), error.full))
                 else:
                     context.heat_log.ended(claim, "completed" if first else "duplicate", outcome)

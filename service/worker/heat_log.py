@@ -1,4 +1,4 @@
-"""What becomes of a worker's heats, told once each: as counts, a line of the log and a span."""
+"""Outcome of each of a worker's heats: counters, a log line and a trace span."""
 
 import time
 from collections import Counter
@@ -7,7 +7,7 @@ from typing import Literal
 import structlog
 
 from bestofn.service.core.jobs import Candidate, HeatOutcome
-from bestofn.service.queue.consumer import Claim
+from bestofn.service.queue.claims import Claim
 from bestofn.service.telemetry import worker_metrics as metrics
 from bestofn.service.telemetry.traces import past_span
 
@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 
 class HeatLog:
-    """The heats in work and the candidates judged of each."""
+    """Counts the judged candidates of each held heat."""
 
     def __init__(self) -> None:
         self._judged: Counter[tuple[str, int]] = Counter()
@@ -29,7 +29,7 @@ class HeatLog:
         metrics.DELIVERIES.observe(claim.deliveries)
 
     def judged(self, job: str, heat: int, candidate: Candidate) -> None:
-        """Counts a verdict."""
+        """Count a verdict."""
         self._judged[job, heat] += 1
         metrics.CANDIDATES.inc()
         metrics.VERDICTS.labels(candidate.verdict.answer).inc()
@@ -39,13 +39,13 @@ class HeatLog:
     def ended(
         self, claim: Claim, ending: HeatEnding, outcome: HeatOutcome | None = None, reason: str | None = None
     ) -> None:
-        """Tells of a heat that this worker has done with.
+        """Record the end of a heat on this worker.
 
         Args:
-            claim: as it was taken.
-            ending: how this worker is done with it.
-            outcome: of a heat that was finished.
-            reason: why it failed.
+            claim: claim of the heat.
+            ending: outcome of the heat.
+            outcome: result of a completed heat.
+            reason: reason of a failure.
         """
         seconds = time.monotonic() - claim.claimed
         judged = self._judged.pop(claim.key, 0)
@@ -78,5 +78,5 @@ class HeatLog:
             named,
             (reason or ending) if ending in _ERRORS else None,
         ):
-            tell = log.warning if ending in _ERRORS else log.info
-            tell("heat", seconds=round(seconds, 3), **attributes, **({"reason": reason} if reason else {}))
+            write = log.warning if ending in _ERRORS else log.info
+            write("heat", seconds=round(seconds, 3), **attributes, **({"reason": reason} if reason else {}))

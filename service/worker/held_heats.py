@@ -7,7 +7,7 @@ from enum import StrEnum
 from bestofn.service.core.finals import FinalsOutcome
 from bestofn.service.core.jobs import HeatOutcome
 from bestofn.service.core.scheduling import DeliveryAction, delivery_action
-from bestofn.service.queue.consumer import Claim
+from bestofn.service.queue.claims import Claim
 
 HeatKey = tuple[str, int]
 """A job's id and the index of a heat."""

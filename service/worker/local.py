@@ -40,7 +40,7 @@ LOOK_SECONDS = 0.05  # between looks at Ctrl-C and the deadline while finals are
 
 
 class LocalRun(NamedTuple):
-    """A job that has ended; `images` are the winners' bytes, `thumbnails` small pictures, both by candidate."""
+    """A job that has ended; `images` are the winners' bytes, `thumbnails` small images, both by candidate."""
 
     result: JobResult
     images: dict[int, bytes]
@@ -85,11 +85,11 @@ def run_local(
         judge: of the finals; closed afterwards.
 
     Returns:
-        The job: succeeded, failed (with `error`) or canceled; pictures only if it succeeded.
+        The job: succeeded, failed (with `error`) or canceled; images only if it succeeded.
     """
     waiting = deque(spec.heats())
     outcomes: list[HeatOutcome] = []
-    in_play: list[Candidate] = []  # the best of the finished heats, best first, and their pictures
+    in_play: list[Candidate] = []  # the best of the finished heats, best first, and their images
     stopped: Reason | None = None
     images: dict[int, bytes] = {}
     thumbnails: dict[int, bytes] = {}

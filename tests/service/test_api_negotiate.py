@@ -6,7 +6,7 @@ from starlette.datastructures import Headers
 from bestofn.service.api.access import check_host, is_loopback
 from bestofn.service.api.content_negotiation import image_format, read_accept, read_prefer
 from bestofn.service.api.pagination import page
-from bestofn.service.core.errors import HostRefused
+from bestofn.service.core.errors import HostNotAllowed
 from bestofn.service.core.jobs import ImageFormat, JobStatus, Revision
 from bestofn.service.core.schemas import CandidateOut, JobResult, MatchOut, VerdictOut
 
@@ -96,7 +96,7 @@ def test_other_names(host: str) -> None:
     ],
 )
 def test_pages_of_others_are_refused(headers: dict[str, str]) -> None:
-    with pytest.raises(HostRefused):
+    with pytest.raises(HostNotAllowed):
         check_host(Headers(headers))
 
 

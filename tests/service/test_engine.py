@@ -442,7 +442,7 @@ class CrampedGenerator(Generator):
         return super().output(x, *rest, **options)
 
     def decode(self, latents, **options):
-        if len(latents) > self.pictures:
+        if len(latents) > self.images:
             raise torch.OutOfMemoryError(f"{len(latents)} pictures")
         return super().decode(latents, **options)
 

@@ -29,7 +29,8 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FakeEngine, fake_picture
 from bestofn.service.media.codec import decode
 from bestofn.service.pairwise.openai_judge import VisionJudge
-from bestofn.service.queue.consumer import Claim, HeatProgress, QueueConsumer
+from bestofn.service.queue.claims import Claim, HeatProgress
+from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.worker.local import LocalRun, local_spec, run_local
 from bestofn.service.worker.worker import Worker

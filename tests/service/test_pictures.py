@@ -76,7 +76,7 @@ def test_pictures_in_a_folder_are_the_same_and_go_with_their_job(
             queue = await Queue.connect(settings.model_copy(update={"images_dir": folder}))
             await queue.redis.delete(queue.keys("job", forgotten))
             await queue.sweep()
-            left = await queue.pictures.jobs(age=-60)
+            left = await queue.images.jobs(age=-60)
             await queue.aclose()
             return left
 

@@ -8,10 +8,10 @@ import pytest
 
 from bestofn.service.core.errors import (
     IdempotencyMismatch,
+    ImageNotFound,
     InvalidRequest,
     JobGone,
     JobNotFound,
-    NotThere,
     Overloaded,
     SetupError,
     Unavailable,
@@ -20,9 +20,11 @@ from bestofn.service.core.jobs import Draft, Heat, HeatOutcome, JobSpec, JobStat
 from bestofn.service.core.results import leaders
 from bestofn.service.core.scheduling import Backlog
 from bestofn.service.core.settings import Settings
+from bestofn.service.queue.claims import Claim, HeatProgress, Judgement
 from bestofn.service.queue.codec import pack_heat, unpack_heat
-from bestofn.service.queue.consumer import Claim, HeatProgress, Judgement, QueueConsumer
-from bestofn.service.queue.job_queue import Queue, check_server
+from bestofn.service.queue.connection import check_server
+from bestofn.service.queue.consumer import QueueConsumer
+from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import GROUP, Keys
 
 MakeSpec = Callable[..., JobSpec]
@@ -82,7 +84,7 @@ def test_a_job_runs_to_its_end(settings: Settings, make_spec: MakeSpec, finish: 
                 assert await queue.image(spec.id, index) == expected[index]
             losers = set(range(10)) - set(leaders(spec, candidates))
             for index in losers:
-                with pytest.raises(NotThere):
+                with pytest.raises(ImageNotFound):
                     await queue.image(spec.id, index)
             assert await types(queue, spec.id) == ["queued", "started", "heat", "heat", "progress", "heat", "result"]
             sizes = [len(await queue.image(spec.id, index)) for index in leaders(spec, candidates)]
@@ -153,7 +155,7 @@ def test_images_of_the_leaders_stand_whoever_completes_when(
                 if index in best:
                     assert await queue.image(spec.id, index)
                 else:
-                    with pytest.raises(NotThere):
+                    with pytest.raises(ImageNotFound):
                         await queue.image(spec.id, index)
             keys = await queue.redis.keys(queue.keys("staged", spec.id, "*", "*"))
             assert keys == []
@@ -199,7 +201,7 @@ def test_thumbnails_stand_before_their_heat_is_done_and_count_as_bytes(
                 judged = [Judgement(candidate, repeated) for candidate in outcome.candidates[:2]]
                 assert await lane.report(spec.id, [HeatProgress(0, 2, 4, 8)], judged)
             assert await queue.thumbnail(spec.id, 1) == b"first"
-            with pytest.raises(NotThere):
+            with pytest.raises(ImageNotFound):
                 await queue.thumbnail(spec.id, 2)
             with pytest.raises(JobNotFound):
                 await queue.thumbnail("abc", 1)
@@ -221,11 +223,11 @@ def test_a_waiting_job_knows_its_place_and_about_how_long(
             first, second, third = (make_spec(num_samples=num) for num in (16, 16, 4))
             for spec in (first, second, third):
                 await queue.submit(spec, cost=spec.num_samples)  # 1 TFLOP a candidate
-            waits = [await queue.standing(spec) for spec in (second, third)]
+            waits = [await queue.position(spec) for spec in (second, third)]
             assert [(wait.position, wait.estimated_wait_seconds) for wait in waits] == [(2, None), (3, None)]
             await lane.heartbeat((), 60.0, tflops_per_second=2.0)
-            assert (await queue.standing(second)).estimated_wait_seconds == (4 + 4) / 2
-            assert (await queue.standing(third)).estimated_wait_seconds == (4 + 2 * 4) / 2
+            assert (await queue.position(second)).estimated_wait_seconds == (4 + 4) / 2
+            assert (await queue.position(third)).estimated_wait_seconds == (4 + 2 * 4) / 2
             [claim] = await lane.claim(1, 0)
             assert (await queue.record(claim.entry.job)).progress.estimated_wait_seconds is None
 
@@ -275,7 +277,7 @@ def test_jobs_that_have_ended_leave_the_ring_though_nobody_deals(
             assert (await types(queue, late.id))[-1] == "failed"
             ring = await queue.redis.lrange(queue.keys("ring", lane.pair, stays.priority), 0, -1)
             assert ring == [stays.id.encode()]
-            assert (await queue.standing(stays)).position == 1
+            assert (await queue.position(stays)).position == 1
 
     asyncio.run(run())
 

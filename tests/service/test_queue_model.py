@@ -20,7 +20,8 @@ from bestofn.service.core.results import assemble
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FakeEngine, fake_verdict
 from bestofn.service.engine.protocol import HeatFinished
-from bestofn.service.queue.consumer import Claim, QueueConsumer
+from bestofn.service.queue.claims import Claim
+from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import GROUP, PRIORITIES
 

@@ -15,14 +15,15 @@ from bestofn.judge.calibration import Calibration
 from bestofn.judge.verdict import Verdict
 from bestofn.service.api.event_translation import EventTranslator
 from bestofn.service.api.queue_metrics import EndedJobs
-from bestofn.service.core.errors import NotThere, Overloaded
+from bestofn.service.core.errors import ImageNotFound, Overloaded
 from bestofn.service.core.jobs import Candidate, Draft, Heat, HeatOutcome, JobSpec, JobStatus, Stop, Usage
 from bestofn.service.core.results import assemble, leaders, promoted
 from bestofn.service.core.schemas import GenerateRequest, JobResult
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FakeEngine
+from bestofn.service.queue.claims import Claim, HeatProgress, Judgement
 from bestofn.service.queue.codec import Event, pack_candidate
-from bestofn.service.queue.consumer import Claim, HeatProgress, Judgement, QueueConsumer
+from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.worker.local import local_spec, run_local
 
@@ -276,7 +277,7 @@ def test_what_ran_ahead_of_the_end_is_dropped_and_told_apart(
         record = await queue.record(spec.id)
         assert (record.stopped, record.discarded_forwards, record.progress.judged) == ("confident", 20, 48)
         assert await queue.thumbnail(spec.id, 47) == b"small"
-        with pytest.raises(NotThere):
+        with pytest.raises(ImageNotFound):
             await queue.thumbnail(spec.id, 63)
         assert (await queue.backlog()).image_bytes == len(await queue.image(spec.id, 40)) + 2 * len(b"small")
         events = [event async for event in queue.events(spec.id)]

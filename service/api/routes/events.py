@@ -24,7 +24,7 @@ from bestofn.service.core.jobs import JobSpec
 from bestofn.service.core.schemas import JobResult
 from bestofn.service.queue.codec import ENDINGS, Event
 
-STANDING_SECONDS = 1.0  # a waiting job's place is looked up this often
+POSITION_SECONDS = 1.0  # a waiting job's place is looked up this often
 RETRY_MS = 1000  # browsers come back after this long
 
 LastEventId = Annotated[str | None, Header(description="Resume after the event with this id.")]
@@ -81,25 +81,25 @@ async def follow(context: Context, spec: JobSpec, after: Place | None) -> AsyncG
     same. If the first ones are no longer stored, or the reader was too slow for them, a snapshot stands in for them.
     """
     teller = EventTranslator(spec)
-    standing: dict[str, Any] | None = None  # while the job waits
+    position: dict[str, Any] | None = None  # while the job waits
     first = True
     async with contextlib.aclosing(_paced(context, spec.id)) as stored:
         async for event in stored:
             if event is None:
-                if standing is not None and (now := await _standing(context, spec)) != standing:
-                    standing = now
+                if position is not None and (now := await _position(context, spec)) != position:
+                    position = now
                     yield JobEvent("queued", now)
                 continue
             if (first and event.type != "queued") or teller.missed(event):
                 teller, after = EventTranslator(spec), None
                 async for told in _snapshot(context, spec, teller):
                     yield told
-            first, standing = False, None
+            first, position = False, None
             ended = event.type in ENDINGS
             for told in [await _ending(context, spec, event)] if ended else teller.tell(event):
                 if told.type == "queued":
-                    standing = await _standing(context, spec)
-                    told = replace(told, data=standing)
+                    position = await _position(context, spec)
+                    told = replace(told, data=position)
                 if after is None or _place(told) > after:
                     yield told
             if ended:
@@ -114,8 +114,8 @@ async def _snapshot(context: Context, spec: JobSpec, teller: EventTranslator) ->
         yield told
 
 
-async def _standing(context: Context, spec: JobSpec) -> dict[str, Any]:
-    return {"job": spec.id, **asdict(await context.queue.standing(spec))}
+async def _position(context: Context, spec: JobSpec) -> dict[str, Any]:
+    return {"job": spec.id, **asdict(await context.queue.position(spec))}
 
 
 async def _ending(context: Context, spec: JobSpec, event: Event) -> JobEvent:
@@ -145,7 +145,7 @@ async def _paced(context: Context, job_id: str) -> AsyncGenerator[Event | None, 
         while True:
             coming = coming or asyncio.ensure_future(anext(source))
             done, _ = await asyncio.wait(
-                {coming, stopping}, timeout=STANDING_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                {coming, stopping}, timeout=POSITION_SECONDS, return_when=asyncio.FIRST_COMPLETED
             )
             if coming in done:
                 try:

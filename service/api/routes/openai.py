@@ -16,7 +16,7 @@ from bestofn.service.api.problem_details import problem_of
 from bestofn.service.api.responses import failure_of, location_of, result_of
 from bestofn.service.api.submission import submit
 from bestofn.service.api.wait import Ending, wait
-from bestofn.service.core.errors import BestOfNError, InvalidRequest, NotThere, WaitTimeout
+from bestofn.service.core.errors import BestOfNError, InvalidRequest, ModelNotFound, WaitTimeout
 from bestofn.service.core.jobs import ACTIVE
 from bestofn.service.core.openai_schemas import GeneratedImage, ImagesRequest, ImagesResponse, ModelsOut, OpenAIModel
 from bestofn.service.core.schemas import ImageOut, JobResult
@@ -95,7 +95,7 @@ async def read_model(context: ContextDep, name: str) -> OpenAIModel:
     found = next((model for model in models if model.id == name), None)
     if found is None:
         listed = ", ".join(model.id for model in models) or "there is none yet"
-        raise NotThere(f"model {name[:100]!a} is not deployed; choose from {listed}", field="model")
+        raise ModelNotFound(f"model {name[:100]!a} is not deployed; choose from {listed}", field="model")
     return found
 
 

@@ -72,7 +72,7 @@ local function add(pair, priority, job, heat, count, deliveries)
   redis.call('INCRBY', key('dispatched', pair, priority), count)
 end
 
--- Takes a claimed entry out of the ready stream. Entries that nobody has read are never deleted: that would spoil
+-- Takes a claimed entry out of the ready stream. Unread entries are never deleted: that would spoil
 -- the group's lag, by which autoscalers count.
 local function release(pair, priority, entry, count)
   local ready = key('ready', pair, priority)
@@ -210,7 +210,7 @@ local function begin_finals(job)
   add(pair, priority, job, heats, 0, 0)
 end
 
--- Drops all pictures of a job but those of these candidates (an array).
+-- Drops all images of a job but those of these candidates (an array).
 local function keep_images(job, candidates)
   local in_play = {}
   for _, candidate in ipairs(candidates) do
@@ -274,7 +274,7 @@ local function emit_progress(job)
   redis.call('HSET', key('job', job), 'progress_event', entry)
 end
 
--- Takes back all that has come from heats beyond the first `decided`; pictures have gone already.
+-- Takes back all that has come from heats beyond the first `decided`; images have gone already.
 local function forget_beyond(job, decided)
   local hash, before = key('job', job), redis.call('HGET', key('job', job), 'forwards')
   for _, heat in ipairs(redis.call('HKEYS', key('progress', job))) do

@@ -1,8 +1,7 @@
 #!lua flags=allow-oom
--- Files a finished heat; the first completion wins. What it means for the job is decided by the caller from what it has
--- read: which images stand, and of a job that may stop, how many heats are its decided prefix and whether (`stopped`) it
--- ends with them, and whether it has finals if this was its last heat. If the job has changed since, the caller is told
--- so ("conflict") and nothing is done.
+-- Records a completed heat; the first completion wins. The caller has decided what it means for the job, from what it
+-- has read: the images in play, the decided prefix of a job that may stop, whether the job stops with it (`stopped`),
+-- and whether finals follow. If the job has changed since, the reply is "conflict" and nothing is done.
 local pair, priority, entry, count, job, heat = args.pair, args.priority, args.entry, args.count, args.job, args.heat
 local staged, decided, stopped = args.staged, args.decided, args.stopped
 local kept, in_play = cjson.decode(args.kept), cjson.decode(args.in_play) -- candidates: of this heat, and of all
@@ -33,7 +32,7 @@ if #kept > 0 then
   redis.call('RENAME', staged, key('images', job, heat))
   redis.call('PERSIST', key('images', job, heat))
 else
-  redis.call('UNLINK', staged) -- of an earlier try, when this heat's pictures were still in play
+  redis.call('UNLINK', staged) -- of an earlier try, when this heat's images were still in play
 end
 for _, candidate in ipairs(kept) do
   redis.call('HSET', key('winner_images', job), candidate, heat)

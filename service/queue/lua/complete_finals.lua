@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Files what a job's finals came to, and ends the job; the first completion wins. `in_play` are the winners by index,
--- whose pictures stay.
+-- whose images stay.
 local pair, job, heat = args.pair, args.job, args.heat
 release(pair, args.priority, args.entry, 0)
 if not wanted(job, heat) then

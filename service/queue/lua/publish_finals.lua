@@ -1,6 +1,5 @@
 #!lua flags=allow-oom
--- Notes how far a job's finals have come, as JSON, if this worker still holds them: another one that plays them anew is
--- the one to tell.
+-- Publishes the state of a job's finals, as JSON, if this worker still holds them.
 local job, entry = args.job, args.entry
 local ready = key('ready', args.pair, args.priority)
 if not wanted(job, args.heat) or #redis.call('XPENDING', ready, GROUP, entry, entry, 1, args.worker) == 0 then

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Called with the heats that a worker has just claimed: marks their jobs as running, drops heats that nobody waits
--- for, and deals the next ones in their place. Returns (deliveries, specification, traceparent, ms since
+-- Called with the heats that a worker has just claimed: marks their jobs as running, drops heats that are not
+-- wanted any more, and dispatches the next ones in their place. Returns (deliveries, specification, traceparent, ms since
 -- the job's submission) of each; 0 deliveries: dropped.
 local pair = args.pair
 local claims = {}

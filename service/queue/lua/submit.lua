@@ -22,7 +22,7 @@ local full = nearly_full()
 if full then
   return full
 end
--- Each refusal for want of room says how much stands there, and how much work (GFLOP) has to be done before there is.
+-- Each refusal for lack of room returns the amount that waits, and the work (GFLOP) to do before there is room.
 local waiting, work = unpack(redis.call('HMGET', key('backlog'), 'candidates', 'gflop'))
 waiting, work = tonumber(waiting or 0), tonumber(work or 0)
 local function over(reason, held, excess)
