@@ -26,14 +26,20 @@ class ServerSentEvent:
     retry_ms: int | None = None
 
 
-def stream_response(events: AsyncGenerator[ServerSentEvent, None], headers: dict[str, str]) -> StreamingResponse:
+class EventStream(StreamingResponse):
+    """A response of server-sent events."""
+
+    media_type = "text/event-stream"
+
+
+def stream_response(events: AsyncGenerator[ServerSentEvent, None], headers: dict[str, str]) -> EventStream:
     """Send events as they come. The generator is closed at the end, whoever ends the stream.
 
     Args:
         events: of one reader.
         headers: sent with the status 200, before the first event.
     """
-    return StreamingResponse(_encoded(events), headers=HEADERS | headers, media_type="text/event-stream")
+    return EventStream(_encoded(events), headers=HEADERS | headers)
 
 
 async def _encoded(events: AsyncGenerator[ServerSentEvent, None]) -> AsyncIterator[bytes]:

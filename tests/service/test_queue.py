@@ -313,7 +313,7 @@ def test_the_door_counts_candidates_and_bytes(
             assert full.value.retry_after
             with pytest.raises(Overloaded, match="MiB for images"):
                 await queue.submit(make_spec(num_samples=2, top_k=2), cost=1)
-            with pytest.raises(InvalidRequest, match="its pictures may take up to 21,528 bytes") as never:
+            with pytest.raises(InvalidRequest, match="the images of this job may take 21,528 bytes") as never:
                 await queue.submit(make_spec(num_samples=4, top_k=4), cost=1)
             assert never.value.field == "top_k"
             await drain(lane, finish)
@@ -505,7 +505,7 @@ def test_a_namespace_cannot_spell_a_pattern() -> None:
         Keys("a%s")
 
 
-@pytest.mark.parametrize("waiter", ["a beat", "a reader", "a look"])
+@pytest.mark.parametrize("waiter", ["a heartbeat", "a reader", "an API process"])
 def test_a_deadline_ends_a_job_with_the_best_so_far(
     settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane, waiter: str
 ) -> None:
@@ -518,11 +518,12 @@ def test_a_deadline_ends_a_job_with_the_best_so_far(
             [claim] = await lane.claim(1, 0)
             await lane.complete(claim, finish(claim.heat))
             [held] = await lane.claim(1, 0)
-            if waiter == "a beat":
+            if waiter == "a heartbeat":
                 await asyncio.sleep(0.6)
                 await lane.heartbeat([held], 60.0)
-            if waiter == "a look":
+            if waiter == "an API process":
                 await asyncio.sleep(0.6)
+                await queue.expire_jobs()
                 assert (await queue.record(late.id)).status is JobStatus.SUCCEEDED
             for spec, last in ((late, "result"), (never, "failed")):
                 assert (await types(queue, spec.id))[-1] == last
@@ -540,6 +541,7 @@ def test_a_deadline_ends_a_job_with_the_best_so_far(
             at_once = make_spec(deadline_seconds=0.0004)
             await queue.submit(at_once, cost=1)
             await asyncio.sleep(0.01)
+            await queue.expire_jobs()
             assert (await queue.record(at_once.id)).status is JobStatus.FAILED
 
     asyncio.run(run())

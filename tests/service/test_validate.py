@@ -109,7 +109,7 @@ def test_refusals_name_the_field_and_what_to_change(fields: dict[str, object], f
 
 def test_words_that_were_never_learned_are_a_warning() -> None:
     (warning,) = spec_of(prompt="A photo of a dragon, red dragon").warnings
-    assert warning == "prompt: shapes has never learned the words dragon; it cannot draw what they mean"
+    assert warning == "prompt: shapes does not know the words dragon; it cannot draw them"
     open_vocabulary = replace(DEPLOYMENT, model=MODEL.model_copy(update={"known_words": None}))
     assert spec_of(open_vocabulary, prompt="a dragon").warnings == ()
 
@@ -123,7 +123,7 @@ def test_a_limit_on_the_work_says_how_many_candidates_fit() -> None:
 
 
 DEEP = replace(
-    DEPLOYMENT, model=MODEL.model_copy(update={"depth": 4, "block_order": (0, 3, 1, 2), "tflops_per_block": 0.125})
+    DEPLOYMENT, model=MODEL.model_copy(update={"depth": 4, "layer_order": (0, 3, 1, 2), "tflops_per_layer": 0.125})
 )
 
 
@@ -139,7 +139,7 @@ def test_a_depth_is_the_most_important_blocks_and_costs_less() -> None:
         whole = spec_of(DEEP, **fields)
         assert (whole.depth, whole.layers, whole.draft_layers, whole.draft and whole.draft.depth) == (None,) * 4
     assert (DEEP.model.depths, MODEL.depths) == ([1, 2, 3, 4], [])
-    assert DEEP.model.model_copy(update={"block_order": None}).depths == [4]
+    assert DEEP.model.model_copy(update={"layer_order": None}).depths == [4]
     same = spec_of(DEEP, depth=2, draft={})
     assert (same.layers, same.draft_layers) == ((0, 3), (0, 3))
     planned = spec_of(DEEP, depth=2, effort="high").plan
@@ -150,20 +150,20 @@ def test_a_depth_is_the_most_important_blocks_and_costs_less() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pair", "fields", "field", "said"),
+    ("deployment", "fields", "field", "said"),
     [
-        (DEEP, {"depth": 5}, "depth", "at most 4 (the blocks of shapes), got 5"),
-        (DEEP, {"draft": {"depth": 5}}, "draft.depth", "at most 4 (the blocks of shapes), got 5"),
+        (DEEP, {"depth": 5}, "depth", "at most 4 (the layers of shapes), got 5"),
+        (DEEP, {"draft": {"depth": 5}}, "draft.depth", "at most 4 (the layers of shapes), got 5"),
         (DEEP, {"depth": 2, "draft": {"depth": 3}}, "draft.depth", "at most 2 (the depth of a full solution), got 3"),
         (DEEP, {"depth": 2, "draft": {"depth": 4}}, "draft.depth", "at most 2"),
         (DEEP, {"draft": {"num_inference_steps": 13, "depth": 2}}, "draft.num_inference_steps", "at most the 12"),
         (DEEP, {"draft": {"num_inference_steps": 12, "depth": 4}}, "draft.num_inference_steps", "fewer than the 12"),
         (DEPLOYMENT, {"depth": 4}, "depth", "restart them"),
         (
-            replace(DEEP, model=DEEP.model.model_copy(update={"block_order": None})),
+            replace(DEEP, model=DEEP.model.model_copy(update={"layer_order": None})),
             {"depth": 3},
             "depth",
-            "draws with all its 4 blocks, since nobody has measured which matter most: `bestofn models importance`",
+            "depth must be 4: the importance of the layers of shapes is not measured. Run `bestofn models importance`",
         ),
     ],
 )

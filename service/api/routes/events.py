@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import redis.exceptions
 import structlog
 from fastapi import APIRouter, Header
-from fastapi.sse import EventSourceResponse
 from starlette.responses import Response
 
 from bestofn.service.api.dependencies import Context, ContextDep, JobId
@@ -17,7 +16,7 @@ from bestofn.service.api.event_translation import EventTranslator, JobEvent, Pla
 from bestofn.service.api.pagination import PAGE, page
 from bestofn.service.api.problem_details import document
 from bestofn.service.api.responses import failure_of, result_of
-from bestofn.service.api.sse import ServerSentEvent, stream_response
+from bestofn.service.api.sse import EventStream, ServerSentEvent, stream_response
 from bestofn.service.api.wait import end_tasks
 from bestofn.service.core.errors import JobGone, JobNotFound
 from bestofn.service.core.jobs import JobSpec
@@ -34,7 +33,7 @@ log = structlog.get_logger()
 router = APIRouter()
 
 
-@router.get("/jobs/{job_id}/events", response_class=EventSourceResponse, summary="A job's events, up to its result")
+@router.get("/jobs/{job_id}/events", response_class=EventStream, summary="A job's events, up to its result")
 async def read_events(context: ContextDep, job_id: JobId, last_event_id: LastEventId = None) -> Response:
     """Server-sent events: `queued`, `started`, `progress`, `candidate`, `match`, `finals`; last `result` or `error`.
 
