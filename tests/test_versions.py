@@ -1,6 +1,8 @@
 """Versions: the lock covers what the project asks for, and everything installs from it."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+import bestofn
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -53,3 +57,59 @@ def test_people_ci_and_images_install_from_the_lock() -> None:
     assert re.search(r"^COPY constraints\.txt ", dockerfile, re.MULTILINE)
     assert "!constraints.txt" in (ROOT / ".dockerignore").read_text().splitlines()
     assert [file for file in ROOT.glob("[!.]*/**/constraints*.txt") if "site-packages" not in file.parts] == []
+
+
+def stated(folder: Path) -> dict[str, list[str]]:
+    """bestofn's version in each file that states it, as often as it does."""
+    places = {
+        "pyproject.toml": r'^version = "(.*)"$',
+        "docker-compose.yml": r"bestofn-(?:api|worker):([\d.]+)",
+        ".env.example": r"bestofn-(?:api|worker):([\d.]+)",
+        "docker/kubernetes/kustomization.yaml": r"newTag: (.*)$",
+    }
+    return {name: re.findall(form, (folder / name).read_text(), re.MULTILINE) for name, form in places.items()}
+
+
+def releases(folder: Path) -> list[str]:
+    """The headings of CHANGELOG.md, newest first."""
+    return re.findall(r"^## \[(.*?)\]", (folder / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_every_file_states_the_version_of_pyproject() -> None:
+    found = stated(ROOT)
+    assert {name: len(versions) for name, versions in found.items()} == {
+        "pyproject.toml": 1,
+        "docker-compose.yml": 3,
+        ".env.example": 3,
+        "docker/kubernetes/kustomization.yaml": 2,
+    }
+    assert {version for versions in found.values() for version in versions} == {PROJECT["version"]}
+    assert releases(ROOT)[:2] == ["Unreleased", PROJECT["version"]]
+    assert bestofn.__version__ == PROJECT["version"], "the installed package is older: run `make setup`"
+
+
+def test_no_other_file_states_the_version() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode != 0:
+        pytest.skip("no git checkout")
+    number = re.compile(rf"(?<![\d.]){re.escape(PROJECT['version'])}(?![\d.])")
+    mentions = {
+        name
+        for name in tracked.stdout.splitlines()
+        if (ROOT / name).suffix in {".md", ".py", ".toml", ".yaml", ".yml", ".example", ".js", ".html", ""}
+        and (ROOT / name).is_file()
+        and number.search((ROOT / name).read_text(encoding="utf-8"))
+    }
+    assert mentions <= {*stated(ROOT), "CHANGELOG.md"}, "state it in no further file, or in `.ci/version` too"
+
+
+def test_one_command_sets_the_version_everywhere(tmp_path: Path) -> None:
+    for name in (".ci/version", "CHANGELOG.md", *stated(ROOT)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    before = stated(tmp_path)
+    subprocess.run([tmp_path / ".ci" / "version", "12.3.4"], check=True, capture_output=True)
+    assert stated(tmp_path) == {name: ["12.3.4"] * len(versions) for name, versions in before.items()}
+    assert releases(tmp_path) == ["Unreleased", "12.3.4", *releases(ROOT)[1:]]
+    refused = subprocess.run([tmp_path / ".ci" / "version", "v2"], capture_output=True, text=True)
+    assert (refused.returncode, refused.stderr) == (2, "'v2' is not a version of three numbers, such as 0.2.0\n")
