@@ -2,20 +2,26 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+LOCK := constraints.txt
+# A further index to find torch on: one with builds for the CPU alone, or for one version of CUDA.
+TORCH_INDEX ?=
 OUT ?= out
 PROMPT ?= a photo of a red star left of a blue circle
 
 export PYTHONSAFEPATH := 1
 
-.PHONY: setup demo up test check bench bench-gpu chaos soak containers clean
+.PHONY: setup lock demo up test test-latest test-lowest check bench bench-gpu chaos soak containers clean
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml
+.venv/.ready: pyproject.toml $(LOCK)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) $(BIN)/pip install --quiet \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[dev]'
 	@touch $@
+
+lock:  ## constraints.txt with the newest versions in pyproject.toml's ranges; another torch: make lock TORCH=2.14.1
+	.ci/lock
 
 demo: setup  ## queue, API and worker; one prompt over HTTP; the winner and a picture of all candidates
 	@mkdir -p $(OUT)
@@ -28,12 +34,22 @@ up: setup  ## queue, API and worker until Ctrl-C
 test: setup
 	$(BIN)/pytest
 
+test-latest:  ## the suite with the newest versions that pyproject.toml allows, in .venv-latest
+	.ci/suite latest $(ARGS)
+
+test-lowest:  ## the suite with the lowest versions that pyproject.toml allows, in .venv-lowest
+	.ci/suite lowest $(ARGS)
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/kubernetes-validate --strict --quiet --no-warn docker/kubernetes/*.yaml
 
@@ -53,4 +69,4 @@ containers: setup  ## builds the images with buildah and runs the compose file's
 	$(BIN)/python -P tests/containers
 
 clean:
-	rm -rf .venv $(OUT) build dist
+	rm -rf .venv .venv-latest .venv-lowest .venv-tools $(OUT) build dist

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, DynamicCache
 
 from bestofn.judge.nvila import Nvila
 from bestofn.training.judge.examples import IGNORE, Batch, Collator, Lesson
@@ -108,18 +108,15 @@ class Pupil(nn.Module):
             return seen.new_zeros(0, model.vocabulary), batch.owner, labels
         features = model.mm_projector(seen)  # (B, T, D)
         x, _ = model.embed([head] * len(features), features)  # (B, P, D)
-        start = llm.model(inputs_embeds=x, attention_mask={"full_attention": None}, use_cache=True)
-        cache = start.past_key_values
+        # The cache is passed by position: transformers 5.24 renamed its parameter from past_key_values to cache.
+        cache = DynamicCache(config=llm.config)
+        llm.model(None, {"full_attention": None}, None, cache, x, use_cache=True)
         cache.batch_select_indices(batch.owner)
         P, L = x.shape[1], batch.ids.shape[1]
         mask = torch.ones(L, P + L, dtype=torch.bool, device=x.device).tril(P)[None, None]
-        h = llm.model(
-            inputs_embeds=llm.get_input_embeddings()(batch.ids),
-            attention_mask={"full_attention": mask},
-            position_ids=P + torch.arange(L, device=x.device)[None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state  # (R, L, D)
+        positions = P + torch.arange(L, device=x.device)[None]
+        words = llm.get_input_embeddings()(batch.ids)  # (R, L, D)
+        h = llm.model(None, {"full_attention": mask}, positions, cache, words, use_cache=True)[0]  # (R, L, D)
         rows, places = (batch.targets != IGNORE).nonzero(as_tuple=True)
         return llm.lm_head(h[rows, places]), rows, labels
 
