@@ -31,7 +31,7 @@ from bestofn.service.settings import Settings
 
 LEASE_SECONDS, BEAT_SECONDS = 2.0, 0.4
 ENGINE = Path(__file__).parent / "engine.py"
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 300.0  # for what always comes: a limit for hangs
 
 
 def servers() -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """Queue servers for tests, each session's own, and APIs over them; each test of the queue has its own namespace."""
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -30,6 +31,7 @@ from bestofn.service.queue.lane import Lane
 from bestofn.service.queue.queue import Queue
 from bestofn.service.redis_server import LocalServer, embedded_binary
 from bestofn.service.settings import Settings
+from tests.waiting import PATIENCE, until
 
 
 @pytest.fixture(scope="session", params=["redis", "valkey"])
@@ -48,14 +50,14 @@ def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def settings(redis_url: str, tmp_path: Path) -> Settings:
-    """Short times, and keys that no other test has."""
+    """Short times, and keys that no other test has. A tick that hangs is a matter of the tests that want one."""
     return Settings(
         redis_url=redis_url,
         namespace=f"test-{uuid.uuid4().hex[:8]}",
         data_dir=tmp_path,
-        lease_seconds=1.0,
+        lease_seconds=3.0,
         beat_seconds=0.2,
-        stall_seconds=2.0,
+        stall_seconds=PATIENCE,
     )
 
 
@@ -123,14 +125,26 @@ def served(queue_server: Path) -> Iterator[Served]:
     worker = subprocess.Popen([sys.executable, "-P", "-c", program], env=environment, stdout=subprocess.DEVNULL)
     try:
         with _serving(Settings(data_dir=queue_server, redis_url=None)) as api:
-            deadline = time.monotonic() + 30
-            while not httpx.get(f"{api.url}/readyz").is_success:
-                assert time.monotonic() < deadline, "the worker did not become ready"
-                time.sleep(0.05)
+            until(lambda: httpx.get(f"{api.url}/readyz", timeout=PATIENCE).is_success)
             yield api
     finally:
         worker.kill()  # not asked: one that waits for a queue would go on waiting
         worker.wait()
+
+
+@pytest.fixture
+def idle(queue_server: Path, open_lane: Callable[..., Awaitable[Lane]]) -> Settings:
+    """A namespace of the API's queue whose one worker takes nothing: whatever is submitted there waits."""
+    settings = Settings(data_dir=queue_server, redis_url=None, namespace=f"test-{uuid.uuid4().hex[:8]}")
+
+    async def announce() -> None:
+        queue = await Queue.connect(settings)
+        lane = await open_lane(queue)
+        await lane.leave_tokenizer(FakeEngine().tokenizer_json)
+        await queue.aclose()
+
+    asyncio.run(announce())
+    return settings
 
 
 @pytest.fixture
@@ -186,7 +200,7 @@ def finish() -> Callable[[Heat], HeatOutcome]:
 
 @pytest.fixture
 def open_lane() -> Callable[..., Awaitable[Lane]]:
-    """A worker's place at the queue, announced for a minute."""
+    """A worker's place at the queue, announced for an hour."""
 
     async def lane(queue: Queue, name: str = "one", capacity: int = 4) -> Lane:
         engine = FakeEngine(slots=capacity)
@@ -201,7 +215,7 @@ def open_lane() -> Callable[..., Awaitable[Lane]]:
             started_at=0.0,
         )
         opened = Lane(queue, card)
-        await opened.beat((), 60.0)
+        await opened.beat((), 3600.0)
         return opened
 
     return lane

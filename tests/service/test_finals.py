@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -35,6 +36,7 @@ from bestofn.service.vision_judge import VisionJudge
 from bestofn.service.worker import Worker
 from tests.service.test_stop import drawn, outcome_of
 from tests.service.vision_server import Vision, brightness, vision_server
+from tests.waiting import DEADLINES, PATIENCE, until
 
 PIN = Revision(name="fake", revision="0")
 VERDICTS = st.builds(
@@ -189,10 +191,18 @@ def test_a_judge_that_is_away_leaves_the_verdicts_order(vision: Vision) -> None:
 
 def test_ctrl_c_and_the_deadline_end_finals_that_hang(vision: Vision) -> None:
     vision.pause.clear()
-    result = local(vision, deadline_seconds=1.0).result
+    runs = (local(vision, deadline_seconds=seconds).result for seconds in DEADLINES)
+    result = next(result for result in runs if len(result.candidates) == REQUEST["num_samples"])
     assert (result.status, result.stopped, result.finals, len(result.images)) == ("succeeded", "deadline", None, 2)
     assert "deadline passed before" in result.warnings[-1]
-    threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt() -> None:
+        until(lambda: signal.getsignal(signal.SIGINT) is not before)
+        time.sleep(0.5)  # by now it waits for the judge
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
     assert local(vision).result.status is JobStatus.CANCELED
 
 
@@ -290,11 +300,12 @@ def test_whoever_is_away_or_cancelled_or_late_the_job_ends(
             await nothing_is_left(queue, result)
 
             vision.pause.clear()
-            canceled, late = make_spec(**FIELDS), make_spec(**FIELDS, deadline_seconds=2.0)
+            canceled, late = make_spec(**FIELDS), make_spec(**FIELDS, deadline_seconds=3600)
             for spec in (canceled, late):
                 await queue.submit(spec, cost=1.0)
                 await due(queue, spec.id)
             assert await queue.cancel(canceled.id) is JobStatus.CANCELED
+            await queue.redis.zadd(queue.keys("deadlines"), {late.id: 0})
             result, images = await ended(queue, late.id)
             assert (result.status, result.stopped, result.complete, len(images)) == ("succeeded", "deadline", False, 2)
             assert "the deadline passed before" in result.warnings[-1]
@@ -408,7 +419,7 @@ def test_a_worker_without_a_judge_leaves_finals_to_one_that_has_it_or_ends_them(
             assert "no worker has a pairwise judge any more" in result.warnings[0]
 
             other = Lane(queue, cards[0].model_copy(update={"worker": "two", "capacity": 1, "finals_judge": "m"}))
-            await other.beat((), 60.0)
+            await other.beat((), 3600.0)
             spec = make_spec(**FIELDS)
             await queue.submit(spec, cost=1.0)
             await due(queue, spec.id)
@@ -479,7 +490,7 @@ def test_what_cannot_be_read_ends_the_finals_not_the_worker(
             vision.encoding = "gzip"
         await lane.leave(claims)
         async with worker(settings.model_copy(update={"finals_judge": vision.url})):
-            result, _ = await asyncio.wait_for(ended(queue, spec.id), 30.0)
+            result, _ = await asyncio.wait_for(ended(queue, spec.id), PATIENCE)
             assert (result.status, result.finals) == ("succeeded", None)
             assert "the finals were not played" in result.warnings[0]
         await queue.aclose()
@@ -488,11 +499,11 @@ def test_what_cannot_be_read_ends_the_finals_not_the_worker(
 
 
 def test_the_api_says_what_finals_need(served: Any) -> None:
-    refused = httpx.post(f"{served.url}/generate", json=REQUEST)
+    refused = httpx.post(f"{served.url}/generate", json=REQUEST, timeout=PATIENCE)
     assert (refused.status_code, refused.json()["field"]) == (422, "finals")
     assert "BESTOFN_FINALS_JUDGE" in refused.json()["detail"]
     for wrong in ({"most": 1}, {"most": 17}, {"band": -1.0}, {"url": "http://elsewhere"}):
-        refused = httpx.post(f"{served.url}/generate", json=REQUEST | {"finals": wrong})
+        refused = httpx.post(f"{served.url}/generate", json=REQUEST | {"finals": wrong}, timeout=PATIENCE)
         assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
 
 
