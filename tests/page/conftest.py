@@ -41,7 +41,7 @@ from bestofn.service.engine.protocol import Judged
 from bestofn.service.settings import Settings
 from bestofn.service.worker import run_worker
 
-settings = Settings(beat_seconds=0.2, stall_seconds=3600)
+settings = Settings(beat_seconds=1.0, stall_seconds=3600)
 hold = settings.data_dir / "hold"
 
 def limit():

@@ -56,7 +56,7 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
         namespace=f"test-{uuid.uuid4().hex[:8]}",
         data_dir=tmp_path,
         lease_seconds=3.0,
-        beat_seconds=0.2,
+        beat_seconds=0.5,
         stall_seconds=PATIENCE,
     )
 
@@ -119,7 +119,7 @@ def served(queue_server: Path) -> Iterator[Served]:
     program = (
         "import sys; from bestofn.service.engine.fake import FakeEngine; from bestofn.service.settings import Settings;"
         "from bestofn.service.worker import run_worker;"
-        "sys.exit(run_worker(Settings(beat_seconds=0.2), lambda: FakeEngine(slots=16, step_seconds=0.01)))"
+        "sys.exit(run_worker(Settings(beat_seconds=1.0), lambda: FakeEngine(slots=16, step_seconds=0.01)))"
     )
     environment = {**os.environ, "BESTOFN_DATA_DIR": str(queue_server), "REDIS_URL": ""}
     worker = subprocess.Popen([sys.executable, "-P", "-c", program], env=environment, stdout=subprocess.DEVNULL)

@@ -264,7 +264,7 @@ def test_a_served_job_ends_as_a_local_one(
         async with worker(settings):
             while not await queue.announced():
                 await asyncio.sleep(0.01)
-            assert [card.finals_judge for card in await queue.cards()] == ["looker"]
+            assert [card.finals_judge for card in await queue.announced()] == ["looker"]
             await queue.submit(spec, cost=1.0)
             result, images = await ended(queue, spec.id)
             assert result.finals is not None

@@ -39,9 +39,9 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 def test_over_a_full_disk_nothing_is_accepted_and_nothing_is_lost(disk: Disk, serving: Serving, tmp_path: Path) -> None:
     with LocalServer(disk.folder / "data", embedded_binary()) as server:
-        settings = Settings(redis_url=server.url, beat_seconds=0.2, lease_seconds=3.0)
+        settings = Settings(redis_url=server.url)
         command = [sys.executable, "-P", str(WORKER), "fake", "4", "0.05", str(tmp_path)]
-        environment = {**os.environ, "BESTOFN_REDIS_URL": server.url, "BESTOFN_BEAT_SECONDS": "0.2"}
+        environment = {**os.environ, "BESTOFN_REDIS_URL": server.url, "BESTOFN_BEAT_SECONDS": "1"}
         worker = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         try:
             with serving(settings) as api, httpx.Client(base_url=api.url, timeout=PATIENCE) as http:

@@ -31,7 +31,7 @@ def service(settings: Settings, serving: Serving, notes: Path) -> Iterator[tuple
     told = {"redis_url": settings.redis_url, "namespace": settings.namespace, "images_dir": settings.images_dir}
     environment = os.environ | {f"BESTOFN_{name.upper()}": str(value) for name, value in told.items() if value}
     command = [sys.executable, "-P", str(WORKER), "fake", "4", "0.05", str(notes)]
-    worker = subprocess.Popen(command, env=environment | {"BESTOFN_BEAT_SECONDS": "0.2"}, stdout=subprocess.DEVNULL)
+    worker = subprocess.Popen(command, env=environment | {"BESTOFN_BEAT_SECONDS": "1"}, stdout=subprocess.DEVNULL)
     try:
         with serving(settings) as api, httpx.Client(base_url=api.url, timeout=PATIENCE) as http:
             until(lambda: http.get("/readyz").is_success)

@@ -205,7 +205,9 @@ def test_sigterm_hands_heats_back_at_once(settings: Settings, make_spec: MakeSpe
         slow.terminate()
         assert await asyncio.wait_for(ended(queue, spec.id), PATIENCE) is JobStatus.SUCCEEDED
         assert await asyncio.to_thread(slow.wait, PATIENCE) == 0
-        assert len(await queue.cards()) == 1
+        async with asyncio.timeout(PATIENCE):
+            while len(await queue.cards()) != 1:
+                await asyncio.sleep(0.02)
         await queue.aclose()
 
     asyncio.run(run())
@@ -232,7 +234,7 @@ def test_a_heat_that_fails_everywhere_ends_its_job_and_no_other(settings: Settin
 
 @embedded
 def test_a_heat_that_kills_its_worker_four_times_is_dead(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
-    quick = settings.model_copy(update={"lease_seconds": 1.5, "beat_seconds": 0.1})
+    quick = settings.model_copy(update={"lease_seconds": 1.5, "beat_seconds": 0.3})
 
     async def run() -> None:
         queue = await Queue.connect(quick)
@@ -460,7 +462,7 @@ def test_a_queue_that_has_forgotten_all_hears_all_again_from_a_worker_without_ro
         async with inside(settings, engine):
             await ready(queue, 1)
             await queue.submit(make_spec(num_samples=16, heat_size=16), cost=1)
-            while (await queue.cards())[0].state != "busy":
+            while "busy" not in [card.state for card in await queue.cards()]:
                 await asyncio.sleep(0.01)
             await queue.redis.delete(*await queue.redis.keys(f"{settings.namespace}:*"))
             async with asyncio.timeout(PATIENCE):
@@ -480,7 +482,7 @@ def test_a_queue_that_has_forgotten_all_hears_all_again_from_a_worker_without_ro
 def test_a_heat_that_waits_to_run_alone_is_not_to_blame_for_the_death_of_its_worker(
     settings: Settings, make_spec: MakeSpec, start: Start, open_lane: Callable[..., Awaitable[Lane]]
 ) -> None:
-    quick = settings.model_copy(update={"lease_seconds": 1.5, "beat_seconds": 0.1})
+    quick = settings.model_copy(update={"lease_seconds": 1.5, "beat_seconds": 0.3})
 
     async def run() -> None:
         queue = await Queue.connect(quick)
