@@ -148,6 +148,29 @@ def idle(queue_server: Path, open_lane: Callable[..., Awaitable[Lane]]) -> Setti
 
 
 @pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the program in this process, where it is loaded already, in an empty folder."""
+
+    from bestofn.service.cli import main
+
+    def call(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        for name, value in (
+            {"REDIS_URL": "", "BESTOFN_DATA_DIR": str(tmp_path), "COLUMNS": "100"} | environment
+        ).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["bestofn", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main.app()
+        assert isinstance(end.value.code, int)
+        return end.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
 def keys(tmp_path: Path) -> Callable[..., dict[str, Path]]:
     """The setting of a file with these keys, each of the caller of the same name: `keys("k1", "k2")`."""
 

@@ -26,7 +26,7 @@ from bestofn.models.shapes.evaluator import evaluate
 from bestofn.models.shapes.prompts import pair
 from bestofn.models.shapes.world import SHAPES, Scene, Thing, render
 from bestofn.service.api.server import address_of, listen
-from bestofn.service.cli import main, target
+from bestofn.service.cli import target
 from bestofn.service.cli.outcome import paths_of
 from bestofn.service.cli.supervisor import MAX_DEATHS, WITHIN_SECONDS, may_restart
 from bestofn.service.discovery import address_file, running_server
@@ -55,27 +55,6 @@ def start(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Popen[s
         # A shell's background jobs ignore Ctrl-C, and so would their children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-
-
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs the program in this process, where it is loaded already, in an empty folder."""
-
-    def call(*arguments: str, **environment: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        for name, value in (
-            {"REDIS_URL": "", "BESTOFN_DATA_DIR": str(tmp_path), "COLUMNS": "100"} | environment
-        ).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["bestofn", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main.app()
-        assert isinstance(end.value.code, int)
-        return end.value.code, *capsys.readouterr()
-
-    return call
 
 
 def test_generate_on_a_server(served: Any, tmp_path: Path) -> None:

@@ -130,9 +130,10 @@ class Late(Beside):
 
 
 def test_beside_others_in_turns_and_a_tick_later_it_is_the_same(loaded, spec, unlike):
-    job = spec()
+    job = spec(num_samples=4)
     alone = candidates(loaded, job)["job"]
-    others = [spec("margin", rule="margin"), spec("drafts", draft={"num_inference_steps": 2, "keep": 0.5}, seed=40)]
+    drafted = {"draft": {"num_inference_steps": 2, "keep": 0.5}, "seed": 40}
+    others = [spec("margin", rule="margin", num_samples=4), spec("drafts", num_samples=4, **drafted)]
     assert candidates(loaded, *others, job)["job"] == alone
 
     cards = loaded.model_card, loaded.judge_card, loaded.tokenizer_json, loaded.sizes

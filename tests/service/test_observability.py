@@ -47,6 +47,7 @@ settings = Settings()
 start(settings, "worker")
 sys.exit(run_worker(settings, lambda: FakeEngine(slots=8, step_seconds=0.01)))
 """
+RESTS = 'bestofn_workers{judge="fake-judge",model="fake",state="ready"}'
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
@@ -58,6 +59,7 @@ class Deployed(NamedTuple):
     job: str
     failed: str
     refused: httpx.Response
+    counted: dict[str, float]  # by the API, of these jobs alone
     spans: dict[str, list[Span]]
     logs: dict[str, Path]
 
@@ -129,7 +131,9 @@ def deployed(queue_server: Path, collector: Collector, tmp_path_factory: pytest.
             refused = http.post("/generate", json={"prompt": ""}, headers={"X-Request-ID": "two words"})
             assert (done.status_code, failed.status_code) == (200, 500)
             assert done.headers["x-request-id"] == "order-66"
-        yield Deployed(api, worker, done.json()["id"], failed.json()["job"], refused, collector.spans, logs)
+        until(lambda: RESTS in metrics(api))  # it says so with its next beat
+        jobs = done.json()["id"], failed.json()["job"]
+        yield Deployed(api, worker, *jobs, refused, metrics(api), collector.spans, logs)
     finally:
         for process in processes:
             process.terminate()
@@ -162,9 +166,7 @@ def metrics(url: str) -> dict[str, float]:
 
 
 def test_the_api_counts_requests_jobs_and_what_waits(deployed: Deployed) -> None:
-    rests = 'bestofn_workers{judge="fake-judge",model="fake",state="ready"}'
-    until(lambda: rests in metrics(deployed.api))  # it says so with its next beat
-    found = metrics(deployed.api)
+    found = deployed.counted
     expected = {
         'bestofn_http_requests_total{method="POST",route="/generate",status="200"}': 1,
         'bestofn_refused_total{code="invalid_request"}': 1,
@@ -176,7 +178,7 @@ def test_the_api_counts_requests_jobs_and_what_waits(deployed: Deployed) -> None
         'bestofn_winner_score_count{judge="fake-judge",model="fake"}': 1,
         'bestofn_backlog_candidates{priority="interactive"}': 0,
         'bestofn_jobs{status="queued"}': 0,
-        rests: 1,
+        RESTS: 1,
         "bestofn_dead_heats": 1,
         "bestofn_redis_up": 1,
         "bestofn_ready": 1,
