@@ -131,7 +131,8 @@ def deployed(queue_server: Path, collector: Collector, tmp_path_factory: pytest.
             refused = http.post("/generate", json={"prompt": ""}, headers={"X-Request-ID": "two words"})
             assert (done.status_code, failed.status_code) == (200, 500)
             assert done.headers["x-request-id"] == "order-66"
-        until(lambda: RESTS in metrics(api))  # it says so with its next beat
+        # The worker says with its next beat that it rests, and how fast it is.
+        until(lambda: {RESTS, "bestofn_backlog_seconds"} <= metrics(api).keys())
         jobs = done.json()["id"], failed.json()["job"]
         yield Deployed(api, worker, *jobs, refused, metrics(api), collector.spans, logs)
     finally:
@@ -376,7 +377,7 @@ def test_dashboard_and_alerts_read_metrics_that_there_are(deployed: Deployed) ->
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
     expressions += [rule["expr"] for rule in rules]
     read = set().union(*map(names_in, expressions))
-    there = {name.partition("{")[0] for url in (deployed.api, deployed.worker) for name in metrics(url)}
+    there = {name.partition("{")[0] for found in (deployed.counted, metrics(deployed.worker)) for name in found}
     assert len(expressions) > 60
     assert read <= there, read - there
     described = (DOCKER.parent / "docs/observability.md").read_text()
