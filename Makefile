@@ -6,11 +6,13 @@ LOCK := constraints.txt
 # A further index to find torch on: one with builds for the CPU alone, or for one version of CUDA.
 TORCH_INDEX ?=
 OUT ?= out
+# Each process of the suite has its own servers. Tests of one module stay together until a process has nothing left.
+PARALLEL ?= -n logical --maxprocesses 8 --dist worksteal
 PROMPT ?= a photo of a red star left of a blue circle
 
 export PYTHONSAFEPATH := 1
 
-.PHONY: setup lock demo up test test-latest test-lowest check bench bench-gpu chaos soak containers clean
+.PHONY: setup lock demo up test test-busy test-latest test-lowest check bench bench-gpu chaos soak containers clean
 
 setup: .venv/.ready
 
@@ -31,8 +33,12 @@ demo: setup  ## queue, API and worker; one prompt over HTTP; the winner and a pi
 up: setup  ## queue, API and worker until Ctrl-C
 	$(BIN)/bestofn up
 
-test: setup
-	$(BIN)/pytest
+test: setup  ## in random order: `make test TESTS="-p randomly --randomly-seed=N"` repeats one
+	$(BIN)/pytest $(PARALLEL) $(TESTS)
+
+test-busy: setup  ## the same with eight busy loops; they end with this shell
+	@for loop in 1 2 3 4 5 6 7 8; do while kill -0 $$$$ 2>/dev/null; do :; done & done; \
+	$(BIN)/pytest $(PARALLEL) $(TESTS)
 
 test-latest:  ## the suite with the newest versions that pyproject.toml allows, in .venv-latest
 	.ci/suite latest $(ARGS)

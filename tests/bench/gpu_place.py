@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
+from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.random_init.checkpoint import SANA_LAYOUTS, make_random_checkpoint
 from bestofn.service.core.jobs import HeatOutcome, JobSpec
 from bestofn.service.core.settings import Settings

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 from disks import Disk, small_disk
 
 from bestofn.service.api.key_file import Key, keys_file, sha256
@@ -31,7 +29,7 @@ from bestofn.service.queue.job_queue import Queue
 
 LEASE_SECONDS, BEAT_SECONDS = 2.0, 0.4
 ENGINE = Path(__file__).parent / "engine.py"
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 300.0  # for what always comes: a limit for hangs
 
 
 def servers() -> dict[str, Path]:
@@ -51,8 +49,7 @@ class Api:
 
     def requests(self) -> list[dict[str, Any]]:
         """What its log says of each request."""
-        lines = [json.loads(line) for line in self.log.read_text().split("\n") if line.startswith("{")]
-        return [line for line in lines if line.get("event") == "request"]
+        return _lines(self.log, "request")
 
 
 @dataclass
@@ -102,19 +99,17 @@ class Place:
                 await asyncio.sleep(0.05)
 
     async def api(self, port: int = 0, **settings: object) -> Api:
-        """Starts an API process and waits until it answers."""
-        port = port or _free_port()
+        """Starts an API process and waits until it answers; port 0 takes a free one."""
         log = self.folder / f"api-{len(self._processes)}.log"
         command = [sys.executable, "-P", "-m", "bestofn.cli", "serve", "--port", str(port)]
-        api = Api(f"http://127.0.0.1:{port}", port, log, self.start(command, log, settings))
-        async with httpx.AsyncClient() as http, asyncio.timeout(PATIENCE_SECONDS):
-            while True:
-                with contextlib.suppress(httpx.TransportError):
-                    if (await http.get(f"{api.url}/livez")).is_success:
-                        return api
-                if api.process.poll() is not None:
+        process = self.start(command, log, settings)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not (ready := _lines(log, "the API is ready")):
+                if process.poll() is not None:
                     raise RuntimeError(f"the API has ended: {log.read_text()[-2000:]}")
                 await asyncio.sleep(0.05)
+        url = str(ready[0]["address"])
+        return Api(url, int(url.rpartition(":")[2]), log, process)
 
     def start(self, command: list[str], log: Path, settings: dict[str, object] | None = None) -> Any:
         """Starts a process with the settings of this place, and of its own; it writes to `log`."""
@@ -248,9 +243,10 @@ async def at_rest(queue: Queue, seconds: float = 15.0) -> dict[str, int]:
     return left
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
+def _lines(log: Path, event: str) -> list[dict[str, Any]]:
+    """The lines of JSON in a log that tell of an event; a line that is being written is passed over."""
+    lines = [json.loads(line) for line in log.read_text().split("\n")[:-1] if line.startswith("{")]
+    return [line for line in lines if line.get("event") == event]
 
 
 def _as_text(value: object) -> str:

@@ -15,7 +15,7 @@ from bestofn.models.depth.growth import grow, grown_blocks, target_layers
 from bestofn.models.depth.pruning import block_importance, kept_blocks, prune, store_importance
 from bestofn.models.errors import CheckpointError, ModelError
 from bestofn.models.generator import Generator
-from bestofn.models.linear_dit import from_diffusers
+from bestofn.models.linear_dit.weights import from_diffusers
 from bestofn.models.random_init.checkpoint import make_random_checkpoint
 from bestofn.models.sampling import generate
 

@@ -108,7 +108,6 @@ with processes() as device:
 TWO_PROCESSES = (sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-@pytest.mark.timeout(300)  # two processes that import everything, beside whatever else runs
 def test_two_processes_compute_what_one_does(tmp_path: Path, album: Path, tiny_checkpoints: dict[str, Path]) -> None:
     tiny = tiny_checkpoints["tiny"]
     program = tmp_path / "worker.py"

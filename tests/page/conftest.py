@@ -20,6 +20,7 @@ from bestofn.service.api.key_file import Key, sha256
 from bestofn.service.api.server import address_of, listen
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.embedded_server import LocalServer
+from tests.waiting import PATIENCE, until
 
 FLAGS = (
     "--no-sandbox",
@@ -34,12 +35,50 @@ OWN = ("http://127.0.0.1:", "blob:", "data:")
 # 4 candidates every 80 ms: a job of 16 is over at once, one of 256 takes five seconds.
 WORKER = """
 import sys
+import time
 from bestofn.service.engine.fake import FakeEngine
+from bestofn.service.engine.protocol import Judged
 from bestofn.service.core.settings import Settings
 from bestofn.service.worker.worker import run_worker
-engine = FakeEngine(slots=4, step_seconds=0.02, second_judge="second" in sys.argv)
-sys.exit(run_worker(Settings(heartbeat_seconds=0.2), lambda: engine))
+
+settings = Settings(heartbeat_seconds=1.0, stall_seconds=3600)
+hold = settings.data_dir / "hold"
+
+def limit():
+    try:
+        return int(hold.read_text())
+    except FileNotFoundError:
+        return None
+
+class Held(FakeEngine):
+    judged = 0  # since there is a limit
+
+    def tick(self):
+        while (most := limit()) is not None and self.judged >= most:
+            time.sleep(0.02)
+        events = super().tick()
+        self.judged = 0 if limit() is None else self.judged + sum(isinstance(event, Judged) for event in events)
+        return events
+
+engine = Held(slots=4, step_seconds=0.02, second_judge="second" in sys.argv)
+sys.exit(run_worker(settings, lambda: engine))
 """
+
+
+class Hold:
+    """Stops the worker in the middle of a job, for what has to be seen there."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._file = data_dir / "hold"
+
+    def after(self, candidates: int) -> None:
+        """The worker stops once it has judged so many more; before the job is asked for."""
+        new = self._file.with_suffix(".new")
+        new.write_text(str(candidates))
+        new.rename(self._file)
+
+    def end(self) -> None:
+        self._file.unlink(missing_ok=True)
 
 
 class Api:
@@ -96,10 +135,7 @@ def working(folder: Path, *worker: str, **environment: str) -> Iterator[None]:
 def ready_api(folder: Path) -> Iterator[Api]:
     served = Api(Settings(data_dir=folder, redis_url=None))
     try:
-        deadline = time.monotonic() + 60
-        while not httpx.get(f"{served.url}/readyz").is_success:
-            assert time.monotonic() < deadline, "the worker did not become ready"
-            time.sleep(0.05)
+        until(lambda: httpx.get(f"{served.url}/readyz", timeout=PATIENCE).is_success)
         yield served
     finally:
         served.stop()
@@ -110,6 +146,14 @@ def data_dir() -> Iterator[Path]:
     """The data folder of a queue with a warm worker, whose engine sleeps."""
     with queue_and_worker("-c", WORKER) as folder:
         yield folder
+
+
+@pytest.fixture
+def hold(data_dir: Path) -> Iterator[Hold]:
+    """Of the worker of `api`."""
+    held = Hold(data_dir)
+    yield held
+    held.end()
 
 
 @pytest.fixture(scope="session")
@@ -135,9 +179,12 @@ def keyed_api(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ap
     served.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Debian's chromium, or whichever there is; playwright brings none along."""
+    """Debian's chromium, or whichever there is; playwright brings none along.
+
+    No longer than a module: while playwright runs its event loop in a thread, `asyncio.run` is refused there.
+    """
     if os.environ.get("CI"):
         pytest.skip("the page is tested in a browser on developers' machines, not in CI")
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[page]'")
@@ -168,7 +215,7 @@ def shapes_page(browser, shapes_api: Api):
 def visit(browser, api: Api):
     context = browser.new_context(base_url=api.url, viewport={"width": 1200, "height": 900})
     opened = context.new_page()
-    opened.set_default_timeout(15_000)
+    opened.set_default_timeout(1000 * PATIENCE)
     wrong: list[str] = []
     opened.on("pageerror", lambda error: wrong.append(f"uncaught: {error}"))
     opened.on("console", lambda said: wrong.append(said.text) if _is_error(said) else None)

@@ -1,13 +1,13 @@
 """Finals, a second judge and fewer layers: offered where they are deployed, and shown as they were decided."""
 
 import re
-import time
 
 import httpx
 import pytest
 
 from tests.page.conftest import WORKER, queue_and_worker, ready_api, visit, working
 from tests.service.vision_server import vision_server
+from tests.waiting import PATIENCE, until
 
 STAR = "a photo of a red star"
 
@@ -47,7 +47,7 @@ def test_what_is_not_deployed_is_not_offered(page, api):
     page.keyboard.press("Enter")
     page.locator("#job[data-status=succeeded]").wait_for()
     assert "3 layers" in page.locator("#job-facts").inner_text()
-    parameters = httpx.get(f"{api.url}/jobs/{page.url.partition('=')[2]}").json()["parameters"]
+    parameters = httpx.get(f"{api.url}/jobs/{page.url.partition('=')[2]}", timeout=PATIENCE).json()["parameters"]
     assert (parameters["depth"], parameters["rule"], parameters["finals"]) == (3, "margin", None)
 
 
@@ -69,7 +69,7 @@ def test_finals_are_followed_and_told_with_both_answers_of_every_match(browser, 
         assert page.locator("#progress-bar").get_attribute("value") == "0"
         vision.pause.set()
         page.locator("#job[data-status=succeeded]").wait_for()
-        job = httpx.get(f"{judged_api.url}/jobs/{page.url.partition('=')[2]}").json()
+        job = httpx.get(f"{judged_api.url}/jobs/{page.url.partition('=')[2]}", timeout=PATIENCE).json()
         winner, finals = job["images"][0], job["finals"]
         assert page.locator("#finals-rounds h3").all_inner_texts() == ["Round 1", "Round 2", "Final"]
         words = page.locator("#finals-rounds b").all_inner_texts()
@@ -110,10 +110,7 @@ def test_what_no_worker_has_together_cannot_be_chosen_together(browser, vision):
         ready_api(folder) as api,
         visit(browser, api) as page,
     ):
-        deadline = time.monotonic() + 60
-        while len(httpx.get(f"{api.url}/status").json()["workers"]) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: len(httpx.get(f"{api.url}/status", timeout=PATIENCE).json()["workers"]) == 2)
         page.goto("/")
         page.locator("#more-button").click()
         for one, other in (("#finals", "#second"), ("#second", "#finals")):
@@ -144,7 +141,7 @@ def test_what_no_worker_has_together_cannot_be_chosen_together(browser, vision):
         page.fill("#draft_depth", "3")
         page.locator("#go").click()
         page.locator("#job[data-status=succeeded]").wait_for()
-        parameters = httpx.get(f"{api.url}/jobs/{page.url.partition('=')[2]}").json()["parameters"]
+        parameters = httpx.get(f"{api.url}/jobs/{page.url.partition('=')[2]}", timeout=PATIENCE).json()["parameters"]
         assert (parameters["rule"], parameters["finals"]) == ("lower_bound", None)
         assert (parameters["draft"]["num_inference_steps"], parameters["draft"]["depth"]) == (2, 3)
         page.locator(".tile.drafted").first.click()

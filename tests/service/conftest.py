@@ -1,5 +1,6 @@
 """Queue servers for tests, each session's own, and APIs over them; each test of the queue has its own namespace."""
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -30,6 +31,7 @@ from bestofn.service.engine.protocol import HeatFinished
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.embedded_server import LocalServer, embedded_binary
 from bestofn.service.queue.job_queue import Queue
+from tests.waiting import PATIENCE, until
 
 
 @pytest.fixture(scope="session", params=["redis", "valkey"])
@@ -48,14 +50,14 @@ def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def settings(redis_url: str, tmp_path: Path) -> Settings:
-    """Short times, and keys that no other test has."""
+    """Short times, and keys that no other test has. A tick that hangs is a matter of the tests that want one."""
     return Settings(
         redis_url=redis_url,
         namespace=f"test-{uuid.uuid4().hex[:8]}",
         data_dir=tmp_path,
-        lease_seconds=1.0,
-        heartbeat_seconds=0.2,
-        stall_seconds=2.0,
+        lease_seconds=3.0,
+        heartbeat_seconds=0.5,
+        stall_seconds=PATIENCE,
     )
 
 
@@ -115,23 +117,57 @@ def queue_server() -> Iterator[Path]:
 def served(queue_server: Path) -> Iterator[Served]:
     """An API over a queue with one worker process, whose engine is the fake one: 16 slots, 10 ms a tick."""
     program = (
-        "import sys; from bestofn.service.engine.fake import FakeEngine;"
-        "from bestofn.service.core.settings import Settings;"
+        "import sys; from bestofn.service.engine.fake import FakeEngine; from bestofn.service.core.settings import Settings;"
         "from bestofn.service.worker.worker import run_worker;"
-        "sys.exit(run_worker(Settings(heartbeat_seconds=0.2), lambda: FakeEngine(slots=16, step_seconds=0.01)))"
+        "sys.exit(run_worker(Settings(heartbeat_seconds=1.0), lambda: FakeEngine(slots=16, step_seconds=0.01)))"
     )
     environment = {**os.environ, "BESTOFN_DATA_DIR": str(queue_server), "REDIS_URL": ""}
     worker = subprocess.Popen([sys.executable, "-P", "-c", program], env=environment, stdout=subprocess.DEVNULL)
     try:
         with _serving(Settings(data_dir=queue_server, redis_url=None)) as api:
-            deadline = time.monotonic() + 30
-            while not httpx.get(f"{api.url}/readyz").is_success:
-                assert time.monotonic() < deadline, "the worker did not become ready"
-                time.sleep(0.05)
+            until(lambda: httpx.get(f"{api.url}/readyz", timeout=PATIENCE).is_success)
             yield api
     finally:
         worker.kill()  # not asked: one that waits for a queue would go on waiting
         worker.wait()
+
+
+@pytest.fixture
+def idle(queue_server: Path, open_lane: Callable[..., Awaitable[QueueConsumer]]) -> Settings:
+    """A namespace of the API's queue whose one worker takes nothing: whatever is submitted there waits."""
+    settings = Settings(data_dir=queue_server, redis_url=None, namespace=f"test-{uuid.uuid4().hex[:8]}")
+
+    async def announce() -> None:
+        queue = await Queue.connect(settings)
+        lane = await open_lane(queue)
+        await lane.store_tokenizer(FakeEngine().tokenizer_json)
+        await queue.aclose()
+
+    asyncio.run(announce())
+    return settings
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the program in this process, where it is loaded already, in an empty folder."""
+
+    from bestofn.cli import main
+
+    def call(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        for name, value in (
+            {"REDIS_URL": "", "BESTOFN_DATA_DIR": str(tmp_path), "COLUMNS": "100"} | environment
+        ).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["bestofn", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main.app()
+        assert isinstance(end.value.code, int)
+        return end.value.code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture
@@ -187,7 +223,7 @@ def finish() -> Callable[[Heat], HeatOutcome]:
 
 @pytest.fixture
 def open_lane() -> Callable[..., Awaitable[QueueConsumer]]:
-    """A worker's place at the queue, announced for a minute."""
+    """A worker's place at the queue, announced for an hour."""
 
     async def lane(queue: Queue, name: str = "one", capacity: int = 4) -> QueueConsumer:
         engine = FakeEngine(slots=capacity)
@@ -202,7 +238,7 @@ def open_lane() -> Callable[..., Awaitable[QueueConsumer]]:
             started_at=0.0,
         )
         opened = QueueConsumer(queue, info)
-        await opened.heartbeat((), 60.0)
+        await opened.heartbeat((), 3600.0)
         return opened
 
     return lane

@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import redis
 from PIL import Image, PngImagePlugin
 
-from bestofn.cli import main
 from bestofn.cli import server_choice as target
 from bestofn.cli.output import paths_of
 from bestofn.cli.process_supervisor import MAX_DEATHS, WITHIN_SECONDS, may_restart
@@ -37,6 +37,7 @@ from bestofn.service.engine.fake import FAILS
 from bestofn.service.media.codec import decode, encode
 from bestofn.service.media.metadata import Story, read_story
 from tests.service.vision_server import KEY, vision_server
+from tests.waiting import PATIENCE, until
 
 Run = Callable[..., tuple[int, str, str]]
 PROGRAM = [sys.executable, "-P", "-m", "bestofn.cli"]
@@ -56,31 +57,10 @@ def start(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Popen[s
     )
 
 
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs the program in this process, where it is loaded already, in an empty folder."""
-
-    def call(*arguments: str, **environment: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        for name, value in (
-            {"REDIS_URL": "", "BESTOFN_DATA_DIR": str(tmp_path), "COLUMNS": "100"} | environment
-        ).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["bestofn", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main.app()
-        assert isinstance(end.value.code, int)
-        return end.value.code, *capsys.readouterr()
-
-    return call
-
-
 def test_generate_on_a_server(served: Any, tmp_path: Path) -> None:
     options = ("-n", "12", "--top-k", "2", "--seed", "5", "--contact-sheet", "all.webp", "-o", "star.webp")
     with start("generate", "a red star", *options, "--server", served.url, cwd=tmp_path) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
     status = process.returncode
     assert (status, err) == (0, f"using the server at {served.url}\n")
     first, second, sheet = out.splitlines()
@@ -96,7 +76,7 @@ def test_json_is_the_result_and_nothing_else(served: Any, run: Run, tmp_path: Pa
     result = json.loads(out)
     assert (status, result["status"], len(result["candidates"])) == (0, "succeeded", 3)
     assert result["images"][0]["path"] == "best.png"
-    answer = httpx.get(served.url + result["images"][0]["url"])
+    answer = httpx.get(served.url + result["images"][0]["url"], timeout=PATIENCE)
     assert (tmp_path / "best.png").read_bytes() == answer.content
     assert err.count("\n") == 1
 
@@ -155,19 +135,23 @@ def test_pictures_of_others_are_told_apart(run: Run, tmp_path: Path) -> None:
     assert (status, "only pictures that bestofn wrote" in err) == (1, True)
 
 
+def jobs(served: Any) -> int:
+    """How many jobs wait or run."""
+    load = httpx.get(f"{served.url}/status", timeout=PATIENCE).json()["queue"]["by_priority"]
+    return sum(each["jobs"] for each in load.values())
+
+
 def test_ctrl_c_cancels_the_job(served: Any, tmp_path: Path) -> None:
     long = ("generate", "a star", "-n", "4096", "--steps", "100", "--server", served.url)
     with start(*long, cwd=tmp_path) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("using the server")
-        time.sleep(1.0)
+        until(lambda: jobs(served))
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (130, "bestofn: interrupted\n")
     assert not list(tmp_path.iterdir())
-    # The engine is free again only if the job is gone.
-    answer = httpx.post(f"{served.url}/generate", json={"prompt": "p"}, headers={"Prefer": "wait=10"}, timeout=20)
-    assert answer.status_code == 200
+    until(lambda: jobs(served) == 0)
 
 
 def test_ctrl_c_ends_a_job_in_this_process_alike(run: Run, tmp_path: Path) -> None:
@@ -427,22 +411,28 @@ def test_the_api_needs_no_torch_by_any_path(tmp_path: Path) -> None:
     assert found.stdout == "False\n", found.stderr
 
 
+def waits_for_events(queue: "redis.Redis") -> bool:
+    """Whether an API reads the events of a job until there are more, as a call that waits does."""
+    return any(client["cmd"] == "xread" and "b" in client["flags"] for client in queue.client_list())
+
+
 def test_waiting_calls_are_answered_when_the_server_stops(served: Any, queue_server: Path, tmp_path: Path) -> None:
     with start(
         "serve", "--port", "0", cwd=tmp_path, BESTOFN_DATA_DIR=str(queue_server), BESTOFN_LOG_FORMAT="text"
     ) as process:
         assert process.stderr is not None
         address = process.stderr.readline().split("at ")[1].split(",")[0]
-        with httpx.Client(base_url=address, timeout=30) as http:
+        with httpx.Client(base_url=address, timeout=PATIENCE) as http:
             job = http.post("/generate", json={"prompt": "p", "num_samples": 4096}, headers={"Prefer": "respond-async"})
             place = job.headers["location"]
             with ThreadPoolExecutor() as threads:
-                waiting = threads.submit(http.get, place, headers={"Prefer": "wait=60"})
-                time.sleep(0.5)
+                waiting = threads.submit(http.get, place, headers={"Prefer": "wait=120"})
+                with redis.Redis.from_url((queue_server / "queue.address").read_text().strip()) as queue:
+                    until(lambda: waits_for_events(queue))
                 process.terminate()
-                assert waiting.result(timeout=20).json()["status"] in ("queued", "running")
-        process.communicate(timeout=20)
-    httpx.delete(served.url + place)
+                assert waiting.result(timeout=PATIENCE).json()["status"] in ("queued", "running")
+        process.communicate(timeout=PATIENCE)
+    httpx.delete(served.url + place, timeout=PATIENCE)
 
 
 def test_the_server_does_not_close_a_connection_that_its_caller_may_be_using(
@@ -452,13 +442,13 @@ def test_the_server_does_not_close_a_connection_that_its_caller_may_be_using(
         "serve", "--port", "0", cwd=tmp_path, BESTOFN_DATA_DIR=str(queue_server), BESTOFN_LOG_FORMAT="text"
     ) as process:
         assert process.stderr is not None
-        connection = HTTPConnection(process.stderr.readline().split("http://")[1].split(",")[0], timeout=20)
+        connection = HTTPConnection(process.stderr.readline().split("http://")[1].split(",")[0], timeout=PATIENCE)
         for seconds in (5.5, 0.0):  # httpx keeps an idle connection for 5 s
             connection.request("GET", "/livez")
             assert connection.getresponse().read()
             time.sleep(seconds)
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)
     connection.close()
 
 
@@ -485,35 +475,33 @@ def test_a_server_that_is_slow_to_answer_is_waited_for(tmp_path: Path) -> None:
             time.sleep(1.5)
             connection.recv(4096)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-            assert found.result(timeout=20) == address_of(listening)
+            assert found.result(timeout=PATIENCE) == address_of(listening)
     assert running_server(settings) is None
 
 
-@pytest.mark.timeout(300)  # it loads the models
 def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
-    with listen("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
     data = tempfile.mkdtemp(prefix="bestofn-")  # short, for its socket
     try:
         judges = ["--second-judge", "shapes", "--pairwise-judge", "openai:http://127.0.0.1:9/v1#looker"]
-        with start("up", "--port", str(port), *judges, cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
+        with start("up", "--port", "0", *judges, cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
             assert up.stderr is not None
             lines = [up.stderr.readline() for _ in range(3)]
             assert "ready at" in lines[-1], lines
+            address = lines[-1].split("ready at ")[1].split()[0]
             status, out, err = run("generate", "a photo of a star", "-n", "2", BESTOFN_DATA_DIR=data)
             assert (status, out.split()[0]) == (0, "best.png")
-            assert f"using the server at http://127.0.0.1:{port}" in err
-            (worker,) = httpx.get(f"http://127.0.0.1:{port}/status").json()["workers"]
+            assert f"using the server at {address}" in err
+            (worker,) = httpx.get(f"{address}/status", timeout=PATIENCE).json()["workers"]
             assert (worker["second_judge"], worker["pairwise_judge"]) == (worker["judge"], "looker")
             children = subprocess.run(["pgrep", "-P", str(up.pid)], capture_output=True, text=True).stdout.split()
             assert len(children) == 3
             os.kill(int(children[1]), signal.SIGKILL)
             assert up.stderr.readline() == "the API ended (SIGKILL); starting it again\n"
             assert up.stderr.readline().startswith("the API is at")
-            second = run("up", "--port", str(port), BESTOFN_DATA_DIR=data)
-            assert (second[0], f"already runs at http://127.0.0.1:{port}: " in second[2]) == (1, True)
+            second = run("up", "--port", address.rpartition(":")[2], BESTOFN_DATA_DIR=data)
+            assert (second[0], f"already runs at {address}: " in second[2]) == (1, True)
             up.send_signal(signal.SIGINT)
-            up.communicate(timeout=60)
+            up.communicate(timeout=PATIENCE)
         assert up.returncode == 0
         assert all(not Path(f"/proc/{child}").exists() for child in children)
         assert not address_file(Settings(data_dir=Path(data))).exists()

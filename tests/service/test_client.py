@@ -22,15 +22,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import bestofn
-from bestofn import AsyncClient, Client, Generation, Progress
+from bestofn import Progress
 from bestofn.cli.progress_bar import describe
 from bestofn.service.client.actions import Emit, Flow, Open, Send, Sleep
+from bestofn.service.client.client import AsyncClient, Client
 from bestofn.service.client.discovery import address_file
 from bestofn.service.client.drivers import AsyncDriver, Driver
 from bestofn.service.client.errors import error_of
 from bestofn.service.client.event_stream import Following
 from bestofn.service.client.events import FinalsEvent, QueuedEvent, StartedEvent, read_event
 from bestofn.service.client.flows import Flows
+from bestofn.service.client.generation import Generation
 from bestofn.service.client.options import Options
 from bestofn.service.client.retries import passes
 from bestofn.service.core.backoff import LONGEST_ASKED_SECONDS, asked_delay
@@ -49,6 +51,7 @@ from bestofn.service.core.jobs import JobStatus
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS, fake_picture
+from tests.waiting import PATIENCE, until
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
 LONG: Options = {"num_samples": 4096, "num_inference_steps": 100}  # minutes of the fake engine
@@ -111,7 +114,7 @@ def _cut(end: socket.socket) -> None:
 
 @pytest.fixture
 def client(served: Any) -> Iterator[Client]:
-    with Client(served.url) as client:
+    with Client(served.url, timeout=PATIENCE) as client:
         yield client
 
 
@@ -239,27 +242,32 @@ def watched(flow: Flow[Any], log: list[tuple[Any, Any]], *, hurry: bool = True) 
 
 def test_a_lost_answer_does_not_draw_twice(served: Any) -> None:
     log: list[tuple[Any, Any]] = []
-    with Proxy(served.url, (0, 0)) as proxy, httpx.Client(base_url=proxy.url) as http:
+    with Proxy(served.url, (0, 0)) as proxy, httpx.Client(base_url=proxy.url, timeout=PATIENCE) as http:
         flow = Flows(proxy.url, 4, 4).submit({"prompt": "p"}, None)
         job = Driver(http).run(watched(flow, log))
     first, _, second, _, third = [action for action, _ in log]
     assert first == second == third
-    again = httpx.post(f"{served.url}{first.path}", headers=first.headers, json=first.json)
+    again = httpx.post(f"{served.url}{first.path}", headers=first.headers, json=first.json, timeout=PATIENCE)
     assert again.headers["Idempotent-Replayed"] == "true"
     assert again.json()["id"] == job.id
     with Client(served.url) as client, pytest.raises(IdempotencyMismatch):
         client.submit("q", idempotency_key=first.headers["Idempotency-Key"])
 
 
-def test_a_refusal_that_passes_is_tried_again_when_the_server_says(served: Any, serving: Serving) -> None:
+def test_a_refusal_that_passes_is_tried_again_when_the_server_says(idle: Settings, serving: Serving) -> None:
     with (
-        serving(served.settings.model_copy(update={"max_queued_candidates": 64})) as full,
-        Client(full.url) as client,
+        serving(idle.model_copy(update={"max_queued_candidates": 64})) as full,
+        Client(full.url, timeout=PATIENCE) as client,
     ):
-        job = client.submit("p", num_samples=64, num_inference_steps=100)  # four seconds
-        threading.Timer(0.5, client.cancel, [job.id]).start()
+        job = client.submit("p", num_samples=64)
         log: list[tuple[Any, Any]] = []
-        with httpx.Client(base_url=full.url) as http:
+
+        def make_room() -> None:
+            until(lambda: log)  # it was refused
+            client.cancel(job.id)
+
+        threading.Thread(target=make_room).start()
+        with httpx.Client(base_url=full.url, timeout=PATIENCE) as http:
             flow = Flows(full.url, 4, 4).submit({"prompt": "p", "num_samples": 1}, None)
             Driver(http).run(watched(flow, log, hurry=False))
     answers, pauses = [answer for _, answer in log[::2]], [pause for pause, _ in log[1::2]]
@@ -503,12 +511,12 @@ def test_both_drivers_see_the_same_events_whatever_happens(
         return actions, [action.value.id for action, _ in log if isinstance(action, Emit)], said
 
     def blocking(flow: Flow[None]) -> None:
-        with httpx.Client(base_url=misbehaving.url) as http:
+        with httpx.Client(base_url=misbehaving.url, timeout=PATIENCE) as http:
             for _ in Driver(http).iterate(flow):
                 pass
 
     async def awaited(flow: Flow[None]) -> None:
-        async with httpx.AsyncClient(base_url=misbehaving.url) as http:
+        async with httpx.AsyncClient(base_url=misbehaving.url, timeout=PATIENCE) as http:
             async for _ in AsyncDriver(http).iterate(flow):
                 pass
 

@@ -21,6 +21,7 @@ from bestofn.service.engine.fake import FAILS, fake_verdict
 from bestofn.service.queue.codec import Event, pack_candidate
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
+from tests.waiting import PATIENCE
 
 EVENTS = {"Accept": "text/event-stream"}
 
@@ -45,7 +46,7 @@ def told(events: list[dict[str, Any]], kind: str) -> list[Any]:
 
 @pytest.fixture
 def http(served: Any) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, timeout=30) as client:
+    with httpx.Client(base_url=served.url, timeout=PATIENCE) as client:
         yield client
 
 
@@ -96,7 +97,7 @@ def test_a_stream_is_resumed_anywhere_without_gap_or_repetition(http: httpx.Clie
 def test_a_stream_that_has_lost_events_starts_with_a_snapshot(http: httpx.Client) -> None:
     """The stream is capped at about a thousand events."""
     request = {"prompt": "a heart", "num_samples": 1500, "num_inference_steps": 1}
-    job = http.post("/generate", json=request, headers={"Prefer": "wait=60"}).json()
+    job = http.post("/generate", json=request, headers={"Prefer": "wait=120"}).json()
     assert job["status"] == "succeeded"
     with http.stream("GET", f"/jobs/{job['id']}/events", headers={"Last-Event-ID": "1-0.0"}) as answer:
         events = list(read(answer))
@@ -154,7 +155,7 @@ def test_a_result_that_expires_under_its_reader_ends_the_stream_with_a_problem(
     asyncio.run(submit())
     with (
         serving(settings) as served,
-        httpx.stream("GET", f"{served.url}/jobs/{spec.id}/events", timeout=30) as answer,
+        httpx.stream("GET", f"{served.url}/jobs/{spec.id}/events", timeout=PATIENCE) as answer,
     ):
         events = read(answer)
         assert next(events)["event"] == "queued"
@@ -171,7 +172,7 @@ def test_hanging_up_cancels_only_for_those_who_asked(http: httpx.Client, cancels
     with http.stream("POST", "/generate", json=long, headers=headers) as answer:
         job = answer.headers["location"]
         next(read(answer))
-    deadline = time.monotonic() + (10 if cancels else 0.5)
+    deadline = time.monotonic() + (PATIENCE if cancels else 0.5)
     while (status := http.get(job).json()["status"]) != "canceled" and time.monotonic() < deadline:
         time.sleep(0.05)
     assert (status == "canceled") == cancels

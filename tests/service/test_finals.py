@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -36,6 +37,7 @@ from bestofn.service.worker.local import LocalRun, local_spec, run_local
 from bestofn.service.worker.worker import Worker
 from tests.service.test_stop import drawn, outcome_of
 from tests.service.vision_server import Vision, brightness, vision_server
+from tests.waiting import DEADLINES, PATIENCE, until
 
 PIN = Revision(name="fake", revision="0")
 VERDICTS = st.builds(
@@ -190,10 +192,18 @@ def test_a_judge_that_is_away_leaves_the_verdicts_order(vision: Vision) -> None:
 
 def test_ctrl_c_and_the_deadline_end_finals_that_hang(vision: Vision) -> None:
     vision.pause.clear()
-    result = local(vision, deadline_seconds=1.0).result
+    runs = (local(vision, deadline_seconds=seconds).result for seconds in DEADLINES)
+    result = next(result for result in runs if len(result.candidates) == REQUEST["num_samples"])
     assert (result.status, result.stopped, result.finals, len(result.images)) == ("succeeded", "deadline", None, 2)
     assert "deadline passed before" in result.warnings[-1]
-    threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt() -> None:
+        until(lambda: signal.getsignal(signal.SIGINT) is not before)
+        time.sleep(0.5)  # by now it waits for the judge
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
     assert local(vision).result.status is JobStatus.CANCELED
 
 
@@ -255,7 +265,7 @@ def test_a_served_job_ends_as_a_local_one(
         async with worker(settings):
             while not await queue.announced():
                 await asyncio.sleep(0.01)
-            assert [info.pairwise_judge for info in await queue.workers()] == ["looker"]
+            assert [info.pairwise_judge for info in await queue.announced()] == ["looker"]
             await queue.submit(spec, cost=1.0)
             result, images = await ended(queue, spec.id)
             assert result.finals is not None
@@ -291,11 +301,12 @@ def test_whoever_is_away_or_cancelled_or_late_the_job_ends(
             await nothing_is_left(queue, result)
 
             vision.pause.clear()
-            canceled, late = make_spec(**FIELDS), make_spec(**FIELDS, deadline_seconds=2.0)
+            canceled, late = make_spec(**FIELDS), make_spec(**FIELDS, deadline_seconds=3600)
             for spec in (canceled, late):
                 await queue.submit(spec, cost=1.0)
                 await due(queue, spec.id)
             assert await queue.cancel(canceled.id) is JobStatus.CANCELED
+            await queue.redis.zadd(queue.keys("deadlines"), {late.id: 0})
             result, images = await ended(queue, late.id)
             assert (result.status, result.stopped, result.complete, len(images)) == ("succeeded", "deadline", False, 2)
             assert "the deadline passed before" in result.warnings[-1]
@@ -411,7 +422,7 @@ def test_a_worker_without_a_judge_leaves_finals_to_one_that_has_it_or_ends_them(
             other = QueueConsumer(
                 queue, workers[0].model_copy(update={"worker": "two", "capacity": 1, "pairwise_judge": "m"})
             )
-            await other.heartbeat((), 60.0)
+            await other.heartbeat((), 3600.0)
             spec = make_spec(**FIELDS)
             await queue.submit(spec, cost=1.0)
             await due(queue, spec.id)
@@ -482,7 +493,7 @@ def test_what_cannot_be_read_ends_the_finals_not_the_worker(
             vision.encoding = "gzip"
         await lane.leave(claims)
         async with worker(settings.model_copy(update={"pairwise_judge": vision.url})):
-            result, _ = await asyncio.wait_for(ended(queue, spec.id), 30.0)
+            result, _ = await asyncio.wait_for(ended(queue, spec.id), PATIENCE)
             assert (result.status, result.finals) == ("succeeded", None)
             assert "the finals were not played" in result.warnings[0]
         await queue.aclose()
@@ -491,11 +502,11 @@ def test_what_cannot_be_read_ends_the_finals_not_the_worker(
 
 
 def test_the_api_says_what_finals_need(served: Any) -> None:
-    refused = httpx.post(f"{served.url}/generate", json=REQUEST)
+    refused = httpx.post(f"{served.url}/generate", json=REQUEST, timeout=PATIENCE)
     assert (refused.status_code, refused.json()["field"]) == (422, "finals")
     assert "BESTOFN_PAIRWISE_JUDGE" in refused.json()["detail"]
     for wrong in ({"max_entrants": 1}, {"max_entrants": 17}, {"margin": -1.0}, {"url": "http://elsewhere"}):
-        refused = httpx.post(f"{served.url}/generate", json=REQUEST | {"finals": wrong})
+        refused = httpx.post(f"{served.url}/generate", json=REQUEST | {"finals": wrong}, timeout=PATIENCE)
         assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
 
 
@@ -505,7 +516,7 @@ JOBS = st.fixed_dictionaries(
         "rule": st.sampled_from(["margin", "official"]),
         "draft": st.sampled_from([None, {"num_inference_steps": 1, "keep": 0.25}]),
         "stop": st.none() | st.builds(Stop, min_samples=st.integers(1, 20), patience=st.integers(1, 80)),
-        "finals": st.builds(Finals, max_entrants=st.integers(2, 5), margin=st.sampled_from([0.0, 1.5, 20.0])),
+        "finals": st.builds(Finals, most=st.integers(2, 5), band=st.sampled_from([0.0, 1.5, 20.0])),
     }
 )
 

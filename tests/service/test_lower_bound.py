@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import httpx
@@ -34,6 +33,7 @@ from bestofn.service.media.codec import decode
 from bestofn.service.queue.codec import pack_heat, pack_leaders, unpack_heat, unpack_leaders
 from bestofn.service.queue.keys import pair_id
 from bestofn.service.worker.local import local_spec, run_local
+from tests.waiting import PATIENCE, until
 
 PROMPT = "a photo of a red star left of a blue circle"
 SECOND = Calibration(2.0, 0.25, 0.9)
@@ -130,9 +130,10 @@ class Late(Beside):
 
 
 def test_beside_others_in_turns_and_a_tick_later_it_is_the_same(loaded, spec, unlike):
-    job = spec()
+    job = spec(num_samples=4)
     alone = candidates(loaded, job)["job"]
-    others = [spec("margin", rule="margin"), spec("drafts", draft={"num_inference_steps": 2, "keep": 0.5}, seed=40)]
+    drafted = {"draft": {"num_inference_steps": 2, "keep": 0.5}, "seed": 40}
+    others = [spec("margin", rule="margin", num_samples=4), spec("drafts", num_samples=4, **drafted)]
     assert candidates(loaded, *others, job)["job"] == alone
 
     workers = loaded.model_info, loaded.judge_info, loaded.tokenizer_json, loaded.sizes
@@ -171,16 +172,13 @@ sys.exit(run_worker(settings, lambda: load_engine(settings)))
 @pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)
 def test_a_served_job_is_the_local_one(settings, unlike, serving, loaded, spec):
     settings = settings.model_copy(
-        update={"second_judge": str(unlike), "devices": "cpu", "threads": 1, "lease_seconds": 15.0}
+        update={"second_judge": str(unlike), "devices": "cpu", "threads": 1, "lease_seconds": PATIENCE}
     )
     program = [sys.executable, "-P", "-c", WORKER, settings.model_dump_json()]
     worker = subprocess.Popen(program, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
-        with serving(settings) as api, httpx.Client(base_url=api.url, timeout=60) as client:
-            deadline = time.monotonic() + 90
-            while not client.get("/readyz").is_success:
-                assert time.monotonic() < deadline, "the worker did not become ready"
-                time.sleep(0.1)
+        with serving(settings) as api, httpx.Client(base_url=api.url, timeout=PATIENCE) as client:
+            until(lambda: client.get("/readyz").is_success)
             request = SHORT | {"num_samples": 16, "rule": "lower_bound", "stop": {"confidence": 0.999, "patience": 8}}
             served = client.post("/generate", json=request).raise_for_status().json()
             events = client.get(f"/jobs/{served['id']}/events").text
@@ -188,7 +186,7 @@ def test_a_served_job_is_the_local_one(settings, unlike, serving, loaded, spec):
             workers = client.get("/status").json()["workers"]
     finally:
         worker.terminate()
-        worker.wait(30)
+        worker.wait(PATIENCE)
     local = run_local(spec(**request), loaded).result.model_dump(mode="json")
     for field in ("candidates", "bracket", "stopped", "confidence", "calibrated", "judge", "second_judge"):
         assert (
@@ -204,7 +202,7 @@ def test_a_served_job_is_the_local_one(settings, unlike, serving, loaded, spec):
 
 
 def test_without_a_second_judge_the_rule_is_refused(served):
-    refused = httpx.post(f"{served.url}/generate", json={"prompt": "a star", "rule": "lower_bound"})
+    refused = httpx.post(f"{served.url}/generate", json={"prompt": "a star", "rule": "lower_bound"}, timeout=PATIENCE)
     assert (refused.status_code, refused.json()["field"]) == (422, "rule")
     assert "start workers with BESTOFN_SECOND_JUDGE" in refused.json()["detail"]
 

@@ -16,6 +16,7 @@ import pytest
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.job_queue import Queue
 from tests.chaos.disks import Disk, small_disk
+from tests.waiting import PATIENCE, until
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
 WORKER = Path(__file__).parents[1] / "chaos" / "engine.py"
@@ -30,24 +31,14 @@ def service(settings: Settings, serving: Serving, notes: Path) -> Iterator[tuple
     told = {"redis_url": settings.redis_url, "namespace": settings.namespace, "images_dir": settings.images_dir}
     environment = os.environ | {f"BESTOFN_{name.upper()}": str(value) for name, value in told.items() if value}
     command = [sys.executable, "-P", str(WORKER), "fake", "4", "0.05", str(notes)]
-    worker = subprocess.Popen(
-        command, env=environment | {"BESTOFN_HEARTBEAT_SECONDS": "0.2"}, stdout=subprocess.DEVNULL
-    )
+    worker = subprocess.Popen(command, env=environment | {"BESTOFN_HEARTBEAT_SECONDS": "1"}, stdout=subprocess.DEVNULL)
     try:
-        with serving(settings) as api, httpx.Client(base_url=api.url, timeout=30) as http:
+        with serving(settings) as api, httpx.Client(base_url=api.url, timeout=PATIENCE) as http:
             until(lambda: http.get("/readyz").is_success)
             yield http, worker
     finally:
         worker.kill()
         worker.wait()
-
-
-def until(found: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 15
-    while not (value := found()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return value
 
 
 def pictures_of(http: httpx.Client, result: Any) -> list[bytes]:
@@ -67,9 +58,9 @@ def test_pictures_in_a_folder_are_the_same_and_go_with_their_job(
         assert len(own) == 3
         assert set(own) <= {file.read_bytes() for file in files}
         with serving(settings) as elsewhere:
-            lost = httpx.get(f"{elsewhere.url}{apart['images'][0]['url']}")
+            lost = httpx.get(f"{elsewhere.url}{apart['images'][0]['url']}", timeout=PATIENCE)
             assert (lost.status_code, "BESTOFN_IMAGES_DIR" in lost.json()["detail"]) == (404, True)
-            within = httpx.post(f"{elsewhere.url}/generate", json=BODY, timeout=30).json()
+            within = httpx.post(f"{elsewhere.url}/generate", json=BODY, timeout=PATIENCE).json()
         assert pictures_of(http, within) == own
 
         async def swept(forgotten: str) -> list[str]:
@@ -117,5 +108,5 @@ def test_a_full_folder_fails_the_job_at_once_and_nothing_else(
         assert (worker.poll(), http.get(later).json()["status"]) == (None, "queued")
         disk.free()
         until(lambda: http.get("/readyz").is_success)
-        done = http.get(later, headers={"Prefer": "wait=20"}).json()
+        done = until(lambda: (now := http.get(later).json())["status"] not in ("queued", "running") and now)
         assert (done["status"], len(pictures_of(http, done))) == ("succeeded", 3)

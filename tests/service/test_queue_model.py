@@ -246,7 +246,7 @@ class Machine(RuleBasedStateMachine):
         if name not in self.lanes:
             self.join(name)
             return
-        lost = self.run(self.lanes[name].heartbeat(self.held[name], 60.0))
+        lost = self.run(self.lanes[name].heartbeat(self.held[name], 3600.0))
         wanted = [claim for claim in self.held[name] if self._wanted(entry_of(claim))]
         taken = {claim.entry.id for claim in wanted if self.owners.get(entry_of(claim)) != name}
         assert taken <= lost

@@ -9,8 +9,8 @@ from bestofn.judge.verdict import Verdict
 from bestofn.service.core.finals import FinalsOutcome
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Revision, Usage
 from bestofn.service.core.results import assemble
-from bestofn.service.media.contact_sheet import draw_sheet
 from bestofn.service.media.contact_sheet.bracket import layout
+from bestofn.service.media.contact_sheet.sheet import draw_sheet
 from bestofn.service.media.contact_sheet.style import GOLD, MARGIN, WIDTH, length, lines
 
 PIN = Revision(name="shapes", revision="0")

@@ -318,7 +318,7 @@ def test_until_its_end_a_job_counts_with_the_most_that_it_may_take_and_the_end_i
         await ended.read(queue)
         no, yes = [Verdict("no", 0.0, 1.0)] * 100, [Verdict("yes", 9.0, 0.0)] * 100
         for stop, verdicts, left in (({}, yes, 96), ({"patience": 8}, no, 92), (None, no, 0), ({}, [], 100)):
-            spec = make_spec(num_samples=100, heat_size=16, stop=stop, deadline_seconds=60)
+            spec = make_spec(num_samples=100, heat_size=16, stop=stop, deadline_seconds=3600)
             await queue.submit(spec, cost=50, caller="one")  # the whole share: the job before it has left nothing
             waits = 100
             while verdicts and waits > left:
@@ -351,7 +351,7 @@ def test_a_deadline_takes_the_best_of_all_that_was_judged(
         queue = await Queue.connect(settings)
         lane = await open_lane(queue, capacity=64)
         verdicts = [Verdict("no", 0.0, 1.0)] * 40 + [Verdict("yes", 0.5, 0.0)] * 60
-        spec = make_spec(num_samples=100, heat_size=16, top_k=2, stop={"confidence": 0.9}, deadline_seconds=60)
+        spec = make_spec(num_samples=100, heat_size=16, top_k=2, stop={"confidence": 0.9}, deadline_seconds=3600)
         await queue.submit(spec, cost=1)
         for _ in range(4):
             for claim in await lane.claim(9, 0):

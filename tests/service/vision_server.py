@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tests.waiting import PATIENCE
+
 KEY = "a key that it knows"
 MODEL = "looker"
 PROMPT = re.compile(r"made for this prompt:\n(.*)\n\nWhich picture", re.DOTALL)
@@ -106,7 +108,7 @@ def vision_server() -> Iterator[Vision]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            vision.pause.wait(30)
+            vision.pause.wait(PATIENCE)
             status, reply = 404, {}
             if self.path == "/v1/chat/completions":
                 status, reply = vision.answer(body, {name.lower(): value for name, value in self.headers.items()})
