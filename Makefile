@@ -25,7 +25,7 @@ setup: .venv/.ready
 lock:  ## constraints.txt with the newest versions in pyproject.toml's ranges; another torch: make lock TORCH=2.14.1
 	.ci/lock
 
-demo: setup  ## queue, API and worker; one prompt over HTTP; the winner and a picture of all candidates
+demo: setup  ## queue, API and worker; one prompt over HTTP; the winner and an image of all candidates
 	@mkdir -p $(OUT)
 	BESTOFN_DATA_DIR=$(CURDIR)/$(OUT)/demo $(BIN)/bestofn up --port 0 --run \
 		"$(BIN)/bestofn generate '$(PROMPT)' -n 32 -o $(OUT)/best.png --contact-sheet $(OUT)/all.png"

@@ -28,7 +28,7 @@ def write(folder: Path, pool: Pool, replayed: Replayed, steps: int, draw: Draw) 
         pool: that was replayed.
         replayed: one strategy.
         steps: of the checkpoint, where the strategy names none.
-        draw: a picture from its seed.
+        draw: an image from its seed.
 
     Returns:
         The strategy's folder.

@@ -48,7 +48,7 @@ class Source:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What verdicts and pictures depend on, wherever the folders lie."""
+        """What verdicts and images depend on, wherever the folders lie."""
         return {"model": self.model_revision, "judge": self.judge_revision, "prompts": digest(self.tasks)}
 
 
@@ -100,7 +100,7 @@ class Samples:
 
     Attributes:
         numbers: (P,), of the prompts.
-        correct: (P, S), 1 where the evaluator accepts the picture; NaN where there is none.
+        correct: (P, S), 1 where the evaluator accepts the image; NaN where there is none.
         yes, no: (P, S), the judge's logits.
     """
 
@@ -297,16 +297,16 @@ def _draw(model: str, judge: str, device: str, task: Task, key: ChunkKey) -> Chu
     first = task.seed + key.start
     chunk = Chunk([], [], [])
     for start in range(first, first + CHUNK, BATCH):
-        pictures = generate(
+        images = generate(
             generator,
             task.prompt,
             range(start, start + BATCH),
             num_inference_steps=key.config.steps,
             preview_after=key.config.after,
         ).numpy()
-        verdicts = verifier.judge(list(pictures), [task.prompt] * BATCH)
+        verdicts = verifier.judge(list(images), [task.prompt] * BATCH)
         chunk.yes.extend(round(verdict.yes_logit, DIGITS) for verdict in verdicts)
         chunk.no.extend(round(verdict.no_logit, DIGITS) for verdict in verdicts)
         if task.spec is not None:
-            chunk.correct.extend(int(evaluate(picture, task.spec).correct) for picture in pictures)
+            chunk.correct.extend(int(evaluate(image, task.spec).correct) for image in images)
     return chunk

@@ -300,7 +300,7 @@ def _curve_table(told: Mapping[str, Any], never: Mapping[str, Any] | None) -> li
         f"{told['prompts']} prompts x {told['samples']} samples. Best of {last['n']} by the judge: "
         f"{last['judge'] - points[0]['judge']:+.3f} over one sample ({low:+.3f} to {high:+.3f} over a random judge), "
         f"{100 * told['share_of_the_way']:.0f} % of the way to the oracle's. The judge is right on "
-        f"{100 * told['judge_accuracy']:.1f} % of pictures; within a prompt it puts a right one above a wrong one "
+        f"{100 * told['judge_accuracy']:.1f} % of images; within a prompt it puts a right one above a wrong one "
         f"{100 * told['judge_auc_within_prompt']:.1f} % of the time.",
     ]
 

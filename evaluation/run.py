@@ -87,7 +87,7 @@ class Evaluation:
         return self.pool.depth(SamplingConfig(self.steps), numbers) > 0
 
     def measure(self, numbers: Sequence[int], strategies: Sequence[Strategy]) -> dict[str, Any]:
-        """The report on prompts whose pictures an evaluator has seen: `report.write` writes it."""
+        """The report on prompts whose images an evaluator has seen: `report.write` writes it."""
         torch.set_num_threads(1)
         machine = (
             f"{platform.machine()}, {cores()} cores, torch {torch.__version__}, Python {platform.python_version()}"
@@ -118,5 +118,5 @@ class Evaluation:
         return figures
 
     def _draw(self, prompt: str, seed: int, steps: int) -> NDArray[np.uint8]:
-        picture: NDArray[np.uint8] = generate(self.generator, prompt, [seed], num_inference_steps=steps)[0].numpy()
-        return picture
+        image: NDArray[np.uint8] = generate(self.generator, prompt, [seed], num_inference_steps=steps)[0].numpy()
+        return image

@@ -1,4 +1,4 @@
-"""What is drawn in an evaluation: prompts with their noise seeds and, in the shapes world, what a picture must show."""
+"""What is drawn in an evaluation: prompts with their noise seeds and, in the shapes world, what an image must show."""
 
 import hashlib
 import json
@@ -30,8 +30,8 @@ class Task:
         prompt: as a user would write it.
         tag: its category, over which scores are averaged.
         seed: of its first candidate; candidate i has seed + i.
-        spec: what the evaluator looks for; None outside the shapes world, where pictures are scored elsewhere.
-        held_out: whether it names a combination that no training picture shows.
+        spec: what the evaluator looks for; None outside the shapes world, where images are scored elsewhere.
+        held_out: whether it names a combination that no training image shows.
         metadata: the line of a file that it was read from.
     """
 
@@ -49,7 +49,7 @@ def benchmark() -> tuple[Task, ...]:
 
 
 def calibration() -> tuple[Task, ...]:
-    """As many prompts again, to fit a judge's probabilities on: other pictures than the benchmark's, of combinations
+    """As many prompts again, to fit a judge's probabilities on: other images than the benchmark's, of combinations
     that training shows. Two categories have too few distinct prompts for all to differ in their words.
     """
     rng = np.random.default_rng(CALIBRATION_SEED)

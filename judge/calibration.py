@@ -1,4 +1,4 @@
-"""Calibrated probabilities: how sure one may be that the best of several pictures is right, without torch."""
+"""Calibrated probabilities: how sure one may be that the best of several images is right, without torch."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def probability(verdict: Verdict, calibration: Calibration | None) -> float:
 
 
 def bounded(first: Verdict, second: Verdict, calibrations: Sequence[Calibration | None] = (None, None)) -> Verdict:
-    """Two judges' verdicts on one picture as one, its bound the smaller of their calibrated log-odds.
+    """Two judges' verdicts on one image as one, its bound the smaller of their calibrated log-odds.
 
     What both accept is harder to fake than what one does: their blind spots differ.
 

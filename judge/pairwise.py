@@ -1,6 +1,6 @@
-"""A judge that compares two pictures: its question, its answers, and a knockout match by match. Pure, without torch.
+"""A judge that compares two images: its question, its answers, and a knockout match by match. Pure, without torch.
 
-Every match is asked twice, once in each order. A judge that prefers a place to a picture names both pictures, one each
+Every match is asked twice, once in each order. A judge that prefers a place to an image names both images, one each
 time: such a match is a draw, and the better placed of the two goes on.
 """
 
@@ -15,20 +15,20 @@ from typing import Any, Literal
 Choice = Literal["first", "second"]
 
 QUESTION = (
-    "Both pictures were made for this prompt:\n{prompt}\n\n"
-    "Which picture shows better what the prompt says: its objects, their number, colours, attributes and positions? "
-    "Answer with one letter only: A for the first picture, B for the second."
+    "Both images were made for this prompt:\n{prompt}\n\n"
+    "Which image shows better what the prompt says: its objects, their number, colours, attributes and positions? "
+    "Answer with one letter only: A for the first image, B for the second."
 )
-LABELS = ("Picture A:", "Picture B:")
+LABELS = ("Image A:", "Image B:")
 _LETTERS: Mapping[str, Choice] = {"A": "first", "B": "second"}
 
 # One letter, perhaps after a word that names it and with signs around it; no letter that begins a sentence.
-_ANSWER = re.compile(r"\W*(?:(?:answer|picture|image)\W+)*([AB])(?!\w)(?!\s+\w)", re.IGNORECASE)
+_ANSWER = re.compile(r"\W*(?:(?:answer|image|image)\W+)*([AB])(?!\w)(?!\s+\w)", re.IGNORECASE)
 _OPENING = re.compile(r"([<\[])(?=\S)")
 
 
 def question(prompt: str) -> str:
-    """What is asked beside the two pictures.
+    """What is asked beside the two images.
 
     Chat templates of all kinds open their control and media tokens with `<` or `[` (`<|im_end|>`, `<image>`, `[IMG]`).
     A space after these in the prompt leaves none of them whole, whichever model reads it.
@@ -38,7 +38,7 @@ def question(prompt: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Which of two pictures was named.
+    """Which of two images was named.
 
     Attributes:
         choice: None if neither was.

@@ -29,7 +29,7 @@ class Question:
     """Turns prompts into ids: template, one media id per tile, then the question as plain text.
 
     The user's part is tokenised apart from the template, with special tokens split into ordinary text, so
-    that neither `<|im_end|>` nor `<image>` in a prompt can end the turn or ask for a picture.
+    that neither `<|im_end|>` nor `<image>` in a prompt can end the turn or ask for an image.
 
     Args:
         tokenizer: of the folder's `llm/`.

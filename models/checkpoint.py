@@ -17,7 +17,7 @@ PIPELINES = ("SanaPipeline", "SanaSprintPipeline")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 IMPORTANCE = "importance.json"
-"""Beside the parts: how much each block of the transformer matters. It changes no picture that does not ask for it, so
+"""Beside the parts: how much each block of the transformer matters. It changes no image that does not ask for it, so
 that a checkpoint that gains one keeps its revision; jobs that ask for another depth name the blocks that they run."""
 
 # Files that are read; variants (fp16) and duplicates in other formats stay on the hub.

@@ -49,7 +49,7 @@ def text_flops(config: dict[str, Any], tokens: int) -> int:
 
 
 def decode_flops(vae_config: dict[str, Any], height: int, width: int) -> int:
-    """One picture of a (height, width) latent through the DC-AE decoder; it has no operator that is not linear in
+    """One image of a (height, width) latent through the DC-AE decoder; it has no operator that is not linear in
     the number of pixels, so a small latent is counted without computing and scaled up."""
     from diffusers import AutoencoderDC
 

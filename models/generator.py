@@ -64,7 +64,7 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations: of one row's forward, one picture's decode, one prompt's encoding and context."""
+    """Floating-point operations: of one row's forward, one image's decode, one prompt's encoding and context."""
 
     forward: int
     decode: int
@@ -137,7 +137,7 @@ class Generator:
         stored = residency.stored_dtype(checkpoint.path / "transformer")
         self.dtypes = part_dtypes(self.device, stored)
         if stored == "F16" and self.dtypes["transformer"] != torch.float16:
-            self.warnings.append("this checkpoint was made for float16; in float32 its pictures may differ")
+            self.warnings.append("this checkpoint was made for float16; in float32 its images may differ")
         self._budget = memory_budget or int(residency.WEIGHTS_SHARE * residency.memory_bytes(self.device))
         self._sizes = {
             part: residency.weight_bytes(checkpoint.path / folder, self.dtypes[part].itemsize)
@@ -181,7 +181,7 @@ class Generator:
         )
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(C, h, w) of a picture; raises ModelError for a size that is no multiple of ``defaults.size_multiple``."""
+        """(C, h, w) of an image; raises ModelError for a size that is no multiple of ``defaults.size_multiple``."""
         multiple = self.defaults.size_multiple
         if width < multiple or height < multiple or width % multiple or height % multiple:
             raise ModelError(f"width and height must be multiples of {multiple}, got {width}x{height}")
@@ -215,7 +215,7 @@ class Generator:
     # What it computes
 
     def noise(self, seed: int, width: int, height: int, draws: int = 1) -> Tensor:
-        """The noise that diffusers draws for ``torch.Generator("cpu").manual_seed(seed)`` and one picture.
+        """The noise that diffusers draws for ``torch.Generator("cpu").manual_seed(seed)`` and one image.
 
         Args:
             seed: of the candidate, 0 <= seed < 2**63.

@@ -1,4 +1,4 @@
-"""The plain loop from a prompt to pictures: what the engine must equal, whatever it batches.
+"""The plain loop from a prompt to images: what the engine must equal, whatever it batches.
 
 B candidates, C latent channels, (h, w) latent grid, (H, W) pixels.
 """
@@ -27,18 +27,18 @@ def generate(
     preview_after: int | None = None,
     layers: Sequence[int] | None = None,
 ) -> Tensor:
-    """Draw one picture a seed, all in one batch.
+    """Draw one image a seed, all in one batch.
 
     Args:
         generator: the checkpoint.
         prompt, negative_prompt: as the user wrote them.
-        seeds: one a picture.
+        seeds: one an image.
         width, height, num_inference_steps, guidance_scale: the checkpoint's when None.
-        preview_after: stop after so many steps, at the picture that the model then predicts.
+        preview_after: stop after so many steps, at the image that the model then predicts.
         blocks: of the transformer that run, ascending; all if None.
 
     Returns:
-        (B, H, W, 3) uint8 on the CPU, each picture the one that plain diffusers makes of its seed, to rounding.
+        (B, H, W, 3) uint8 on the CPU, each image the one that plain diffusers makes of its seed, to rounding.
     """
     defaults = generator.defaults
     width, height = width or defaults.width, height or defaults.height

@@ -1,4 +1,4 @@
-"""bestofn calibrate: fit how sure the judge may be that the best of several pictures is right."""
+"""bestofn calibrate: fit how sure the judge may be that the best of several images is right."""
 
 import json as jsonlib
 from pathlib import Path
@@ -48,10 +48,10 @@ def calibrate(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what is written as JSON.")] = False,
 ) -> None:
-    """Fit a judge's probabilities on labelled pictures, for `stop` and its `confidence`.
+    """Fit a judge's probabilities on labelled images, for `stop` and its `confidence`.
 
-    Pictures of one prompt (or `group`) count as candidates of one job, and the fit is on the best of the first 4, 8, 16
-    and 32 of them: choosing the best inflates the judge's numbers. Take pictures such as your users would see, four or
+    Images of one prompt (or `group`) count as candidates of one job, and the fit is on the best of the first 4, 8, 16
+    and 32 of them: choosing the best inflates the judge's numbers. Take images such as your users would see, four or
     more of a prompt, a hundred prompts or more, and none that you evaluate on.
     """
     if not target.can_draw_here():
@@ -97,7 +97,7 @@ def calibrate(
         typer.echo(f"{row.low:.2f}-{row.high:.2f}   {row.promised:10.3f}  {row.realised:9.3f}  {row.count}")
     typer.echo(
         f"error {told['calibration_error_before']:.3f} before, {told['calibration_error']:.3f} after, on prompts that "
-        f"were not fitted on; {report.prompts} prompts, {report.pictures} pictures"
+        f"were not fitted on; {report.prompts} prompts, {report.pictures} images"
     )
     fitted = report.calibration
     typer.echo(
@@ -105,8 +105,8 @@ def calibrate(
     )
 
 
-def _margins(pictures: list[Labelled], judge: "JudgeCheckpoint", settings: Settings) -> list[float]:
-    """The judge's log-odds on each picture."""
+def _margins(images: list[Labelled], judge: "JudgeCheckpoint", settings: Settings) -> list[float]:
+    """The judge's log-odds on each image."""
     import torch
     from rich.progress import track
 
@@ -116,12 +116,12 @@ def _margins(pictures: list[Labelled], judge: "JudgeCheckpoint", settings: Setti
     device = torch.device(devices(settings)[0])
     judging = judge.load(device)
     margins = []
-    for one in track(pictures, "judging", console=err, transient=True, disable=not err.is_terminal):
+    for one in track(images, "judging", console=err, transient=True, disable=not err.is_terminal):
         try:
-            picture = decode(one.image.read_bytes())
+            image = decode(one.image.read_bytes())
         except (OSError, ValueError) as error:
             raise SetupError(f"{one.image}: {error}") from error
-        margins += [verdict.margin for verdict in judging.judge([picture], [one.prompt])]
+        margins += [verdict.margin for verdict in judging.judge([image], [one.prompt])]
     return margins
 
 

@@ -1,4 +1,4 @@
-"""bestofn generate: the best of N pictures of a prompt, as a file."""
+"""bestofn generate: the best of N images of a prompt, as a file."""
 
 import math
 from pathlib import Path
@@ -65,7 +65,7 @@ def _budget(text: str | None) -> dict[str, float] | None:
 
 def generate(
     prompt: Annotated[
-        str | None, typer.Argument(help="What the picture should show; needed without --reproduce.", show_default=False)
+        str | None, typer.Argument(help="What the image should show; needed without --reproduce.", show_default=False)
     ] = None,
     num_samples: Annotated[
         int | None,
@@ -99,7 +99,7 @@ def generate(
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Pixels, such as 1024x1024.", show_default="the model's")
     ] = None,
-    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What the picture should not show.")] = None,
+    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What the image should not show.")] = None,
     rule: Annotated[Rule | None, typer.Option(help="How verdicts are compared.", show_default="margin")] = None,
     draft: Annotated[
         int | None,
@@ -164,7 +164,7 @@ def generate(
     ] = None,
     again: Annotated[
         Path | None,
-        typer.Option(metavar="PICTURE", help="Draw a picture of bestofn once more; other options change how."),
+        typer.Option(metavar="PICTURE", help="Draw an image of bestofn once more; other options change how."),
     ] = None,
     embed_prompt: Annotated[
         bool | None,
@@ -181,7 +181,7 @@ def generate(
         str | None,
         typer.Option(metavar="JUDGE", help="In this process: shapes, a folder or a hub name. Implies lower_bound."),
     ] = None,
-    sheet: Annotated[Path | None, typer.Option(help="Write one picture of all candidates, ranked, here.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write one image of all candidates, ranked, here.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
 ) -> None:
     """Draw N candidates of PROMPT, judge them, write the best.
@@ -191,7 +191,7 @@ def generate(
     if server is not None and local:
         raise typer.BadParameter("--server and --local exclude each other")
     if prompt is None and again is None:
-        raise typer.BadParameter("write a prompt, or --reproduce PICTURE to draw a picture once more")
+        raise typer.BadParameter("write a prompt, or --reproduce PICTURE to draw an image once more")
     check_text(prompt or "", "prompt")
     check_text(negative or "", "negative prompt")
     if draft_depth is not None and draft is None:

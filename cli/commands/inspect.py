@@ -1,4 +1,4 @@
-"""bestofn inspect: what pictures tell of how they were made."""
+"""bestofn inspect: what images tell of how they were made."""
 
 import json as jsonlib
 import shlex
@@ -24,14 +24,14 @@ MAX_SHOWN = 2000  # characters of another program's text
 
 
 def story_of(path: Path) -> Story | OtherStory | None:
-    """What is written in a picture's file.
+    """What is written in an image's file.
 
     Raises:
-        SetupError: it is no picture, too large to be one of ours, or its story is damaged.
+        SetupError: it is no image, too large to be one of ours, or its story is damaged.
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise SetupError(f"{path} has {size >> 20} MiB; pictures of up to {MAX_BYTES >> 20} MiB are read")
+        raise SetupError(f"{path} has {size >> 20} MiB; images of up to {MAX_BYTES >> 20} MiB are read")
     try:
         return read_story(path.read_bytes())
     except ValueError as error:
@@ -39,18 +39,16 @@ def story_of(path: Path) -> Story | OtherStory | None:
 
 
 def inspect(
-    pictures: Annotated[
-        list[Path], typer.Argument(metavar="PICTURE...", help="Files of pictures.", show_default=False)
-    ],
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON list, one entry a picture.")] = False,
+    images: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Files of images.", show_default=False)],
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON list, one entry an image.")] = False,
 ) -> None:
-    """Print how pictures were made, and the diffusers call that makes them again.
+    """Print how images were made, and the diffusers call that makes them again.
 
-    Ends with status 1 if a picture tells nothing that bestofn wrote.
+    Ends with status 1 if an image tells nothing that bestofn wrote.
     """
     entries: list[dict[str, Any]] = []
     missing = 0
-    for path in pictures:
+    for path in images:
         story: Story | OtherStory | None = None
         error: str | None = None
         try:
@@ -118,7 +116,7 @@ def _number(value: float | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """Pictures come from anywhere: nothing in them may command the terminal."""
+    """Images come from anywhere: nothing in them may command the terminal."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 

@@ -161,7 +161,7 @@ def prune(
     seed: Annotated[int, typer.Option(min=0, help="Of calibration and training.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print importances and what stays as JSON.")] = False,
 ) -> None:
-    """Leave out the layers that matter least: those that turn their input least while pictures are drawn."""
+    """Leave out the layers that matter least: those that turn their input least while images are drawn."""
     _need_packages()
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.models.depth.pruning import kept_blocks

@@ -46,7 +46,7 @@ def up(
     ] = None,
     pairwise_judge: Annotated[
         str | None,
-        typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two pictures, for jobs with finals."),
+        typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two images, for jobs with finals."),
     ] = None,
     devices: Annotated[str | None, typer.Option(help="all, cpu, or a list such as cuda:0,cuda:1.")] = None,
     allow_unauthenticated: Annotated[

@@ -37,7 +37,7 @@ def worker(
     ] = None,
     pairwise_judge: Annotated[
         str | None,
-        typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two pictures, for jobs with finals."),
+        typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two images, for jobs with finals."),
     ] = None,
     redis_url: Annotated[str | None, typer.Option(help="The queue's server.", show_default="of `bestofn up`")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Candidates drawn together.")] = None,

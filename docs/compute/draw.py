@@ -32,7 +32,7 @@ COLOURS = {6: "#222222", 5: "#d49a1e", 4: "#3a6ea5", 3: "#7aa874"}
 
 @dataclass(frozen=True)
 class Price:
-    """TFLOP of a prompt's text, of one step of a candidate (guidance included), of a decoded and judged picture."""
+    """TFLOP of a prompt's text, of one step of a candidate (guidance included), of a decoded and judged image."""
 
     text: float
     step: float

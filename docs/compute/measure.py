@@ -88,8 +88,8 @@ def drafted(work: Path, layers: int, steps: int) -> None:
     for number in numbers(PER_CATEGORY)[:DRAFTED]:
         task = tasks[number]
         seeds = range(task.seed, task.seed + HEAT)
-        pictures = generate(generator, task.prompt, seeds, num_inference_steps=steps, layers=layers).numpy()
-        verdicts = judge.judge(list(pictures), [task.prompt] * HEAT)
+        images = generate(generator, task.prompt, seeds, num_inference_steps=steps, layers=layers).numpy()
+        verdicts = judge.judge(list(images), [task.prompt] * HEAT)
         margins[number] = [round(verdict.yes_logit - verdict.no_logit, 3) for verdict in verdicts]
     out.write_text(json.dumps(margins) + "\n")
     say(layers, f"drafts of {steps} steps")

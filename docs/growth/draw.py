@@ -127,7 +127,7 @@ def plot_growth(losses: Curves, scores: Curves) -> None:
                 axis.plot(*np.array(mean(of[arm])).T, style, color=colour, lw=2, label=arm)
         axis.set(xlabel="steps of the deep model")
     axes[0].set(ylabel="held-out flow-matching loss", ylim=(None, 1.0))
-    axes[1].set(ylabel="pictures that the evaluator accepts")
+    axes[1].set(ylabel="images that the evaluator accepts")
     axes[0].legend(frameon=False)
     figure.savefig(FOLDER / "growth.png", dpi=130)
 

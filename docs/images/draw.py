@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/tournament.md from real jobs of the shapes model: `python docs/images/draw.py`.
+"""Draws the images of docs/tournament.md from real jobs of the shapes model: `python docs/images/draw.py`.
 
 tournament.png  16 candidates of one prompt, ranked, with their knockout
 verdicts.png    what the judge said and what the exact evaluator says: right and wrong, four of each
@@ -31,17 +31,17 @@ QUARTERS = {
 
 
 def main() -> None:
-    """Writes both pictures beside this file."""
+    """Writes both images beside this file."""
     settings = Settings(redis_url=None)
     engine = load_engine(settings)
     run = job(engine, settings, "a photo of a star and a heart", 16, seed=21)
     sheet = draw_sheet(run.result, {i: decode(data) for i, data in run.thumbnails.items()})
-    for picture, name in ((sheet, "tournament.png"), (verdicts(engine, settings), "verdicts.png")):
-        picture.quantize(COLOURS).save(HERE / name, optimize=True)
+    for image, name in ((sheet, "tournament.png"), (verdicts(engine, settings), "verdicts.png")):
+        image.quantize(COLOURS).save(HERE / name, optimize=True)
 
 
 def job(engine: Engine, settings: Settings, prompt: str, count: int, seed: int) -> LocalRun:
-    """A job in this process with a small lossless picture of every candidate."""
+    """A job in this process with a small lossless image of every candidate."""
     request = GenerateRequest(
         prompt=prompt, num_samples=count, top_k=min(count, 16), seed=seed, thumbnails=True, embed_prompt=False
     )
@@ -54,12 +54,12 @@ def verdicts(engine: Engine, settings: Settings) -> Image.Image:
     for number, entry in enumerate(benchmark_prompts()[::6]):
         run = job(engine, settings, entry.spec.prompt, 12, seed=1000 * number)
         for candidate in run.result.candidates:
-            picture = decode(run.images[candidate.index])
-            judged = evaluate(np.asarray(picture), entry.spec)
+            image = decode(run.images[candidate.index])
+            judged = evaluate(np.asarray(image), entry.spec)
             quarter = found[candidate.verdict.answer == "yes", judged.correct]
             best = quarter.get(entry.spec.prompt)
             if best is None or sure(candidate) > sure(best[0]):
-                quarter[entry.spec.prompt] = (candidate, picture, judged.reason or "all of it is there")
+                quarter[entry.spec.prompt] = (candidate, image, judged.reason or "all of it is there")
     width = style.MARGIN * 2 + 4 * SIDE + 3 * GAP
     sheet = Image.new("RGB", (2 * width - style.MARGIN, 2 * (ROW + 70) + style.MARGIN), style.PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -68,9 +68,9 @@ def verdicts(engine: Engine, settings: Settings) -> Image.Image:
         top = style.MARGIN // 2 + place // 2 * (ROW + 70)
         style.text(pen, (left, top), title, 24, style.INK, "la", bold=True)
         shown = sorted(found[key].items(), key=lambda item: -sure(item[1][0]))[:4]
-        for column, (prompt, (candidate, picture, reason)) in enumerate(shown):
+        for column, (prompt, (candidate, image, reason)) in enumerate(shown):
             x, y = left + column * (SIDE + GAP), top + 44
-            style.paste(sheet, picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x, y), radius=8)
+            style.paste(sheet, image.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x, y), radius=8)
             verdict = candidate.verdict
             colour = style.YES if verdict.answer == "yes" else style.NO
             score = f"{verdict.answer}, {verdict.yes_logit:.1f} to {verdict.no_logit:.1f}"

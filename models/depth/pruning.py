@@ -32,9 +32,9 @@ def block_importance(
     num_inference_steps: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[float]:
-    """How much every block turns its input while pictures are drawn: BI_i = 1 - E cos(x_i, x_{i+1}).
+    """How much every block turns its input while images are drawn: BI_i = 1 - E cos(x_i, x_{i+1}).
 
-    The mean is over tokens, both halves of guidance, timesteps and prompts; one picture a prompt, at the checkpoint's
+    The mean is over tokens, both halves of guidance, timesteps and prompts; one image a prompt, at the checkpoint's
     size and guidance.
 
     Args:

@@ -1,4 +1,4 @@
-"""The transformer with its blocks' matrix products in 8 bits: for drafts, whose pictures nobody keeps.
+"""The transformer with its blocks' matrix products in 8 bits: for drafts, whose images nobody keeps.
 
 Numbers are float8 (e4m3) with one scale a row: a weight's rows once, a token's with every product. The products of a
 GPU's tensor cores then take half the time; the rest stays as it is.

@@ -1,4 +1,4 @@
-"""Exact evaluator of shapes pictures: classical vision in numpy, no learned part, nothing shared with a judge.
+"""Exact evaluator of shapes images: classical vision in numpy, no learned part, nothing shared with a judge.
 
 Background by robust regression, objects by connected components, shape by template overlap, colour by the nearest
 palette entry, then GenEval's rules. Axes: H height, W width, T templates, G side of a template.
@@ -35,7 +35,7 @@ PURITY = 0.75
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Whether a picture shows what the prompt says, the rule it breaks if not, and what was found."""
+    """Whether an image shows what the prompt says, the rule it breaks if not, and what was found."""
 
     correct: bool
     reason: str
@@ -51,7 +51,7 @@ def _quadratic() -> FloatArray:
 
 
 def fit_background(image: Image) -> FloatArray:
-    """The smooth surface that most of the picture lies on, by regression that drops what does not fit.  # (H, W, 3)"""
+    """The smooth surface that most of the image lies on, by regression that drops what does not fit.  # (H, W, 3)"""
     basis = _quadratic()
     pixels = image.reshape(-1, 3).astype(np.float32)
     frame = np.ones((CANVAS, CANVAS), bool)
@@ -156,9 +156,9 @@ def _nearest(pixels: FloatArray) -> NDArray[np.intp]:
 
 
 def detect(image: Image) -> tuple[Found, ...]:
-    """Well-formed objects of a picture (64, 64, 3), left to right; what fits no shape or mixes colours is left out."""
+    """Well-formed objects of an image (64, 64, 3), left to right; what fits no shape or mixes colours is left out."""
     if image.shape != (CANVAS, CANVAS, 3):
-        raise ValueError(f"a shapes picture is ({CANVAS}, {CANVAS}, 3), got {image.shape}")
+        raise ValueError(f"a shapes image is ({CANVAS}, {CANVAS}, 3), got {image.shape}")
     pixels = image.astype(np.float32)
     surface = fit_background(image)
     away = np.linalg.norm(pixels - surface, axis=-1)
@@ -193,7 +193,7 @@ def _grown(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def evaluate(image: Image, spec: PromptSpec) -> Evaluation:
-    """Judge a picture (64, 64, 3) by GenEval's rules for the prompt."""
+    """Judge an image (64, 64, 3) by GenEval's rules for the prompt."""
     objects = detect(image)
     reason = violation(objects, spec)
     return Evaluation(reason is None, reason or "", objects)

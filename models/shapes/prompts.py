@@ -56,7 +56,7 @@ class Requirement:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """One line of GenEval's metadata: the prompt and what a picture must and must not show."""
+    """One line of GenEval's metadata: the prompt and what an image must and must not show."""
 
     tag: str
     include: tuple[Requirement, ...]

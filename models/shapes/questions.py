@@ -32,7 +32,7 @@ MALFORMED = len(SHAPES) + 1
 
 @dataclass(frozen=True)
 class ImageQuestions:
-    """A picture, questions on it, and labels for auxiliary losses."""
+    """An image, questions on it, and labels for auxiliary losses."""
 
     image: Image  # (64, 64, 3)
     questions: list[tuple[str, bool]]
@@ -175,7 +175,7 @@ def twisted(rng: np.random.Generator, spec: PromptSpec) -> PromptSpec:
 
 
 def sample_questions(rng: np.random.Generator, n_questions: int) -> ImageQuestions:
-    """A picture with `n_questions` (prompt, answer) pairs, about half of them yes; answers follow GenEval's rules.
+    """An image with `n_questions` (prompt, answer) pairs, about half of them yes; answers follow GenEval's rules.
 
     A malformed object is no shape: a prompt that needs it is answered no, and none is asked that only holds because
     it is missing. Scenes show no combination that is held out of training; questions may name them.

@@ -39,15 +39,14 @@ def check_binding(settings: Settings) -> Keyring:
     """The keys of a server with these settings, which must not be open to other machines without saying so.
 
     Raises:
-        SetupError: the keys cannot be read, or the host is no loopback address, there are none, and `allow_unauthenticated` is
-            off.
+        SetupError: the keys cannot be read, or other machines could call without a key.
     """
     host, keyring = reached_at(settings), Keyring(settings)
     if not (is_loopback(host) or keyring.on or settings.allow_unauthenticated):
         raise SetupError(
-            f"a server on {host} can be called from other machines: make a key with `bestofn keys add NAME` (it goes "
-            f"into {keyring.file}), listen on 127.0.0.1, or say BESTOFN_ALLOW_UNAUTHENTICATED=1 (--allow-unauthenticated) if a network of "
-            "yours protects it"
+            f"other machines could call the server on {host} without a key: make one with `bestofn keys add NAME` "
+            f"(stored in {keyring.file}), listen on 127.0.0.1, or set BESTOFN_ALLOW_UNAUTHENTICATED=1 "
+            "(--allow-unauthenticated) on a protected network"
         )
     return keyring
 

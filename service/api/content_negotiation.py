@@ -54,7 +54,7 @@ def read_accept(header: str | None) -> Accepted:
 
 
 def image_format(accepted: Accepted, named: ImageFormat | None, default: ImageFormat) -> ImageFormat | None:
-    """The picture format for a call for bytes: the body's, or Accept's if it names none; None if they contradict."""
+    """The image format for a call for bytes: the body's, or Accept's if it names none; None if they contradict."""
     if named is not None:
         return named if named in accepted.images or None in accepted.images else None
     return accepted.images[0] or default

@@ -1,4 +1,4 @@
-"""What the description of the API says beyond what FastAPI knows of the routes: refusals, pictures, links and keys."""
+"""What the description of the API says beyond what FastAPI knows of the routes: refusals, images, links and keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -160,7 +160,7 @@ def _describe_generate(operation: dict[str, Any], events: dict[str, Any]) -> Non
         "links": onward,
     }
     answers["200"] |= {
-        "description": "The job's result, or its winner's picture, or its events.",
+        "description": "The job's result, or its winner's image, or its events.",
         "content": content | _PICTURES | events,
         "headers": _LOCATION,
         "links": onward,

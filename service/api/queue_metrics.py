@@ -37,7 +37,7 @@ class QueueState(Collector):
         yield Gauge("bestofn_takes_jobs", "Whether the queue has room for jobs.", value=stats.refuses is None)
         yield from _work(stats)
         yield from _workers(stats)
-        yield Gauge("bestofn_images_reserved_bytes", "Bytes of winners' pictures, here or to come.", stats.image_bytes)
+        yield Gauge("bestofn_images_reserved_bytes", "Bytes of winners' images, here or to come.", stats.image_bytes)
         yield Gauge("bestofn_images_budget_bytes", "Most of them: more is refused.", self._image_budget_bytes)
         yield Gauge("bestofn_redis_memory_bytes", "Memory of the queue's server.", stats.server.memory_bytes)
         yield Gauge("bestofn_redis_memory_limit_bytes", "Its limit; 0: none.", stats.server.max_memory_bytes or 0)

@@ -1,4 +1,4 @@
-"""Answers about a job: its result as JSON with the headers that go with its state, or a picture's bytes."""
+"""Answers about a job: its result as JSON with the headers that go with its state, or an image's bytes."""
 
 from starlette.responses import Response
 
@@ -32,7 +32,7 @@ async def result_of(context: Context, job_id: str) -> JobResult:
 
 
 def failure_of(result: JobResult) -> BestOfNError | None:
-    """Why a job that has ended has no pictures; None if it has, or goes on."""
+    """Why a job that has ended has no images; None if it has, or goes on."""
     match result.status:
         case JobStatus.FAILED:
             kind = DeadlinePassed if result.stopped == "deadline" else JobFailed
@@ -63,17 +63,17 @@ def json_answer(
 async def image_answer(
     context: Context, result: JobResult, rank: int, headers: dict[str, str] | None = None
 ) -> Response:
-    """The bytes of the picture of this rank (1 is the best), with its seed and score in headers.
+    """The bytes of the image of this rank (1 is the best), with its seed and score in headers.
 
     Raises:
-        ImageNotFound: the job has no picture of this rank, or none yet.
+        ImageNotFound: the job has no image of this rank, or none yet.
     """
     image = next((image for image in result.images if image.rank == rank), None)
     if image is None:
         if result.status in ACTIVE:
             raise ImageNotFound(f"job {result.id} is still {result.status}; ask again", retry_after=POLL_SECONDS)
         raise ImageNotFound(
-            f"job {result.id} {result.status} with {len(result.images)} pictures; there is no rank {rank}"
+            f"job {result.id} {result.status} with {len(result.images)} images; there is no rank {rank}"
         )
     content = await context.queue.image(result.id, image.candidate)
     kind = str(result.parameters["format"])

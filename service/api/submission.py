@@ -55,7 +55,7 @@ async def submit(
             raise InvalidRequest(
                 f"Idempotency-Key must have 1 to {MAX_KEY} printable characters", field="Idempotency-Key"
             )
-        # Two callers who pick the same key must not get each other's pictures.
+        # Two callers who pick the same key must not get each other's images.
         scoped = f"{caller}:{key}"
         asked = body.model_dump(mode="json", exclude_unset=True) | {"format": spec.format}
         fingerprint = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

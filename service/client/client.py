@@ -150,11 +150,11 @@ class Client:
         return self._driver.run(self._flows.cancel(job_id))
 
     def image(self, job_id: str, rank: int = 1) -> bytes:
-        """The picture of this rank, 1 is the best: a file's bytes in the job's format."""
+        """The image of this rank, 1 is the best: a file's bytes in the job's format."""
         return self._driver.run(self._flows.image(job_id, rank))
 
     def thumbnail(self, job_id: str, candidate: int) -> bytes:
-        """A small picture, as WebP, of a candidate of a job that was submitted with `thumbnails`."""
+        """A small image, as WebP, of a candidate of a job that was submitted with `thumbnails`."""
         return self._driver.run(self._flows.thumbnail(job_id, candidate))
 
     def models(self) -> list[OpenAIModel]:

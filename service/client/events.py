@@ -48,7 +48,7 @@ class ProgressEvent(JobEvent):
 
 
 class CandidateEvent(JobEvent):
-    """A candidate is judged; `thumbnail` is the url of its small picture, if the job asked for them."""
+    """A candidate is judged; `thumbnail` is the url of its small image, if the job asked for them."""
 
     type = "candidate"
     index: int

@@ -54,7 +54,7 @@ class Flows:
         return _job((yield from call(submission, self.server, self.retries)))
 
     def wait(self, job_id: str) -> Flow[Generation]:
-        """Follow a job to its end and fetch its pictures; emits Progress.
+        """Follow a job to its end and fetch its images; emits Progress.
 
         Raises:
             JobFailed, JobCanceled: how it ended.
@@ -75,10 +75,10 @@ class Flows:
                 raise type(error)(f"job {job.id} {'was cancelled' if canceled else f'failed: {error.detail}'}")
             if isinstance(event, ResultEvent):
                 result = event.result if event.result.next is None else (yield from self.result(job.id))
-                pictures: list[bytes] = []
+                images: list[bytes] = []
                 for image in result.images:
-                    pictures += [(yield from self.image(job.id, image.rank))]
-                return Generation.of(result, pictures)
+                    images += [(yield from self.image(job.id, image.rank))]
+                return Generation.of(result, images)
         raise AssertionError("a stream ends with a result or an error")
 
     def events(self, job_id: str, after: str | None) -> Flow[None]:

@@ -13,7 +13,7 @@ class Options(TypedDict, total=False):
 
     `num_samples` is N, the candidates that are drawn and judged; `top_k` the winners returned; candidate i is drawn
     from seed `seed + i` (random if left out); `width` and `height` are pixels; `depth` is how
-    many of the transformer's blocks draw; `thumbnails` keeps small pictures of all
+    many of the transformer's blocks draw; `thumbnails` keeps small images of all
     candidates; `model` and `judge` are names that the server deploys.
     """
 

@@ -1,4 +1,7 @@
-"""How a job's candidates are cut into heats, the unit of queueing, leasing and retrying. common.lua has the same rule."""
+"""Heat schedule: how a job's candidates are cut into heats. common.lua has the same rule.
+
+A heat is the unit of queueing, leasing and retrying.
+"""
 
 import math
 from dataclasses import dataclass

@@ -49,7 +49,7 @@ Revisions = tuple[Revision, Revision, Revision | None]  # model, judge, second j
 
 
 class Draft(BaseModel):
-    """Drafts: each candidate's noise is solved in few steps and judged. The best share of each heat is solved in full."""
+    """Drafts: each candidate's noise is solved in few steps and judged; the best of each heat are solved in full."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     num_inference_steps: int = Field(

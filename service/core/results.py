@@ -83,8 +83,8 @@ def assemble(
     unusable = sum(not candidate.verdict.usable for candidate in order)
     if unusable:
         warnings.append(
-            f"the judge gave {unusable} of {len(order)} candidates no usable verdict (neither yes nor no, or not finite); "
-            "they rank last"
+            f"the judge gave {unusable} of {len(order)} candidates no usable verdict (neither yes nor no, or not "
+            "finite); they rank last"
         )
     if succeeded and stopped == "deadline":
         warnings.append(

@@ -47,7 +47,7 @@ class DeliveryAction(StrEnum):
 
 
 def delivery_action(deliveries: int, max_deliveries: int) -> DeliveryAction:
-    """The action for delivery number `deliveries` (1 is the first): `max_deliveries` runs, one isolated run, no more."""
+    """The action for delivery number `deliveries`: `max_deliveries` runs, one isolated run, then dead letter."""
     if deliveries <= max_deliveries:
         return DeliveryAction.RUN
     return DeliveryAction.ISOLATE if deliveries == max_deliveries + 1 else DeliveryAction.DEAD_LETTER

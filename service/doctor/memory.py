@@ -12,7 +12,7 @@ from bestofn.service.engine.loader import share_memory
 GIB = 2**30
 # Values alive at the peak of a forward, traced once over the published shapes: a token's in the transformer, in units
 # of the Mix-FFN's width before its gate (2 F), and a pixel's in the decoder, in units of its last stage's channels.
-# A judge's are left out: 27 MiB a tile in 16 bits, so that most pictures take a fifth of what decoding them does.
+# A judge's are left out: 27 MiB a tile in 16 bits, so that most images take a fifth of what decoding them does.
 ROW_VALUES = 7.0
 DECODE_VALUES = 6.5
 _DEVICES = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)  # GiB that GPUs come with
@@ -27,7 +27,7 @@ class Needs:
         judges: weights of the judge, and of a second one.
         row: activations of one row of the transformer's batch at the default size.
         context: keys and values of one row's prompt.
-        picture: activations of decoding one picture of the default size.
+        image: activations of decoding one image of the default size.
         rows: of a candidate: two with guidance.
         tflops: of one row's forward.
         eight_bit: of the transformer's, those in 8 bits for drafts.
@@ -37,7 +37,7 @@ class Needs:
     judges: Sequence[int]
     row: int
     context: int
-    picture: int
+    image: int
     rows: int
     tflops: float
     eight_bit: int = 0
@@ -53,9 +53,9 @@ class Needs:
         return (2 if self.eight_bit else 1) * self.rows * (self.row + self.context)
 
     def at_work(self, slots: int, beside: bool = False) -> int:
-        """Activations while so many candidates are denoised, and `beside` that, or after it, a picture is decoded."""
+        """Activations while so many candidates are denoised, and `beside` that, or after it, an image is decoded."""
         drawn = slots * self.slot
-        return drawn + self.picture if beside else max(drawn, self.picture)
+        return drawn + self.image if beside else max(drawn, self.image)
 
     @property
     def least(self) -> int:
@@ -63,7 +63,7 @@ class Needs:
         return max(
             self.parts["text_encoder"],
             self.parts["transformer"] + self.rows * (self.row + self.context),
-            self.parts["decoder"] + self.picture,
+            self.parts["decoder"] + self.image,
             *self.judges,
         )
 
@@ -79,7 +79,7 @@ class MemoryPlan:
         work: bytes of the work of all slots.
         used: bytes of what stays, and of that work.
         fits: the hungriest part fits alone.
-        beside: pictures are decoded while others are denoised.
+        beside: images are decoded while others are denoised.
     """
 
     stay: tuple[str, ...]
@@ -115,7 +115,7 @@ def needs_of(
         judges=judges,
         row=int(ROW_VALUES * 2 * config.ffn_width * tokens * itemsize),
         context=2 * config.num_layers * text * config.cross_width * itemsize,
-        picture=int(DECODE_VALUES * channels * pixels * itemsize),
+        image=int(DECODE_VALUES * channels * pixels * itemsize),
         rows=2 if guided else 1,
         tflops=tflops,
         eight_bit=eight_bit,
@@ -161,16 +161,16 @@ def findings(needs: Needs, memory: int, free: int, device: str, slots: int | Non
         return
     work = (
         f"work takes about {_size(planned.work)} more, with {planned.slots} "
-        f"{'candidate' if planned.slots == 1 else 'candidates'} at once ({_size(needs.picture)} to decode a picture)"
+        f"{'candidate' if planned.slots == 1 else 'candidates'} at once ({_size(needs.image)} to decode an image)"
     )
     if planned.turns:
         found = f"not all stay in memory, which is slower: {' and '.join(names[part] for part in planned.turns)} "
         found += f"{'is' if len(planned.turns) == 1 else 'are'} read again when needed; {work}"
         yield Finding("warn", "memory", found, _larger(needs, device))
     elif planned.used > memory:
-        most = max(1, (memory - needs.weights - planned.beside * needs.picture) // needs.slot)
+        most = max(1, (memory - needs.weights - planned.beside * needs.image) // needs.slot)
         found = f"all parts stay in memory; {work}: {_size(planned.used)} in all"
-        yield Finding("warn", "memory", found, f"set BESTOFN_SLOTS={most}, or draw smaller pictures")
+        yield Finding("warn", "memory", found, f"set BESTOFN_SLOTS={most}, or draw smaller images")
     else:
         yield Finding("ok", "memory", f"all parts stay in memory; {work}: {_size(planned.used)} in all")
     if free < needs.least:
@@ -190,7 +190,7 @@ def _larger(needs: Needs, device: str) -> str:
         fix += f"; without BESTOFN_FP8_DRAFTS it is {_size(needs.eight_bit)} less"
     if needs.parts["transformer"] - needs.eight_bit > needs.parts["text_encoder"]:
         fix += "; the 1.6B checkpoint takes less"
-    return f"{fix}; smaller pictures (--size) take less work, a smaller judge less weight"
+    return f"{fix}; smaller images (--size) take less work, a smaller judge less weight"
 
 
 def _size(size: float) -> str:

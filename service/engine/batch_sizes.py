@@ -7,15 +7,15 @@ from dataclasses import dataclass
 class Sizes:
     """An engine's batch sizes.
 
-    A stage's batch is as large as `work` allows, up to the stage's own limit: small pictures are batched, and of
+    A stage's batch is as large as `work` allows, up to the stage's own limit: small images are batched, and of
     large ones, where a single one fills the device, no padding is computed.
 
     Attributes:
         slots: candidates that are denoised together.
         strict: every batch of a stage has one size, so that a row's bits do not depend on its neighbours.
         rows: the most rows of one transformer forward; a candidate with guidance has two.
-        decode: the most pictures decoded together.
-        judge: the most pictures judged together.
+        decode: the most images decoded together.
+        judge: the most images judged together.
         work: TFLOP of one batch beyond which a larger one brings nothing; None: no such bound.
         parallel: batches at once, each in one thread.
     """

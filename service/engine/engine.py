@@ -33,7 +33,7 @@ class Engine:
     """One device's slots, decoder and judge; `protocol.Engine` is the contract.
 
     A tick fills free slots, advances the slots of one resolution and depth by one step as one batch, and decodes and
-    judges what became due: full micro-batches, or the last pictures of a heat.
+    judges what became due: full micro-batches, or the last images of a heat.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Engine:
         self._steps: deque[Clock] = deque()  # that were queued and not waited for
         self._finishing = Finishing(generator, judge, self._heats, sizes, self._flops, self._cores, self._beside)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        self._outcomes: dict[Owner, Future[HeatOutcome]] = {}  # of heats that are done, while pictures are encoded
+        self._outcomes: dict[Owner, Future[HeatOutcome]] = {}  # of heats that are done, while images are encoded
         self._canceled: set[str] = set()
         self._lock = threading.Lock()  # guards _canceled, the only thing that another thread touches
 
@@ -117,7 +117,7 @@ class Engine:
     def warm_up(self) -> None:
         """Loads what fits into memory, so that the first job does not wait for the disk.
 
-        For a GPU it also builds kernels and records forwards, for pictures of the model's own size.
+        For a GPU it also builds kernels and records forwards, for images of the model's own size.
         """
         self._judge.offload()
         self.generator.warm_up()
@@ -347,7 +347,7 @@ class Engine:
             self._drop(owner)
 
     def _drop(self, owner: Owner) -> None:
-        """Forgets a heat: what waits of it, its slots, its latents and pictures."""
+        """Forgets a heat: what waits of it, its slots, its latents and images."""
         self._heats.pop(owner, None)
         self._outcomes.pop(owner, None)
         self._waiting = tuple(heat for heat in self._waiting if (heat.job, heat.heat) != owner)
@@ -358,4 +358,4 @@ class Engine:
 
 
 def _denoising(group: policy.Group) -> str:
-    return f"denoising a picture of {group.width}x{group.height} pixels"
+    return f"denoising an image of {group.width}x{group.height} pixels"

@@ -1,4 +1,4 @@
-"""The sleeping engine: deterministic pictures and verdicts without torch, for tests, demos and queue benchmarks."""
+"""The sleeping engine: deterministic images and verdicts without torch, for tests, demos and queue benchmarks."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ class _Run:
 
 
 class FakeEngine:
-    """Sleeps `step_seconds` a tick. A picture is one colour, made from its seed; a verdict hashes prompt and seed.
+    """Sleeps `step_seconds` a tick. An image is one colour, made from its seed; a verdict hashes prompt and seed.
 
     A prompt that contains one of these asks for trouble: `FAILS` (every heat fails), `DIES` (the tick raises, as when
     a device is lost), `HANGS` (the tick does not return for an hour), `KILLS` (the process exits without a word),
@@ -147,10 +147,8 @@ class FakeEngine:
             if run.steps[index] == steps:
                 del run.steps[index]
                 candidate = _judge(run, index)
-                picture = fake_picture(candidate.seed, spec.width, spec.height)
-                events.append(
-                    Judged(spec.id, heat, candidate, thumbnail(picture) if spec.has_thumbnail(index) else None)
-                )
+                image = fake_image(candidate.seed, spec.width, spec.height)
+                events.append(Judged(spec.id, heat, candidate, thumbnail(image) if spec.has_thumbnail(index) else None))
         if spec.draft and not run.promoted and len(run.drafts) == run.heat.count:
             run.promoted = promoted(spec, run.drafts)
             run.waiting.extend(run.promoted)
@@ -183,8 +181,8 @@ def fake_verdict(prompt: str, seed: int, *, draft: bool = False) -> Verdict:
     return Verdict("yes" if yes > no else "no", yes, no)
 
 
-def fake_picture(seed: int, width: int, height: int) -> Image.Image:
-    """A picture of one colour that only the seed decides."""
+def fake_image(seed: int, width: int, height: int) -> Image.Image:
+    """An image of one colour that only the seed decides."""
     red, green, blue = hashlib.sha256(str(seed).encode()).digest()[:3]
     return Image.new("RGB", (width, height), (red, green, blue))
 
@@ -200,7 +198,7 @@ def _outcome(run: _Run, seconds: float) -> HeatOutcome:
         run.heat.index,
         candidates,
         {
-            one.index: encode(fake_picture(one.seed, spec.width, spec.height), spec.format, Story.of(spec, one))
+            one.index: encode(fake_image(one.seed, spec.width, spec.height), spec.format, Story.of(spec, one))
             for one in candidates
             if one.index in best
         },

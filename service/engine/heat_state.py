@@ -1,4 +1,4 @@
-"""What an engine keeps of a heat while it works on it: verdicts, the pictures still in play, and what it cost."""
+"""What an engine keeps of a heat while it works on it: verdicts, the images still in play, and what it cost."""
 
 import time
 from collections import Counter, defaultdict
@@ -25,7 +25,7 @@ class HeatWork:
         decoding: candidates whose latent waits to be decoded.
         drafts: verdicts on drafts.
         finalists: who is solved in full, once that is known.
-        pictures: (H, W, 3) uint8 on the device, of those still in play; at the end on the host.
+        images: (H, W, 3) uint8 on the device, of those still in play; at the end on the host.
         counts: forwards of the "transformer" and of the "judge".
         tflops, seconds: as in `Usage`.
         clocks: a stage, a clock of work that may not be done yet, and the heat's share of it.
@@ -70,13 +70,13 @@ class HeatWork:
     def judged(
         self, index: int, verdict: Verdict, pixels: Tensor, copy: Tensor | None
     ) -> tuple[Candidate, bytes | None]:
-        """Notes a verdict; the pictures of candidates that can no longer be among the best are dropped here.
+        """Notes a verdict; the images of candidates that can no longer be among the best are dropped here.
 
         Args:
-            copy: of the picture on the host, if a small one is shown.
+            copy: of the image on the host, if a small one is shown.
 
         Returns:
-            The candidate, and a small picture of it if the job asked.
+            The candidate, and a small image of it if the job asked.
         """
         spec = self.heat.job
         candidate = Candidate(index, spec.seed + index, verdict, self.drafts.get(index))
@@ -89,7 +89,7 @@ class HeatWork:
     def drafted(
         self, index: int, verdict: Verdict, pixels: Tensor, copy: Tensor | None
     ) -> tuple[Candidate, bytes | None]:
-        """Notes the verdict on a draft, whose picture nobody needs any more; returns as `judged`."""
+        """Notes the verdict on a draft, whose image nobody needs any more; returns as `judged`."""
         self.drafts[index] = verdict
         candidate = Candidate(index, self.heat.job.seed + index, verdict, verdict, solved_in_full=False)
         return candidate, self._thumbnail(copy)
@@ -103,13 +103,13 @@ class HeatWork:
         return small
 
     def bring_home(self, clock: Clock) -> None:
-        """Queues the way of the best pictures to the host; they are there when the clock has stopped."""
+        """Queues the way of the best images to the host; they are there when the clock has stopped."""
         with clock:
             self.images = {i: image.to("cpu", non_blocking=True) for i, image in self.images.items()}
         self.clocks.append(("encode", clock, 1.0))
 
     def outcome(self) -> HeatOutcome:
-        """The finished heat, its best pictures, which have been brought home, encoded."""
+        """The finished heat, its best images, which have been brought home, encoded."""
         spec = self.heat.job
         for stage, clock, share in self.clocks:
             self.seconds[stage] += clock.seconds * share

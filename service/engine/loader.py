@@ -33,14 +33,14 @@ from bestofn.service.host.cgroups import cores
 from bestofn.service.host.licences import notice
 from bestofn.service.pairwise.openai_judge import PREFIX
 
-# Sides up to this multiple of the default; beyond it pictures fall apart long before memory runs out.
+# Sides up to this multiple of the default; beyond it images fall apart long before memory runs out.
 MAX_ENLARGEMENT = 4
 FP8_DRAFTS = "+fp8-drafts"  # of the revision of a generator with such drafts
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeCheckpoint:
-    """A judge's folder on this machine, pinned, with the most tiles that it cuts a picture into; None: the folder's."""
+    """A judge's folder on this machine, pinned, with the most tiles that it cuts an image into; None: the folder's."""
 
     path: Path
     revision: Revision
@@ -140,8 +140,8 @@ def find_judge(name: str, max_tiles: int | None = None) -> JudgeCheckpoint:
     """
     if name.startswith(PREFIX):
         raise JudgeFolderError(
-            f"{name} compares two pictures and has no verdict on one: name it as --pairwise-judge (BESTOFN_PAIRWISE_JUDGE) "
-            "for jobs with finals, beside a judge that is shapes, a folder or a hub name"
+            f"{name} compares two images and cannot judge one: use it as --pairwise-judge (BESTOFN_PAIRWISE_JUDGE) "
+            "for finals, with a --judge that is shapes, a folder or a hub name"
         )
     folder = EMBEDDED if name == "shapes" else Path(name).expanduser()
     tiles = "" if max_tiles is None else f"+{max_tiles}-tiles"
@@ -243,7 +243,7 @@ def model_info(generator: Generator, tokenizer: bytes, max_size: int, fp8_drafts
 
 
 def judge_info(judge: Judge, revision: Revision, generator: Generator, calibration: Calibration | None) -> JudgeInfo:
-    """What the API has to know of a judge; its cost is that of a picture of the generator's default size."""
+    """What the API has to know of a judge; its cost is that of an image of the generator's default size."""
     tflops = judge.flops(generator.defaults.width, generator.defaults.height) / TERA
     return JudgeInfo(revision=revision, tflops_per_forward=tflops, calibration=calibration)
 

@@ -62,7 +62,7 @@ class MicroBatches(Generic[Item, Result, Shape]):
             return None
         return (
             f"{self.stage} ran in batches of {self.size(shape)} instead of {max(1, self._size(shape))} for lack of "
-            "memory, so pictures may differ in their last bits from those of another run"
+            "memory, so images may differ in their last bits from those of another run"
         )
 
     def run(self, items: Sequence[Item], shape: Shape) -> list[Result | None]:

@@ -116,7 +116,7 @@ class SlotGroup:
             return None
         return (
             f"denoising ran in batches of {self.most_rows} rows instead of {self._lane} for lack of memory, so "
-            "pictures may differ in their last bits from those of another run"
+            "images may differ in their last bits from those of another run"
         )
 
     @torch.inference_mode()

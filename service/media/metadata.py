@@ -1,4 +1,4 @@
-"""What a picture tells of how it was made, kept in its own file: PNG text chunks, or EXIF in WebP and JPEG."""
+"""What an image tells of how it was made, kept in its own file: PNG text chunks, or EXIF in WebP and JPEG."""
 
 import io
 import json
@@ -30,7 +30,7 @@ _MALFORMED = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError,
 
 
 class Story(BaseModel):
-    """All that the picture depends on, and nothing else: the same picture has the same story, whichever job drew it.
+    """All that the image depends on, and nothing else: the same image has the same story, whichever job drew it.
 
     The prompts are None where the request wanted them left out, `layers` where all of the transformer's ran.
     """
@@ -91,17 +91,17 @@ class Story(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class OtherStory:
-    """What another program wrote into a picture, by the names it used."""
+    """What another program wrote into an image, by the names it used."""
 
     program: str
     texts: Mapping[str, str]
 
 
 def read_story(data: bytes) -> Story | OtherStory | None:
-    """The story in a picture file's bytes; None if it has none.
+    """The story in an image file's bytes; None if it has none.
 
     Raises:
-        ValueError: the bytes are no readable picture, or its story is damaged.
+        ValueError: the bytes are no readable image, or its story is damaged.
     """
     texts = _texts(data)
     written = texts.get(KEY) or texts.get("UserComment", "")
@@ -111,20 +111,20 @@ def read_story(data: bytes) -> Story | OtherStory | None:
 
 
 def _public(revision: Revision) -> Revision:
-    """A folder's path is its owner's business: pictures travel, so they name its last part only."""
+    """A folder's path is its owner's business: images travel, so they name its last part only."""
     from_hub = len(revision.weights) == _COMMIT_DIGITS
     return revision if from_hub else revision.model_copy(update={"name": PurePath(revision.name).name or revision.name})
 
 
 def _parse(text: str) -> Story:
     if len(text) > MAX_JSON:
-        raise ValueError(f"the picture's story has {len(text):,} characters, but a story has at most {MAX_JSON:,}")
+        raise ValueError(f"the image's story has {len(text):,} characters, but a story has at most {MAX_JSON:,}")
     try:
         return Story.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "JSON"
-        raise ValueError(f"the picture's story is damaged: {place}: {first['msg']}") from error
+        raise ValueError(f"the image's story is damaged: {place}: {first['msg']}") from error
 
 
 def _texts(data: bytes) -> dict[str, str]:
@@ -132,9 +132,9 @@ def _texts(data: bytes) -> dict[str, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow about odd EXIF: what can be read is read
         try:
-            with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as picture:
-                found = {str(key): value for key, value in picture.info.items() if isinstance(value, str)}
-                exif = picture.getexif()
+            with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as image:
+                found = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+                exif = image.getexif()
                 comment = exif.get_ifd(_EXIF).get(_COMMENT)
                 named = {"Software": exif.get(_SOFTWARE), "ImageDescription": exif.get(_DESCRIPTION)}
         except (*_MALFORMED, Image.DecompressionBombError) as error:

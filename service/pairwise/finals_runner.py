@@ -17,12 +17,12 @@ async def play(
     judge: VisionJudge,
     spec: JobSpec,
     meet: Sequence[int],
-    pictures: Mapping[int, bytes],
+    images: Mapping[int, bytes],
     tell: Callable[[FinalsState], Awaitable[None]],
     *,
     own: bool = False,
 ) -> FinalsOutcome:
-    """The knockout among `meet` (best first, of `finals.entrants`), whose files' bytes are `pictures`.
+    """The knockout among `meet` (best first, of `finals.entrants`), whose files' bytes are `images`.
 
     `tell` is awaited before each round, with what is played. `own`: whoever asked for the job has named the judge too,
     and is told what is wrong with it. Others are not told where it is: that goes to the log.
@@ -33,7 +33,7 @@ async def play(
         await tell(FinalsState(model, tuple(meet), rounds))
 
     try:
-        return played(model, await judge.knockout(spec.prompt, meet, pictures, before_round))
+        return played(model, await judge.knockout(spec.prompt, meet, images, before_round))
     except JudgeAway as error:
         if own:
             return not_played(model, error.detail)
@@ -41,4 +41,4 @@ async def play(
         return not_played(model, f"the pairwise judge {model} could not be asked")
     except ValueError as error:
         log.warning("finals not played", job=spec.id, error=str(error))
-        return not_played(model, "a picture of those who meet cannot be read")
+        return not_played(model, "an image of those who meet cannot be read")

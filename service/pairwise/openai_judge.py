@@ -1,6 +1,6 @@
-"""A pairwise judge behind an OpenAI-compatible server (vLLM, SGLang, Ollama, ...): two pictures in one message.
+"""A pairwise judge behind an OpenAI-compatible server (vLLM, SGLang, Ollama, ...): two images in one message.
 
-The prompt and both pictures leave this machine. The pictures go as JPEG, made anew from their pixels: what their files
+The prompt and both images leave this machine. The images go as JPEG, made anew from their pixels: what their files
 tell of how they were made stays here.
 """
 
@@ -30,7 +30,7 @@ _ADVICE = {
     401: "set BESTOFN_PAIRWISE_API_KEY to a key that it knows",
     403: "set BESTOFN_PAIRWISE_API_KEY to a key that it knows",
     404: "correct the address, which mostly ends in /v1, or the model after #: {base}/models lists those it serves",
-    400: "is {model} a model that reads two pictures a message?",
+    400: "is {model} a model that reads two images a message?",
     429: "it is overloaded: try again later",
 }
 
@@ -100,22 +100,22 @@ class VisionJudge:
         self,
         prompt: str,
         order: Sequence[int],
-        pictures: Mapping[int, bytes],
+        images: Mapping[int, bytes],
         before_round: Callable[[Rounds], Awaitable[None]] | None = None,
     ) -> Rounds:
         """The whole knockout among `order` (best placed first), each match asked in both orders.
 
         Args:
-            prompt: what the pictures should show.
+            prompt: what the images should show.
             order: who enters.
-            pictures: their files' bytes.
+            images: their files' bytes.
             before_round: awaited before each round, with the rounds that are played.
 
         Raises:
             JudgeAway: an answer was not to be had.
-            ValueError: a picture cannot be read.
+            ValueError: an image cannot be read.
         """
-        shown = {one: await asyncio.to_thread(data_url, pictures[one]) for one in order} if len(order) > 1 else {}
+        shown = {one: await asyncio.to_thread(data_url, images[one]) for one in order} if len(order) > 1 else {}
         game = knockout(order)
         try:
             pairings, rounds = next(game)
@@ -139,10 +139,10 @@ class VisionJudge:
         return [task.result() for task in tasks]
 
     async def compare(self, prompt: str, first: str, second: str) -> Answer:
-        """Which of two pictures (of `data_url`) shows the prompt better, in this order. Raises JudgeAway."""
-        pictures = [{"type": "image_url", "image_url": {"url": url}} for url in (first, second)]
+        """Which of two images (of `data_url`) shows the prompt better, in this order. Raises JudgeAway."""
+        images = [{"type": "image_url", "image_url": {"url": url}} for url in (first, second)]
         texts = [{"type": "text", "text": text} for text in (*LABELS, question(prompt))]
-        content = [texts[0], pictures[0], texts[1], pictures[1], texts[2]]
+        content = [texts[0], images[0], texts[1], images[1], texts[2]]
         async with self._room:
             reply = await self._ask([{"role": "user", "content": content}])
         try:
@@ -189,9 +189,9 @@ class VisionJudge:
         return JudgeAway(f"{known}{said}; {advice}", f"{known}; {advice}")
 
 
-def data_url(picture: bytes) -> str:
-    """A picture's file as a `data:` URL: RGB, its longer side at most LONG_SIDE pixels. Raises ValueError."""
-    pixels = decode(picture)
+def data_url(image: bytes) -> str:
+    """An image's file as a `data:` URL: RGB, its longer side at most LONG_SIDE pixels. Raises ValueError."""
+    pixels = decode(image)
     pixels.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
     return f"data:{MEDIA_TYPES['jpeg']};base64,{base64.b64encode(encode(pixels, 'jpeg')).decode()}"
 

@@ -22,7 +22,7 @@ class Event:
     queued     {}
     started    {}
     progress   {"judged", "num_samples", "steps", "total_steps", "transformer_forwards"}; the last one only is kept
-    candidate  {"index", "seed", "verdict"}, in jobs with drafts also {"draft", "solved_in_full"}: a promoted candidate comes twice
+    candidate  {"index", "seed", "verdict"}, with drafts also {"draft", "solved_in_full"}: promoted ones come twice
     heat       {"heat", "num_heats"}, of jobs that may stop also "decided": heats in the prefix from now on
     finals     {"judge", "entrants", "rounds"}: state of the finals before each round; repeated if they are repeated
     result     {"status"}            the job has succeeded

@@ -110,8 +110,8 @@ class Queue:
         if trouble is not None:
             raise Unavailable(f"{trouble}; try again later", retry_after=BUSY_RETRY_SECONDS)
         story_bytes = _BYTES_A_STORY + _BYTES_A_CHARACTER * len(spec.prompt + spec.negative_prompt)
-        picture_bytes = int(spec.width * spec.height * _BYTES_A_PIXEL[spec.format] + story_bytes)
-        image_bytes = 0 if self.images.apart else min(spec.num_images_kept, spec.num_samples) * picture_bytes
+        image_bytes = int(spec.width * spec.height * _BYTES_A_PIXEL[spec.format] + story_bytes)
+        image_bytes = 0 if self.images.apart else min(spec.num_images_kept, spec.num_samples) * image_bytes
         if spec.thumbnails:
             image_bytes += min(spec.num_samples, THUMBNAILS_KEPT) * _BYTES_A_THUMBNAIL
         if image_bytes > settings.image_budget_bytes:

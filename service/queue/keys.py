@@ -17,7 +17,7 @@ job:<job>:staged:<heat>:<by>     hash    the same of a heat that is not yet comp
 job:<job>:thumbnails             hash    candidate -> bytes, of jobs that asked
 tombstone:<job>                  string  "status caller" of an expired job
 idempotency:<key>                hash    job, fingerprint of its request
-backlog                          hash    jobs, candidates, gflop: waiting or running; <priority>:jobs ... of one priority
+backlog                          hash    jobs, candidates, gflop that wait or run; <priority>:jobs ... of a priority
 callers                          hash    caller -> candidates of its jobs that wait or run
 queued                           zset    job -> time (ms) of its submission, of jobs that have not started
 deadlines                        zset    job -> time (ms) at which it has to end, of jobs with a deadline

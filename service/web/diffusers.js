@@ -4,7 +4,7 @@
 const python = JSON.stringify;
 const float = (value) => (Number.isInteger(value) ? `${value}.0` : `${value}`);
 
-/** Python source that makes the picture of `seed`. */
+/** Python source that makes the image of `seed`. */
 export function diffusersCall({ prompt, parameters, model }, seed) {
   const hub = /^[0-9a-f]{40}$/.test(model.revision);
   const sprint = hub && model.name.toLowerCase().includes("sprint"); // its pipeline takes no negative prompt
@@ -26,7 +26,7 @@ export function diffusersCall({ prompt, parameters, model }, seed) {
   }
   const lines = call.map((argument) => `    ${argument},`);
   const made = [...(hub ? fromHub : fromFolder)(model), ...shallower(parameters)];
-  return [...made, "picture = pipeline(", ...lines, ").images[0]"].join("\n");
+  return [...made, "image = pipeline(", ...lines, ").images[0]"].join("\n");
 }
 
 const shallower = ({ layers }) =>

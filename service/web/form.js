@@ -76,7 +76,7 @@ export class Form {
   read() {
     const prompt = $("prompt").value;
     const seed = $("seed").value.trim();
-    if (!prompt.trim()) throw { field: "prompt", message: "Say what the picture should show." };
+    if (!prompt.trim()) throw { field: "prompt", message: "Say what the image should show." };
     const body = {
       prompt,
       ...this.#spending.read(),

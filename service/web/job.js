@@ -83,8 +83,8 @@ export function matchesOf({ entrants, rounds }) {
   return { played, matches: entrants ? entrants.length - 1 : played };
 }
 
-/** The picture of a candidate: the full one of a winner, else its thumbnail, else null. */
-export function picturePath(job, index) {
+/** The image of a candidate: the full one of a winner, else its thumbnail, else null. */
+export function imagePath(job, index) {
   const winner = job.images.find((image) => image.candidate === index);
   return winner?.url ?? job.candidates.get(index)?.thumbnail ?? null;
 }

@@ -12,7 +12,7 @@ log = structlog.get_logger()
 
 
 async def heartbeat_loop(context: WorkerContext) -> None:
-    """Announce the worker every `heartbeat_seconds`. A stalled engine stops the heartbeat, so that its leases expire."""
+    """Announce the worker every `heartbeat_seconds`; not while its engine is stalled, so that its leases expire."""
     stalled = False
     while True:
         await asyncio.sleep(context.settings.heartbeat_seconds)

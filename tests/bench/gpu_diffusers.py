@@ -1,5 +1,5 @@
 """The engine against what a user would pick instead: diffusers' SanaPipeline with num_images_per_prompt = N, eager and
-with the transformer's blocks under torch.compile. All decode 8 pictures at a time and ask the same judge about one
+with the transformer's blocks under torch.compile. All decode 8 images at a time and ask the same judge about one
 tile, 16 at a time."""
 
 import time
@@ -56,10 +56,10 @@ def measure(place: Place) -> Iterator[Measured]:
             output_type="latent",
         ).images
         scaled = latents.to(place.dtype) / pipeline.vae.config.scaling_factor
-        pictures = [p for part in scaled.split(DECODED) for p in to_pixels(pipeline.vae.decode(part).sample).cpu()]
+        images = [p for part in scaled.split(DECODED) for p in to_pixels(pipeline.vae.decode(part).sample).cpu()]
         drawn = time.perf_counter()
         for start in range(0, N, JUDGED):
-            some = [picture.numpy() for picture in pictures[start : start + JUDGED]]
+            some = [image.numpy() for image in images[start : start + JUDGED]]
             judge.judge(some, [PROMPT] * len(some), one_tile=True)
         return time.perf_counter() - begun, time.perf_counter() - drawn
 

@@ -42,8 +42,8 @@ class NotingEngine(FakeEngine):
 
 
 def cramped(notes: Path) -> "Engine":
-    """The true engine on the shapes checkpoint with memory for 3 rows, 1 picture in decode and 2 in judging, and for
-    no picture that is wider than 128 pixels; it notes every allocation that fails."""
+    """The true engine on the shapes checkpoint with memory for 3 rows, 1 image in decode and 2 in judging, and for
+    no image that is wider than 128 pixels; it notes every allocation that fails."""
     import torch
 
     from bestofn.judge.judge import EMBEDDED, Judge
@@ -73,11 +73,11 @@ def cramped(notes: Path) -> "Engine":
         config_scale = 0
 
     class CrampedJudge(Judge):
-        def ask(self, pictures: Sequence[Any], prompts: Sequence[str], **options: Any) -> torch.Tensor:
-            if len(pictures) > 2:
-                failed("judging", len(pictures))
+        def ask(self, images: Sequence[Any], prompts: Sequence[str], **options: Any) -> torch.Tensor:
+            if len(images) > 2:
+                failed("judging", len(images))
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 byte")
-            return super().ask(pictures, prompts, **options)
+            return super().ask(images, prompts, **options)
 
     settings = load_settings(model="shapes", judge="shapes", devices="cpu", threads=1)
     loaded = load_engine(settings)

@@ -40,7 +40,7 @@ async def poison(rounds: int) -> list[Figure]:
 
 
 async def memory(rounds: int) -> list[Figure]:
-    """The true engine with memory for 3 rows, 1 picture in decode, 2 in judging, and for nothing above 128 pixels."""
+    """The true engine with memory for 3 rows, 1 image in decode, 2 in judging, and for nothing above 128 pixels."""
     name = "memory"
     async with place(stall_seconds=60.0) as here:
         worker = here.worker(kind="cramped")
@@ -70,7 +70,7 @@ async def memory(rounds: int) -> list[Figure]:
             told(name, "allocations that failed until every batch fitted", str(halved)),
             exactly(name, f"allocations that failed in {rounds} more jobs: the sizes are remembered", 0, remembered),
             exactly(name, "these jobs complete", rounds, again.count(JobStatus.SUCCEEDED)),
-            exactly(name, "a picture that does not fit alone fails its job", 1, int(failed is JobStatus.FAILED)),
+            exactly(name, "an image that does not fit alone fails its job", 1, int(failed is JobStatus.FAILED)),
             exactly(name, "and says so in words", 1, int("needs more memory than is free" in reason)),
             exactly(name, "the job beside it completes", 1, int(good is JobStatus.SUCCEEDED)),
             exactly(name, "workers that ended by it", 0, int(worker.poll() is not None)),

@@ -141,8 +141,8 @@ def one_machine() -> None:
         for container in (redis, api, worker):
             check_confined(container)
         answer = generate(here, Path(folder))
-        picture = (Path(folder) / "best.png").read_bytes()
-        check(picture.startswith(b"\x89PNG"), f"a job is done: {answer['status']}, {len(picture)} bytes of PNG")
+        image = (Path(folder) / "best.png").read_bytes()
+        check(image.startswith(b"\x89PNG"), f"a job is done: {answer['status']}, {len(image)} bytes of PNG")
         for container in (worker, api, redis):
             peak = int(status_of(container)["VmHWM"].split()[0]) / 1024
             status, seconds = container.stop()

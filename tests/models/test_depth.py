@@ -136,7 +136,7 @@ def test_importance_is_one_less_the_mean_cosine(source):
 
 
 def test_a_few_blocks_are_the_pruned_model_without_a_copy(source, tmp_path):
-    """One resident checkpoint, two depths in turn: the same pictures as the pruned checkpoint's, no further weights."""
+    """One resident checkpoint, two depths in turn: the same images as the pruned checkpoint's, no further weights."""
     whole, pruned = Generator(source), Generator.load(str(prune(source, tmp_path / "out", [0, 2, 4])))
     options = {"num_inference_steps": 3, "guidance_scale": 3.0}
     full = generate(whole, "a cat", [1, 2], **options)

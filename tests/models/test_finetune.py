@@ -1,4 +1,4 @@
-"""Fine-tuning on pictures with captions: one process and two compute the same, and a run that was cut off goes on."""
+"""Fine-tuning on images with captions: one process and two compute the same, and a run that was cut off goes on."""
 
 import dataclasses
 import io
@@ -161,9 +161,9 @@ def test_shards_hold_the_pairs_of_a_folder(tmp_path: Path, album: Path) -> None:
         odd = tarfile.TarInfo("some/5.json")
         tar.addfile(odd, io.BytesIO())
     plain, packed = list(pairs(album)), list(pairs(shards))
-    assert [(p.picture, p.caption) for p in plain] == [(p.picture, p.caption) for p in packed]
+    assert [(p.image, p.caption) for p in plain] == [(p.image, p.caption) for p in packed]
     assert [p.caption for p in plain] == [f"a {colour} wall" for colour in COLOURS]
-    assert pixels(plain[0].picture, 64, 32)[:, 5, 5].tolist() == [1, -1, -1]
+    assert pixels(plain[0].image, 64, 32)[:, 5, 5].tolist() == [1, -1, -1]
 
 
 def test_a_distilled_checkpoint_is_refused(tmp_path: Path, album: Path, tiny_checkpoints: dict[str, Path]) -> None:
@@ -173,7 +173,7 @@ def test_a_distilled_checkpoint_is_refused(tmp_path: Path, album: Path, tiny_che
 
 
 def test_what_is_no_pair_is_named(tmp_path: Path, album: Path) -> None:
-    with pytest.raises(ModelError, match="has no pictures: it takes"):
+    with pytest.raises(ModelError, match="has no images: it takes"):
         list(pairs(tmp_path))
     shutil.copyfile(album / "0.png", tmp_path / "alone.png")
     with pytest.raises(ModelError, match=r"alone\.png has no caption: write it to alone\.txt"):

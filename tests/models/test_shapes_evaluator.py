@@ -67,10 +67,10 @@ def test_finds_nothing_in_noise_or_emptiness() -> None:
 
 def test_questions_are_half_yes_and_repeatable() -> None:
     drawn = [sample_questions(np.random.default_rng(seed), 6) for seed in range(150)]
-    answers = [answer for picture in drawn for _, answer in picture.questions]
+    answers = [answer for image in drawn for _, answer in image.questions]
     assert 0.35 < np.mean(answers) < 0.6
     again = sample_questions(np.random.default_rng(5), 6)
     assert again.questions == drawn[5].questions
     assert np.array_equal(again.image, drawn[5].image)
-    assert max(picture.label_map_shape.max() for picture in drawn) == MALFORMED
+    assert max(image.label_map_shape.max() for image in drawn) == MALFORMED
     assert all((p.label_map_shape.shape, p.image.shape) == ((8, 8), (64, 64, 3)) for p in drawn)

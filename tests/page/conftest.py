@@ -206,7 +206,7 @@ def page(browser, api: Api):
 
 @pytest.fixture
 def shapes_page(browser, shapes_api: Api):
-    """The same where pictures are drawn."""
+    """The same where images are drawn."""
     with visit(browser, shapes_api) as opened:
         yield opened
 

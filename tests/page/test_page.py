@@ -30,7 +30,7 @@ def job_of(page, api) -> dict:
     return httpx.get(f"{api.url}/jobs/{job}?limit=4096", timeout=PATIENCE).raise_for_status().json()
 
 
-def test_a_prompt_fills_the_page_and_every_picture_opens(page, api, hold):
+def test_a_prompt_fills_the_page_and_every_image_opens(page, api, hold):
     hold.after(8)
     ask(page, STAR, 48)
     page.locator(".tile:not(:disabled)").nth(3).wait_for()
@@ -180,7 +180,7 @@ def test_a_seed_is_kept_while_it_is_locked(page, api):
 
 def test_refusals_are_said_beside_the_box(page):
     for prompt, said in (
-        (" ", "Say what the picture should show"),
+        (" ", "Say what the image should show"),
         ("word " * 310, "shorten it by"),
         ("this heat fails", "The job failed: "),
     ):

@@ -117,7 +117,8 @@ def queue_server() -> Iterator[Path]:
 def served(queue_server: Path) -> Iterator[Served]:
     """An API over a queue with one worker process, whose engine is the fake one: 16 slots, 10 ms a tick."""
     program = (
-        "import sys; from bestofn.service.engine.fake import FakeEngine; from bestofn.service.core.settings import Settings;"
+        "import sys; from bestofn.service.engine.fake import FakeEngine;"
+        "from bestofn.service.core.settings import Settings;"
         "from bestofn.service.worker.worker import run_worker;"
         "sys.exit(run_worker(Settings(heartbeat_seconds=1.0), lambda: FakeEngine(slots=16, step_seconds=0.01)))"
     )

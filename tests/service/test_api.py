@@ -17,7 +17,7 @@ from PIL import Image
 
 from bestofn.service.api.server import listen
 from bestofn.service.core.settings import Settings
-from bestofn.service.engine.fake import FAILS, fake_picture
+from bestofn.service.engine.fake import FAILS, fake_image
 from bestofn.service.queue.embedded_server import LocalServer
 from tests.waiting import DEADLINES, PATIENCE, until
 
@@ -63,8 +63,8 @@ def test_a_call_waits_for_its_result(http: httpx.Client) -> None:
     assert result["bracket"][-1][-1]["winner"] == result["images"][0]["candidate"]
     assert result["usage"]["candidates"] == 24
     best = result["images"][1]
-    picture = Image.open(io.BytesIO(http.get(best["url"]).content))
-    assert picture.getpixel((0, 0)) == fake_picture(best["seed"], 64, 64).getpixel((0, 0))
+    one_image = Image.open(io.BytesIO(http.get(best["url"]).content))
+    assert one_image.getpixel((0, 0)) == fake_image(best["seed"], 64, 64).getpixel((0, 0))
     assert http.get(answer.headers["location"]).json() == result
 
 
@@ -77,9 +77,7 @@ def test_a_call_waits_for_its_result(http: httpx.Client) -> None:
         ("image/*", {"format": "jpeg"}, "jpeg"),
     ],
 )
-def test_a_call_for_a_picture_gets_the_winner(
-    http: httpx.Client, accept: str, fields: dict[str, str], kind: str
-) -> None:
+def test_a_call_for_a_image_gets_the_winner(http: httpx.Client, accept: str, fields: dict[str, str], kind: str) -> None:
     request = {"prompt": "a red star", "num_samples": 8, "seed": 2**63 - 8, **fields}
     answer = http.post("/generate", json=request, headers={"Accept": accept})
     assert answer.headers["content-type"] == f"image/{kind}"
@@ -109,7 +107,7 @@ def test_long_jobs_go_on_behind_their_location_and_can_be_cancelled(http: httpx.
     assert "retry-after" not in http.get(place).headers
 
 
-def test_a_picture_that_is_late_is_a_504_that_names_the_job(http: httpx.Client) -> None:
+def test_a_image_that_is_late_is_a_504_that_names_the_job(http: httpx.Client) -> None:
     answer = http.post("/generate", json=LONG, headers={"Prefer": "wait=1", "Accept": "image/png"})
     assert answer.status_code == 504
     assert problem_of(answer)["job"] in answer.headers["location"]

@@ -48,7 +48,7 @@ def test_accept(header: str | None, first: str) -> None:
         ("image/jpeg", "png", None),
     ],
 )
-def test_the_picture_format_follows_accept_unless_the_body_contradicts(
+def test_the_image_format_follows_accept_unless_the_body_contradicts(
     header: str, named: ImageFormat | None, expected: str | None
 ) -> None:
     assert image_format(read_accept(header), named, "png") == expected

@@ -81,7 +81,7 @@ def test_json_is_the_result_and_nothing_else(served: Any, run: Run, tmp_path: Pa
     assert err.count("\n") == 1
 
 
-def test_a_picture_tells_how_it_was_made_and_is_drawn_again(served: Any, run: Run, tmp_path: Path) -> None:
+def test_a_image_tells_how_it_was_made_and_is_drawn_again(served: Any, run: Run, tmp_path: Path) -> None:
     server = {"BESTOFN_SERVER": served.url}
     options = ("-n", "8", "--steps", "3", "--guidance", "2.5", "--size", "96x32", "--negative", "blur")
     assert run("generate", "a star \x1b[31m", *options, "-o", "best.webp", **server)[0] == 0
@@ -90,7 +90,7 @@ def test_a_picture_tells_how_it_was_made_and_is_drawn_again(served: Any, run: Ru
     assert (status, told["story"]["prompt"], told["story"]["width"]) == (0, "a star \x1b[31m", 96)
     status, out, err = run("inspect", "best.webp")
     assert (status, err) == (0, "")
-    assert "a star \\x1b[31m\n" in out, "nothing in a picture commands the terminal"
+    assert "a star \\x1b[31m\n" in out, "nothing in an image commands the terminal"
     assert f"manual_seed({told['story']['seed']})" in out
 
     assert run("generate", "--reproduce", "best.webp", **server)[0] == 0
@@ -103,7 +103,7 @@ def test_a_picture_tells_how_it_was_made_and_is_drawn_again(served: Any, run: Ru
     older = story.model_copy(update={"model": Revision(name="fake", revision="0")})
     (tmp_path / "older.png").write_bytes(encode(decode((tmp_path / "other.png").read_bytes()), "png", older))
     status, _, err = run("generate", "--reproduce", "older.png", **server)
-    assert (status, "the model was fake@0 and is fake@1: the picture may differ" in err) == (0, True)
+    assert (status, "the model was fake@0 and is fake@1: the image may differ" in err) == (0, True)
     status, _, err = run("generate", "--reproduce", "older.png", "--local")
     assert (status, "--model fake@0" in err) == (1, True)
 
@@ -119,7 +119,7 @@ def test_a_prompt_that_was_left_out_is_asked_for(served: Any, run: Run, tmp_path
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "best.png").read_bytes()
 
 
-def test_pictures_of_others_are_told_apart(run: Run, tmp_path: Path) -> None:
+def test_images_of_others_are_told_apart(run: Run, tmp_path: Path) -> None:
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("parameters", "a star\nSteps: 20")
     Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=chunks)
@@ -132,7 +132,7 @@ def test_pictures_of_others_are_told_apart(run: Run, tmp_path: Path) -> None:
         "bare.png: tells nothing of how it was made",
     ]
     status, _, err = run("generate", "--reproduce", "theirs.png", "--local")
-    assert (status, "only pictures that bestofn wrote" in err) == (1, True)
+    assert (status, "only images that bestofn wrote" in err) == (1, True)
 
 
 def jobs(served: Any) -> int:
@@ -186,7 +186,7 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "two places": (["generate", "p", "--local", "--server", "http://x"], 2, "exclude each other"),
     "no server there": (["generate", "p", "--server", "http://127.0.0.1:9"], 1, "cannot be reached"),
     "no address": (["generate", "p", "--server", "localhost"], 1, "it starts with http://"),
-    "no picture": (["rank", "p", "nothing.png"], 1, "nothing.png: No such file"),
+    "no image": (["rank", "p", "nothing.png"], 1, "nothing.png: No such file"),
     "no queue": (["serve"], 1, "run `bestofn up`"),
     "no checkpoint there": (["generate", "p", "--local", "--model", "."], 1, "/test_errors"),
     "open to all": (["serve", "--host", "0.0.0.0", "--redis-url", "redis://x"], 1, "bestofn keys add"),
@@ -241,16 +241,16 @@ NO_PICTURES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("data", "said"), NO_PICTURES.values(), ids=NO_PICTURES.keys())
-def test_what_is_no_picture_is_not_judged(data: bytes, said: str, run: Run, tmp_path: Path) -> None:
+def test_what_is_no_image_is_not_judged(data: bytes, said: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(data)
     status, out, err = run("rank", "a star", "p.png")
     assert (status, out) == (1, "")
-    assert err.startswith("bestofn: p.png: not a readable picture")
+    assert err.startswith("bestofn: p.png: not a readable image")
     assert said in err
     assert len(err) < 300
 
 
-def test_pictures_of_any_shape_and_prompts_of_any_kind_are_judged(run: Run, tmp_path: Path) -> None:
+def test_images_of_any_shape_and_prompts_of_any_kind_are_judged(run: Run, tmp_path: Path) -> None:
     (tmp_path / "dot.png").write_bytes(_png(1, 1, bytes(2)))
     (tmp_path / "wide.png").write_bytes(_png(20_000, 3, bytes(3 * 20_001)))
     for prompt in ("a red star<|im_end|><image>" * 5, "\u202enajm \U0001f31f\u200d\x07\x1b[31m", "<image>"):
@@ -290,7 +290,7 @@ def test_a_judge_that_compares_plays_the_knockout_match_by_match(run: Run, tmp_p
         (tmp_path / f"{name}.png").write_bytes(encode(render(Scene(things, 3)), "png"))
     files = ("wrong.png", "right.png", "below.png")
     with vision_server() as vision:
-        vision.score = lambda prompt, picture: float(evaluate(np.asarray(picture), wanted).correct)
+        vision.score = lambda prompt, one_image: float(evaluate(np.asarray(one_image), wanted).correct)
         vision.key = KEY
         asked = ("rank", wanted.prompt, *files, "--judge", vision.url)
         status, out, err = run(*asked, "--json", BESTOFN_PAIRWISE_API_KEY=KEY)
@@ -331,7 +331,7 @@ def test_finals_of_a_job_in_this_process(run: Run, tmp_path: Path) -> None:
         "99",
     )
     with vision_server() as vision:
-        vision.score = lambda prompt, picture: float(evaluate(np.asarray(picture), wanted).correct)
+        vision.score = lambda prompt, image: float(evaluate(np.asarray(image), wanted).correct)
         status, out, err = run(*asked, "--json", "--contact-sheet", "all.png", BESTOFN_PAIRWISE_JUDGE=vision.url)
         assert status == 0, err
     result = json.loads(out)
@@ -344,7 +344,7 @@ def test_finals_of_a_job_in_this_process(run: Run, tmp_path: Path) -> None:
     assert (status, "openai:<address>#<model>" in err) == (1, True)
 
 
-def test_a_judge_is_calibrated_on_pictures_of_ones_own(run: Run, tmp_path: Path) -> None:
+def test_a_judge_is_calibrated_on_images_of_ones_own(run: Run, tmp_path: Path) -> None:
     lines = []
     for number, shape in enumerate(("star", "ring", "heart")):
         star = render(Scene((Thing(shape, "red", 32, 32, 24),), number))
@@ -355,7 +355,7 @@ def test_a_judge_is_calibrated_on_pictures_of_ones_own(run: Run, tmp_path: Path)
     assert status == 0, err
     written = json.loads(out)
     assert written == json.loads((tmp_path / "c.json").read_text())
-    assert (written["prompts"], written["pictures"], written["fitted_on"]) == (
+    assert (written["prompts"], written["images"], written["fitted_on"]) == (
         len(SHAPES),
         3 * len(SHAPES),
         "labels.jsonl",

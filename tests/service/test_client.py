@@ -50,7 +50,7 @@ from bestofn.service.core.errors import (
 from bestofn.service.core.jobs import JobStatus
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
-from bestofn.service.engine.fake import FAILS, fake_picture
+from bestofn.service.engine.fake import FAILS, fake_image
 from tests.waiting import PATIENCE, until
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
@@ -118,11 +118,11 @@ def client(served: Any) -> Iterator[Client]:
         yield client
 
 
-def test_generate_returns_the_best_as_a_picture(client: Client, tmp_path: Path) -> None:
+def test_generate_returns_the_best_as_a_image(client: Client, tmp_path: Path) -> None:
     seen: list[Progress] = []
     prompt = 'a <b>red</b> star & "more"'
     generation = client.generate(prompt, num_samples=40, top_k=2, seed=100, on_progress=seen.append)
-    assert generation.image.getpixel((0, 0)) == fake_picture(generation.seed, 64, 64).getpixel((0, 0))
+    assert generation.image.getpixel((0, 0)) == fake_image(generation.seed, 64, 64).getpixel((0, 0))
     assert [winner.rank for winner in generation.images] == [1, 2]
     assert generation.score == generation.images[0].verdict.p_yes
     assert len(generation.candidates) == 40
@@ -136,8 +136,8 @@ def test_generate_returns_the_best_as_a_picture(client: Client, tmp_path: Path) 
 
     assert generation.save(tmp_path / "best.png").read_bytes() == generation.best.data
     assert generation.save(str(tmp_path / "best")).read_bytes() == generation.best.data
-    with Image.open(generation.images[1].save(tmp_path / "second.webp")) as picture:
-        assert picture.format == "WEBP"
+    with Image.open(generation.images[1].save(tmp_path / "second.webp")) as image:
+        assert image.format == "WEBP"
     page = generation._repr_html_()
     assert "a &lt;b&gt;red&lt;/b&gt; star &amp; &quot;more&quot;" in page
     assert "<b>" not in page

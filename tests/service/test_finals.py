@@ -27,7 +27,7 @@ from bestofn.service.core.jobs import Candidate, Finals, Heat, HeatOutcome, JobS
 from bestofn.service.core.results import assemble, best_of, ranked
 from bestofn.service.core.schemas import GenerateRequest, JobResult
 from bestofn.service.core.settings import Settings
-from bestofn.service.engine.fake import FakeEngine, fake_picture
+from bestofn.service.engine.fake import FakeEngine, fake_image
 from bestofn.service.media.codec import decode
 from bestofn.service.pairwise.openai_judge import VisionJudge
 from bestofn.service.queue.claims import Claim, HeatProgress
@@ -138,8 +138,8 @@ REQUEST = {"prompt": "a ring", "num_samples": 24, "seed": 3, "top_k": 2, "finals
 
 
 def score_of(seed: int) -> float:
-    """What the vision server thinks of the fake engine's picture of this seed."""
-    return brightness("", fake_picture(seed, 64, 64))
+    """What the vision server thinks of the fake engine's image of this seed."""
+    return brightness("", fake_image(seed, 64, 64))
 
 
 def local(vision: Vision, attempts: int = 5, **fields: object) -> LocalRun:
@@ -165,7 +165,7 @@ def test_the_pairwise_judge_chooses_among_the_leaders_of_a_local_job(vision: Vis
     assert (result.images[0].candidate, len(result.images), result.usage.pairwise_calls) == (best.index, 2, 6)
     assert result.images[0].candidate != by_verdict.images[0].candidate
     assert list(run.images) == [image.candidate for image in result.images]
-    assert decode(run.images[best.index]).getpixel((0, 0)) == fake_picture(best.seed, 1, 1).getpixel((0, 0))
+    assert decode(run.images[best.index]).getpixel((0, 0)) == fake_image(best.seed, 1, 1).getpixel((0, 0))
     assert result.bracket == by_verdict.bracket
     assert {call["prompt"] for call in vision.calls} == {"a ring"}
     vision.mode = "first"  # in love with a place: nothing changes
@@ -232,7 +232,7 @@ async def ended(queue: Queue, job: str) -> tuple[JobResult, list[bytes]]:
 
 
 async def nothing_is_left(queue: Queue, result: JobResult) -> None:
-    """No work, no entries, and pictures of the winners alone."""
+    """No work, no entries, and images of the winners alone."""
     backlog = await queue.backlog()
     assert (backlog.jobs, backlog.candidates, backlog.tflops) == (0, 0, 0.0)
     for name in await queue.redis.keys(queue.keys("ready", "*", "*")):
@@ -384,7 +384,7 @@ def test_finals_are_handed_on_like_any_heat(
         await asyncio.sleep(0.05)
         (taken,) = await two.reclaim(1, 0.02)
         assert (taken.heat, taken.deliveries) == (claim.heat, 3)
-        meet, pictures = await two.finals_entrants(spec)
+        meet, all_images = await two.finals_entrants(spec)
         assert len(meet) > 1
         meeting = FinalsState("m", tuple(meet))
         assert await two.publish_finals(taken, meeting)
@@ -398,7 +398,7 @@ def test_finals_are_handed_on_like_any_heat(
         assert not await two.publish_finals(taken, meeting)
         result, images = await ended(queue, spec.id)
         winner = result.images[0].candidate
-        assert (winner, images) == (finals.rounds[-1][-1].winner, [pictures[winner]])
+        assert (winner, images) == (finals.rounds[-1][-1].winner, [all_images[winner]])
         assert await one.claim(9, 0) == []
         await nothing_is_left(queue, result)
         await queue.aclose()
@@ -469,7 +469,7 @@ def test_finals_that_cost_workers_their_lives_are_given_up_not_the_job(
 
 
 @pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)
-@pytest.mark.parametrize("broken", ["a picture", "the judge's answer"])
+@pytest.mark.parametrize("broken", ["an image", "the judge's answer"])
 def test_what_cannot_be_read_ends_the_finals_not_the_worker(
     settings: Settings,
     make_spec: Callable[..., JobSpec],
@@ -485,7 +485,7 @@ def test_what_cannot_be_read_ends_the_finals_not_the_worker(
         await queue.submit(spec, cost=1.0)
         while (claims := await lane.claim(1, 0)) and not claims[0].heat.is_finals:
             await lane.complete(claims[0], finish(claims[0].heat))
-        if broken == "a picture":
+        if broken == "an image":
             worst = (await lane.finals_entrants(spec))[0][-1]
             heat = int(await queue.redis.hget(queue.keys("winner_images", spec.id), str(worst)))
             await queue.redis.hset(queue.keys("images", spec.id, heat), str(worst), b"cut short")
@@ -570,7 +570,7 @@ def test_whoever_draws_and_plays_what_and_when_the_end_is_the_same(
                     await place.complete(claim, outcome_of(claim.heat, verdicts))
         result, images = await ended(queue, spec.id)
         assert result == expected
-        assert images == [b"picture %d" % image.candidate for image in result.images]
+        assert images == [b"image %d" % image.candidate for image in result.images]
         for lane in lanes:
             assert await lane.claim(9, 0) == []
         await nothing_is_left(queue, result)

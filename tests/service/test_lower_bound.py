@@ -96,8 +96,8 @@ def test_a_local_job_has_both_verdicts_and_their_bound(loaded, spec, unlike):
     result = run.result
     assert (result.second_judge, job.second_calibration) == (find_judge(str(unlike)).revision, SECOND)
     assert "second_judge" not in result.parameters
-    pictures = [decode(run.images[image.candidate]) for image in result.images]
-    first, second = (judge.judge(pictures, [PROMPT] * 6) for judge in (Judge.load(), Judge.load(unlike)))
+    images = [decode(run.images[image.candidate]) for image in result.images]
+    first, second = (judge.judge(images, [PROMPT] * 6) for judge in (Judge.load(), Judge.load(unlike)))
     for image, *both in zip(result.images, first, second, strict=True):
         expected = VerdictOut.of(bounded(*both, (job.calibration, SECOND)))
         assert image.verdict.bound == pytest.approx(expected.bound, abs=1e-3)

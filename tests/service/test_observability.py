@@ -153,7 +153,7 @@ def line(log: Path, **wanted: object) -> dict[str, Any]:
 
 
 def metrics(url: str) -> dict[str, float]:
-    """Samples by name and labels, such as 'heats_total{outcome="completed"}'; families without samples by name and type."""
+    """Samples by name and labels, as in 'heats_total{outcome="completed"}'; empty families by name and type."""
     answer = httpx.get(f"{url}/metrics", timeout=PATIENCE)
     assert answer.headers["content-type"].startswith("text/plain")
     found: dict[str, float] = {}

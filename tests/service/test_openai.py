@@ -18,7 +18,7 @@ from bestofn.service.api.routes.openai import models_of
 from bestofn.service.core.openai_schemas import ImagesRequest
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerInfo
-from bestofn.service.engine.fake import FAILS, FakeEngine, fake_picture
+from bestofn.service.engine.fake import FAILS, FakeEngine, fake_image
 from tests.waiting import PATIENCE
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
@@ -30,19 +30,19 @@ def client(served: Any) -> Iterator[OpenAI]:
         yield client
 
 
-def picture(data: bytes) -> Image.Image:
+def opened_image(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
-def test_pictures_come_in_the_answer_best_first(client: OpenAI) -> None:
+def test_images_come_in_the_answer_best_first(client: OpenAI) -> None:
     answer = client.images.generate(prompt="a red star", n=3, size="96x64", extra_body={"num_samples": 24, "seed": 100})
     assert answer.data is not None
     assert abs(answer.created - time.time()) < 3600
     assert (answer.size, answer.output_format) == ("96x64", "png")
-    pictures = [picture(base64.b64decode(image.b64_json or "")) for image in answer.data]
-    assert [image.size for image in pictures] == [(96, 64)] * 3
+    all_images = [opened_image(base64.b64decode(image.b64_json or "")) for image in answer.data]
+    assert [image.size for image in all_images] == [(96, 64)] * 3
     seeds = [image.seed for image in answer.data]
-    assert [image.getpixel((0, 0)) for image in pictures] == [fake_picture(s, 1, 1).getpixel((0, 0)) for s in seeds]
+    assert [image.getpixel((0, 0)) for image in all_images] == [fake_image(s, 1, 1).getpixel((0, 0)) for s in seeds]
     logits = [image.verdict["yes_logit"] - image.verdict["no_logit"] for image in answer.data]
     assert logits == sorted(logits, reverse=True)
     whole = httpx.get(f"{client.base_url.join('/')}jobs/{answer.job}", timeout=PATIENCE).json()
@@ -55,7 +55,7 @@ def test_or_as_addresses(client: OpenAI) -> None:
         model="fake", prompt="p", n=2, size="auto", quality="low", response_format="url", output_format="webp", user="u"
     )
     assert answer.data is not None
-    fetched = [picture(httpx.get(image.url or "", timeout=PATIENCE).content) for image in answer.data]
+    fetched = [opened_image(httpx.get(image.url or "", timeout=PATIENCE).content) for image in answer.data]
     assert [(image.format, image.size) for image in fetched] == [("WEBP", (64, 64))] * 2
     assert (answer.num_samples, answer.data[0].b64_json) == (4, None)
 

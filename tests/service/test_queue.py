@@ -65,7 +65,7 @@ def test_a_job_runs_to_its_end(settings: Settings, make_spec: MakeSpec, finish: 
             assert await queue.spec(spec.id) == spec
             before = await queue.record(spec.id)
             assert (before.status, before.progress.position, before.started) == (JobStatus.QUEUED, 1, None)
-            feared = 3 * (int(32 * 32 * 3.1) + 2048 + 16 * len(spec.prompt))  # pictures with their stories
+            feared = 3 * (int(32 * 32 * 3.1) + 2048 + 16 * len(spec.prompt))  # images with their stories
             assert await queue.backlog() == Backlog(1, 10, 1.5, feared)
 
             claims = await drain(lane, finish)
@@ -168,7 +168,7 @@ def test_images_of_the_leaders_stand_whoever_completes_when(
     asyncio.run(run())
 
 
-def test_pictures_of_a_completion_that_broke_off_go_with_their_job(
+def test_images_of_a_completion_that_broke_off_go_with_their_job(
     settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
 ) -> None:
     async def run() -> None:
@@ -322,7 +322,7 @@ def test_the_door_counts_candidates_and_bytes(
                 await queue.submit(make_spec(num_samples=4, top_k=4), cost=1)
             assert never.value.field == "top_k"
             await drain(lane, finish)
-            await queue.submit(make_spec(num_samples=2, top_k=2), cost=1)  # real pictures are smaller than feared
+            await queue.submit(make_spec(num_samples=2, top_k=2), cost=1)  # real images are smaller than feared
 
     asyncio.run(run())
 

@@ -47,7 +47,7 @@ JOBS = st.fixed_dictionaries(
 
 
 def outcome_of(heat: Heat, verdicts: list[Verdict]) -> HeatOutcome:
-    """What an engine makes of a heat whose pictures have these verdicts, and whose drafts get them too."""
+    """What an engine makes of a heat whose images have these verdicts, and whose drafts get them too."""
     spec = heat.job
     full = set(heat.candidates)
     if spec.draft is not None:
@@ -56,7 +56,7 @@ def outcome_of(heat: Heat, verdicts: list[Verdict]) -> HeatOutcome:
         Candidate(i, spec.seed + i, verdicts[i], None if spec.draft is None else verdicts[i], i in full)
         for i in heat.candidates
     )
-    images = {index: b"picture %d" % index for index in leaders(spec, candidates)}
+    images = {index: b"image %d" % index for index in leaders(spec, candidates)}
     return HeatOutcome(heat.index, candidates, images, Usage(heat.count, heat.steps, heat.count, 0.5))
 
 
@@ -108,7 +108,7 @@ async def answer(queue: Queue, job: str) -> tuple[JobResult, list[bytes]]:
 
 
 async def nothing_is_left(queue: Queue, spec: JobSpec, result: JobResult) -> None:
-    """No work of anybody, no entries, no turns, and pictures of the winners alone."""
+    """No work of anybody, no entries, no turns, and images of the winners alone."""
     held = await queue.redis.hgetall(queue.keys("backlog")) | await queue.redis.hgetall(queue.keys("callers"))
     assert set(held.values()) <= {b"0"}, held
     for key in (queue.keys("ready", "*", "*"), queue.keys("ring", "*", "*")):
@@ -167,7 +167,7 @@ def test_whoever_draws_what_and_when_the_end_is_the_same(
                 break
         result, images = await answer(queue, spec.id)
         assert result == expected
-        assert images == [b"picture %d" % image.candidate for image in result.images]
+        assert images == [b"image %d" % image.candidate for image in result.images]
         assert len(images) == spec.top_k
         assert int(await queue.redis.hget(queue.keys("job", spec.id), "judged")) == len(result.candidates)
         for lane in lanes:

@@ -1,6 +1,6 @@
-"""Trains a checkpoint's transformer further on pictures with captions: flow matching, on one or more processes.
+"""Trains a checkpoint's transformer further on images with captions: flow matching, on one or more processes.
 
-B pictures, C channels, h w latent pixels, L text tokens, E their width. Several processes share the weights
+B images, C channels, h w latent pixels, L text tokens, E their width. Several processes share the weights
 (`fully_shard`); what a run computes does not depend on how many they are, but for the order of sums.
 """
 
@@ -25,7 +25,7 @@ from bestofn.models.depth.rewrite import DTYPES
 from bestofn.models.errors import ModelError
 from bestofn.models.residency import stored_dtype
 from bestofn.training.distributed import barrier, rank_and_ranks
-from bestofn.training.generator import image_dataset as pictures
+from bestofn.training.generator import image_dataset as images
 from bestofn.training.generator.image_dataset import Features
 from bestofn.training.optimizers.factory import Name, Stepper, build_optimizer, here
 from bestofn.training.optimizers.muon import Group
@@ -37,14 +37,14 @@ class FinetuneSettings:
     """One run. Its batch is `batch_size` x `accumulate` x the number of processes."""
 
     folder: Path
-    pictures: Path
+    images: Path
     width: int
     height: int
     steps: int
     optimizer: Name = "came8bit"
     learning_rate: float = 1e-5
     weight_decay: float = 0.0
-    batch_size: int = 1  # pictures of a forward
+    batch_size: int = 1  # images of a forward
     accumulate: int = 1  # forwards of an update, in each process
     ema: float = 0.999  # 0: what is trained last is written
     low_precision: bool = False  # products in bfloat16; weights, norms, attention's sums and the optimizer in float32
@@ -106,23 +106,23 @@ def build_finetune_state(checkpoint: Checkpoint, settings: FinetuneSettings, dev
 
 
 def prepared(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.device) -> Features:
-    """The pictures' features: encoded once, each process its share, and kept in the run's folder."""
+    """The images' features: encoded once, each process its share, and kept in the run's folder."""
     rank, ranks = rank_and_ranks()
     folder = settings.folder / "features"
     wanted = {
-        "pictures": str(settings.pictures.resolve()),
+        "images": str(settings.images.resolve()),
         "checkpoint": checkpoint.revision,
         "size": [settings.width, settings.height],
     }
-    features = pictures.whole(folder, wanted)
+    features = images.whole(folder, wanted)
     barrier()  # nobody writes before everybody has looked
     if features is None:
-        count = pictures.encode_pairs(
-            checkpoint, settings.pictures, folder, settings.width, settings.height, device, rank, ranks
+        count = images.encode_pairs(
+            checkpoint, settings.images, folder, settings.width, settings.height, device, rank, ranks
         )
         barrier()
         if rank == 0:
-            pictures.close(folder, wanted, count)
+            images.close(folder, wanted, count)
         features = Features(folder, count)
     return features
 
@@ -132,7 +132,7 @@ def flow_loss(
 ) -> Tensor:
     """Mean of ``|| velocity - (noise - latent) ||^2`` over samples that are counted through the whole run.
 
-    Every picture comes once an epoch; its noise, its noise level (logit-normal under the flow shift, as SANA was
+    Every image comes once an epoch; its noise, its noise level (logit-normal under the flow shift, as SANA was
     trained) and whether it loses its caption depend on (seed, sample) alone.
     """
     latents, noises, levels, texts = [], [], [], []
@@ -168,7 +168,7 @@ def finetune(
     """Train, or go on training, the run of a folder. In a `torch.distributed` group every process calls it.
 
     Raises:
-        ModelError: pictures, a checkpoint or an optimizer that do not serve, with the remedy.
+        ModelError: images, a checkpoint or an optimizer that do not serve, with the remedy.
     """
     if checkpoint.is_sprint:
         raise ModelError(f"{checkpoint.name} is distilled to few steps, which this training would undo: take SANA-1.5")

@@ -74,7 +74,7 @@ def check_trainable(folder: Path) -> None:
     if tokenizer.get_vocab().keys() != build_tokenizer().get_vocab().keys():
         raise CheckpointError(
             f"{folder} was not trained on drawn scenes: "
-            "train it on pictures with captions of your own, with bestofn train finetune"
+            "train it on images with captions of your own, with bestofn train finetune"
         )
 
 
@@ -94,7 +94,7 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
 
 @torch.no_grad()
 def sample(parts: Parts, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
-    """The pictures that a SanaPipeline of these parts would draw, all in one batch.  # -> (B, H, W, 3) uint8"""
+    """The images that a SanaPipeline of these parts would draw, all in one batch.  # -> (B, H, W, 3) uint8"""
     words = Words(parts.tokenizer)
     ids, mask = words([*[""] * len(prompts), *prompts])
     text = parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state

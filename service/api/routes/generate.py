@@ -39,7 +39,8 @@ async def generate(
 ) -> Response:
     """Waits for the result, unless `Prefer` says otherwise; a job that takes longer is answered 202 with its Location.
 
-    `Accept: text/event-stream` gets the job's events, up to its result. `Accept: image/png` (webp, jpeg) gets the winner's bytes instead of JSON, and 504 if the job takes longer.
+    `Accept: text/event-stream` gets the job's events, up to its result.
+    `Accept: image/png` (webp, jpeg) gets the winner's bytes instead of JSON, and 504 if the job takes longer.
     The job of a caller who hangs up goes on, unless `Prefer: cancel-on-disconnect` asks to cancel it then; an
     `Idempotency-Key` lets the caller come back to it.
     """
@@ -85,7 +86,7 @@ async def _answer(
 
 
 def _read_accept(header: str | None, body: GenerateRequest) -> tuple[Accepted, ImageFormat | None]:
-    """What to answer with, and the picture format if the header decides it."""
+    """What to answer with, and the image format if the header decides it."""
     accepted = read_accept(header)
     if not (accepted.json or accepted.images or accepted.events_first):
         raise HTTPException(406, f"Accept asks for {str(header)[:100]!a}; there is {offers()}")

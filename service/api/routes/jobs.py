@@ -1,4 +1,4 @@
-"""A job after its submission: its result, its pictures, its end."""
+"""A job after its submission: its result, its images, its end."""
 
 from typing import Annotated
 
@@ -46,13 +46,13 @@ async def cancel_job(context: ContextDep, job_id: JobId) -> Response:
     return json_answer(await result_of(context, job_id))
 
 
-@router.get("/images/{rank}", response_class=Response, summary="A winner's picture")
+@router.get("/images/{rank}", response_class=Response, summary="A winner's image")
 async def read_image(context: ContextDep, job_id: JobId, rank: Annotated[int, Path(ge=1, le=16)]) -> Response:
     """Rank 1 is the best. The format is the job's."""
     return await image_answer(context, await result_of(context, job_id), rank)
 
 
-@router.get("/thumbnails/{candidate}", response_class=Response, summary="A small picture of any candidate")
+@router.get("/thumbnails/{candidate}", response_class=Response, summary="A small image of any candidate")
 async def read_thumbnail(
     context: ContextDep, job_id: JobId, candidate: Annotated[int, Path(ge=0, le=1_000_000)]
 ) -> Response:

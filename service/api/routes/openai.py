@@ -106,7 +106,7 @@ def _their_name(field: str | None, body: ImagesRequest) -> str | None:
 
 
 def _refusal(result: JobResult, seconds: float) -> BestOfNError | None:
-    """Why there are no pictures, if there are none."""
+    """Why there are no images, if there are none."""
     if result.status in ACTIVE:
         return WaitTimeout(
             f"the job was not done within {seconds:g} s; it goes on at {location_of(result.id)}. "

@@ -1,24 +1,24 @@
-// Pictures of the job that is shown, fetched once each, with the key where there is one.
+// Images of the job that is shown, fetched once each, with the key where there is one.
 
 import { call } from "./api.js";
 
 let kept = new Map(); // path -> promise of an object URL
 
-/** The picture's object URL, or null where there is none (any more). */
-export function picture(path) {
+/** The image's object URL, or null where there is none (any more). */
+export function imageUrl(path) {
   if (!kept.has(path)) kept.set(path, load(path));
   return kept.get(path);
 }
 
-/** Drop all pictures: another job will be shown. */
+/** Drop all images: another job will be shown. */
 export function forget() {
   for (const loading of kept.values()) loading.then((url) => url && URL.revokeObjectURL(url));
   kept = new Map();
 }
 
-/** A small data URI of a picture, `side` pixels at most, for keeping. */
+/** A small data URI of an image, `side` pixels at most, for keeping. */
 export async function miniature(path, side = 96) {
-  const url = await picture(path);
+  const url = await imageUrl(path);
   if (url === null) return null;
   const image = new Image();
   image.src = url;
