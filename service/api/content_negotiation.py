@@ -13,7 +13,7 @@ _OFFERS = ("application/json", *(f"image/{name}" for name in FORMATS), EVENTS)
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Media types that a caller takes of those we have, most wanted first; `None` in `images` stands for any format."""
+    """Media types that a caller accepts among ours, most wanted first; `None` in `images`: any format."""
 
     json: bool
     images: tuple[ImageFormat | None, ...]

@@ -43,7 +43,7 @@ class Context:
         self.standstill = Standstill(self.queue)
 
     def later(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Do this beside everything else, for a caller who has gone."""
+        """Run work in the background, for a caller who has gone."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -71,7 +71,7 @@ async def _checked_id(
     Ids become parts of keys in Redis: nothing but what we may have generated ever gets there.
 
     Raises:
-        JobNotFound: it is no id; or, with keys, another caller's job, which nothing tells apart from none.
+        JobNotFound: the id is malformed, unknown, or of a job of another key.
     """
     if not re.fullmatch(r"[0-9a-f]{1,64}", job_id):
         raise JobNotFound(f"there is no job {job_id[:64]!a}")

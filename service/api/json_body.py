@@ -1,4 +1,4 @@
-"""Bodies: JSON of limited size, or a refusal in our form before anything is read."""
+"""JSON bodies of limited size; everything else is refused before it is read."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -14,8 +14,10 @@ from bestofn.service.core.errors import Overloaded, Unavailable, UnsupportedMedi
 
 
 class JsonRoute(APIRoute):
-    """A route that takes submissions as JSON of limited size: all else is refused before it is read, in our form of
-    error, and so is who was refused over and over."""
+    """A route for submissions as JSON of limited size.
+
+    Other bodies, and callers over their rate limit, are refused before the body is read.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

@@ -45,11 +45,7 @@ def new_key(name: str) -> tuple[str, Key]:
 
 
 def sha256(text: str) -> str:
-    """The hash under which a key is kept.
-
-    A fast hash without salt is right for random keys: slow ones make it costly to guess what people think of, and
-    nobody guesses 256 random bits.
-    """
+    """SHA-256 of a key. A fast hash without salt is sufficient: 256 random bits cannot be guessed."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -75,7 +71,7 @@ def parse(text: str, file: Path) -> tuple[Key, ...]:
         if not _SHA256.fullmatch(digest):
             raise SetupError(f"{where}: a SHA-256 has 64 of the digits 0-9 and a-f (printf %s KEY | sha256sum)")
         if digest in keys:
-            raise SetupError(f"{where}: this key stands above already")
+            raise SetupError(f"{where}: this key is already in the file")
         try:
             keys[digest] = Key(_checked(name), digest, created)
         except SetupError as error:

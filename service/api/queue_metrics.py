@@ -81,7 +81,7 @@ def _workers(stats: QueueStats) -> Iterator[Metric]:
 
 
 class EndedJobs:
-    """Counts jobs that end while this process runs, from the queue's own record of them, when it is told to."""
+    """Counts jobs that end while this process runs, from the queue's record of them, at every `read`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -13,7 +13,7 @@ POLL_SECONDS = 1.0
 
 
 async def result_of(context: Context, job_id: str) -> JobResult:
-    """The job's result as it stands; that of a running one says so if it cannot go on. Raises JobNotFound, JobGone."""
+    """The job's result now, with a warning if a running job makes no progress. Raises JobNotFound, JobGone."""
     record = await context.queue.record(job_id)
     result = assemble(
         record.spec,

@@ -33,7 +33,7 @@ class EventStream(StreamingResponse):
 
 
 def stream_response(events: AsyncGenerator[ServerSentEvent, None], headers: dict[str, str]) -> EventStream:
-    """Send events as they come. The generator is closed at the end, whoever ends the stream.
+    """Send events as they come. The generator is closed at the end of the stream.
 
     Args:
         events: of one reader.

@@ -31,7 +31,7 @@ async def submit(
         context: of this process.
         body: the request.
         image_format: overrules the request's, for callers whose Accept header chose.
-        caller: who asks; the job, its share of the limits and the Idempotency-Key are theirs. "": nobody known.
+        caller: name of the API key, which owns the job, its limits and its Idempotency-Keys; "": no key.
         key: the Idempotency-Key, if there is one.
 
     Raises:
@@ -68,11 +68,11 @@ async def submit(
         traceparent=traceparent(),
     )
     context.refusal_limiter.accepted(caller)
-    told = {"prompt": spec.prompt} if context.settings.log_prompts else {"prompt_sha256": _short_hash(spec.prompt)}
-    bind_contextvars(job_id=job, **told)  # for the request's line in the log
+    logged = {"prompt": spec.prompt} if context.settings.log_prompts else {"prompt_sha256": _short_hash(spec.prompt)}
+    bind_contextvars(job_id=job, **logged)  # for the request's line in the log
     return job, created
 
 
 def _short_hash(prompt: str) -> str:
-    """Enough to tell repeated prompts apart; whoever guesses a prompt can check the guess."""
+    """A short hash that identifies repeated prompts. A guessed prompt can be checked against it."""
     return hashlib.sha256(prompt.encode()).hexdigest()[:12]

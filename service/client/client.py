@@ -45,16 +45,15 @@ def _request(prompt: str, options: Options) -> dict[str, Any]:
 
 
 class Client:
-    """A server's jobs. Close it, or use it as a context manager; several threads may share one.
+    """Blocking client of a server. Close it, or use it as a context manager; several threads may share one.
 
     >>> import bestofn
     >>> with bestofn.Client() as client:
     ...     generation = client.generate("a photo of a red star left of a blue circle", num_samples=32)
     ...     generation.save("best.png")
 
-    Requests that are lost, or refused for reasons that pass (no room, no worker), are made again, not before the
-    server's Retry-After; a job is never drawn twice for it. All other refusals raise the error of
-    `bestofn.service.core.errors` that the server names.
+    Lost requests, and refusals for lack of room or workers, are retried after the server's Retry-After. A retry never
+    starts a second job. Other refusals raise the error of `bestofn.service.core.errors` that the server names.
     """
 
     def __init__(
@@ -142,7 +141,7 @@ class Client:
         return self._driver.iterate(self._flows.events(job_id, after))
 
     def result(self, job_id: str) -> JobResult:
-        """The job as it stands, with all candidates and the whole bracket."""
+        """The job at this moment, with all candidates and the whole bracket."""
         return self._driver.run(self._flows.result(job_id))
 
     def cancel(self, job_id: str) -> JobResult:

@@ -43,7 +43,7 @@ class Flows:
             job = yield from self.submit(request, key)
             return (yield from self._follow(job))
         except BestOfNError:
-            raise  # there is no job, it has ended, or its server cannot be told
+            raise  # the job does not exist, has ended, or its server cannot be reached
         except BaseException:
             yield from self._abandon(request, key, job)
             raise
@@ -88,7 +88,7 @@ class Flows:
             yield Emit(event)
 
     def result(self, job_id: str) -> Flow[JobResult]:
-        """The job as it stands, with all candidates and the whole bracket."""
+        """The job at this moment, with all candidates and the whole bracket."""
         result = yield from self._read(f"/jobs/{job_id}?limit={PAGE}")
         following = result.next
         while following is not None:
@@ -113,7 +113,7 @@ class Flows:
         return ModelsOut.model_validate_json(answer.content).data
 
     def ready(self) -> Flow[None]:
-        """Asked once: whoever wants to know whether it is ready now does not want to wait until it is."""
+        """Ask once, without retries: the caller wants the present state."""
         yield from call(Send("GET", "/readyz"), self.server, 0)
 
     def _call(self, action: Send) -> Flow[httpx.Response]:

@@ -50,8 +50,10 @@ class Winner:
         return image
 
     def save(self, path: str | Path) -> Path:
-        """Write the image and return its path: the server's own bytes where the suffix names their format or none
-        is given, else converted by Pillow to the format of the suffix."""
+        """Write the image and return its path.
+
+        The server's bytes are written if the suffix is of their format or missing; else Pillow converts the image.
+        """
         path = Path(path)
         named = Image.registered_extensions().get(path.suffix.lower())
         if not path.suffix or named == self.format.upper():

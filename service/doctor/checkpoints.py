@@ -24,7 +24,7 @@ class Located:
         name: without the revision.
         path: None for a hub name of which nothing is here.
         revision: as workers announce it.
-        broken: what it lacks.
+        broken: reasons why it cannot be loaded.
         pinned: a folder, or a hub name that came with a revision.
     """
 
@@ -141,7 +141,7 @@ def _found(kind: str, place: Located) -> Iterator[Finding]:
 
 
 def _broken(folder: Path, judge: bool) -> Iterator[str]:
-    """What a checkpoint's folder lacks: parts, files that an index names, ends of files."""
+    """Defects of a checkpoint's folder: missing parts, missing files of an index, truncated files."""
     from bestofn.judge.loader import PARTS
     from bestofn.models.generator import FOLDERS
 
@@ -194,7 +194,7 @@ def _hub(settings: Settings) -> Iterator[Finding]:
     found = f"{cache}, {free / GIB:.1f} GiB free, {'offline (HF_HUB_OFFLINE is set)' if offline else 'online'}"
     if missing and offline:
         names = " and ".join(place.name for place in missing)
-        yield Finding("fail", "hub cache", f"{found}; it lacks {names}", "unset HF_HUB_OFFLINE to download, or copy it")
+        yield Finding("fail", "hub cache", f"{found}; {names} missing", "unset HF_HUB_OFFLINE to download, or copy it")
     elif sum(sizes) > free:
         fix = "free some, or set HF_HOME to another disk"
         yield Finding("fail", "hub cache", f"{found}, {sum(sizes) / GIB:.1f} are needed to download", fix)

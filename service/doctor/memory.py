@@ -49,13 +49,13 @@ class Needs:
 
     @property
     def slot(self) -> int:
-        """Activations of denoising in one slot; drafts in 8 bits have slots beside those of full solutions."""
+        """Activations of denoising in one slot; FP8 drafts have slots of their own."""
         return (2 if self.eight_bit else 1) * self.rows * (self.row + self.context)
 
-    def at_work(self, slots: int, beside: bool = False) -> int:
-        """Activations while so many candidates are denoised, and `beside` that, or after it, an image is decoded."""
+    def at_work(self, slots: int, concurrent: bool = False) -> int:
+        """Bytes of activations for denoising `slots` candidates and decoding an image, concurrently or one after the other."""
         drawn = slots * self.slot
-        return drawn + self.image if beside else max(drawn, self.image)
+        return drawn + self.image if concurrent else max(drawn, self.image)
 
     @property
     def least(self) -> int:
@@ -70,7 +70,7 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """How a worker shares out a device's memory.
+    """How a worker divides a device's memory.
 
     Attributes:
         stay: parts that stay in memory, the judges among them.
@@ -78,8 +78,8 @@ class MemoryPlan:
         slots: candidates denoised together.
         work: bytes of the work of all slots.
         used: bytes of what stays, and of that work.
-        fits: the hungriest part fits alone.
-        beside: images are decoded while others are denoised.
+        fits: the largest part fits alone.
+        concurrent: images are decoded while others are denoised.
     """
 
     stay: tuple[str, ...]
@@ -88,7 +88,7 @@ class MemoryPlan:
     work: int
     used: int
     fits: bool
-    beside: bool
+    concurrent: bool
 
 
 def needs_of(
@@ -123,7 +123,7 @@ def needs_of(
 
 
 def plan(needs: Needs, memory: int, device: str, slots: int | None = None) -> MemoryPlan:
-    """What a worker will do on a device of type `device` ("cpu", "cuda") with so many bytes."""
+    """The plan of a worker for a device of type `device` ("cpu", "cuda") with `memory` bytes."""
     shared, budget = share_memory(dict(needs.parts), sum(needs.judges), memory)
     judges = _judges(needs)
     stay: list[str] = []
@@ -134,10 +134,10 @@ def plan(needs: Needs, memory: int, device: str, slots: int | None = None) -> Me
     every = (*needs.parts, *judges)
     kept = tuple(part for part in every if part in stay or (part in judges and shared))
     sizes = sizes_for(device, slots, tflops=needs.tflops, row_bytes=needs.context, memory=memory)
-    beside = shared and device == "cuda"
-    work = needs.at_work(sizes.slots, beside)
+    concurrent = shared and device == "cuda"
+    work = needs.at_work(sizes.slots, concurrent)
     turns = tuple(part for part in every if part not in kept)
-    return MemoryPlan(kept, turns, sizes.slots, work, held + work, needs.least <= memory, beside)
+    return MemoryPlan(kept, turns, sizes.slots, work, held + work, needs.least <= memory, concurrent)
 
 
 def _judges(needs: Needs) -> dict[str, int]:
@@ -150,10 +150,10 @@ def findings(needs: Needs, memory: int, free: int, device: str, slots: int | Non
     planned = plan(needs, memory, device, slots)
     weights = {**needs.parts, **_judges(needs)}
     names = {part: part.replace("_", " ") for part in weights}
-    told = {part: f"{names[part]} {_size(size)}" for part, size in weights.items()}
+    described = {part: f"{names[part]} {_size(size)}" for part, size in weights.items()}
     if needs.eight_bit:
-        told["transformer"] += f" ({_size(needs.eight_bit)} of it in 8 bits, for drafts)"
-    sizes = ", ".join(told.values())
+        described["transformer"] += f" ({_size(needs.eight_bit)} of it in 8 bits, for drafts)"
+    sizes = ", ".join(described.values())
     yield Finding("ok", "weights", f"{sizes}: {_size(needs.weights)} in all, for {_size(memory)} on this {device}")
     if not planned.fits:
         found = f"the hungriest part takes {_size(needs.least)} with its work, the device has {_size(memory)}"
@@ -168,7 +168,7 @@ def findings(needs: Needs, memory: int, free: int, device: str, slots: int | Non
         found += f"{'is' if len(planned.turns) == 1 else 'are'} read again when needed; {work}"
         yield Finding("warn", "memory", found, _larger(needs, device))
     elif planned.used > memory:
-        most = max(1, (memory - needs.weights - planned.beside * needs.image) // needs.slot)
+        most = max(1, (memory - needs.weights - planned.concurrent * needs.image) // needs.slot)
         found = f"all parts stay in memory; {work}: {_size(planned.used)} in all"
         yield Finding("warn", "memory", found, f"set BESTOFN_SLOTS={most}, or draw smaller images")
     else:
@@ -182,7 +182,7 @@ def findings(needs: Needs, memory: int, free: int, device: str, slots: int | Non
 def _larger(needs: Needs, device: str) -> str:
     """Which device would hold everything, and what else helps."""
     halved = 1 if device == "cuda" else 2  # a CPU computes in float32, a GPU in half of it
-    there = (needs.weights - needs.eight_bit + needs.at_work(1, beside=True)) / halved + needs.eight_bit
+    there = (needs.weights - needs.eight_bit + needs.at_work(1, concurrent=True)) / halved + needs.eight_bit
     whole = there / residency.WEIGHTS_SHARE / GIB
     fitting = next((size for size in _DEVICES if size >= whole), None)
     fix = f"a GPU of {fitting} GiB keeps everything" if fitting else f"a GPU of {whole:.0f} GiB keeps everything"

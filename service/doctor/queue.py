@@ -121,8 +121,10 @@ def workers(infos: Sequence[WorkerInfo]) -> Iterator[Finding]:
     for (model, *judges), count in Counter(info.revisions for info in infos).items():
         held = (info for info in infos if info.revisions == (model, *judges))
         places = ", ".join(sorted(f"{info.host}:{info.device} ({info.state})" for info in held))
-        told = " and ".join(f"judge {revision.name} {revision.revision}" for revision in judges if revision is not None)
-        yield Finding("ok", "workers", f"{count} with {model.name} {model.revision} and {told}: {places}")
+        judged = " and ".join(
+            f"judge {revision.name} {revision.revision}" for revision in judges if revision is not None
+        )
+        yield Finding("ok", "workers", f"{count} with {model.name} {model.revision} and {judged}: {places}")
     others = sorted({info.version or "an older version" for info in infos} - {VERSION})
     if others:
         found = f"some run {', '.join(others)}, this is {VERSION}"

@@ -11,7 +11,7 @@ from PIL import Image
 from bestofn.service.core.jobs import ImageFormat
 from bestofn.service.media.metadata import Story
 
-if TYPE_CHECKING:  # whoever has an array has numpy; clients and the API do without
+if TYPE_CHECKING:  # the API and clients run without numpy
     import numpy as np
     from numpy.typing import NDArray
 
@@ -61,7 +61,7 @@ def decode(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data)) as image:
             return image.convert("RGB")
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
-        said = str(error).partition(" <_io.")[0]  # an address in memory helps nobody
+        said = str(error).partition(" <_io.")[0]  # without the object's address in memory
         raise ValueError(f"not a readable image ({len(data)} bytes): {said}") from error
 
 

@@ -1,4 +1,4 @@
-"""What an image tells of how it was made, kept in its own file: PNG text chunks, or EXIF in WebP and JPEG."""
+"""Metadata and provenance of an image, in its own file: PNG text chunks, or EXIF in WebP and JPEG."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Playing a job's finals: the pairwise judge is asked; if it cannot be, the verdicts' order stays, with a warning."""
+"""Running a job's finals with the pairwise judge; without its answers the verdicts' order holds, with a warning."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -22,10 +22,15 @@ async def play(
     *,
     own: bool = False,
 ) -> FinalsOutcome:
-    """The knockout among `meet` (best first, of `finals.entrants`), whose files' bytes are `images`.
+    """Run the knockout; if the judge fails, the result says so and the verdicts' order holds.
 
-    `tell` is awaited before each round, with what is played. `own`: whoever asked for the job has named the judge too,
-    and is told what is wrong with it. Others are not told where it is: that goes to the log.
+    Args:
+        judge: the pairwise judge.
+        spec: the job.
+        meet: entrants, best first (`finals.entrants`).
+        images: file bytes of their images.
+        tell: awaited before each round, with the state of the finals.
+        own: the job's caller has also chosen the judge, so that its errors may name the judge's address.
     """
     model = judge.address.model
 

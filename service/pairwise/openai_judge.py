@@ -1,7 +1,6 @@
 """A pairwise judge behind an OpenAI-compatible server (vLLM, SGLang, Ollama, ...): two images in one message.
 
-The prompt and both images leave this machine. The images go as JPEG, made anew from their pixels: what their files
-tell of how they were made stays here.
+The prompt and both images leave this machine. The images are encoded as JPEG from their pixels, without metadata.
 """
 
 import asyncio

@@ -40,7 +40,7 @@ def read(answer: httpx.Response) -> Iterator[dict[str, Any]]:
             fields = {}
 
 
-def told(events: list[dict[str, Any]], kind: str) -> list[Any]:
+def translated(events: list[dict[str, Any]], kind: str) -> list[Any]:
     return [event["data"] for event in events if event["event"] == kind]
 
 
@@ -63,20 +63,20 @@ def test_a_stream_tells_a_job_from_the_queue_to_its_result(http: httpx.Client) -
     kinds = [event["event"] for event in events]
     assert (kinds[0], kinds[-1]) == ("queued", "result")
     assert kinds.index("started") < kinds.index("candidate") < kinds.index("match")
-    queued = told(events, "queued")[0]
+    queued = translated(events, "queued")[0]
     assert queued.keys() == {"job", "position", "estimated_wait_seconds"}
     assert answer.headers["location"] == f"/jobs/{queued['job']}"
-    candidates = told(events, "candidate")
+    candidates = translated(events, "candidate")
     assert sorted(candidate["index"] for candidate in candidates) == list(range(21))
     assert all(candidate["seed"] == 5 + candidate["index"] for candidate in candidates)
     assert seen_first == [200]
-    [result] = told(events, "result")
+    [result] = translated(events, "result")
     assert result == http.get(answer.headers["location"]).json()
-    matches = sorted(told(events, "match"), key=lambda match: (match["round"], match["place"]))
+    matches = sorted(translated(events, "match"), key=lambda match: (match["round"], match["place"]))
     assert [match | {"round": None} for match in matches] == [
         {"round": None, "place": place, **match} for round in result["bracket"] for place, match in enumerate(round)
     ]
-    last = told(events, "progress")[-1]
+    last = translated(events, "progress")[-1]
     assert (last["judged"], last["transformer_forwards"]) == (21, 21 * 4 * 2)
     assert last["best"]["index"] == result["images"][0]["candidate"]
 
@@ -103,7 +103,7 @@ def test_a_stream_that_has_lost_events_starts_with_a_snapshot(http: httpx.Client
         events = list(read(answer))
     assert [event["event"] for event in events[:2]] == ["snapshot", "match"]
     assert events[0]["data"] == http.get(f"/jobs/{job['id']}").json()
-    matches = [(match["round"], match["place"]) for match in told(events, "match")]
+    matches = [(match["round"], match["place"]) for match in translated(events, "match")]
     assert len(matches) == len(set(matches)) == sum(map(len, knockout(range(1500), range(1500)).rounds))
     assert events[-1]["event"] == "result"
 
@@ -197,10 +197,10 @@ def test_whatever_is_stored_readers_are_told_the_bracket_and_the_best(data: st.D
     )
     candidates = [Candidate(index, 3 + index, fake_verdict("p", index)) for index in range(N)]
     order = data.draw(st.permutations(candidates).flatmap(lambda c: st.just([*c, *c[: N // 2]])))  # some come twice
-    teller, seen = EventTranslator(spec), list[JobEvent]()
+    translator, seen = EventTranslator(spec), list[JobEvent]()
     for number, candidate in enumerate(order):
-        seen += teller.tell(Event(f"{number}-0", "candidate", json.loads(pack_candidate(candidate))))
-        seen += teller.tell(Event(f"{number}-1", "progress", {"judged": number}))
+        seen += translator.translate(Event(f"{number}-0", "candidate", json.loads(pack_candidate(candidate))))
+        seen += translator.translate(Event(f"{number}-1", "progress", {"judged": number}))
     places = [place_of(event.id) for event in seen]
     assert places == sorted(places, key=lambda place: place or ())
     assert len(set(places)) == len(places)
@@ -212,11 +212,15 @@ def test_whatever_is_stored_readers_are_told_the_bracket_and_the_best(data: st.D
 
 def test_a_reader_too_slow_for_the_stream_is_noticed(make_spec: Callable[..., JobSpec]) -> None:
     spec = make_spec(num_samples=8, heat_size=4)
-    teller = EventTranslator(spec)
+    translator = EventTranslator(spec)
     for index in (0, 1, 3):
         candidate = Candidate(index, 7 + index, fake_verdict("p", index))
-        list(teller.tell(Event(f"{index}-0", "candidate", json.loads(pack_candidate(candidate)))))
+        list(translator.translate(Event(f"{index}-0", "candidate", json.loads(pack_candidate(candidate)))))
     done = Event("9-0", "heat", {"heat": 0, "num_heats": 2})
-    assert teller.missed(done)
-    list(teller.tell(Event("9-1", "candidate", {"index": 2, "seed": 9, "verdict": fake_verdict("p", 2).to_json()})))
-    assert not teller.missed(done)
+    assert translator.missed(done)
+    list(
+        translator.translate(
+            Event("9-1", "candidate", {"index": 2, "seed": 9, "verdict": fake_verdict("p", 2).to_json()})
+        )
+    )
+    assert not translator.missed(done)

@@ -37,9 +37,8 @@ router = APIRouter()
 async def read_events(context: ContextDep, job_id: JobId, last_event_id: LastEventId = None) -> Response:
     """Server-sent events: `queued`, `started`, `progress`, `candidate`, `match`, `finals`; last `result` or `error`.
 
-    `Last-Event-ID` resumes after that event, without a gap and without repetition; where the server no longer has what
-    was missed, the stream starts with a `snapshot` of the job. The stream of a job that has ended can be read as long
-    as its result is kept.
+    `Last-Event-ID` resumes after that event, without a gap and without repetition. If the server no longer has the
+    missed events, the stream starts with a `snapshot` of the job. The stream can be read as long as the result.
     """
     spec = await context.queue.spec(job_id)  # before the stream begins, so that an unknown job is a 404
     return stream_response(job_events(context, spec, last_event_id), {})
@@ -66,7 +65,7 @@ async def job_events(
         ended = True
         problem = document(error.status, error.code, error.detail) | {"job": spec.id}
         yield ServerSentEvent("error", problem, retry_ms=RETRY_MS)
-    except redis.exceptions.RedisError as error:  # the reader comes back, and is then told what is the matter
+    except redis.exceptions.RedisError as error:  # the reader reconnects, and then gets the reason
         log.warning("the queue was lost under a stream", job=spec.id, error=str(error))
     finally:
         if cancel and not ended and not context.stopping.is_set():
@@ -76,10 +75,10 @@ async def job_events(
 async def follow(context: Context, spec: JobSpec, after: Place | None) -> AsyncGenerator[JobEvent, None]:
     """A job's events after the one at `after`, as they come, up to its end or the server's.
 
-    The stored events are told from the first one on, whatever the reader already knows: so all readers are told the
-    same. If the first ones are no longer stored, or the reader was too slow for them, a snapshot stands in for them.
+    Stored events are translated from the first one on, so that all readers get the same events. If the first ones are
+    no longer stored, or the reader was too slow for them, a snapshot replaces them.
     """
-    teller = EventTranslator(spec)
+    translator = EventTranslator(spec)
     position: dict[str, Any] | None = None  # while the job waits
     first = True
     async with contextlib.aclosing(_paced(context, spec.id)) as stored:
@@ -89,28 +88,28 @@ async def follow(context: Context, spec: JobSpec, after: Place | None) -> AsyncG
                     position = now
                     yield JobEvent("queued", now)
                 continue
-            if (first and event.type != "queued") or teller.missed(event):
-                teller, after = EventTranslator(spec), None
-                async for told in _snapshot(context, spec, teller):
-                    yield told
+            if (first and event.type != "queued") or translator.missed(event):
+                translator, after = EventTranslator(spec), None
+                async for translated in _snapshot(context, spec, translator):
+                    yield translated
             first, position = False, None
             ended = event.type in ENDINGS
-            for told in [await _ending(context, spec, event)] if ended else teller.tell(event):
-                if told.type == "queued":
+            for translated in [await _ending(context, spec, event)] if ended else translator.translate(event):
+                if translated.type == "queued":
                     position = await _position(context, spec)
-                    told = replace(told, data=position)
-                if after is None or _place(told) > after:
-                    yield told
+                    translated = replace(translated, data=position)
+                if after is None or _place(translated) > after:
+                    yield translated
             if ended:
                 return
 
 
-async def _snapshot(context: Context, spec: JobSpec, teller: EventTranslator) -> AsyncIterator[JobEvent]:
-    """The job as it stands, without an id: a stream that has lost events always starts with another snapshot."""
+async def _snapshot(context: Context, spec: JobSpec, translator: EventTranslator) -> AsyncIterator[JobEvent]:
+    """The whole job, without an id: a stream that has lost events always starts with another snapshot."""
     record = await context.queue.record(spec.id)
     yield JobEvent("snapshot", _json(await result_of(context, spec.id)))
-    for told in teller.catch_up(candidate for outcome in record.outcomes for candidate in outcome.candidates):
-        yield told
+    for translated in translator.catch_up(candidate for outcome in record.outcomes for candidate in outcome.candidates):
+        yield translated
 
 
 async def _position(context: Context, spec: JobSpec) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""POST /generate: submit a job and, unless the caller would rather not, wait for its result or its winner's bytes."""
+"""POST /generate: submit a job and, unless the caller prefers not to, wait for its result or its winner's bytes."""
 
 from typing import Annotated
 
@@ -37,12 +37,12 @@ async def generate(
         str | None, Header(description="Of a stream: resume after the event with this id.")
     ] = None,
 ) -> Response:
-    """Waits for the result, unless `Prefer` says otherwise; a job that takes longer is answered 202 with its Location.
+    """Wait for the result, unless `Prefer` says otherwise; a job that takes longer is answered 202 with its Location.
 
     `Accept: text/event-stream` gets the job's events, up to its result.
     `Accept: image/png` (webp, jpeg) gets the winner's bytes instead of JSON, and 504 if the job takes longer.
-    The job of a caller who hangs up goes on, unless `Prefer: cancel-on-disconnect` asks to cancel it then; an
-    `Idempotency-Key` lets the caller come back to it.
+    A disconnect does not end the job, except with `Prefer: cancel-on-disconnect`. With an `Idempotency-Key` the same
+    call returns to the same job.
     """
     accepted, wanted = _read_accept(accept, body)
     preference = read_prefer(prefer, context.settings.max_wait_seconds)

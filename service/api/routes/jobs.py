@@ -41,7 +41,7 @@ async def read_job(
 
 @router.delete("", response_model=JobResult, summary="Cancel a job")
 async def cancel_job(context: ContextDep, job_id: JobId) -> Response:
-    """Cancelling twice, or a job that has ended, changes nothing; the answer is the job as it stands."""
+    """Canceling twice, or a job that has ended, changes nothing. The answer is the job."""
     await context.queue.cancel(job_id)
     return json_answer(await result_of(context, job_id))
 

@@ -38,10 +38,10 @@ async def generate_images(
     prefer: Annotated[str | None, Header(description="`wait=n` seconds, `cancel-on-disconnect`.")] = None,
     idempotency_key: Annotated[str | None, Header(description="The same key and body again: the same job.")] = None,
 ) -> Response:
-    """Waits for the job's end; one that takes longer is a 504 with its Location, and goes on.
+    """Wait for the job's end; a job that takes longer gives 504 with its Location, and goes on.
 
-    Errors have OpenAI's form. A repetition after a 504 joins the same job if both carried the same `Idempotency-Key`;
-    without one it would draw everything again, so that clients are told not to retry by themselves.
+    Errors have OpenAI's form. A repetition with the same `Idempotency-Key` joins the same job. Without a key it would
+    start another job, so the answer asks clients not to retry.
     """
     wanted = body.generate_request(context.settings.max_samples)
     try:

@@ -12,7 +12,7 @@ from bestofn.service.core.schemas import MatchOut
 from bestofn.service.media.contact_sheet.style import FAINT, GOLD, MARGIN, PAPER, WIDTH, paste, square, text
 
 MAX_ROUNDS = 6  # of a longer knockout, the last rounds are drawn
-FINALIST = 132  # side of the images beside the winner's
+FINALIST = 132  # side of the images next to the winner's
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Layout:
 
 
 def layout(rounds: Sequence[Sequence[MatchOut]], winner: int) -> Layout | None:
-    """Places a knockout of any number of entrants; None if nobody met, that is for a single candidate.
+    """Positions of a knockout of any number of entrants; None for a single candidate.
 
     First-round images shrink with their number; each later round's are larger, up to the final in the middle.
     """
@@ -81,7 +81,7 @@ def _tree(rounds: Sequence[Sequence[MatchOut]], winner: int) -> Node:
     standing: dict[int, Node] = {}
     for matches in rounds[max(0, len(rounds) - MAX_ROUNDS) :]:
         entered = standing
-        standing = dict(entered)  # whoever meets nobody in a round has a bye and goes on
+        standing = dict(entered)  # a candidate without a match in a round has a bye
         for match in matches:
             if match.b is None or match.a == match.b:
                 standing.setdefault(match.a, Node(match.a))
