@@ -16,12 +16,12 @@ def read(path: Path) -> Story:
     """The story of one of our images.
 
     Raises:
-        SetupError: the file is no image, or tells nothing that we wrote.
+        SetupError: the file is not an image, or has no metadata of bestofn.
     """
     story = story_of(path)
     if isinstance(story, Story):
         return story
-    written = f"is of {story.program}" if isinstance(story, OtherStory) else "tells nothing of how it was made"
+    written = f"is of {story.program}" if isinstance(story, OtherStory) else "has no metadata of a generator"
     raise SetupError(f"{path} {written}: only images that bestofn wrote can be drawn again (see bestofn inspect)")
 
 

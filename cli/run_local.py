@@ -29,7 +29,7 @@ def generate(request: Mapping[str, Any], settings: Settings) -> Outcome:
         field = ".".join(map(str, first["loc"]))
         raise InvalidRequest(f"{field}: {first['msg']}", field=field) from error
     if checked.rule is not Rule.LOWER_BOUND:
-        settings = settings.model_copy(update={"second_judge": None})  # nobody would ask it
+        settings = settings.model_copy(update={"second_judge": None})  # this job does not use it
     elif not settings.second_judge:
         raise InvalidRequest("rule lower_bound needs a second judge: name one with --second-judge", field="rule")
     if checked.finals and not settings.pairwise_judge:

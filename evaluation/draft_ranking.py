@@ -27,7 +27,7 @@ class Ranking:
 
 
 def ranking(pool: Pool, full: SamplingConfig, coarse: SamplingConfig, prompts: Sequence[int]) -> Ranking | None:
-    """None while the pool lacks a heat of either for one of these prompts."""
+    """None while the pool has no complete heat of either for one of these prompts."""
     S = min(pool.depth(full, prompts), pool.depth(coarse, prompts)) // HEAT * HEAT
     if not S or not prompts:
         return None

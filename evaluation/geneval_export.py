@@ -55,7 +55,7 @@ def write(folder: Path, pool: Pool, replayed: Replayed, steps: int, draw: Draw) 
 def summary(pool: Pool, replayed: Sequence[Replayed], steps: int, price: Price) -> dict[str, Any]:
     """What is known of the strategies before an evaluator has seen the winners."""
 
-    def told(one: Replayed) -> dict[str, Any]:
+    def fields(one: Replayed) -> dict[str, Any]:
         full = SamplingConfig(one.strategy.steps or steps)
         S = pool.depth(full, one.numbers)
         margin = pool.samples(full, S).of(one.numbers, S).margin
@@ -69,7 +69,7 @@ def summary(pool: Pool, replayed: Sequence[Replayed], steps: int, price: Price) 
             "margin": float(best.mean()),
         }
 
-    return {**pool.source.identity, "strategies": [told(one) for one in replayed]}
+    return {**pool.source.identity, "strategies": [fields(one) for one in replayed]}
 
 
 def table(figures: dict[str, Any]) -> str:

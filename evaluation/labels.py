@@ -14,7 +14,7 @@ from bestofn.service.core.errors import SetupError
 
 
 class Labelled(BaseModel):
-    """One line of a list: an image, beside the list or by its full path, what it should show, and whether it does.
+    """One line of a list: a path of an image (relative to the list, or absolute), its prompt, and whether it fits.
 
     Images of one `group`, by default those of one prompt, are taken for candidates of one job.
     """

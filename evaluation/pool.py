@@ -54,7 +54,7 @@ class Source:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a candidate is drawn: in so many steps or, as a preview, what the model predicts after `after` of them."""
+    """How a candidate is sampled: number of steps or, for a preview, the model's prediction after `after` steps."""
 
     steps: int
     after: int | None = None
@@ -189,7 +189,7 @@ class Pool:
         return {config: CHUNK * sum(map(len, chunks.values())) for config, chunks in self.chunks.items() if chunks}
 
     def prompts(self, config: SamplingConfig, samples: int) -> list[int]:
-        """Numbers of the prompts that have so many samples drawn in this way."""
+        """Numbers of the prompts with at least `samples` samples of this config."""
         starts = set(range(0, samples, CHUNK))
         return sorted(number for number, chunks in self.chunks[config].items() if starts <= chunks.keys())
 
@@ -199,7 +199,7 @@ class Pool:
         return min((_run(chunks[number]) for number in prompts), default=0)
 
     def samples(self, config: SamplingConfig, samples: int) -> Samples:
-        """The first `samples` of every prompt that has so many, drawn in this way."""
+        """The first `samples` of every prompt that has as many, sampled with this config."""
         numbers = self.prompts(config, samples)
 
         def table(rows: Callable[[Chunk], Sequence[float]]) -> Floats:

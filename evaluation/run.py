@@ -72,7 +72,7 @@ class Evaluation:
         processes: int | None,
         progress: Callable[[int, int], None],
     ) -> None:
-        """Draws what the strategies need of these prompts and the pool lacks, `samples` at least of each kind."""
+        """Draw the samples of these prompts that the strategies need and the pool does not have yet."""
         requests = [SampleRequest(SamplingConfig(self.steps), samples, numbers)]
         requests += [
             SampleRequest(config, max(samples, one.num_samples), numbers)

@@ -6,7 +6,7 @@ n=16 draft=4:0.125          drafts of 4 steps, an eighth of every heat solved in
 n=16 preview=4:0.125        previews after 4 steps instead of drafts: the eighth that looks best goes on
 n=64 stop=0.97              until the judge is sure at 97 %
 n=64 stop=0.97:16           and giving up after 16 candidates without a yes
-    n=64 stop=0.97:64:8         and believing nobody before 8 candidates
+    n=64 stop=0.97:64:8         and no stop before 8 candidates
 """
 
 from collections.abc import Sequence

@@ -65,8 +65,10 @@ def calibration() -> tuple[Task, ...]:
 
 
 def read(path: Path) -> tuple[Task, ...]:
-    """Prompts of a file: a JSON object a line, in the format of GenEval (`tag`, `include`, `prompt`; evaluated by its
-    own evaluator), of GenEval 2 (`prompt`, `atom_count`, `vqa_list`) or with a `prompt` alone.
+    """Prompts of a file: one JSON object a line.
+
+    The format is GenEval (`tag`, `include`, `prompt`), GenEval 2 (`prompt`, `atom_count`, `vqa_list`) or a `prompt`.
+    GenEval's images are evaluated by its own evaluator.
 
     The category is GenEval's tag or GenEval 2's number of atoms.
 
@@ -93,5 +95,5 @@ def read(path: Path) -> tuple[Task, ...]:
 
 
 def digest(tasks: Sequence[Task]) -> str:
-    """What tells sets of prompts apart."""
+    """Identity of a set of prompts."""
     return hashlib.sha256("\n".join(f"{task.seed} {task.prompt}" for task in tasks).encode()).hexdigest()[:12]

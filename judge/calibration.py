@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bestofn.judge.verdict import Verdict
 
-FILE = "calibration.json"  # beside a judge's weights; no part of its revision
+FILE = "calibration.json"  # in a judge's folder; not part of its revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def read(path: Path, judge: str | None = None) -> Calibration:
         raise ValueError(f"{path} holds no calibration ({error}): write it with `bestofn calibrate`") from error
     if judge not in (None, fitted):
         raise ValueError(
-            f"{path} was fitted for the judge's revision {fitted}, and this is {judge}: fit it anew with "
+            f"{path} was fitted for the judge's revision {fitted}, and this is {judge}: fit it again with "
             "`bestofn calibrate`, or remove it"
         )
     return calibration

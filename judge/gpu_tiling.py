@@ -12,7 +12,7 @@ from torch import Tensor
 from bestofn.judge.preprocess import ImageMode
 from bestofn.kernels.transfer import uploaded
 
-# Pillow, src/libImaging/Resample.c: weights are fixed-point numbers of so many bits, sums are rounded after each pass.
+# Pillow, src/libImaging/Resample.c: weights are fixed-point numbers with these bits, sums are rounded after each pass.
 PRECISION_BITS = 32 - 8 - 2
 SUPPORT = 2.0  # of the bicubic filter, in input pixels
 
@@ -40,7 +40,7 @@ def resize(images: Tensor, width: int, height: int) -> Tensor:
     """``Image.resize((width, height))`` of Pillow, bicubic and antialiased: first along the rows, then the columns.
 
     Pillow 13 changes the order of the passes where the height shrinks much more than the width, which rounds
-    otherwise; earlier releases, with which the published judge was made, do not.
+    differently. Earlier releases, which the published judge was made with, do not.
 
     Args:
         images: (B, H, W, 3) uint8.

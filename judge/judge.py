@@ -83,8 +83,8 @@ class Judge:
         """What the judge answers about each image, for `verdict`.
 
         Args:
-            images: PIL images or (H, W, 3) uint8 arrays, of any sizes, at least one; or (B, H, W, 3) uint8 on the
-                judge's device, where they stay.
+            images: at least one PIL image or (H, W, 3) uint8 array of any size, or a (B, H, W, 3) uint8 tensor on the
+                judge's device.
             prompts: the prompt of each image.
             one_tile: look at the whole image only and not into its cells: cheaper, for drafts.
             non_blocking: of a GPU, only queue the work: the answers are there when the current stream is done.
@@ -128,7 +128,7 @@ class Judge:
         return Verdict(answer, float(logits[question.yes_id]), float(logits[question.no_id]))
 
     def ids(self, prompt: str, tiles: int) -> list[int]:
-        """Ids of the question about an image of so many tiles.
+        """Token ids of the question about an image of ``tiles`` tiles.
 
         Raises:
             ValueError: with its tiles it is longer than the model can read.
@@ -185,13 +185,13 @@ def rank_images(
     """Judges images of one prompt: the verdicts, the candidates best first, and the knockout among them.
 
     Args:
-        judge: whose verdicts count.
-        prompt: what the images should show.
-        images: at least one.
-        rule: how verdicts are compared.
-        batch: images in one forward.
-        second: a second judge, whom the rule of the lower bound needs.
-        calibrations: with it, of both judges.
+        judge: the judge.
+        prompt: prompt of the images.
+        images: at least one image.
+        rule: ranking rule.
+        batch: number of images in one forward.
+        second: second judge, for rule lower_bound.
+        calibrations: calibrations of both judges, for rule lower_bound.
 
     Raises:
         ValueError: no images, or one that cannot be judged.

@@ -81,7 +81,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, max_tiles: int 
         llm = _llm(folder / "llm", dtype, len(tokenizer))
         projector = _projector(folder / "mm_projector", config["mm_hidden_size"], llm.config.hidden_size, dtype)
     except (KeyError, ValueError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise JudgeFolderError(f"{folder}: {reason}") from error
     model = Nvila(tower, projector, llm, len(tokenizer), question.media_id, question.newline_id)
     words = extras.get("known_words")

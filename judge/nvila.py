@@ -1,7 +1,7 @@
 """NVILA: a vision tower, a projector and a Qwen2 decoder, in one forward to the logits of the first answer token.
 
-Letters: B images, n tiles of all of them, S tile side, T projected tokens a tile, C width of the vision tower,
-D width of the language model, L positions, V entries of the tokenizer.
+Letters: B images, n tiles of all images, S tile side, T projected tokens a tile, L positions, V tokenizer entries.
+C width of the vision tower, D width of the language model.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Nvila(nn.Module):
         mm_projector: from its width to the language model's.
         llm: a `Qwen2ForCausalLM` with scaled-dot-product attention, without sliding windows.
         vocabulary: V; rows of the embedding beyond it are never read.
-        media_id: the id that stands for a tile.
+        media_id: token id that is replaced by a tile.
         newline_id: the id of "\\n", which ends a tile.
     """
 
@@ -135,14 +135,14 @@ class Nvila(nn.Module):
 
     def read(self, x: Tensor) -> Tensor:
         """(B, L, D) embeddings -> (B, L, D) states, each position seeing itself and those before it."""
-        # Told that there is no mask, transformers calls causal attention without looking for packed sequences.
+        # With this mask, transformers calls causal attention without looking for packed sequences.
         h: Tensor = self.llm.model(inputs_embeds=x, attention_mask={"full_attention": None}, use_cache=False)[0]
         return h
 
     def forward(self, pixels: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
         """Logits of the first answer token.
 
-        Padding stands at the end, where a causal decoder cannot see it, so no mask is needed.
+        Padding is at the end, where a causal decoder cannot see it, so no mask is needed.
 
         Args:
             pixels: (n, 3, S, S), the tiles of all images, one after the other.

@@ -21,8 +21,8 @@ ImageLike = Image.Image | NDArray[np.uint8]
 class ImageMode:
     """How an image of any size becomes tiles of S x S pixels.
 
-    `dynamic` (InternVL tiling) cuts the image, stretched, into a grid of tiles and adds a thumbnail of the whole
-    when the grid has more than one; `resize` stretches every image to one tile.
+    `dynamic` (InternVL tiling) stretches the image and cuts it into a grid of tiles. It adds a thumbnail if the
+    grid has more than one tile. `resize` stretches every image to one tile.
 
     Attributes:
         aspect: `dynamic` or `resize`.

@@ -23,7 +23,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "<|endoftext|>", "<|im_start|>", "<|im_end
 MEDIA = ("<vila/sentinel>", "<image>", "<vila/video>")
 DESCRIBE = "describe"
 
-# The turn's end is all that stands around the user's part: every further token would cost as much as a word.
+# Only the end of the turn surrounds the user's part: every further token would cost as much as a word.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}"
 
 

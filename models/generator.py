@@ -192,11 +192,11 @@ class Generator:
         return needs_negative(guidance_scale, self.config.guidance_embeds)
 
     def solver_table(self, steps: int) -> SolverTable:
-        """The checkpoint's solver at so many steps."""
+        """Coefficients of the checkpoint's solver for ``steps`` steps."""
         return solver_table(self.scheduler_config, steps, self.config.timestep_scale)
 
     def flops(self, width: int, height: int, layers: int | None = None) -> Flops:
-        """Work of one sample of this size, through so many of the transformer's blocks (all if None)."""
+        """FLOPs of one sample of this size through ``layers`` layers (None: all)."""
         _, h, w = self.latent_shape(width, height)
         shape = self.config if layers is None else replace(self.config, num_layers=layers)
         text = self.calls.max_sequence_length

@@ -34,8 +34,8 @@ def generate(
         prompt, negative_prompt: as the user wrote them.
         seeds: one an image.
         width, height, num_inference_steps, guidance_scale: the checkpoint's when None.
-        preview_after: stop after so many steps, at the image that the model then predicts.
-        blocks: of the transformer that run, ascending; all if None.
+        preview_after: number of steps after which the predicted image is returned; None: all steps.
+        layers: indices of the layers that run, ascending; None: all.
 
     Returns:
         (B, H, W, 3) uint8 on the CPU, each image the one that plain diffusers makes of its seed, to rounding.

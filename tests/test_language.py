@@ -51,11 +51,11 @@ def strings(source: str) -> Iterator[tuple[int, str]]:
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Sentences of prose: without code blocks, tables, headings, links' addresses and inline code."""
+    """Sentences of prose: without code, equations, tables, headings, links' addresses and inline code."""
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     text = re.sub(r"(?m)^.*\S {2,}\S.*$", "", text)  # columns of a table
     for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*|#>]|\d+\. |\w+:\s))", text):
-        if paragraph.lstrip().startswith(("|", "#", "    ", ">>>", "```")) or "──" in paragraph:
+        if paragraph.lstrip().startswith(("|", "#", "    ", ">>>", "```")) or "──" in paragraph or " = " in paragraph:
             continue
         plain = re.sub(r"\]\([^)]*\)|`[^`]*`|\[|\]", " code ", paragraph)
         yield from _SENTENCE_END.split(" ".join(plain.split()))

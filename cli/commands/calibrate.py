@@ -43,16 +43,16 @@ def calibrate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The file to write; name it in BESTOFN_CALIBRATION.", show_default=f"{FILE} beside the judge's weights"
+            help="The file to write; name it in BESTOFN_CALIBRATION.", show_default=f"{FILE} in the judge's folder"
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what is written as JSON.")] = False,
 ) -> None:
     """Fit a judge's probabilities on labelled images, for `stop` and its `confidence`.
 
-    Images of one prompt (or `group`) count as candidates of one job, and the fit is on the best of the first 4, 8, 16
-    and 32 of them: choosing the best inflates the judge's numbers. Take images such as your users would see, four or
-    more of a prompt, a hundred prompts or more, and none that you evaluate on.
+    Images of one prompt (or `group`) count as candidates of one job. The fit uses the best of the first 4, 8, 16 and 32
+    of them, because choosing the best inflates the judge's numbers. Use images such as your users see: four or more of
+    each prompt, a hundred prompts or more, and none that you evaluate on.
     """
     if not target.can_draw_here():
         raise SetupError("calibrating needs the worker's packages: pip install 'bestofn[worker]'")
@@ -65,7 +65,7 @@ def calibrate(
     checkpoint = find_judge(settings.judge, settings.judge_max_tiles)
     if settings.judge_max_tiles is not None and out is None:
         raise SetupError(
-            f"name a file with --out: the one beside the weights is not for {settings.judge_max_tiles} tiles"
+            f"name a file with --out: the one in the judge's folder is not for {settings.judge_max_tiles} tiles"
         )
     revision = checkpoint.revision
     if isinstance(read, LabelledPool) and read.judge != revision.revision:
@@ -83,8 +83,8 @@ def calibrate(
         raise SetupError(f"{labels}: {error}") from error
     if report.prompts < FEW:
         say(f"warning: {report.prompts} prompts are few to calibrate on; {FEW} or more are better")
-    told = report.to_json(revision.revision, source)
-    written = jsonlib.dumps(told, indent=1) + "\n"
+    figures = report.to_json(revision.revision, source)
+    written = jsonlib.dumps(figures, indent=1) + "\n"
     try:
         file.write_text(written, encoding="utf-8")
     except OSError as error:
@@ -96,8 +96,8 @@ def calibrate(
     for row in report.table:
         typer.echo(f"{row.low:.2f}-{row.high:.2f}   {row.promised:10.3f}  {row.realised:9.3f}  {row.count}")
     typer.echo(
-        f"error {told['calibration_error_before']:.3f} before, {told['calibration_error']:.3f} after, on prompts that "
-        f"were not fitted on; {report.prompts} prompts, {report.pictures} images"
+        f"error {figures['calibration_error_before']:.3f} before, {figures['calibration_error']:.3f} after, on prompts "
+        f"left out of the fit; {report.prompts} prompts, {report.pictures} images"
     )
     fitted = report.calibration
     typer.echo(

@@ -39,7 +39,7 @@ def evaluate(
     images: Annotated[int, typer.Option(min=1, max=16, help="Winners of each prompt of a file, best first.")] = 4,
     strategy: Annotated[list[str] | None, typer.Option(help="To compare; may be given more than once.")] = None,
     strategies: Annotated[Path | None, typer.Option(help="A file of strategies, one a line.")] = None,
-    replay: Annotated[bool, typer.Option("--replay", help="Judge nothing anew: report what the pool holds.")] = False,
+    replay: Annotated[bool, typer.Option("--replay", help="Draw and judge nothing: report from the pool.")] = False,
     processes: Annotated[int | None, typer.Option(min=1, help="One thread each.", show_default="all cores")] = None,
     model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name.", show_default="shapes")] = None,
     judge: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name.", show_default="shapes")] = None,

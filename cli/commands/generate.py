@@ -94,7 +94,9 @@ def generate(
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale.", show_default="the model's")] = None,
     depth: Annotated[
         int | None,
-        typer.Option(min=1, metavar="LAYERS", help="Draw with so many layers, the most important.", show_default="all"),
+        typer.Option(
+            min=1, metavar="LAYERS", help="Number of layers to run, the most important ones.", show_default="all"
+        ),
     ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Pixels, such as 1024x1024.", show_default="the model's")
@@ -143,13 +145,16 @@ def generate(
     finals: Annotated[
         int | None,
         typer.Option(
-            min=2, max=16, metavar="MOST", help="Let up to so many of the best meet before the pairwise judge."
+            min=2,
+            max=16,
+            metavar="NUMBER",
+            help="Finals among at most this many leaders, by the pairwise judge.",
         ),
     ] = None,
     margin: Annotated[
         float | None,
         typer.Option(
-            min=0, help="With --finals: only those within so many log-odds of the leader.", show_default=str(MARGIN)
+            min=0, help="With --finals: maximum distance to the leader, in log-odds.", show_default=str(MARGIN)
         ),
     ] = None,
     budget: Annotated[

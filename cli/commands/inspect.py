@@ -1,4 +1,4 @@
-"""bestofn inspect: what images tell of how they were made."""
+"""bestofn inspect: the metadata of images, and the call that draws each again."""
 
 import json as jsonlib
 import shlex
@@ -44,7 +44,7 @@ def inspect(
 ) -> None:
     """Print how images were made, and the diffusers call that makes them again.
 
-    Ends with status 1 if an image tells nothing that bestofn wrote.
+    Ends with status 1 if an image has no metadata of bestofn.
     """
     entries: list[dict[str, Any]] = []
     missing = 0
@@ -73,18 +73,18 @@ def inspect(
 def _entry(path: Path, story: Story | OtherStory | None, error: str | None) -> dict[str, Any]:
     match story:
         case Story():
-            told = {"story": story.model_dump(mode="json"), "diffusers": diffusers_call(story)}
+            found = {"story": story.model_dump(mode="json"), "diffusers": diffusers_call(story)}
         case OtherStory(program, texts):
-            told = {"program": program, "texts": dict(texts)}
+            found = {"program": program, "texts": dict(texts)}
         case None:
-            told = {} if error is None else {"error": error}
-    return {"path": str(path)} | told
+            found = {} if error is None else {"error": error}
+    return {"path": str(path)} | found
 
 
 def _lines(path: Path, story: Story | OtherStory | None) -> list[str]:
     match story:
         case None:
-            return [f"{path}: tells nothing of how it was made"]
+            return [f"{path}: no metadata of a generator"]
         case OtherStory(program, texts):
             shown = (f"  {_printable(name)}: {_printable(text[:MAX_SHOWN])}" for name, text in texts.items())
             return [f"{path}: not of bestofn but of {_printable(program)}, which wrote:", *shown]

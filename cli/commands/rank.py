@@ -29,8 +29,8 @@ EPILOG = """Examples:
 
 
 def rank(
-    prompt: Annotated[str, typer.Argument(help="What the all_images should show.", show_default=False)],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files of all_images.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(help="What the images should show.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)],
     judge: Annotated[
         str | None,
         typer.Option(
@@ -46,8 +46,8 @@ def rank(
 ) -> None:
     """Judge images of PROMPT: per image the verdict, both logits, tiles and rank, and the knockout among them.
 
-    A judge openai:ADDRESS#MODEL sees two all_images at a time, in both orders; where these disagree, the one_image that
-    is named earlier on the command line goes on. BESTOFN_PAIRWISE_API_KEY is its key. Images and PROMPT are sent there.
+    A judge openai:ADDRESS#MODEL compares two images at a time, in both orders. If the orders disagree, the image that
+    is named earlier goes on. BESTOFN_PAIRWISE_API_KEY is its key. Images and PROMPT are sent to its server.
     """
     if not prompt.strip():
         raise typer.BadParameter("the prompt is blank")

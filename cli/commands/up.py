@@ -63,7 +63,7 @@ def up(
 ) -> None:
     """Start queue, API and worker here and print the address; Ctrl-C stops them, with status 0.
 
-    The queue is the server of REDIS_URL, or else one that is started beside the data folder.
+    The queue is the server of REDIS_URL, or else an embedded one in the data folder.
     """
     settings = load_settings(
         host=host,
@@ -94,7 +94,7 @@ def up(
                 "BESTOFN_SECOND_JUDGE": settings.second_judge or "",
                 "BESTOFN_PAIRWISE_JUDGE": settings.pairwise_judge or "",
                 "BESTOFN_DEVICES": settings.devices,
-                # A person reads along here, unless told otherwise: what needs attention, in plain text.
+                # A person reads along here, unless the settings differ: warnings, in plain text.
                 "BESTOFN_LOG_FORMAT": settings.log_format or "text",
                 "BESTOFN_LOG_LEVEL": settings.log_level if "log_level" in settings.model_fields_set else "warning",
             },

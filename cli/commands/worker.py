@@ -47,7 +47,7 @@ def worker(
         typer.Option(min=0, max=65_535, help="Of /metrics, /livez and /readyz; of several devices, one each."),
     ] = None,
 ) -> None:
-    """Draw and judge what stands in the queue, until SIGTERM or Ctrl-C. With several devices, one process each."""
+    """Draw and judge the queue's jobs until SIGTERM or Ctrl-C. With several devices, one process each."""
     settings = load_settings(
         devices=devices,
         model=model,

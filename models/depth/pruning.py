@@ -82,12 +82,12 @@ def kept_blocks(importance: Sequence[float], layers: int) -> list[int]:
 
 
 def store_importance(checkpoint: Checkpoint, importance: Sequence[float], how: str) -> Path:
-    """Write block importances beside a checkpoint's parts, where `Checkpoint.block_importance` finds them.
+    """Write layer importances into a checkpoint's folder, for `Checkpoint.block_importance`.
 
     Args:
-        checkpoint: the one that was measured.
-        importance: one number a block.
-        how: they were measured, for whoever reads the file.
+        checkpoint: the measured checkpoint.
+        importance: one number a layer.
+        how: description of the measurement, for readers of the file.
 
     Returns:
         The file.

@@ -53,7 +53,7 @@ class Needs:
         return (2 if self.eight_bit else 1) * self.rows * (self.row + self.context)
 
     def at_work(self, slots: int, concurrent: bool = False) -> int:
-        """Bytes of activations for denoising `slots` candidates and decoding an image, concurrently or one after the other."""
+        """Bytes of activations for denoising `slots` candidates and decoding an image, together or in turn."""
         drawn = slots * self.slot
         return drawn + self.image if concurrent else max(drawn, self.image)
 

@@ -14,16 +14,16 @@ from bestofn.models.linear_dit import PromptContext
 from bestofn.service.core.jobs import Heat, HeatOutcome
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
 from bestofn.service.engine import scheduler as policy
-from bestofn.service.engine.batch_pool import Cores
+from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.cuda_graph import Recorded, Recorder, plain
 from bestofn.service.engine.heat_state import HeatWork, Owner
-from bestofn.service.engine.judge_residency import JudgeResidence
+from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.microbatch import out_of_memory, release_cache
-from bestofn.service.engine.postprocess import Finishing, Latent
+from bestofn.service.engine.postprocess import Latent, Postprocess
 from bestofn.service.engine.prompt_cache import PromptCache
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Stepped
-from bestofn.service.engine.side_stream import Beside
+from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.slot_group import SlotGroup
 from bestofn.service.engine.timing import Clock
 from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
@@ -32,30 +32,30 @@ from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
 class Engine:
     """One device's slots, decoder and judge; `protocol.Engine` is the contract.
 
-    A tick fills free slots, advances the slots of one resolution and depth by one step as one batch, and decodes and
-    judges what became due: full micro-batches, or the last images of a heat.
+    A tick fills free slots and advances the slots of one group by one step, in one batch (continuous batching). Then it
+    decodes and judges full micro-batches and the last images of heats.
     """
 
     def __init__(
         self,
         generator: Generator,
-        judge: JudgeResidence,
+        judge: JudgeResidency,
         model_info: ModelInfo,
         judge_info: JudgeInfo,
         tokenizer_json: bytes,
         sizes: Sizes,
-        beside: Beside | None = None,
+        side_stream: SideStream | None = None,
         record: Recorder = Recorded,
         fp8_drafts: bool = False,
     ) -> None:
         """
         Args:
-            generator: the checkpoint that draws.
+            generator: the generator.
             judge: the judge, on the same device.
-            model_card, judge_card: what this engine announces; heats pinned to others are refused.
-            tokenizer_json: the file whose hash the model card names.
+            model_info, judge_info: infos to announce; heats for other revisions are refused.
+            tokenizer_json: file whose hash `model_info` names.
             sizes: batch sizes.
-            beside: where decoding and judging are queued; chosen by the device if None.
+            side_stream: stream of decoding and judging; None: chosen by the device.
             record: how a forward that is repeated is called, where all weights stay in memory.
             fp8_drafts: drafts are denoised with matrix products in 8 bits.
         """
@@ -75,12 +75,12 @@ class Engine:
         self._heats: dict[Owner, HeatWork] = {}
         self._flops = cache(generator.flops)
         self._solver_table = cache(generator.solver_table)
-        self._cores = Cores(sizes.parallel)
-        self._beside = beside or Beside(generator.device, one_queue=not judge.shared)
+        self._cores = BatchPool(sizes.parallel)
+        self._beside = side_stream or SideStream(generator.device, one_queue=not judge.shared)
         self._record = record if judge.shared else plain
         self._eight_bit_drafts = fp8_drafts
         self._steps: deque[Clock] = deque()  # that were queued and not waited for
-        self._finishing = Finishing(generator, judge, self._heats, sizes, self._flops, self._cores, self._beside)
+        self._finishing = Postprocess(generator, judge, self._heats, sizes, self._flops, self._cores, self._beside)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._outcomes: dict[Owner, Future[HeatOutcome]] = {}  # of heats that are done, while images are encoded
         self._canceled: set[str] = set()

@@ -46,9 +46,14 @@ class _Run:
 class FakeEngine:
     """Sleeps `step_seconds` a tick. An image is one colour, made from its seed; a verdict hashes prompt and seed.
 
-    A prompt that contains one of these asks for trouble: `FAILS` (every heat fails), `DIES` (the tick raises, as when
-    a device is lost), `HANGS` (the tick does not return for an hour), `KILLS` (the process exits without a word),
-    `RAMBLES` (of three verdicts one is prose and one no number). Setting `lost` loses the device while it is idle.
+    Words in a prompt cause faults:
+    `FAILS`: every heat fails.
+    `DIES`: the tick raises, as when a device is lost.
+    `HANGS`: the tick does not return for an hour.
+    `KILLS`: the process exits.
+    `RAMBLES`: of three verdicts one is prose and one is not finite.
+
+    Setting `lost` loses the device while it is idle.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What an engine keeps of a heat while it works on it: verdicts, the images still in play, and what it cost."""
+"""State of a heat in the engine: verdicts, images still in play, and its cost."""
 
 import time
 from collections import Counter, defaultdict
@@ -56,7 +56,7 @@ class HeatWork:
         return drafts + self.heat.promoted - len(self.candidates)
 
     def choose_finalists(self) -> bool:
-        """Whether the last draft has its verdict, and the finalists were chosen just now."""
+        """Choose the promoted candidates once the last draft has its verdict; returns whether this was the moment."""
         if self.promoted or len(self.drafts) < self.heat.count:
             return False
         self.promoted = tuple(promoted(self.heat.job, self.drafts))
@@ -89,7 +89,7 @@ class HeatWork:
     def drafted(
         self, index: int, verdict: Verdict, pixels: Tensor, copy: Tensor | None
     ) -> tuple[Candidate, bytes | None]:
-        """Notes the verdict on a draft, whose image nobody needs any more; returns as `judged`."""
+        """Note the verdict on a draft, whose image is not kept; returns as `judged`."""
         self.drafts[index] = verdict
         candidate = Candidate(index, self.heat.job.seed + index, verdict, verdict, solved_in_full=False)
         return candidate, self._thumbnail(copy)
@@ -103,13 +103,13 @@ class HeatWork:
         return small
 
     def bring_home(self, clock: Clock) -> None:
-        """Queues the way of the best images to the host; they are there when the clock has stopped."""
+        """Start the copies of the best images to the host; they are complete when the clock has stopped."""
         with clock:
             self.images = {i: image.to("cpu", non_blocking=True) for i, image in self.images.items()}
         self.clocks.append(("encode", clock, 1.0))
 
     def outcome(self) -> HeatOutcome:
-        """The finished heat, its best images, which have been brought home, encoded."""
+        """The outcome of the completed heat, with its best images encoded."""
         spec = self.heat.job
         for stage, clock, share in self.clocks:
             self.seconds[stage] += clock.seconds * share

@@ -1,4 +1,4 @@
-"""The judges beside the generator in one device's memory, or in turns with it where not all fit."""
+"""Residency of the judges: with the generator in one device's memory, or in turns with it (offload)."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,10 @@ from bestofn.models.generator import FOLDERS, Generator
 from bestofn.service.engine.microbatch import release_cache
 
 
-class JudgeResidence:
+class JudgeResidency:
     """Gives a judge, loaded when first needed: number 0, or 1 where a second one is deployed.
 
-    Where not all fit beside the generator's parts, they take turns: slow, but any job runs.
+    If not all parts fit together, they take turns: slow, but every job runs.
     """
 
     def __init__(

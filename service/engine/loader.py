@@ -28,7 +28,7 @@ from bestofn.service.core.workers import JudgeInfo, ModelInfo
 from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.engine.cuda_graph import Recorded, plain
 from bestofn.service.engine.engine import Engine
-from bestofn.service.engine.judge_residency import JudgeResidence
+from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.host.cgroups import cores
 from bestofn.service.host.licences import notice
 from bestofn.service.pairwise.openai_judge import PREFIX
@@ -80,7 +80,7 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         shared, budget = share_memory(generator_bytes(checkpoint, place, eight_bit), weights, memory)
         generator = Generator(checkpoint, place, memory_budget=budget, fp8_drafts=eight_bit)
         load, *seconds = [partial(judge.load, place) for judge in judges]
-        residence = JudgeResidence(load, generator, shared=shared, load_second=seconds[0] if seconds else None)
+        residence = JudgeResidency(load, generator, shared=shared, load_second=seconds[0] if seconds else None)
         tokenizer = tokenizer_json(generator)
         info = model_info(generator, tokenizer, settings.max_size, eight_bit)
         sizes = sizes_for(
@@ -90,7 +90,7 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
             tflops=info.tflops_per_forward,
             row_bytes=context_bytes(generator),
             memory=memory,
-            cores=settings.threads or cores(),
+            batch_pool=settings.threads or cores(),
         )
         if sizes.parallel > 1:
             torch.set_num_threads(1)
@@ -162,15 +162,15 @@ def find_judge(name: str, max_tiles: int | None = None) -> JudgeCheckpoint:
 
 
 def share_memory(generator: dict[str, int], judge: int, memory: int) -> tuple[bool, int]:
-    """Whether the judges stay in memory beside the generator, and the bytes that the generator's weights may take.
+    """Whether the judges stay in memory with the generator, and the bytes for the generator's weights.
 
-    They stay if the transformer and the decoder fit beside it; the text encoder may give way, since it is
-    needed once a prompt, but has to fit beside it too when it is needed.
+    They stay if the transformer and the decoder fit with them. The text encoder may be offloaded, because each prompt
+    needs it once. It must fit with the judges alone.
 
     Args:
         generator: bytes of each part's weights.
-        judge: bytes of the weights of the judge, and of a second one.
-        memory: of the device, bytes.
+        judge: bytes of all judges' weights.
+        memory: bytes of the device.
     """
     budget = int(residency.WEIGHTS_SHARE * memory)
     least = max(generator["text_encoder"], generator["transformer"] + generator["decoder"])
@@ -179,8 +179,10 @@ def share_memory(generator: dict[str, int], judge: int, memory: int) -> tuple[bo
 
 
 def generator_bytes(checkpoint: Checkpoint, device: torch.device, fp8_drafts: bool = False) -> dict[str, int]:
-    """Bytes of each part's weights in the dtype that it computes in, and of the transformer's in 8 bits where drafts
-    have them; reads only the files' headers."""
+    """Bytes of each part's weights in its compute dtype, with an FP8 copy of the transformer for FP8 drafts.
+
+    Only the headers of the files are read.
+    """
     dtypes = part_dtypes(device, residency.stored_dtype(checkpoint.path / FOLDERS["transformer"]))
     itemsizes = {part: dtypes[part].itemsize + (fp8_drafts and part == "transformer") for part in FOLDERS}
     return {part: residency.weight_bytes(checkpoint.path / folder, itemsizes[part]) for part, folder in FOLDERS.items()}
@@ -215,10 +217,9 @@ def tokenizer_json(generator: Generator) -> bytes:
 
 
 def model_info(generator: Generator, tokenizer: bytes, max_size: int, fp8_drafts: bool = False) -> ModelInfo:
-    """What the API has to know of a generator.
+    """The info of a generator for the API.
 
-    One whose drafts are in 8 bits chooses other finalists: to the queue it is another revision, so that a job's heats
-    do not meet both kinds.
+    FP8 drafts promote other candidates, so they are another revision: a job's heats never mix both kinds.
     """
     defaults, checkpoint = generator.defaults, generator.checkpoint
     flops = generator.flops(defaults.width, defaults.height)
@@ -249,12 +250,12 @@ def judge_info(judge: Judge, revision: Revision, generator: Generator, calibrati
 
 
 def calibration_of(judge: JudgeCheckpoint, file: Path | None) -> Calibration | None:
-    """The judge's calibration: that in a file, if one is named, else the one beside its weights; None if there is none.
+    """The calibration of a judge: from `file`, else from its folder; None if there is none.
 
-    The one beside its weights is of the judge as it is, not of one with another number of tiles.
+    The calibration in its folder holds for the default number of tiles only.
 
     Raises:
-        SetupError: the file that was named is not there, or a file holds no calibration of this judge.
+        SetupError: the file does not exist, or holds no calibration of this judge.
     """
     path = file or judge.path / CALIBRATION
     if file is None and (judge.max_tiles is not None or not path.is_file()):

@@ -12,14 +12,14 @@ from bestofn.judge.verdict import Verdict
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Flops, Generator
 from bestofn.service.core.jobs import JobSpec
-from bestofn.service.engine.batch_pool import Cores
+from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.heat_state import HeatWork, Owner
-from bestofn.service.engine.judge_residency import JudgeResidence
+from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.microbatch import MicroBatches
 from bestofn.service.engine.protocol import HeatFailed, Judged
 from bestofn.service.engine.scheduler import Size, split_due
-from bestofn.service.engine.side_stream import Beside
+from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.timing import Clock
 
 Item = TypeVar("Item", "Latent", "Image")
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 
 class Look(NamedTuple):
-    """What a judge looks at: images of a size, whether they are drafts (of one tile), and the judge's number."""
+    """Key of a judge's batch: size of the images, whether they are drafts (one tile), number of the judge."""
 
     size: Size
     draft: bool = False
@@ -88,49 +88,49 @@ class Queued(Generic[Item, Result, What]):
         self.items, self.results = [self.items[i] for i in kept], [self.results[i] for i in kept]
 
 
-class Finishing:
+class Postprocess:
     """The two stages after denoising.
 
-    Images of one size are decoded together, and images of one size and one prompt judged together: then all rows
-    of the judge's batch are equally long, and a verdict does not depend on how long other prompts are. Under the rule
-    of the lower bound an image that is no draft goes on to the second judge.
+    Images of one size are decoded together. Images of one size and one prompt are judged together: all rows of
+    the judge's batch are then equally long. Verdicts do not depend on other prompts. With rule lower_bound an image
+    solved in full goes on to the second judge.
 
-    On a GPU both are queued beside the denoising and read a tick later, while the device is busy with the next step.
-    Images stay there; only those that are shown come to the host.
+    On a GPU both stages overlap denoising and are read a tick later. Images stay on the device; only images that are
+    shown are copied to the host.
     """
 
     def __init__(
         self,
         generator: Generator,
-        judge: JudgeResidence,
+        judge: JudgeResidency,
         heats: Mapping[Owner, HeatWork],
         sizes: Sizes,
         flops: Callable[[int, int], Flops],
-        cores: Cores,
-        beside: Beside,
+        batch_pool: BatchPool,
+        side_stream: SideStream,
     ) -> None:
         """
         Args:
-            flops: of one sample of a width and height.
-            cores: how many batches at once.
-            beside: where both stages are queued.
-            heats: the heats in work; entries are removed by the owner of the mapping only.
+            flops: FLOPs of one sample of a width and height.
+            cores: pool of parallel batches.
+            side_stream: stream of both stages.
+            heats: heats in the engine; only the owner of the mapping removes entries.
         """
         self._generator = generator
         self._judge = judge
         self._heats = heats
         self._sizes = sizes
         self._flops = flops
-        self._beside = beside
+        self._beside = side_stream
         self._latents: dict[Size, list[Latent]] = {}
         self._decoded: list[Queued[Latent, Decoded, Size]] = []
         self._images: dict[tuple[Look, str], list[Image]] = {}
         self._judged: list[Queued[Image, Tensor, Look]] = []
         self._decoding: MicroBatches[Tensor, Tensor, Size] = MicroBatches(
-            "decoding", self._decode_batch, self._decode_size, cores, pinned=sizes.strict
+            "decoding", self._decode_batch, self._decode_size, batch_pool, pinned=sizes.strict
         )
         self._judging: MicroBatches[Image, Tensor, Look] = MicroBatches(
-            "judging", self._judge_batch, self._judge_size, cores, pinned=sizes.strict
+            "judging", self._judge_batch, self._judge_size, batch_pool, pinned=sizes.strict
         )
 
     def warm_up(self, size: Size) -> None:
@@ -168,7 +168,7 @@ class Finishing:
             judged.drop(owner)
 
     def run(self) -> Iterator[Judged | HeatFailed]:
-        """Decodes and judges what is due. Whoever is told of a failed heat drops it before asking for more."""
+        """Decode and judge full batches. After HeatFailed, call `drop(owner)` before resuming the iterator."""
         decoded, judged = self._decoded, self._judged
         self._decoded, self._judged = [], []
         for size in list(self._latents):

@@ -1,4 +1,4 @@
-// The call that draws a candidate again with plain diffusers: the same one that `bestofn inspect` tells of a file.
+// The call that draws a candidate again with plain diffusers: the same one that `bestofn inspect` prints for a file.
 
 // A JSON string is a Python string: the same quotes, the same escapes.
 const python = JSON.stringify;

@@ -15,7 +15,7 @@ export class Extras {
     this.#workers = workers;
   }
 
-  /** Offer what workers of this model (of GET /v1/models; or null) beside this judge's name (null: any) have. */
+  /** Offer what workers of this model (of GET /v1/models; or null) with this judge's name (null: any) have. */
   offer(model, judge) {
     const held = this.#workers.filter(
       (worker) => worker.model.name === model?.id && (judge === null || worker.judge.name === judge),
@@ -60,7 +60,7 @@ export class Extras {
     return Boolean(depth || rule === "lower_bound" || finals);
   }
 
-  /** Only what goes with the other choices can be chosen; why not is said beside it. */
+  /** Only what goes with the other choices can be chosen; the reason is shown next to it. */
   #fold() {
     const [finals, second] = [$("finals"), $("second")];
     if (this.#apart && finals.checked) second.checked = false;

@@ -24,7 +24,7 @@ const ADVICE = {
 };
 
 const form = new Form();
-// Whoever opened a tile and walked on comes back to the tile of the last image; the browser sees to other openers.
+// Closing the viewer focuses the tile of the last image; the browser restores the focus for other openers.
 const viewer = new Viewer((index) => $("grid").contains(document.activeElement) && grid.focus(index));
 const open = (index) => viewer.open(job, index, ordered(job, bestFirst));
 const grid = new Grid(open);
@@ -83,7 +83,7 @@ async function cancel() {
   }
   say("Cancelling");
   try {
-    await call(`jobs/${job.id}`, { method: "DELETE" }); // its stream tells the rest
+    await call(`jobs/${job.id}`, { method: "DELETE" }); // its stream brings the rest
   } catch (error) {
     form.complain(plain(error));
   }
@@ -126,7 +126,7 @@ function expired(id) {
 
 async function watch(result, signal) {
   leave();
-  // The events are told from the first one on, also of a job that has ended.
+  // Events start with the first one, also for a job that has ended.
   const untold = { status: "queued", images: [], candidates: [], bracket: [], finals: null, progress: null, usage: null };
   job = jobOf({ ...result, ...untold });
   form.show(kept(result), recall(result.id)?.asked);
@@ -275,7 +275,7 @@ async function start() {
   drawHistory(pick, null);
   await learn();
   if (hashJob() !== null) route();
-  // On a phone it would raise the keyboard; and whoever has begun to write elsewhere meanwhile goes on there.
+  // On a phone it would raise the keyboard; and a user who writes elsewhere keeps the focus.
   else if (document.activeElement === document.body && matchMedia("(pointer: fine)").matches) $("prompt").focus();
 }
 

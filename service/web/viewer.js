@@ -12,7 +12,7 @@ export class Viewer {
   #order = [];
   #index = null;
 
-  /** `closed(index)` is told which image was shown last. */
+  /** `closed(index)` gets the index of the last image. */
   constructor(closed) {
     $("viewer-previous").addEventListener("click", () => this.#step(-1));
     $("viewer-next").addEventListener("click", () => this.#step(1));

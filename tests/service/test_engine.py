@@ -22,10 +22,10 @@ from bestofn.service.core.results import promoted, ranked
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.batch_sizes import Sizes, sizes_for
 from bestofn.service.engine.engine import Engine
-from bestofn.service.engine.judge_residency import JudgeResidence
+from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.loader import load_engine
 from bestofn.service.engine.protocol import HeatFailed, HeatFinished, Judged, Stepped
-from bestofn.service.engine.side_stream import Beside
+from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.slot_group import SlotGroup
 from bestofn.service.media.codec import decode, encode
 from bestofn.service.media.metadata import Story
@@ -58,7 +58,7 @@ def make(loaded):
     """An engine over the loaded parts, or over a stand-in for one of them."""
 
     def make(sizes=SIZES, generator=None, judge=None, **options):
-        held = JudgeResidence(lambda: judge or loaded._judge.get(), loaded.generator, shared=True)
+        held = JudgeResidency(lambda: judge or loaded._judge.get(), loaded.generator, shared=True)
         workers = loaded.model_info, loaded.judge_info
         return Engine(generator or loaded.generator, held, *workers, loaded.tokenizer_json, sizes, **options)
 
@@ -317,7 +317,7 @@ def test_refill_leaves_no_slot_empty_while_candidates_wait(make, spec):
     assert busy[: len(busy) - 5] == [6] * (len(busy) - 5), "only the last candidates run in an emptying batch"
 
 
-class Late(Beside):
+class Late(SideStream):
     """A second queue as a GPU's: what was given to it is read in the next tick."""
 
     late = True
@@ -378,7 +378,7 @@ def test_forwards_are_replayed_and_results_read_a_tick_later_as_on_a_gpu(strict,
     ]
     late = Late(loaded.generator.device, one_queue=True)
     Replayed.replays = 0
-    events, plain = run(make(sizes, beside=late, record=Replayed), *jobs), run(make(sizes), *jobs)
+    events, plain = run(make(sizes, side_stream=late, record=Replayed), *jobs), run(make(sizes), *jobs)
     assert Replayed.replays > 5
     for job in jobs:
         assert images(events, job.id) == images(plain, job.id)
@@ -395,7 +395,7 @@ def test_forwards_are_replayed_and_results_read_a_tick_later_as_on_a_gpu(strict,
 
 
 def test_what_a_gpu_still_has_of_a_cancelled_heat_is_not_taken_for_one_of_the_same_name(make, spec, loaded):
-    engine = make(beside=Late(loaded.generator.device, one_queue=True))
+    engine = make(side_stream=Late(loaded.generator.device, one_queue=True))
     job, anew = (spec("job", num_samples=3, num_inference_steps=1, seed=seed) for seed in (11, 99))
     reference = images(run(make(), anew), "job")
     for ticks in (1, 2):  # decoding and judging are under way
@@ -551,7 +551,7 @@ def test_generator_and_judge_take_turns_where_memory_is_short(loaded, spec, chec
         held.append(weakref.ref(judge.model))
         return judge
 
-    residence = JudgeResidence(watched, generator, shared=False)
+    residence = JudgeResidency(watched, generator, shared=False)
     engine = Engine(generator, residence, loaded.model_info, loaded.judge_info, loaded.tokenizer_json, SIZES)
     job = spec("job", num_samples=2)
     assert len(images(run(engine, job), "job")) == 2

@@ -115,7 +115,7 @@ def prepared(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.d
         "size": [settings.width, settings.height],
     }
     features = images.whole(folder, wanted)
-    barrier()  # nobody writes before everybody has looked
+    barrier()  # all processes have checked before one writes
     if features is None:
         count = images.encode_pairs(
             checkpoint, settings.images, folder, settings.width, settings.height, device, rank, ranks
@@ -132,8 +132,8 @@ def flow_loss(
 ) -> Tensor:
     """Mean of ``|| velocity - (noise - latent) ||^2`` over samples that are counted through the whole run.
 
-    Every image comes once an epoch; its noise, its noise level (logit-normal under the flow shift, as SANA was
-    trained) and whether it loses its caption depend on (seed, sample) alone.
+    Every image comes once an epoch. Its noise, its noise level and whether its caption is dropped depend on
+    (seed, sample) alone. Noise levels are logit-normal under the flow shift, as in SANA's training.
     """
     latents, noises, levels, texts = [], [], [], []
     for sample in samples:
@@ -249,7 +249,7 @@ def _write(tensors: dict[str, Tensor], checkpoint: Checkpoint, folder: Path, sto
     )
     with torch.device("meta"):
         model: Any = SanaTransformer2DModel.from_config(checkpoint.config("transformer", "config.json"))
-    model.load_state_dict(tensors, strict=False, assign=True)  # a position embedding is a buffer, made anew on loading
+    model.load_state_dict(tensors, strict=False, assign=True)  # a position embedding is a buffer, which loading creates
     model.save_pretrained(folder / "transformer")
     (folder / "README.md").write_text(
         f"Made by bestofn from {checkpoint.name} (revision {checkpoint.revision}), whose licence holds for it: "

@@ -38,10 +38,10 @@ class ImageTextPair:
 
 
 def pairs(source: Path) -> Iterator[ImageTextPair]:
-    """The pairs of a folder, in order of their names: ``a.png`` beside ``a.txt``, and those inside of ``*.tar``.
+    """The pairs of a folder, in order of their names: ``a.png`` with ``a.txt``, and pairs in ``*.tar``.
 
     Raises:
-        ModelError: there are none, or naming the image without a caption.
+        ModelError: there are no pairs, or an image has no caption.
     """
     found = False
     for path in sorted(source.rglob("*")):
@@ -53,11 +53,11 @@ def pairs(source: Path) -> Iterator[ImageTextPair]:
             found = True
             caption = path.with_suffix(CAPTION)
             if not caption.exists():
-                raise ModelError(f"{path} has no caption: write it to {caption.name} beside it")
+                raise ModelError(f"{path} has no caption: write it to {caption.name} in the same folder")
             yield ImageTextPair(str(path), path.read_bytes(), caption.read_text(encoding="utf-8").strip())
     if not found:
         raise ModelError(
-            f"{source} has no images: it takes {', '.join(PICTURES)} with a {CAPTION} of the same name beside each, "
+            f"{source} has no images: it takes {', '.join(PICTURES)} with a {CAPTION} file of the same name for each, "
             "or webdataset shards (*.tar) of such pairs"
         )
 

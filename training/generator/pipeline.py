@@ -25,7 +25,7 @@ CALL_DEFAULTS = {
     "max_sequence_length": 16,
     "complex_human_instruction": None,
 }
-"""What `bestofn.json` in the checkpoint folder tells callers to use."""
+"""Call defaults in `bestofn.json` of the checkpoint folder."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def sample(parts: Parts, prompts: Sequence[str], seeds: Sequence[int], steps: in
 
 
 def save_pipeline(parts: Parts, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the folder that plain `SanaPipeline.from_pretrained` loads, with `bestofn.json` beside the parts."""
+    """Write the folder that plain `SanaPipeline.from_pretrained` loads, with `bestofn.json`."""
     pipeline = SanaPipeline(parts.tokenizer, parts.text_encoder, parts.vae, parts.transformer, build_scheduler())
     before = parts.transformer.dtype
     pipeline.to(dtype)
