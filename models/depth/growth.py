@@ -1,7 +1,8 @@
 """Depth growth: a deeper checkpoint initialised from a trained one (SANA-1.5, arXiv 2501.18427, 2.2).
 
 Partial preservation is the paper's choice. The last layers, which are specialised for the output, are dropped. New
-layers follow. They add nothing at first, because their output passes through a zero matrix. So training starts from the function of the shortened source. The two replications are the paper's alternatives, which diverged.
+layers follow. They add nothing at first, because their output passes through a zero matrix. So training starts from the
+function of the shortened source. The two replications are the paper's alternatives, which diverged.
 """
 
 from pathlib import Path
