@@ -65,7 +65,7 @@ bench: setup  ## all sections within ten minutes, or some: make bench SECTIONS="
 bench-gpu: setup  ## one GPU, no network, within nine minutes, or some: make bench-gpu SECTIONS="engine strict"
 	$(BIN)/python -P tests/bench/gpu.py $(SECTIONS)
 
-chaos: setup  ## breaks what docs/reliability.md promises to survive, within 40 minutes, or some: make chaos SECTIONS=flood
+chaos: setup  ## breaks what docs/operate/reliability.md promises to survive, within 40 minutes, or some: make chaos SECTIONS=flood
 	$(BIN)/python -P tests/chaos/run.py $(SECTIONS)
 
 soak: setup  ## a mixed load with cancels and a kill a minute: does anything grow or stick? make soak MINUTES=30

@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument(
         "--budget", type=float, default=BUDGET, help=f"seconds of all sections, {BUDGET:.0f} if left out"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "gpu")
+    parser.add_argument("--out", type=Path, default=ROOT / "evaluation" / "results" / "bench" / "gpu")
     flags = parser.parse_args()
     unknown = set(flags.sections) - SECTIONS.keys()
     if unknown:

@@ -1,10 +1,10 @@
-"""Breaks things on purpose and counts what comes of it: every promise of docs/reliability.md, on real processes.
+"""Breaks things on purpose and counts what comes of it: every promise of docs/operate/reliability.md, on real processes.
 
     python tests/chaos/run.py                            all of it, within 40 minutes
     python tests/chaos/run.py kill-workers --rounds 100  one section
     python tests/chaos/run.py --short                    a few rounds of each
 
-Prints a table, writes docs/reliability/chaos.json (or into --out) and the table in docs/reliability.md; ends with 1 if
+Prints a table, writes evaluation/results/reliability/chaos.json (or into --out) and the table in its README.md; ends with 1 if
 a promise is broken.
 """
 
@@ -62,7 +62,7 @@ def main() -> int:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all if left out")
     parser.add_argument("--rounds", type=int, help="of each section")
     parser.add_argument("--short", action="store_true")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reliability")
+    parser.add_argument("--out", type=Path, default=ROOT / "evaluation" / "results" / "reliability")
     flags = parser.parse_args()
     unknown = set(flags.sections) - SECTIONS.keys()
     if unknown:

@@ -3,8 +3,8 @@
     python tests/chaos/soak.py --minutes 30
 
 One API, one worker with the shapes checkpoint, three with the sleeping engine, of which two are killed in turn and one
-is not; a queue's server of their own. Prints a table, writes soak.json and soak.png into docs/reliability (or --out)
-and the table in docs/reliability.md; ends with 1 if a promise is broken.
+is not; a queue's server of their own. Prints a table, writes soak.json and soak.png into evaluation/results/reliability (or --out)
+and the table in its README.md; ends with 1 if a promise is broken.
 """
 
 import argparse
@@ -249,11 +249,11 @@ def _begun_again(here: Place) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reliability")
+    parser.add_argument("--out", type=Path, default=ROOT / "evaluation" / "results" / "reliability")
     flags = parser.parse_args()
     made = asyncio.run(soak(flags.minutes, flags.out))
     print(table(made))  # noqa: T201
-    page = flags.out.with_name("reliability.md")
+    page = flags.out / "README.md"
     if page.is_file():
         publish(made, machine(), page)
     broken = [figure for figure in made if figure.kept is False]

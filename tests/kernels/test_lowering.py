@@ -1,6 +1,6 @@
 """Every kernel as a binary for three GPU generations, built at SANA-1.5's shapes on whatever machine this is.
 
-`python -P tests/kernels/test_lowering.py` prints what docs/kernels.md shows.
+`python -P tests/kernels/test_lowering.py` prints what docs/research/kernels.md shows.
 """
 
 import re

@@ -23,13 +23,15 @@ NEEDS = {"bash": "curl", "python": sys.executable, "javascript": "node"}
 SERVER = "http://127.0.0.1:8000"
 
 
-def layers(page: str) -> list[tuple[str, str]]:
+def blocks(page: str) -> list[tuple[str, str]]:
     """(language, code) of a page's fenced blocks in the languages that are run."""
     found = re.findall(r"^```(\w+)\n(.*?)^```$", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
     return [(language, code) for language, code in found if language in RUN]
 
 
-EXAMPLES = [(page, i, *block) for page in ("quickstart.md", "api.md") for i, block in enumerate(layers(page))]
+EXAMPLES = [
+    (page, i, *block) for page in ("guide/quickstart.md", "reference/api.md") for i, block in enumerate(blocks(page))
+]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_links_lead_somewhere() -> None:
 
 def test_every_page_is_in_the_index() -> None:
     index = (DOCS / "README.md").read_text()
-    pages = {page.name for page in DOCS.glob("*.md")} - {"README.md"}
+    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")} - {"README.md"}
     assert {page for page in pages if f"]({page})" not in index} == set(), "add them to docs/README.md"
 
 
@@ -82,7 +84,7 @@ def test_errors_are_all_documented() -> None:
     def codes(kind: type[BestOfNError]) -> set[str]:
         return {kind.code}.union(*map(codes, kind.__subclasses__()))
 
-    named = (DOCS / "api.md").read_text()
+    named = (DOCS / "reference" / "api.md").read_text()
     assert [
         code for code in sorted(codes(BestOfNError) - codes(SetupError) - {"internal"}) if f"`{code}`" not in named
     ] == []

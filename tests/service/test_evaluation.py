@@ -28,7 +28,7 @@ from bestofn.models.sampling import generate
 from bestofn.service.core.budget import frontier
 from bestofn.service.core.jobs import Draft
 
-SCALING = Path(__file__).parents[2] / "docs" / "scaling"
+SCALING = Path(__file__).parents[2] / "evaluation" / "results" / "scaling"
 
 CORRECT = arrays(np.float64, (6, 8), elements=st.sampled_from([0.0, 1.0]))
 TAGS = ["a", "a", "a", "b", "b", "b"]

@@ -380,7 +380,7 @@ def test_dashboard_and_alerts_read_metrics_that_there_are(deployed: Deployed) ->
     there = {name.partition("{")[0] for found in (deployed.counted, metrics(deployed.worker)) for name in found}
     assert len(expressions) > 60
     assert read <= there, read - there
-    described = (DOCKER.parent / "docs/observability.md").read_text()
+    described = (DOCKER.parent / "docs/operate/observability.md").read_text()
     ours = {re.sub("_(bucket|sum|count|info)$", "", name) for name in there if name.startswith("bestofn_")}
     assert {name for name in ours if name not in described} == set()
 
