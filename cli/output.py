@@ -62,7 +62,7 @@ def write(outcome: Outcome, output: Path, sheet: Path | None) -> JobResult:
     result = outcome.result.model_copy(update={"images": written})
     if sheet is not None:
         from bestofn.service.media.codec import decode
-        from bestofn.service.media.contact_sheet import draw_sheet
+        from bestofn.service.media.contact_sheet.sheet import draw_sheet
 
         draw_sheet(result, {candidate: decode(data) for candidate, data in outcome.thumbnails.items()}).save(sheet)
     return result

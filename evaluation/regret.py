@@ -12,6 +12,7 @@ from bestofn.evaluation.stats import Floats, Prompts
 
 BUDGETS = 12
 SPLITS = 20
+MOST_LOSS = 0.02  # maximum loss of a preset against its reference
 
 
 @dataclass(frozen=True)

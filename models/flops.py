@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bestofn.models.linear_dit import LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.embeddings import FREQUENCIES
 
 TERA = 1e12

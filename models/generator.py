@@ -26,7 +26,7 @@ A step of one candidate with guidance is::
 import gc
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from math import lcm
 from typing import Any
@@ -37,50 +37,19 @@ from torch import Tensor
 from bestofn.models import flops, residency
 from bestofn.models.autoencoder import Decoder
 from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.defaults import FOLDERS, Defaults, Flops, part_dtypes
 from bestofn.models.errors import CheckpointError, ModelError
 from bestofn.models.guidance import needs_negative
-from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig, PromptContext, from_diffusers
+from bestofn.models.linear_dit.config import LinearDiTConfig
+from bestofn.models.linear_dit.context import PromptContext
 from bestofn.models.linear_dit.fp8 import check_supported, in_eight_bits
+from bestofn.models.linear_dit.model import LinearDiT
+from bestofn.models.linear_dit.weights import from_diffusers
 from bestofn.models.solver import SolverTable, StepCoefficients, solver_table
 from bestofn.models.text import EmbeddingCache, PromptTokenizer, encode, load_text_encoder
 
 # SanaPipeline refuses sides that are not multiples of this, whatever the autoencoder.
 PIPELINE_MULTIPLE = 32
-FOLDERS = {"text_encoder": "text_encoder", "transformer": "transformer", "decoder": "vae"}
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """A checkpoint's call defaults and limits; sizes in pixels."""
-
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
-    size_multiple: int
-    token_limit: int  # of a prompt, control tokens included
-    max_sequence_length: int  # padded text length of every context
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Floating-point operations: of one row's forward, one image's decode, one prompt's encoding and context."""
-
-    forward: int
-    decode: int
-    text: int
-
-
-def part_dtypes(device: torch.device, transformer_stored: str) -> dict[str, torch.dtype]:
-    """The dtype that each part computes in.
-
-    On a CPU float32, which every CPU has. On a GPU bfloat16; Gemma-2 and DC-AE overflow float16, so they never run in
-    it. Only a transformer stored in float16 (SANA-1.0) keeps float16, because it relies on that format's clamp.
-    """
-    if device.type != "cuda":
-        return dict.fromkeys(FOLDERS, torch.float32)
-    narrow = torch.float16 if transformer_stored == "F16" else torch.bfloat16
-    return {"text_encoder": torch.bfloat16, "transformer": narrow, "decoder": torch.bfloat16}
 
 
 class Generator:

@@ -62,6 +62,7 @@ def evaluate(
     from bestofn.evaluation.pool import CHUNK
     from bestofn.evaluation.run import Evaluation
     from bestofn.evaluation.strategies import Strategy, parse_all
+    from bestofn.evaluation.tables import tables
     from bestofn.evaluation.tasks import benchmark, read
     from bestofn.judge.loader import JudgeFolderError
     from bestofn.models.errors import ModelError
@@ -100,7 +101,7 @@ def evaluate(
     else:
         figures = evaluation.measure(numbers, compared)
         report.write(out, figures)
-        text = report.tables(figures)
+        text = tables(figures)
     typer.echo(dumps(figures, indent=1) + "\n" if json else text, nl=False)
 
 

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.depth.rewrite import rewrite
 from bestofn.models.errors import ModelError
-from bestofn.models.linear_dit import LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
 
 Method = Literal["partial", "cyclic", "block"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -1,7 +1,8 @@
 """Effort and budget: the options with the best score for their cost, as measured on the shapes benchmark. Pure.
 
-frontier.json holds the strategies that no cheaper strategy reaches in score (evaluation/results/scaling/frontier.py writes it). The
-cost of a candidate comes from the checkpoint in use. The average number of candidates comes from shapes.
+frontier.json holds the strategies that no cheaper strategy reaches in score (evaluation/results/scaling/frontier.py
+writes it). The cost of a candidate comes from the checkpoint in use. The average number of candidates comes from
+shapes.
 """
 
 from functools import cache

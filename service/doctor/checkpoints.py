@@ -143,7 +143,7 @@ def _found(kind: str, place: Located) -> Iterator[Finding]:
 def _broken(folder: Path, judge: bool) -> Iterator[str]:
     """Defects of a checkpoint's folder: missing parts, missing files of an index, truncated files."""
     from bestofn.judge.loader import PARTS
-    from bestofn.models.generator import FOLDERS
+    from bestofn.models.defaults import FOLDERS
 
     parts = PARTS if judge else (*FOLDERS.values(), "tokenizer", "scheduler")
     if not (folder / ("config.json" if judge else "model_index.json")).is_file():

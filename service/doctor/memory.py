@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bestofn.models import residency
-from bestofn.models.linear_dit import LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.service.doctor.findings import Finding
 from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.engine.loader import share_memory

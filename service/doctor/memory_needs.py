@@ -8,10 +8,10 @@ import torch
 from bestofn.judge.loader import PARTS
 from bestofn.kernels.fp8 import EIGHT_BITS
 from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.defaults import FOLDERS, part_dtypes
 from bestofn.models.flops import TERA, forward_flops
-from bestofn.models.generator import FOLDERS, part_dtypes
 from bestofn.models.guidance import needs_negative
-from bestofn.models.linear_dit import LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.residency import stored_dtype, weight_bytes
 from bestofn.service.doctor.checkpoints import Located
 from bestofn.service.doctor.memory import Needs, needs_of

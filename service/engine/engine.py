@@ -10,7 +10,7 @@ import torch
 
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
-from bestofn.models.linear_dit import PromptContext
+from bestofn.models.linear_dit.context import PromptContext
 from bestofn.service.core.jobs import Heat, HeatOutcome
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
 from bestofn.service.engine import scheduler as policy
@@ -19,14 +19,14 @@ from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.cuda_graph import Recorded, Recorder, plain
 from bestofn.service.engine.heat_state import HeatWork, Owner
 from bestofn.service.engine.judge_residency import JudgeResidency
-from bestofn.service.engine.microbatch import out_of_memory, release_cache
+from bestofn.service.engine.microbatch import out_of_memory
 from bestofn.service.engine.postprocess import Latent, Postprocess
 from bestofn.service.engine.prompt_cache import PromptCache
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Stepped
 from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.slot_group import SlotGroup
+from bestofn.service.engine.slot_groups import SlotGroups
 from bestofn.service.engine.timing import Clock
-from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
 
 
 class Engine:
@@ -61,15 +61,11 @@ class Engine:
         """
         self.generator = generator
         self.sizes = sizes
-        self._model_card = model_info
-        self._judge_card = judge_info
-        self._tokenizer_json = tokenizer_json
+        self.model_info = model_info
+        self.judge_info = judge_info
+        self.tokenizer_json = tokenizer_json
         self._judge = judge
         self._prompts = PromptCache(generator.prompt_contexts)
-        self._groups: dict[policy.Group, SlotGroup] = {}
-        # Where memory did not suffice for more: slots, and rows of one forward.
-        self._fitting_slots: dict[policy.Size, int] = {}
-        self._fitting_rows: dict[policy.Size, int] = {}
         self._last: policy.Group | None = None
         self._waiting: tuple[policy.Waiting, ...] = ()
         self._heats: dict[Owner, HeatWork] = {}
@@ -77,7 +73,7 @@ class Engine:
         self._solver_table = cache(generator.solver_table)
         self._cores = BatchPool(sizes.parallel)
         self._beside = side_stream or SideStream(generator.device, one_queue=not judge.shared)
-        self._record = record if judge.shared else plain
+        self._groups = SlotGroups(generator, sizes, self._flops, self._cores, record if judge.shared else plain)
         self._eight_bit_drafts = fp8_drafts
         self._steps: deque[Clock] = deque()  # that were queued and not waited for
         self._finishing = Postprocess(generator, judge, self._heats, sizes, self._flops, self._cores, self._beside)
@@ -85,19 +81,6 @@ class Engine:
         self._outcomes: dict[Owner, Future[HeatOutcome]] = {}  # of heats that are done, while images are encoded
         self._canceled: set[str] = set()
         self._lock = threading.Lock()  # guards _canceled, the only thing that another thread touches
-
-    @property
-    def model_info(self) -> ModelInfo:
-        return self._model_card
-
-    @property
-    def judge_info(self) -> JudgeInfo:
-        return self._judge_card
-
-    @property
-    def tokenizer_json(self) -> bytes:
-        """The tokenizer.json whose hash the model card names."""
-        return self._tokenizer_json
 
     @property
     def slots(self) -> int:
@@ -127,7 +110,7 @@ class Engine:
             self._judge.get(number)
         if self.generator.device.type == "cuda":
             group = policy.Group(self.model_info.width, self.model_info.height)
-            self._open(group, *self._prompts.get([("", True)]))
+            self._groups.open(group, *self._prompts.get([("", True)]))
             self._groups[group].warm_up()
             self._finishing.warm_up(group.size)
             torch.cuda.synchronize(self.generator.device)
@@ -185,7 +168,7 @@ class Engine:
                 self._drop((event.job, event.heat))
             events.append(event)
         for group in [group for group, slots in self._groups.items() if group != self._last and not slots.occupants]:
-            self._close(group)  # sizes and depths are without number
+            self._groups.close(group)  # sizes and depths are without number
         with self._lock:
             return [event for event in events if event.job not in self._canceled]
 
@@ -240,35 +223,7 @@ class Engine:
                 raise
 
     def _open_for(self, group: policy.Group, work: HeatWork) -> None:
-        self._open(group, self._contexts(work)[0])
-
-    def _open(self, group: policy.Group, context: PromptContext) -> None:
-        """Makes the slots of a group, half as many until they fit into memory.
-
-        Raises:
-            MemoryError, RuntimeError: not even one fits.
-        """
-        rows = self.sizes.batch(self.sizes.rows, self._flops(*group.size, group.depth).forward / TERA)
-        while group not in self._groups:
-            slots = self._fitting_slots.get(group.size, self.slots)
-            known = self._fitting_rows.get(group.size)
-            try:
-                self._groups[group] = SlotGroup(
-                    self.generator, group, slots, rows, self.sizes.strict, self._cores, context, known, self._record
-                )
-            except (MemoryError, RuntimeError) as error:
-                if slots == 1 or not out_of_memory(error):
-                    raise
-                OUT_OF_MEMORY.labels("denoising").inc()
-                self._fitting_slots[group.size] = slots // 2
-            if group not in self._groups:
-                release_cache()  # the failed call's tensors are gone only now that its traceback is
-
-    def _close(self, group: policy.Group) -> None:
-        slots = self._groups.pop(group)
-        if slots.shrunk:
-            self._fitting_rows[group.size] = slots.most_rows
-        slots.close()
+        self._groups.open(group, self._contexts(work)[0])
 
     def _fill(self, placement: policy.Placement, work: HeatWork) -> None:
         spec = work.heat.job

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from bestofn.judge.judge import Judge
-from bestofn.models.generator import FOLDERS, Generator
+from bestofn.models.defaults import FOLDERS
+from bestofn.models.generator import Generator
 from bestofn.service.engine.microbatch import release_cache
 
 

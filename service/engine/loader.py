@@ -18,9 +18,10 @@ from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.judge.loader import PARTS, JudgeFolderError, revision
 from bestofn.models import residency
 from bestofn.models.checkpoint import HUB_NAME, Checkpoint, cached, download, importance_order
+from bestofn.models.defaults import FOLDERS, part_dtypes
 from bestofn.models.errors import ModelError
 from bestofn.models.flops import TERA
-from bestofn.models.generator import FOLDERS, Generator, part_dtypes
+from bestofn.models.generator import Generator
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
 from bestofn.service.core.settings import Settings

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from bestofn.judge.calibration import bounded
 from bestofn.judge.verdict import Verdict
+from bestofn.models.defaults import Flops
 from bestofn.models.flops import TERA
-from bestofn.models.generator import Flops, Generator
+from bestofn.models.generator import Generator
 from bestofn.service.core.jobs import JobSpec
 from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes

@@ -16,7 +16,7 @@ from torch import Tensor
 from bestofn.kernels.transfer import uploaded
 from bestofn.models.generator import Generator
 from bestofn.models.guidance import guide
-from bestofn.models.linear_dit import PromptContext
+from bestofn.models.linear_dit.context import PromptContext
 from bestofn.models.solver import SolverTable, StepCoefficients, solver_step
 from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import bucket

@@ -4,7 +4,8 @@
     python tests/bench queue scaling      some sections
     python tests/bench --short --out /tmp/bench
 
-Each section writes evaluation/results/bench/SECTION.json as it ends, and the page evaluation/results/bench/README.md anew.
+Each section writes evaluation/results/bench/SECTION.json as it ends, and the page evaluation/results/bench/README.md
+anew.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""The least time of a candidate by operations and bytes at 1,024 px, 20 steps, guidance on (docs/research/performance.md).
+"""The least time of a candidate by operations and bytes at 1,024 px, 20 steps, guidance on
+(docs/research/performance.md).
 
 python -P tests/bench/floors.py
 """

@@ -15,7 +15,7 @@ from bestofn.judge.judge import Judge
 from bestofn.judge.verdict import Verdict, script_prefers_first
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
-from bestofn.service.engine.batch_pool import Cores
+from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.host.cgroups import cores
 
@@ -47,7 +47,7 @@ def measure(short: bool) -> Measured:
     flops = generator.flops(size, size)
     sizes = sizes_for("cpu", tflops=flops.forward / TERA, cores=cores())
     batch = sizes.batch(sizes.judge, judge.flops(size, size) / TERA)
-    side_by_side = Cores(sizes.parallel)
+    side_by_side = BatchPool(sizes.parallel)
     shares = [range(start, min(N, start + batch)) for start in range(0, N, batch)]
 
     def ours(k: int) -> tuple[float, int, list[int]]:

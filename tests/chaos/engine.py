@@ -50,7 +50,7 @@ def cramped(notes: Path) -> "Engine":
     from bestofn.models.generator import Generator
     from bestofn.service.engine.batch_sizes import Sizes
     from bestofn.service.engine.engine import Engine
-    from bestofn.service.engine.judge_residency import JudgeResidence
+    from bestofn.service.engine.judge_residency import JudgeResidency
     from bestofn.service.engine.loader import load_engine
 
     lines = (notes / f"{os.getpid()}.memory").open("a", buffering=1)
@@ -86,7 +86,7 @@ def cramped(notes: Path) -> "Engine":
     judge = CrampedJudge.load(EMBEDDED)
     return Engine(
         generator,
-        JudgeResidence(lambda: judge, generator, shared=True),
+        JudgeResidency(lambda: judge, generator, shared=True),
         loaded.model_info,
         loaded.judge_info,
         loaded.tokenizer_json,

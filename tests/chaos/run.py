@@ -1,11 +1,12 @@
-"""Breaks things on purpose and counts what comes of it: every promise of docs/operate/reliability.md, on real processes.
+"""Breaks things on purpose and counts what comes of it: every promise of docs/operate/reliability.md, on real
+processes.
 
     python tests/chaos/run.py                            all of it, within 40 minutes
     python tests/chaos/run.py kill-workers --rounds 100  one section
     python tests/chaos/run.py --short                    a few rounds of each
 
-Prints a table, writes evaluation/results/reliability/chaos.json (or into --out) and the table in its README.md; ends with 1 if
-a promise is broken.
+Prints a table, writes evaluation/results/reliability/chaos.json (or into --out) and the table in its README.md; ends
+with 1 if a promise is broken.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python tests/chaos/soak.py --minutes 30
 
-One API, one worker with the shapes checkpoint, three with the sleeping engine, of which two are killed in turn and one
-is not; a queue's server of their own. Prints a table, writes soak.json and soak.png into evaluation/results/reliability (or --out)
-and the table in its README.md; ends with 1 if a promise is broken.
+One API, one worker with the shapes checkpoint, three with the sleeping engine, of which two are killed in turn and
+one is not; a queue's server of their own. Prints a table, writes soak.json and soak.png into
+evaluation/results/reliability (or --out) and the table in its README.md; ends with 1 if a promise is broken.
 """
 
 import argparse

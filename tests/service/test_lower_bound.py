@@ -25,10 +25,10 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.engine.engine import Engine
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.engine.judge_residency import JudgeResidence
+from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.loader import find_judge, load_engine
 from bestofn.service.engine.protocol import HeatFinished
-from bestofn.service.engine.side_stream import Beside
+from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.media.codec import decode
 from bestofn.service.queue.codec import pack_heat, pack_leaders, unpack_heat, unpack_leaders
 from bestofn.service.queue.keys import pair_id
@@ -123,7 +123,7 @@ def test_drafts_are_for_the_first_judge_alone(loaded, spec):
     assert sum(one.solved_in_full for one in outcome) == 3
 
 
-class Late(Beside):
+class Late(SideStream):
     """A second queue as a GPU's: what was given to it is read in the next tick."""
 
     late = True
@@ -138,19 +138,19 @@ def test_beside_others_in_turns_and_a_tick_later_it_is_the_same(loaded, spec, un
 
     workers = loaded.model_info, loaded.judge_info, loaded.tokenizer_json, loaded.sizes
 
-    def engine(shared, beside=None):
-        held = JudgeResidence(Judge.load, loaded.generator, shared=shared, load_second=lambda: Judge.load(unlike))
-        return Engine(loaded.generator, held, *workers, beside)
+    def engine(shared, side_stream=None):
+        held = JudgeResidency(Judge.load, loaded.generator, shared=shared, load_second=lambda: Judge.load(unlike))
+        return Engine(loaded.generator, held, *workers, side_stream)
 
     assert candidates(engine(shared=False), *others, job)["job"] == alone
     late = Late(loaded.generator.device, one_queue=True)
-    assert candidates(engine(shared=True, beside=late), job, *others)["job"] == alone
+    assert candidates(engine(shared=True, side_stream=late), job, *others)["job"] == alone
 
 
 def test_the_same_judge_twice_has_the_winner_of_margin(loaded, spec):
     margin = ranked(spec(rule="margin"), candidates(loaded, spec(rule="margin"))["job"][0])
     info = loaded.judge_info.model_copy(update={"second": loaded.judge_info.model_copy(update={"second": None})})
-    held = JudgeResidence(Judge.load, loaded.generator, shared=True, load_second=Judge.load)
+    held = JudgeResidency(Judge.load, loaded.generator, shared=True, load_second=Judge.load)
     twice = Engine(loaded.generator, held, loaded.model_info, info, loaded.tokenizer_json, loaded.sizes)
     job = local_spec(GenerateRequest(**SHORT, rule="lower_bound"), twice, Settings())
     assert "then ranks as margin does" in job.warnings[0]

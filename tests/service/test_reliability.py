@@ -1,4 +1,6 @@
-"""What docs/operate/reliability.md promises, in short; tests/chaos does the same at length, on processes that are killed."""
+"""What docs/operate/reliability.md promises, in short; tests/chaos does the same at length, on processes that are
+killed.
+"""
 
 import asyncio
 import json

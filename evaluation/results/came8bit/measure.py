@@ -1,8 +1,9 @@
-"""CAME-8bit, measured on one thread: `python -P evaluation/results/came8bit/measure.py WORK` trains, and goes on where it was.
+"""CAME-8bit, measured on one thread: `python -P evaluation/results/came8bit/measure.py WORK` trains, and goes on
+where it was.
 
 A transformer of width 64 and four layers learns drawn scenes, with the shipped text encoder and autoencoder frozen.
-WORK keeps latents; runs.jsonl beside this file gets a line a figure, from which `python -P evaluation/results/came8bit/draw.py` makes
-tables and plot of docs/research/came8bit.md.
+WORK keeps latents; runs.jsonl beside this file gets a line a figure, from which `python -P
+evaluation/results/came8bit/draw.py` makes tables and plot of docs/research/came8bit.md.
 """
 
 import json
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from bestofn.kernels.blockwise_quant import BLOCK, dequantise, quantise
 from bestofn.models.checkpoint import EMBEDDED
-from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
+from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.random_init.checkpoint import SANA_LAYOUTS
 from bestofn.models.shapes.prompts import caption
 from bestofn.training.generator.forward import forward

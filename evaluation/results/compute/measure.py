@@ -1,9 +1,11 @@
-"""Shallower models of shapes, trained and sampled: `python evaluation/results/compute/measure.py WORK` goes on where it was cut off.
+"""Shallower models of shapes, trained and sampled: `python evaluation/results/compute/measure.py WORK` goes on where
+it was cut off.
 
 The shipped checkpoint is pruned to 5, 4 and 3 of its 6 layers and trained a little further; each then draws 32
-candidates of half of the benchmark's prompts, with the seeds of evaluation/results/scaling/pool.jsonl. Beside it, drafts of the
-shipped checkpoint with fewer layers. WORK keeps weights; the pools stand beside this file, and
-`python evaluation/results/compute/draw.py` makes tables and plot of docs/research/compute.md of them. About an hour of one core.
+candidates of half of the benchmark's prompts, with the seeds of evaluation/results/scaling/pool.jsonl. Beside it,
+drafts of the shipped checkpoint with fewer layers. WORK keeps weights; the pools stand beside this file, and `python
+evaluation/results/compute/draw.py` makes tables and plot of docs/research/compute.md of them. About an hour of one
+core.
 """
 
 import json

@@ -1,9 +1,10 @@
-"""Growth and pruning, measured on one thread: `python evaluation/results/growth/measure.py WORK` trains, and goes on where it was.
+"""Growth and pruning, measured on one thread: `python evaluation/results/growth/measure.py WORK` trains, and goes on
+where it was.
 
 Growth: scenes of one object of twelve kinds, a transformer of width 64 over the shipped text encoder and autoencoder
-(both frozen); one of the grown models is then pruned. And the shipped checkpoint itself pruned, on the benchmark. WORK
-keeps weights; runs.jsonl beside this file gets a line a figure, from which `python evaluation/results/growth/draw.py` makes the
-tables and plots of docs/research/growth.md.
+(both frozen); one of the grown models is then pruned. And the shipped checkpoint itself pruned, on the benchmark.
+WORK keeps weights; runs.jsonl beside this file gets a line a figure, from which `python
+evaluation/results/growth/draw.py` makes the tables and plots of docs/research/growth.md.
 """
 
 import copy

@@ -1,6 +1,8 @@
-"""The efforts on candidates that they were not chosen on: `python evaluation/results/scaling/confirm.py` prints the table.
+"""The efforts on candidates that they were not chosen on: `python evaluation/results/scaling/confirm.py` prints the
+table.
 
-fresh.jsonl has candidates 128 to 191 of every prompt, of 12 and of 4 steps; the efforts were chosen on the first 128.
+fresh.jsonl has candidates 128 to 191 of every prompt, of 12 and of 4 steps; the efforts were chosen on the first
+128.
 """
 
 import json

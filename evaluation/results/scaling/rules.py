@@ -1,5 +1,6 @@
-"""What the rules and top_k make of the pool, without drawing anything: `python evaluation/results/scaling/rules.py` prints the table
-of docs/guide/tournament.md. Means over the six categories, as in docs/research/scaling.md."""
+"""What the rules and top_k make of the pool, without drawing anything: `python evaluation/results/scaling/rules.py`
+prints the table of docs/guide/tournament.md. Means over the six categories, as in docs/research/scaling.md.
+"""
 
 import json
 import sys

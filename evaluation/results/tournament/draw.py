@@ -1,4 +1,5 @@
-"""Draws the images of docs/guide/tournament.md from real jobs of the shapes model: `python evaluation/results/tournament/draw.py`.
+"""Draws the images of docs/guide/tournament.md from real jobs of the shapes model: `python
+evaluation/results/tournament/draw.py`.
 
 tournament.png  16 candidates of one prompt, ranked, with their knockout
 verdicts.png    what the judge said and what the exact evaluator says: right and wrong, four of each
@@ -16,7 +17,8 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.engine.engine import Engine
 from bestofn.service.engine.loader import load_engine
 from bestofn.service.media.codec import decode
-from bestofn.service.media.contact_sheet import draw_sheet, style
+from bestofn.service.media.contact_sheet import style
+from bestofn.service.media.contact_sheet.sheet import draw_sheet
 from bestofn.service.worker.local import LocalRun, local_spec, run_local
 
 IMAGES = Path(__file__).resolve().parents[3] / "docs" / "images"
