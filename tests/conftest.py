@@ -1,5 +1,5 @@
 """Before anything imports torch: threads that wait must sleep, or two busy processes bring each other to a stop.
-And of property tests the values count, not how long one takes."""
+Property tests have no time limit: a busy machine exceeds any."""
 
 import os
 

@@ -29,7 +29,7 @@ from bestofn.service.queue.job_queue import Queue
 
 LEASE_SECONDS, BEAT_SECONDS = 2.0, 0.4
 ENGINE = Path(__file__).parent / "engine.py"
-PATIENCE_SECONDS = 300.0  # for what always comes: a limit for hangs
+PATIENCE_SECONDS = 300.0  # a limit that only a hang reaches
 
 
 def servers() -> dict[str, Path]:
@@ -244,7 +244,7 @@ async def at_rest(queue: Queue, seconds: float = 15.0) -> dict[str, int]:
 
 
 def _lines(log: Path, event: str) -> list[dict[str, Any]]:
-    """The lines of JSON in a log that tell of an event; a line that is being written is passed over."""
+    """The JSON lines of a log with this `event`; a line that is still being written is left out."""
     lines = [json.loads(line) for line in log.read_text().split("\n")[:-1] if line.startswith("{")]
     return [line for line in lines if line.get("event") == event]
 

@@ -66,18 +66,19 @@ sys.exit(run_worker(settings, lambda: engine))
 
 
 class Hold:
-    """Stops the worker in the middle of a job, for what has to be seen there."""
+    """Halts the worker in the middle of a job, so that a test can look at the page there."""
 
     def __init__(self, data_dir: Path) -> None:
         self._file = data_dir / "hold"
 
     def after(self, candidates: int) -> None:
-        """The worker stops once it has judged so many more; before the job is asked for."""
+        """Halt the worker when it has judged this many candidates of the next job."""
         new = self._file.with_suffix(".new")
         new.write_text(str(candidates))
         new.rename(self._file)
 
     def end(self) -> None:
+        """Let the worker go on."""
         self._file.unlink(missing_ok=True)
 
 
@@ -150,7 +151,7 @@ def data_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def hold(data_dir: Path) -> Iterator[Hold]:
-    """Of the worker of `api`."""
+    """Halts the worker of `api`."""
     held = Hold(data_dir)
     yield held
     held.end()
@@ -163,7 +164,7 @@ def api(data_dir: Path) -> Iterator[Api]:
 
 
 @pytest.fixture(scope="session")
-def shapes_api() -> Iterator[Api]:
+def shapes_api(chromium: str) -> Iterator[Api]:
     """An API over a worker with the shipped weights."""
     with queue_and_worker("-m", "bestofn.cli", "worker") as folder, ready_api(folder) as served:
         yield served
@@ -179,20 +180,25 @@ def keyed_api(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ap
     served.stop()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Debian's chromium, or whichever there is; playwright brings none along.
-
-    No longer than a module: while playwright runs its event loop in a thread, `asyncio.run` is refused there.
-    """
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Debian's chromium, or any other on the PATH; playwright brings none along."""
     if os.environ.get("CI"):
         pytest.skip("the page is tested in a browser on developers' machines, not in CI")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[page]'")
+    pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[page]'")
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         pytest.skip("there is no chromium on the PATH")
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=found, args=list(FLAGS))
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str):
+    """A browser for one module: while playwright's event loop runs in a thread, `asyncio.run` is refused there."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=chromium, args=list(FLAGS))
         yield launched
         launched.close()
 

@@ -50,7 +50,7 @@ def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def settings(redis_url: str, tmp_path: Path) -> Settings:
-    """Short times, and keys that no other test has. A tick that hangs is a matter of the tests that want one."""
+    """Short times, and keys that no other test has. Tests of engines that hang set `stall_seconds` themselves."""
     return Settings(
         redis_url=redis_url,
         namespace=f"test-{uuid.uuid4().hex[:8]}",
@@ -135,7 +135,7 @@ def served(queue_server: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def idle(queue_server: Path, open_lane: Callable[..., Awaitable[QueueConsumer]]) -> Settings:
-    """A namespace of the API's queue whose one worker takes nothing: whatever is submitted there waits."""
+    """Settings of a namespace whose only worker never claims: every job that is submitted there waits."""
     settings = Settings(data_dir=queue_server, redis_url=None, namespace=f"test-{uuid.uuid4().hex[:8]}")
 
     async def announce() -> None:

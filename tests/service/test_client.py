@@ -165,7 +165,7 @@ def test_a_job_is_submitted_followed_and_read_in_parts(client: Client) -> None:
 
 def test_the_awaited_client_does_the_same(served: Any) -> None:
     async def work() -> None:
-        async with AsyncClient(served.url) as client:
+        async with AsyncClient(served.url, timeout=PATIENCE) as client:
             seen: list[Progress] = []
 
             async def show(progress: Progress) -> None:
@@ -193,9 +193,9 @@ def test_the_awaited_client_does_the_same(served: Any) -> None:
 
 
 def test_events_go_on_where_the_connection_was_cut(served: Any, serving: Serving) -> None:
-    with Client(served.url) as direct, serving(served.settings) as second:
+    with Client(served.url, timeout=PATIENCE) as direct, serving(served.settings) as second:
         job = direct.submit("p", num_samples=64, num_inference_steps=20)
-        with Proxy(second.url, (700, 1500, 4000, 9000)) as proxy, Client(proxy.url) as client:
+        with Proxy(second.url, (700, 1500, 4000, 9000)) as proxy, Client(proxy.url, timeout=PATIENCE) as client:
             seen = list(client.events(job.id))
             assert proxy.connections == 5
         told = [(event.type, event.id) for event in seen if event.id and event.type != "progress"]
@@ -212,7 +212,7 @@ def test_a_job_is_followed_over_a_restart_of_the_server(served: Any, serving: Se
 
     with contextlib.ExitStack() as first:
         api = first.enter_context(serving(served.settings))
-        with Proxy(api.url) as proxy, Client(proxy.url) as client:
+        with Proxy(api.url) as proxy, Client(proxy.url, timeout=PATIENCE) as client:
 
             def move(progress: Progress) -> None:
                 if progress.judged and not moved.is_set():
@@ -250,7 +250,7 @@ def test_a_lost_answer_does_not_draw_twice(served: Any) -> None:
     again = httpx.post(f"{served.url}{first.path}", headers=first.headers, json=first.json, timeout=PATIENCE)
     assert again.headers["Idempotent-Replayed"] == "true"
     assert again.json()["id"] == job.id
-    with Client(served.url) as client, pytest.raises(IdempotencyMismatch):
+    with Client(served.url, timeout=PATIENCE) as client, pytest.raises(IdempotencyMismatch):
         client.submit("q", idempotency_key=first.headers["Idempotency-Key"])
 
 
@@ -304,9 +304,9 @@ def test_errors_are_those_that_the_server_names(client: Client, serving: Serving
         with pytest.raises(JobNotFound, match="0123"):
             call("0123")
     with serving(served.settings.model_copy(update=keys("right"))) as locked:
-        with pytest.raises(NotAuthorized), Client(locked.url, "wrong") as stranger:
+        with pytest.raises(NotAuthorized), Client(locked.url, "wrong", timeout=PATIENCE) as stranger:
             stranger.models()
-        with Client(locked.url, "right") as friend:
+        with Client(locked.url, "right", timeout=PATIENCE) as friend:
             assert friend.models()
     with Client("http://127.0.0.1:9", retries=1) as lost, pytest.raises(Unavailable, match="cannot be reached"):
         lost.generate("p")
@@ -371,7 +371,10 @@ def test_what_a_callback_raises_cancels_the_job(client: Client) -> None:
 def test_a_cancelled_task_cancels_its_job_even_before_it_knows_of_it(served: Any) -> None:
     async def work() -> None:
         with Proxy(served.url, (0,)) as proxy:
-            async with AsyncClient(proxy.url, retries=8) as client, AsyncClient(served.url) as direct:
+            async with (
+                AsyncClient(proxy.url, timeout=PATIENCE, retries=8) as client,
+                AsyncClient(served.url, timeout=PATIENCE) as direct,
+            ):
                 task = asyncio.create_task(client.generate("p", idempotency_key="lost", **LONG))
                 while not proxy.connections:
                     await asyncio.sleep(0.01)

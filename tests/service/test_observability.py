@@ -143,7 +143,7 @@ def deployed(queue_server: Path, collector: Collector, tmp_path_factory: pytest.
 
 
 def lines(log: Path) -> list[dict[str, Any]]:
-    """A log's lines; one that is being written is passed over."""
+    """The lines of a log; a line that is still being written is left out."""
     return [json.loads(text) for text in log.read_text().split("\n")[:-1]]
 
 

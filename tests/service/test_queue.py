@@ -511,7 +511,7 @@ def test_a_namespace_cannot_spell_a_pattern() -> None:
 
 
 async def brought_forward(queue: Queue, job: str, seconds: float) -> None:
-    """A job's deadline is so many seconds from now."""
+    """Move the deadline of a job to `seconds` from now."""
     at = round(1000 * (time.time() + seconds))
     await queue.redis.hset(queue.keys("job", job), "deadline", at)
     await queue.redis.zadd(queue.keys("deadlines"), {job: at})

@@ -68,7 +68,7 @@ def test_most_of_many_jobs_are_canceled_and_the_others_finish(served: Any) -> No
         async with client_of(served.url) as http:
 
             async def live(number: int) -> str:
-                # Those that are canceled would take minutes each, and so are not done before.
+                # A job that is canceled would take minutes, so that it cannot end first.
                 size = {"num_samples": 1024, "num_inference_steps": 100} if number % 10 else {"num_samples": 32}
                 body = {"prompt": f"p {number}", **size}
                 place = (await http.post("/generate", json=body, headers=ASYNC)).headers["Location"]
@@ -107,7 +107,7 @@ def test_a_flood_is_refused_at_once_and_the_next_caller_is_not(idle: Settings, s
             other = await http.post("/generate", json=body, headers={"Authorization": "Bearer other", **ASYNC})
             assert other.status_code == 202
             await http.delete(held.headers["Location"], headers=flood)
-            async with asyncio.timeout(PATIENCE):  # soon there is another look at the queue
+            async with asyncio.timeout(PATIENCE):  # until the door has a look left for it
                 while (answer := await http.post("/generate", json=body, headers=flood)).status_code != 202:
                     assert answer.status_code == 429
                     await asyncio.sleep(0.1)
