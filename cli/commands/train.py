@@ -173,7 +173,7 @@ def finetune(
     save_every: Annotated[int, typer.Option(min=1, help="Updates between checkpoints.")] = 200,
     threads: Threads = 1,
 ) -> None:
-    """Train a checkpoint's transformer further on your own images; writes a whole checkpoint (docs/guide/finetuning.md)."""
+    """Fine-tune a checkpoint's transformer on your own images; writes a checkpoint (docs/guide/finetuning.md)."""
     _need_packages()
     import torch
 
