@@ -218,35 +218,65 @@ def finetune(
             say(f"wrote {out}")
 
 
-@program.command(epilog="Example: `bestofn train judge --run runs/judge --out my-judge --generator my-shapes`")
+@program.command(epilog="Example: `bestofn train judge --run runs/judge --out my-judge`")
 def judge(
     run: Run,
     out: Out,
-    generator: Annotated[str, typer.Option(help="Whose pictures the judge learns from in the end.")] = "shapes",
-    steps: Annotated[int, typer.Option(min=1, help="Updates on drawn scenes.")] = 880,
-    tuning_steps: Annotated[int, typer.Option(min=0, help="Updates on the generator's pictures.")] = 750,
+    generator: Annotated[str, typer.Option(help="Checkpoint whose images the judge learns from.")] = "shapes",
+    rendered_steps: Annotated[int, typer.Option(min=1, help="Updates on composed scenes.")] = 880,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of round 0.")] = 800,
+    images: Annotated[int, typer.Option(min=1, help="Images of each prompt of round 0.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of round 0.")] = 1200,
+    adversarial_rounds: Annotated[int, typer.Option(min=0, max=9, help="Rounds on images that fool the judge.")] = 2,
+    adversarial_prompts: Annotated[int, typer.Option(min=1, help="Prompts of each adversarial round.")] = 128,
+    adversarial_images: Annotated[int, typer.Option(min=1, help="Images drawn of each of these prompts.")] = 64,
+    adversarial_steps: Annotated[int, typer.Option(min=1, help="Updates of each adversarial round.")] = 800,
+    decay_steps: Annotated[int, typer.Option(min=1, help="Updates of the final decay, on all rounds.")] = 1800,
     seed: Seed = 0,
     threads: Threads = 1,
+    bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16; faster on CPUs with AVX512-BF16.")] = True,
 ) -> None:
-    """Train an NVILA on drawn scenes, then on a generator's own pictures; scores and writes it again and again."""
+    """Train the embedded judge in rounds, calibrate it and write it with its model card.
+
+    The defaults are the shipped judge's. Every round has a folder with its images, log, checkpoint and judge.
+    """
     _need_packages()
     import torch
 
     from bestofn.training.judge.trainer import JudgeSettings, train_judge
 
     torch.set_num_threads(threads)
-    settings = JudgeSettings(run, out, steps=steps, tuning_steps=tuning_steps, generator=generator, seed=seed)
+    settings = JudgeSettings(
+        run,
+        out,
+        generator,
+        seed,
+        rendered_steps=rendered_steps,
+        prompts=prompts,
+        images=images,
+        steps=steps,
+        adversarial_rounds=adversarial_rounds,
+        adversarial_prompts=adversarial_prompts,
+        adversarial_images=adversarial_images,
+        adversarial_steps=adversarial_steps,
+        decay_steps=decay_steps,
+        low_precision=bf16,
+    )
     with _Bar() as bar:
 
-        def show(figures: Mapping[str, float]) -> None:
-            drawing = "drawing" in figures
-            bar.show(
-                "drawing" if drawing else "judge",
-                {name: value for name, value in figures.items() if name != "drawing"},
-            )
+        def show(stage: str, figures: Mapping[str, float]) -> None:
+            bar.show(stage, {name: value for name, value in figures.items() if name in _JUDGE_FIGURES})
+            if "auc" in figures:
+                say(f"{stage}, held out: {_text({name: figures[name] for name in ('accuracy', 'chosen', 'auc')})}")
 
-        train_judge(settings, show, lambda figures: say(f"held out: {_text(figures)}"))
+        try:
+            train_judge(settings, show)
+        except ValueError as error:
+            raise SetupError(str(error)) from error
     say(f"wrote {out}")
+
+
+_JUDGE_FIGURES = ("step", "steps", "loss", "ordered", "chosen", "auc")
 
 
 def _need_packages() -> None:
