@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bestofn.cli import server_choice as target
 from bestofn.cli.console import err, say
 from bestofn.service.core.errors import SetupError
+from bestofn.training.judge.settings import JudgeSettings
 
 program = typer.Typer(
     no_args_is_help=True, help="Train the shapes models, or fine-tune a checkpoint. A run that was cut off goes on."
@@ -222,16 +223,30 @@ def finetune(
 def judge(
     run: Run,
     out: Out,
-    generator: Annotated[str, typer.Option(help="Checkpoint whose images the judge learns from.")] = "shapes",
-    rendered_steps: Annotated[int, typer.Option(min=1, help="Updates on composed scenes.")] = 880,
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts of round 0.")] = 800,
-    images: Annotated[int, typer.Option(min=1, help="Images of each prompt of round 0.")] = 8,
-    steps: Annotated[int, typer.Option(min=1, help="Updates of round 0.")] = 1200,
-    adversarial_rounds: Annotated[int, typer.Option(min=0, max=9, help="Rounds on images that fool the judge.")] = 2,
-    adversarial_prompts: Annotated[int, typer.Option(min=1, help="Prompts of each adversarial round.")] = 128,
-    adversarial_images: Annotated[int, typer.Option(min=1, help="Images drawn of each of these prompts.")] = 64,
-    adversarial_steps: Annotated[int, typer.Option(min=1, help="Updates of each adversarial round.")] = 800,
-    decay_steps: Annotated[int, typer.Option(min=1, help="Updates of the final decay, on all rounds.")] = 1800,
+    generator: Annotated[
+        str, typer.Option(help="Checkpoint whose images the judge learns from.")
+    ] = JudgeSettings.generator,
+    rendered_steps: Annotated[
+        int, typer.Option(min=1, help="Updates on composed scenes.")
+    ] = JudgeSettings.rendered_steps,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of round 0.")] = JudgeSettings.prompts,
+    images: Annotated[int, typer.Option(min=1, help="Images of each prompt of round 0.")] = JudgeSettings.images,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of round 0.")] = JudgeSettings.steps,
+    adversarial_rounds: Annotated[
+        int, typer.Option(min=0, max=9, help="Rounds on images that fool the judge.")
+    ] = JudgeSettings.adversarial_rounds,
+    adversarial_prompts: Annotated[
+        int, typer.Option(min=1, help="Prompts of each adversarial round.")
+    ] = JudgeSettings.adversarial_prompts,
+    adversarial_images: Annotated[
+        int, typer.Option(min=1, help="Images drawn of each of these prompts.")
+    ] = JudgeSettings.adversarial_images,
+    adversarial_steps: Annotated[
+        int, typer.Option(min=1, help="Updates of each adversarial round.")
+    ] = JudgeSettings.adversarial_steps,
+    decay_steps: Annotated[
+        int, typer.Option(min=1, help="Updates of the final decay, on all rounds.")
+    ] = JudgeSettings.decay_steps,
     seed: Seed = 0,
     threads: Threads = 1,
     bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16; faster on CPUs with AVX512-BF16.")] = True,
@@ -243,7 +258,7 @@ def judge(
     _need_packages()
     import torch
 
-    from bestofn.training.judge.trainer import JudgeSettings, train_judge
+    from bestofn.training.judge.trainer import train_judge
 
     torch.set_num_threads(threads)
     settings = JudgeSettings(

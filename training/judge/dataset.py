@@ -22,6 +22,7 @@ from bestofn.training.judge.image_pool import PoolImages
 from bestofn.training.judge.labels import MALFORMED_WORD, LabelledImage
 from bestofn.training.judge.minimal_pairs import minimal_pair
 from bestofn.training.judge.outlines import OutlineLibrary
+from bestofn.training.judge.settings import BatchMix
 
 QUESTION = "{prompt}"
 """The embedded judge is asked the bare prompt: every further word would cost as much as a word of it."""
@@ -100,27 +101,6 @@ def label_pool(pool: Sequence[PoolImages]) -> tuple[list[PromptGroup], list[Comp
 def is_mixed(group: PromptGroup) -> bool:
     """Whether some images of a group satisfy the prompt and others do not."""
     return len({one.correct for one in group}) == 2
-
-
-@dataclass(frozen=True)
-class BatchMix:
-    """Composition of a batch.
-
-    Attributes:
-        groups: number of prompts with generated images.
-        group_images: number of images of each of them.
-        pairs: number of minimal pairs.
-        scenes: number of composed scenes.
-        questions: number of questions on a scene or a generated image.
-        pair_questions: number of questions on each image of a pair.
-    """
-
-    groups: int = 4
-    group_images: int = 4
-    pairs: int = 6
-    scenes: int = 6
-    questions: int = 4
-    pair_questions: int = 2
 
 
 MIXED_SHARE = 0.85

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ from bestofn.judge.preprocess import ImageMode
 from bestofn.judge.tiny import DESCRIBE, SHAPES, save, untrained
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.shapes.evaluator import Component
-from bestofn.models.shapes.prompts import PER_CATEGORY, known_words
+from bestofn.models.shapes.prompts import known_words
 from bestofn.training.judge import prompt_sets
 from bestofn.training.judge.calibration_fit import Report, calibrate
 from bestofn.training.judge.dataset import (
     QUESTION,
-    BatchMix,
     BatchSampler,
     PromptGroup,
     label_pool,
@@ -38,70 +37,14 @@ from bestofn.training.judge.mining import mine
 from bestofn.training.judge.model_card import Training, write_card
 from bestofn.training.judge.outlines import OutlineLibrary
 from bestofn.training.judge.scoring import choice_score, scene_score
+from bestofn.training.judge.settings import JudgeSettings
 from bestofn.training.runs import publish
 
 STEPS = 12
 """Solver steps of validation and calibration images."""
 
-UNSEEN = (200, 6)
-"""Scenes of the held-out score, and questions on each."""
-
-
-@dataclass(frozen=True)
-class JudgeSettings:
-    """One run of the embedded judge's training; the defaults are those of the shipped judge.
-
-    Attributes:
-        run: folder of the rounds' checkpoints, pools and logs; an interrupted run resumes from it.
-        out: folder of the exported judge.
-        generator: name or folder of the checkpoint that draws the images.
-        seed: seed of weights, prompts, noise and batches.
-        vision_warmup_steps: first updates of the rendered stage, on label maps alone.
-        rendered_steps: updates on composed scenes, the warm-up included.
-        prompts: number of prompts of round 0.
-        images: number of images of each of them.
-        steps: updates of round 0.
-        adversarial_rounds: number of rounds on images that the judge of the round before ranks high.
-        adversarial_prompts: number of prompts of each.
-        adversarial_images: number of images drawn of each prompt.
-        adversarial_steps: updates of each.
-        decay_steps: updates of the final decay, on all rounds.
-        validation_prompts: number of validation prompts of each category.
-        validation_images: number of images of each of them.
-        calibration_prompts: number of calibration prompts of each category.
-        calibration_images: number of images of each of them.
-        rendered_mix: batches of the rendered stage.
-        mix: batches of all later stages.
-        low_precision: whether matrix products are computed in bfloat16, in training and drawing.
-        compiled: whether the generator's blocks are compiled, where a compiler is there.
-    """
-
-    run: Path
-    out: Path
-    generator: str = "shapes"
-    seed: int = 0
-    vision_warmup_steps: int = 220
-    rendered_steps: int = 880
-    prompts: int = 800
-    images: int = 8
-    steps: int = 1200
-    adversarial_rounds: int = 2
-    adversarial_prompts: int = 128
-    adversarial_images: int = 64
-    adversarial_steps: int = 800
-    decay_steps: int = 1800
-    validation_prompts: int = prompt_sets.VALIDATION_PER_CATEGORY
-    validation_images: int = 16
-    calibration_prompts: int = PER_CATEGORY
-    calibration_images: int = 32
-    rendered_mix: BatchMix = field(default_factory=lambda: BatchMix(groups=0, pairs=5, scenes=20))
-    mix: BatchMix = field(default_factory=BatchMix)
-    low_precision: bool = True
-    compiled: bool = True
-
-    def recorded(self) -> dict[str, Any]:
-        """Settings that decide the result, as JSON values: all but the folders."""
-        return {name: value for name, value in asdict(self).items() if name not in ("run", "out")}
+SCENE_QUESTIONS = 6
+"""Questions on each scene of the held-out score."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +68,7 @@ def stages(settings: JudgeSettings) -> list[Stage]:
     """All stages in order; the rate falls to zero at the end of each, so that each ends with a usable judge."""
 
     def schedule(steps: int, rate: float, decay: float) -> Schedule:
-        return Schedule(steps, rate, warmup_steps=30, decay=decay, low_precision=settings.low_precision, save_every=250)
+        return Schedule(steps, rate, warmup_steps=30, decay=decay, low_precision=settings.low_precision, save_every=200)
 
     rendered = replace(schedule(settings.rendered_steps, 1e-2, 0.0), warmup_steps=60)
     first = prompt_sets.random_jobs(settings.seed, settings.prompts, settings.images)
@@ -158,7 +101,7 @@ class JudgeTrainer:
         self.model = JudgeTrainingModel(nvila, CLASSES)
         self._pools: list[list[PromptGroup]] = []
         self._objects: list[Component] = []
-        self._scenes = unseen_scenes(*UNSEEN)
+        self._scenes = unseen_scenes(settings.scenes, SCENE_QUESTIONS)
 
     @cached_property
     def _drawer(self) -> Drawer:
