@@ -178,13 +178,12 @@ def sample_questions(
     for _ in range(10 * n_questions):
         if len(out) == n_questions:
             break
-        draw = rng.random()
-        described = drawn if drawn and (not found or draw < 0.4) else found
+        described = drawn if drawn and (not found or rng.random() < 0.5) else found
         spec = true_prompt(rng, described)
-        if draw >= 0.75:
+        if rng.random() < (0.1 if want else 0.6):
             spec = twisted(rng, spec)
         answer = violation(found, spec) is None
-        if not held_out(spec) and (answer == want or rng.random() < 0.15):
+        if not held_out(spec) and (answer == want or rng.random() < 0.1):
             out.append((spec, answer))
             want = rng.random() < 0.5
     return out

@@ -71,7 +71,7 @@ def test_a_component_reports_overlap_and_purity() -> None:
     assert (star.shape, star.colour, circle.shape, circle.colour) == ("star", "red", "circle", "blue")
     assert min(star.overlap, circle.overlap) > 0.85
     assert star.purity == circle.purity == 1.0
-    assert star.mask.sum() == pytest.approx(star.alpha.sum(), rel=0.1)
+    assert star.mask.sum() == pytest.approx(star.alpha.sum(), rel=0.15)
     image = render(STAR_LEFT)
     image[30:, 36:58][image[30:, 36:58, 2] > 200] = (220, 25, 30)  # the lower half of the circle turns red
     (star, circle) = measure(image)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, DynamicCache
 
 from bestofn.judge.nvila import Nvila
 from bestofn.training.judge.examples import IGNORE, Batch, Collator, ImageExample
@@ -108,18 +108,15 @@ class JudgeTrainingModel(nn.Module):
             return seen.new_zeros(0, model.vocabulary), labels
         features = model.mm_projector(seen)  # (B, T, D)
         x, _ = model.embed([head] * len(features), features)  # (B, P, D)
-        start = llm.model(inputs_embeds=x, attention_mask={"full_attention": None}, use_cache=True)
-        cache = start.past_key_values
+        # The cache is passed by position: its name differs between versions of transformers.
+        cache = DynamicCache(config=llm.config)
+        llm.model(None, {"full_attention": None}, None, cache, x, use_cache=True)
         cache.batch_select_indices(batch.owner)
         P, L = x.shape[1], batch.ids.shape[1]
         mask = torch.ones(L, P + L, dtype=torch.bool, device=x.device).tril(P)[None, None]
-        h = llm.model(
-            inputs_embeds=llm.get_input_embeddings()(batch.ids),
-            attention_mask={"full_attention": mask},
-            position_ids=P + torch.arange(L, device=x.device)[None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state  # (R, L, D)
+        positions = P + torch.arange(L, device=x.device)[None]
+        embedded = llm.get_input_embeddings()(batch.ids)
+        h = llm.model(None, {"full_attention": mask}, positions, cache, embedded, use_cache=True)[0]  # (R, L, D)
         return llm.lm_head(h[batch.targets != IGNORE]), labels
 
     def loss(self, batch: Batch, collate: Collator, weights: LossWeights) -> tuple[Tensor, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Outlines of generated objects, composed scenes and minimal pairs: labelled by the evaluator, without held-out words."""
+"""Outlines, composed scenes and minimal pairs: labelled by the evaluator, without held-out combinations."""
 
 from __future__ import annotations
 

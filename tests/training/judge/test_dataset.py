@@ -1,21 +1,37 @@
-"""Lessons for the shapes judge: seeded, labelled by the evaluator, scored by category."""
+"""Batches of judge training: seeded, labelled by the evaluator, grouped for ranking, without held-out combinations."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections import defaultdict
 
 import numpy as np
 import pytest
 
-from bestofn.models.shapes.prompts import counted, held_out, pair, single
+from bestofn.models.shapes.prompts import PromptSpec, counted, pair, single
+from bestofn.models.shapes.rules import Found
 from bestofn.models.shapes.scenes import HELD_COLOUR_SHAPES
 from bestofn.models.shapes.world import Scene, Thing, render
-from bestofn.training.judge.dataset import GRID, Generated, batches, category, words
-from bestofn.training.judge.trainer import School
+from bestofn.training.judge.dataset import (
+    BatchSampler,
+    auxiliary_targets,
+    category,
+    generated_example,
+    is_mixed,
+    label_pool,
+    words,
+)
+from bestofn.training.judge.image_pool import PoolImages
+from bestofn.training.judge.labels import GRID
+from bestofn.training.judge.outlines import OutlineLibrary
+from bestofn.training.judge.settings import BatchMix
 
 STAR, RING = Thing("star", "red", 16, 32, 22), Thing("ring", "blue", 47, 30, 22)
-PICTURE = render(Scene((STAR, RING), 5))
 SPEC = pair("star", "ring", ("red", "blue"), "left of")
+RIGHT, WRONG = render(Scene((STAR, RING), 5)), render(Scene((STAR,), 5))
+POOL = [
+    PoolImages(np.stack([RIGHT, WRONG, RIGHT, WRONG]), (SPEC,) * 4, (1, 2, 3, 4)),
+    PoolImages(np.stack([RIGHT, RIGHT]), (single("star"), single("ring")), (5, 6)),
+]
 
 
 @pytest.mark.parametrize(
@@ -32,56 +48,67 @@ SPEC = pair("star", "ring", ("red", "blue"), "left of")
     ],
     ids=lambda spec: str(spec.tag),
 )
-def test_the_category_is_read_off_the_prompt(spec: object) -> None:
-    assert category(spec.prompt) == spec.tag  # type: ignore[attr-defined]
+def test_the_category_is_read_off_the_prompt(spec: PromptSpec) -> None:
+    assert category(spec.prompt) == spec.tag
 
 
-def test_a_generators_picture_is_labelled_by_the_evaluator() -> None:
-    one = Generated.of(PICTURE, SPEC)
-    assert one.correct
-    assert not Generated.of(PICTURE, pair("star", "ring", ("blue", "red"))).correct
-    rng = np.random.default_rng(0)
-    asked = [x for _ in range(20) for x in one.lesson(rng, 6).asked]
-    assert asked[0] == asked[6]
-    assert (asked[0].prompt, asked[0].satisfied, asked[0].weight) == (
-        SPEC.prompt,
-        True,
-        4.0,
-    )  # its own prompt, and a relation
-    assert 0.2 < np.mean([x.satisfied for x in asked if x.prompt != SPEC.prompt]) < 0.8
-    assert {word for x in asked for word in x.prompt.split()} <= set(words())
+def test_auxiliary_targets_follow_each_named_object() -> None:
+    found = [Found("star", "red", (0, 0, 1, 1)), Found("ring", "red", (0, 0, 1, 1))]
+    assert auxiliary_targets(SPEC.prompt, found) == ((6, True), (11, False))
+    assert auxiliary_targets(counted("ring", 3).prompt, found) == ((5, True),)
 
 
-def test_a_held_out_combination_is_not_confirmed() -> None:
-    colour, shape = sorted(HELD_COLOUR_SHAPES)[0]
-    picture = render(Scene((Thing(shape, colour, 32, 32, 30),), 1))
-    one = Generated.of(picture, single(shape))
-    prompts = {x.prompt for _ in range(30) for x in one.lesson(np.random.default_rng(_), 4).asked if x.satisfied}
-    assert prompts == {single(shape).prompt}
-    assert held_out(single(shape, colour))
+def test_a_pool_is_labelled_by_the_evaluator_and_grouped_by_prompt() -> None:
+    groups, objects = label_pool(POOL)
+    assert [[one.correct for one in group] for group in groups] == [[True, False, True, False], [True], [True]]
+    assert [is_mixed(group) for group in groups] == [True, False, False]
+    assert len(objects) == 10
+    example = generated_example(np.random.default_rng(0), groups[0][0], 5, group=3)
+    first, *others = example.questions
+    assert (first.prompt, first.satisfied, first.weight, first.group) == (SPEC.prompt, True, 4.0, 3)
+    assert all(question.group is None for question in others)
+    assert example.description == "red star blue ring"
+    assert {word for question in example.questions for word in question.prompt.split()} <= set(words())
 
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
-    pool = [Generated.of(PICTURE, SPEC)]
-    first, again, other = (batches(seed, 4, 3, 5, pool, 0.5)(7) for seed in (1, 1, 2))
-    assert [x.asked for x in first] == [x.asked for x in again] != [x.asked for x in other]
-    assert [x.description is None for x in first] == [True, True, False, False]
-    assert first[2].cells is not None
-    assert [(x.asked, x.description) for x in batches(1, 4, 3, 5)(4)] == [((), None)] * 8
-    assert first[2].cells.shape == GRID
+    groups, objects = label_pool(POOL)
+
+    def batch(seed: int, step: int) -> list[tuple[tuple[str, bool], ...]]:
+        sampler = BatchSampler(seed, BatchMix(), [groups], OutlineLibrary(objects))
+        return [tuple((q.prompt, q.satisfied) for q in one.questions) for one in sampler(step)]
+
+    assert batch(1, 7) == batch(1, 7)
+    assert batch(1, 7) != batch(2, 7)
+    assert batch(1, 7) != batch(1, 8)
 
 
-def test_a_school_scores_and_exports(tmp_path: Path) -> None:
-    school = School(0)
-    pool = [Generated.of(PICTURE, SPEC), Generated.of(PICTURE, single("cross"))] * 2
-    assert school.choosing(pool, 2).items() >= {"one": 0.5, "oracle": 1.0}.items()
-    figures = school.report([x for step in range(2) for x in batches(0, 2, 2)(step)])
-    assert set(figures) > {"accuracy"}
-    school.export(tmp_path / "judge")
-    assert {path.name for path in (tmp_path / "judge").iterdir()} == {
-        "bestofn.json",
-        "config.json",
-        "llm",
-        "mm_projector",
-        "vision_tower",
-    }
+def test_groups_hold_one_prompt_with_both_answers_where_the_pool_has_them() -> None:
+    groups, objects = label_pool(POOL)
+    sampler = BatchSampler(0, BatchMix(groups=3, pairs=2, scenes=1), [groups[:1]], OutlineLibrary(objects))
+    asked: dict[int, list[tuple[str, bool]]] = defaultdict(list)
+    for one in sampler(0):
+        for question in one.questions:
+            if question.group is not None:
+                asked[question.group].append((question.prompt, question.satisfied))
+    assert sorted(asked) == [0, 1, 2, 3, 4]
+    assert all(len({prompt for prompt, _ in answers}) == 1 for answers in asked.values())
+    assert [sorted(ok for _, ok in asked[k]) for k in range(5)] == [[False, False, True, True]] * 3 + [
+        [False, True]
+    ] * 2
+
+
+def test_the_vision_warmup_has_label_maps_alone() -> None:
+    sampler = BatchSampler(0, BatchMix(groups=0, pairs=1, scenes=2), vision_warmup_steps=2)
+    assert [(one.questions, one.description) for one in sampler(1)] == [((), None)] * 8
+    assert all(one.cells is not None and one.cells.shape == GRID for one in sampler(1))
+    assert any(one.questions for one in sampler(2))
+
+
+def test_no_question_names_a_held_out_combination() -> None:
+    groups, objects = label_pool(POOL)
+    sampler = BatchSampler(0, BatchMix(), [groups], OutlineLibrary(objects))
+    prompts = {question.prompt for step in range(12) for one in sampler(step) for question in one.questions}
+    assert len(prompts) > 300
+    assert not [p for p in prompts if any(f"{colour} {shape}" in p for colour, shape in HELD_COLOUR_SHAPES)]
+    assert not [p for p in prompts if "three hearts" in p or "four rings" in p or "ring and a heart" in p]

@@ -26,7 +26,7 @@ def test_flaws_have_classes_and_words_of_their_own() -> None:
     alpha[: alpha.shape[0] // 2] = 0  # the upper half of the star is missing
     image = render(Scene((STAR, RING), 5), {0: (alpha, top, left)})
     blue = (image[..., 2] > 180) & (np.arange(64)[:, None] > 29)
-    image[blue] = (220, 25, 30)  # the lower half of the ring is red
+    image[blue] = (130, 30, 170)  # the lower half of the ring is purple
     labelled = LabelledImage.of(image)
     assert labelled.found == ()
     assert labelled.description is not None
