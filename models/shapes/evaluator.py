@@ -194,7 +194,7 @@ def _nearest(pixels: FloatArray) -> NDArray[np.intp]:
 def measure(image: Image) -> tuple[Component, ...]:
     """Every object of an image (64, 64, 3), well-formed or not, from left to right."""
     if image.shape != (CANVAS, CANVAS, 3):
-        raise ValueError(f"a shapes picture is ({CANVAS}, {CANVAS}, 3), got {image.shape}")
+        raise ValueError(f"a shapes image is ({CANVAS}, {CANVAS}, 3), got {image.shape}")
     pixels = image.astype(np.float32)
     surface = fit_background(image)
     away = np.linalg.norm(pixels - surface, axis=-1)

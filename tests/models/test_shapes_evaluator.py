@@ -8,7 +8,7 @@ from bestofn.models.shapes.prompts import PromptSpec, caption, counted, held_out
 from bestofn.models.shapes.questions import drawn_object, random_scene, sample_questions
 from bestofn.models.shapes.rules import Found
 from bestofn.models.shapes.scenes import place, sample_wish
-from bestofn.models.shapes.world import COLOURS, SHAPES, Scene, Thing, render
+from bestofn.models.shapes.world import COLOURS, PALETTE, SHAPES, Scene, Thing, render
 
 
 def test_exact_on_rendered_truth() -> None:
@@ -67,17 +67,20 @@ def test_finds_nothing_in_noise_or_emptiness() -> None:
 
 
 def test_a_component_reports_overlap_and_purity() -> None:
-    (star, circle) = measure(render(STAR_LEFT))
-    assert (star.shape, star.colour, circle.shape, circle.colour) == ("star", "red", "circle", "blue")
+    scene = Scene((Thing("star", "red", 18, 30, 22), Thing("circle", "orange", 46, 32, 22)), 3)
+    image = render(scene)
+    (star, circle) = measure(image)
+    assert (star.shape, star.colour, circle.shape, circle.colour) == ("star", "red", "circle", "orange")
     assert min(star.overlap, circle.overlap) > 0.85
     assert star.purity == circle.purity == 1.0
     assert star.mask.sum() == pytest.approx(star.alpha.sum(), rel=0.15)
-    image = render(STAR_LEFT)
-    image[30:, 36:58][image[30:, 36:58, 2] > 200] = (220, 25, 30)  # the lower half of the circle turns red
+    lower = (np.arange(64)[:, None] > 33) & circle.mask
+    image[lower] = PALETTE["red"]
     (star, circle) = measure(image)
     assert circle.well_shaped
+    assert circle.purity == pytest.approx(0.6, abs=0.1)
     assert not circle.one_coloured
-    assert well_formed((star, circle)) == detect(image) == detect(image)[:1]
+    assert well_formed((star, circle)) == detect(image) == well_formed((star,))
 
 
 def test_questions_are_half_yes_repeatable_and_without_held_out_combinations() -> None:

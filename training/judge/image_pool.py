@@ -51,8 +51,8 @@ class PoolImages:
 
     def of(self, indices: Sequence[int]) -> PoolImages:
         """Some of the images."""
-        specs, seeds = ([values[k] for k in indices] for values in (self.specs, self.seeds))
-        return PoolImages(self.images[list(indices)], tuple(specs), tuple(seeds))
+        specs, seeds = tuple(self.specs[k] for k in indices), tuple(self.seeds[k] for k in indices)
+        return PoolImages(self.images[list(indices)], specs, seeds)
 
 
 def fill_pool(

@@ -54,7 +54,7 @@ def test_an_outline_is_fitted_to_a_thing(library: OutlineLibrary) -> None:
 def test_a_pair_differs_in_one_object_that_decides_the_prompt(outlines: bool, library: OutlineLibrary) -> None:
     rng = np.random.default_rng(7)
     flaws: Counter[str] = Counter()
-    for _ in range(60):
+    for _ in range(40):
         pair = minimal_pair(rng, library if outlines else None)
         assert evaluate(pair.right.image, pair.spec).correct
         assert not evaluate(pair.wrong.image, pair.spec).correct

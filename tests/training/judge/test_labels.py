@@ -25,8 +25,8 @@ def test_flaws_have_classes_and_words_of_their_own() -> None:
     alpha, top, left = coverage(STAR)
     alpha[: alpha.shape[0] // 2] = 0  # the upper half of the star is missing
     image = render(Scene((STAR, RING), 5), {0: (alpha, top, left)})
-    blue = (image[..., 2] > 180) & (np.arange(64)[:, None] > 29)
-    image[blue] = (130, 30, 170)  # the lower half of the ring is purple
+    blue = (image[..., 2] > 180) & (np.arange(64)[:, None] > 33)
+    image[blue] = (60, 40, 150)  # the lower half of the ring is nearer to purple
     labelled = LabelledImage.of(image)
     assert labelled.found == ()
     assert labelled.description is not None

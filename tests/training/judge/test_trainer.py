@@ -36,7 +36,7 @@ def settings(folder: Path) -> JudgeSettings:
         validation_prompts=1,
         validation_images=2,
         calibration_prompts=1,
-        calibration_images=4,
+        calibration_images=2,
         rendered_mix=replace(MIX, groups=0),
         mix=MIX,
         compiled=False,
