@@ -207,7 +207,7 @@ def test_the_published_figures_are_what_the_pool_says():
 
 
 def test_the_page_on_depths_says_what_its_pools_say():
-    page = (RESEARCH / "compute.md").read_text().splitlines()
+    page = (SCALING.parent / "compute" / "README.md").read_text().splitlines()
     for line in runpy.run_path(str(SCALING.parent / "compute" / "draw.py"))["tables"]():
         assert line in page
 
