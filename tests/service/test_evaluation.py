@@ -29,7 +29,6 @@ from bestofn.service.core.budget import frontier
 from bestofn.service.core.jobs import Draft
 
 SCALING = Path(__file__).parents[2] / "evaluation" / "results" / "scaling"
-RESEARCH = Path(__file__).parents[2] / "docs" / "research"
 
 CORRECT = arrays(np.float64, (6, 8), elements=st.sampled_from([0.0, 1.0]))
 TAGS = ["a", "a", "a", "b", "b", "b"]
@@ -252,7 +251,7 @@ def test_winners_of_a_file_are_laid_out_for_their_evaluators(tmp_path):
 def test_what_the_efforts_are_on_fresh_candidates_is_what_the_page_says():
     script = SCALING / "confirm.py"
     rows = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True).stdout.splitlines()
-    page = (RESEARCH / "scaling.md").read_text()
+    page = (SCALING / "README.md").read_text()
     assert len(rows) == 9
     assert [row for row in rows[2:] if row not in page] == []
 
