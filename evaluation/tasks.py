@@ -7,19 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bestofn.models.shapes.prompts import (
-    CATEGORIES,
-    PER_CATEGORY,
-    SEED_STRIDE,
-    PromptSpec,
-    benchmark_prompts,
-    sample_prompt,
-)
-
-CALIBRATION_SEED = 2**41
-"""First noise seed of the calibration prompts, far from those of benchmark and training."""
+from bestofn.models.shapes.prompts import SEED_STRIDE, PromptSpec, benchmark_prompts, calibration_prompts
 
 
 @dataclass(frozen=True)
@@ -49,19 +37,8 @@ def benchmark() -> tuple[Task, ...]:
 
 
 def calibration() -> tuple[Task, ...]:
-    """As many prompts again, to fit a judge's probabilities on: other images than the benchmark's, of combinations
-    that training shows. Two categories have too few distinct prompts for all to differ in their words.
-    """
-    rng = np.random.default_rng(CALIBRATION_SEED)
-    seen = {task.prompt for task in benchmark()}
-    out: list[Task] = []
-    for tag in CATEGORIES:
-        for _ in range(PER_CATEGORY):
-            drawn = [sample_prompt(rng, tag) for _ in range(50)]
-            spec = next((spec for spec in drawn if spec.prompt not in seen), drawn[0])
-            seen.add(spec.prompt)
-            out.append(Task(spec.prompt, tag, CALIBRATION_SEED + SEED_STRIDE * len(out), spec))
-    return tuple(out)
+    """As many prompts again, to fit a judge's probabilities on (`calibration_prompts`)."""
+    return tuple(Task(one.spec.prompt, one.spec.tag, one.seed, one.spec) for one in calibration_prompts())
 
 
 def read(path: Path) -> tuple[Task, ...]:

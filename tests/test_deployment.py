@@ -88,7 +88,7 @@ def test_environment_names_settings() -> None:
 def test_a_published_port_decides_whether_keys_are_needed(tmp_path: Path) -> None:
     inside = {"host": "0.0.0.0", "data_dir": tmp_path}
     check_binding(Settings(**inside, published_host="127.0.0.1"))
-    with pytest.raises(SetupError, match=r"a server on 10\.0\.0\.1 can be called"):
+    with pytest.raises(SetupError, match=r"could call the server on 10\.0\.0\.1 without a key"):
         check_binding(Settings(**inside, published_host="10.0.0.1"))
     (tmp_path / "keys").write_text(f"ali {'0' * 64}\n")
     check_binding(Settings(**inside, published_host="10.0.0.1"))

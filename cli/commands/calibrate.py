@@ -97,7 +97,7 @@ def calibrate(
         typer.echo(f"{row.low:.2f}-{row.high:.2f}   {row.promised:10.3f}  {row.realised:9.3f}  {row.count}")
     typer.echo(
         f"error {figures['calibration_error_before']:.3f} before, {figures['calibration_error']:.3f} after, on prompts "
-        f"left out of the fit; {report.prompts} prompts, {report.pictures} images"
+        f"left out of the fit; {report.prompts} prompts, {report.images} images"
     )
     fitted = report.calibration
     typer.echo(

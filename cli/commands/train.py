@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bestofn.cli import server_choice as target
 from bestofn.cli.console import err, say
 from bestofn.service.core.errors import SetupError
+from bestofn.training.judge.settings import JudgeSettings
 
 program = typer.Typer(
     no_args_is_help=True, help="Train the shapes models, or fine-tune a checkpoint. A run that was cut off goes on."
@@ -173,7 +174,7 @@ def finetune(
     save_every: Annotated[int, typer.Option(min=1, help="Updates between checkpoints.")] = 200,
     threads: Threads = 1,
 ) -> None:
-    """Train a checkpoint's transformer further on your own images; writes a whole checkpoint (docs/guide/finetuning.md)."""
+    """Fine-tune a checkpoint's transformer on your own images; writes a checkpoint (docs/guide/finetuning.md)."""
     _need_packages()
     import torch
 
@@ -218,35 +219,79 @@ def finetune(
             say(f"wrote {out}")
 
 
-@program.command(epilog="Example: `bestofn train judge --run runs/judge --out my-judge --generator my-shapes`")
+@program.command(epilog="Example: `bestofn train judge --run runs/judge --out my-judge`")
 def judge(
     run: Run,
     out: Out,
-    generator: Annotated[str, typer.Option(help="Whose images the judge learns from in the end.")] = "shapes",
-    steps: Annotated[int, typer.Option(min=1, help="Updates on drawn scenes.")] = 880,
-    tuning_steps: Annotated[int, typer.Option(min=0, help="Updates on the generator's images.")] = 750,
+    generator: Annotated[
+        str, typer.Option(help="Checkpoint whose images the judge learns from.")
+    ] = JudgeSettings.generator,
+    rendered_steps: Annotated[
+        int, typer.Option(min=1, help="Updates on composed scenes.")
+    ] = JudgeSettings.rendered_steps,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of round 0.")] = JudgeSettings.prompts,
+    images: Annotated[int, typer.Option(min=1, help="Images of each prompt of round 0.")] = JudgeSettings.images,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of round 0.")] = JudgeSettings.steps,
+    adversarial_rounds: Annotated[
+        int, typer.Option(min=0, max=9, help="Rounds on images that fool the judge.")
+    ] = JudgeSettings.adversarial_rounds,
+    adversarial_prompts: Annotated[
+        int, typer.Option(min=1, help="Prompts of each adversarial round.")
+    ] = JudgeSettings.adversarial_prompts,
+    adversarial_images: Annotated[
+        int, typer.Option(min=1, help="Images drawn of each of these prompts.")
+    ] = JudgeSettings.adversarial_images,
+    adversarial_steps: Annotated[
+        int, typer.Option(min=1, help="Updates of each adversarial round.")
+    ] = JudgeSettings.adversarial_steps,
+    decay_steps: Annotated[
+        int, typer.Option(min=1, help="Updates of the final decay, on all rounds.")
+    ] = JudgeSettings.decay_steps,
     seed: Seed = 0,
     threads: Threads = 1,
+    bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16; faster on CPUs with AVX512-BF16.")] = True,
 ) -> None:
-    """Train an NVILA on drawn scenes, then on a generator's own images; scores and writes it again and again."""
+    """Train the embedded judge in rounds, calibrate it and write it with its model card.
+
+    The defaults are the shipped judge's. Every round has a folder with its images, log, checkpoint and judge.
+    """
     _need_packages()
     import torch
 
-    from bestofn.training.judge.trainer import JudgeSettings, train_judge
+    from bestofn.training.judge.trainer import train_judge
 
     torch.set_num_threads(threads)
-    settings = JudgeSettings(run, out, steps=steps, tuning_steps=tuning_steps, generator=generator, seed=seed)
+    settings = JudgeSettings(
+        run,
+        out,
+        generator,
+        seed,
+        rendered_steps=rendered_steps,
+        prompts=prompts,
+        images=images,
+        steps=steps,
+        adversarial_rounds=adversarial_rounds,
+        adversarial_prompts=adversarial_prompts,
+        adversarial_images=adversarial_images,
+        adversarial_steps=adversarial_steps,
+        decay_steps=decay_steps,
+        low_precision=bf16,
+    )
     with _Bar() as bar:
 
-        def show(figures: Mapping[str, float]) -> None:
-            drawing = "drawing" in figures
-            bar.show(
-                "drawing" if drawing else "judge",
-                {name: value for name, value in figures.items() if name != "drawing"},
-            )
+        def show(stage: str, figures: Mapping[str, float]) -> None:
+            bar.show(stage, {name: value for name, value in figures.items() if name in _JUDGE_FIGURES})
+            if "auc" in figures:
+                say(f"{stage}, held out: {_text({name: figures[name] for name in ('accuracy', 'chosen', 'auc')})}")
 
-        train_judge(settings, show, lambda figures: say(f"held out: {_text(figures)}"))
+        try:
+            train_judge(settings, show)
+        except ValueError as error:
+            raise SetupError(str(error)) from error
     say(f"wrote {out}")
+
+
+_JUDGE_FIGURES = ("step", "steps", "loss", "ordered", "chosen", "auc")
 
 
 def _need_packages() -> None:

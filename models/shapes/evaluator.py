@@ -6,6 +6,7 @@ palette entry, then GenEval's rules. Axes: H height, W width, T templates, G sid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -31,6 +32,41 @@ ASPECT = 0.3
 
 PURITY = 0.75
 """Least share of an object's core pixels that are nearest to its colour."""
+
+
+@dataclass(frozen=True, eq=False)
+class Component:
+    """One connected object of an image, measured against every template.
+
+    Attributes:
+        shape: name of the shape whose template overlaps it most.
+        overlap: intersection over union with that template, 0 to 1; 0 where no template has its aspect.
+        colour: name of the palette entry that most of its core pixels are nearest to.
+        purity: share of its core pixels that are nearest to `colour`, 0 to 1.
+        box: left, top, right, bottom of its outline, in pixels.
+        mask: (H, W), True on its pixels.
+        alpha: (h, w), coverage of each pixel of its window, 0 to 1: the mask's bounding box and a rim of two pixels.
+        window: left and top of that window, in pixels.
+    """
+
+    shape: str
+    overlap: float
+    colour: str
+    purity: float
+    box: tuple[float, float, float, float]
+    mask: NDArray[np.bool_]
+    alpha: FloatArray
+    window: tuple[int, int]
+
+    @property
+    def well_shaped(self) -> bool:
+        """Whether it fits a template."""
+        return self.overlap >= OVERLAP
+
+    @property
+    def one_coloured(self) -> bool:
+        """Whether it has a single colour."""
+        return self.purity >= PURITY
 
 
 @dataclass(frozen=True)
@@ -68,7 +104,7 @@ def fit_background(image: Image) -> FloatArray:
     return np.asarray(surface.reshape(CANVAS, CANVAS, 3), np.float32)
 
 
-def components(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+def connected_regions(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
     """Connected regions (eight neighbours) of at least MIN_AREA pixels.  # each (H, W)"""
     height, width = mask.shape
     left = set(np.flatnonzero(mask).tolist())
@@ -155,33 +191,42 @@ def _nearest(pixels: FloatArray) -> NDArray[np.intp]:
     return np.asarray(np.linalg.norm(pixels[:, None] - palette, axis=-1).argmin(-1))
 
 
-def detect(image: Image) -> tuple[Found, ...]:
-    """Well-formed objects of an image (64, 64, 3), left to right; what fits no shape or mixes colours is left out."""
+def measure(image: Image) -> tuple[Component, ...]:
+    """Every object of an image (64, 64, 3), well-formed or not, from left to right."""
     if image.shape != (CANVAS, CANVAS, 3):
         raise ValueError(f"a shapes image is ({CANVAS}, {CANVAS}, 3), got {image.shape}")
     pixels = image.astype(np.float32)
     surface = fit_background(image)
     away = np.linalg.norm(pixels - surface, axis=-1)
-    found = []
-    for region in components(away > CONTRAST):
-        inner = region & (away > 0.8 * np.quantile(away[region], 0.8))
-        votes = np.bincount(_nearest(pixels[inner]), minlength=len(COLOURS))
+    out = []
+    for region in connected_regions(away > CONTRAST):
+        core = region & (away > 0.8 * np.quantile(away[region], 0.8))
+        votes = np.bincount(_nearest(pixels[core]), minlength=len(COLOURS))
         colour = int(votes.argmax())
-        if votes[colour] < PURITY * votes.sum():
-            continue
-        paint = np.median(pixels[inner], 0)
+        paint = np.median(pixels[core], 0)
         rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-        top, bottom = max(0, rows[0] - 2), min(CANVAS, rows[-1] + 3)
-        left, right = max(0, columns[0] - 2), min(CANVAS, columns[-1] + 3)
+        top, bottom = max(0, int(rows[0]) - 2), min(CANVAS, int(rows[-1]) + 3)
+        left, right = max(0, int(columns[0]) - 2), min(CANVAS, int(columns[-1]) + 3)
         window = (slice(top, bottom), slice(left, right))
         offset = paint - surface[window]
         alpha = ((pixels[window] - surface[window]) * offset).sum(-1) / np.square(offset).sum(-1)
-        # Neighbours' pixels inside the window belong to other regions; only this region and its rim count.
-        near = _grown(region)[window]
-        shape, overlap, (x0, y0, x1, y1) = match(np.where(near, np.clip(alpha, 0, 1), 0))
-        if overlap >= OVERLAP:
-            found.append(Found(shape, COLOURS[colour], (left + x0, top + y0, left + x1, top + y1)))
-    return tuple(sorted(found, key=lambda f: f.box[0] + f.box[2]))
+        # Pixels of neighbours inside the window belong to other regions; only this region and its rim count.
+        alpha = np.where(_grown(region)[window], np.clip(alpha, 0, 1), 0)
+        shape, overlap, (x0, y0, x1, y1) = match(alpha)
+        box = (left + x0, top + y0, left + x1, top + y1)
+        purity = float(votes[colour] / votes.sum())
+        out.append(Component(shape, overlap, COLOURS[colour], purity, box, region, alpha, (left, top)))
+    return tuple(sorted(out, key=lambda component: component.box[0] + component.box[2]))
+
+
+def well_formed(components: Sequence[Component]) -> tuple[Found, ...]:
+    """Objects that fit a shape and have one colour, in the given order."""
+    return tuple(Found(c.shape, c.colour, c.box) for c in components if c.well_shaped and c.one_coloured)
+
+
+def detect(image: Image) -> tuple[Found, ...]:
+    """Well-formed objects of an image (64, 64, 3), from left to right."""
+    return well_formed(measure(image))
 
 
 def _grown(region: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -221,3 +221,24 @@ def benchmark_prompts() -> tuple[BenchmarkPrompt, ...]:
                 seen.add(spec.prompt)
         out += [BenchmarkPrompt(spec, SEED_STRIDE * (len(out) + k), held_out(spec)) for k, spec in enumerate(specs)]
     return tuple(out)
+
+
+CALIBRATION_SEED = 2**41
+"""First noise seed of the calibration prompts, far from those of benchmark and training."""
+
+
+def calibration_prompts() -> tuple[BenchmarkPrompt, ...]:
+    """Prompts that a judge's probabilities are fitted on: 40 a category, none with a held-out combination.
+
+    Two categories have too few distinct prompts to avoid those of the benchmark; noise seeds always differ.
+    """
+    rng = np.random.default_rng(CALIBRATION_SEED)
+    seen = {one.spec.prompt for one in benchmark_prompts()}
+    out: list[BenchmarkPrompt] = []
+    for tag in CATEGORIES:
+        for _ in range(PER_CATEGORY):
+            drawn = [sample_prompt(rng, tag) for _ in range(50)]
+            spec = next((spec for spec in drawn if spec.prompt not in seen), drawn[0])
+            seen.add(spec.prompt)
+            out.append(BenchmarkPrompt(spec, CALIBRATION_SEED + SEED_STRIDE * len(out), False))
+    return tuple(out)

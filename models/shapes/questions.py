@@ -1,14 +1,12 @@
-"""Yes/no questions on rendered scenes with hard negatives and malformed objects: what a judge of shapes learns from."""
+"""Random scenes and yes/no questions on images of the shapes world: near misses, malformed objects, soft images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bestofn.models.shapes.prompts import COUNT_WORD, PromptSpec, counted, pair, single
+from bestofn.models.shapes.prompts import COUNT_WORD, PromptSpec, counted, held_out, pair, single
 from bestofn.models.shapes.rules import Found, relations, violation
 from bestofn.models.shapes.scenes import INVERSE, RELATIONS, Wish, place, sample_wish, trainable
 from bestofn.models.shapes.world import (
@@ -22,30 +20,14 @@ from bestofn.models.shapes.world import (
     Scene,
     Thing,
     coverage,
-    label_maps,
-    render,
 )
-
-MALFORMED = len(SHAPES) + 1
-"""Shape label of an object that is no shape; 0 is background, 1 + index a shape."""
-
-
-@dataclass(frozen=True)
-class ImageQuestions:
-    """An image, questions on it, and labels for auxiliary losses."""
-
-    image: Image  # (64, 64, 3)
-    questions: list[tuple[str, bool]]
-    objects: list[tuple[str, str, tuple[float, float, float, float]]]  # left to right; a malformed one is "malformed"
-    label_map_shape: NDArray[np.int64]  # (8, 8), 0..MALFORMED
-    label_map_colour: NDArray[np.int64]  # (8, 8), 0..len(COLOURS)
 
 
 def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
     return words[int(rng.integers(len(words)))]
 
 
-def _scene(rng: np.random.Generator) -> Scene:
+def random_scene(rng: np.random.Generator) -> Scene:
     """Half as the generator is trained, half with mixed objects and any layout, as a weak generator draws them."""
     if rng.random() < 0.5:
         return place(rng, sample_wish(rng))
@@ -64,16 +46,18 @@ def _scene(rng: np.random.Generator) -> Scene:
                 if all(max(abs(x - t.x), abs(y - t.y)) > (size + t.size) / 2 + 1 for t in things):
                     things.append(Thing(shape, paint, float(x), float(y), size, float(rng.uniform(-1, 1) * MAX_TILT)))
                     break
-        pairs = [(a, r, b) for a in things for b in things if a is not b for r in relations(_found(a), _found(b))]
-        if things and all(trainable(Wish((a.shape, b.shape), (a.colour, b.colour), r)) for a, r, b in pairs):
+        pairs = [(a, b) for a in things for b in things if a is not b]
+        placed = [(a, r, b) for a, b in pairs for r in relations(drawn_object(a), drawn_object(b))]
+        if things and all(trainable(Wish((a.shape, b.shape), (a.colour, b.colour), r)) for a, r, b in placed):
             return Scene(tuple(things), int(rng.integers(2**31)))
 
 
-def _found(thing: Thing) -> Found:
+def drawn_object(thing: Thing) -> Found:
+    """The object that a thing is meant to be."""
     return Found(thing.shape, thing.colour, thing.box)
 
 
-def _malform(rng: np.random.Generator, thing: Thing) -> Mask:
+def malformed(rng: np.random.Generator, thing: Thing) -> Mask:
     """A coverage that is none of the shapes: two shapes mixed, a part bitten off, a gash, or lumps."""
     alpha, top, left = coverage(thing)
     h, w = alpha.shape
@@ -101,7 +85,7 @@ def _malform(rng: np.random.Generator, thing: Thing) -> Mask:
     return np.asarray(mixed, np.float32), top, left
 
 
-def _softened(rng: np.random.Generator, image: Image) -> Image:
+def softened(rng: np.random.Generator, image: Image) -> Image:
     """A little blur and grain, as an autoencoder leaves behind."""
     out = image.astype(np.float32)
     if rng.random() < 0.5:
@@ -174,34 +158,32 @@ def twisted(rng: np.random.Generator, spec: PromptSpec) -> PromptSpec:
     return pair(a, b, both, relation)
 
 
-def sample_questions(rng: np.random.Generator, n_questions: int) -> ImageQuestions:
-    """An image with `n_questions` (prompt, answer) pairs, about half of them yes; answers follow GenEval's rules.
+def sample_questions(
+    rng: np.random.Generator, found: Sequence[Found], drawn: Sequence[Found], n_questions: int
+) -> list[tuple[PromptSpec, bool]]:
+    """Up to `n_questions` prompts on one image, each with whether the image satisfies it; about half of them do.
 
-    A malformed object is no shape: a prompt that needs it is answered no, and none is asked that only holds because
-    it is missing. Scenes show no combination that is held out of training; questions may name them.
+    No prompt names a combination that is held out of training, whatever its answer.
+
+    Args:
+        rng: source of the choice.
+        found: well-formed objects of the image, by which prompts are answered.
+        drawn: objects that the image was meant to show, malformed ones included.
+        n_questions: number of prompts; fewer come back where the objects allow no more.
     """
-    scene = _scene(rng)
-    share = 0.5 if rng.random() < 0.35 else 0.0
-    masks = {k: _malform(rng, t) for k, t in enumerate(scene.things) if rng.random() < share}
-    image = _softened(rng, render(scene, masks))
-    drawn = [_found(thing) for thing in scene.things]
-    sound = [f for k, f in enumerate(drawn) if k not in masks]
-    questions: list[tuple[str, bool]] = []
-    while len(questions) < n_questions:
-        want = rng.random() < 0.5
-        spec = true_prompt(rng, sound if sound and (want or rng.random() < 0.5) else drawn)
-        if not want and (not masks or rng.random() < 0.5):
+    out: list[tuple[PromptSpec, bool]] = []
+    if not found and not drawn:
+        return out
+    want = rng.random() < 0.5
+    for _ in range(10 * n_questions):
+        if len(out) == n_questions:
+            break
+        described = drawn if drawn and (not found or rng.random() < 0.5) else found
+        spec = true_prompt(rng, described)
+        if rng.random() < (0.1 if want else 0.6):
             spec = twisted(rng, spec)
-        answer = violation(sound, spec) is None
-        if answer and violation(drawn, spec) is not None:
-            continue
-        if answer == want or rng.random() < 0.1:
-            questions.append((spec.prompt, answer))
-    shapes, colours = label_maps(scene)
-    for k in masks:
-        thing = scene.things[k]
-        alone = label_maps(Scene((thing,), 0))[0] > 0
-        shapes[alone & (shapes == 1 + SHAPES.index(thing.shape))] = MALFORMED
-    named = [("malformed" if k in masks else t.shape, t.colour, t.box) for k, t in enumerate(scene.things)]
-    named.sort(key=lambda item: item[2][0] + item[2][2])
-    return ImageQuestions(image, questions, named, shapes, colours)
+        answer = violation(found, spec) is None
+        if not held_out(spec) and (answer == want or rng.random() < 0.1):
+            out.append((spec, answer))
+            want = rng.random() < 0.5
+    return out

@@ -23,7 +23,6 @@ from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
 from bestofn.service.queue.connection import connect_redis
-from bestofn.service.queue.connection_errors import AWAY
 from bestofn.service.queue.embedded_server import find_redis
 from bestofn.service.queue.job_queue import Queue
 
@@ -84,7 +83,7 @@ def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         used = queue or await _connect(settings)
         app.state.context = context = Context(used, settings, keyring, TokenCounters(used.tokenizer))
-        with contextlib.suppress(*AWAY):
+        with contextlib.suppress(redis.exceptions.RedisError):
             await context.ended.read(context.queue)  # jobs that end from now on are counted
         tasks = [asyncio.create_task(keyring.watch()), asyncio.create_task(_expire_jobs(used))]
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
@@ -24,7 +24,7 @@ from bestofn.service.core.errors import (
     Unavailable,
 )
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
-from bestofn.service.queue.connection_errors import AWAY, away, why
+from bestofn.service.queue.connection_errors import away, moved, why
 
 MEDIA_TYPE = "application/problem+json"
 MOST_ERRORS = 8  # that are explained of one request, so that no answer is much longer than what it answers
@@ -101,8 +101,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(BestOfNError, _ours)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
-    for lost in (*AWAY, ResponseError):
-        app.add_exception_handler(lost, _queue_lost)
+    app.add_exception_handler(RedisError, _queue_lost)
 
 
 async def _ours(request: Request, error: Exception) -> Response:
@@ -175,6 +174,9 @@ def _printable(name: str) -> str:
 async def _queue_lost(request: Request, error: Exception) -> Response:
     if not away(error):
         raise error
+    if moved(error):
+        context = request.app.state.context
+        context.later(context.queue.drop_connections())
     wait = BUSY_RETRY_SECONDS if isinstance(error, ResponseError) else QUEUE_RETRY_SECONDS
     return problem_of(Unavailable(f"{why(error)}; try again", retry_after=wait))
 

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from redis.exceptions import AuthenticationError, NoPermissionError
+from redis import ConnectionPool, Redis
+from redis.connection import parse_url
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.scheduling import Backlog
@@ -22,6 +24,8 @@ ANSWER_SECONDS = 10.0  # a server of a busy machine takes its time
 SLOW_SECONDS = 0.02  # of a ping: a worker's beat and every claim take a few of them
 FULL = 0.8  # of maxmemory: submissions are refused from here on
 MIB = 2**20
+SAFE_DEFAULT = "user default off resetpass ~* &* +@all"
+HEALTH_USER = "user health on nopass nocommands +ping"
 
 
 class Look(NamedTuple):
@@ -49,6 +53,7 @@ def queue(settings: Settings) -> Iterator[Finding]:
         yield Finding("fail", "queue", f"{url}: {' '.join(reason.split())}", _remedy(error))
         return
     yield from _server(url, look)
+    yield from acl(url, valkey=look.info.get("server_name") == "valkey")
     yield from _work(look)
     yield from workers(look.workers)
 
@@ -104,12 +109,38 @@ def _server(url: str, look: Look) -> Iterator[Finding]:
         yield Finding("ok", "queue", found)
 
 
+def acl(url: str, *, valkey: bool) -> Iterator[Finding]:
+    """Whether a restart of Redis loses the queue because of its ACL; nothing to report otherwise.
+
+    Redis replays its append-only file as user default and checks the rights of this user inside every MULTI
+    (redis/redis#14541). A user default without rights makes the replay drop the queue. Valkey does not check.
+    """
+    if valkey:
+        return
+    options = parse_url(url) | {"username": "default", "password": "none"}  # type: ignore[no-untyped-call]
+    pool = ConnectionPool(**options)
+    client = Redis(connection_pool=pool)
+    try:
+        client.exists("bestofn")
+    except NoPermissionError:
+        fix = (
+            f"in its ACL file replace the line of user default by `{SAFE_DEFAULT}`, add `{HEALTH_USER}` "
+            "(docker/make-secrets does both), and restart it"
+        )
+        yield Finding("fail", "queue ACL", "a restart of Redis loses the queue: its user default has no rights", fix)
+    except RedisError:
+        pass  # the user is off or has a password, or the server is away, which another finding reports
+    finally:
+        client.close()
+        pool.disconnect()
+
+
 def _work(look: Look) -> Iterator[Finding]:
     waiting = look.backlog
     found = f"{waiting.jobs} jobs with {waiting.candidates} candidates wait or run, {waiting.tflops:.0f} TFLOP"
     yield Finding("ok", "backlog", f"{found}; images hold up to {waiting.image_bytes / MIB:.0f} MiB")
     if look.dead:
-        fix = "the workers' logs say why; `redis-cli xrange NAMESPACE:dead - + count 1` shows the oldest"
+        fix = "the workers' logs say why; `redis-cli xrange NAMESPACE:dead_letters - + count 1` shows the oldest"
         yield Finding("warn", "dead heats", f"{look.dead} heats could not be finished by any worker", fix)
 
 

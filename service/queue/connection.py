@@ -1,5 +1,6 @@
 """Connection to the queue's server: client options, and the check that the server can hold a queue."""
 
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,14 +20,22 @@ log = structlog.get_logger()
 
 def connect_redis(url: str) -> Redis:
     """A client of the server at `url`. A call is repeated once if the connection breaks."""
+    keepalive: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": _keepalive()}
     return Redis.from_url(
         url,
         socket_connect_timeout=CONNECT_SECONDS,
         socket_timeout=REPLY_SECONDS,
+        **({} if url.startswith("unix:") else keepalive),
         retry=Retry(ConstantBackoff(0.05), 1),
         max_connections=4096,
         protocol=2,
     )
+
+
+def _keepalive() -> dict[int, int]:
+    """Options that find a peer behind a silent network within 20 s: also on a connection that only listens."""
+    values = {"TCP_KEEPIDLE": 8, "TCP_KEEPALIVE": 8, "TCP_KEEPINTVL": 4, "TCP_KEEPCNT": 3}
+    return {getattr(socket, name): value for name, value in values.items() if hasattr(socket, name)}
 
 
 def check_server(info: Mapping[str, Any]) -> None:

@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, NoReturn
 
 from redis.asyncio import Redis
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
-from bestofn.service.core.errors import ImageNotFound, InvalidRequest, JobGone, JobNotFound, Unavailable
+from bestofn.service.core.errors import ImageNotFound, InvalidRequest, JobGone, JobNotFound, SetupError, Unavailable
 from bestofn.service.core.jobs import THUMBNAILS_KEPT, ImageFormat, JobSpec, JobStatus
 from bestofn.service.core.scheduling import Backlog, wait_seconds
 from bestofn.service.core.settings import Settings
@@ -16,7 +16,7 @@ from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS, nearly_full, refusal
 from bestofn.service.queue.codec import Event, JobRecord, QueuePosition, read_record
 from bestofn.service.queue.connection import check_server, connect_redis
-from bestofn.service.queue.connection_errors import away, why
+from bestofn.service.queue.connection_errors import away, refused, why
 from bestofn.service.queue.embedded_server import find_redis
 from bestofn.service.queue.image_store import ImageStore
 from bestofn.service.queue.job_events import follow
@@ -57,7 +57,17 @@ class Queue:
 
     async def check(self) -> None:
         """Raise SetupError if the server cannot hold a queue."""
-        check_server(await self.redis.info())
+        try:
+            info = await self.redis.info()
+        except RedisError as error:
+            if refused(error):
+                raise SetupError(why(error)) from error
+            raise
+        check_server(info)
+
+    async def drop_connections(self) -> None:
+        """Close idle connections: the next call connects again, to the server that has the address by then."""
+        await self.redis.connection_pool.disconnect(inuse_connections=False)
 
     async def aclose(self) -> None:
         """Close the connections."""

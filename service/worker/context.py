@@ -10,7 +10,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from bestofn.service.core.settings import Settings
 from bestofn.service.pairwise.openai_judge import VisionJudge
-from bestofn.service.queue.connection_errors import away
+from bestofn.service.queue.connection_errors import away, moved, why
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.telemetry.worker_metrics import LEASES_LOST
@@ -27,12 +27,17 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
-async def retried(call: Callable[[], Awaitable[T]], restore: Callable[[], Awaitable[None]] | None = None) -> T:
+async def retried(
+    call: Callable[[], Awaitable[T]],
+    restore: Callable[[], Awaitable[None]] | None = None,
+    reconnect: Callable[[], Awaitable[None]] | None = None,
+) -> T:
     """Repeat a queue call until the queue's server answers.
 
     Args:
         call: the call; each attempt makes a new awaitable.
         restore: recreates the consumer groups of a server that has lost its data.
+        reconnect: drops connections to a server that is not the queue's any more.
     """
     pause = FIRST_RETRY_SECONDS
     while True:
@@ -41,7 +46,9 @@ async def retried(call: Callable[[], Awaitable[T]], restore: Callable[[], Awaita
         except RedisError as error:
             if away(error):
                 if pause >= LAST_RETRY_SECONDS:
-                    log.warning("the queue is away", error=str(error))
+                    log.warning("the queue is away", reason=why(error), error=str(error))
+                if reconnect is not None and moved(error):
+                    await reconnect()
             elif restore is not None and isinstance(error, ResponseError) and "NOGROUP" in str(error):
                 await restore()
             else:
@@ -85,13 +92,14 @@ class WorkerContext:
 
     async def call(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat a queue call until the server answers; announce the worker again if the server lost its data."""
-        return await retried(call, self.announce)
+        return await retried(call, self.announce, self.queue.drop_connections)
 
     async def announce(self) -> None:
         """Publish this worker, which creates its consumer groups, and renew its leases."""
         engine = self.engine_thread.engine
-        await retried(lambda: self.consumer.store_tokenizer(engine.tokenizer_json))
-        await retried(self._heartbeat)
+        drop = self.queue.drop_connections
+        await retried(lambda: self.consumer.store_tokenizer(engine.tokenizer_json), reconnect=drop)
+        await retried(self._heartbeat, reconnect=drop)
 
     async def _heartbeat(self) -> None:
         seconds = INFO_TTL_HEARTBEATS * self.settings.heartbeat_seconds

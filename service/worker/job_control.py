@@ -1,7 +1,10 @@
 """Jobs that end before their heats: canceled, stopped or expired. Their heats leave the engine at its next tick."""
 
 import asyncio
+import time
 
+import structlog
+from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from bestofn.service.queue.connection_errors import away
@@ -10,6 +13,8 @@ from bestofn.service.worker.finals import FinalsPlayer
 from bestofn.service.worker.held_heats import Released
 
 POLL_SECONDS = 5.0
+
+log = structlog.get_logger()
 
 
 class JobControl:
@@ -38,13 +43,26 @@ class JobControl:
             try:
                 async with self._context.queue.redis.pubsub() as control:
                     await control.subscribe(channel)
-                    while True:
-                        message = await control.get_message(ignore_subscribe_messages=True, timeout=POLL_SECONDS)
-                        if message is not None:
-                            job = message["data"].decode()
-                            self.drop(job)
-                            self._finals.drop(job)
+                    await self._read(control)
             except RedisError as error:
                 if not away(error):
                     raise
-                await asyncio.sleep(LAST_RETRY_SECONDS / 4)  # meanwhile progress reports say which jobs have ended
+            await asyncio.sleep(LAST_RETRY_SECONDS / 4)  # meanwhile progress reports say which jobs have ended
+
+    async def _read(self, control: PubSub) -> None:
+        """Read messages until the connection is lost.
+
+        A socket error in a read with a time limit looks like the end of that limit to redis-py: `get_message` then
+        returns None at once, again and again. So None before the limit means that the connection is lost.
+        """
+        while True:
+            began = time.monotonic()
+            message = await control.get_message(timeout=POLL_SECONDS)
+            if message is None:
+                if time.monotonic() - began < POLL_SECONDS / 2:
+                    log.warning("the control channel is lost")
+                    return
+            elif message["type"] == "message":
+                job = message["data"].decode()
+                self.drop(job)
+                self._finals.drop(job)

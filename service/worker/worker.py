@@ -29,6 +29,7 @@ from bestofn.service.worker.health_server import Condition, metrics_port
 from bestofn.service.worker.heartbeat import heartbeat_loop
 from bestofn.service.worker.held_heats import Failed, HeldHeats
 from bestofn.service.worker.job_control import JobControl
+from bestofn.service.worker.loop_monitor import LoopMonitor
 
 LEAVE_SECONDS = 5.0  # for giving heats back; a queue that is away for longer lets the leases expire
 CANCEL_SECONDS = 0.1
@@ -70,6 +71,7 @@ class Worker:
         self._engine_thread: EngineThread
         self._context: WorkerContext | None = None  # set once the worker has announced itself
         self._completion: Completion
+        self._monitor = LoopMonitor()
 
     async def run(self) -> int:
         """Load, serve, drain; returns the exit status."""
@@ -78,7 +80,11 @@ class Worker:
         with metrics_port(self.settings.metrics_host, self.settings.metrics_port, self._condition) as port:
             if port is not None:
                 log.info("metrics", port=port)
-            return await self._run()
+            monitor = asyncio.create_task(self._monitor.run())
+            try:
+                return await self._run()
+            finally:
+                monitor.cancel()
 
     async def _run(self) -> int:
         if self.settings.pairwise_judge:
@@ -184,6 +190,8 @@ class Worker:
             await asyncio.sleep(SWEEP_SECONDS)
 
     def _condition(self) -> Condition:
+        if self._monitor.stalled(self.settings.stall_seconds):
+            return Condition.STALLED
         if self._stop.is_set():
             return Condition.LEAVING
         if self._context is None:

@@ -169,7 +169,7 @@ def several_hosts() -> None:
             api = here.start("api")
             here.start("redis-tls")
             here.wait_for("the API is healthy", api.healthy)
-            check(redis.run("redis-cli", "info").stdout.startswith("NOPERM"), "redis tells nothing without a password")
+            check(redis.run("redis-cli", "info").stdout.startswith("NOPERM"), "redis needs a password")
             with local_hub(here, Path(folder)) as address:
                 weights = here.start("weights", {"HF_ENDPOINT": address}, **gpu)
                 check(weights.wait(60.0) == 0, "the weights are downloaded")

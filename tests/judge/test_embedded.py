@@ -11,7 +11,7 @@ from bestofn.judge.judge import EMBEDDED, Judge, rank_images
 from bestofn.judge.verdict import Verdict
 from bestofn.models.shapes.prompts import known_words
 from bestofn.models.shapes.world import Scene, Thing, render
-from bestofn.training.judge.dataset import unseen
+from bestofn.training.judge.dataset import unseen_scenes
 
 
 @cache
@@ -30,9 +30,10 @@ def test_it_is_small_and_knows_its_world() -> None:
 def test_it_answers_most_questions_on_scenes_it_never_saw() -> None:
     verdicts: list[Verdict] = []
     truths: list[bool] = []
-    for lesson in unseen(60, 6):
-        verdicts += judge().judge([lesson.image] * len(lesson.asked), [x.prompt for x in lesson.asked])
-        truths += [x.satisfied for x in lesson.asked]
+    for example in unseen_scenes(60, 6):
+        questions = example.questions
+        verdicts += judge().judge([example.image] * len(questions), [question.prompt for question in questions])
+        truths += [question.satisfied for question in questions]
     assert all(verdict.answer in ("yes", "no") for verdict in verdicts)
     assert np.mean([(verdict.margin > 0) == truth for verdict, truth in zip(verdicts, truths, strict=True)]) > 0.8
 

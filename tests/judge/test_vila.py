@@ -131,7 +131,7 @@ def test_what_cannot_be_judged_is_refused_with_numbers() -> None:
     image = case_image(CASES["c02"])
     with pytest.raises(ValueError, match=r"positions, the judge reads fewer than 4096: shorten"):
         judge().judge([image], ["word " * 4096])
-    with pytest.raises(ValueError, match="1 all_images and 2 prompts"):
+    with pytest.raises(ValueError, match="1 images and 2 prompts"):
         judge().judge([image], ["a", "b"])
     with pytest.raises(ValueError, match=r"uint8, got \(8, 8\) uint8"):
         judge().judge([np.zeros((8, 8), np.uint8)], ["a"])

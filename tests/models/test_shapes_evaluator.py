@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from bestofn.models.shapes.evaluator import detect, evaluate
-from bestofn.models.shapes.prompts import PromptSpec, caption, counted, pair, single
-from bestofn.models.shapes.questions import MALFORMED, sample_questions
+from bestofn.models.shapes.evaluator import detect, evaluate, measure, well_formed
+from bestofn.models.shapes.prompts import PromptSpec, caption, counted, held_out, pair, single
+from bestofn.models.shapes.questions import drawn_object, random_scene, sample_questions
+from bestofn.models.shapes.rules import Found
 from bestofn.models.shapes.scenes import place, sample_wish
-from bestofn.models.shapes.world import COLOURS, SHAPES, Scene, Thing, render
+from bestofn.models.shapes.world import COLOURS, PALETTE, SHAPES, Scene, Thing, render
 
 
 def test_exact_on_rendered_truth() -> None:
@@ -65,12 +66,40 @@ def test_finds_nothing_in_noise_or_emptiness() -> None:
         detect(np.zeros((32, 64, 3), np.uint8))
 
 
-def test_questions_are_half_yes_and_repeatable() -> None:
-    drawn = [sample_questions(np.random.default_rng(seed), 6) for seed in range(150)]
-    answers = [answer for image in drawn for _, answer in image.questions]
-    assert 0.35 < np.mean(answers) < 0.6
-    again = sample_questions(np.random.default_rng(5), 6)
-    assert again.questions == drawn[5].questions
-    assert np.array_equal(again.image, drawn[5].image)
-    assert max(image.label_map_shape.max() for image in drawn) == MALFORMED
-    assert all((p.label_map_shape.shape, p.image.shape) == ((8, 8), (64, 64, 3)) for p in drawn)
+def test_a_component_reports_overlap_and_purity() -> None:
+    scene = Scene((Thing("star", "red", 18, 30, 22), Thing("circle", "orange", 46, 32, 22)), 3)
+    image = render(scene)
+    (star, circle) = measure(image)
+    assert (star.shape, star.colour, circle.shape, circle.colour) == ("star", "red", "circle", "orange")
+    assert min(star.overlap, circle.overlap) > 0.85
+    assert star.purity == circle.purity == 1.0
+    assert star.mask.sum() == pytest.approx(star.alpha.sum(), rel=0.15)
+    lower = (np.arange(64)[:, None] > 33) & circle.mask
+    image[lower] = PALETTE["red"]
+    (star, circle) = measure(image)
+    assert circle.well_shaped
+    assert circle.purity == pytest.approx(0.6, abs=0.1)
+    assert not circle.one_coloured
+    assert well_formed((star, circle)) == detect(image) == well_formed((star,))
+
+
+def test_questions_are_half_yes_repeatable_and_without_held_out_combinations() -> None:
+    answers: list[bool] = []
+    for seed in range(150):
+        scene = random_scene(np.random.default_rng(seed))
+        objects = tuple(drawn_object(thing) for thing in scene.things)
+        first, second = (sample_questions(np.random.default_rng(seed), objects, objects, 6) for _ in range(2))
+        assert first == second
+        assert not any(held_out(spec) for spec, _ in first)
+        answers += [answer for _, answer in first]
+    assert 0.4 < np.mean(answers) < 0.6
+
+
+def test_a_held_out_combination_is_neither_confirmed_nor_denied() -> None:
+    hearts = tuple(Found("heart", "red", (x, 10.0, x + 15, 25.0)) for x in (5.0, 25.0, 45.0))
+    prompts = {
+        spec.prompt for seed in range(60) for spec, _ in sample_questions(np.random.default_rng(seed), hearts, (), 6)
+    }
+    assert counted("heart", 2).prompt in prompts
+    assert counted("heart", 3).prompt not in prompts
+    assert sample_questions(np.random.default_rng(0), (), (), 6) == []

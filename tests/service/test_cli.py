@@ -129,7 +129,7 @@ def test_images_of_others_are_told_apart(run: Run, tmp_path: Path) -> None:
     assert out.splitlines() == [
         "theirs.png: not of bestofn but of AUTOMATIC1111's web UI, or one that writes like it, which wrote:",
         "  parameters: a star\\nSteps: 20",
-        "bare.png: tells nothing of how it was made",
+        "bare.png: no metadata of a generator",
     ]
     status, _, err = run("generate", "--reproduce", "theirs.png", "--local")
     assert (status, "only images that bestofn wrote" in err) == (1, True)

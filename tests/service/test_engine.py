@@ -244,7 +244,7 @@ def test_each_job_is_drawn_by_its_own_blocks_of_the_same_weights(make, spec, loa
     used = {e.job: e.outcome.usage for e in events if isinstance(e, HeatFinished)}
     saved = used["crowd"].tflops / 4 - used["half"].tflops / 5  # but for the prompt's text, of which one paid
     assert saved * 1e12 == pytest.approx(6 * (flops[1].forward - flops[0].forward), abs=flops[0].text)
-    with pytest.raises(ValueError, match="has blocks 0 to 1, the heat asks for 2"):
+    with pytest.raises(ValueError, match="layer 2 does not exist: this engine"):
         make().admit(spec("deep", layers=(0, 2)).heat(0))
 
 

@@ -519,7 +519,7 @@ JOBS = st.fixed_dictionaries(
         "rule": st.sampled_from(["margin", "official"]),
         "draft": st.sampled_from([None, {"num_inference_steps": 1, "keep": 0.25}]),
         "stop": st.none() | st.builds(Stop, min_samples=st.integers(1, 20), patience=st.integers(1, 80)),
-        "finals": st.builds(Finals, most=st.integers(2, 5), band=st.sampled_from([0.0, 1.5, 20.0])),
+        "finals": st.builds(Finals, max_entrants=st.integers(2, 5), margin=st.sampled_from([0.0, 1.5, 20.0])),
     }
 )
 

@@ -47,7 +47,7 @@ def test_judges_by_name(tmp_path):
         find_judge(str(tmp_path))
     with pytest.raises(ValueError, match="a hub name looks like owner/name@revision"):
         find_judge("./nowhere")
-    with pytest.raises(ValueError, match="name it as --pairwise-judge"):
+    with pytest.raises(ValueError, match="use it as --pairwise-judge"):
         find_judge("openai:http://127.0.0.1:9/v1#looker")
 
 

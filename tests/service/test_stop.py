@@ -284,17 +284,17 @@ def test_what_ran_ahead_of_the_end_is_dropped_and_told_apart(
         assert [event.data["decided"] for event in events if event.type == "heat"] == [1, 2, 3, 4, 5]
         matches = [
             told.data
-            for teller in [EventTranslator(spec)]
+            for translator in [EventTranslator(spec)]
             for index in range(64)  # heat 5 has been judged too, when heat 4 ends the job
             for told in [
-                *teller.tell(
+                *translator.translate(
                     Event(
                         f"{index}-0",
                         "candidate",
                         json.loads(pack_candidate(Candidate(index, 7 + index, verdicts[index]))),
                     )
                 ),
-                *(teller.tell(Event(f"{index}-1", "heat", {"decided": 5})) if index == 63 else ()),
+                *(translator.translate(Event(f"{index}-1", "heat", {"decided": 5})) if index == 63 else ()),
             ]
             if told.type == "match"
         ]

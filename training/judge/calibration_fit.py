@@ -1,4 +1,4 @@
-"""Fits a judge's calibration on pictures of which it is known whether they are right. Pure numpy.
+"""Fits a judge's calibration on images of which it is known whether they are right. Pure numpy.
 
 Axes: L leaders.
 """
@@ -72,17 +72,17 @@ class Report:
         calibration: fitted on all fields.
         table: every field was promised its probabilities by a fit on the others (five folds).
         before: the same of the judge's own probabilities.
-        prompts, pictures: how many there were.
+        prompts, images: how many there were.
     """
 
     calibration: Calibration
     table: list[Bin]
     before: list[Bin]
     prompts: int
-    pictures: int
+    images: int
 
     def to_json(self, judge: str, source: str) -> dict[str, Any]:
-        """What stands in the file: for which revision of a judge, and what it was fitted on."""
+        """The file's content: the revision of the judge and the data of the fit."""
         rows = [
             {name: round(value, 4) for name, value in asdict(row).items() if name != "weight"} for row in self.table
         ]
@@ -93,7 +93,7 @@ class Report:
             "ceiling": self.calibration.ceiling,
             "fitted_on": source,
             "prompts": self.prompts,
-            "pictures": self.pictures,
+            "images": self.images,
             "calibration_error": round(calibration_error(self.table), 4),
             "calibration_error_before": round(calibration_error(self.before), 4),
             "reliability": rows,
@@ -129,7 +129,7 @@ def fit(leaders: Leaders) -> Calibration:
         ValueError: there is nothing to fit on, or margins do not rise with being right.
     """
     if not leaders.margin.size:
-        raise ValueError("there are no pictures with a usable verdict to fit on")
+        raise ValueError("there are no images with a usable verdict to fit on")
     at = _PRIOR
     for _ in range(_STEPS):
         p, slopes = _promised(at, leaders.margin), _slopes(at, leaders.margin)  # (L,), (3, L)
@@ -144,7 +144,7 @@ def fit(leaders: Leaders) -> Calibration:
             break
     slope, bias, ceiling = map(float, (at[0], at[1], _sigmoid(at[2])))
     if slope <= 0:
-        raise ValueError("the judge's margins do not rise with being right on these pictures: it cannot be calibrated")
+        raise ValueError("the judge's margins do not rise with being right on these images: it cannot be calibrated")
     return Calibration(1 / slope, bias, ceiling)
 
 

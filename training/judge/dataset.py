@@ -1,30 +1,34 @@
-"""Lessons for the shapes judge from the shapes world: the one place where judge and world meet."""
+"""Batches of judge training in the shapes world: scenes, minimal pairs and generated images, labelled by the evaluator.
+
+A step's batch depends on the seed, the step and the pools alone, so a resumed run sees the same batches.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bestofn.models.shapes.evaluator import detect
-from bestofn.models.shapes.prompts import PLURAL, PromptSpec, held_out, known_words
-from bestofn.models.shapes.questions import MALFORMED, sample_questions, true_prompt, twisted
+from bestofn.models.shapes.evaluator import Component, measure
+from bestofn.models.shapes.prompts import PLURAL, PromptSpec, known_words
+from bestofn.models.shapes.questions import sample_questions
 from bestofn.models.shapes.rules import Found, violation
-from bestofn.models.shapes.world import CANVAS, CELL, COLOURS, SHAPES
-from bestofn.training.judge.examples import Asked, Lesson
+from bestofn.models.shapes.world import COLOURS, SHAPES
+from bestofn.training.judge.composition import composed_scene
+from bestofn.training.judge.examples import ImageExample, QuestionExample
+from bestofn.training.judge.image_pool import PoolImages
+from bestofn.training.judge.labels import MALFORMED_WORD, LabelledImage
+from bestofn.training.judge.minimal_pairs import minimal_pair
+from bestofn.training.judge.outlines import OutlineLibrary
+from bestofn.training.judge.settings import BatchMix
 
 QUESTION = "{prompt}"
 """The embedded judge is asked the bare prompt: every further word would cost as much as a word of it."""
 
-MALFORMED_WORD = "malformed"
-
-CLASSES = (MALFORMED + 1, len(COLOURS) + 1)
-"""Labels of a cell: its shape, its colour."""
-
-GRID = (len(CLASSES), CANVAS // CELL, CANVAS // CELL)
+OWN_PROMPT_WEIGHT = 2.0
+"""Weight of the answer to the prompt that an image was made for; other questions count 1."""
 
 _COUNT = re.compile(r"\b(two|three|four|five)\b")
 _RELATION = re.compile(r"\b(left|right|above|below)\b")
@@ -34,7 +38,7 @@ _COLOUR = re.compile(rf"\b({'|'.join(COLOURS)})\b")
 
 
 def words() -> list[str]:
-    """What the judge's tokenizer must know: the world's words and those of its descriptions."""
+    """Vocabulary of the judge's tokenizer: the world's words and those of descriptions."""
     return sorted({*known_words(), MALFORMED_WORD})
 
 
@@ -51,13 +55,13 @@ def category(prompt: str) -> str:
 
 
 def importance(prompt: str) -> float:
-    """What a question counts: relations and numbers, the last things to be learned, double."""
+    """Weight of a question: relations and numbers, the last things to be learned, count double."""
     return 2.0 if category(prompt).startswith(("position", "counting")) else 1.0
 
 
-def hints(prompt: str, objects: Iterable[tuple[str, str]]) -> tuple[tuple[int, bool], ...]:
-    """Where each object of a prompt has been named, in words, and whether one like it is among (shape, colour)."""
-    there = list(objects)
+def auxiliary_targets(prompt: str, objects: Iterable[Found]) -> tuple[tuple[int, bool], ...]:
+    """Number of words after which each object of a prompt is named, and whether one like it is among the objects."""
+    there = [(one.shape, one.colour) for one in objects]
     out = []
     for named in _NAMED.finditer(prompt):
         colour, word = named.groups()
@@ -67,90 +71,141 @@ def hints(prompt: str, objects: Iterable[tuple[str, str]]) -> tuple[tuple[int, b
     return tuple(out)
 
 
-def rendered(rng: np.random.Generator, questions: int) -> Lesson:
-    """A rendered scene with its questions, its objects in words from left to right, and its labelled cells."""
-    scene = sample_questions(rng, questions)
-    described = [f"{colour} {shape if shape != 'malformed' else MALFORMED_WORD}" for shape, colour, _ in scene.objects]
-    return Lesson(
-        picture=scene.image,
-        asked=tuple(
-            Asked(prompt, answer, importance(prompt), hints(prompt, ((o[0], o[1]) for o in scene.objects)))
-            for prompt, answer in scene.questions
-        ),
-        description=" ".join(described),
-        cells=np.stack([scene.label_map_shape, scene.label_map_colour]),
-    )
+@dataclass(frozen=True, eq=False)
+class GeneratedImage:
+    """A generated image with its labels, the prompt it was drawn for, and whether it satisfies that prompt."""
 
-
-@dataclass(frozen=True)
-class Generated:
-    """A generator's picture, the prompt it was made for, and the well-formed objects that the evaluator finds."""
-
-    picture: NDArray[np.uint8]
+    labelled: LabelledImage
     spec: PromptSpec
-    found: tuple[Found, ...]
-
-    @classmethod
-    def of(cls, picture: NDArray[np.uint8], spec: PromptSpec) -> Generated:
-        """Looks at a picture (64, 64, 3)."""
-        return cls(picture, spec, detect(picture))
-
-    @property
-    def correct(self) -> bool:
-        """Whether the picture shows what it was made for."""
-        return violation(self.found, self.spec) is None
-
-    def lesson(self, rng: np.random.Generator, questions: int) -> Lesson:
-        """The picture with its own prompt, which counts twice, and with others, true ones and nearly true ones.
-
-        A combination that the generator is never trained on is not confirmed here either.
-        """
-        there = [(f.shape, f.colour) for f in self.found]
-        asked = [
-            Asked(self.spec.prompt, self.correct, 2 * importance(self.spec.prompt), hints(self.spec.prompt, there))
-        ]
-        while len(asked) < questions:
-            spec = true_prompt(rng, self.found) if self.found and rng.random() < 0.75 else self.spec
-            if rng.random() < 0.5:
-                spec = twisted(rng, spec)
-            answer = violation(self.found, spec) is None
-            if not (answer and held_out(spec)):
-                asked.append(Asked(spec.prompt, answer, importance(spec.prompt), hints(spec.prompt, there)))
-        return Lesson(self.picture, tuple(asked))
+    correct: bool
 
 
-def batches(
-    seed: int,
-    pictures: int,
-    questions: int,
-    looking: int = 0,
-    pool: Sequence[Generated] = (),
-    share: float = 0.0,
-) -> Callable[[int], list[Lesson]]:
-    """The batch of a step, which depends on the seed and the step alone.
+PromptGroup = tuple[GeneratedImage, ...]
+"""Generated images of one prompt."""
+
+
+def label_pool(pool: Sequence[PoolImages]) -> tuple[list[PromptGroup], list[Component]]:
+    """The images of a pool by job and prompt, and every object in them."""
+    groups: dict[tuple[int, str], list[GeneratedImage]] = {}
+    objects: list[Component] = []
+    for job, images in enumerate(pool):
+        for image, spec in zip(images.images, images.specs, strict=True):
+            components = measure(image)
+            labelled = LabelledImage.measured(image, components)
+            correct = violation(labelled.found, spec) is None
+            groups.setdefault((job, spec.prompt), []).append(GeneratedImage(labelled, spec, correct))
+            objects += components
+    return [tuple(group) for group in groups.values()], objects
+
+
+def is_mixed(group: PromptGroup) -> bool:
+    """Whether some images of a group satisfy the prompt and others do not."""
+    return len({one.correct for one in group}) == 2
+
+
+MIXED_SHARE = 0.85
+"""Share of the generated groups of a batch that are drawn from those with right and wrong images."""
+
+
+class BatchSampler:
+    """The batch of each step of a stage.
 
     Args:
-        seed: of the stream.
-        pictures: a batch.
-        questions: a picture.
-        looking: first steps in which twice as many pictures come without a word, to teach the vision tower alone.
-        pool: a generator's pictures.
-        share: of them in a batch; the rest is rendered.
+        seed: seed of the stage.
+        mix: composition of a batch.
+        pools: prompt groups of each round so far; rounds are drawn equally often.
+        library: outlines for scenes and pairs; None for drawn shapes.
+        vision_warmup_steps: first steps, whose batches have label maps alone and twice as many images.
     """
-    made = round(share * pictures) if pool else 0
 
-    def batch(step: int) -> list[Lesson]:
-        rng = np.random.default_rng((seed, step))
-        if step < looking:
-            return [replace(rendered(rng, 0), description=None) for _ in range(2 * pictures)]
-        picks = rng.integers(len(pool), size=made) if made else ()
-        lessons = [pool[k].lesson(rng, questions) for k in picks]
-        return lessons + [rendered(rng, questions) for _ in range(pictures - made)]
+    def __init__(
+        self,
+        seed: int,
+        mix: BatchMix,
+        pools: Sequence[Sequence[PromptGroup]] = (),
+        library: OutlineLibrary | None = None,
+        vision_warmup_steps: int = 0,
+    ) -> None:
+        self.seed, self.mix, self.library = seed, mix, library
+        self.vision_warmup_steps = vision_warmup_steps
+        self._all = [list(pool) for pool in pools]
+        self._mixed = [[group for group in pool if is_mixed(group)] for pool in pools]
 
-    return batch
+    def __call__(self, step: int) -> list[ImageExample]:
+        """Examples of a step."""
+        rng, mix = np.random.default_rng((self.seed, step)), self.mix
+        if step < self.vision_warmup_steps:
+            images = 2 * (mix.groups * mix.group_images + 2 * mix.pairs + mix.scenes)
+            return [replace(scene_example(rng, self.library, 0), description=None) for _ in range(images)]
+        out: list[ImageExample] = []
+        for number in range(mix.groups):
+            out += self._group(rng, number)
+        for number in range(mix.pairs):
+            out += pair_examples(rng, self.library, mix.pair_questions, mix.groups + number)
+        return out + [scene_example(rng, self.library, mix.questions) for _ in range(mix.scenes)]
+
+    def _group(self, rng: np.random.Generator, number: int) -> list[ImageExample]:
+        """Images of one prompt, half of them right where there are enough of both."""
+        pool = int(rng.integers(len(self._all)))
+        mixed = bool(self._mixed[pool]) and rng.random() < MIXED_SHARE
+        groups = self._mixed[pool] if mixed else self._all[pool]
+        group = groups[int(rng.integers(len(groups)))]
+        right = [one for one in group if one.correct]
+        wrong = [one for one in group if not one.correct]
+        half, wanted = self.mix.group_images // 2, self.mix.group_images
+        n_wrong = min(len(wrong), wanted - min(half, len(right)))
+        n_right = min(len(right), wanted - n_wrong)
+        picked = [right[k] for k in rng.permutation(len(right))[:n_right]]
+        picked += [wrong[k] for k in rng.permutation(len(wrong))[:n_wrong]]
+        return [generated_example(rng, one, self.mix.questions, number) for one in picked]
 
 
-def unseen(pictures: int, questions: int = 8) -> list[Lesson]:
-    """Rendered scenes for scoring, from a stream that no training seed draws from."""
+def generated_example(
+    rng: np.random.Generator, one: GeneratedImage, questions: int, group: int | None = None
+) -> ImageExample:
+    """A generated image with its own prompt first."""
+    own = _question(one.spec, one.correct, one.labelled.found, OWN_PROMPT_WEIGHT, group)
+    return _example(rng, one.labelled, (), questions - 1, (own,))
+
+
+def scene_example(rng: np.random.Generator, library: OutlineLibrary | None, questions: int) -> ImageExample:
+    """A composed scene."""
+    image, drawn = composed_scene(rng, library)
+    return _example(rng, LabelledImage.of(image), drawn, questions)
+
+
+def pair_examples(
+    rng: np.random.Generator, library: OutlineLibrary | None, questions: int, group: int
+) -> list[ImageExample]:
+    """Both images of a minimal pair, the right one first, ranked against each other."""
+    pair = minimal_pair(rng, library)
+    out = []
+    for labelled, satisfied in ((pair.right, True), (pair.wrong, False)):
+        own = _question(pair.spec, satisfied, labelled.found, OWN_PROMPT_WEIGHT, group)
+        out.append(_example(rng, labelled, pair.right.found, questions - 1, (own,)))
+    return out
+
+
+def unseen_scenes(images: int, questions: int) -> list[ImageExample]:
+    """Composed scenes for scoring, from a stream that no training seed draws from."""
     rng = np.random.default_rng((2**63 - 1, 0))
-    return [rendered(rng, questions) for _ in range(pictures)]
+    return [scene_example(rng, None, questions) for _ in range(images)]
+
+
+def _question(
+    spec: PromptSpec, satisfied: bool, found: Sequence[Found], weight: float = 1.0, group: int | None = None
+) -> QuestionExample:
+    prompt = spec.prompt
+    return QuestionExample(prompt, satisfied, weight * importance(prompt), auxiliary_targets(prompt, found), group)
+
+
+def _example(
+    rng: np.random.Generator,
+    labelled: LabelledImage,
+    drawn: Sequence[Found],
+    questions: int,
+    own: tuple[QuestionExample, ...] = (),
+) -> ImageExample:
+    asked = sample_questions(rng, labelled.found, drawn, questions)
+    others = tuple(_question(spec, satisfied, labelled.found) for spec, satisfied in asked)
+    return ImageExample(labelled.image, own + others, labelled.description, labelled.cells)

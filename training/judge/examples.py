@@ -1,6 +1,6 @@
-"""What a judge learns from: pictures with questions, descriptions and labelled cells, as tensors.
+"""Training examples of a judge, images with questions, descriptions and label maps, and their tensors.
 
-Letters: B pictures, S side, R rows of text (questions and descriptions), L their greatest length, K label maps.
+Axes: B images, S side, R rows of text (questions and descriptions), L their greatest length, K label maps.
 """
 
 from __future__ import annotations
@@ -17,58 +17,66 @@ from bestofn.judge.preprocess import ImageMode
 from bestofn.judge.prompting import Question
 
 IGNORE = -100
-"""Target of a position or a cell that teaches nothing."""
+"""Target of a position or a cell that takes no part in the loss."""
 
-HINT = 0.3
-"""What a hint counts, as a share of the answer."""
+NO_GROUP = -1
+
+AUXILIARY_WEIGHT = 0.3
+"""Weight of an auxiliary target, as a share of the answer's."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A prompt on a picture and what is true of it.
+class QuestionExample:
+    """A prompt about an image, with the right answer.
 
     Attributes:
-        prompt: as a user would write it.
-        satisfied: whether the picture satisfies it.
-        weight: how much the answer counts.
-        hints: (word, truth): at so many words into the prompt, whether what was just named is there at all. Learning
-            the steps of an answer is much quicker than learning the answer alone.
+        prompt: text of a user's prompt.
+        satisfied: whether the image satisfies it.
+        weight: weight of the answer in the loss.
+        auxiliary_targets: (number of words, truth) pairs: after that many words of the prompt, whether the object that
+            was just named is in the image. Intermediate steps make the answer much quicker to learn.
+        group: ranking group; questions of one group have the same prompt and are ranked against each other. None for
+            a question outside any group.
     """
 
     prompt: str
     satisfied: bool
     weight: float = 1.0
-    hints: tuple[tuple[int, bool], ...] = ()
+    auxiliary_targets: tuple[tuple[int, bool], ...] = ()
+    group: int | None = None
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """One picture and what is known about it.
+@dataclass(frozen=True, eq=False)
+class ImageExample:
+    """One image and what is known about it.
 
     Attributes:
-        picture: (S, S, 3) uint8.
-        asked: questions with their answers.
-        description: the objects in words from left to right, or None where nobody knows.
+        image: (S, S, 3) uint8.
+        questions: questions with their answers.
+        description: the objects in words from left to right, or None.
         cells: (K, h, w) label maps over the cells of the vision tower, or None.
     """
 
-    picture: NDArray[np.uint8]
-    asked: tuple[Asked, ...]
+    image: NDArray[np.uint8]
+    questions: tuple[QuestionExample, ...]
     description: str | None = None
     cells: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Lessons as tensors. Every row of text follows the same head: the picture's tokens and a newline.
+    """Image examples as tensors. Every row of text follows the same head: the image's tokens and a newline.
 
     Attributes:
         pixels: (B, 3, S, S).
-        owner: (R,) the picture that a row is about.
-        ids: (R, L) what follows the head, padded at the end.
-        targets: (R, L) the token to be predicted at each position, mostly IGNORE.
-        weights: (R, L) what each target counts.
-        answers: (R,) whether the row is a question, not a description.
+        owner: (R,), index of the image that a row is about.
+        ids: (R, L), token ids after the head, padded at the end.
+        targets: (R, L), token to predict at each position, mostly IGNORE.
+        weights: (R, L), weight of each target.
+        questions: (R,), True for a question, False for a description.
+        answer_position: (R,), position of a question's answer; 0 for a description.
+        satisfied: (R,), right answer of a question.
+        groups: (R,), ranking group, NO_GROUP without one.
         cells: (B, K, h, w), IGNORE where unknown.
     """
 
@@ -77,14 +85,25 @@ class Batch:
     ids: Tensor
     targets: Tensor
     weights: Tensor
-    answers: Tensor
+    questions: Tensor
+    answer_position: Tensor
+    satisfied: Tensor
+    groups: Tensor
     cells: Tensor
 
 
-class Collator:
-    """Makes batches for one model whose question begins with the prompt, so that hints have a place.
+@dataclass(frozen=True)
+class _Row:
+    owner: int
+    ids: list[int]
+    targets: dict[int, tuple[int, float]]
+    question: QuestionExample | None
 
-    Texts are tokenised once and kept, as a small world repeats them.
+
+class Collator:
+    """Makes batches for one model whose question begins with the prompt, so that auxiliary targets have a position.
+
+    Tokenised texts are cached: the prompts of a small world repeat.
     """
 
     def __init__(self, question: Question, image_mode: ImageMode, describe: str, grid: tuple[int, int, int]) -> None:
@@ -95,48 +114,63 @@ class Collator:
         tokenizer = question.tokenizer
         self.end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
         self.head = [*question.prefix, question.media_id, question.newline_id]
-        self._kept: dict[str, list[int]] = {}
+        self._tokenised: dict[str, list[int]] = {}
 
-    def __call__(self, lessons: Sequence[Lesson]) -> Batch:
-        """Tensors of some lessons; pictures must be S x S."""
-        rows: list[tuple[int, list[int], dict[int, tuple[int, float]], bool]] = []
-        cells = np.full((len(lessons), *self.grid), IGNORE, np.int64)
-        for b, lesson in enumerate(lessons):
-            for asked in lesson.asked:
-                ids = self._asking(asked.prompt)
-                wanted = {word - 1: (self._word(truth), HINT * asked.weight) for word, truth in asked.hints}
-                rows.append((b, ids, wanted | {len(ids) - 1: (self._word(asked.satisfied), asked.weight)}, True))
-            if lesson.description is not None:
-                start = self._asking(None)
-                words = [*self.question.tokenizer(lesson.description, add_special_tokens=False)["input_ids"], self.end]
-                wanted = {len(start) - 1 + k: (word, 1.0) for k, word in enumerate(words)}
-                rows.append((b, start + words[:-1], wanted, False))
-            if lesson.cells is not None:
-                cells[b] = lesson.cells
-        L = max((len(ids) for _, ids, _, _ in rows), default=0)
+    def __call__(self, examples: Sequence[ImageExample]) -> Batch:
+        """Tensors of the examples, whose images are S x S."""
+        rows: list[_Row] = []
+        cells = np.full((len(examples), *self.grid), IGNORE, np.int64)
+        for b, example in enumerate(examples):
+            rows += [self._question_row(b, question) for question in example.questions]
+            if example.description is not None:
+                rows.append(self._description_row(b, example.description))
+            if example.cells is not None:
+                cells[b] = example.cells
+        L = max((len(row.ids) for row in rows), default=0)
         pad = self.question.newline_id
         targets, weights = torch.full((len(rows), L), IGNORE), torch.zeros(len(rows), L)
-        for r, (_, _, wanted, _) in enumerate(rows):
-            for place, (target, weight) in wanted.items():
-                targets[r, place], weights[r, place] = target, weight
-        pixels = self.image_mode.pixels(np.stack([lesson.picture for lesson in lessons]))
+        for r, row in enumerate(rows):
+            for position, (target, weight) in row.targets.items():
+                targets[r, position], weights[r, position] = target, weight
+        questions = [row.question for row in rows]
+        pixels = self.image_mode.pixels(np.stack([example.image for example in examples]))
         return Batch(
             pixels=torch.from_numpy(pixels),
-            owner=torch.tensor([b for b, *_ in rows], dtype=torch.long),
-            ids=torch.tensor([ids + [pad] * (L - len(ids)) for _, ids, *_ in rows], dtype=torch.long),
+            owner=torch.tensor([row.owner for row in rows], dtype=torch.long),
+            ids=torch.tensor([row.ids + [pad] * (L - len(row.ids)) for row in rows], dtype=torch.long),
             targets=targets,
             weights=weights,
-            answers=torch.tensor([answer for *_, answer in rows], dtype=torch.bool),
+            questions=torch.tensor([q is not None for q in questions], dtype=torch.bool),
+            answer_position=torch.tensor([len(row.ids) - 1 if row.question else 0 for row in rows], dtype=torch.long),
+            satisfied=torch.tensor([q is not None and q.satisfied for q in questions], dtype=torch.bool),
+            groups=torch.tensor(
+                [NO_GROUP if q is None or q.group is None else q.group for q in questions], dtype=torch.long
+            ),
             cells=torch.from_numpy(cells),
         )
 
-    def _word(self, truth: bool) -> int:
+    def _question_row(self, owner: int, question: QuestionExample) -> _Row:
+        ids = self._ids(question.prompt)
+        targets = {
+            words - 1: (self._answer(truth), AUXILIARY_WEIGHT * question.weight)
+            for words, truth in question.auxiliary_targets
+        }
+        targets[len(ids) - 1] = (self._answer(question.satisfied), question.weight)
+        return _Row(owner, ids, targets, question)
+
+    def _description_row(self, owner: int, description: str) -> _Row:
+        start = self._ids(None)
+        words = [*self.question.tokenizer(description, add_special_tokens=False)["input_ids"], self.end]
+        targets = {len(start) - 1 + k: (word, 1.0) for k, word in enumerate(words)}
+        return _Row(owner, start + words[:-1], targets, None)
+
+    def _answer(self, truth: bool) -> int:
         return self.question.yes_id if truth else self.question.no_id
 
-    def _asking(self, prompt: str | None) -> list[int]:
+    def _ids(self, prompt: str | None) -> list[int]:
         """Ids after the head up to the answer: of the question, or of the request to describe."""
         key = self.describe if prompt is None else prompt
-        if key not in self._kept:
+        if key not in self._tokenised:
             text = self.describe if prompt is None else self.question.text.replace("{prompt}", prompt)
-            self._kept[key] = self.question.conversation(text, 1)[len(self.head) :]
-        return self._kept[key]
+            self._tokenised[key] = self.question.conversation(text, 1)[len(self.head) :]
+        return self._tokenised[key]

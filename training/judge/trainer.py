@@ -1,164 +1,232 @@
-"""Trains the embedded judge: first on rendered scenes, then on a generator's own pictures, and exports it."""
+"""Trains the embedded judge in rounds: rendered scenes, generated images, images that fooled it, and a final decay."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
+from bestofn.judge.judge import Judge
+from bestofn.judge.loader import revision
 from bestofn.judge.preprocess import ImageMode
 from bestofn.judge.tiny import DESCRIBE, SHAPES, save, untrained
-from bestofn.models.generator import Generator
+from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.shapes.evaluator import Component
 from bestofn.models.shapes.prompts import known_words
-from bestofn.training.judge.dataset import CLASSES, GRID, QUESTION, Generated, batches, category, unseen, words
-from bestofn.training.judge.examples import Collator, Lesson
-from bestofn.training.judge.generated_images import draw_pool
-from bestofn.training.judge.loop import Plan, Progress, Pupil, train
+from bestofn.training.judge import prompt_sets
+from bestofn.training.judge.calibration_fit import Report, calibrate
+from bestofn.training.judge.dataset import (
+    QUESTION,
+    BatchSampler,
+    PromptGroup,
+    label_pool,
+    unseen_scenes,
+    words,
+)
+from bestofn.training.judge.drawing import Drawer
+from bestofn.training.judge.examples import Collator
+from bestofn.training.judge.image_pool import SETTINGS, DrawJob, PoolImages, check_settings, fill_pool
+from bestofn.training.judge.labels import CLASSES, GRID
+from bestofn.training.judge.loop import JudgeTrainingModel, Schedule, train
+from bestofn.training.judge.mining import mine
+from bestofn.training.judge.model_card import Training, write_card
+from bestofn.training.judge.outlines import OutlineLibrary
+from bestofn.training.judge.scoring import choice_score, scene_score
+from bestofn.training.judge.settings import JudgeSettings
 from bestofn.training.runs import publish
 
-TUNING_SHARE = 0.3
-"""Share of the generator's pictures in a batch of the second stage."""
+STEPS = 12
+"""Solver steps of validation and calibration images."""
 
-HELD_BACK = 0.1
-"""Share of the pool that is for scoring only."""
+SCENE_QUESTIONS = 6
+"""Questions on each scene of the held-out score."""
 
 
 @dataclass(frozen=True)
-class JudgeSettings:
-    """One run of the embedded judge's training.
+class Stage:
+    """One stage of the run.
 
     Attributes:
-        run: folder of checkpoints and of the pool; a run that was cut off goes on from there.
-        out: folder of the exported judge, replaced at every score.
-        looking: first steps, in which the vision tower learns alone.
-        steps: of the first stage, these included.
-        tuning_steps: of the second, which starts from the first's weights; 0 for none.
-        generator: whose pictures the second stage judges.
-        prompts: of the pool.
-        samples: pictures of each.
-        pictures: a batch.
-        questions: a picture.
-        seed: of everything.
-        reduced: bfloat16 matrix products (quicker where the processor has them).
+        name: name of the stage and of its folder.
+        schedule: length, rate and precision.
+        jobs: images that are drawn before it; none if empty.
+        mined: whether a judge chooses which of them are kept.
     """
 
-    run: Path
-    out: Path
-    looking: int = 220
-    steps: int = 880
-    tuning_steps: int = 750
-    generator: str | None = "shapes"
-    prompts: int = 200
-    samples: int = 4
-    pictures: int = 32
-    questions: int = 6
-    seed: int = 0
-    reduced: bool = False
+    name: str
+    schedule: Schedule
+    jobs: tuple[DrawJob, ...] = ()
+    mined: bool = False
 
 
-class School:
-    """A pupil with everything its lessons need.
+def stages(settings: JudgeSettings) -> list[Stage]:
+    """All stages in order; the rate falls to zero at the end of each, so that each ends with a usable judge."""
+
+    def schedule(steps: int, rate: float, decay: float) -> Schedule:
+        return Schedule(steps, rate, warmup_steps=30, decay=decay, low_precision=settings.low_precision, save_every=200)
+
+    rendered = replace(schedule(settings.rendered_steps, 1e-2, 0.0), warmup_steps=60)
+    first = prompt_sets.random_jobs(settings.seed, settings.prompts, settings.images)
+    out = [Stage("rendered", rendered), Stage("round-0", schedule(settings.steps, 8e-3, 0.4), tuple(first))]
+    for number in range(1, 1 + settings.adversarial_rounds):
+        jobs = prompt_sets.adversarial_jobs(
+            settings.seed, number, settings.adversarial_prompts, settings.adversarial_images
+        )
+        out.append(Stage(f"round-{number}", schedule(settings.adversarial_steps, 6e-3, 0.4), tuple(jobs), mined=True))
+    return [*out, Stage("decay", schedule(settings.decay_steps, 5e-3, 1.0))]
+
+
+Show = Callable[[str, Mapping[str, float]], None]
+"""Called with the name of a stage, or of what is drawn for it, and figures: at least `step` and `steps`."""
+
+
+class JudgeTrainer:
+    """A judge in training with everything its stages need.
 
     Args:
-        seed: of its weights.
+        settings: settings of the run.
+        show: receives the progress of every stage.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.model, self.question = untrained(SHAPES, words(), QUESTION, seed)
-        self.image_mode = ImageMode("resize", SHAPES.S, 1, 1, (0.5,) * 3, (0.5,) * 3, 1 / 255)
-        self.collate = Collator(self.question, self.image_mode, DESCRIBE, GRID)
-        self.pupil = Pupil(self.model, CLASSES)
+    def __init__(self, settings: JudgeSettings, show: Show) -> None:
+        self.settings, self.show = settings, show
+        nvila, self.question = untrained(SHAPES, words(), QUESTION, settings.seed)
+        mode = ImageMode("resize", SHAPES.S, 1, 1, (0.5,) * 3, (0.5,) * 3, 1 / 255)
+        self.collate = Collator(self.question, mode, DESCRIBE, GRID)
+        self.model = JudgeTrainingModel(nvila, CLASSES)
+        self._pools: list[list[PromptGroup]] = []
+        self._objects: list[Component] = []
+        self._scenes = unseen_scenes(settings.scenes, SCENE_QUESTIONS)
 
-    def export(self, folder: Path) -> None:
-        """Puts the judge as it is into a folder, at once."""
-        known = sorted(known_words())
-        publish(folder, lambda fresh: save(fresh, self.model, self.question, known, SHAPES.S, torch.float16))
+    @cached_property
+    def _drawer(self) -> Drawer:
+        return Drawer(
+            self.settings.generator, low_precision=self.settings.low_precision, compiled=self.settings.compiled
+        )
 
-    @torch.inference_mode()
-    def margins(self, lessons: Sequence[Lesson], share: int = 50) -> list[float]:
-        """Log-odds of yes for every question of the lessons, in order."""
-        out: list[float] = []
-        for start in range(0, len(lessons), share):
-            bare = [tuple(replace(y, hints=()) for y in x.asked) for x in lessons[start : start + share]]
-            pictures = [x.picture for x in lessons[start : start + share]]
-            batch = self.collate([Lesson(x, asked) for x, asked in zip(pictures, bare, strict=True)])
-            logits, _, _ = self.pupil(batch, self.collate.head)
-            out += (logits[:, self.question.yes_id] - logits[:, self.question.no_id]).tolist()
-        return out
+    @cached_property
+    def generator_revision(self) -> str:
+        """Revision of the generator's checkpoint."""
+        return Checkpoint.resolve(self.settings.generator).revision
 
-    def report(self, lessons: Sequence[Lesson]) -> dict[str, float]:
-        """Share of right answers: of all questions ("accuracy") and by category."""
-        asked = [x for lesson in lessons for x in lesson.asked]
-        right: dict[str, list[bool]] = defaultdict(list)
-        for x, margin in zip(asked, self.margins(lessons), strict=True):
-            right[category(x.prompt)].append((margin > 0) == x.satisfied)
-        all_right = [ok for oks in right.values() for ok in oks]
-        return {"accuracy": float(np.mean(all_right))} | {k: float(np.mean(v)) for k, v in sorted(right.items())}
+    @cached_property
+    def _validation(self) -> list[PromptGroup]:
+        jobs = prompt_sets.validation_jobs(self.settings.validation_prompts, self.settings.validation_images, STEPS)
+        return label_pool(self.pool("validation", jobs))[0]
 
-    def choosing(self, pool: Sequence[Generated], samples: int) -> dict[str, float]:
-        """How well it picks: the share of correct pictures at random, by its choice, and where one of a prompt is.
-
-        Args:
-            pool: `samples` pictures of each prompt, one prompt after the other.
-            samples: N.
-        """
-        margins = self.margins([one.lesson(np.random.default_rng(0), 1) for one in pool])
-        score = np.array(margins).reshape(-1, samples)
-        correct = np.array([one.correct for one in pool]).reshape(-1, samples)
-        right = (np.array(margins) > 0) == correct.ravel()
-        chosen = correct[np.arange(len(correct)), score.argmax(1)]
-        return {
-            "made": float(right.mean()),
-            "one": float(correct.mean()),
-            "chosen": float(chosen.mean()),
-            "oracle": float(correct.any(1).mean()),
+    def pool(self, name: str, jobs: Sequence[DrawJob]) -> list[PoolImages]:
+        """Images of the jobs, drawn where the pool's folder does not have them."""
+        settings = {
+            "generator": self.generator_revision,
+            "low_precision": self.settings.low_precision,
+            "jobs": digest(job.to_json() for job in jobs),
         }
 
+        def progress(done: int, wanted: int) -> None:
+            self.show(f"images of {name}", {"step": done, "steps": wanted})
 
-Report = Callable[[Mapping[str, float]], None]
+        folder = self.settings.run / name / "pool"
+        return fill_pool(folder, jobs, settings, lambda: self._drawer, progress)
+
+    def train(self, stage: Stage, seed: int) -> dict[str, Any]:
+        """Draw the images of a stage, train on all images so far, export the judge; returns figures for the card."""
+        if stage.jobs:
+            pool = self.pool(stage.name, stage.jobs)
+            if stage.mined:
+                show = partial(self.show, f"mining of {stage.name}")
+                pool = mine(self.settings.run / stage.name / "mined.json", pool, self.model, self.collate, show)
+            groups, objects = label_pool(pool)
+            self._pools.append(groups)
+            self._objects += objects
+        settings = self.settings
+        if self._pools:
+            library = OutlineLibrary(self._objects)
+            examples = BatchSampler(seed, settings.mix, self._pools, library)
+        else:
+            examples = BatchSampler(seed, settings.rendered_mix, vision_warmup_steps=settings.vision_warmup_steps)
+        seconds = train(
+            self.model,
+            stage.schedule,
+            examples,
+            self.collate,
+            self.score,
+            settings.run / stage.name,
+            partial(self.show, stage.name),
+        )
+        self.export(settings.run / stage.name / "judge")
+        return {
+            "stage": stage.name,
+            "drawn": sum(len(job.seeds) for job in stage.jobs),
+            "kept": sum(map(len, self._pools[-1])) if stage.jobs else 0,
+            "updates": stage.schedule.steps,
+            "seconds": round(seconds),
+            **{name: round(value, 4) for name, value in self.score().items()},
+        }
+
+    def score(self) -> dict[str, float]:
+        """Held-out scores: right answers on unseen scenes, choice among the images of the validation prompts."""
+        return scene_score(self.model, self.collate, self._scenes) | choice_score(
+            self.model, self.collate, self._validation
+        )
+
+    def export(self, folder: Path) -> None:
+        """Write the judge as it is to a folder, in one step."""
+        publish(folder, self.save)
+
+    def save(self, folder: Path) -> None:
+        """Write the judge into a new folder."""
+        save(folder, self.model.model, self.question, sorted(known_words()), SHAPES.S, torch.float16)
+
+    def calibrated(self, folder: Path) -> Report:
+        """Calibration of an exported judge on images of the calibration prompts."""
+        settings = self.settings
+        jobs = prompt_sets.calibration_jobs(settings.calibration_prompts, settings.calibration_images, STEPS)
+        groups, _ = label_pool(self.pool("calibration", jobs))
+        judge = Judge.load(folder)
+        fields = []
+        for group in groups:
+            verdicts = judge.judge([one.labelled.image for one in group], [one.spec.prompt for one in group])
+            margins = [verdict.yes_logit - verdict.no_logit for verdict in verdicts]
+            fields.append([(margin, one.correct) for margin, one in zip(margins, group, strict=True)])
+        return calibrate(fields)
 
 
-def train_judge(settings: JudgeSettings, progress: Progress, report: Report) -> School:
-    """Trains, scores and exports.
+def train_judge(settings: JudgeSettings, show: Show) -> Training:
+    """Run all stages, calibrate the judge and write it with its card; returns what the card reports.
 
     Args:
-        settings: of the run.
-        progress: figures of every step (`training.Progress`).
-        report: figures of every held-out score: by category on rendered scenes and, in the second stage, on the
-            generator's pictures: "made" accuracy, and the share of correct ones at random ("one"), "chosen", "oracle".
+        settings: settings of the run.
+        show: receives the progress of every stage, held-out scores included.
+
+    Raises:
+        ValueError: the run's folder was filled with other settings.
     """
-    school = School(settings.seed)
-    test = unseen(300)
+    settings.run.mkdir(parents=True, exist_ok=True)
+    trainer = JudgeTrainer(settings, show)
+    recorded = settings.recorded() | {"generator_revision": trainer.generator_revision}
+    check_settings(settings.run / SETTINGS, recorded)
+    done = [trainer.train(stage, settings.seed * 100 + k) for k, stage in enumerate(stages(settings))]
+    last = settings.run / done[-1]["stage"] / "judge"
+    report = trainer.calibrated(last)
+    source = f"images of model {trainer.generator_revision}, {STEPS} steps, calibration prompts"
+    training = Training(recorded, tuple(done), revision(last), report.to_json(revision(last), source))
 
-    def scored(pool: Sequence[Generated]) -> Callable[[], float]:
-        def score() -> float:
-            figures = school.report(test)
-            report(figures | (school.choosing(pool, settings.samples) if pool else {}))
-            school.export(settings.out)
-            return figures["accuracy"]
+    def write(folder: Path) -> None:
+        trainer.save(folder)
+        write_card(folder, training)
 
-        return score
+    publish(settings.out, write)
+    return training
 
-    first = batches(settings.seed, settings.pictures, settings.questions, settings.looking)
-    alone = settings.generator is None or settings.tuning_steps == 0
-    # The rate falls once: at the end of the only stage, or over the whole of the second.
-    plan = Plan(settings.steps, learning_rate=1e-2, decay=0.4 if alone else 0.0, reduced=settings.reduced)
-    train(school.pupil, plan, first, school.collate, scored(()), settings.run / "rendered", progress)
-    if alone or settings.generator is None:
-        return school
 
-    def counted(done: int, wanted: int) -> None:
-        progress({"step": done, "steps": wanted, "drawing": 1.0})
-
-    generator = Generator.load(settings.generator)
-    path = settings.run / f"pool-{generator.checkpoint.revision[:12]}.npz"
-    pool = draw_pool(generator, path, settings.prompts, settings.samples, settings.seed, counted)
-    back = max(1, round(HELD_BACK * settings.prompts)) * settings.samples
-    mixed = batches(settings.seed + 1, settings.pictures, settings.questions, 0, pool[back:], TUNING_SHARE)
-    plan = Plan(settings.tuning_steps, learning_rate=8e-3, warm_up=20, decay=1.0, reduced=settings.reduced)
-    train(school.pupil, plan, mixed, school.collate, scored(pool[:back]), settings.run / "made", progress)
-    return school
+def digest(values: Any) -> str:
+    """12 hexadecimal digits over the JSON of some values."""
+    total = hashlib.sha256()
+    for value in values:
+        total.update(f"{value}\n".encode())
+    return total.hexdigest()[:12]

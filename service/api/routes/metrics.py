@@ -3,11 +3,12 @@
 from fastapi import APIRouter, Request
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from redis.exceptions import RedisError
 from starlette.responses import Response
 
 from bestofn.service.api.dependencies import ContextDep
 from bestofn.service.api.queue_metrics import QueueState
-from bestofn.service.queue.connection_errors import AWAY
+from bestofn.service.queue.connection_errors import away
 from bestofn.service.queue.stats import read_stats
 from bestofn.service.telemetry.api_metrics import REGISTRY
 
@@ -20,7 +21,9 @@ async def metrics(request: Request, context: ContextDep) -> Response:
     try:
         await context.ended.read(context.queue)
         stats = await read_stats(context.queue)
-    except AWAY:
+    except RedisError as error:
+        if not away(error):
+            raise
         stats = None
     registry = CollectorRegistry()
     for part in (REGISTRY, QueueState(stats, context.settings.image_budget_bytes), context.ended.registry):

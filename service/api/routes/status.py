@@ -5,6 +5,7 @@ from typing import Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
+from redis.exceptions import RedisError
 
 from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.dependencies import ContextDep
@@ -12,7 +13,7 @@ from bestofn.service.core.jobs import Priority, Revision
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
 from bestofn.service.core.workers import WorkerInfo
-from bestofn.service.queue.connection_errors import AWAY
+from bestofn.service.queue.connection_errors import away
 from bestofn.service.queue.stats import QueueStats, read_stats
 
 router = APIRouter()
@@ -123,7 +124,9 @@ async def status(context: ContextDep) -> Status:
     """200 whatever the state; `status` says whether a request would be served now."""
     try:
         stats = await read_stats(context.queue)
-    except AWAY:
+    except RedisError as error:
+        if not away(error):
+            raise
         stats = None
     return status_of(stats, context.settings, context.keyring)
 

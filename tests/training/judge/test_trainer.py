@@ -1,0 +1,88 @@
+"""A whole run of the judge's training at the smallest size: stages, resumption, calibration and model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bestofn.judge.calibration import FILE
+from bestofn.judge.judge import Judge
+from bestofn.judge.loader import revision
+from bestofn.training.judge.settings import BatchMix, JudgeSettings
+from bestofn.training.judge.trainer import stages, train_judge
+
+MIX = BatchMix(groups=1, group_images=2, pairs=1, scenes=1, questions=2, pair_questions=1)
+
+
+def settings(folder: Path) -> JudgeSettings:
+    return JudgeSettings(
+        folder / "run",
+        folder / "judge",
+        vision_warmup_steps=1,
+        rendered_steps=3,
+        prompts=4,
+        images=2,
+        steps=2,
+        adversarial_rounds=1,
+        adversarial_prompts=2,
+        adversarial_images=2,
+        adversarial_steps=2,
+        decay_steps=2,
+        scenes=4,
+        validation_prompts=1,
+        validation_images=2,
+        calibration_prompts=1,
+        calibration_images=2,
+        rendered_mix=replace(MIX, groups=0),
+        mix=MIX,
+        compiled=False,
+    )
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_an_interrupted_run_ends_with_the_same_judge(tmp_path: Path) -> None:
+    shown: list[tuple[str, float]] = []
+
+    def show(stage: str, figures: Mapping[str, float]) -> None:
+        shown.append((stage, figures["step"]))
+        if stop and shown[-1] == stop[-1]:
+            stop.pop()
+            raise Stopped
+
+    stop: list[tuple[str, float]] = []
+    whole = train_judge(settings(tmp_path / "whole"), show)
+    names = ["rendered", "round-0", "round-1", "decay"]
+    assert [stage["stage"] for stage in whole.stages] == names
+    assert [stage.name for stage in stages(settings(tmp_path))] == names
+    assert ("mining of round-1", 2) in shown
+    for name in names:
+        assert (tmp_path / "whole" / "run" / name / "log.jsonl").is_file()
+        assert Judge.load(tmp_path / "whole" / "run" / name / "judge").known_words
+
+    stop = [("mining of round-1", 1), ("round-0", 1)]
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            train_judge(settings(tmp_path / "cut"), show)
+    resumed = train_judge(settings(tmp_path / "cut"), show)
+    assert resumed.revision == whole.revision == revision(tmp_path / "cut" / "judge")
+
+    folder = tmp_path / "whole" / "judge"
+    assert json.loads((folder / FILE).read_text())["judge"] == whole.revision
+    record = json.loads((folder / "training.json").read_text())
+    assert record["settings"]["adversarial_prompts"] == 2
+    assert record["settings"]["low_precision"] is True
+    card = (folder / "README.md").read_text()
+    assert "Matrix products in bfloat16" in card
+    assert "--adversarial-prompts 2" in card
+    assert whole.revision in card
+    assert "| round-1 | 4 |" in card
+
+    with pytest.raises(ValueError, match="was filled with seed 0, not 1"):
+        train_judge(replace(settings(tmp_path / "whole"), seed=1), show)

@@ -1,0 +1,135 @@
+"""Generated images on disk: one file a job, written once, resumable, refused where the settings differ."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bestofn.models.shapes.prompts import PromptSpec
+from bestofn.training.judge.drawing import Drawer, Images
+
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class DrawJob:
+    """Images that are drawn together.
+
+    Attributes:
+        specs: prompt of each image.
+        seeds: noise seed of each image.
+        steps: number of solver steps.
+    """
+
+    specs: tuple[PromptSpec, ...]
+    seeds: tuple[int, ...]
+    steps: int
+
+    @classmethod
+    def one_prompt(cls, spec: PromptSpec, first_seed: int, images: int, steps: int) -> DrawJob:
+        """`images` images of one prompt with consecutive seeds."""
+        return cls((spec,) * images, tuple(range(first_seed, first_seed + images)), steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """The job as JSON values."""
+        return {"prompts": [spec.prompt for spec in self.specs], "seeds": list(self.seeds), "steps": self.steps}
+
+
+@dataclass(frozen=True)
+class PoolImages:
+    """Images of a job, (B, H, W, 3) uint8, with the prompt and the noise seed of each."""
+
+    images: Images
+    specs: tuple[PromptSpec, ...]
+    seeds: tuple[int, ...]
+
+    def of(self, indices: Sequence[int]) -> PoolImages:
+        """Some of the images."""
+        specs, seeds = tuple(self.specs[k] for k in indices), tuple(self.seeds[k] for k in indices)
+        return PoolImages(self.images[list(indices)], specs, seeds)
+
+
+def fill_pool(
+    folder: Path,
+    jobs: Sequence[DrawJob],
+    settings: Mapping[str, Any],
+    drawer: Callable[[], Drawer],
+    progress: Callable[[int, int], None],
+) -> list[PoolImages]:
+    """Draw the jobs whose file is missing and return all of them.
+
+    Args:
+        folder: folder of the pool; it grows by a file a job.
+        jobs: images to draw.
+        settings: everything that the images depend on, as JSON values; kept in the folder.
+        drawer: source of the drawer, called only if a file is missing.
+        progress: called with the numbers of jobs done and wanted.
+
+    Raises:
+        ValueError: the folder was filled with other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    check_settings(folder / SETTINGS, settings)
+    out: list[PoolImages] = []
+    tool: Drawer | None = None
+    for number, job in enumerate(jobs):
+        path = folder / f"{number:05d}.npz"
+        if not path.is_file():
+            tool = tool or drawer()
+            _write(path, tool.draw([spec.prompt for spec in job.specs], job.seeds, job.steps), job)
+        out.append(_read(path))
+        progress(number + 1, len(jobs))
+    return out
+
+
+def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings of a folder to a file, or compare them with those that it was filled with.
+
+    Raises:
+        ValueError: they differ; names the first setting that does.
+    """
+    settings = json.loads(json.dumps(dict(settings)))
+    if not path.is_file():
+        replace_file(path, lambda part: part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8"))
+        return
+    there = json.loads(path.read_text(encoding="utf-8"))
+    if different := sorted(name for name in there.keys() | settings.keys() if there.get(name) != settings.get(name)):
+        name = different[0]
+        raise ValueError(
+            f"{path.parent} was filled with {name} {there.get(name)!r}, not {settings.get(name)!r}: "
+            "choose another --run, or delete that folder"
+        )
+
+
+def _write(path: Path, images: Images, job: DrawJob) -> None:
+    fields = {
+        "images": images,
+        "specs": np.array([json.dumps(spec.to_json()) for spec in job.specs], dtype=np.str_),
+        "seeds": np.array(job.seeds, dtype=np.int64),
+    }
+
+    def save(part: Path) -> None:
+        with part.open("wb") as file:
+            np.savez_compressed(file, **fields)  # type: ignore[arg-type]
+
+    replace_file(path, save)
+
+
+def _read(path: Path) -> PoolImages:
+    with np.load(path) as file:
+        images, lines, seeds = file["images"], file["specs"], file["seeds"]  # each access reads the whole array
+    specs = tuple(PromptSpec.from_json(json.loads(line)) for line in lines)
+    return PoolImages(images, specs, tuple(int(seed) for seed in seeds))
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name, then move it into place: readers never see half of it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    write(part)
+    os.replace(part, path)

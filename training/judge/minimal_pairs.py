@@ -1,0 +1,144 @@
+"""Minimal pairs: one scene twice, right for a prompt, then with a single object spoilt and therefore wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bestofn.models.shapes.evaluator import measure, well_formed
+from bestofn.models.shapes.prompts import PromptSpec, caption, held_out
+from bestofn.models.shapes.questions import malformed, softened
+from bestofn.models.shapes.rules import violation
+from bestofn.models.shapes.scenes import place, sample_wish
+from bestofn.models.shapes.world import Thing, background, coverage
+from bestofn.training.judge.composition import (
+    ColourMix,
+    PaintedObject,
+    blended,
+    compose,
+    outline,
+    random_tint,
+    reshaped,
+    stretched,
+)
+from bestofn.training.judge.labels import LabelledImage
+from bestofn.training.judge.outlines import OutlineLibrary, Quality
+
+Spoil = Callable[[np.random.Generator, Sequence[PaintedObject], int, OutlineLibrary | None], PaintedObject | None]
+"""A flawed version of one of the objects, by index, or None where that flaw is not possible."""
+
+
+@dataclass(frozen=True, eq=False)
+class MinimalPair:
+    """Two images that differ in one object; the evaluator accepts the first for the prompt and rejects the second."""
+
+    spec: PromptSpec
+    right: LabelledImage
+    wrong: LabelledImage
+
+
+def minimal_pair(rng: np.random.Generator, library: OutlineLibrary | None) -> MinimalPair:
+    """A random pair without held-out combinations.
+
+    Args:
+        rng: source of everything.
+        library: generated outlines; None for drawn shapes alone.
+    """
+    while True:
+        pair = _attempt(rng, library)
+        if pair is not None:
+            return pair
+
+
+def _attempt(rng: np.random.Generator, library: OutlineLibrary | None) -> MinimalPair | None:
+    wish = sample_wish(rng)
+    scene, spec = place(rng, wish), caption(rng, wish)
+    if held_out(spec):
+        return None
+    canvas = background(rng)
+    objects = [PaintedObject(thing, _sound_mask(rng, thing, library), random_tint(rng)) for thing in scene.things]
+    victim = int(rng.integers(len(objects)))
+    spoil = SPOILS[int(rng.choice(len(SPOILS), p=[share for share, _ in SPOILS]))][1]
+    flawed = spoil(rng, objects, victim, library)
+    if flawed is None:
+        return None
+    soft, grain = rng.random() < 0.35, int(rng.integers(2**31))
+    sides = []
+    for painted, wanted in ((objects, True), ([*objects[:victim], flawed, *objects[victim + 1 :]], False)):
+        image = compose(canvas, painted)
+        if soft:
+            image = softened(np.random.default_rng(grain), image)
+        components = measure(image)
+        if (violation(well_formed(components), spec) is None) != wanted:
+            return None
+        sides.append(LabelledImage.measured(image, components))
+    return MinimalPair(spec, *sides)
+
+
+def _sound_mask(rng: np.random.Generator, thing: Thing, library: OutlineLibrary | None) -> tuple[np.ndarray, int, int]:
+    quality = Quality.NARROW if rng.random() < 0.3 else Quality.GOOD
+    found = outline(rng, thing, library, quality) if rng.random() < 0.8 else None
+    return found or coverage(thing)
+
+
+def _near_outline(
+    rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
+) -> PaintedObject | None:
+    one = objects[victim]
+    quality = Quality.NEAR if rng.random() < 0.7 else Quality.BAD
+    return replace(one, mask=outline(rng, one.thing, library, quality) or blended(rng, one.thing))
+
+
+def _mixed_colours(
+    rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
+) -> PaintedObject | None:
+    one = objects[victim]
+    return replace(one, mix=ColourMix.random(rng, one.thing.colour))
+
+
+def _stretch(
+    rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
+) -> PaintedObject | None:
+    one = objects[victim]
+    return replace(one, mask=stretched(rng, one.thing, one.mask))
+
+
+def _malform(
+    rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
+) -> PaintedObject | None:
+    one = objects[victim]
+    return replace(one, mask=malformed(rng, one.thing))
+
+
+def _merge(
+    rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
+) -> PaintedObject | None:
+    """The object moved towards another until the two touch."""
+    if len(objects) == 1:
+        return None
+    one, other = objects[victim], objects[(victim + 1) % len(objects)].thing
+    share = rng.uniform(0.3, 0.6)
+    down, right = round(share * (other.y - one.thing.y)), round(share * (other.x - one.thing.x))
+    alpha, top, left = one.mask
+    return replace(one, mask=(alpha, top + down, left + right))
+
+
+def _other_shape(
+    rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
+) -> PaintedObject | None:
+    one = objects[victim]
+    thing = reshaped(rng, one.thing)
+    return replace(one, mask=outline(rng, thing, library, Quality.GOOD) or coverage(thing))
+
+
+SPOILS: tuple[tuple[float, Spoil], ...] = (
+    (0.44, _near_outline),
+    (0.28, _mixed_colours),
+    (0.09, _stretch),
+    (0.08, _malform),
+    (0.06, _merge),
+    (0.05, _other_shape),
+)
+"""Share of each flaw among attempts: the two that a judge misses most come first."""

@@ -1,0 +1,72 @@
+"""Adversarial mining: of many images of a prompt, those that a judge ranks high and a few that are right."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestofn.models.shapes.evaluator import evaluate
+from bestofn.training.judge.examples import Collator
+from bestofn.training.judge.image_pool import PoolImages, replace_file
+from bestofn.training.judge.loop import JudgeTrainingModel
+from bestofn.training.judge.scoring import image_margins
+from bestofn.training.runs import Progress
+
+TOP, WRONG_AMONG, OTHER_RIGHT = 4, 16, 2
+
+
+def hard_images(margins: NDArray[np.float64], correct: NDArray[np.bool_]) -> list[int]:
+    """Indices of the images of one prompt that are kept, in ascending order.
+
+    Kept are the judge's best four, every wrong image among its best 16, and the right image that it ranks lowest.
+    The first two other right images are kept too.
+
+    Args:
+        margins: (S,), log-odds of yes.
+        correct: (S,), whether the evaluator accepts the image.
+    """
+    order = np.argsort(-margins, kind="stable")
+    kept = set(order[:TOP].tolist()) | {int(k) for k in order[:WRONG_AMONG] if not correct[k]}
+    right = [int(k) for k in order if correct[k]]
+    kept |= set(right[-1:])
+    kept |= set(sorted(set(right) - kept)[:OTHER_RIGHT])
+    return sorted(kept)
+
+
+def mine(
+    path: Path, pool: Sequence[PoolImages], model: JudgeTrainingModel, collate: Collator, progress: Progress
+) -> list[PoolImages]:
+    """`hard_images` of every job of a pool, each with a single prompt.
+
+    Args:
+        path: file of the chosen indices; read instead of mining again if the same judge wrote it.
+        pool: images of the round.
+        model: judge of the round before.
+        collate: its tensors.
+        progress: called with `step` and `steps`, the numbers of jobs done and wanted.
+    """
+    judge = weights_digest(model)
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if there.get("judge") != judge or len(there["kept"]) != len(pool):
+        kept = []
+        for number, job in enumerate(pool):
+            margins = image_margins(model, collate, job.images, job.specs)
+            pairs = zip(job.images, job.specs, strict=True)
+            kept.append(hard_images(margins, np.array([evaluate(image, spec).correct for image, spec in pairs])))
+            progress({"step": number + 1, "steps": len(pool)})
+        there = {"judge": judge, "kept": kept}
+        replace_file(path, lambda part: part.write_text(json.dumps(there) + "\n", encoding="utf-8"))
+    return [job.of(indices) for job, indices in zip(pool, there["kept"], strict=True)]
+
+
+def weights_digest(model: JudgeTrainingModel) -> str:
+    """12 hexadecimal digits over the weights of a judge in training."""
+    total = hashlib.sha256()
+    for name, value in sorted(model.model.state_dict().items()):
+        total.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+    return total.hexdigest()[:12]
