@@ -52,14 +52,14 @@ def default(field: FieldInfo) -> str:
 
 def table() -> str:
     """The whole table."""
-    rows = ["| setting | default | unit | |\n|---|---|---|---|\n"]
+    rows = ["| setting | default | |\n|---|---|---|\n"]
     for title, names in groups():
-        rows.append(f"| **{title}** | | | |\n")
+        rows.append(f"| **{title}** | | |\n")
         for name in names:
             field = Settings.model_fields[name]
-            unit = next((unit for end, unit in UNITS.items() if name.endswith(end)), "")
+            unit = next((f" {unit}" for end, unit in UNITS.items() if name.endswith(end)), "") if field.default else ""
             named = ", ".join(f"`{variable}`" for variable in variables(name, field))
-            rows.append(f"| {named} | {default(field)} | {unit} | {(field.description or '').replace('|', '/')} |\n")
+            rows.append(f"| {named} | {default(field)}{unit} | {(field.description or '').replace('|', '/')} |\n")
     return "".join(rows)
 
 

@@ -185,5 +185,5 @@ export function small(job, index, fate) {
   return tile;
 }
 
-// Those who were only drafted do not play, nor do candidates after a stop; one finalist alone has won without a match.
+// Candidates that were only drafted do not play, nor do candidates after a stop. A single promoted candidate wins without a match.
 const bracketSize = (job) => job.bracket[0]?.reduce((sum, match) => sum + (match.b === null ? 1 : 2), 0) ?? 1;

@@ -1,8 +1,8 @@
-// What a job was planned to cost, what it did cost, and why it ended, in plain words.
+// Texts for a job's planned cost, its actual cost, and why it ended.
 
 import { plural, seconds } from "./text.js";
 
-/** Pairs of a term and what there is to say, as far as the job has come. */
+/** Pairs of a term and its text, for the job's present state. */
 export function cost(job) {
   const { plan, usage } = job;
   const pairs = [];

@@ -1,4 +1,4 @@
-// Before anything is drawn: three prompts to begin with, and the tree that will fill.
+// Start view: three example prompts and an empty bracket.
 
 import { entrants, plant } from "./bracket.js";
 import { $, element } from "./text.js";

@@ -1,4 +1,4 @@
-// What only some deployments have: layers to choose from, a second judge, and a judge for finals.
+// Controls that only some deployments have: number of layers, second judge, finals.
 
 import { $, positive, whole } from "./text.js";
 

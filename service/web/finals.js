@@ -1,4 +1,4 @@
-// The finals: who met before the judge that sees two images at a time, and what it said of them in both orders.
+// The finals: matches before the pairwise judge, with its answers in both orders.
 
 import { small } from "./bracket.js";
 import { matchesOf } from "./job.js";

@@ -1,4 +1,4 @@
-// The box: what is asked for, and which part of it the server did not like.
+// The request form, and the field that the server refused.
 
 import { Extras } from "./extras.js";
 import { Spending } from "./spending.js";
@@ -31,7 +31,7 @@ const FIELDS = {
 };
 const known = (field) => FIELDS[field] ?? FIELDS[field.split(".")[0]] ?? [field, () => null];
 
-// What the workers could do when the page was opened, and no longer can: the server's words are for who runs them.
+// Replacement texts for abilities that the workers have lost since the page was opened.
 const GONE = {
   rule: "no worker can count what two judges accept any more, or not with finals: leave it out",
   finals: "no worker can play finals any more: leave them out",

@@ -1,4 +1,4 @@
-// The candidates as tiles: places that fill as they are judged; arrow keys walk, Enter opens.
+// The candidates as tiles, filled as they are judged; arrow keys move, Enter opens.
 
 import { ended, ordered, imagePath } from "./job.js";
 import { imageUrl } from "./images.js";

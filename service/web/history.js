@@ -1,4 +1,4 @@
-// The jobs of this browser: what was asked, and a small image of what won.
+// History of this browser: prompts with a small image of each winner.
 
 import { $, element, plural, seconds } from "./text.js";
 

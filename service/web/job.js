@@ -1,4 +1,4 @@
-// What is known of a job: built up from its events, without a look at the page.
+// State of a job, built from its events; no access to the page.
 
 /** Events after which nothing follows. */
 export const LAST = new Set(["result", "error"]);
@@ -115,7 +115,7 @@ function standAt(job, result) {
   if (result.images.length) job.leader = result.images[0].candidate;
 }
 
-// The result is what holds: of a job that stopped, candidates that ran ahead of its end are not in it.
+// The result decides: it leaves out candidates that ran ahead of an early stop.
 function count(job, { candidates }) {
   for (const { index } of candidates) job.counted.add(index);
   if (job.next !== null || job.counted.size === job.candidates.size) return;
@@ -139,7 +139,7 @@ function standing(job, progress) {
 function judged(job, candidate) {
   const known = job.candidates.get(candidate.index);
   job.candidates.set(candidate.index, { ...known, ...candidate });
-  if (known && known.solved_in_full === candidate.solved_in_full) return; // finalists are judged twice: their draft, and in full
+  if (known && known.solved_in_full === candidate.solved_in_full) return; // promoted candidates are judged twice: as a draft, and in full
   job.judged = Math.max(job.judged, job.candidates.size);
   const leader = job.candidates.get(job.leader);
   if (!leader || better(candidate, leader)) job.leader = candidate.index;

@@ -1,4 +1,4 @@
-// How much is spent: an effort by name, a budget, or candidates, drafts and stop of one's own.
+// Controls of the cost: an effort, a budget, or the user's own candidates, drafts and stop.
 
 import { $, positive, whole } from "./text.js";
 

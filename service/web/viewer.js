@@ -1,4 +1,4 @@
-// An image large, with its verdict, its seed, its rank, and the call that draws it again; arrow keys walk on.
+// Dialog with one large image, its verdict, seed and rank, and the diffusers call that draws it again.
 
 import { draftOf } from "./cost.js";
 import { diffusersCall } from "./diffusers.js";

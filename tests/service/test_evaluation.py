@@ -206,7 +206,7 @@ def test_the_published_figures_are_what_the_pool_says():
 
 
 def test_the_page_on_depths_says_what_its_pools_say():
-    page = (SCALING.parent / "compute.md").read_text().splitlines()
+    page = (SCALING.parent / "compute" / "README.md").read_text().splitlines()
     for line in runpy.run_path(str(SCALING.parent / "compute" / "draw.py"))["tables"]():
         assert line in page
 
@@ -251,7 +251,7 @@ def test_winners_of_a_file_are_laid_out_for_their_evaluators(tmp_path):
 def test_what_the_efforts_are_on_fresh_candidates_is_what_the_page_says():
     script = SCALING / "confirm.py"
     rows = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True).stdout.splitlines()
-    page = (SCALING.parent / "scaling.md").read_text()
+    page = (SCALING / "README.md").read_text()
     assert len(rows) == 9
     assert [row for row in rows[2:] if row not in page] == []
 
