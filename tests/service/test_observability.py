@@ -246,7 +246,7 @@ def test_every_request_is_one_line_and_no_prompt_is_in_any(deployed: Deployed) -
     assert {name: told.get(name) for name in expected} == expected
     heat = line(deployed.logs["worker"], event="heat", job_id=deployed.job)
     assert (heat["trace_id"], heat["outcome"], heat["level"]) == (TRACE, "completed", "info")
-    dead = line(deployed.logs["worker"], event="heat", job_id=deployed.failed, delivery_action="dead")
+    dead = line(deployed.logs["worker"], event="heat", job_id=deployed.failed, outcome="dead_lettered")
     assert (dead["reason"], dead["level"]) == ("the prompt asked for it", "warning")
     body = deployed.refused.json()
     assert re.fullmatch("[0-9a-f]{32}", body["request_id"]), "an id with a space in it is not taken over"
