@@ -44,7 +44,7 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Best of N: draw N pictures of a prompt, let a judge compare them, keep the best.
+    """Best of N: draw N images of a prompt, let a judge compare them, keep the best.
 
     Settings come from flags, from BESTOFN_* variables and from files in /run/secrets.
     """

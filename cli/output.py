@@ -16,7 +16,7 @@ FORMATS: Mapping[str, ImageFormat] = {".png": "png", ".webp": "webp", ".jpg": "j
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A succeeded job with the bytes of its winners, best first, and small pictures by candidate."""
+    """A succeeded job with the bytes of its winners, best first, and small images by candidate."""
 
     result: JobResult
     images: list[bytes]
@@ -24,7 +24,7 @@ class Outcome:
 
 
 def format_of(output: Path) -> ImageFormat:
-    """The picture format of a file name. Raises typer.BadParameter if it names none."""
+    """The image format of a file name. Raises typer.BadParameter if it names none."""
     found = FORMATS.get(output.suffix.lower())
     if found is None:
         raise typer.BadParameter(f"{output} must end in {', '.join(FORMATS)}")
@@ -62,7 +62,7 @@ def write(outcome: Outcome, output: Path, sheet: Path | None) -> JobResult:
     result = outcome.result.model_copy(update={"images": written})
     if sheet is not None:
         from bestofn.service.media.codec import decode
-        from bestofn.service.media.contact_sheet import draw_sheet
+        from bestofn.service.media.contact_sheet.sheet import draw_sheet
 
         draw_sheet(result, {candidate: decode(data) for candidate, data in outcome.thumbnails.items()}).save(sheet)
     return result

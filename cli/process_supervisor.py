@@ -37,7 +37,7 @@ def may_restart(deaths: Sequence[float], now: float) -> bool:
 
 
 class Supervisor:
-    """Runs commands of this program as child processes until it is told to stop or one of them is beyond help."""
+    """Runs commands of this program as child processes until a signal, or until one of them cannot be kept running."""
 
     def __init__(self, commands: Mapping[str, Sequence[str]], environment: Mapping[str, str]) -> None:
         """`commands` are arguments of `bestofn` by name, in order of start; `environment` is added to this process'."""

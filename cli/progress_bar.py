@@ -11,8 +11,7 @@ from bestofn.service.core.jobs import JobStatus
 
 
 class JobBar:
-    """One line on stderr: the place in the queue, then denoising steps, judged candidates and the best score so far,
-    then the matches of the finals."""
+    """One line on stderr: queue position, then denoising steps, judged candidates and best score, then finals."""
 
     def __init__(self) -> None:
         self._bar = Bar(

@@ -1,4 +1,4 @@
-"""bestofn generate --again: the story of the picture to draw once more, and what is not as it was then."""
+"""bestofn generate --reproduce: the story of the image to draw once more, and what is not as it was then."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
@@ -13,28 +13,28 @@ from bestofn.service.media.metadata import OtherStory, Story
 
 
 def read(path: Path) -> Story:
-    """The story of one of our pictures.
+    """The story of one of our images.
 
     Raises:
-        SetupError: the file is no picture, or tells nothing that we wrote.
+        SetupError: the file is not an image, or has no metadata of bestofn.
     """
     story = story_of(path)
     if isinstance(story, Story):
         return story
-    written = f"is of {story.program}" if isinstance(story, OtherStory) else "tells nothing of how it was made"
-    raise SetupError(f"{path} {written}: only pictures that bestofn wrote can be drawn again (see bestofn inspect)")
+    written = f"is of {story.program}" if isinstance(story, OtherStory) else "has no metadata of a generator"
+    raise SetupError(f"{path} {written}: only images that bestofn wrote can be drawn again (see bestofn inspect)")
 
 
 def check_prompt(story: Story, path: Path, prompt: str | None) -> None:
-    """Raises typer.BadParameter if the picture leaves its prompt out, and none was given."""
+    """Raises typer.BadParameter if the image leaves its prompt out, and none was given."""
     if prompt is None and story.prompt is None:
         raise typer.BadParameter(
-            f"{path} leaves its prompt out: write it before --again, and --negative if it had a negative prompt"
+            f"{path} leaves its prompt out: write it before --reproduce, and --negative if it had a negative prompt"
         )
 
 
 def output_of(path: Path) -> Path:
-    """Where it goes unless somebody says so: again.png, in the picture's own format."""
+    """Where it goes unless somebody says so: again.png, in the image's own format."""
     return Path(f"again{path.suffix if path.suffix.lower() in FORMATS else '.png'}")
 
 
@@ -42,23 +42,23 @@ def check_model_here(story: Story, model: str) -> None:
     """Raises SetupError if this process would draw with another model. A file does not choose what is downloaded."""
     if story.model.name not in (model.partition("@")[0], PurePath(model).name):
         raise SetupError(
-            f"the picture was drawn by {story.model.name}@{story.model.revision}, but this process would draw with "
+            f"the image was drawn by {story.model.name}@{story.model.revision}, but this process would draw with "
             f"{model}: name the model to draw with, such as --model {story.model.name}@{story.model.revision}"
         )
 
 
 def differences(story: Story, result: JobResult) -> Iterator[str]:
-    """What was not as when the picture was made, in words."""
+    """What was not as when the image was made, in words."""
     held = (("model", story.model, result.model), ("judge", story.judge, result.judge))
     for kind, then, now in (*held, ("second judge", story.second_judge, result.second_judge)):
         if then is not None and now is not None and then.revision != (now.weights if kind == "model" else now.revision):
-            effect = "the picture may differ" if kind == "model" else "the verdict may differ, the picture does not"
-            before, today = (f"{pin.name}@{pin.revision}" for pin in (then, now))
+            effect = "the image may differ" if kind == "model" else "the verdict may differ, the image does not"
+            before, today = (f"{revision.name}@{revision.revision}" for revision in (then, now))
             yield f"the {kind} was {before} and is {today}: {effect}"
-    blocks = result.parameters.get("blocks")
-    if list(story.blocks or ()) != (blocks or []):
-        yield f"it was drawn with {_blocks(story.blocks)} and now with {_blocks(blocks)}: the picture differs"
+    layers = result.parameters.get("layers")
+    if list(story.layers or ()) != (layers or []):
+        yield f"it was drawn with {_layers(story.layers)} and now with {_layers(layers)}: the image differs"
 
 
-def _blocks(blocks: Sequence[int] | None) -> str:
-    return "all blocks" if blocks is None else f"blocks {', '.join(map(str, blocks))}"
+def _layers(layers: Sequence[int] | None) -> str:
+    return "all layers" if layers is None else f"layers {', '.join(map(str, layers))}"

@@ -29,19 +29,19 @@ def generate(request: Mapping[str, Any], settings: Settings) -> Outcome:
         field = ".".join(map(str, first["loc"]))
         raise InvalidRequest(f"{field}: {first['msg']}", field=field) from error
     if checked.rule is not Rule.LOWER_BOUND:
-        settings = settings.model_copy(update={"second_judge": None})  # nobody would ask it
+        settings = settings.model_copy(update={"second_judge": None})  # this job does not use it
     elif not settings.second_judge:
         raise InvalidRequest("rule lower_bound needs a second judge: name one with --second-judge", field="rule")
-    if checked.finals and not settings.finals_judge:
-        raise InvalidRequest("finals need a pairwise judge: name one in BESTOFN_FINALS_JUDGE", field="finals")
+    if checked.finals and not settings.pairwise_judge:
+        raise InvalidRequest("finals need a pairwise judge: name one in BESTOFN_PAIRWISE_JUDGE", field="finals")
     with JobBar() as bar:
         # Imported here, since torch takes seconds, and everything before can fail without it.
         from bestofn.service.engine.loader import load_engine
         from bestofn.service.pairwise.openai_judge import VisionJudge
         from bestofn.service.worker.local import local_spec, run_local
 
-        named = settings.finals_judge if checked.finals else None
-        judge = VisionJudge(named, settings.finals_key) if named else None
+        named = settings.pairwise_judge if checked.finals else None
+        judge = VisionJudge(named, settings.pairwise_api_key) if named else None
         engine = load_engine(settings)
         run = run_local(
             local_spec(checked, engine, settings), engine, lambda running: bar.show(Progress.of(running)), judge

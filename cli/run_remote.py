@@ -5,7 +5,7 @@ from typing import Any
 
 from bestofn.cli.output import Outcome
 from bestofn.cli.progress_bar import JobBar
-from bestofn.service.client import Client
+from bestofn.service.client.client import Client
 from bestofn.service.core.settings import Settings
 
 

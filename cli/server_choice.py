@@ -1,10 +1,9 @@
 """Where a job runs: on a server, or in this process."""
 
-import importlib.util
-
 from bestofn.service.client.discovery import running_server as running_server
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
+from bestofn.service.host.packages import can_draw_here as can_draw_here
 
 
 def choose(settings: Settings, *, local: bool) -> str | None:
@@ -22,8 +21,3 @@ def choose(settings: Settings, *, local: bool) -> str | None:
             "pass --server URL, run `bestofn up`, or pip install 'bestofn[worker]'"
         )
     return server
-
-
-def can_draw_here() -> bool:
-    """Whether the worker's packages are installed (they are not imported, which takes seconds)."""
-    return all(importlib.util.find_spec(name) is not None for name in ("torch", "diffusers", "transformers"))

@@ -18,7 +18,7 @@ BATCH, ROUNDS = 16, 3
 
 @dataclass(frozen=True)
 class Price:
-    """Of one prompt's text, one step of one candidate (with guidance), one decoded picture and one verdict."""
+    """Of one prompt's text, one step of one candidate (with guidance), one decoded image and one verdict."""
 
     text: float
     step: float
@@ -44,7 +44,7 @@ def steps_taken(replayed: Replayed, steps: int) -> Ints:
 
 
 def verdicts(replayed: Replayed) -> Ints:
-    """Pictures that every job decodes and judges, (P, B)."""
+    """Images that every job decodes and judges, (P, B)."""
     return replayed.drafted + replayed.solved
 
 
@@ -67,11 +67,11 @@ def timed(generator: Generator, judge: Judge, prompt: str) -> Price:
     def draw(count: int) -> Callable[[], object]:
         return lambda: generate(generator, prompt, range(BATCH), num_inference_steps=count)
 
-    pictures = list(generate(generator, prompt, range(BATCH), num_inference_steps=1).numpy())
+    images = list(generate(generator, prompt, range(BATCH), num_inference_steps=1).numpy())
     latents = torch.zeros(BATCH, *generator.latent_shape(generator.defaults.width, generator.defaults.height))
     text = _seconds(lambda: generator.prompt_contexts([(prompt, False), ("", True)]))
     decode = _seconds(lambda: generator.decode(latents)) / BATCH
-    verdict = _seconds(lambda: judge.judge(pictures, [prompt] * BATCH)) / BATCH
+    verdict = _seconds(lambda: judge.judge(images, [prompt] * BATCH)) / BATCH
     step = (_seconds(draw(steps)) - _seconds(draw(steps // 2))) / BATCH / (steps - steps // 2)
     return Price(text, step, decode, verdict)
 

@@ -48,7 +48,7 @@ def curve(correct: Floats, margin: Floats, tags: Sequence[str], seed: int = 0) -
     choice is drawn at random, not computed as a mean: it shows what no judge at all would gain.
 
     Args:
-        correct: (P, S), 1 where the evaluator accepts the picture.
+        correct: (P, S), 1 where the evaluator accepts the image.
         margin: (P, S), the judge's log-odds.
         tags: the category of each prompt.
         seed: of the random judge and of the bootstrap.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bestofn.evaluation.pool import Pool, Way
+from bestofn.evaluation.pool import Pool, SamplingConfig
 from bestofn.evaluation.stats import Floats
 
 HEAT = 16
@@ -26,12 +26,12 @@ class Ranking:
     retention: dict[int, float]
 
 
-def ranking(pool: Pool, full: Way, coarse: Way, prompts: Sequence[int]) -> Ranking | None:
-    """None while the pool lacks a heat of either for one of these prompts."""
+def ranking(pool: Pool, full: SamplingConfig, coarse: SamplingConfig, prompts: Sequence[int]) -> Ranking | None:
+    """None while the pool has no complete heat of either for one of these prompts."""
     S = min(pool.depth(full, prompts), pool.depth(coarse, prompts)) // HEAT * HEAT
     if not S or not prompts:
         return None
-    return foretold(*(pool.samples(way, S).of(prompts, S).margin.reshape(-1, HEAT) for way in (full, coarse)))
+    return foretold(*(pool.samples(config, S).of(prompts, S).margin.reshape(-1, HEAT) for config in (full, coarse)))
 
 
 def foretold(final: Floats, draft: Floats) -> Ranking:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bestofn.evaluation.cost import Price, verdicts
-from bestofn.evaluation.pool import Pool, Way
+from bestofn.evaluation.pool import Pool, SamplingConfig
 from bestofn.evaluation.replay import Replayed
 
 Draw = Callable[[str, int, int], NDArray[np.uint8]]  # prompt, seed, steps -> (H, W, 3)
@@ -28,17 +28,17 @@ def write(folder: Path, pool: Pool, replayed: Replayed, steps: int, draw: Draw) 
         pool: that was replayed.
         replayed: one strategy.
         steps: of the checkpoint, where the strategy names none.
-        draw: a picture from its seed.
+        draw: an image from its seed.
 
     Returns:
         The strategy's folder.
     """
     strategy = replayed.strategy
-    place = folder / str(strategy).replace(" ", "_").replace(":", "-")
+    key = folder / str(strategy).replace(" ", "_").replace(":", "-")
     best: dict[str, str] = {}
     for number, winners in zip(replayed.numbers, replayed.winners[:, 0], strict=True):
         task = pool.source.tasks[number]
-        samples = place / f"{number:05d}" / "samples"
+        samples = key / f"{number:05d}" / "samples"
         samples.mkdir(parents=True, exist_ok=True)
         (samples.parent / "metadata.jsonl").write_text(json.dumps(task.metadata) + "\n", encoding="utf-8")
         for k, winner in enumerate(winners):
@@ -48,15 +48,15 @@ def write(folder: Path, pool: Pool, replayed: Replayed, steps: int, draw: Draw) 
                 Image.fromarray(draw(task.prompt, task.seed + int(winner), strategy.steps or steps)).save(part, "PNG")
                 part.replace(file)
         best.setdefault(task.prompt, str((samples / "0000.png").resolve()))
-    (place / "images.json").write_text(json.dumps(best, indent=1) + "\n", encoding="utf-8")
-    return place
+    (key / "images.json").write_text(json.dumps(best, indent=1) + "\n", encoding="utf-8")
+    return key
 
 
 def summary(pool: Pool, replayed: Sequence[Replayed], steps: int, price: Price) -> dict[str, Any]:
     """What is known of the strategies before an evaluator has seen the winners."""
 
-    def told(one: Replayed) -> dict[str, Any]:
-        full = Way(one.strategy.steps or steps)
+    def fields(one: Replayed) -> dict[str, Any]:
+        full = SamplingConfig(one.strategy.steps or steps)
         S = pool.depth(full, one.numbers)
         margin = pool.samples(full, S).of(one.numbers, S).margin
         best = np.take_along_axis(margin, one.winners[:, :, 0], 1)
@@ -69,7 +69,7 @@ def summary(pool: Pool, replayed: Sequence[Replayed], steps: int, price: Price) 
             "margin": float(best.mean()),
         }
 
-    return {**pool.source.identity, "strategies": [told(one) for one in replayed]}
+    return {**pool.source.identity, "strategies": [fields(one) for one in replayed]}
 
 
 def table(figures: dict[str, Any]) -> str:

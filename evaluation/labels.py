@@ -1,4 +1,4 @@
-"""Pictures of which it is known whether they are right, to calibrate a judge on: a list of files, or an eval's pool."""
+"""Images of which it is known whether they are right, to calibrate a judge on: a list of files, or an eval's pool."""
 
 import json
 import random
@@ -14,9 +14,9 @@ from bestofn.service.core.errors import SetupError
 
 
 class Labelled(BaseModel):
-    """One line of a list: a picture, beside the list or by its full path, what it should show, and whether it does.
+    """One line of a list: a path of an image (relative to the list, or absolute), its prompt, and whether it fits.
 
-    Pictures of one `group`, by default those of one prompt, are taken for candidates of one job.
+    Images of one `group`, by default those of one prompt, are taken for candidates of one job.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,7 +27,7 @@ class Labelled(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class LabelledPool:
     """Verdicts that an evaluation has kept: margins with the evaluator's word, of each prompt in candidate order."""
 
     source: str  # which generator and prompts
@@ -35,8 +35,8 @@ class Pool:
     fields: list[list[tuple[float, bool]]]
 
 
-def read_labels(path: Path) -> Pool | list[Labelled]:
-    """What a file of JSON lines holds: the pool of `bestofn eval`, or labelled pictures, their paths resolved.
+def read_labels(path: Path) -> LabelledPool | list[Labelled]:
+    """What a file of JSON lines holds: the pool of `bestofn eval`, or labelled images, their paths resolved.
 
     Raises:
         SetupError: it cannot be read, or a line is neither; with its number.
@@ -48,25 +48,25 @@ def read_labels(path: Path) -> Pool | list[Labelled]:
     parsed = [_line(path, number, line) for number, line in enumerate(lines, 1)]
     if parsed and {"model", "judge", "prompts"} <= parsed[0].keys():
         return _pool(path, parsed)
-    pictures = []
+    images = []
     for number, fields in enumerate(parsed, 1):
         try:
             one = Labelled.model_validate(fields)
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
+            key = ".".join(map(str, first["loc"]))
             raise SetupError(
-                f"{path}, line {number}: {place}: {first['msg']}; a line is "
+                f"{path}, line {number}: {key}: {first['msg']}; a line is "
                 '{"image": "a.png", "prompt": "two hearts", "correct": true}'
             ) from error
-        pictures.append(one.model_copy(update={"image": path.parent / one.image}))
-    return pictures
+        images.append(one.model_copy(update={"image": path.parent / one.image}))
+    return images
 
 
-def fields_of(pictures: Sequence[Labelled], margins: Iterable[float]) -> list[list[tuple[float, bool]]]:
-    """Judged pictures by their group, in an order of chance: in the list the best may come first."""
+def fields_of(images: Sequence[Labelled], margins: Iterable[float]) -> list[list[tuple[float, bool]]]:
+    """Judged images by their group, in an order of chance: in the list the best may come first."""
     groups: dict[str | int, list[tuple[float, bool]]] = defaultdict(list)
-    for one, margin in zip(pictures, margins, strict=True):
+    for one, margin in zip(images, margins, strict=True):
         groups[one.prompt if one.group is None else one.group].append((margin, one.correct))
     chance = random.Random(0)
     return [chance.sample(field, len(field)) for field in groups.values()]
@@ -82,15 +82,15 @@ def _line(path: Path, number: int, line: str) -> dict[str, Any]:
     return fields
 
 
-def _pool(path: Path, lines: Sequence[Mapping[str, Any]]) -> Pool:
-    """Of a pool with several numbers of steps the greatest counts; previews and drafts are other pictures."""
+def _pool(path: Path, lines: Sequence[Mapping[str, Any]]) -> LabelledPool:
+    """Of a pool with several numbers of steps the greatest counts; previews and drafts are other images."""
     chunks = [line for line in lines[1:] if "after" not in line and line["correct"]]
     if not chunks:
-        raise SetupError(f"{path} holds no pictures that an evaluator has looked at")
+        raise SetupError(f"{path} holds no images that an evaluator has looked at")
     steps = max(int(line["steps"]) for line in chunks)
     fields: dict[int, list[tuple[float, bool]]] = defaultdict(list)
     for line in sorted((line for line in chunks if line["steps"] == steps), key=lambda line: int(line["start"])):
         judged = zip(line["yes"], line["no"], line["correct"], strict=True)
         fields[line["prompt"]] += [(yes - no, word == "1") for yes, no, word in judged]
-    source = f"pictures of model {lines[0]['model']}, {steps} steps, prompts {lines[0]['prompts']}"
-    return Pool(source, str(lines[0]["judge"]), [fields[prompt] for prompt in sorted(fields)])
+    source = f"images of model {lines[0]['model']}, {steps} steps, prompts {lines[0]['prompts']}"
+    return LabelledPool(source, str(lines[0]["judge"]), [fields[prompt] for prompt in sorted(fields)])

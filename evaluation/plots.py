@@ -29,7 +29,7 @@ def curve(path: Path, points: Sequence[Point]) -> None:
 
 
 def deep(path: Path, points: Sequence[Point]) -> None:
-    """Large N: what the judge thinks of its choice, beside what the evaluator does."""
+    """Large N: the judge's opinion of its choice and the evaluator's."""
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     n = [point.n for point in points]
     _judge(left, points)
@@ -49,8 +49,8 @@ def trade(path: Path, strategies: Sequence[Mapping[str, Any]]) -> None:
     series: dict[str, list[Mapping[str, Any]]] = {}
     for one in strategies:
         series.setdefault(_kind(Strategy.parse(one["strategy"])), []).append(one)
-    for kind, told in series.items():
-        by_cost = sorted(told, key=lambda one: one["tflops"])
+    for kind, fields in series.items():
+        by_cost = sorted(fields, key=lambda one: one["tflops"])
         form = "o-" if kind == "plain" else "."
         style = {"color": GOLD, "zorder": 3} if kind == "plain" else {"ms": 9}
         axis.plot([one["tflops"] for one in by_cost], [one["score"] for one in by_cost], form, label=kind, **style)

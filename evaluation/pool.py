@@ -48,13 +48,13 @@ class Source:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What verdicts and pictures depend on, wherever the folders lie."""
+        """What verdicts and images depend on, wherever the folders lie."""
         return {"model": self.model_revision, "judge": self.judge_revision, "prompts": digest(self.tasks)}
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a candidate is drawn: in so many steps or, as a preview, what the model predicts after `after` of them."""
+class SamplingConfig:
+    """How a candidate is sampled: number of steps or, for a preview, the model's prediction after `after` steps."""
 
     steps: int
     after: int | None = None
@@ -64,24 +64,24 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Want:
+class SampleRequest:
     """Candidates to have: the first `samples` of each of these prompts, by number."""
 
-    way: Way
+    config: SamplingConfig
     samples: int
     prompts: Sequence[int]
 
-    def chunks(self) -> Iterator["Place"]:
+    def chunks(self) -> Iterator["ChunkKey"]:
         starts = range(0, self.samples, CHUNK)
-        return (Place(number, self.way, start) for start in starts for number in self.prompts)
+        return (ChunkKey(number, self.config, start) for start in starts for number in self.prompts)
 
 
 @dataclass(frozen=True)
-class Place:
+class ChunkKey:
     """Where a chunk belongs: `CHUNK` candidates of one prompt from candidate `start` on."""
 
     number: int
-    way: Way
+    config: SamplingConfig
     start: int
 
 
@@ -100,7 +100,7 @@ class Samples:
 
     Attributes:
         numbers: (P,), of the prompts.
-        correct: (P, S), 1 where the evaluator accepts the picture; NaN where there is none.
+        correct: (P, S), 1 where the evaluator accepts the image; NaN where there is none.
         yes, no: (P, S), the judge's logits.
     """
 
@@ -129,7 +129,7 @@ class Pool:
             ValueError: the file was filled from another source.
         """
         self.path, self.source = path, source
-        self.chunks: dict[Way, dict[int, dict[int, Chunk]]] = defaultdict(lambda: defaultdict(dict))
+        self.chunks: dict[SamplingConfig, dict[int, dict[int, Chunk]]] = defaultdict(lambda: defaultdict(dict))
         if path.is_file() and path.stat().st_size:
             self._read()
 
@@ -141,21 +141,21 @@ class Pool:
             )
         for line in lines[1:]:
             try:
-                place, chunk = _parse(json.loads(line))
+                key, chunk = _parse(json.loads(line))
             except ValueError:  # the last line of a run that was cut off
                 os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
                 return
-            self._keep(place, chunk)
+            self._keep(key, chunk)
 
-    def _keep(self, place: Place, chunk: Chunk) -> None:
-        self.chunks[place.way][place.number][place.start] = chunk
+    def _keep(self, key: ChunkKey, chunk: Chunk) -> None:
+        self.chunks[key.config][key.number][key.start] = chunk
 
-    def lacks(self, wants: Sequence[Want]) -> list[Place]:
+    def missing(self, requests: Sequence[SampleRequest]) -> list[ChunkKey]:
         """Chunks that are wanted and not here, in the order of the wants."""
-        places = dict.fromkeys(place for want in wants for place in want.chunks())
-        return [place for place in places if place.start not in self.chunks[place.way][place.number]]
+        places = dict.fromkeys(key for request in requests for key in request.chunks())
+        return [key for key in places if key.start not in self.chunks[key.config][key.number]]
 
-    def fill(self, wants: Sequence[Want], processes: int, progress: Callable[[int, int], None]) -> None:
+    def fill(self, requests: Sequence[SampleRequest], processes: int, progress: Callable[[int, int], None]) -> None:
         """Draws, judges and evaluates what is lacking; the file grows by a line a chunk.
 
         Args:
@@ -163,8 +163,8 @@ class Pool:
             processes: each with one thread.
             progress: called with chunks done and wanted.
         """
-        missing = self.lacks(wants)
-        total = sum(1 for want in wants for _ in want.chunks())
+        missing = self.missing(requests)
+        total = sum(1 for request in requests for _ in request.chunks())
         done = total - len(missing)
         progress(done, total)
         if not missing:
@@ -175,39 +175,37 @@ class Pool:
                 file.write(json.dumps(self.source.identity) + "\n")
             paths = self.source.model, self.source.judge, self.source.device
             with _interrupts_later():
-                futures = {
-                    workers.submit(_draw, *paths, self.source.tasks[place.number], place): place for place in missing
-                }
+                futures = {workers.submit(_draw, *paths, self.source.tasks[key.number], key): key for key in missing}
             for future in as_completed(futures):
-                place, chunk = futures[future], future.result()
-                self._keep(place, chunk)
-                file.write(_line(place, chunk) + "\n")
+                key, chunk = futures[future], future.result()
+                self._keep(key, chunk)
+                file.write(_line(key, chunk) + "\n")
                 file.flush()
                 done += 1
                 progress(done, total)
 
-    def counts(self) -> dict[Way, int]:
+    def counts(self) -> dict[SamplingConfig, int]:
         """Candidates in the file."""
-        return {way: CHUNK * sum(map(len, chunks.values())) for way, chunks in self.chunks.items() if chunks}
+        return {config: CHUNK * sum(map(len, chunks.values())) for config, chunks in self.chunks.items() if chunks}
 
-    def prompts(self, way: Way, samples: int) -> list[int]:
-        """Numbers of the prompts that have so many samples drawn in this way."""
+    def prompts(self, config: SamplingConfig, samples: int) -> list[int]:
+        """Numbers of the prompts with at least `samples` samples of this config."""
         starts = set(range(0, samples, CHUNK))
-        return sorted(number for number, chunks in self.chunks[way].items() if starts <= chunks.keys())
+        return sorted(number for number, chunks in self.chunks[config].items() if starts <= chunks.keys())
 
-    def depth(self, way: Way, prompts: Sequence[int]) -> int:
+    def depth(self, config: SamplingConfig, prompts: Sequence[int]) -> int:
         """How many samples the file has of each of these prompts."""
-        chunks = self.chunks[way]
+        chunks = self.chunks[config]
         return min((_run(chunks[number]) for number in prompts), default=0)
 
-    def samples(self, way: Way, samples: int) -> Samples:
-        """The first `samples` of every prompt that has so many, drawn in this way."""
-        numbers = self.prompts(way, samples)
+    def samples(self, config: SamplingConfig, samples: int) -> Samples:
+        """The first `samples` of every prompt that has as many, sampled with this config."""
+        numbers = self.prompts(config, samples)
 
         def table(rows: Callable[[Chunk], Sequence[float]]) -> Floats:
             return np.array(
                 [
-                    [value for start in range(0, samples, CHUNK) for value in rows(self.chunks[way][number][start])]
+                    [value for start in range(0, samples, CHUNK) for value in rows(self.chunks[config][number][start])]
                     for number in numbers
                 ],
                 np.float64,
@@ -229,14 +227,14 @@ def _run(chunks: Mapping[int, Chunk]) -> int:
     return start
 
 
-def _line(place: Place, chunk: Chunk) -> str:
-    after = {} if place.way.after is None else {"after": place.way.after}
+def _line(key: ChunkKey, chunk: Chunk) -> str:
+    after = {} if key.config.after is None else {"after": key.config.after}
     return json.dumps(
         {
-            "prompt": place.number,
-            "steps": place.way.steps,
+            "prompt": key.number,
+            "steps": key.config.steps,
             **after,
-            "start": place.start,
+            "start": key.start,
             "correct": "".join(map(str, chunk.correct)),
             "yes": chunk.yes,
             "no": chunk.no,
@@ -245,9 +243,11 @@ def _line(place: Place, chunk: Chunk) -> str:
     )
 
 
-def _parse(line: dict[str, Any]) -> tuple[Place, Chunk]:
-    way = Way(line["steps"], line.get("after"))
-    return Place(line["prompt"], way, line["start"]), Chunk([int(c) for c in line["correct"]], line["yes"], line["no"])
+def _parse(line: dict[str, Any]) -> tuple[ChunkKey, Chunk]:
+    config = SamplingConfig(line["steps"], line.get("after"))
+    return ChunkKey(line["prompt"], config, line["start"]), Chunk(
+        [int(c) for c in line["correct"]], line["yes"], line["no"]
+    )
 
 
 @contextlib.contextmanager
@@ -288,25 +288,25 @@ def _begin() -> None:
 @cache
 def parts(model: str, judge: str, device: str) -> tuple[Generator, Judge]:
     """Generator and judge on a device, once a process."""
-    place = torch.device(device)
-    return Generator.load(model, place), Judge.load(judge, place, judge_dtype(place))
+    key = torch.device(device)
+    return Generator.load(model, key), Judge.load(judge, key, judge_dtype(key))
 
 
-def _draw(model: str, judge: str, device: str, task: Task, place: Place) -> Chunk:
+def _draw(model: str, judge: str, device: str, task: Task, key: ChunkKey) -> Chunk:
     generator, verifier = parts(model, judge, device)
-    first = task.seed + place.start
+    first = task.seed + key.start
     chunk = Chunk([], [], [])
     for start in range(first, first + CHUNK, BATCH):
-        pictures = generate(
+        images = generate(
             generator,
             task.prompt,
             range(start, start + BATCH),
-            num_inference_steps=place.way.steps,
-            preview_after=place.way.after,
+            num_inference_steps=key.config.steps,
+            preview_after=key.config.after,
         ).numpy()
-        verdicts = verifier.judge(list(pictures), [task.prompt] * BATCH)
+        verdicts = verifier.judge(list(images), [task.prompt] * BATCH)
         chunk.yes.extend(round(verdict.yes_logit, DIGITS) for verdict in verdicts)
         chunk.no.extend(round(verdict.no_logit, DIGITS) for verdict in verdicts)
         if task.spec is not None:
-            chunk.correct.extend(int(evaluate(picture, task.spec).correct) for picture in pictures)
+            chunk.correct.extend(int(evaluate(image, task.spec).correct) for image in images)
     return chunk

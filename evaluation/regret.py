@@ -1,4 +1,4 @@
-"""What choosing a strategy is worth on prompts that it was not chosen on: plans for a budget, presets. Pure numpy.
+"""Regret of strategies on prompts that they were not chosen on: plans for a budget, presets. Pure numpy.
 
 K strategies, P prompts, X budgets.
 """
@@ -12,6 +12,7 @@ from bestofn.evaluation.stats import Floats, Prompts
 
 BUDGETS = 12
 SPLITS = 20
+MOST_LOSS = 0.02  # maximum loss of a preset against its reference
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Regret:
 def regret(score: Floats, cost: Floats, tags: Sequence[str]) -> Regret:
     """Plans are made on one half of each category's prompts and measured on the other, and the other way round.
 
-    A plan is the best score within the budget on average; so is the choice in hindsight, which knows the half that it
-    is measured on and is therefore better by chance alone, too.
+    A plan has the best average score within the budget. The choice in hindsight is made on the half that it is
+    measured on, so it is better partly by chance.
 
     Args:
         score, cost: (K, P).

@@ -18,8 +18,8 @@ from bestofn.judge.calibration import Calibration, probability
 from bestofn.judge.stopping import Reason
 from bestofn.judge.verdict import Verdict
 from bestofn.service.core.early_stopping import Prefix, fold
-from bestofn.service.core.jobs import UNNAMED, Candidate, JobSpec
-from bestofn.service.core.results import finalists
+from bestofn.service.core.jobs import Candidate, JobSpec, Revision
+from bestofn.service.core.results import promoted
 
 Ints = NDArray[np.int_]
 
@@ -73,13 +73,13 @@ def replay(
     Returns:
         None while the pool has too few samples of these prompts.
     """
-    ways = strategy.ways(steps)
-    S = min(pool.depth(way, prompts) for way in ways)
+    configs = strategy.configs(steps)
+    S = min(pool.depth(config, prompts) for config in configs)
     S = S if samples is None else min(S, samples)
     B = S // strategy.num_samples
     if not B or not prompts:
         return None
-    solved, *coarse = (pool.samples(way, S).of(prompts, S) for way in ways)
+    solved, *coarse = (pool.samples(config, S).of(prompts, S) for config in configs)
     drafts = coarse[0] if coarse else None
     spec = job(strategy, steps, calibration, top_k)
     played = [
@@ -103,12 +103,15 @@ def replay(
     )
 
 
+_REPLAYED = Revision(name="", revision="")  # a replayed job never runs
+
+
 def job(strategy: Strategy, steps: int, calibration: Calibration | None, top_k: int) -> JobSpec:
     """The job that a request with these options becomes."""
     return JobSpec(
         id="replay", prompt="", num_samples=strategy.num_samples, top_k=top_k, seed=0, width=32, height=32,
         num_inference_steps=strategy.steps or steps, guidance_scale=1.0, draft=strategy.draft or strategy.preview,
-        stop=strategy.stop, calibration=calibration, model=UNNAMED, judge=UNNAMED,
+        stop=strategy.stop, calibration=calibration, model=_REPLAYED, judge=_REPLAYED,
     )  # fmt: skip
 
 
@@ -128,7 +131,7 @@ def _play(spec: JobSpec, full: Samples, drafts: Samples | None, row: int, first:
     for heat in spec.heats():
         chosen = list(heat.candidates)
         if drafts is not None:
-            chosen = finalists(spec, {i: verdict(drafts, row, first + i) for i in chosen})
+            chosen = promoted(spec, {i: verdict(drafts, row, first + i) for i in chosen})
             drafted += heat.count
         solved += len(chosen)
         prefix = fold(spec, prefix, {heat.index: [Candidate(i, i, verdict(full, row, first + i)) for i in chosen]})

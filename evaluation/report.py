@@ -11,16 +11,17 @@ import numpy as np
 from bestofn.evaluation.cost import Price, steps_taken, verdicts
 from bestofn.evaluation.curve import Point, auc, chosen, curve, share_of_the_way
 from bestofn.evaluation.draft_ranking import ranking
-from bestofn.evaluation.pool import Pool, Samples, Way
-from bestofn.evaluation.regret import SPLITS, preset, regret
+from bestofn.evaluation.pool import Pool, Samples, SamplingConfig
+from bestofn.evaluation.regret import MOST_LOSS, preset, regret
 from bestofn.evaluation.replay import Replayed, replay
 from bestofn.evaluation.stats import Floats, Prompts
 from bestofn.evaluation.strategies import Strategy
+from bestofn.evaluation.tables import tables
 from bestofn.judge.calibration import Calibration
 
 REFERENCES = (4, 8, 16, 32, 128)  # plain best-of-N with which every strategy is compared
-PAR = 32  # of these, the one that tells the luck of some candidates
-PRESETS, MOST_LOSS = (8, 32, 128), 0.02  # of these, those that a preset is to reach, and the bound of its loss
+PAR = 32  # the N that measures the luck of the first candidates
+PRESETS = (8, 32, 128)  # references that a preset has to reach within MOST_LOSS
 COPIES = 4
 BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
 
@@ -48,7 +49,7 @@ class Question:
 
 def summary(pool: Pool, question: Question) -> dict[str, Any]:
     """Every figure of the report."""
-    full = Way(question.steps)
+    full = SamplingConfig(question.steps)
     everything = pool.samples(full, pool.depth(full, question.prompts)).of(
         question.prompts, pool.depth(full, question.prompts)
     )
@@ -59,7 +60,7 @@ def summary(pool: Pool, question: Question) -> dict[str, Any]:
         "judge": identity["judge"],
         "machine": question.machine,
         "steps": question.steps,
-        "candidates": {str(way): count for way, count in pool.counts().items()},
+        "candidates": {str(config): count for config, count in pool.counts().items()},
         "all": _curves(pool, everything),
     }
     if deepest > everything.correct.shape[1]:
@@ -76,13 +77,13 @@ def summary(pool: Pool, question: Question) -> dict[str, Any]:
         if (replayed := replay(strategy, pool, question.steps, question.prompts, question.calibration)) is not None
     ]
     plain = _Plain(pool, question)
-    out["strategies"] = [_told(one, question, _prompts(pool, question.prompts), plain) for one in played]
+    out["strategies"] = [_strategy_figures(one, question, _prompts(pool, question.prompts), plain) for one in played]
     out |= _choices(pool, question, played, plain)
     out["drafts"] = [
-        {"steps": way.steps, "after": way.after, **asdict(told)}
-        for way in sorted(pool.chunks, key=str)
-        if way != full and way.steps <= question.steps
-        if (told := ranking(pool, full, way, question.prompts)) is not None
+        {"steps": config.steps, "after": config.after, **asdict(one)}
+        for config in sorted(pool.chunks, key=str)
+        if config != full and config.steps <= question.steps
+        if (one := ranking(pool, full, config, question.prompts)) is not None
     ]
     return out
 
@@ -91,17 +92,17 @@ class _Plain:
     """Plain best-of-N, with which every strategy is compared over the same candidates.
 
     The pool has more of some kinds of candidates than of others, and every strategy is replayed from all that there
-    are. The luck of a prompt's first candidates is taken off its score: by so much as plain best of 32 over these
-    differs from plain best of 32 over all.
+    are. Scores are corrected for the luck of a prompt's first candidates: by the difference of plain best of 32
+    over these and over all candidates.
     """
 
     def __init__(self, pool: Pool, question: Question) -> None:
         self._pool, self._question = pool, question
-        self.depth = pool.depth(Way(question.steps), question.prompts)
+        self.depth = pool.depth(SamplingConfig(question.steps), question.prompts)
         self._scores: dict[tuple[int, int], Floats | None] = {}
 
     def score(self, N: int, samples: int) -> Floats | None:
-        """(P,), over the first samples of each prompt; None if they are fewer than N."""
+        """(P,) score of plain best of N over the first samples of each prompt; None if they are fewer than N."""
         if (N, samples) not in self._scores:
             asked = self._question
             replayed = replay(Strategy(N), self._pool, asked.steps, asked.prompts, samples=samples)
@@ -109,7 +110,7 @@ class _Plain:
         return self._scores[N, samples]
 
     def without_luck(self, score: Floats, samples: int) -> Floats:
-        """(P,), of a strategy that was replayed from the first samples of each prompt."""
+        """(P,) score of a strategy, corrected for the luck of the first samples of each prompt."""
         for N in (PAR, *reversed(REFERENCES)):
             here, everywhere = self.score(N, samples), self.score(N, self.depth)
             if here is not None and everywhere is not None:
@@ -117,7 +118,7 @@ class _Plain:
         return score
 
     def loss(self, N: int, score: Floats, samples: int) -> Floats | None:
-        """(P,), of a strategy's score over the first samples against plain best of N; None if the pool cannot tell."""
+        """(P,) loss of a strategy against plain best of N over the first samples; None if the pool has too few."""
         here, everywhere = self.score(N, samples), self.score(N, self.depth)
         if here is not None:
             return here - score
@@ -154,10 +155,10 @@ def _controls(samples: Samples, prompts: Prompts) -> dict[str, Any]:
 
 
 def _choices(pool: Pool, question: Question, played: Sequence[Replayed], plain: _Plain) -> dict[str, Any]:
-    """What a budget's plan loses against the best fixed strategy, and what presets cost and lose, both on other
-    prompts than they were chosen on; nothing where there is nothing to choose from.
+    """Loss of a budget's plan against the best fixed strategy, and cost and loss of presets.
 
-    Only what was replayed from all samples is chosen from: of many noisy scores the best is the luckiest.
+    Both are measured on prompts that did not choose them. Only strategies replayed from all samples are candidates: of
+    many noisy scores the best is the luckiest.
     """
     asked = [
         one
@@ -179,7 +180,7 @@ def _choices(pool: Pool, question: Question, played: Sequence[Replayed], plain: 
     return {"planner": asdict(regret(score, cost, tags)), "presets": presets}
 
 
-def _told(replayed: Replayed, question: Question, prompts: Prompts, plain: _Plain) -> dict[str, Any]:
+def _strategy_figures(replayed: Replayed, question: Question, prompts: Prompts, plain: _Plain) -> dict[str, Any]:
     score = plain.without_luck(replayed.correct.mean(1), replayed.samples)
     losses = {N: plain.loss(N, replayed.correct.mean(1), replayed.samples) for N in REFERENCES}
     return {
@@ -219,127 +220,6 @@ def _confidence(replayed: Replayed) -> list[dict[str, float]]:
         for i in range(len(BINS) - 1)
         if (bins == i).any()
     ]
-
-
-def tables(figures: Mapping[str, Any]) -> str:
-    """The report as Markdown."""
-    parts = ["## Score against N", "", *_curve_table(figures["all"], figures.get("never_trained"))]
-    controls = "; ".join(
-        f"{name} {told['score']:.3f} ({told['interval'][0]:.3f} to {told['interval'][1]:.3f})"
-        for name, told in figures["controls"].items()
-    )
-    parts += ["", f"Controls, which must not gain: {controls}.", ""]
-    if "deep" in figures:
-        parts += ["## Does more search fool the judge?", "", *_curve_table(figures["deep"], None), ""]
-    if figures["strategies"]:
-        parts += [
-            "## Strategies",
-            "",
-            "Jobs are disjoint blocks of a prompt's first candidates, of as many (*of*) as the pool has of all that "
-            "a strategy needs. A loss is against the same ones; a score is without their luck where others have more.",
-            "",
-            *_strategy_table(figures["strategies"]),
-            "",
-        ]
-    if figures["planner"]:
-        low, high = figures["planner"]["interval"]
-        parts += [
-            "A budget's plan, made on half of the prompts and measured on the other, falls short of the best of these "
-            f"strategies in hindsight by {figures['planner']['mean']:.3f} ({low:.3f} to {high:.3f}), over budgets.",
-            "",
-        ]
-    for N, told in figures["presets"].items():
-        parts += [
-            f"The cheapest strategy that reaches best of {N} within {MOST_LOSS} on half of the prompts takes "
-            f"{told['cost'] / told['of']:.0%} of its TFLOPs on the other half and loses {told['loss']:+.3f} there "
-            f"(bound {told['upper_bound']:+.3f}), a mean over {SPLITS} splits.",
-            "",
-        ]
-    if any(one["confidence"] for one in figures["strategies"]):
-        parts += ["## Promised and realised", "", *_confidence_table(figures["strategies"]), ""]
-    if figures["drafts"]:
-        parts += ["## Drafts and previews against full solutions", "", *_draft_table(figures["drafts"]), ""]
-    drawn = ", ".join(f"{count} of {way}" for way, count in figures["candidates"].items())
-    parts += [
-        f"Model {figures['model']}, judge {figures['judge']}; candidates: {drawn}.",
-        "",
-        f"Machine: {figures['machine']}.",
-    ]
-    return "\n".join(parts) + "\n"
-
-
-def _curve_table(told: Mapping[str, Any], never: Mapping[str, Any] | None) -> list[str]:
-    points = told["points"]
-
-    def line(name: str, values: Sequence[float]) -> str:
-        return f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
-
-    lines = [
-        "| N | " + " | ".join(str(point["n"]) for point in points) + " |",
-        "|---|" + "---|" * len(points),
-        *(
-            line(tag.replace("_", " "), [point["judge_by_category"][tag] for point in points])
-            for tag in points[0]["judge_by_category"]
-        ),
-        line("**mean, judge**", [point["judge"] for point in points]),
-        "| 95 % interval | "
-        + " | ".join(f"{low:.3f} to {high:.3f}" for low, high in (point["judge_interval"] for point in points))
-        + " |",
-        line("mean, oracle", [point["oracle"] for point in points]),
-        line("mean, random judge", [point["random"] for point in points]),
-        line("judge's log-odds of its choice", [point["margin"] for point in points]),
-    ]
-    if never is not None:
-        lines.append(line("never-trained combinations, judge", [point["judge"] for point in never["points"]]))
-        lines.append(line("never-trained combinations, oracle", [point["oracle"] for point in never["points"]]))
-    last = points[-1]
-    low, high = last["gain_interval"]
-    return [
-        *lines,
-        "",
-        f"{told['prompts']} prompts x {told['samples']} samples. Best of {last['n']} by the judge: "
-        f"{last['judge'] - points[0]['judge']:+.3f} over one sample ({low:+.3f} to {high:+.3f} over a random judge), "
-        f"{100 * told['share_of_the_way']:.0f} % of the way to the oracle's. The judge is right on "
-        f"{100 * told['judge_accuracy']:.1f} % of pictures; within a prompt it puts a right one above a wrong one "
-        f"{100 * told['judge_auc_within_prompt']:.1f} % of the time.",
-    ]
-
-
-def _strategy_table(told: Sequence[Mapping[str, Any]]) -> list[str]:
-    against = [N for N in ("32", "128") if all(N in one["loss"] for one in told)]
-    head = "| strategy | of | score | 95 % interval | candidates | verdicts | TFLOP | seconds of a core | best kept |"
-    return [
-        head + "".join(f" loss to best of {N} (bound) |" for N in against),
-        "|---|" + "---|" * (8 + len(against)),
-        *(
-            f"| {one['strategy']} | {one['samples']} | {one['score']:.3f} | {one['interval'][0]:.3f} to "
-            f"{one['interval'][1]:.3f} | {one['candidates']:.1f} | {one['verdicts']:.1f} | {one['tflops']:.4f} | "
-            f"{one['seconds']:.2f} | {one['keeps_the_best']:.2f} |"
-            + "".join(f" {one['loss'][N]['mean']:+.3f} ({one['loss'][N]['upper_bound']:+.3f}) |" for N in against)
-            for one in told
-        ),
-    ]
-
-
-def _confidence_table(told: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [
-        "| strategy | jobs that stopped sure | promised | realised |",
-        "|---|---|---|---|",
-        *(
-            f"| {one['strategy']} | {row['jobs']} | {row['promised']:.3f} | {row['realised']:.3f} |"
-            for one in told
-            for row in one["confidence"]
-        ),
-    ]
-
-
-def _draft_table(told: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = ["| | heats of 16 | rank correlation | best among 1 | 2 | 4 | 8 |", "|---|---|---|---|---|---|---|"]
-    for one in told:
-        name = f"draft of {one['steps']}" if one["after"] is None else f"preview after {one['after']} of {one['steps']}"
-        kept = " | ".join(f"{share:.2f}" for share in one["retention"].values())
-        lines.append(f"| {name} | {one['jobs']} | {one['spearman']:.2f} | {kept} |")
-    return lines
 
 
 def write(folder: Path, figures: Mapping[str, Any]) -> None:

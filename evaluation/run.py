@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bestofn.evaluation import cost, report
 from bestofn.evaluation import geneval_export as folders
-from bestofn.evaluation.pool import Pool, Source, Want, Way, parts
+from bestofn.evaluation.pool import Pool, SampleRequest, SamplingConfig, Source, parts
 from bestofn.evaluation.replay import replay
 from bestofn.evaluation.strategies import Strategy
 from bestofn.evaluation.tasks import Task
@@ -52,7 +52,7 @@ class Evaluation:
         checkpoint, judging = Checkpoint.resolve(model), find_judge(judge)
         device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
         source = Source(
-            str(checkpoint.path), checkpoint.revision, str(judging.path), judging.pin.revision, tasks, device
+            str(checkpoint.path), checkpoint.revision, str(judging.path), judging.revision.revision, tasks, device
         )
         pool = Pool(out / "pool.jsonl", source)
         file = judging.path / calibrations.FILE
@@ -72,20 +72,22 @@ class Evaluation:
         processes: int | None,
         progress: Callable[[int, int], None],
     ) -> None:
-        """Draws what the strategies need of these prompts and the pool lacks, `samples` at least of each kind."""
-        wants = [Want(Way(self.steps), samples, numbers)]
-        wants += [
-            Want(way, max(samples, one.num_samples), numbers) for one in strategies for way in one.ways(self.steps)
+        """Draw the samples of these prompts that the strategies need and the pool does not have yet."""
+        requests = [SampleRequest(SamplingConfig(self.steps), samples, numbers)]
+        requests += [
+            SampleRequest(config, max(samples, one.num_samples), numbers)
+            for one in strategies
+            for config in one.configs(self.steps)
         ]
         alone = cores() if self.pool.source.device == "cpu" else 1
-        self.pool.fill(wants, processes or alone, progress)
+        self.pool.fill(requests, processes or alone, progress)
 
     def complete(self, numbers: Sequence[int]) -> bool:
         """Whether the pool has full solutions of all these prompts."""
-        return self.pool.depth(Way(self.steps), numbers) > 0
+        return self.pool.depth(SamplingConfig(self.steps), numbers) > 0
 
     def measure(self, numbers: Sequence[int], strategies: Sequence[Strategy]) -> dict[str, Any]:
-        """The report on prompts whose pictures an evaluator has seen: `report.write` writes it."""
+        """The report on prompts whose images an evaluator has seen: `report.write` writes it."""
         torch.set_num_threads(1)
         machine = (
             f"{platform.machine()}, {cores()} cores, torch {torch.__version__}, Python {platform.python_version()}"
@@ -116,5 +118,5 @@ class Evaluation:
         return figures
 
     def _draw(self, prompt: str, seed: int, steps: int) -> NDArray[np.uint8]:
-        picture: NDArray[np.uint8] = generate(self.generator, prompt, [seed], num_inference_steps=steps)[0].numpy()
-        return picture
+        image: NDArray[np.uint8] = generate(self.generator, prompt, [seed], num_inference_steps=steps)[0].numpy()
+        return image

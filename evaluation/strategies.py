@@ -6,13 +6,13 @@ n=16 draft=4:0.125          drafts of 4 steps, an eighth of every heat solved in
 n=16 preview=4:0.125        previews after 4 steps instead of drafts: the eighth that looks best goes on
 n=64 stop=0.97              until the judge is sure at 97 %
 n=64 stop=0.97:16           and giving up after 16 candidates without a yes
-    n=64 stop=0.97:64:8         and believing nobody before 8 candidates
+    n=64 stop=0.97:64:8         and no stop before 8 candidates
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bestofn.evaluation.pool import Way
+from bestofn.evaluation.pool import SamplingConfig
 from bestofn.service.core.jobs import Draft, Stop
 
 DEFAULT = Stop.model_validate({})
@@ -55,12 +55,12 @@ class Strategy:
             raise ValueError(f"no strategy {text!r}: expected {FORM} ({error})") from error
         return strategy
 
-    def ways(self, steps: int) -> list[Way]:
+    def configs(self, steps: int) -> list[SamplingConfig]:
         """How its candidates are drawn: in full first, then as drafts or previews. `steps`: the checkpoint's."""
-        full = Way(self.steps or steps)
+        full = SamplingConfig(self.steps or steps)
         if self.draft is not None:
-            return [full, Way(self.draft.num_inference_steps)]
-        return [full] if self.preview is None else [full, Way(full.steps, self.preview.num_inference_steps)]
+            return [full, SamplingConfig(self.draft.num_inference_steps)]
+        return [full] if self.preview is None else [full, SamplingConfig(full.steps, self.preview.num_inference_steps)]
 
     def __str__(self) -> str:
         words = [f"n={self.num_samples}"]

@@ -1,4 +1,4 @@
-"""What is drawn in an evaluation: prompts with their noise seeds and, in the shapes world, what a picture must show."""
+"""What is drawn in an evaluation: prompts with their noise seeds and, in the shapes world, what an image must show."""
 
 import hashlib
 import json
@@ -18,8 +18,8 @@ class Task:
         prompt: as a user would write it.
         tag: its category, over which scores are averaged.
         seed: of its first candidate; candidate i has seed + i.
-        spec: what the evaluator looks for; None outside the shapes world, where pictures are scored elsewhere.
-        held_out: whether it names a combination that no training picture shows.
+        spec: what the evaluator looks for; None outside the shapes world, where images are scored elsewhere.
+        held_out: whether it names a combination that no training image shows.
         metadata: the line of a file that it was read from.
     """
 
@@ -42,8 +42,10 @@ def calibration() -> tuple[Task, ...]:
 
 
 def read(path: Path) -> tuple[Task, ...]:
-    """Prompts of a file: a JSON object a line, in the format of GenEval (`tag`, `include`, `prompt`; evaluated by its
-    own evaluator), of GenEval 2 (`prompt`, `atom_count`, `vqa_list`) or with a `prompt` alone.
+    """Prompts of a file: one JSON object a line.
+
+    The format is GenEval (`tag`, `include`, `prompt`), GenEval 2 (`prompt`, `atom_count`, `vqa_list`) or a `prompt`.
+    GenEval's images are evaluated by its own evaluator.
 
     The category is GenEval's tag or GenEval 2's number of atoms.
 
@@ -70,5 +72,5 @@ def read(path: Path) -> tuple[Task, ...]:
 
 
 def digest(tasks: Sequence[Task]) -> str:
-    """What tells sets of prompts apart."""
+    """Identity of a set of prompts."""
     return hashlib.sha256("\n".join(f"{task.seed} {task.prompt}" for task in tasks).encode()).hexdigest()[:12]

@@ -60,7 +60,7 @@ def knockout(entrants: Sequence[int], order: Sequence[int]) -> Bracket:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A match and where it stands: `rounds[round][place]` of the bracket."""
+    """A match with its position: `rounds[round][place]` of the bracket."""
 
     round: int
     place: int
@@ -135,11 +135,11 @@ def sub_brackets(entrants: Sequence[int], order: Sequence[int], k: int) -> tuple
 
 
 def script_sub_brackets(verdicts: Sequence[Verdict], k: int) -> tuple[Bracket, ...]:
-    """What the published script picks, its peculiarities included; for parity with it only.
+    """Brackets of the published script, its peculiarities included; for parity only.
 
     The script (NVlabs/Sana, tools/inference_scaling/nvila_sana_pick.py) drops candidates from the end until their
-    number is a power of two, lowers k to a power of two, and asks `script_prefers_first` match by match, which
-    is no order where an answer is neither yes nor no. Without such answers this is `sub_brackets` of the
+    number is a power of two. It lowers k to a power of two and asks `script_prefers_first` match by match. That is not
+    transitive where an answer is neither yes nor no. Without such answers this is `sub_brackets` of the
     truncated field under the official rule.
 
     Raises:

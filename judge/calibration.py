@@ -1,4 +1,4 @@
-"""Calibrated probabilities: how sure one may be that the best of several pictures is right, without torch."""
+"""Calibrated probabilities: how sure one may be that the best of several images is right, without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bestofn.judge.verdict import Verdict
 
-FILE = "calibration.json"  # beside a judge's weights; no part of its revision
+FILE = "calibration.json"  # in a judge's folder; not part of its revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def probability(verdict: Verdict, calibration: Calibration | None) -> float:
 
 
 def bounded(first: Verdict, second: Verdict, calibrations: Sequence[Calibration | None] = (None, None)) -> Verdict:
-    """Two judges' verdicts on one picture as one, its bound the smaller of their calibrated log-odds.
+    """Two judges' verdicts on one image as one, its bound the smaller of their calibrated log-odds.
 
     What both accept is harder to fake than what one does: their blind spots differ.
 
@@ -93,7 +93,7 @@ def read(path: Path, judge: str | None = None) -> Calibration:
         raise ValueError(f"{path} holds no calibration ({error}): write it with `bestofn calibrate`") from error
     if judge not in (None, fitted):
         raise ValueError(
-            f"{path} was fitted for the judge's revision {fitted}, and this is {judge}: fit it anew with "
+            f"{path} was fitted for the judge's revision {fitted}, and this is {judge}: fit it again with "
             "`bestofn calibrate`, or remove it"
         )
     return calibration

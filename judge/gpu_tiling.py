@@ -1,6 +1,6 @@
-"""Tiles of pictures that are on a device already: PIL's resampling in integers, bit for bit, for a batch at once.
+"""Tiles of images that are on a device already: PIL's resampling in integers, bit for bit, for a batch at once.
 
-Letters: B pictures, H and W their sides, n tiles, S tile side, O output side, K taps of the filter.
+Letters: B images, H and W their sides, n tiles, S tile side, O output side, K taps of the filter.
 """
 
 from functools import cache
@@ -12,57 +12,57 @@ from torch import Tensor
 from bestofn.judge.preprocess import ImageMode
 from bestofn.kernels.transfer import uploaded
 
-# Pillow, src/libImaging/Resample.c: weights are fixed-point numbers of so many bits, sums are rounded after each pass.
+# Pillow, src/libImaging/Resample.c: weights are fixed-point numbers with these bits, sums are rounded after each pass.
 PRECISION_BITS = 32 - 8 - 2
 SUPPORT = 2.0  # of the bicubic filter, in input pixels
 
 
-def cut(mode: ImageMode, pictures: Tensor) -> Tensor:
-    """`ImageMode.tiles` of pictures of one size.
+def cut(mode: ImageMode, images: Tensor) -> Tensor:
+    """`ImageMode.tiles` of images of one size.
 
     Args:
-        pictures: (B, H, W, 3) uint8 on any device.
+        images: (B, H, W, 3) uint8 on any device.
 
     Returns:
-        (B * n, S, S, 3) uint8 on that device, the tiles of the first picture first.
+        (B * n, S, S, 3) uint8 on that device, the tiles of the first image first.
     """
-    B, H, W, _ = pictures.shape
+    B, H, W, _ = images.shape
     columns, rows = mode.grid(W, H)
     S = mode.size
-    stretched = resize(pictures, S * columns, S * rows)  # (B, rows * S, columns * S, 3)
+    stretched = resize(images, S * columns, S * rows)  # (B, rows * S, columns * S, 3)
     tiles = stretched.view(B, rows, S, columns, S, 3).transpose(2, 3).reshape(B, -1, S, S, 3)
     if columns * rows > 1:
-        tiles = torch.cat([tiles, resize(pictures, S, S)[:, None]], dim=1)
+        tiles = torch.cat([tiles, resize(images, S, S)[:, None]], dim=1)
     return tiles.reshape(-1, S, S, 3)
 
 
-def resize(pictures: Tensor, width: int, height: int) -> Tensor:
+def resize(images: Tensor, width: int, height: int) -> Tensor:
     """``Image.resize((width, height))`` of Pillow, bicubic and antialiased: first along the rows, then the columns.
 
     Pillow 13 changes the order of the passes where the height shrinks much more than the width, which rounds
-    otherwise; earlier releases, with which the published judge was made, do not.
+    differently. Earlier releases, which the published judge was made with, do not.
 
     Args:
-        pictures: (B, H, W, 3) uint8.
+        images: (B, H, W, 3) uint8.
 
     Returns:
         (B, height, width, 3) uint8.
     """
-    _, H, W, _ = pictures.shape
+    _, H, W, _ = images.shape
     if width != W:
-        pictures = _resample(pictures, 2, width)
-    return pictures if height == H else _resample(pictures, 1, height)
+        images = _resample(images, 2, width)
+    return images if height == H else _resample(images, 1, height)
 
 
-def _resample(pictures: Tensor, axis: int, size: int) -> Tensor:
+def _resample(images: Tensor, axis: int, size: int) -> Tensor:
     """One pass along an axis of (B, H, W, 3)."""
-    first, weights = (uploaded(part, pictures.device) for part in _taps(pictures.shape[axis], size))
+    first, weights = (uploaded(part, images.device) for part in _taps(images.shape[axis], size))
     shape = [size if i == axis else 1 for i in range(4)]
-    last = pictures.shape[axis] - 1
+    last = images.shape[axis] - 1
     total: Tensor | int = 1 << (PRECISION_BITS - 1)
     for tap, weight in enumerate(weights.unbind(1)):  # of at most 30 bits each, like their sum
-        there = (first + tap).clamp_(max=last)  # beyond the picture the weight is 0
-        total = total + pictures.index_select(axis, there).int() * weight.view(shape)
+        there = (first + tap).clamp_(max=last)  # beyond the image the weight is 0
+        total = total + images.index_select(axis, there).int() * weight.view(shape)
     assert isinstance(total, Tensor)
     return (total >> PRECISION_BITS).clamp_(0, 255).to(torch.uint8)
 

@@ -1,4 +1,4 @@
-"""The judge of the engine: pictures and prompts in, verdicts out."""
+"""The judge of the engine: images and prompts in, verdicts out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bestofn.judge.calibration import Calibration, bounded
 from bestofn.judge.flops import language_flops, vision_flops
 from bestofn.judge.gpu_tiling import cut
 from bestofn.judge.loader import JudgeFolder, load
-from bestofn.judge.preprocess import ImageMode, Picture
+from bestofn.judge.preprocess import ImageLike, ImageMode
 from bestofn.judge.prompting import unknown_words
 from bestofn.judge.verdict import Answer, Rule, Verdict, rank
 from bestofn.kernels.transfer import uploaded
@@ -28,10 +28,10 @@ EMBEDDED = Path(__file__).resolve().parent / "weights" / "shapes"
 
 
 class Judge:
-    """An NVILA verifier on one device; every verdict is one forward over one picture and one prompt.
+    """An NVILA verifier on one device; every verdict is one forward over one image and one prompt.
 
     Attributes:
-        image_mode: how pictures become tiles.
+        image_mode: how images become tiles.
     """
 
     def __init__(self, folder: JudgeFolder, device: torch.device, dtype: torch.dtype) -> None:
@@ -41,7 +41,7 @@ class Judge:
         self.dtype = dtype
         self.image_mode: ImageMode = folder.image_mode
         self._one_tile = replace(folder.image_mode, min_tiles=1, max_tiles=1)
-        # Cutting a large picture takes 16 to 60 ms: alone, a batch would take longer than a GPU's step.
+        # Cutting a large image takes 16 to 60 ms: alone, a batch would take longer than a GPU's step.
         self._cutters = None if device.type == "cpu" else ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tiles")
 
     @classmethod
@@ -58,35 +58,35 @@ class Judge:
             folder: the checkpoint, by default the embedded judge.
             device: where it runs.
             dtype: float32 on a CPU; float16 is what the published judge runs in, bfloat16 is possible.
-            max_tiles: greatest number of tiles a picture, the thumbnail not counted, to judge large ones cheaper.
+            max_tiles: greatest number of tiles an image, the thumbnail not counted, to judge large ones cheaper.
 
         Raises:
             JudgeFolderError: the folder does not hold a judge that this code can run.
         """
         return cls(load(Path(folder), torch.device(device), dtype, max_tiles), torch.device(device), dtype)
 
-    def judge(self, pictures: Sequence[Picture], prompts: Sequence[str], *, one_tile: bool = False) -> list[Verdict]:
-        """One verdict a picture, all in one forward; the caller chooses how many go in. As `ask`, of any number."""
-        if not pictures and not prompts:
+    def judge(self, images: Sequence[ImageLike], prompts: Sequence[str], *, one_tile: bool = False) -> list[Verdict]:
+        """One verdict an image, all in one forward; the caller chooses how many go in. As `ask`, of any number."""
+        if not images and not prompts:
             return []
-        return [self.verdict(row) for row in self.ask(pictures, prompts, one_tile=one_tile)]
+        return [self.verdict(row) for row in self.ask(images, prompts, one_tile=one_tile)]
 
     @torch.inference_mode()
     def ask(
         self,
-        pictures: Sequence[Picture] | torch.Tensor,
+        images: Sequence[ImageLike] | torch.Tensor,
         prompts: Sequence[str],
         *,
         one_tile: bool = False,
         non_blocking: bool = False,
     ) -> torch.Tensor:
-        """What the judge answers about each picture, for `verdict`.
+        """What the judge answers about each image, for `verdict`.
 
         Args:
-            pictures: PIL images or (H, W, 3) uint8 arrays, of any sizes, at least one; or (B, H, W, 3) uint8 on the
-                judge's device, where they stay.
-            prompts: the prompt of each picture.
-            one_tile: look at the whole picture only and not into its cells: cheaper, for drafts.
+            images: at least one PIL image or (H, W, 3) uint8 array of any size, or a (B, H, W, 3) uint8 tensor on the
+                judge's device.
+            prompts: the prompt of each image.
+            one_tile: look at the whole image only and not into its cells: cheaper, for drafts.
             non_blocking: of a GPU, only queue the work: the answers are there when the current stream is done.
 
         Returns:
@@ -95,15 +95,15 @@ class Judge:
         Raises:
             ValueError: the numbers differ, or a conversation is longer than the model can read.
         """
-        if len(pictures) != len(prompts):
-            raise ValueError(f"each picture needs its prompt, got {len(pictures)} pictures and {len(prompts)} prompts")
+        if len(images) != len(prompts):
+            raise ValueError(f"each image needs its prompt, got {len(images)} images and {len(prompts)} prompts")
         mode = self._one_tile if one_tile else self.image_mode
-        if isinstance(pictures, torch.Tensor):
-            tiles = cut(mode, pictures)  # (B * n, S, S, 3)
-            counts = [len(tiles) // len(pictures)] * len(pictures)
+        if isinstance(images, torch.Tensor):
+            tiles = cut(mode, images)  # (B * n, S, S, 3)
+            counts = [len(tiles) // len(images)] * len(images)
             pixels = looked_up(self._levels, tiles)
         else:
-            cuts = list(self._cutters.map(mode.tiles, pictures) if self._cutters else map(mode.tiles, pictures))
+            cuts = list(self._cutters.map(mode.tiles, images) if self._cutters else map(mode.tiles, images))
             counts = list(map(len, cuts))
             pixels = self._pixels(np.concatenate(cuts))
         rows = [self.ids(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
@@ -121,14 +121,14 @@ class Judge:
         return torch.from_numpy(self.image_mode.levels.copy()).to(self.device)
 
     def verdict(self, logits: torch.Tensor) -> Verdict:
-        """The verdict on one picture of its (V,) logits."""
+        """The verdict on one image of its (V,) logits."""
         question = self._folder.question
         first = question.tokenizer.decode([int(logits.argmax())], skip_special_tokens=True).strip()
         answer: Answer = first if first in ("yes", "no") else "other"
         return Verdict(answer, float(logits[question.yes_id]), float(logits[question.no_id]))
 
     def ids(self, prompt: str, tiles: int) -> list[int]:
-        """Ids of the question about a picture of so many tiles.
+        """Token ids of the question about an image of ``tiles`` tiles.
 
         Raises:
             ValueError: with its tiles it is longer than the model can read.
@@ -153,7 +153,7 @@ class Judge:
         return self._folder.known_words
 
     def tiles(self, width: int, height: int) -> int:
-        """Number of tiles of a picture of that size, thumbnail included."""
+        """Number of tiles of an image of that size, thumbnail included."""
         return self.image_mode.count(width, height)
 
     def unknown_words(self, prompt: str) -> list[str]:
@@ -161,7 +161,7 @@ class Judge:
         return [] if self.known_words is None else unknown_words(prompt, self.known_words)
 
     def flops(self, width: int, height: int, prompt: str = "", *, one_tile: bool = False) -> int:
-        """Floating-point operations of one verdict on a picture of that size (a multiply-add is two)."""
+        """Floating-point operations of one verdict on an image of that size (a multiply-add is two)."""
         n = 1 if one_tile else self.tiles(width, height)
         L = len(self.ids(prompt, n)) + n * self.tokens_per_tile
         return n * vision_flops(self.model, self.image_mode.size) + language_flops(self.model, L)
@@ -176,29 +176,29 @@ def looked_up(levels: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
 def rank_images(
     judge: Judge,
     prompt: str,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageLike],
     rule: Rule = Rule.MARGIN,
     batch: int = 8,
     second: Judge | None = None,
     calibrations: Sequence[Calibration | None] = (None, None),
 ) -> tuple[list[Verdict], list[int], Bracket]:
-    """Judges pictures of one prompt: the verdicts, the candidates best first, and the knockout among them.
+    """Judges images of one prompt: the verdicts, the candidates best first, and the knockout among them.
 
     Args:
-        judge: whose verdicts count.
-        prompt: what the pictures should show.
-        pictures: at least one.
-        rule: how verdicts are compared.
-        batch: pictures in one forward.
-        second: a second judge, whom the rule of the lower bound needs.
-        calibrations: with it, of both judges.
+        judge: the judge.
+        prompt: prompt of the images.
+        images: at least one image.
+        rule: ranking rule.
+        batch: number of images in one forward.
+        second: second judge, for rule lower_bound.
+        calibrations: calibrations of both judges, for rule lower_bound.
 
     Raises:
-        ValueError: no pictures, or one that cannot be judged.
+        ValueError: no images, or one that cannot be judged.
     """
 
     def all_by(one: Judge) -> list[Verdict]:
-        shares = [pictures[start : start + batch] for start in range(0, len(pictures), batch)]
+        shares = [images[start : start + batch] for start in range(0, len(images), batch)]
         return [verdict for share in shares for verdict in one.judge(share, [prompt] * len(share))]
 
     verdicts = all_by(judge)
@@ -206,4 +206,4 @@ def rank_images(
         both = zip(verdicts, all_by(second), strict=True)
         verdicts = [bounded(*pair, calibrations) for pair in both]
     order = rank(verdicts, rule)
-    return verdicts, order, knockout(range(len(pictures)), order)
+    return verdicts, order, knockout(range(len(images)), order)

@@ -38,7 +38,7 @@ class JudgeFolder:
     Attributes:
         model: in evaluation mode, on its device.
         question: how prompts become ids.
-        image_mode: how pictures become tiles.
+        image_mode: how images become tiles.
         known_words: the words of the judge's world, or None if it speaks freely.
         max_positions: the longest sequence it may read.
     """
@@ -57,7 +57,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, max_tiles: int 
         folder: holds `config.json`, `llm/`, `vision_tower/`, `mm_projector/`.
         device: where the weights go.
         dtype: of weights and activations; the published judge runs in float16.
-        max_tiles: replaces the folder's limit of tiles a picture.
+        max_tiles: replaces the folder's limit of tiles an image.
 
     Raises:
         JudgeFolderError: a file is missing, a field has a value this code does not know, or a weight does not fit.
@@ -81,7 +81,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, max_tiles: int 
         llm = _llm(folder / "llm", dtype, len(tokenizer))
         projector = _projector(folder / "mm_projector", config["mm_hidden_size"], llm.config.hidden_size, dtype)
     except (KeyError, ValueError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise JudgeFolderError(f"{folder}: {reason}") from error
     model = Nvila(tower, projector, llm, len(tokenizer), question.media_id, question.newline_id)
     words = extras.get("known_words")

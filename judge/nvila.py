@@ -1,7 +1,7 @@
 """NVILA: a vision tower, a projector and a Qwen2 decoder, in one forward to the logits of the first answer token.
 
-Letters: B pictures, n tiles of all of them, S tile side, T projected tokens a tile, C width of the vision tower,
-D width of the language model, L positions, V entries of the tokenizer.
+Letters: B images, n tiles of all images, S tile side, T projected tokens a tile, L positions, V tokenizer entries.
+C width of the vision tower, D width of the language model.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Nvila(nn.Module):
         mm_projector: from its width to the language model's.
         llm: a `Qwen2ForCausalLM` with scaled-dot-product attention, without sliding windows.
         vocabulary: V; rows of the embedding beyond it are never read.
-        media_id: the id that stands for a tile.
+        media_id: token id that is replaced by a tile.
         newline_id: the id of "\\n", which ends a tile.
     """
 
@@ -111,7 +111,7 @@ class Nvila(nn.Module):
         """Puts words and tiles in their places, each row padded at its end.
 
         Args:
-            rows: per picture its ids, one media id a tile.
+            rows: per image its ids, one media id a tile.
             features: (n, T, D), tiles in the order in which the rows name them.
 
         Returns:
@@ -122,7 +122,7 @@ class Nvila(nn.Module):
         """
         T = features.shape[1]
         if (count := sum(row.count(self.media_id) for row in rows)) != features.shape[0]:
-            raise ValueError(f"the text names {count} tiles, the pictures have {features.shape[0]}")
+            raise ValueError(f"the text names {count} tiles, the images have {features.shape[0]}")
         tile = [self.media_id] * T + [self.newline_id]
         wide = [[i for x in row for i in (tile if x == self.media_id else (x,))] for row in rows]
         lengths = [len(row) for row in wide]
@@ -135,18 +135,18 @@ class Nvila(nn.Module):
 
     def read(self, x: Tensor) -> Tensor:
         """(B, L, D) embeddings -> (B, L, D) states, each position seeing itself and those before it."""
-        # Told that there is no mask, transformers calls causal attention without looking for packed sequences.
+        # With this mask, transformers calls causal attention without looking for packed sequences.
         h: Tensor = self.llm.model(inputs_embeds=x, attention_mask={"full_attention": None}, use_cache=False)[0]
         return h
 
     def forward(self, pixels: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
         """Logits of the first answer token.
 
-        Padding stands at the end, where a causal decoder cannot see it, so no mask is needed.
+        Padding is at the end, where a causal decoder cannot see it, so no mask is needed.
 
         Args:
-            pixels: (n, 3, S, S), the tiles of all pictures, one after the other.
-            rows: per picture its ids (`Question.ids`).
+            pixels: (n, 3, S, S), the tiles of all images, one after the other.
+            rows: per image its ids (`Question.ids`).
 
         Returns:
             (B, V) float32.

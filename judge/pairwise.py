@@ -1,7 +1,7 @@
-"""A judge that compares two pictures: its question, its answers, and a knockout match by match. Pure, without torch.
+"""A judge that compares two images: its question, its answers, and a knockout match by match. Pure, without torch.
 
-Every match is asked twice, once in each order. A judge that prefers a place to a picture names both pictures, one each
-time: such a match is a draw, and the better placed of the two goes on.
+Every match is asked twice, once in each order. A judge with a position bias then names both images, one each time.
+Such a match is a draw, and the better placed candidate goes on.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any, Literal
 Choice = Literal["first", "second"]
 
 QUESTION = (
-    "Both pictures were made for this prompt:\n{prompt}\n\n"
-    "Which picture shows better what the prompt says: its objects, their number, colours, attributes and positions? "
-    "Answer with one letter only: A for the first picture, B for the second."
+    "Both images were made for this prompt:\n{prompt}\n\n"
+    "Which image shows better what the prompt says: its objects, their number, colours, attributes and positions? "
+    "Answer with one letter only: A for the first image, B for the second."
 )
-LABELS = ("Picture A:", "Picture B:")
+LABELS = ("Image A:", "Image B:")
 _LETTERS: Mapping[str, Choice] = {"A": "first", "B": "second"}
 
 # One letter, perhaps after a word that names it and with signs around it; no letter that begins a sentence.
-_ANSWER = re.compile(r"\W*(?:(?:answer|picture|image)\W+)*([AB])(?!\w)(?!\s+\w)", re.IGNORECASE)
+_ANSWER = re.compile(r"\W*(?:(?:answer|image|picture)\W+)*([AB])(?!\w)(?!\s+\w)", re.IGNORECASE)
 _OPENING = re.compile(r"([<\[])(?=\S)")
 
 
 def question(prompt: str) -> str:
-    """What is asked beside the two pictures.
+    """The question about two images.
 
     Chat templates of all kinds open their control and media tokens with `<` or `[` (`<|im_end|>`, `<image>`, `[IMG]`).
     A space after these in the prompt leaves none of them whole, whichever model reads it.
@@ -38,11 +38,11 @@ def question(prompt: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Which of two pictures was named.
+    """Which of two images was named.
 
     Attributes:
         choice: None if neither was.
-        p_first: probability of the first among the two letters, where the server tells it.
+        p_first: probability of the first of the two letters, if the server returns it.
     """
 
     choice: Choice | None
@@ -50,7 +50,7 @@ class Answer:
 
 
 def read_answer(text: str, logprobs: Mapping[str, float]) -> Answer:
-    """Reads a reply: its text, and log-probabilities of what its first token might have been (empty: not told)."""
+    """Read a reply: its text and the log-probabilities of its first token (empty: the server returned none)."""
     mass = dict.fromkeys(_LETTERS, 0.0)
     for token, logprob in logprobs.items():
         letter = token.strip().upper()
@@ -79,8 +79,8 @@ class Played:
     Attributes:
         a: the better placed.
         b: None for a bye, which `a` wins.
-        answers: whom the judge named when `a` was shown first, and when `b` was; None: neither. Empty for a bye.
-        winner: who was named twice, else `a`.
+        answers: candidate that the judge named with `a` first, and with `b` first; None: neither. Empty for a bye.
+        winner: candidate that was named twice, else `a`.
     """
 
     a: int
@@ -90,7 +90,7 @@ class Played:
 
     @property
     def draw(self) -> bool:
-        """Whether nobody was named twice."""
+        """Whether no candidate was named twice."""
         return self.b is not None and self.answers not in ((self.a, self.a), (self.b, self.b))
 
     def to_json(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ Answers = tuple[Answer, Answer]  # of one match: with `a` shown first, then with
 
 
 def decide(pairing: Pairing, answers: Answers) -> Played:
-    """Who wins a match: whom both orders name; `a`, the better placed, if they do not agree."""
+    """The winner of a match: the candidate that both orders name, else `a`, the better placed one."""
     a, b = pairing.a, pairing.b
     assert b is not None
     shown = ((a, b), (b, a))
@@ -127,16 +127,16 @@ def decide(pairing: Pairing, answers: Answers) -> Played:
 
 
 def knockout(order: Sequence[int]) -> Generator[tuple[list[Pairing], Rounds], list[Answers], Rounds]:
-    """Plays until one is left: yields a round's matches and the rounds before, wants answers, returns all rounds.
+    """Play rounds until one is left: yields a round's matches and earlier rounds, gets the answers, returns all rounds.
 
-    In each round the first of those left meets the last, the second the last but one; of an odd number the first has a
-    bye. So the leaders do not put each other out early, and a comparator that is no order still has one winner.
+    In each round the first meets the last, the second the last but one. With an odd number the first has a bye. So the
+    leaders do not eliminate each other early. A comparator that is not transitive still gives one winner.
 
     Args:
-        order: who enters, best first by what is known without this judge.
+        order: entrants, best first by their verdicts.
 
     Raises:
-        ValueError: nobody entered, or somebody twice.
+        ValueError: there are no entrants, or one enters twice.
     """
     if not order or len(set(order)) != len(order):
         raise ValueError(f"a knockout needs entrants, each once, got {list(order)}")

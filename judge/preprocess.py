@@ -1,4 +1,4 @@
-"""From a picture to the tiles and pixel values that the judge sees, bit for bit as the published code.
+"""From an image to the tiles and pixel values that the judge sees, bit for bit as the published code.
 
 Letters: n tiles, S tile side in pixels.
 """
@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Picture = Image.Image | NDArray[np.uint8]
+ImageLike = Image.Image | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class ImageMode:
-    """How a picture of any size becomes tiles of S x S pixels.
+    """How an image of any size becomes tiles of S x S pixels.
 
-    `dynamic` (InternVL tiling) cuts the picture, stretched, into a grid of tiles and adds a thumbnail of the whole
-    when the grid has more than one; `resize` stretches every picture to one tile.
+    `dynamic` (InternVL tiling) stretches the image and cuts it into a grid of tiles. It adds a thumbnail if the
+    grid has more than one tile. `resize` stretches every image to one tile.
 
     Attributes:
         aspect: `dynamic` or `resize`.
@@ -57,7 +57,7 @@ class ImageMode:
         Args:
             config: the top configuration.
             preprocessor: the vision tower's.
-            max_tiles: replaces the folder's limit, to judge large pictures cheaper on fewer tiles.
+            max_tiles: replaces the folder's limit, to judge large images cheaper on fewer tiles.
 
         Raises:
             ValueError: a mode this judge does not know.
@@ -80,15 +80,15 @@ class ImageMode:
         )
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
-        """(columns, rows) whose ratio is closest to the picture's.
+        """(columns, rows) whose ratio is closest to the image's.
 
-        On an exactly equal difference the grid with more cells wins if the picture has more than half its pixels.
+        On an exactly equal difference the grid with more cells wins if the image has more than half its pixels.
 
         Raises:
             ValueError: a side is not positive.
         """
         if width < 1 or height < 1:
-            raise ValueError(f"a picture needs positive sides, got {width}x{height}")
+            raise ValueError(f"an image needs positive sides, got {width}x{height}")
         if self.aspect == "resize":
             return 1, 1
         cells = range(1, self.max_tiles + 1)
@@ -103,15 +103,15 @@ class ImageMode:
         return best
 
     def count(self, width: int, height: int) -> int:
-        """Number of tiles of a picture, thumbnail included."""
+        """Number of tiles of an image, thumbnail included."""
         columns, rows = self.grid(width, height)
         return columns * rows + (columns * rows > 1)
 
-    def tiles(self, picture: Picture) -> NDArray[np.uint8]:
-        """Cuts a picture: cells row by row, the thumbnail last. Alpha is dropped, palettes and grey are expanded.
+    def tiles(self, image: ImageLike) -> NDArray[np.uint8]:
+        """Cuts an image: cells row by row, the thumbnail last. Alpha is dropped, palettes and grey are expanded.
 
         Args:
-            picture: a PIL image of any mode, or (H, W, 3) uint8.
+            image: a PIL image of any mode, or (H, W, 3) uint8.
 
         Returns:
             (n, S, S, 3) uint8.
@@ -119,13 +119,13 @@ class ImageMode:
         Raises:
             ValueError: an array of another shape or type.
         """
-        image = _rgb(picture)
-        columns, rows = self.grid(*image.size)
+        rgb = _rgb(image)
+        columns, rows = self.grid(*rgb.size)
         S = self.size
-        stretched = np.asarray(image.resize((S * columns, S * rows)))  # PIL's default is bicubic, antialiased
+        stretched = np.asarray(rgb.resize((S * columns, S * rows)))  # PIL's default is bicubic, antialiased
         tiles = stretched.reshape(rows, S, columns, S, 3).swapaxes(1, 2).reshape(-1, S, S, 3)
         if columns * rows > 1:
-            tiles = np.concatenate([tiles, np.asarray(image.resize((S, S)))[None]])
+            tiles = np.concatenate([tiles, np.asarray(rgb.resize((S, S)))[None]])
         return np.ascontiguousarray(tiles)
 
     @cached_property
@@ -149,9 +149,9 @@ class ImageMode:
         return np.stack([self.levels[c][tiles[..., c]] for c in range(3)], axis=1)
 
 
-def _rgb(picture: Picture) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(f"a picture must be (H, W, 3) uint8, got {picture.shape} {picture.dtype}")
-    return Image.fromarray(picture)
+def _rgb(image: ImageLike) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"an image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+    return Image.fromarray(image)

@@ -1,4 +1,4 @@
-"""From a prompt to the token ids that the judge reads, user text never becoming a control token."""
+"""Prompting: from a prompt to the judge's token ids. User text never becomes a control token."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _CONTENT = "\ue000content\ue000"  # a private-use character cannot be part of a 
 class Question:
     """Turns prompts into ids: template, one media id per tile, then the question as plain text.
 
-    The user's part is tokenised apart from the template, with special tokens split into ordinary text, so
-    that neither `<|im_end|>` nor `<image>` in a prompt can end the turn or ask for a picture.
+    The user's part is tokenised apart from the template, with special tokens split into ordinary text. So
+    `<|im_end|>` or `<image>` in a prompt cannot end the turn or insert an image.
 
     Args:
         tokenizer: of the folder's `llm/`.
@@ -37,7 +37,7 @@ class Question:
         chat_template: `chat_template` of `config.json`; None takes the tokenizer's own.
 
     Raises:
-        ValueError: the text lacks `{prompt}`, the template is not known, or the tokenizer lacks a token.
+        ValueError: the text has no `{prompt}`, the template is unknown, or the tokenizer misses a token.
     """
 
     def __init__(self, tokenizer: Any, text: str = PUBLISHED_QUESTION, chat_template: str | None = "qwen2") -> None:

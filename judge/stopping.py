@@ -1,4 +1,4 @@
-"""When a job has seen enough: its leader is probably right, or the prompt is hopeless. Without torch."""
+"""Early stopping: the leader is probably right, or no candidate satisfies the prompt. Without torch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoppingRule:
-    """Asked after every heat, in the order of heats, of all candidates so far.
+    """Rule that is checked after every heat, in index order, over all candidates so far.
 
     Attributes:
-        confidence: the leader's probability of being right at which it is enough.
-        min_samples: candidates before the leader is believed.
-        patience: candidates without a yes after which the prompt is given up.
-        calibration: of the judge; without one, its own probability is taken. Two judges' verdicts bring theirs.
+        confidence: probability of the leader at which the job stops.
+        min_samples: minimum number of candidates before a job stops.
+        patience: number of candidates without a yes after which the job stops.
+        calibration: calibration of the judge; None: its own probability holds. Two judges' verdicts bring theirs.
     """
 
     confidence: float
@@ -33,10 +33,10 @@ class StoppingRule:
     calibration: Calibration | None
 
     def reason(self, seen: int, leader: Verdict) -> Reason | None:
-        """Why to end after `seen` candidates with this leader, or None to go on.
+        """Reason to stop after `seen` candidates with this leader; None: go on.
 
-        A leader that is no yes means that there was none: under both rules of one judge a yes ranks before a no (but
-        for a tie of both logits). Of two judges, it is the leader that they do not both accept.
+        If the leader is not a yes, no candidate is: a yes ranks before a no, except for a tie of both logits. With two
+        judges, the leader is then not accepted by both.
         """
         if seen >= self.min_samples and probability(leader, self.calibration) >= self.confidence:
             return Reason.CONFIDENT

@@ -23,7 +23,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "<|endoftext|>", "<|im_start|>", "<|im_end
 MEDIA = ("<vila/sentinel>", "<image>", "<vila/video>")
 DESCRIBE = "describe"
 
-# The turn's end is all that stands around the user's part: every further token would cost as much as a word.
+# Only the end of the turn surrounds the user's part: every further token would cost as much as a word.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}"
 
 
@@ -31,11 +31,11 @@ CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}<|im_end|>
 class SmallShape:
     """Sizes of a small NVILA: a ResNet tower, 2 x 2 cells of its last map a token, a Qwen2 decoder.
 
-    A residual network with batch norm learns drawn shapes from a tenth of the pictures that a patch embedding or
+    A residual network with batch norm learns drawn shapes from a tenth of the images that a patch embedding or
     ConvNeXt would need.
 
     Attributes:
-        S: side of the picture in pixels.
+        S: side of the image in pixels.
         stem: width of the tower's first convolution, which leaves a quarter of the resolution.
         widths: of the tower's stages, each but the first at half the resolution of the one before.
         depths: blocks of two convolutions of each stage.
@@ -56,7 +56,7 @@ class SmallShape:
 
 
 SHAPES = SmallShape(S=64, stem=32, widths=(64, 128), depths=(2, 2), D=128, feed_forward=384, layers=4, heads=4)
-"""The embedded judge: 1.6 million parameters, 16 tokens a picture."""
+"""The embedded judge: 1.6 million parameters, 16 tokens an image."""
 
 
 def tokenizer(words: Iterable[str]) -> Any:
@@ -132,7 +132,7 @@ def save(
         model: as made by `untrained`.
         question: as made with it.
         known_words: what prompts may say.
-        S: side of its pictures.
+        S: side of its images.
         dtype: of the weights on disk.
     """
     tower, llm = model.vision_tower.model, model.llm

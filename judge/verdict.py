@@ -22,7 +22,7 @@ class Rule(StrEnum):
 
 
 class VerdictJson(TypedDict):
-    """A verdict on the wire; a number that is not finite is null. The last two stand in verdicts of two judges only."""
+    """A verdict as JSON; numbers that are not finite are null. The last two fields belong to verdicts of two judges."""
 
     answer: Answer
     yes_logit: float | None
@@ -99,7 +99,7 @@ class Verdict:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, object]) -> Verdict:
-        """Reads what `to_json` wrote; null logits come back as NaN, and `p_yes` is computed anew.
+        """Reads what `to_json` wrote; null logits come back as NaN, and `p_yes` is computed again.
 
         Raises:
             ValueError: a field is missing or is neither a number nor null.
@@ -132,13 +132,16 @@ def rank(verdicts: Sequence[Verdict], rule: Rule = Rule.MARGIN) -> list[int]:
     """Indices of the candidates, best first: a total order, so that a sort and any knockout agree.
 
     `official` is the comparison of the published selection script (NVlabs/Sana,
-    tools/inference_scaling/nvila_sana_pick.py): a yes beats a no, of two yes the greater raw yes-logit
-    wins, of two no the lower raw no-logit wins, and a tie goes to the later candidate. `margin` orders by
-    log-odds, and a tie goes to the earlier candidate. `lower_bound` orders by the smaller of two judges'
-    calibrated log-odds; a tie goes to the greater sum of their raw ones, then to the earlier candidate, and one
-    judge's verdicts alone, as on drafts, are ordered as by `margin`. The script is not transitive for answers that
-    are neither word nor for NaN; here, under every rule, an answer that is neither word ranks after every yes and
-    no, and a broken verdict after those.
+    tools/inference_scaling/nvila_sana_pick.py). A yes beats a no. Of two yes the greater raw yes-logit wins, of two no
+    the lower raw no-logit. A tie goes to the later candidate.
+
+    `margin` orders by log-odds. A tie goes to the earlier candidate.
+
+    `lower_bound` orders by the smaller of two judges' calibrated log-odds. A tie goes to the greater sum of their raw
+    log-odds, then to the earlier candidate. Verdicts of one judge, as on drafts, are ordered as by `margin`.
+
+    The script is not transitive for other answers and for NaN. Here, under every rule, such an answer ranks after every
+    yes and no, and a broken verdict after those.
     """
     match rule:
         case Rule.OFFICIAL:
@@ -152,8 +155,8 @@ def rank(verdicts: Sequence[Verdict], rule: Rule = Rule.MARGIN) -> list[int]:
 def script_prefers_first(a: Verdict, b: Verdict) -> bool:
     """The published script's comparison of two files, a before b, to the letter; no order in general.
 
-    Among equal answers other than "yes" the lower no-logit wins; a tie or a NaN goes to b; between different
-    answers of which the first is not "yes", b wins even if it is neither word.
+    Among equal answers other than "yes" the lower no-logit wins. A tie or a NaN goes to b. Of different answers, b wins
+    if the first is not "yes", even if b is neither word.
     """
     if a.answer != b.answer:
         return a.answer == "yes"

@@ -1,8 +1,8 @@
 """Block-wise 8-bit numbers: an optimizer's moments in a quarter of the bytes.
 
-n numbers in blocks of `BLOCK`, the last one shorter; a block is its largest magnitude s (float32) and a signed code c
-(int8) a number, whose value is ``s * (c / 127) * |c / 127|``: zero is a code of its own, and codes lie denser towards
-zero, where most numbers of a moment are. A number x comes back to within ``sqrt(s * |x|) / 127 + s / 64516``.
+n numbers in blocks of `BLOCK`, the last one shorter. A block stores its largest magnitude s (float32) and a signed code
+c (int8) for each number. The value of a code is ``s * (c / 127) * |c / 127|``. Zero has its own code. Codes are denser
+towards zero, where most numbers of a moment are. A number x comes back to within ``sqrt(s * |x|) / 127 + s / 64516``.
 """
 
 import torch

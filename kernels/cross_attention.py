@@ -16,7 +16,7 @@ def _like(query: Tensor, *_: object) -> Tensor:
 
 
 def _flops(query: torch.Size, keys: torch.Size, *_: object, **__: object) -> int:
-    """Over the padded length: true lengths are data, which no shape tells."""
+    """FLOPs over the padded length: true lengths are data and not part of a shape."""
     B, N, W = query
     return 4 * B * N * W * keys[2]
 
@@ -38,9 +38,9 @@ def cross_attention(
     Args:
         query: (B, N, W).
         keys, values: (P, H, L, K), normalised.
-        bias: (P, 1, 1, L), 0 for text and -10,000 for padding, whose weight then underflows to exactly zero: tokens
-            after the last one that is seen need not be read.
-        weight: (W,), of the queries' norm.
+        bias: (P, 1, 1, L), 0 for text and -10,000 for padding. The weight of padding underflows to exactly zero, so
+            tokens after the last text token need not be read.
+        weight: (W,) weight of the queries' norm.
         eps: of the norm.
         prompts: (B,), the prompt that each row reads; None: P = B and row b reads prompt b.
 

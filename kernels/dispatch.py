@@ -27,15 +27,15 @@ OLDEST_CAPABILITY = (8, 0)  # bfloat16 matrix products and tanh.approx
 def fused(
     *, fake: Callable[..., Any], flops: Callable[..., int] | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Gives a reference in ``kernels/<stem>.py`` the Triton kernel of the same name in ``kernels/fused/<stem>.py``.
+    """Give a reference in ``kernels/<stem>.py`` the Triton kernel of the same name in ``kernels/fused/<stem>.py``.
 
-    The reference is called for CPU tensors and wherever a gradient is wanted; the kernel for CUDA tensors, as the
-    custom operator ``torch.ops.bestofn.<name>``, which graphs, compilers and FLOP counters see as one node.
+    The reference runs for CPU tensors and wherever a gradient is needed. The kernel runs for CUDA tensors, as the
+    custom operator ``torch.ops.bestofn.<name>``: one node for graphs, compilers and FLOP counters.
 
     Args:
-        fake: empty results of the reference's arguments, shapes and dtypes alone.
-        flops: of the shapes of the reference's arguments and ``out_shape``, as `FlopCounterMode` calls it; None for
-            an operator without matrix products or convolutions, which count as nothing.
+        fake: returns empty results of the right shapes and dtypes for the reference's arguments.
+        flops: returns the FLOPs for the shapes of the arguments and ``out_shape`` (see `FlopCounterMode`). None: the
+            operator has no matrix products or convolutions, so it counts as zero.
     """
 
     def decorate(reference: Callable[P, R]) -> Callable[P, R]:
@@ -86,7 +86,7 @@ def _wants_gradient(args: tuple[object, ...]) -> bool:
 
 @functools.cache
 def _usable(device: torch.device) -> bool:
-    """Whether kernels can be built for ``device``; if not, says once what that lacks."""
+    """Whether kernels can be built for ``device``; if not, warns once with the reason."""
     if torch.version.hip is not None:
         lacking = "kernels are written for NVIDIA GPUs"
     elif torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:

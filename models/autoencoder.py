@@ -1,6 +1,6 @@
-"""Latents to pictures: DC-AE through diffusers, in slices.
+"""Latents to images: DC-AE through diffusers, in slices.
 
-B pictures, C latent channels, (h, w) latent grid, (H, W) pixels.
+B images, C latent channels, (h, w) latent grid, (H, W) pixels.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bestofn.models.errors import CheckpointError
 
-# Smaller tiles show seams in DC-AE's pictures; neighbours share an eighth of a tile.
+# Smaller tiles show seams in DC-AE's images; neighbours share an eighth of a tile.
 TILE = 1024
 TILE_STRIDE = 896
 
@@ -45,10 +45,10 @@ class Decoder:
 
         Args:
             latents: (B, C, h, w) as the solver leaves them, scaled.
-            micro_batch: pictures decoded at a time; all when None. Bounds the memory, which peaks here.
-            tiled: decode sides above 1,024 pixels in overlapping tiles. Saves memory, but is not the picture that
+            micro_batch: images decoded at a time; all when None. Bounds the memory, which peaks here.
+            tiled: decode sides above 1,024 pixels in overlapping tiles. Saves memory, but is not the image that
                 untiled diffusers makes.
-            stay: leave the pictures on the device, where they are when the current stream is done.
+            stay: leave the images on the device, where they are when the current stream is done.
 
         Returns:
             (B, H, W, 3) uint8, on the CPU unless they stay.
@@ -59,8 +59,8 @@ class Decoder:
             self.vae.disable_tiling()
         scaled = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
         parts = [to_pixels(self.vae.decode(part).sample) for part in scaled.split(micro_batch or len(scaled))]
-        pictures = torch.cat(parts)
-        return pictures if stay else pictures.cpu()
+        images = torch.cat(parts)
+        return images if stay else images.cpu()
 
 
 def to_pixels(image: Tensor) -> Tensor:

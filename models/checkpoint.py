@@ -1,4 +1,4 @@
-"""Checkpoints: a name becomes a local folder in diffusers layout, its revision, and what is said beside its parts."""
+"""Checkpoints: a name becomes a local folder in diffusers layout, its revision, and its further files."""
 
 import hashlib
 import json
@@ -17,8 +17,8 @@ PIPELINES = ("SanaPipeline", "SanaSprintPipeline")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 IMPORTANCE = "importance.json"
-"""Beside the parts: how much each block of the transformer matters. It changes no picture that does not ask for it, so
-that a checkpoint that gains one keeps its revision; jobs that ask for another depth name the blocks that they run."""
+"""File with the importance of each layer of the transformer. It is not part of the revision: it only affects jobs that
+ask for another depth, and these name the layers that they run."""
 
 # Files that are read; variants (fp16) and duplicates in other formats stay on the hub.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -107,7 +107,7 @@ class Checkpoint:
         return CallDefaults(**merged)
 
     def block_importance(self) -> tuple[float, ...] | None:
-        """How much each of the transformer's blocks matters, or None where nobody measured it.
+        """Importance of each layer of the transformer; None if it is not measured.
 
         Raises:
             CheckpointError: the file holds something else than a number for each block.
@@ -189,7 +189,7 @@ def bytes_to_download(repository: str, revision: str) -> int:
             repository, revision=revision, allow_patterns=HUB_PATTERNS, ignore_patterns=HUB_IGNORE, dry_run=True
         )
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"the hub does not tell of {repository}@{revision}: {error}") from error
+        raise CheckpointError(f"the hub does not find {repository}@{revision}: {error}") from error
     return sum(file.file_size for file in files if file.will_download)
 
 

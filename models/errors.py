@@ -34,4 +34,4 @@ class PromptTooLong(ModelError):
 
 
 class UnsupportedDevice(ModelError):
-    """A device that lacks what was asked of it."""
+    """A device that does not support the request."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bestofn.models.linear_dit import LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.embeddings import FREQUENCIES
 
 TERA = 1e12
@@ -49,8 +49,10 @@ def text_flops(config: dict[str, Any], tokens: int) -> int:
 
 
 def decode_flops(vae_config: dict[str, Any], height: int, width: int) -> int:
-    """One picture of a (height, width) latent through the DC-AE decoder; it has no operator that is not linear in
-    the number of pixels, so a small latent is counted without computing and scaled up."""
+    """FLOPs of the DC-AE decoder for one (height, width) latent.
+
+    All its operators are linear in the number of pixels, so a small latent is counted and scaled up.
+    """
     from diffusers import AutoencoderDC
 
     side = 4

@@ -26,7 +26,7 @@ A step of one candidate with guidance is::
 import gc
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from math import lcm
 from typing import Any
@@ -37,50 +37,19 @@ from torch import Tensor
 from bestofn.models import flops, residency
 from bestofn.models.autoencoder import Decoder
 from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.defaults import FOLDERS, Defaults, Flops, part_dtypes
 from bestofn.models.errors import CheckpointError, ModelError
 from bestofn.models.guidance import needs_negative
-from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig, PromptContext, from_diffusers
+from bestofn.models.linear_dit.config import LinearDiTConfig
+from bestofn.models.linear_dit.context import PromptContext
 from bestofn.models.linear_dit.fp8 import check_supported, in_eight_bits
+from bestofn.models.linear_dit.model import LinearDiT
+from bestofn.models.linear_dit.weights import from_diffusers
 from bestofn.models.solver import SolverTable, StepCoefficients, solver_table
 from bestofn.models.text import EmbeddingCache, PromptTokenizer, encode, load_text_encoder
 
 # SanaPipeline refuses sides that are not multiples of this, whatever the autoencoder.
 PIPELINE_MULTIPLE = 32
-FOLDERS = {"text_encoder": "text_encoder", "transformer": "transformer", "decoder": "vae"}
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """A checkpoint's call defaults and limits; sizes in pixels."""
-
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
-    size_multiple: int
-    token_limit: int  # of a prompt, control tokens included
-    max_sequence_length: int  # padded text length of every context
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Floating-point operations: of one row's forward, one picture's decode, one prompt's encoding and context."""
-
-    forward: int
-    decode: int
-    text: int
-
-
-def part_dtypes(device: torch.device, transformer_stored: str) -> dict[str, torch.dtype]:
-    """The dtype that each part computes in.
-
-    On a CPU float32, which every CPU has. On a GPU bfloat16; Gemma-2 and DC-AE overflow float16, so they never run in
-    it. Only a transformer stored in float16 (SANA-1.0) keeps float16, because it relies on that format's clamp.
-    """
-    if device.type != "cuda":
-        return dict.fromkeys(FOLDERS, torch.float32)
-    narrow = torch.float16 if transformer_stored == "F16" else torch.bfloat16
-    return {"text_encoder": torch.bfloat16, "transformer": narrow, "decoder": torch.bfloat16}
 
 
 class Generator:
@@ -96,14 +65,14 @@ class Generator:
         device: torch.device | str = "cpu",
         memory_budget: int | None = None,
         *,
-        eight_bit_drafts: bool = False,
+        fp8_drafts: bool = False,
     ) -> None:
         """
         Args:
             checkpoint: a resolved checkpoint.
             device: where it computes.
             memory_budget: bytes that the weights of all parts may take together; 80 % of the device's memory if None.
-            eight_bit_drafts: memory is reckoned for `output` with `eight_bit`.
+            fp8_drafts: memory is reckoned for `output` with `eight_bit`.
 
         Raises:
             CheckpointError, UnsupportedScheduler: naming what does not fit; weights are checked when they are loaded.
@@ -137,13 +106,13 @@ class Generator:
         stored = residency.stored_dtype(checkpoint.path / "transformer")
         self.dtypes = part_dtypes(self.device, stored)
         if stored == "F16" and self.dtypes["transformer"] != torch.float16:
-            self.warnings.append("this checkpoint was made for float16; in float32 its pictures may differ")
+            self.warnings.append("this checkpoint was made for float16; in float32 its images may differ")
         self._budget = memory_budget or int(residency.WEIGHTS_SHARE * residency.memory_bytes(self.device))
         self._sizes = {
             part: residency.weight_bytes(checkpoint.path / folder, self.dtypes[part].itemsize)
             for part, folder in FOLDERS.items()
         }
-        if eight_bit_drafts:
+        if fp8_drafts:
             check_supported(self.device)
             self._sizes["transformer"] += residency.weight_bytes(checkpoint.path / FOLDERS["transformer"], itemsize=1)
         self._parts: dict[str, Any] = {}
@@ -181,7 +150,7 @@ class Generator:
         )
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(C, h, w) of a picture; raises ModelError for a size that is no multiple of ``defaults.size_multiple``."""
+        """(C, h, w) of an image; raises ModelError for a size that is no multiple of ``defaults.size_multiple``."""
         multiple = self.defaults.size_multiple
         if width < multiple or height < multiple or width % multiple or height % multiple:
             raise ModelError(f"width and height must be multiples of {multiple}, got {width}x{height}")
@@ -192,11 +161,11 @@ class Generator:
         return needs_negative(guidance_scale, self.config.guidance_embeds)
 
     def solver_table(self, steps: int) -> SolverTable:
-        """The checkpoint's solver at so many steps."""
+        """Coefficients of the checkpoint's solver for ``steps`` steps."""
         return solver_table(self.scheduler_config, steps, self.config.timestep_scale)
 
     def flops(self, width: int, height: int, layers: int | None = None) -> Flops:
-        """Work of one sample of this size, through so many of the transformer's blocks (all if None)."""
+        """FLOPs of one sample of this size through ``layers`` layers (None: all)."""
         _, h, w = self.latent_shape(width, height)
         shape = self.config if layers is None else replace(self.config, num_layers=layers)
         text = self.calls.max_sequence_length
@@ -215,7 +184,7 @@ class Generator:
     # What it computes
 
     def noise(self, seed: int, width: int, height: int, draws: int = 1) -> Tensor:
-        """The noise that diffusers draws for ``torch.Generator("cpu").manual_seed(seed)`` and one picture.
+        """The noise that diffusers draws for ``torch.Generator("cpu").manual_seed(seed)`` and one image.
 
         Args:
             seed: of the candidate, 0 <= seed < 2**63.
@@ -255,7 +224,7 @@ class Generator:
         at: StepCoefficients,
         context: PromptContext,
         guidance_scale: Tensor,
-        blocks: Sequence[int] | None = None,
+        layers: Sequence[int] | None = None,
         *,
         eight_bit: bool = False,
     ) -> Tensor:
@@ -274,7 +243,7 @@ class Generator:
         """
         embedded = guidance_scale * self.config.guidance_embeds_scale if self.config.guidance_embeds else None
         denoiser = self._in_eight_bits() if eight_bit else self.denoiser
-        return denoiser(at.input_scale * x, at.timestep, context, embedded, blocks)  # type: ignore[no-any-return]
+        return denoiser(at.input_scale * x, at.timestep, context, embedded, layers)  # type: ignore[no-any-return]
 
     def decode(
         self, latents: Tensor, micro_batch: int | None = None, tiled: bool = False, stay: bool = False

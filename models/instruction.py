@@ -1,6 +1,6 @@
 """The complex human instruction: what SANA's text encoder reads before every prompt."""
 
-# The instruction that SanaPipeline puts before every prompt unless told otherwise
+# The default instruction that SanaPipeline puts before every prompt
 # (SANA, arXiv 2410.10629, section 2.3).
 COMPLEX_HUMAN_INSTRUCTION = (
     "Given a user prompt, generate an 'Enhanced prompt' that provides detailed visual descriptions suitable for image "

@@ -1,4 +1,4 @@
-"""The plain loop from a prompt to pictures: what the engine must equal, whatever it batches.
+"""The plain loop from a prompt to images: what the engine must equal, whatever it batches.
 
 B candidates, C latent channels, (h, w) latent grid, (H, W) pixels.
 """
@@ -25,20 +25,20 @@ def generate(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     preview_after: int | None = None,
-    blocks: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
 ) -> Tensor:
-    """Draw one picture a seed, all in one batch.
+    """Draw one image a seed, all in one batch.
 
     Args:
         generator: the checkpoint.
         prompt, negative_prompt: as the user wrote them.
-        seeds: one a picture.
+        seeds: one an image.
         width, height, num_inference_steps, guidance_scale: the checkpoint's when None.
-        preview_after: stop after so many steps, at the picture that the model then predicts.
-        blocks: of the transformer that run, ascending; all if None.
+        preview_after: number of steps after which the predicted image is returned; None: all steps.
+        layers: indices of the layers that run, ascending; None: all.
 
     Returns:
-        (B, H, W, 3) uint8 on the CPU, each picture the one that plain diffusers makes of its seed, to rounding.
+        (B, H, W, 3) uint8 on the CPU, each image the one that plain diffusers makes of its seed, to rounding.
     """
     defaults = generator.defaults
     width, height = width or defaults.width, height or defaults.height
@@ -57,9 +57,9 @@ def generate(
     x, previous = draws[0], torch.zeros_like(draws[0])
     for i in range(preview_after or table.steps):
         at = StepCoefficients.of(rows[i : i + 1].expand(B, -1))
-        output = generator.output(x, at, context, scales, blocks)
+        output = generator.output(x, at, context, scales, layers)
         for negative in negatives:
-            output = guide(output, generator.output(x, at, negative, scales, blocks), scales)
+            output = guide(output, generator.output(x, at, negative, scales, layers), scales)
         noise = draws[1 + i] if i < table.noise_draws else None
         x, previous = solver_step(x, previous, output, at, noise)
     return generator.decode(x if preview_after is None else previous)

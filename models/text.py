@@ -140,8 +140,8 @@ def load_text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) ->
 def encode(encoder: Any, tokenizer: PromptTokenizer, prompt: str, instructed: bool = True) -> TextEmbedding:
     """Text embedding of one prompt.
 
-    With the instruction, the encoder reads instruction and prompt, and of its states the start token's and the last
-    L - 1 are kept, so that what the instruction says is felt but not seen.
+    With the instruction, the encoder reads instruction and prompt. Only the states of the start token and of the last
+    L - 1 tokens are kept, so the transformer does not see the instruction's tokens.
 
     Args:
         encoder: Gemma-2.
@@ -162,16 +162,16 @@ def encode(encoder: Any, tokenizer: PromptTokenizer, prompt: str, instructed: bo
 class EmbeddingCache:
     """The last prompts' embeddings, 3 MB each at Gemma-2-2B's width.
 
-    The encoder's 10 GB of float32 may have to give way to the transformer, so it is not asked twice for a prompt, and
-    while it is there it also encodes the empty negative prompt, which nearly every job needs next.
+    The encoder's 10 GB of float32 may be offloaded for the transformer, so each prompt is encoded once. The empty
+    negative prompt is encoded with the first one, because nearly every job needs it.
     """
 
     def __init__(self, encode: Callable[[str, bool], TextEmbedding], with_empty: bool, kept: int = 16) -> None:
         """
         Args:
-            encode: from a prompt, and whether it is the negative one, to its embedding.
-            with_empty: whether the empty negative prompt is wanted at all.
-            kept: prompts that are kept beside the empty negative one.
+            encode: returns the embedding of a prompt; its second argument says whether the prompt is negative.
+            with_empty: encode the empty negative prompt too.
+            kept: number of cached prompts in addition to the empty negative one.
         """
         self._encode = encode
         self._with_empty = with_empty

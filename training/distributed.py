@@ -35,7 +35,7 @@ def rank_and_ranks() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def meet() -> None:
+def barrier() -> None:
     """Wait until every process is here."""
     if dist.is_initialized():
         dist.barrier()

@@ -27,8 +27,8 @@ class Run:
     def save(self, state: Mapping[str, Any], between: Callable[[], None] = lambda: None) -> None:
         """Replace the checkpoint; a crash while writing leaves the old one.
 
-        ``between`` is called when the new one is written and the old one is still there: where processes keep a file
-        each, they wait there for each other, so that files of one step stand beside each other.
+        ``between`` is called when the new file is written and the old one still exists. Processes with a file each wait
+        for each other there, so that all files are of one step.
         """
         part = self.checkpoint.with_suffix(".part")
         torch.save(dict(state), part)
@@ -50,7 +50,7 @@ class Run:
 
 
 def publish(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder beside `folder`, then put it in its place, so that readers meet no half."""
+    """Let `write` fill a new folder, then replace `folder` by it, so that readers never see a partial one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
     stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")

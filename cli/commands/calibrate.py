@@ -1,4 +1,4 @@
-"""bestofn calibrate: fit how sure the judge may be that the best of several pictures is right."""
+"""bestofn calibrate: fit how sure the judge may be that the best of several images is right."""
 
 import json as jsonlib
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from bestofn.cli import server_choice as target
 from bestofn.cli.console import err, say
-from bestofn.evaluation.labels import Labelled, Pool, fields_of, read_labels
+from bestofn.evaluation.labels import Labelled, LabelledPool, fields_of, read_labels
 from bestofn.judge.calibration import FILE
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, load_settings
@@ -43,16 +43,16 @@ def calibrate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The file to write; name it in BESTOFN_CALIBRATION.", show_default=f"{FILE} beside the judge's weights"
+            help="The file to write; name it in BESTOFN_CALIBRATION.", show_default=f"{FILE} in the judge's folder"
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what is written as JSON.")] = False,
 ) -> None:
-    """Fit a judge's probabilities on labelled pictures, for `stop` and its `confidence`.
+    """Fit a judge's probabilities on labelled images, for `stop` and its `confidence`.
 
-    Pictures of one prompt (or `group`) count as candidates of one job, and the fit is on the best of the first 4, 8, 16
-    and 32 of them: choosing the best inflates the judge's numbers. Take pictures such as your users would see, four or
-    more of a prompt, a hundred prompts or more, and none that you evaluate on.
+    Images of one prompt (or `group`) count as candidates of one job. The fit uses the best of the first 4, 8, 16 and 32
+    of them, because choosing the best inflates the judge's numbers. Use images such as your users see: four or more of
+    each prompt, a hundred prompts or more, and none that you evaluate on.
     """
     if not target.can_draw_here():
         raise SetupError("calibrating needs the worker's packages: pip install 'bestofn[worker]'")
@@ -62,16 +62,18 @@ def calibrate(
     from bestofn.training.judge.calibration_fit import calibrate as fit
 
     settings = load_settings(judge=judge)
-    checkpoint = find_judge(settings.judge, settings.judge_tiles)
-    if settings.judge_tiles is not None and out is None:
-        raise SetupError(f"name a file with --out: the one beside the weights is not for {settings.judge_tiles} tiles")
-    pin = checkpoint.pin
-    if isinstance(read, Pool) and read.judge != pin.revision:
-        raise SetupError(f"{labels} was judged by revision {read.judge}, and {pin.name} is {pin.revision}")
+    checkpoint = find_judge(settings.judge, settings.judge_max_tiles)
+    if settings.judge_max_tiles is not None and out is None:
+        raise SetupError(
+            f"name a file with --out: the one in the judge's folder is not for {settings.judge_max_tiles} tiles"
+        )
+    revision = checkpoint.revision
+    if isinstance(read, LabelledPool) and read.judge != revision.revision:
+        raise SetupError(f"{labels} was judged by revision {read.judge}, and {revision.name} is {revision.revision}")
     file = out or checkpoint.path / FILE
     if out is None and file.exists():
-        raise SetupError(f"{pin.name} has a calibration, {file}: name another file, or that one, with --out")
-    if isinstance(read, Pool):
+        raise SetupError(f"{revision.name} has a calibration, {file}: name another file, or that one, with --out")
+    if isinstance(read, LabelledPool):
         fields, source = read.fields, read.source
     else:
         fields, source = fields_of(read, _margins(read, checkpoint, settings)), labels.name
@@ -81,8 +83,8 @@ def calibrate(
         raise SetupError(f"{labels}: {error}") from error
     if report.prompts < FEW:
         say(f"warning: {report.prompts} prompts are few to calibrate on; {FEW} or more are better")
-    told = report.to_json(pin.revision, source)
-    written = jsonlib.dumps(told, indent=1) + "\n"
+    figures = report.to_json(revision.revision, source)
+    written = jsonlib.dumps(figures, indent=1) + "\n"
     try:
         file.write_text(written, encoding="utf-8")
     except OSError as error:
@@ -94,8 +96,8 @@ def calibrate(
     for row in report.table:
         typer.echo(f"{row.low:.2f}-{row.high:.2f}   {row.promised:10.3f}  {row.realised:9.3f}  {row.count}")
     typer.echo(
-        f"error {told['calibration_error_before']:.3f} before, {told['calibration_error']:.3f} after, on prompts that "
-        f"were not fitted on; {report.prompts} prompts, {report.pictures} pictures"
+        f"error {figures['calibration_error_before']:.3f} before, {figures['calibration_error']:.3f} after, on prompts "
+        f"left out of the fit; {report.prompts} prompts, {report.images} images"
     )
     fitted = report.calibration
     typer.echo(
@@ -103,8 +105,8 @@ def calibrate(
     )
 
 
-def _margins(pictures: list[Labelled], judge: "JudgeCheckpoint", settings: Settings) -> list[float]:
-    """The judge's log-odds on each picture."""
+def _margins(images: list[Labelled], judge: "JudgeCheckpoint", settings: Settings) -> list[float]:
+    """The judge's log-odds on each image."""
     import torch
     from rich.progress import track
 
@@ -114,12 +116,12 @@ def _margins(pictures: list[Labelled], judge: "JudgeCheckpoint", settings: Setti
     device = torch.device(devices(settings)[0])
     judging = judge.load(device)
     margins = []
-    for one in track(pictures, "judging", console=err, transient=True, disable=not err.is_terminal):
+    for one in track(images, "judging", console=err, transient=True, disable=not err.is_terminal):
         try:
-            picture = decode(one.image.read_bytes())
+            image = decode(one.image.read_bytes())
         except (OSError, ValueError) as error:
             raise SetupError(f"{one.image}: {error}") from error
-        margins += [verdict.margin for verdict in judging.judge([picture], [one.prompt])]
+        margins += [verdict.margin for verdict in judging.judge([image], [one.prompt])]
     return margins
 
 

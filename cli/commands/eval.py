@@ -39,7 +39,7 @@ def evaluate(
     images: Annotated[int, typer.Option(min=1, max=16, help="Winners of each prompt of a file, best first.")] = 4,
     strategy: Annotated[list[str] | None, typer.Option(help="To compare; may be given more than once.")] = None,
     strategies: Annotated[Path | None, typer.Option(help="A file of strategies, one a line.")] = None,
-    replay: Annotated[bool, typer.Option("--replay", help="Judge nothing anew: report what the pool holds.")] = False,
+    replay: Annotated[bool, typer.Option("--replay", help="Draw and judge nothing: report from the pool.")] = False,
     processes: Annotated[int | None, typer.Option(min=1, help="One thread each.", show_default="all cores")] = None,
     model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name.", show_default="shapes")] = None,
     judge: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name.", show_default="shapes")] = None,
@@ -62,6 +62,7 @@ def evaluate(
     from bestofn.evaluation.pool import CHUNK
     from bestofn.evaluation.run import Evaluation
     from bestofn.evaluation.strategies import Strategy, parse_all
+    from bestofn.evaluation.tables import tables
     from bestofn.evaluation.tasks import benchmark, read
     from bestofn.judge.loader import JudgeFolderError
     from bestofn.models.errors import ModelError
@@ -100,7 +101,7 @@ def evaluate(
     else:
         figures = evaluation.measure(numbers, compared)
         report.write(out, figures)
-        text = report.tables(figures)
+        text = tables(figures)
     typer.echo(dumps(figures, indent=1) + "\n" if json else text, nl=False)
 
 

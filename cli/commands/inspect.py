@@ -1,4 +1,4 @@
-"""bestofn inspect: what pictures tell of how they were made."""
+"""bestofn inspect: the metadata of images, and the call that draws each again."""
 
 import json as jsonlib
 import shlex
@@ -24,14 +24,14 @@ MAX_SHOWN = 2000  # characters of another program's text
 
 
 def story_of(path: Path) -> Story | OtherStory | None:
-    """What is written in a picture's file.
+    """What is written in an image's file.
 
     Raises:
-        SetupError: it is no picture, too large to be one of ours, or its story is damaged.
+        SetupError: it is no image, too large to be one of ours, or its story is damaged.
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise SetupError(f"{path} has {size >> 20} MiB; pictures of up to {MAX_BYTES >> 20} MiB are read")
+        raise SetupError(f"{path} has {size >> 20} MiB; images of up to {MAX_BYTES >> 20} MiB are read")
     try:
         return read_story(path.read_bytes())
     except ValueError as error:
@@ -39,18 +39,16 @@ def story_of(path: Path) -> Story | OtherStory | None:
 
 
 def inspect(
-    pictures: Annotated[
-        list[Path], typer.Argument(metavar="PICTURE...", help="Files of pictures.", show_default=False)
-    ],
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON list, one entry a picture.")] = False,
+    images: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Files of images.", show_default=False)],
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON list, one entry an image.")] = False,
 ) -> None:
-    """Print how pictures were made, and the diffusers call that makes them again.
+    """Print how images were made, and the diffusers call that makes them again.
 
-    Ends with status 1 if a picture tells nothing that bestofn wrote.
+    Ends with status 1 if an image has no metadata of bestofn.
     """
     entries: list[dict[str, Any]] = []
     missing = 0
-    for path in pictures:
+    for path in images:
         story: Story | OtherStory | None = None
         error: str | None = None
         try:
@@ -75,18 +73,18 @@ def inspect(
 def _entry(path: Path, story: Story | OtherStory | None, error: str | None) -> dict[str, Any]:
     match story:
         case Story():
-            told = {"story": story.model_dump(mode="json"), "diffusers": diffusers_call(story)}
+            found = {"story": story.model_dump(mode="json"), "diffusers": diffusers_call(story)}
         case OtherStory(program, texts):
-            told = {"program": program, "texts": dict(texts)}
+            found = {"program": program, "texts": dict(texts)}
         case None:
-            told = {} if error is None else {"error": error}
-    return {"path": str(path)} | told
+            found = {} if error is None else {"error": error}
+    return {"path": str(path)} | found
 
 
 def _lines(path: Path, story: Story | OtherStory | None) -> list[str]:
     match story:
         case None:
-            return [f"{path}: tells nothing of how it was made"]
+            return [f"{path}: no metadata of a generator"]
         case OtherStory(program, texts):
             shown = (f"  {_printable(name)}: {_printable(text[:MAX_SHOWN])}" for name, text in texts.items())
             return [f"{path}: not of bestofn but of {_printable(program)}, which wrote:", *shown]
@@ -98,7 +96,7 @@ def _lines(path: Path, story: Story | OtherStory | None) -> list[str]:
         "seed": str(story.seed),
         "size": f"{story.width}x{story.height}",
         "steps": f"{story.num_inference_steps}, guidance {story.guidance_scale:g}",
-        "blocks": ", ".join(map(str, story.blocks or ())),
+        "layers": ", ".join(map(str, story.layers or ())),
         "model": f"{story.model.name}@{story.model.revision}",
         "judge": f"{story.judge.name}@{story.judge.revision}",
         "second judge": f"{second.name}@{second.revision}" if second else "",
@@ -108,7 +106,7 @@ def _lines(path: Path, story: Story | OtherStory | None) -> list[str]:
     return [
         f"{path}",
         *(f"  {name:15}  {_printable(text)}" for name, text in facts.items() if text),
-        f"  again: bestofn generate --again {shlex.quote(str(path))}, or",
+        f"  again: bestofn generate --reproduce {shlex.quote(str(path))}, or",
         *(f"    {line}".rstrip() for line in diffusers_call(story).splitlines()),
     ]
 
@@ -118,7 +116,7 @@ def _number(value: float | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """Pictures come from anywhere: nothing in them may command the terminal."""
+    """Images come from anywhere: nothing in them may command the terminal."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 

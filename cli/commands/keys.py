@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from bestofn.cli.console import say
+from bestofn.service.api import key_file as keyfile
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import load_settings
-from bestofn.service.host import key_file as keyfile
 
 program = typer.Typer(no_args_is_help=True, help="Make, list and revoke the keys of the API, while servers run.")
 

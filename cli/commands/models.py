@@ -104,7 +104,7 @@ def grow(
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.models.depth.growth import METHODS, target_layers
     from bestofn.models.depth.growth import grow as write
-    from bestofn.models.linear_dit import LinearDiTConfig
+    from bestofn.models.linear_dit.config import LinearDiTConfig
 
     if method not in METHODS:
         raise typer.BadParameter(f"--method is one of {', '.join(METHODS)}, got {method!r}")
@@ -161,12 +161,12 @@ def prune(
     seed: Annotated[int, typer.Option(min=0, help="Of calibration and training.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print importances and what stays as JSON.")] = False,
 ) -> None:
-    """Leave out the layers that matter least: those that turn their input least while pictures are drawn."""
+    """Leave out the layers that matter least: those that turn their input least while images are drawn."""
     _need_packages()
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.models.depth.pruning import kept_blocks
     from bestofn.models.depth.pruning import prune as write
-    from bestofn.models.linear_dit import LinearDiTConfig
+    from bestofn.models.linear_dit.config import LinearDiTConfig
     from bestofn.training.generator.pipeline import check_trainable
     from bestofn.training.generator.recovery import recover as train
 
@@ -248,8 +248,8 @@ def _about(name: str) -> dict[str, dict[str, Any]]:
     """What there is under a name: a generator, a judge, or ("shapes") both."""
     from bestofn.judge.loader import PARTS, JudgeFolderError
     from bestofn.models.checkpoint import Checkpoint
+    from bestofn.models.defaults import FOLDERS
     from bestofn.models.errors import CheckpointError
-    from bestofn.models.generator import FOLDERS
     from bestofn.service.engine.loader import find_judge
 
     found: dict[str, dict[str, Any]] = {}
@@ -271,9 +271,9 @@ def _about(name: str) -> dict[str, dict[str, Any]]:
     try:
         judge = find_judge(name)
         found["judge"] = {
-            "name": judge.pin.name,
+            "name": judge.revision.name,
             "path": str(judge.path),
-            "revision": judge.pin.revision,
+            "revision": judge.revision.revision,
             "parts": {part: _part(judge.path / part) for part in PARTS},
         }
     except (JudgeFolderError, CheckpointError) as error:

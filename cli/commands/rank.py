@@ -1,4 +1,4 @@
-"""bestofn rank: judge pictures from anywhere against a prompt."""
+"""bestofn rank: judge images from anywhere against a prompt."""
 
 import asyncio
 import json as jsonlib
@@ -29,8 +29,8 @@ EPILOG = """Examples:
 
 
 def rank(
-    prompt: Annotated[str, typer.Argument(help="What the pictures should show.", show_default=False)],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files of pictures.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(help="What the images should show.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)],
     judge: Annotated[
         str | None,
         typer.Option(
@@ -44,15 +44,15 @@ def rank(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print verdicts, ranks and bracket as JSON.")] = False,
 ) -> None:
-    """Judge pictures of PROMPT: per picture the verdict, both logits, tiles and rank, and the knockout among them.
+    """Judge images of PROMPT: per image the verdict, both logits, tiles and rank, and the knockout among them.
 
-    A judge openai:ADDRESS#MODEL sees two pictures at a time, in both orders; where these disagree, the picture that
-    is named earlier on the command line goes on. BESTOFN_FINALS_KEY is its key. Pictures and PROMPT are sent there.
+    A judge openai:ADDRESS#MODEL compares two images at a time, in both orders. If the orders disagree, the image that
+    is named earlier goes on. BESTOFN_PAIRWISE_API_KEY is its key. Images and PROMPT are sent to its server.
     """
     if not prompt.strip():
         raise typer.BadParameter("the prompt is blank")
     check_text(prompt, "prompt")
-    pictures = [_open(path) for path in images]
+    all_images = [_open(path) for path in images]
     settings = load_settings(judge=judge, second_judge=second_judge)
     if settings.judge.startswith(PREFIX):
         if rule is not None or second_judge is not None:
@@ -74,7 +74,7 @@ def rank(
     from bestofn.service.engine.loader import calibration_of, devices, find_judge
 
     device = torch.device(devices(settings)[0])
-    checkpoints = [find_judge(name, settings.judge_tiles) for name in names]
+    checkpoints = [find_judge(name, settings.judge_max_tiles) for name in names]
     judging, *others = [one.load(device) for one in checkpoints]
     for name, one in zip(names, (judging, *others), strict=True):
         for word in one.unknown_words(prompt):
@@ -82,14 +82,14 @@ def rank(
     batch, second = 1 if device.type == "cpu" else 8, others[0] if others else None
     files = (settings.calibration, settings.second_calibration)[: 2 * len(others)]
     calibrations = [calibration_of(*one) for one in zip(checkpoints, files, strict=False)]
-    verdicts, order, bracket = rank_images(judging, prompt, pictures, rule, batch, second, calibrations)
+    verdicts, order, bracket = rank_images(judging, prompt, all_images, rule, batch, second, calibrations)
     places = {candidate: place + 1 for place, candidate in enumerate(order)}
     judged: list[dict[str, Any]] = [
         {
             "path": str(path),
             "rank": places[i],
             "verdict": verdicts[i].to_json(),
-            "tiles": judging.tiles(*pictures[i].size),
+            "tiles": judging.tiles(*all_images[i].size),
         }
         for i, path in enumerate(images)
     ]
@@ -97,14 +97,14 @@ def rank(
         report = {
             "prompt": prompt,
             "rule": rule.value,
-            "judge": checkpoints[0].pin.model_dump(),
-            **({"second_judge": checkpoints[1].pin.model_dump()} if others else {}),
+            "judge": checkpoints[0].revision.model_dump(),
+            **({"second_judge": checkpoints[1].revision.model_dump()} if others else {}),
             "images": judged,
             "bracket": bracket.to_json()["rounds"],
         }
         typer.echo(jsonlib.dumps(report, indent=2))
         return
-    typer.echo("rank  answer  p(yes)     yes      no  tiles  picture")
+    typer.echo("rank  answer  p(yes)     yes      no  tiles  image")
     for i in order:
         verdict = verdicts[i]
         numbers = f"{verdict.p_yes:6.4f}  {verdict.yes_logit:6.2f}  {verdict.no_logit:6.2f}"
@@ -119,10 +119,10 @@ def rank(
 
 
 def _compare(settings: Settings, prompt: str, images: list[Path], *, json: bool) -> None:
-    """The knockout by a judge that sees two pictures at a time, printed."""
+    """The knockout by a judge that sees two images at a time, printed."""
 
     async def play() -> tuple[tuple[Played, ...], ...]:
-        async with VisionJudge(settings.judge, settings.finals_key) as judge:
+        async with VisionJudge(settings.judge, settings.pairwise_api_key) as judge:
             return await judge.knockout(prompt, range(len(images)), {i: p.read_bytes() for i, p in enumerate(images)})
 
     rounds = asyncio.run(play())
@@ -137,7 +137,7 @@ def _compare(settings: Settings, prompt: str, images: list[Path], *, json: bool)
         }
         typer.echo(jsonlib.dumps(report, indent=2))
         return
-    typer.echo("rank  picture")
+    typer.echo("rank  image")
     for place, i in enumerate(order, 1):
         typer.echo(f"{place:4}  {images[i]}")
     for number, matches in enumerate(rounds, 1):

@@ -1,4 +1,4 @@
-"""bestofn train: the shapes generator and judge from nothing, and any SANA further on pictures with captions."""
+"""bestofn train: the shapes generator and judge from nothing, and any SANA further on images with captions."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -141,13 +141,13 @@ def generator(
 
 
 @program.command(
-    epilog="Example: `bestofn train finetune Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers my-pictures "
+    epilog="Example: `bestofn train finetune Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers my-images "
     "--run runs/mine --out my-sana --steps 2000`; on eight GPUs: "
     "`torchrun --nproc-per-node 8 --no-python bestofn train finetune ...`"
 )
 def finetune(
     checkpoint: Annotated[str, typer.Argument(help="shapes, a folder in diffusers layout, or a hub name@revision.")],
-    pictures: Annotated[
+    images: Annotated[
         Path, typer.Argument(exists=True, file_okay=False, help="Folder of a.png and a.txt pairs, or *.tar of them.")
     ],
     run: Run,
@@ -156,7 +156,7 @@ def finetune(
     optimizer: Optimizer = Optimizer.CAME8BIT,
     learning_rate: Annotated[float, typer.Option(min=0, help="The greatest, after the warm-up.")] = 1e-5,
     weight_decay: Annotated[float, typer.Option(min=0)] = 0.0,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures of a forward, in each process.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a forward, in each process.")] = 1,
     accumulate: Accumulate = 1,
     ema: Annotated[
         float,
@@ -168,13 +168,13 @@ def finetune(
     height: Annotated[int | None, typer.Option(min=1, help="Pixels; by default the checkpoint's.")] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Updates until the full learning rate.")] = 100,
     caption_dropout: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of pictures that are shown without their caption.")
+        float, typer.Option(min=0, max=1, help="Share of images that are shown without their caption.")
     ] = 0.1,
     seed: Seed = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Updates between checkpoints.")] = 200,
     threads: Threads = 1,
 ) -> None:
-    """Train a checkpoint's transformer further on your own pictures; writes a whole checkpoint (docs/finetuning.md)."""
+    """Train a checkpoint's transformer on your own images and write a whole checkpoint (docs/guide/finetuning.md)."""
     _need_packages()
     import torch
 
@@ -194,7 +194,7 @@ def finetune(
     with processes() as device:
         settings = training.FinetuneSettings(
             run,
-            pictures,
+            images,
             width,
             height,
             steps,
@@ -214,7 +214,7 @@ def finetune(
         first = rank_and_ranks()[0] == 0
         with _Bar() if first else nullcontext() as bar:
             learner = training.finetune(source, settings, device, lambda f: bar.show("fine-tuning", f) if bar else None)
-        training.write(learner, source, out, f"its transformer trained for {steps} steps on pictures with captions")
+        training.write(learner, source, out, f"its transformer trained for {steps} steps on images with captions")
         if first:
             say(f"wrote {out}")
 

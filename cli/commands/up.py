@@ -30,7 +30,7 @@ EPILOG = """Examples:
 
 `bestofn up --model Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers --judge ./NVILA-Lite-2B-Verifier`
 
-`bestofn up --finals-judge openai:http://localhost:8001/v1#Qwen/Qwen2.5-VL-7B-Instruct`
+`bestofn up --pairwise-judge openai:http://localhost:8001/v1#Qwen/Qwen2.5-VL-7B-Instruct`
 """
 
 
@@ -44,12 +44,14 @@ def up(
     second_judge: Annotated[
         str | None, typer.Option(metavar="JUDGE", help="As --judge: another one, for jobs with rule lower_bound.")
     ] = None,
-    finals_judge: Annotated[
+    pairwise_judge: Annotated[
         str | None,
-        typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two pictures, for jobs with finals."),
+        typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two images, for jobs with finals."),
     ] = None,
     devices: Annotated[str | None, typer.Option(help="all, cpu, or a list such as cuda:0,cuda:1.")] = None,
-    open_access: Annotated[bool, typer.Option("--open-access", help="Let other machines call without a key.")] = False,
+    allow_unauthenticated: Annotated[
+        bool, typer.Option("--allow-unauthenticated", help="Let other machines call without a key.")
+    ] = False,
     command: Annotated[
         str | None,
         typer.Option(
@@ -61,7 +63,7 @@ def up(
 ) -> None:
     """Start queue, API and worker here and print the address; Ctrl-C stops them, with status 0.
 
-    The queue is the server of REDIS_URL, or else one that is started beside the data folder.
+    The queue is the server of REDIS_URL, or else an embedded one in the data folder.
     """
     settings = load_settings(
         host=host,
@@ -69,9 +71,9 @@ def up(
         model=model,
         judge=judge,
         second_judge=second_judge,
-        finals_judge=finals_judge,
+        pairwise_judge=pairwise_judge,
         devices=devices,
-        open_access=open_access or None,
+        allow_unauthenticated=allow_unauthenticated or None,
     )
     if not target.can_draw_here():
         raise SetupError("a worker needs its packages: pip install 'bestofn[worker]' (or start `bestofn serve` alone)")
@@ -81,7 +83,7 @@ def up(
         flags = ["--host", settings.host, "--port", str(settings.port)]
         supervisor = Supervisor(
             {
-                "the API": ["serve", *flags, *(["--open-access"] if settings.open_access else [])],
+                "the API": ["serve", *flags, *(["--allow-unauthenticated"] if settings.allow_unauthenticated else [])],
                 "the worker": ["worker"],
             },
             {
@@ -90,10 +92,10 @@ def up(
                 "BESTOFN_MODEL": settings.model,
                 "BESTOFN_JUDGE": settings.judge,
                 "BESTOFN_SECOND_JUDGE": settings.second_judge or "",
-                "BESTOFN_FINALS_JUDGE": settings.finals_judge or "",
+                "BESTOFN_PAIRWISE_JUDGE": settings.pairwise_judge or "",
                 "BESTOFN_DEVICES": settings.devices,
-                # A person reads along here, unless told otherwise: what needs attention, in plain text.
-                "BESTOFN_LOG": settings.log or "text",
+                # A person reads along here, unless the settings differ: warnings, in plain text.
+                "BESTOFN_LOG_FORMAT": settings.log_format or "text",
                 "BESTOFN_LOG_LEVEL": settings.log_level if "log_level" in settings.model_fields_set else "warning",
             },
         )

@@ -35,9 +35,9 @@ def worker(
     second_judge: Annotated[
         str | None, typer.Option(metavar="JUDGE", help="As --judge: another one, for jobs with rule lower_bound.")
     ] = None,
-    finals_judge: Annotated[
+    pairwise_judge: Annotated[
         str | None,
-        typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two pictures, for jobs with finals."),
+        typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two images, for jobs with finals."),
     ] = None,
     redis_url: Annotated[str | None, typer.Option(help="The queue's server.", show_default="of `bestofn up`")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Candidates drawn together.")] = None,
@@ -47,13 +47,13 @@ def worker(
         typer.Option(min=0, max=65_535, help="Of /metrics, /livez and /readyz; of several devices, one each."),
     ] = None,
 ) -> None:
-    """Draw and judge what stands in the queue, until SIGTERM or Ctrl-C. With several devices, one process each."""
+    """Draw and judge the queue's jobs until SIGTERM or Ctrl-C. With several devices, one process each."""
     settings = load_settings(
         devices=devices,
         model=model,
         judge=judge,
         second_judge=second_judge,
-        finals_judge=finals_judge,
+        pairwise_judge=pairwise_judge,
         redis_url=redis_url,
         slots=slots,
         threads=threads,
@@ -82,7 +82,7 @@ def worker(
         "--model": model,
         "--judge": judge,
         "--second-judge": second_judge,
-        "--finals-judge": finals_judge,
+        "--pairwise-judge": pairwise_judge,
         "--redis-url": redis_url,
         "--slots": slots,
         "--threads": threads,

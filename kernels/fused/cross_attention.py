@@ -13,7 +13,7 @@ from torch import Tensor
 from bestofn.kernels.fused.linear_attention import precision
 from bestofn.kernels.fused.rows import inverse_rms
 
-# A bias at or below this leaves no weight in float32 beside any token without one.
+# A bias at or below this gives a weight of zero in float32 next to any token without a bias.
 UNSEEN = -5_000.0
 LAUNCH = {"BLOCK_N": 64, "BLOCK_L": 32, "num_warps": 4, "num_stages": 2}
 

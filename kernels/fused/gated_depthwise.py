@@ -2,9 +2,9 @@
 
 B batch, N = height x width tokens, F hidden width, C channels of a program.
 
-A program walks down a strip of four columns of the image. Each row brings six columns of the value's and the gate's
-channels, whose SiLU is taken once, and three rows of four sums are under way at a time: the one above ends with this
-row, its own goes on, the one below begins. Walks of any length add a sum's nine taps in the same order.
+A program walks down a strip of four columns of the image. For each row it loads six columns of value and gate channels
+and takes their SiLU once. It holds three rows of four sums: the row above ends, the own row continues, the row below
+begins. Walks of any length add a sum's nine taps in the same order.
 """
 
 import torch
@@ -20,8 +20,10 @@ PIECE = 8  # rows of a walk then
 
 @triton.jit
 def _silu(x, FAST: tl.constexpr):
-    """x sigmoid(x). The fast form has one operation of the special function unit instead of two, and an error below
-    2^-11 |x| / 2, which is less than 16-bit results keep."""
+    """x sigmoid(x). The fast form needs one operation of the special function unit, not two.
+
+    Its error is below 2^-11 |x| / 2, which is less than the precision of 16-bit results.
+    """
     if FAST:
         half = 0.5 * x
         tanh = tl.inline_asm_elementwise(

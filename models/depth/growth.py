@@ -1,8 +1,8 @@
-"""Depth growth: a deeper checkpoint that starts from what a trained one knows (SANA-1.5, arXiv 2501.18427, 2.2).
+"""Depth growth: a deeper checkpoint initialised from a trained one (SANA-1.5, arXiv 2501.18427, 2.2).
 
-Partial preservation is the paper's choice: the last blocks, which are specialised on the way out, are dropped; the new
-blocks that follow add nothing at first, because all that they would add passes through a zero matrix. So training
-starts from the function of the shortened source. The two replications are the paper's alternatives, which diverged.
+Partial preservation is the paper's choice. The last layers, which are specialised for the output, are dropped. New
+layers follow. They add nothing at first, because their output passes through a zero matrix. So training starts from the
+function of the shortened source. The two replications are the paper's alternatives, which diverged.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.depth.rewrite import rewrite
 from bestofn.models.errors import ModelError
-from bestofn.models.linear_dit import LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
 
 Method = Literal["partial", "cyclic", "block"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -32,9 +32,9 @@ def block_importance(
     num_inference_steps: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[float]:
-    """How much every block turns its input while pictures are drawn: BI_i = 1 - E cos(x_i, x_{i+1}).
+    """How much every block turns its input while images are drawn: BI_i = 1 - E cos(x_i, x_{i+1}).
 
-    The mean is over tokens, both halves of guidance, timesteps and prompts; one picture a prompt, at the checkpoint's
+    The mean is over tokens, both halves of guidance, timesteps and prompts; one image a prompt, at the checkpoint's
     size and guidance.
 
     Args:
@@ -82,12 +82,12 @@ def kept_blocks(importance: Sequence[float], layers: int) -> list[int]:
 
 
 def store_importance(checkpoint: Checkpoint, importance: Sequence[float], how: str) -> Path:
-    """Write block importances beside a checkpoint's parts, where `Checkpoint.block_importance` finds them.
+    """Write layer importances into a checkpoint's folder, for `Checkpoint.block_importance`.
 
     Args:
-        checkpoint: the one that was measured.
-        importance: one number a block.
-        how: they were measured, for whoever reads the file.
+        checkpoint: the measured checkpoint.
+        importance: one number a layer.
+        how: description of the measurement, for readers of the file.
 
     Returns:
         The file.

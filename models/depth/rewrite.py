@@ -15,7 +15,8 @@ import torch
 
 from bestofn.models.checkpoint import IMPORTANCE, Checkpoint
 from bestofn.models.errors import ModelError
-from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
+from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.linear_dit.weights import check_keys, file_shapes, weight_files
 from bestofn.models.residency import header
 from bestofn.models.safetensors_writer import ITEMSIZE, StoredTensor, write_json, write_shards

@@ -91,7 +91,7 @@ class DepthwiseConv(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """Feed-forward network with a depthwise convolution inside, which is also what tells a token where it is."""
+    """Feed-forward network with a depthwise convolution, which also gives tokens their position."""
 
     def __init__(self, config: LinearDiTConfig) -> None:
         super().__init__()

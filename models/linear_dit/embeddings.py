@@ -1,4 +1,4 @@
-"""What enters the transformer beside the latent: position, timestep, guidance and caption.
+"""Embeddings of the transformer's inputs except the latent: position, timestep, guidance and caption.
 
 B batch, N tokens, D width, L text tokens.
 """
@@ -115,7 +115,7 @@ def position_embedding(
         rows, columns: token grid.
         base: side of the grid that the model was made for.
         interpolation_scale: the checkpoint's.
-        device: where it is computed, so that a recorded forward computes it anew.
+        device: device of the computation, so that a recorded forward repeats it.
 
     Returns:
         (1, rows * columns, D) float32.

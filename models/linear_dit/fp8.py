@@ -1,4 +1,4 @@
-"""The transformer with its blocks' matrix products in 8 bits: for drafts, whose pictures nobody keeps.
+"""The transformer with FP8 matrix products in its layers: for drafts, whose images are not kept.
 
 Numbers are float8 (e4m3) with one scale a row: a weight's rows once, a token's with every product. The products of a
 GPU's tensor cores then take half the time; the rest stays as it is.
@@ -24,7 +24,7 @@ def check_supported(device: torch.device) -> None:
         name = torch.cuda.get_device_name(device)
         raise UnsupportedDevice(
             f"drafts in 8 bits need a GPU of compute capability {'.'.join(map(str, CAPABILITY))} or later (Ada, "
-            f"Hopper), {device} is {name}: unset BESTOFN_EIGHT_BIT_DRAFTS"
+            f"Hopper), {device} is {name}: unset BESTOFN_FP8_DRAFTS"
         )
 
 
@@ -48,10 +48,10 @@ class EightBitLinear(nn.Module):
 
 
 def in_eight_bits(model: LinearDiT) -> LinearDiT:
-    """The model with the products of its blocks in 8 bits.
+    """The model with FP8 products in its layers.
 
-    It shares all other weights, so it takes a quarter (float32) or half (bfloat16) of the blocks' memory beside the
-    model. Keys and values of prompts are taken by the model itself: its contexts serve both.
+    It shares all other weights, so it takes a quarter (float32) or half (bfloat16) of the layers' memory in addition.
+    Keys and values of prompts come from the original model.
     """
     twin: Any = _copied(model)
     twin.transformer_blocks = nn.ModuleList([_converted(block) for block in model.transformer_blocks])

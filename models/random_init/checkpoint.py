@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
 from bestofn.models.instruction import COMPLEX_HUMAN_INSTRUCTION
-from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
+from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.linear_dit.weights import file_shapes
 from bestofn.models.random_init.judge import write_nvila_lite
 from bestofn.models.random_init.tensors import RandomTensor, another, write_safetensors

@@ -41,8 +41,11 @@ def write_safetensors(folder: Path, stem: str, tensors: Iterable[RandomTensor], 
 
 
 def _values(tensor: RandomTensor, random: np.random.Generator | None) -> Iterator[np.ndarray[Any, Any]]:
-    """Values in the order of memory, as the bits of their dtype. Random ones have a random sign and mantissa under the
-    power of two nearest to 1 / sqrt(inputs): as well scaled as normal ones, and several times as fast to draw."""
+    """Values in memory order, as the bits of their dtype.
+
+    Random values have a random sign and mantissa and the exponent nearest to 1 / sqrt(inputs). They are scaled like
+    normal values and several times as fast to draw.
+    """
     count = math.prod(tensor.shape)
     narrow = tensor.dtype == "BF16"
     kind = np.uint16 if narrow else np.uint32

@@ -1,4 +1,4 @@
-"""Exact evaluator of shapes pictures: classical vision in numpy, no learned part, nothing shared with a judge.
+"""Exact evaluator of shapes images: classical vision in numpy, no learned part, nothing shared with a judge.
 
 Background by robust regression, objects by connected components, shape by template overlap, colour by the nearest
 palette entry, then GenEval's rules. Axes: H height, W width, T templates, G side of a template.
@@ -71,7 +71,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Whether a picture shows what the prompt says, the rule it breaks if not, and what was found."""
+    """Whether an image shows what the prompt says, the rule it breaks if not, and what was found."""
 
     correct: bool
     reason: str
@@ -87,7 +87,7 @@ def _quadratic() -> FloatArray:
 
 
 def fit_background(image: Image) -> FloatArray:
-    """The smooth surface that most of the picture lies on, by regression that drops what does not fit.  # (H, W, 3)"""
+    """The smooth surface that most of the image lies on, by regression that drops what does not fit.  # (H, W, 3)"""
     basis = _quadratic()
     pixels = image.reshape(-1, 3).astype(np.float32)
     frame = np.ones((CANVAS, CANVAS), bool)
@@ -238,7 +238,7 @@ def _grown(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def evaluate(image: Image, spec: PromptSpec) -> Evaluation:
-    """Judge a picture (64, 64, 3) by GenEval's rules for the prompt."""
+    """Judge an image (64, 64, 3) by GenEval's rules for the prompt."""
     objects = detect(image)
     reason = violation(objects, spec)
     return Evaluation(reason is None, reason or "", objects)

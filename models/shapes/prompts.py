@@ -56,7 +56,7 @@ class Requirement:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """One line of GenEval's metadata: the prompt and what a picture must and must not show."""
+    """One line of GenEval's metadata: the prompt and what an image must and must not show."""
 
     tag: str
     include: tuple[Requirement, ...]
@@ -91,7 +91,7 @@ def single(shape: str, colour: str | None = None) -> PromptSpec:
 
 
 def counted(shape: str, count: int, colour: str | None = None) -> PromptSpec:
-    """`a photo of three circles`, `a photo of three red circles`: so many and no more."""
+    """`a photo of three circles`, `a photo of three red circles`: exactly this number."""
     words = f"{COUNT_WORD[count]} {colour + ' ' if colour else ''}{PLURAL[shape]}"
     tag = "counting_color" if colour else "counting"
     return PromptSpec(tag, (Requirement(shape, count, colour),), f"{PREFIX} {words}", (Requirement(shape, count + 1),))
@@ -166,7 +166,7 @@ def held_out(spec: PromptSpec) -> bool:
     shapes = tuple(r.shape for r in spec.include for _ in range(r.count))
     named = {(r.colour, r.shape) for r in spec.include if r.colour}
     relation = next((INVERSE[r.position[0]] for r in spec.include if r.position), None)
-    # Unnamed colours are free, so they hold nothing out: any colour trained with the shape stands for them.
+    # Unnamed colours are free, so they are not held out: they match any colour trained with the shape.
     free = {shape: next(c for c in COLOURS if (c, shape) not in HELD_COLOUR_SHAPES) for shape in shapes}
     colours = tuple(free[shape] for shape in shapes)
     return bool(HELD_COLOUR_SHAPES & named) or not trainable(Wish(shapes, colours, relation))

@@ -1,4 +1,4 @@
-"""GenEval's rules: whether the objects found in a picture satisfy a prompt."""
+"""GenEval's rules: whether the objects found in an image satisfy a prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MARGIN = 0.1
 
 @dataclass(frozen=True)
 class Found:
-    """An object in a picture, drawn or detected; box is left, top, right, bottom in pixels."""
+    """An object in an image, drawn or detected; box is left, top, right, bottom in pixels."""
 
     shape: str
     colour: str

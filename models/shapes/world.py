@@ -140,7 +140,7 @@ def coverage(thing: Thing) -> Mask:
 
 
 def background(rng: np.random.Generator) -> FloatArray:
-    """A mid-grey plane with a faint tint that falls off softly across the picture.  # (H, W, 3) in 0..255"""
+    """A mid-grey plane with a faint tint that falls off softly across the image.  # (H, W, 3) in 0..255"""
     base = rng.uniform(118, 158) + rng.uniform(-9, 9, 3)
     slope = rng.uniform(-10, 10, 2)
     axis = np.linspace(-1, 1, CANVAS, dtype=np.float32)

@@ -13,7 +13,7 @@ from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.problem_details import problem_of
 from bestofn.service.api.routes import docs as manual
 from bestofn.service.api.routes import web as page
-from bestofn.service.core.errors import BestOfNError, HostRefused, NotAuthorized, SetupError
+from bestofn.service.core.errors import BestOfNError, HostNotAllowed, NotAuthorized, SetupError
 from bestofn.service.core.settings import Settings
 
 # Probes carry no key; the page and the description of the API are no secret, and the page asks for a key itself.
@@ -32,22 +32,21 @@ def is_loopback(host: str) -> bool:
 
 def reached_at(settings: Settings) -> str:
     """The address that decides who can call: a container listens on all of its own, and is published on another."""
-    return settings.published_on or settings.host
+    return settings.published_host or settings.host
 
 
 def check_binding(settings: Settings) -> Keyring:
     """The keys of a server with these settings, which must not be open to other machines without saying so.
 
     Raises:
-        SetupError: the keys cannot be read, or the host is no loopback address, there are none, and `open_access` is
-            off.
+        SetupError: the keys cannot be read, or other machines could call without a key.
     """
     host, keyring = reached_at(settings), Keyring(settings)
-    if not (is_loopback(host) or keyring.on or settings.open_access):
+    if not (is_loopback(host) or keyring.on or settings.allow_unauthenticated):
         raise SetupError(
-            f"a server on {host} can be called from other machines: make a key with `bestofn keys add NAME` (it goes "
-            f"into {keyring.file}), listen on 127.0.0.1, or say BESTOFN_OPEN_ACCESS=1 (--open-access) if a network of "
-            "yours protects it"
+            f"other machines could call the server on {host} without a key: make one with `bestofn keys add NAME` "
+            f"(stored in {keyring.file}), listen on 127.0.0.1, or set BESTOFN_ALLOW_UNAUTHENTICATED=1 "
+            "(--allow-unauthenticated) on a protected network"
         )
     return keyring
 
@@ -71,20 +70,22 @@ def check_key(headers: Headers, keyring: Keyring) -> str:
 
 
 def check_host(headers: Headers, allowed: Sequence[str] = ()) -> None:
-    """Raises HostRefused unless Host is a loopback name, or allowed, and Origin, if sent, is this very server.
+    """Raises HostNotAllowed unless Host is a loopback name, or allowed, and Origin, if sent, is this very server.
 
     Any web page can make a browser call a loopback port. Its Origin gives it away; with DNS rebinding its Host does.
     """
     host = headers.get("host", "")
     name = _name(f"//{host}")
     if not (is_loopback(name) or name in allowed):
-        raise HostRefused(
+        raise HostNotAllowed(
             f"Host is {host[:100]!r}, but a server without API keys answers to localhost and 127.0.0.1 only; "
             "make a key with `bestofn keys add NAME` to serve other names"
         )
     origin = headers.get("origin")
     if origin is not None and origin.lower().partition("://")[2] != host.lower():
-        raise HostRefused(f"a page of {origin[:100]!r} may not call a server without API keys; call it from {host!r}")
+        raise HostNotAllowed(
+            f"a page of {origin[:100]!r} may not call a server without API keys; call it from {host!r}"
+        )
 
 
 def _name(url: str) -> str:
@@ -100,7 +101,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings, keyring: Keyring) -> None:
         self._app = app
         self._keyring = keyring
-        self._open = OPEN_PATHS | ({"/metrics"} if settings.open_metrics else frozenset())
+        self._open = OPEN_PATHS | ({"/metrics"} if settings.metrics_without_key else frozenset())
         self._loopback = is_loopback(reached_at(settings))
         self._allowed_hosts = settings.allowed_hosts
 

@@ -5,9 +5,9 @@ import hmac
 
 import structlog
 
+from bestofn.service.api.key_file import Key, keys_file, parse, sha256
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
-from bestofn.service.host.key_file import Key, keys_file, parse, sha256
 
 READ_SECONDS = 1.0
 
@@ -17,7 +17,7 @@ log = structlog.get_logger()
 class Keyring:
     """Who may call. `on`: whether keys are asked for; once they are, they are for as long as the process lives.
 
-    A file that cannot be read leaves the keys as they were; one that is gone leaves none, so that nobody gets in.
+    A file that cannot be read leaves the keys unchanged. A deleted file leaves no key: all requests are refused.
     `trouble` says so while it lasts.
     """
 
@@ -40,7 +40,7 @@ class Keyring:
         return len(self._keys)
 
     def caller(self, key: str) -> str | None:
-        """The name that goes with a key. All are compared, so that the time tells nothing of which one was near."""
+        """The name of a key. All hashes are compared, so that the time of a call gives nothing away."""
         sent, found = sha256(key), None
         for known in self._keys:
             if hmac.compare_digest(sent, known.sha256):
@@ -62,17 +62,17 @@ class Keyring:
             self.trouble = error.detail if isinstance(error, SetupError) else f"{self.file} cannot be read: {error}"
 
     async def watch(self) -> None:
-        """Reads the file every second, beside the calls, which never wait for it, and tells of every change."""
-        told = None
+        """Read the file every second in the background and log every change."""
+        logged = None
         while True:
             now = self.on, self.trouble, self._keys
-            if self.on and now != told:
+            if self.on and now != logged:
                 names = sorted({key.name for key in self._keys})
                 if self.trouble is None:
                     log.info("keys in force", file=str(self.file), names=names)
                 else:
                     log.error("the keys cannot be read", why=self.trouble, still_in_force=names)
-            told = now
+            logged = now
             await asyncio.sleep(READ_SECONDS)
             try:
                 await asyncio.to_thread(self.refresh)

@@ -1,6 +1,7 @@
 """The HTTP application: routes, guard and errors around one queue."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -8,7 +9,6 @@ import redis.exceptions
 import structlog
 from fastapi import FastAPI
 
-import bestofn
 from bestofn.service.api import access as guard
 from bestofn.service.api import problem_details as problem
 from bestofn.service.api.dependencies import Context
@@ -21,8 +21,13 @@ from bestofn.service.api.routes import web as page
 from bestofn.service.api.token_counter import TokenCounters
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
+from bestofn.service.core.version import VERSION
+from bestofn.service.queue.connection import connect_redis
+from bestofn.service.queue.connection_errors import AWAY
 from bestofn.service.queue.embedded_server import find_redis
-from bestofn.service.queue.job_queue import Queue, connect_redis
+from bestofn.service.queue.job_queue import Queue
+
+EXPIRE_SECONDS = 0.5
 
 log = structlog.get_logger()
 
@@ -59,6 +64,14 @@ async def _connect(settings: Settings) -> Queue:
     return queue
 
 
+async def _expire_jobs(queue: Queue) -> None:
+    """End jobs at their deadline while no worker's heartbeat does it."""
+    while True:
+        with contextlib.suppress(redis.exceptions.RedisError):
+            await queue.expire_jobs()
+        await asyncio.sleep(EXPIRE_SECONDS)
+
+
 def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
     """The application. It connects to the queue of `settings` unless it is given one, which it then does not close.
 
@@ -71,19 +84,21 @@ def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         used = queue or await _connect(settings)
         app.state.context = context = Context(used, settings, keyring, TokenCounters(used.tokenizer))
-        await health.look(context)  # jobs that end from now on are counted
-        watch = asyncio.create_task(keyring.watch())
+        with contextlib.suppress(*AWAY):
+            await context.ended.read(context.queue)  # jobs that end from now on are counted
+        tasks = [asyncio.create_task(keyring.watch()), asyncio.create_task(_expire_jobs(used))]
         try:
             yield
         finally:
-            watch.cancel()
+            for task in tasks:
+                task.cancel()
             if queue is None:
                 await used.aclose()
 
     app = Described(
         keys=keyring.on,
         title="bestofn",
-        version=bestofn.__version__,
+        version=VERSION,
         description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,  # of `manual`, which asks no other server for scripts
@@ -100,7 +115,6 @@ def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
     app.add_middleware(OpenAIErrors)  # around the guard, whose refusals it rewrites too
     app.add_middleware(Requests)  # around all of them
     problem.install(app)
-    app.include_router(events.streams)  # first: it takes those callers only who want events
     for module in (generate, jobs, events, openai, health, status, metrics, page, manual):
         app.include_router(module.router)
     return app

@@ -13,7 +13,7 @@ _OFFERS = ("application/json", *(f"image/{name}" for name in FORMATS), EVENTS)
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Media types that a caller takes of those we have, most wanted first; `None` in `images` stands for any format."""
+    """Media types that a caller accepts among ours, most wanted first; `None` in `images`: any format."""
 
     json: bool
     images: tuple[ImageFormat | None, ...]
@@ -54,7 +54,7 @@ def read_accept(header: str | None) -> Accepted:
 
 
 def image_format(accepted: Accepted, named: ImageFormat | None, default: ImageFormat) -> ImageFormat | None:
-    """The picture format for a call for bytes: the body's, or Accept's if it names none; None if they contradict."""
+    """The image format for a call for bytes: the body's, or Accept's if it names none; None if they contradict."""
     if named is not None:
         return named if named in accepted.images or None in accepted.images else None
     return accepted.images[0] or default

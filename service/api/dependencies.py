@@ -13,12 +13,12 @@ from bestofn.service.api.access import caller_of
 from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.deployments import Deployed
 from bestofn.service.api.queue_health import Standstill
-from bestofn.service.api.rate_limit import Door
+from bestofn.service.api.queue_metrics import EndedJobs
+from bestofn.service.api.rate_limit import RefusalLimiter
 from bestofn.service.api.token_counter import TokenCounters
 from bestofn.service.core.errors import JobNotFound
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.telemetry.queue_metrics import EndedJobs
 
 log = structlog.get_logger()
 
@@ -32,7 +32,7 @@ class Context:
     keyring: Keyring
     counters: TokenCounters
     ended: EndedJobs = field(default_factory=EndedJobs)
-    door: Door = field(default_factory=Door)
+    refusal_limiter: RefusalLimiter = field(default_factory=RefusalLimiter)
     deployed: Deployed = field(init=False)
     standstill: Standstill = field(init=False)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -43,7 +43,7 @@ class Context:
         self.standstill = Standstill(self.queue)
 
     def later(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Do this beside everything else, for a caller who has gone."""
+        """Run work in the background, for a caller who has gone."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -71,7 +71,7 @@ async def _checked_id(
     Ids become parts of keys in Redis: nothing but what we may have generated ever gets there.
 
     Raises:
-        JobNotFound: it is no id; or, with keys, another caller's job, which nothing tells apart from none.
+        JobNotFound: the id is malformed, unknown, or of a job of another key.
     """
     if not re.fullmatch(r"[0-9a-f]{1,64}", job_id):
         raise JobNotFound(f"there is no job {job_id[:64]!a}")

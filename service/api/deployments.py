@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bestofn.judge.verdict import Rule
+from bestofn.service.core.deployments import Deployment, choose_deployment, deployments_of
 from bestofn.service.core.errors import BestOfNError
-from bestofn.service.core.planning import Pair, choose_pair, pairs_of
 from bestofn.service.queue.job_queue import Queue
 
 FRESH_SECONDS = 0.25
@@ -18,28 +18,31 @@ class Deployed:
     def __init__(self, queue: Queue, clock: Callable[[], float] = time.monotonic) -> None:
         self._queue = queue
         self._clock = clock
-        self._live: list[Pair] = []
-        self._announced: list[Pair] = []
+        self._live: list[Deployment] = []
+        self._announced: list[Deployment] = []
         self._stale_at = 0.0
 
     async def choose(
         self, model: str | None, judge: str | None, rule: Rule = Rule.MARGIN, *, finals: bool = False
-    ) -> Pair:
+    ) -> Deployment:
         """The pair that serves a request with these names, this rule, and finals or none. What was refused with an old
         list is tried with a new one.
 
         Raises:
-            Unavailable, InvalidRequest: as `choose_pair`.
+            Unavailable, InvalidRequest: as `choose_deployment`.
         """
         if self._live and self._clock() < self._stale_at:
             try:
-                return choose_pair(self._live, self._announced, model, judge, rule, finals=finals)
+                return choose_deployment(self._live, self._announced, model, judge, rule, finals=finals)
             except BestOfNError:
                 pass
-        live, announced = pairs_of(await self._queue.cards()), pairs_of(await self._queue.announced())
+        live, announced = deployments_of(await self._queue.workers()), deployments_of(await self._queue.announced())
         self._live, self._announced = (
             live,
-            [replace(pair, capacities=(), tflops_per_second=0.0, finals_judge=None) for pair in announced],
+            [
+                replace(deployment, capacities=(), tflops_per_second=0.0, pairwise_judge=None)
+                for deployment in announced
+            ],
         )
         self._stale_at = self._clock() + FRESH_SECONDS
-        return choose_pair(self._live, self._announced, model, judge, rule, finals=finals)
+        return choose_deployment(self._live, self._announced, model, judge, rule, finals=finals)

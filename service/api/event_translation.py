@@ -1,4 +1,4 @@
-"""The events of a job as its readers see them: told from what the queue has stored, pure and without I/O."""
+"""Translation of stored events into the events that readers get. Pure: without I/O."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class JobEvent:
     queued     {"job", "position", "estimated_wait_seconds"}; again, without id, when one of them changes
     started    {}
     progress   {"judged", "num_samples", "steps", "total_steps", "transformer_forwards", "best"}
-    candidate  {"index", "seed", "verdict", "final", "draft", "thumbnail"}; with drafts, finalists come twice
+    candidate  {"index", "seed", "verdict", "solved_in_full", "draft", "thumbnail"}; with drafts, finalists come twice
     match      {"round", "place", "a", "b", "winner"}: `bracket[round][place]` of the result
-    finals     {"judge", "entrants", "rounds"}: the finals as they stand, before each round; anew if played anew
-    snapshot   the job as it stands, where events were lost: a reader starts afresh from it (without id)
+    finals     {"judge", "entrants", "rounds"}: state of the finals before each round; repeated if they are repeated
+    snapshot   the whole job, where events were lost: a reader starts again from it (without id)
     result     the result, or its first page
     error      a problem document: the job failed, was cancelled, or has expired under its reader
     """
@@ -33,7 +33,7 @@ class JobEvent:
     id: str | None = None
 
 
-Place = tuple[int, int, int]  # milliseconds and number of a stored event, and which of those that were told from it
+Place = tuple[int, int, int]  # milliseconds and number of a stored event, and the index of the event made from it
 
 
 def place_of(event_id: str | None) -> Place | None:
@@ -42,43 +42,44 @@ def place_of(event_id: str | None) -> Place | None:
     parts = [*entry.split("-"), number]
     if len(parts) != 3 or not all(part.isascii() and part.isdecimal() and len(part) < 20 for part in parts):
         return None
-    milliseconds, sequence, told = map(int, parts)
-    return milliseconds, sequence, told
+    milliseconds, sequence, translated = map(int, parts)
+    return milliseconds, sequence, translated
 
 
-class Teller:
-    """Tells a job's events one by one, from its stored ones in their order.
+class EventTranslator:
+    """Translates a job's stored events, one by one and in their order.
 
-    What is told depends on those alone, so that every reader is told the same under the same ids. A candidate that two
-    workers judged, because one lost its lease, is told once.
+
+    The translation depends on the stored events alone, so that all readers get the same events under the same ids. A
+    candidate that two workers judged, because one lost its lease, gives one event.
     """
 
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec
-        self._decided = 0  # heats of which the matches were told, of a job that may stop
-        # Who will be a finalist is not known before: with drafts, the knockout is told with the result.
+        self._decided = 0  # heats whose matches were sent, of a job that may stop
+        # With drafts, promoted candidates are not known beforehand: their knockout comes with the result.
         self._knockout = None if spec.draft else LiveKnockout(spec.num_samples, spec.rule)
         self._known: dict[int, Candidate] = {}
         self._best: Candidate | None = None
 
-    def tell(self, event: Event) -> Iterator[JobEvent]:
-        """What a stored event means to readers; nothing for the job's end, whose result is told by who has it."""
+    def translate(self, event: Event) -> Iterator[JobEvent]:
+        """The reader's events for a stored event; none for the job's end, whose result the caller adds."""
         match event.type:
             case "queued":
-                told = [("queued", {"job": self._spec.id})]  # where it stands now is told by who asks
+                translated = [("queued", {"job": self._spec.id})]  # the caller adds its position
             case "started":
-                told = [("started", {})]
+                translated = [("started", {})]
             case "progress":
-                told = [("progress", event.data | {"best": self._leader()})]
+                translated = [("progress", event.data | {"best": self._leader()})]
             case "candidate":
-                told = self._judge(_candidate(event.data))
+                translated = self._judge(_candidate(event.data))
             case "finals":
-                told = [("finals", event.data)]
+                translated = [("finals", event.data)]
             case "heat" if "decided" in event.data:
-                told = self._decide(event.data["decided"])
+                translated = self._decide(event.data["decided"])
             case _:
-                told = []
-        for number, (type, data) in enumerate(told):
+                translated = []
+        for number, (type, data) in enumerate(translated):
             yield JobEvent(type, data, f"{event.id}.{number}")
 
     def catch_up(self, candidates: Iterable[Candidate]) -> list[JobEvent]:
@@ -91,25 +92,27 @@ class Teller:
         ]
 
     def missed(self, event: Event) -> bool:
-        """Whether a heat is done of which not every candidate was told: the reader was too slow for the stream."""
+        """Whether a completed heat has candidates without an event: the reader was too slow for the stream."""
         return event.type == "heat" and not self._known.keys() >= set(self._spec.heat(event.data["heat"]).candidates)
 
     def _judge(self, candidate: Candidate) -> list[tuple[str, dict[str, Any]]]:
         known = self._known.get(candidate.index)
-        if known is not None and (known.final or not candidate.final):
+        if known is not None and (known.solved_in_full or not candidate.solved_in_full):
             return []
         self._known[candidate.index] = candidate
         rival = self._best if self._best and self._best.index != candidate.index else None
         self._best = ranked(self._spec, [candidate, *([rival] if rival else [])])[0]
         data = self._shown(candidate).model_dump(mode="json", exclude={"rank"})
-        # A job that may stop may end without this candidate: its matches are told once its heat belongs to the prefix.
+        # A job that may stop may end without this candidate: its matches follow once its heat belongs to the prefix.
         return [("candidate", data), *([] if self._spec.stop else self._play(candidate))]
 
     def _decide(self, heats: int) -> list[tuple[str, dict[str, Any]]]:
-        """The matches within the first `heats` heats that were not told yet."""
-        decided = range(self._spec.first(self._decided), self._spec.first(heats))
+        """The matches within the first `heats` heats that were not sent yet."""
+        decided = range(self._spec.schedule.first(self._decided), self._spec.schedule.first(heats))
         self._decided = heats
-        return [told for index in decided if index in self._known for told in self._play(self._known[index])]
+        return [
+            translated for index in decided if index in self._known for translated in self._play(self._known[index])
+        ]
 
     def _play(self, candidate: Candidate) -> list[tuple[str, dict[str, Any]]]:
         decided = self._knockout.judge(candidate.index, candidate.verdict) if self._knockout else []
@@ -125,7 +128,7 @@ class Teller:
             seed=candidate.seed,
             verdict=VerdictOut.of(candidate.verdict),
             rank=1,
-            final=candidate.final,
+            solved_in_full=candidate.solved_in_full,
             draft=VerdictOut.of(candidate.draft) if candidate.draft is not None else None,
             thumbnail=small if self._spec.has_thumbnail(candidate.index) else None,
         )
@@ -134,7 +137,7 @@ class Teller:
 def _candidate(data: Mapping[str, Any]) -> Candidate:
     draft = Verdict.from_json(data["draft"]) if "draft" in data else None
     return Candidate(
-        data["index"], data["seed"], Verdict.from_json(data["verdict"]), draft, bool(data.get("final", True))
+        data["index"], data["seed"], Verdict.from_json(data["verdict"]), draft, bool(data.get("solved_in_full", True))
     )
 
 

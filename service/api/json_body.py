@@ -1,4 +1,4 @@
-"""Bodies: JSON of limited size, or a refusal in our form before anything is read."""
+"""JSON bodies of limited size; everything else is refused before it is read."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -14,8 +14,10 @@ from bestofn.service.core.errors import Overloaded, Unavailable, UnsupportedMedi
 
 
 class JsonRoute(APIRoute):
-    """A route that takes submissions as JSON of limited size: all else is refused before it is read, in our form of
-    error, and so is who was refused over and over."""
+    """A route for submissions as JSON of limited size.
+
+    Other bodies, and callers over their rate limit, are refused before the body is read.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -23,12 +25,12 @@ class JsonRoute(APIRoute):
         async def handle_json(request: Request) -> Response:
             context = request.app.state.context
             caller = caller_of(request)
-            context.door.enter(caller)
+            context.refusal_limiter.enter(caller)
             _check_media_type(request.headers.get("content-type"))
             try:
                 return await handle(_limited(request, context.settings.max_body_bytes))
             except (Overloaded, Unavailable) as refusal:
-                context.door.refused(caller, refusal)
+                context.refusal_limiter.refused(caller, refusal)
                 raise
 
         return handle_json

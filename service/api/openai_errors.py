@@ -1,4 +1,4 @@
-"""Errors under /v1 in OpenAI's form: every problem document is rewritten on its way out, whoever wrote it."""
+"""Errors under /v1 in OpenAI's form: every problem document is rewritten on its way out."""
 
 import json
 

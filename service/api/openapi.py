@@ -1,4 +1,4 @@
-"""What the description of the API says beyond what FastAPI knows of the routes: refusals, pictures, links and keys."""
+"""What the description of the API says beyond what FastAPI knows of the routes: refusals, images, links and keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -66,7 +66,7 @@ _SAID: Mapping[int, str] = {
     504: "The job is not done yet, or its deadline has passed.",
 }
 
-# Of each operation, beside those that every one may answer with.
+# Errors of each operation, in addition to those of every operation.
 _JOB = (404, 410, 422)
 _SUBMISSION = (409, 413, 415, 422, 429, 500, 504)
 _REFUSALS: Mapping[str, tuple[int, ...]] = {
@@ -135,13 +135,13 @@ def _completed(document: dict[str, Any], keys: bool) -> dict[str, Any]:
 def _refusal(status: int, path: str) -> tuple[str, dict[str, Any]]:
     theirs = path.startswith(PREFIX)
     media, model = ("application/json", OpenAIProblem) if theirs else (MEDIA_TYPE, Problem)
-    told: dict[str, Any] = {
+    described: dict[str, Any] = {
         "description": _SAID[status],
         "content": {media: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}},
     }
     if status in (429, 503):
-        told["headers"] = _LATER
-    return str(STATUS_UNDER_V1.get(status, status) if theirs else status), told
+        described["headers"] = _LATER
+    return str(STATUS_UNDER_V1.get(status, status) if theirs else status), described
 
 
 def _describe_generate(operation: dict[str, Any], events: dict[str, Any]) -> None:
@@ -160,7 +160,7 @@ def _describe_generate(operation: dict[str, Any], events: dict[str, Any]) -> Non
         "links": onward,
     }
     answers["200"] |= {
-        "description": "The job's result, or its winner's picture, or its events.",
+        "description": "The job's result, or its winner's image, or its events.",
         "content": content | _PICTURES | events,
         "headers": _LOCATION,
         "links": onward,

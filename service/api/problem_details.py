@@ -180,5 +180,5 @@ async def _queue_lost(request: Request, error: Exception) -> Response:
 
 
 def mistake() -> Response:
-    """What is said of an error of ours that nobody has foreseen."""
+    """The document of an unexpected error of ours."""
     return problem(500, BestOfNError.code, "the server made a mistake; its log says more")

@@ -1,4 +1,4 @@
-"""The door: a caller who is refused over and over hears so at once, without a body being read or the queue asked."""
+"""Rate limit for refused callers: a throttle that repeats the last refusal without reading the body or the queue."""
 
 import time
 from collections import OrderedDict
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 from bestofn.service.core.errors import BestOfNError
 
-LOOKS = 20.0  # refusals of a caller for each of which the queue was asked ...
-LOOKS_PER_SECOND = 5.0  # ... and so many more each second
+TOKENS = 20.0  # refusals of a caller that may ask the queue
+TOKENS_PER_SECOND = 5.0  # further ones each second
 CALLERS_KEPT = 4096
 
 
 @dataclass(slots=True)
 class _Refused:
-    looks: float  # that are left
-    at: float  # when they were counted
+    tokens: float  # tokens left
+    at: float  # time of the last count
     answer: BestOfNError
 
 
-class Door:
-    """For each caller who was refused lately, the last answer and how many more looks at the queue there are.
+class RefusalLimiter:
+    """Token bucket per refused caller: while it is empty, the last refusal is repeated without touching Redis.
 
-    A flood then costs next to nothing, and who comes back when the answer says so never notices. Room is given to
-    whoever looks when there is some: an accepted submission costs no look.
+    A flood then costs almost nothing. A caller that waits for Retry-After always has a token. An accepted submission
+    gives its token back.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -31,33 +31,33 @@ class Door:
         self._callers: OrderedDict[str, _Refused] = OrderedDict()
 
     def enter(self, caller: str) -> None:
-        """Lets a caller through to the queue, for one look if it was refused lately.
+        """Let a caller through to the queue; a caller that was refused lately pays one token.
 
         Raises:
-            Overloaded, Unavailable: its last refusal, if it has no look left.
+            Overloaded, Unavailable: its last refusal, if it has no token left.
         """
         known = self._callers.get(caller)
         if known is None:
             return
         now = self._clock()
-        known.looks += (now - known.at) * LOOKS_PER_SECOND
+        known.tokens += (now - known.at) * TOKENS_PER_SECOND
         known.at = now
-        if known.looks >= LOOKS:
+        if known.tokens >= TOKENS:
             del self._callers[caller]
-        elif known.looks < 1:
+        elif known.tokens < 1:
             raise known.answer.with_traceback(None)
         else:
-            known.looks -= 1
+            known.tokens -= 1
 
     def accepted(self, caller: str) -> None:
-        """Gives the look back."""
+        """Give the token back."""
         known = self._callers.get(caller)
         if known is not None:
-            known.looks += 1
+            known.tokens += 1
 
     def refused(self, caller: str, answer: BestOfNError) -> None:
-        """Notes what the queue said."""
-        known = self._callers.setdefault(caller, _Refused(LOOKS - 1, self._clock(), answer))
+        """Note the refusal of the queue."""
+        known = self._callers.setdefault(caller, _Refused(TOKENS - 1, self._clock(), answer))
         known.answer = answer
         self._callers.move_to_end(caller)
         if len(self._callers) > CALLERS_KEPT:

@@ -1,4 +1,4 @@
-"""What is told of every request: an id on its answer, one line of the log, and counts."""
+"""Request log: an id on every answer, one log line and metrics for every request."""
 
 import re
 import time
@@ -83,7 +83,7 @@ class _Answer:
             for name, value in SECURE.items():
                 headers.setdefault(name, value)
             if "caller" in self._scope:
-                headers["Cache-Control"] = "no-store"  # what a key opens is kept by nobody on the way
+                headers["Cache-Control"] = "no-store"  # proxies must not keep answers that need a key
             if headers.get("content-type", "").startswith("text/event-stream"):
                 self.streams = True
                 metrics.EVENT_STREAMS.inc()
@@ -99,9 +99,9 @@ def _tell(scope: Scope, status: int, seconds: float) -> None:
     if "code" in known:
         metrics.REFUSED.labels(known["code"]).inc()
     job = scope.get("path_params", {}).get("job_id")
-    told = {"job_id": job} if job and "job_id" not in known else {}
-    tell = log.debug if is_probe(scope) else log.info
-    tell("request", method=method, route=route, status=status, seconds=round(seconds, 4), **told)
+    logged = {"job_id": job} if job and "job_id" not in known else {}
+    write = log.debug if is_probe(scope) else log.info
+    write("request", method=method, route=route, status=status, seconds=round(seconds, 4), **logged)
 
 
 def _route(scope: Scope) -> str:

@@ -1,10 +1,10 @@
-"""Answers about a job: its result as JSON with the headers that go with its state, or a picture's bytes."""
+"""Answers about a job: its result as JSON with the headers that go with its state, or an image's bytes."""
 
 from starlette.responses import Response
 
 from bestofn.service.api.dependencies import Context
 from bestofn.service.api.pagination import PAGE, page
-from bestofn.service.core.errors import BestOfNError, DeadlinePassed, JobCanceled, JobFailed, NotThere
+from bestofn.service.core.errors import BestOfNError, DeadlinePassed, ImageNotFound, JobCanceled, JobFailed
 from bestofn.service.core.jobs import ACTIVE, JobStatus
 from bestofn.service.core.results import assemble
 from bestofn.service.core.schemas import ImageOut, JobResult
@@ -13,7 +13,7 @@ POLL_SECONDS = 1.0
 
 
 async def result_of(context: Context, job_id: str) -> JobResult:
-    """The job's result as it stands; that of a running one says so if it cannot go on. Raises JobNotFound, JobGone."""
+    """The job's result now, with a warning if a running job makes no progress. Raises JobNotFound, JobGone."""
     record = await context.queue.record(job_id)
     result = assemble(
         record.spec,
@@ -32,7 +32,7 @@ async def result_of(context: Context, job_id: str) -> JobResult:
 
 
 def failure_of(result: JobResult) -> BestOfNError | None:
-    """Why a job that has ended has no pictures; None if it has, or goes on."""
+    """Why a job that has ended has no images; None if it has, or goes on."""
     match result.status:
         case JobStatus.FAILED:
             kind = DeadlinePassed if result.stopped == "deadline" else JobFailed
@@ -63,16 +63,18 @@ def json_answer(
 async def image_answer(
     context: Context, result: JobResult, rank: int, headers: dict[str, str] | None = None
 ) -> Response:
-    """The bytes of the picture of this rank (1 is the best), with its seed and score in headers.
+    """The bytes of the image of this rank (1 is the best), with its seed and score in headers.
 
     Raises:
-        NotThere: the job has no picture of this rank, or none yet.
+        ImageNotFound: the job has no image of this rank, or none yet.
     """
     image = next((image for image in result.images if image.rank == rank), None)
     if image is None:
         if result.status in ACTIVE:
-            raise NotThere(f"job {result.id} is still {result.status}; ask again", retry_after=POLL_SECONDS)
-        raise NotThere(f"job {result.id} {result.status} with {len(result.images)} pictures; there is no rank {rank}")
+            raise ImageNotFound(f"job {result.id} is still {result.status}; ask again", retry_after=POLL_SECONDS)
+        raise ImageNotFound(
+            f"job {result.id} {result.status} with {len(result.images)} images; there is no rank {rank}"
+        )
     content = await context.queue.image(result.id, image.candidate)
     kind = str(result.parameters["format"])
     described = _describe(result, image)

@@ -21,7 +21,7 @@ IDLE_SECONDS = 75
 
 
 class _Server(uvicorn.Server):
-    """Tells waiting calls when it is asked to stop: they are answered 202 instead of being cut off."""
+    """Sets `stopping` at the first signal: waiting calls then get 202 instead of a broken connection."""
 
     def __init__(self, config: uvicorn.Config, context: Callable[[], Context], on_ready: Callable[[], None]) -> None:
         super().__init__(config)

@@ -8,8 +8,9 @@ from structlog.contextvars import bind_contextvars
 
 from bestofn.service.api.dependencies import Context
 from bestofn.service.core.errors import InvalidRequest
+from bestofn.service.core.job_cost import tflops
 from bestofn.service.core.jobs import ImageFormat
-from bestofn.service.core.planning import job_spec, tflops
+from bestofn.service.core.planning import job_spec
 from bestofn.service.core.schemas import RANDOM_SEEDS, GenerateRequest
 from bestofn.service.telemetry.traces import traceparent
 
@@ -30,18 +31,18 @@ async def submit(
         context: of this process.
         body: the request.
         image_format: overrules the request's, for callers whose Accept header chose.
-        caller: who asks; the job, its share of the limits and the Idempotency-Key are theirs. "": nobody known.
+        caller: name of the API key, which owns the job, its limits and its Idempotency-Keys; "": no key.
         key: the Idempotency-Key, if there is one.
 
     Raises:
         InvalidRequest, IdempotencyMismatch, Overloaded, Unavailable: as `job_spec` and `Queue.submit` say.
     """
     queue = context.queue
-    pair = await context.deployed.choose(body.model, body.judge, body.rule, finals=body.finals is not None)
-    await context.counters.load(pair.model.tokenizer_sha256)
+    deployment = await context.deployed.choose(body.model, body.judge, body.rule, finals=body.finals is not None)
+    await context.counters.load(deployment.model.tokenizer_sha256)
     spec = job_spec(
         body,
-        pair,
+        deployment,
         context.settings,
         job_id=secrets.token_hex(12),
         random_seed=secrets.randbelow(RANDOM_SEEDS),
@@ -54,7 +55,7 @@ async def submit(
             raise InvalidRequest(
                 f"Idempotency-Key must have 1 to {MAX_KEY} printable characters", field="Idempotency-Key"
             )
-        # Two callers who pick the same key must not get each other's pictures.
+        # Two callers who pick the same key must not get each other's images.
         scoped = f"{caller}:{key}"
         asked = body.model_dump(mode="json", exclude_unset=True) | {"format": spec.format}
         fingerprint = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
@@ -62,16 +63,16 @@ async def submit(
         spec,
         idempotency_key=scoped,
         fingerprint=fingerprint,
-        cost=tflops(spec, pair),
+        cost=tflops(spec, deployment),
         caller=caller,
         traceparent=traceparent(),
     )
-    context.door.accepted(caller)
-    told = {"prompt": spec.prompt} if context.settings.log_prompts else {"prompt_sha256": _short_hash(spec.prompt)}
-    bind_contextvars(job_id=job, **told)  # for the request's line in the log
+    context.refusal_limiter.accepted(caller)
+    logged = {"prompt": spec.prompt} if context.settings.log_prompts else {"prompt_sha256": _short_hash(spec.prompt)}
+    bind_contextvars(job_id=job, **logged)  # for the request's line in the log
     return job, created
 
 
 def _short_hash(prompt: str) -> str:
-    """Enough to tell repeated prompts apart; whoever guesses a prompt can check the guess."""
+    """A short hash that identifies repeated prompts. A guessed prompt can be checked against it."""
     return hashlib.sha256(prompt.encode()).hexdigest()[:12]

@@ -1,7 +1,7 @@
-"""What a flow asks of its driver: a request, an event of a stream, a pause, a word to the caller.
+"""Actions that a flow yields to its driver: a request, the next event of a stream, a pause, a message to the caller.
 
-A flow is the client's policy written once: a generator that yields actions and is sent what came of them (or has their
-error raised at its `yield`). `drivers` runs a flow with blocking calls or with awaited ones.
+A flow is the client's policy, written once: a generator that yields actions. The driver sends back each result or
+raises its error at the `yield`. `drivers` runs a flow with blocking calls or with awaited ones.
 """
 
 from collections.abc import Generator, Mapping
@@ -68,7 +68,7 @@ Flow = Generator[Action, Any, T]
 
 
 class Cursor(Generic[T]):
-    """A flow that stands at its next action; `action` is None once it has ended with `value`."""
+    """A flow at its next action; `action` is None once it has ended with `value`."""
 
     value: T
 

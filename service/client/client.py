@@ -14,7 +14,7 @@ from bestofn.service.client.generation import Generation
 from bestofn.service.client.options import Options
 from bestofn.service.client.progress import Progress
 from bestofn.service.core.errors import Unavailable
-from bestofn.service.core.openai_schemas import ModelOut
+from bestofn.service.core.openai_schemas import OpenAIModel
 from bestofn.service.core.schemas import JobResult
 from bestofn.service.core.settings import load_settings
 
@@ -45,16 +45,15 @@ def _request(prompt: str, options: Options) -> dict[str, Any]:
 
 
 class Client:
-    """A server's jobs. Close it, or use it as a context manager; several threads may share one.
+    """Blocking client of a server. Close it, or use it as a context manager; several threads may share one.
 
     >>> import bestofn
     >>> with bestofn.Client() as client:
     ...     generation = client.generate("a photo of a red star left of a blue circle", num_samples=32)
     ...     generation.save("best.png")
 
-    Requests that are lost, or refused for reasons that pass (no room, no worker), are made again, not before the
-    server's Retry-After; a job is never drawn twice for it. All other refusals raise the error of
-    `bestofn.service.core.errors` that the server names.
+    Lost requests, and refusals for lack of room or workers, are retried after the server's Retry-After. A retry never
+    starts a second job. Other refusals raise the error of `bestofn.service.core.errors` that the server names.
     """
 
     def __init__(
@@ -142,7 +141,7 @@ class Client:
         return self._driver.iterate(self._flows.events(job_id, after))
 
     def result(self, job_id: str) -> JobResult:
-        """The job as it stands, with all candidates and the whole bracket."""
+        """The job at this moment, with all candidates and the whole bracket."""
         return self._driver.run(self._flows.result(job_id))
 
     def cancel(self, job_id: str) -> JobResult:
@@ -150,14 +149,14 @@ class Client:
         return self._driver.run(self._flows.cancel(job_id))
 
     def image(self, job_id: str, rank: int = 1) -> bytes:
-        """The picture of this rank, 1 is the best: a file's bytes in the job's format."""
+        """The image of this rank, 1 is the best: a file's bytes in the job's format."""
         return self._driver.run(self._flows.image(job_id, rank))
 
     def thumbnail(self, job_id: str, candidate: int) -> bytes:
-        """A small picture, as WebP, of a candidate of a job that was submitted with `thumbnails`."""
+        """A small image, as WebP, of a candidate of a job that was submitted with `thumbnails`."""
         return self._driver.run(self._flows.thumbnail(job_id, candidate))
 
-    def models(self) -> list[ModelOut]:
+    def models(self) -> list[OpenAIModel]:
         """What the server deploys: names for `model`, each with its judges, sizes and defaults."""
         return self._driver.run(self._flows.models())
 
@@ -239,7 +238,7 @@ class AsyncClient:
         """As `Client.thumbnail`."""
         return await self._driver.run(self._flows.thumbnail(job_id, candidate))
 
-    async def models(self) -> list[ModelOut]:
+    async def models(self) -> list[OpenAIModel]:
         """As `Client.models`."""
         return await self._driver.run(self._flows.models())
 

@@ -8,7 +8,6 @@ import httpx
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 
-LOOK_SECONDS = 3.0
 PROBE_SECONDS = 10.0  # where nothing listens, the answer is no at once; a server of a busy machine takes its time
 
 
@@ -30,7 +29,7 @@ def running_server(settings: Settings) -> str | None:
 def is_bestofn(address: str) -> bool:
     """Whether a server of this project answers there."""
     try:
-        return bool(httpx.get(f"{address}/openapi.json", timeout=LOOK_SECONDS).json()["info"]["title"] == "bestofn")
+        return bool(httpx.get(f"{address}/openapi.json", timeout=PROBE_SECONDS).json()["info"]["title"] == "bestofn")
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
         return False
 

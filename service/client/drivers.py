@@ -1,4 +1,4 @@
-"""Running flows over httpx: one driver blocks, the other awaits, and nothing else tells them apart."""
+"""Drivers of flows over httpx: one blocks, the other awaits."""
 
 import inspect
 import time
@@ -20,7 +20,7 @@ LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 
 
 def _options(action: Send | Open, timeout: httpx.Timeout) -> dict[str, Any]:
-    """What httpx is told of a request."""
+    """Arguments of a request for httpx."""
     if isinstance(action, Open):
         patient = httpx.Timeout(timeout.connect, read=SILENCE_SECONDS)
         return {"method": "GET", "url": action.path, "headers": action.headers, "timeout": patient}

@@ -21,7 +21,7 @@ _KINDS = _by_code(BestOfNError)
 
 
 def error_of(response: httpx.Response) -> BestOfNError:
-    """The error that an answer carries, whoever sent it."""
+    """The error that an answer carries, from our server or from a proxy."""
     try:
         return error_from(response.json())
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -8,8 +8,10 @@ from pydantic import ValidationError
 
 from bestofn.service.client.actions import Close, Flow, Next, Open, Sleep
 from bestofn.service.client.events import ENDINGS, JobEvent, QueuedEvent, read_event
-from bestofn.service.client.retries import backoff, call
+from bestofn.service.client.retries import call
+from bestofn.service.core.backoff import backoff
 from bestofn.service.core.errors import BestOfNError, Unavailable
+from bestofn.service.core.version import VERSION
 
 MEDIA_TYPE = "text/event-stream"
 LIVED_SECONDS = 5.0  # a connection that lasted this long was no failure, even if nothing happened to the job
@@ -85,7 +87,7 @@ class Following:
             event = read_event(message)
         except (ValidationError, ValueError) as error:
             raise BestOfNError(
-                f"{self._server} sent a {message.event!r} event that this version ({_version()}) does not understand: "
+                f"{self._server} sent a {message.event!r} event that this version ({VERSION}) does not understand: "
                 f"{error}"
             ) from error
         if event is not None and event.id == self.last:  # it has none: by the standard, the last one is then repeated
@@ -98,9 +100,3 @@ class Following:
             return False
         before, self._queued = self._queued, (event.position, event.estimated_wait_seconds)
         return event.id is None and before == self._queued
-
-
-def _version() -> str:
-    import bestofn
-
-    return bestofn.__version__

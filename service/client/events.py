@@ -1,4 +1,4 @@
-"""What happens to a job, as its event stream tells it: one type an event."""
+"""Events of a job, as its event stream sends them: one class for each type."""
 
 import json
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ class ProgressEvent(JobEvent):
 
 
 class CandidateEvent(JobEvent):
-    """A candidate is judged; `thumbnail` is the url of its small picture, if the job asked for them."""
+    """A candidate is judged; `thumbnail` is the url of its small image, if the job asked for them."""
 
     type = "candidate"
     index: int
@@ -71,7 +71,7 @@ class MatchEvent(JobEvent):
 class FinalsEvent(JobEvent):
     """The leaders meet before the pairwise judge: how the finals stand, before each round of theirs.
 
-    An event says all, so that finals which another worker plays anew are told anew.
+    An event holds the whole state: finals that another worker repeats are sent again.
     """
 
     type = "finals"
@@ -79,7 +79,7 @@ class FinalsEvent(JobEvent):
 
 
 class SnapshotEvent(JobEvent):
-    """The job as it stands, where events were lost: what came before it no longer counts."""
+    """The whole job, where events were lost: it replaces all earlier events."""
 
     type = "snapshot"
     result: JobResult

@@ -16,7 +16,7 @@ from bestofn.service.client.generation import Generation
 from bestofn.service.client.progress import Progress
 from bestofn.service.client.retries import call
 from bestofn.service.core.errors import BestOfNError, JobCanceled
-from bestofn.service.core.openai_schemas import ModelOut, ModelsOut
+from bestofn.service.core.openai_schemas import ModelsOut, OpenAIModel
 from bestofn.service.core.schemas import JobResult
 
 PAGE = 4096
@@ -43,7 +43,7 @@ class Flows:
             job = yield from self.submit(request, key)
             return (yield from self._follow(job))
         except BestOfNError:
-            raise  # there is no job, it has ended, or its server cannot be told
+            raise  # the job does not exist, has ended, or its server cannot be reached
         except BaseException:
             yield from self._abandon(request, key, job)
             raise
@@ -54,7 +54,7 @@ class Flows:
         return _job((yield from call(submission, self.server, self.retries)))
 
     def wait(self, job_id: str) -> Flow[Generation]:
-        """Follow a job to its end and fetch its pictures; emits Progress.
+        """Follow a job to its end and fetch its images; emits Progress.
 
         Raises:
             JobFailed, JobCanceled: how it ended.
@@ -75,10 +75,10 @@ class Flows:
                 raise type(error)(f"job {job.id} {'was cancelled' if canceled else f'failed: {error.detail}'}")
             if isinstance(event, ResultEvent):
                 result = event.result if event.result.next is None else (yield from self.result(job.id))
-                pictures: list[bytes] = []
+                images: list[bytes] = []
                 for image in result.images:
-                    pictures += [(yield from self.image(job.id, image.rank))]
-                return Generation.of(result, pictures)
+                    images += [(yield from self.image(job.id, image.rank))]
+                return Generation.of(result, images)
         raise AssertionError("a stream ends with a result or an error")
 
     def events(self, job_id: str, after: str | None) -> Flow[None]:
@@ -88,7 +88,7 @@ class Flows:
             yield Emit(event)
 
     def result(self, job_id: str) -> Flow[JobResult]:
-        """The job as it stands, with all candidates and the whole bracket."""
+        """The job at this moment, with all candidates and the whole bracket."""
         result = yield from self._read(f"/jobs/{job_id}?limit={PAGE}")
         following = result.next
         while following is not None:
@@ -108,12 +108,12 @@ class Flows:
     def thumbnail(self, job_id: str, candidate: int) -> Flow[bytes]:
         return (yield from self._call(Send("GET", f"/jobs/{job_id}/thumbnails/{candidate}"))).content
 
-    def models(self) -> Flow[list[ModelOut]]:
+    def models(self) -> Flow[list[OpenAIModel]]:
         answer = yield from self._call(Send("GET", "/v1/models"))
         return ModelsOut.model_validate_json(answer.content).data
 
     def ready(self) -> Flow[None]:
-        """Asked once: whoever wants to know whether it is ready now does not want to wait until it is."""
+        """Ask once, without retries: the caller wants the present state."""
         yield from call(Send("GET", "/readyz"), self.server, 0)
 
     def _call(self, action: Send) -> Flow[httpx.Response]:

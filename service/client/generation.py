@@ -1,4 +1,4 @@
-"""What a job came to: its winners as pictures, and all that was judged on the way."""
+"""What a job came to: its winners as images, and all that was judged on the way."""
 
 import base64
 import html
@@ -19,12 +19,12 @@ _STYLE = "margin:0;display:inline-block;max-width:min(100%,512px);font:14px/1.4 
 
 @dataclass(frozen=True)
 class Winner:
-    """A picture that won. In a notebook it shows itself.
+    """An image that won. In a notebook it shows itself.
 
     Attributes:
         rank: 1 is the best.
         candidate: its number in the job, from 0.
-        seed: of its noise; the same seed and parameters draw the same picture.
+        seed: of its noise; the same seed and parameters draw the same image.
         verdict: the judge's answer on it.
         data: the file's bytes, as the server made them.
         format: of `data`.
@@ -44,14 +44,16 @@ class Winner:
 
     @cached_property
     def image(self) -> Image.Image:
-        """The picture; what the file says of it is in `image.info`."""
-        picture = Image.open(io.BytesIO(self.data))
-        picture.load()
-        return picture
+        """The image; what the file says of it is in `image.info`."""
+        image = Image.open(io.BytesIO(self.data))
+        image.load()
+        return image
 
     def save(self, path: str | Path) -> Path:
-        """Write the picture and return its path: the server's own bytes where the suffix names their format or none
-        is given, else converted by Pillow to the format of the suffix."""
+        """Write the image and return its path.
+
+        The server's bytes are written if the suffix is of their format or missing; else Pillow converts the image.
+        """
         path = Path(path)
         named = Image.registered_extensions().get(path.suffix.lower())
         if not path.suffix or named == self.format.upper():
@@ -70,7 +72,7 @@ class Winner:
 
 @dataclass(frozen=True)
 class Generation:
-    """A job that has succeeded. In a notebook it shows its best picture with prompt, score and seed.
+    """A job that has succeeded. In a notebook it shows its best image with prompt, score and seed.
 
     >>> generation = client.generate("a red star left of a blue circle", num_samples=32, top_k=4)
     >>> generation.image.size, generation.seed, generation.score
@@ -86,10 +88,10 @@ class Generation:
     images: tuple[Winner, ...]
 
     @classmethod
-    def of(cls, result: JobResult, pictures: list[bytes]) -> "Generation":
+    def of(cls, result: JobResult, images: list[bytes]) -> "Generation":
         """From a result with its winners' files, best first."""
         kind = cast(ImageFormat, result.parameters["format"])
-        winners = zip(result.images, pictures, strict=True)
+        winners = zip(result.images, images, strict=True)
         return cls(
             result,
             tuple(
@@ -104,7 +106,7 @@ class Generation:
 
     @property
     def image(self) -> Image.Image:
-        """The winner's picture."""
+        """The winner's image."""
         return self.best.image
 
     @property

@@ -9,12 +9,11 @@ from bestofn.service.core.jobs import ImageFormat, Priority
 
 
 class Options(TypedDict, total=False):
-    """What POST /generate takes beside the prompt; what is left out takes the server's and checkpoint's defaults.
+    """Options of POST /generate except the prompt. Options that are left out take the server's defaults.
 
-    `num_samples` is N, the candidates that are drawn and judged; `top_k` the winners returned; candidate i is drawn
-    from seed `seed + i` (random if left out); `width` and `height` are pixels; `depth` is how
-    many of the transformer's blocks draw; `thumbnails` keeps small pictures of all
-    candidates; `model` and `judge` are names that the server deploys.
+    `num_samples` is N, the number of candidates, and `top_k` the number of winners returned. Candidate i is drawn from
+    `seed` + i; the seed is random if left out. `width` and `height` are in pixels. `depth` is the number of layers that
+    run. `thumbnails` keeps a thumbnail of each candidate. `model` and `judge` are names that the server deploys.
     """
 
     negative_prompt: str

@@ -1,4 +1,4 @@
-"""How far a job is, for whoever waits for it."""
+"""Progress of a job, for callbacks."""
 
 from typing import Self
 
@@ -61,7 +61,7 @@ class Progress(BaseModel):
     def after(self, event: JobEvent) -> Self:
         """The progress once an event has happened; the same object if the event says nothing new of it.
 
-        A stream that is read from its beginning tells what is over: a job that runs does not wait again.
+        A stream that is read from its beginning repeats the past: a running job does not wait again.
         """
         match event:
             case QueuedEvent() | StartedEvent() if self.status is not JobStatus.QUEUED:

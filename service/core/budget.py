@@ -1,8 +1,8 @@
-"""Effort and budget: which options spend compute best, as measured once on the shapes benchmark. Pure.
+"""Effort and budget: the options with the best score for their cost, as measured on the shapes benchmark. Pure.
 
-frontier.json holds the strategies that no other beats in score for their cost (docs/scaling/frontier.py writes it from
-the pool of docs/scaling). What a candidate costs is the checkpoint's own; how many a job needs until it stops, and
-which options are best, is taken over from shapes.
+frontier.json holds the strategies that no cheaper strategy reaches in score (evaluation/results/scaling/frontier.py
+writes it). The cost of a candidate comes from the checkpoint in use. The average number of candidates comes from
+shapes.
 """
 
 from functools import cache
@@ -11,25 +11,31 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bestofn.service.core.jobs import UNNAMED, Draft, JobSpec, Plan, Stop
+from bestofn.service.core.heat_schedule import HeatSchedule
+from bestofn.service.core.jobs import Draft, Plan, Stop
 
 Effort = Literal["low", "medium", "high", "max"]
 FILE = Path(__file__).with_name("frontier.json")
 
 
 class Budget(BaseModel):
-    """What a job may cost on average, its text not counted."""
+    """Average cost of a job, without its text encoding."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     tflops: float | None = Field(default=None, strict=True, gt=0, description="Floating-point operations, 10**12.")
-    seconds: float | None = Field(default=None, strict=True, gt=0, description="Of all workers that are live now.")
+    seconds: float | None = Field(
+        default=None, strict=True, gt=0, description="Seconds of all workers that are live now."
+    )
 
 
 class Measured(BaseModel):
     """A strategy of the frontier.
 
-    `draft_share` is a draft's steps as a share of a full solution's. `drafted` and `solved` are candidates of a job on
-    average, `score` the share of its winners that were right.
+    Attributes:
+        draft_share: steps of a draft as a share of those of a full solution.
+        drafted: average number of drafted candidates of a job.
+        solved: average number of candidates solved in full.
+        score: share of correct winners.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,7 +49,7 @@ class Measured(BaseModel):
 
 
 class Frontier(BaseModel):
-    """All of them, cheapest first, and those that have a name."""
+    """All measured strategies, cheapest first, and the index of each named effort."""
 
     model_config = ConfigDict(frozen=True)
     strategies: tuple[Measured, ...]
@@ -51,8 +57,13 @@ class Frontier(BaseModel):
 
 
 class Prices(BaseModel):
-    """TFLOP of a checkpoint at one size: a denoising step of a candidate, guidance included, and a decoded and judged
-    picture; steps of a full solution."""
+    """Cost of a checkpoint at one size.
+
+    Attributes:
+        step: TFLOP of a denoising step of a candidate, guidance included.
+        verdict: TFLOP of decoding and judging an image.
+        steps: denoising steps of a full solution.
+    """
 
     model_config = ConfigDict(frozen=True)
     step: float
@@ -62,7 +73,7 @@ class Prices(BaseModel):
 
 @cache
 def frontier() -> Frontier:
-    """As measured on shapes."""
+    """The frontier measured on shapes."""
     return Frontier.model_validate_json(FILE.read_bytes())
 
 
@@ -76,27 +87,25 @@ def plan(measured: Measured, prices: Prices) -> Plan | None:
         draft = Draft(num_inference_steps=steps, keep=measured.keep)
     drafted = 0 if draft is None else draft.num_inference_steps * prices.step + prices.verdict
     solved = prices.steps * prices.step + prices.verdict
-    whole = JobSpec(
-        id="", prompt="", num_samples=measured.num_samples, seed=0, width=1, height=1, num_inference_steps=prices.steps,
-        guidance_scale=1.0, draft=draft, stop=measured.stop, model=UNNAMED, judge=UNNAMED,
-    )  # fmt: skip
+    keep = None if draft is None else draft.keep
+    schedule = HeatSchedule.of(measured.num_samples, may_stop=measured.stop is not None, keep=keep)
     return Plan(
         num_samples=measured.num_samples,
         draft=draft,
         stop=measured.stop,
         expected_tflops=measured.drafted * drafted + measured.solved * solved,
-        at_most_tflops=whole.num_samples * drafted + whole.num_finalists * solved,
+        at_most_tflops=schedule.num_samples * drafted + schedule.num_promoted * solved,
         score_on_shapes=measured.score,
     )
 
 
 def planned(prices: Prices, most_samples: int) -> list[Plan]:
-    """Every plan that this checkpoint and server can carry out, in the order of the frontier."""
+    """Every plan within `most_samples` candidates, in the order of the frontier."""
     plans = (plan(one, prices) for one in frontier().strategies if one.num_samples <= most_samples)
     return [one for one in plans if one is not None]
 
 
 def best(plans: list[Plan], tflops: float) -> Plan | None:
-    """The plan of the best score whose expected cost is within the budget, the cheaper of two; None if none is."""
+    """The plan with the best score within `tflops`; of equal scores the cheaper one. None if no plan fits."""
     within = [one for one in plans if one.expected_tflops <= tflops]
     return max(within, key=lambda one: (one.score_on_shapes, -one.expected_tflops), default=None)

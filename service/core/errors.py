@@ -4,30 +4,37 @@ BestOfNError
 ├── InvalidRequest          422  the request cannot be served as written; says what to change
 ├── IdempotencyMismatch     422  the same Idempotency-Key came with another body
 ├── NotAuthorized           401  no API key, or a wrong one
-├── HostRefused             403  Host or Origin do not belong to this loopback server
+├── HostNotAllowed          403  Host or Origin do not belong to this loopback server
 ├── JobNotFound             404
-├── NotThere                404  the job has no such image
+├── ImageNotFound           404  the job has no such image
+├── ModelNotFound           404  no such model is deployed
 ├── JobGone                 410  the job ended longer ago than results are kept
 ├── UnsupportedMediaType    415
-├── Overloaded              429  refused at the door; carries Retry-After
+├── Overloaded              429  refused at submission; carries Retry-After
 ├── Unavailable             503  no warm worker, or the queue cannot be reached; carries Retry-After
-├── WaitTimeout             504  a call for image bytes outlasted the server's wait
+├── WaitTimeout             504  the job took longer than the server waits
 ├── DeadlinePassed          504  the job's deadline passed before anything could be returned
 ├── JobFailed               500  the job ended in failure; carries its reason
-├── JobCanceled             409  the job was cancelled; carries x-should-retry: false
-└── SetupError              (command line) a checkpoint, device or server is not as needed; names the fix
-    └── JudgeAway           the pairwise judge's server does not answer as it should
+├── JobCanceled             409  the job was canceled; carries x-should-retry: false
+└── SetupError              (command line) a checkpoint, device or server does not fit; names the fix
+    └── JudgeAway           the pairwise judge's server does not answer, or not as expected
 """
 
 
 class BestOfNError(Exception):
-    """Root of every error that this project raises on purpose. `status` is its HTTP status, `code` its stable name."""
+    """Root of every error that this project raises on purpose: `status` is the HTTP status, `code` a stable name."""
 
     status = 500
     code = "internal"
 
     def __init__(self, detail: str, *, field: str | None = None, retry_after: float | None = None) -> None:
-        """`field` names the request field at fault; `retry_after` is in seconds."""
+        """Set the attributes of the same names.
+
+        Args:
+            detail: text for the caller: the value, the limit and the fix.
+            field: request field at fault.
+            retry_after: seconds after which the same call may succeed.
+        """
         super().__init__(detail)
         self.detail = detail
         self.field = field
@@ -48,9 +55,9 @@ class NotAuthorized(BestOfNError):
     code = "not_authorized"
 
 
-class HostRefused(BestOfNError):
+class HostNotAllowed(BestOfNError):
     status = 403
-    code = "host_refused"
+    code = "host_not_allowed"
 
 
 class JobNotFound(BestOfNError):
@@ -58,9 +65,14 @@ class JobNotFound(BestOfNError):
     code = "job_not_found"
 
 
-class NotThere(BestOfNError):
+class ImageNotFound(BestOfNError):
     status = 404
-    code = "not_there"
+    code = "image_not_found"
+
+
+class ModelNotFound(BestOfNError):
+    status = 404
+    code = "model_not_found"
 
 
 class JobGone(BestOfNError):
@@ -110,6 +122,6 @@ class JudgeAway(SetupError):
     code = "judge_away"
 
     def __init__(self, detail: str, quiet: str) -> None:
-        """`quiet` is the same for a log: without the server's own words, which may quote a prompt."""
+        """`quiet` is the detail for logs: without the server's answer, which may quote a prompt."""
         super().__init__(detail)
         self.quiet = quiet

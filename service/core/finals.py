@@ -1,7 +1,7 @@
-"""The finals of a job: who meets whom once all heats are done, and what that changes in the ranks. Pure.
+"""Finals of a job: the entrants of the pairwise judge's knockout, and the ranks after it. Pure.
 
-The judge of the heats knows its leaders' order only to within some noise. Those within it meet in a knockout by the
-operator's pairwise judge, which sees two pictures at a time.
+The heats' judge orders its leaders only up to some noise. Candidates within it meet in a knockout by the operator's
+pairwise judge, which compares two images at a time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ from bestofn.service.core.jobs import Candidate, JobSpec
 
 @dataclass(frozen=True, slots=True)
 class FinalsOutcome:
-    """What finals came to.
+    """Result of the finals.
 
     Attributes:
-        judge: the model that was asked.
-        rounds: of the knockout; empty if it was not played.
+        judge: model name of the pairwise judge.
+        rounds: rounds of the knockout; empty if it was not played.
         warnings: sentences for the user.
     """
 
@@ -29,7 +29,7 @@ class FinalsOutcome:
 
     @property
     def calls(self) -> int:
-        """Answers of the judge: two a match."""
+        """Number of the judge's answers: two a match."""
         return sum(len(match.answers) for matches in self.rounds for match in matches)
 
     def to_json(self) -> dict[str, Any]:
@@ -44,13 +44,13 @@ class FinalsOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
-    """Finals that are being played: a state, so that whoever plays them anew tells it anew.
+class FinalsState:
+    """Finals in progress. It is a whole state: another worker that repeats the finals publishes it again.
 
     Attributes:
-        judge: the model that is asked.
-        entrants: who meets, best first by verdict.
-        rounds: those that are played.
+        judge: model name of the pairwise judge.
+        entrants: candidates in the finals, best first by verdict.
+        rounds: rounds played so far.
     """
 
     judge: str
@@ -64,36 +64,38 @@ class Meeting:
 
 
 def played(judge: str, rounds: Rounds) -> FinalsOutcome:
-    """Finals that were played, with a warning where the judge named neither picture."""
+    """The result of a played knockout, with a warning if the judge named neither image in some answers."""
     outcome = FinalsOutcome(judge, rounds)
     silent = sum(answer is None for matches in rounds for match in matches for answer in match.answers)
     if not silent:
         return outcome
-    said = f"the pairwise judge {judge} named neither picture in {silent} of {outcome.calls} answers"
+    said = f"the pairwise judge {judge} named neither image in {silent} of {outcome.calls} answers"
     return FinalsOutcome(judge, rounds, (said,))
 
 
 def not_played(judge: str, reason: str) -> FinalsOutcome:
-    """Finals that were not played; `reason` is a clause for the user."""
+    """The result of finals that were not played; `reason` is a clause for the user."""
     return FinalsOutcome(judge, (), (f"the finals were not played: {reason}; the ranks are those of the verdicts",))
 
 
 def entrants(spec: JobSpec, order: Sequence[Candidate]) -> list[Candidate]:
-    """Who meets in the finals, best first; nobody if the leader is alone.
+    """Candidates of the finals, best first; empty if the leader has no rival.
 
     Args:
-        spec: of a job whose heats are done.
-        order: its best candidates, best first, at least `finals.most` if there are so many (`result.ranked`).
+        spec: a job whose heats are completed.
+        order: its best candidates, best first; at least `finals.max_entrants` of them if the job has as many.
     """
     if spec.finals is None or not order:
         return []
-    least = _odds(order[0].verdict) - spec.finals.band  # NaN, which nothing reaches, if the leader has no numbers
-    meet = [
+    least = (
+        _odds(order[0].verdict) - spec.finals.margin
+    )  # NaN if the leader's verdict is broken: no candidate reaches it
+    meeting = [
         candidate
-        for candidate in order[: spec.finals.most]
-        if candidate.final and candidate.verdict.usable and _odds(candidate.verdict) >= least
+        for candidate in order[: spec.finals.max_entrants]
+        if candidate.solved_in_full and candidate.verdict.usable and _odds(candidate.verdict) >= least
     ]
-    return meet if len(meet) > 1 else []
+    return meeting if len(meeting) > 1 else []
 
 
 def _odds(verdict: Verdict) -> float:
@@ -102,7 +104,7 @@ def _odds(verdict: Verdict) -> float:
 
 
 def reordered(order: Sequence[Candidate], finals: FinalsOutcome | None) -> list[Candidate]:
-    """Candidates best first after the finals: their entrants share out the places that they had among them."""
+    """Candidates best first after the finals: the entrants keep their places as a group, in the finals' order."""
     if finals is None or not finals.rounds:
         return list(order)
     known = {candidate.index: candidate for candidate in order}

@@ -1,23 +1,17 @@
-"""Jobs and heats: what a worker needs to know to draw and judge candidates, and the states a job can be in."""
+"""Jobs, heats and candidates: the specification of a job, its statuses, and the outcome of a heat."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import count
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.verdict import Rule, Verdict
+from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE, HeatSchedule
 
-DEFAULT_HEAT_SIZE = 16
-# Of a job that may stop early: few candidates before it is first asked whether it is enough, and of drafts so many that
-# the best of them are worth solving.
-FIRST_HEATS = (4, 4, 8)
-FIRST_DRAFTED_HEATS = (8, 8)
-THUMBNAILS_KEPT = 512  # of a job: those of its first candidates
+THUMBNAILS_KEPT = 512  # thumbnails of a job: those of its first candidates
 
 
 class JobStatus(StrEnum):
@@ -36,9 +30,9 @@ Priority = Literal["interactive", "batch"]
 
 
 class Revision(BaseModel):
-    """A model or judge, pinned: the name the operator deployed it under and the revision of its weights.
+    """A model or judge: the name that the operator deployed it under and the revision of its weights.
 
-    What else decides who wins, such as drafts in 8 bits, is added to the revision behind a plus.
+    Settings that change the winner, such as FP8 drafts, follow the revision after a plus sign.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,21 +41,20 @@ class Revision(BaseModel):
 
     @property
     def weights(self) -> str:
-        """The revision of the weights alone, which decide how a picture looks."""
+        """The revision of the weights alone."""
         return self.revision.partition("+")[0]
 
 
-UNNAMED = Revision(name="", revision="")  # of a job that is counted or replayed, never run
-
-
-Pins = tuple[Revision, Revision, Revision | None]  # of a model, a judge and a second judge
+Revisions = tuple[Revision, Revision, Revision | None]  # model, judge, second judge
 
 
 class Draft(BaseModel):
-    """Drafts: every candidate's own noise is solved in few steps and judged; the best share of each heat in full."""
+    """Drafts: each candidate's noise is solved in few steps and judged; the best of each heat are solved in full."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    num_inference_steps: int = Field(4, strict=True, ge=1, description="Of a draft; fewer than of a full solution.")
+    num_inference_steps: int = Field(
+        4, strict=True, ge=1, description="Steps of a draft; fewer than those of a full solution."
+    )
     keep: float = Field(
         0.125, strict=True, gt=0, le=1, description="Share of a heat that is solved in full, at least one."
     )
@@ -70,12 +63,12 @@ class Draft(BaseModel):
         strict=True,
         ge=1,
         exclude_if=lambda depth: depth is None,
-        description="How many of the transformer's blocks draw a draft; those of a full solution if left out.",
+        description="Number of layers that a draft uses; those of a full solution if left out.",
     )
 
 
 class Stop(BaseModel):
-    """When a job ends before its last candidate: asked after each heat, of all candidates up to it."""
+    """Early stopping: rules that are checked after each heat, over all candidates so far."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     confidence: float = Field(
@@ -83,44 +76,45 @@ class Stop(BaseModel):
         strict=True,
         gt=0,
         lt=1,
-        description="Enough: the best is right with this calibrated probability. If left out, 0.97 of the most that "
-        "the judge's calibration reaches.",
+        description="Stop at this calibrated probability that the best candidate is right. If left out: 0.97 of the "
+        "greatest probability that the judge's calibration gives.",
     )
-    min_samples: int = Field(4, strict=True, ge=1, description="Candidates before the best is believed.")
-    patience: int = Field(
-        64, strict=True, ge=1, description="Candidates without a yes after which the prompt is given up."
-    )
+    min_samples: int = Field(4, strict=True, ge=1, description="Minimum candidates before a job may stop.")
+    patience: int = Field(64, strict=True, ge=1, description="Candidates without a yes after which the job stops.")
 
 
 class Finals(BaseModel):
-    """Finals: after all heats, those close to the leader meet in a knockout by the operator's pairwise judge."""
+    """Finals: a knockout by the operator's pairwise judge among the candidates close to the leader."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    most: int = Field(4, strict=True, ge=2, le=16, description="Candidates that may meet, the best ones.")
-    band: float = Field(1.0, strict=True, ge=0, description="Log-odds that they may be behind the leader.")
+    max_entrants: int = Field(4, strict=True, ge=2, le=16, description="Maximum number of candidates in the finals.")
+    margin: float = Field(1.0, strict=True, ge=0, description="Maximum distance to the leader, in log-odds.")
 
 
 class Plan(BaseModel):
-    """Options that were chosen for an effort or a budget, and what they are expected to cost."""
+    """Options chosen for an effort or a budget, with their expected cost."""
 
     model_config = ConfigDict(frozen=True)
     num_samples: int
     draft: Draft | None = None
     stop: Stop | None = None
-    expected_tflops: float = Field(description="On average; `usage` is the bill.")
-    at_most_tflops: float = Field(description="If the job does not stop early.")
-    score_on_shapes: float = Field(description="Share of right winners on the shapes benchmark with these options.")
+    expected_tflops: float = Field(description="Expected work; `usage` holds the actual work.")
+    at_most_tflops: float = Field(description="Work if the job does not stop early.")
+    score_on_shapes: float = Field(description="Share of correct winners on the shapes benchmark with these options.")
 
 
 class JobSpec(BaseModel):
-    """One job with every default filled in: with the checkpoints it names, all that its result depends on.
+    """One job with every default filled in. The result depends on it and on the named checkpoints alone.
 
-    `blocks` are the transformer's that run, ascending, and `draft_blocks` those of drafts; None: all.
-
-    Candidate i is drawn from seed `seed + i`. `heat_size` candidates are queued, leased and retried together; the
-    first heats of a job that may stop are smaller. `calibration` is the judge's when the job was
-    submitted, of jobs that may stop or that two judges decide; `second_calibration` the second judge's, of the latter.
-    `second_judge` is that of the workers that may take the job, asked if the rule is the lower bound.
+    Attributes:
+        seed: candidate i is drawn from seed + i.
+        layers: indices of the transformer's layers that run, ascending; None: all.
+        draft_layers: the same for drafts.
+        calibration: of the judge at submission, for jobs that may stop or that two judges decide.
+        second_calibration: of the second judge, for jobs that two judges decide.
+        heat_size: candidates of a heat; the first heats of a job that may stop are smaller.
+        second_judge: second judge of the workers that may run the job; used with rule lower_bound.
+        warnings: sentences for the caller.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -135,9 +129,9 @@ class JobSpec(BaseModel):
     num_inference_steps: int
     guidance_scale: float
     depth: int | None = None
-    blocks: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = None
     draft: Draft | None = None
-    draft_blocks: tuple[int, ...] | None = None
+    draft_layers: tuple[int, ...] | None = None
     stop: Stop | None = None
     calibration: Calibration | None = None
     second_calibration: Calibration | None = None
@@ -156,55 +150,36 @@ class JobSpec(BaseModel):
     warnings: tuple[str, ...] = ()
 
     @property
-    def pins(self) -> Pins:
-        """Whose workers may take it."""
+    def revisions(self) -> Revisions:
+        """Revisions that a worker must hold to run the job."""
         return self.model, self.judge, self.second_judge
 
     @property
     def judges(self) -> tuple[tuple[Revision, Calibration | None], ...]:
-        """Who decides, one or two, each with its calibration."""
+        """The one or two judges that decide, each with its calibration."""
         first = (self.judge, self.calibration)
         if self.rule is not Rule.LOWER_BOUND or self.second_judge is None:
             return (first,)
         return first, (self.second_judge, self.second_calibration)
 
-    def blocks_of(self, draft: bool) -> tuple[int, ...] | None:
-        """The transformer's blocks that draw a draft, or a full solution; None: all."""
-        return self.draft_blocks if draft else self.blocks
+    def layers_of(self, draft: bool) -> tuple[int, ...] | None:
+        """Layers that run for a draft or for a full solution; None: all."""
+        return self.draft_layers if draft else self.layers
 
     def has_thumbnail(self, candidate: int) -> bool:
-        """Whether a small picture of this candidate is kept."""
+        """Whether a thumbnail of this candidate is kept."""
         return self.thumbnails and candidate < THUMBNAILS_KEPT
 
     @property
-    def pictures(self) -> int:
-        """How many candidates are in play, the best of those judged: their pictures are kept."""
-        return max(self.top_k, 0 if self.finals is None else self.finals.most)
+    def num_images_kept(self) -> int:
+        """Candidates in play: the best of those judged, whose images are kept."""
+        return max(self.top_k, 0 if self.finals is None else self.finals.max_entrants)
 
     @property
-    def first_heats(self) -> tuple[int, ...]:
-        """Candidates of the first heats, where these are smaller than `heat_size`."""
-        if self.stop is None:
-            return ()
-        return FIRST_HEATS if self.draft is None else FIRST_DRAFTED_HEATS
-
-    @property
-    def num_heats(self) -> int:
-        return next(heat for heat in count() if self.first(heat) >= self.num_samples)
-
-    def first(self, heat: int) -> int:
-        """The first candidate of a heat, at most `num_samples`. The scripts have the same formula."""
-        small = self.first_heats[:heat]
-        return min(sum(small) + (heat - len(small)) * self.heat_size, self.num_samples)
-
-    def finalists(self, count: int) -> int:
-        """How many of a heat's `count` candidates are solved in full."""
-        return count if self.draft is None else max(1, math.ceil(round(self.draft.keep * count, 9)))
-
-    @property
-    def num_finalists(self) -> int:
-        """Of all heats: candidates that can win."""
-        return sum(heat.finalists for heat in self.heats())
+    def schedule(self) -> HeatSchedule:
+        """How the candidates are cut into heats."""
+        keep = None if self.draft is None else self.draft.keep
+        return HeatSchedule.of(self.num_samples, self.heat_size, may_stop=self.stop is not None, keep=keep)
 
     @property
     def total_steps(self) -> int:
@@ -212,21 +187,28 @@ class JobSpec(BaseModel):
         return sum(heat.steps for heat in self.heats())
 
     def heat(self, index: int) -> "Heat":
-        """Heat `index` (0-based) of `num_heats`; in jobs with finals, these come after the last, without candidates."""
-        if self.finals is not None and index == self.num_heats:
+        """One heat.
+
+        Args:
+            index: 0 to `schedule.num_heats` - 1; one more for the finals, a heat without candidates.
+
+        Raises:
+            ValueError: the job has no such heat.
+        """
+        schedule = self.schedule
+        if self.finals is not None and index == schedule.num_heats:
             return Heat(self, index, self.num_samples, 0)
-        first, end = self.first(index), self.first(index + 1)
-        if index < 0 or first == end:
-            raise ValueError(f"job {self.id} has heats 0..{self.num_heats - 1}, got {index}")
-        return Heat(self, index, first, end - first)
+        if index < 0 or not schedule.size(index):
+            raise ValueError(f"heat {index} does not exist: job {self.id} has heats 0 to {schedule.num_heats - 1}")
+        return Heat(self, index, schedule.first(index), schedule.size(index))
 
     def heats(self) -> Iterator["Heat"]:
-        return map(self.heat, range(self.num_heats))
+        return map(self.heat, range(self.schedule.num_heats))
 
 
 @dataclass(frozen=True, slots=True)
 class Heat:
-    """`count` consecutive candidates of one job, from candidate `first` on: the unit of queueing, leasing, retrying."""
+    """`count` consecutive candidates of one job, starting at `first`: the unit of queueing, leasing and retrying."""
 
     job: JobSpec
     index: int
@@ -242,42 +224,43 @@ class Heat:
         return range(self.first, self.first + self.count)
 
     @property
-    def finalists(self) -> int:
-        return self.job.finalists(self.count)
+    def promoted(self) -> int:
+        return self.job.schedule.promoted(self.count)
 
     @property
     def steps(self) -> int:
         """Denoising steps of all its candidates, drafts included."""
         drafts = 0 if self.job.draft is None else self.count * self.job.draft.num_inference_steps
-        return drafts + self.finalists * self.job.num_inference_steps
+        return drafts + self.promoted * self.job.num_inference_steps
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One judged candidate of a job.
 
-    `verdict` is the last it got: of its full solution, or of its draft if it was not among the finalists (`final` is
-    False). `draft` is its draft's, in jobs with drafts.
+    Attributes:
+        verdict: last verdict: on the full solution, or on the draft if there is no full solution.
+        draft: verdict on the draft, in jobs with drafts.
+        solved_in_full: False: drafted only.
     """
 
     index: int
     seed: int
     verdict: Verdict
     draft: Verdict | None = None
-    final: bool = True
+    solved_in_full: bool = True
 
     @property
     def again(self) -> bool:
-        """Whether this is its second verdict."""
-        return self.final and self.draft is not None
+        """Whether this verdict replaces one on its draft."""
+        return self.solved_in_full and self.draft is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a heat or job cost. `transformer_forwards` counts samples through the transformer: guidance counts twice.
+    """Work of a heat or job. `transformer_forwards` counts samples through the transformer; guidance counts twice.
 
-    `seconds` holds the device's time by stage (text, denoise, decode, judge, encode); stages of jobs that share a batch
-    are shared out by their share of the batch.
+    `seconds` is the device's time by stage: text, denoise, decode, judge, encode. Jobs in one batch share its time.
     """
 
     candidates: int = 0
@@ -299,9 +282,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class HeatOutcome:
-    """What one finished heat leaves: every verdict, and the encoded pictures of its own best min(`pictures`, count).
+    """Result of a finished heat: every verdict, and the encoded images of its own best candidates.
 
-    The job's best are among the heats' best, so nothing else needs to be kept.
+    The job's best candidates are among the best of each heat, so other images are dropped.
     """
 
     heat: int

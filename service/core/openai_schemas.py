@@ -11,7 +11,7 @@ from bestofn.service.core.schemas import GenerateRequest, VerdictOut
 
 Quality = Literal["auto", "low", "medium", "standard", "high", "hd", "xhigh", "max"]
 
-# What quality buys here: candidates. 16 is the default of POST /generate.
+# Candidates of each quality. 16 is the default of POST /generate.
 CANDIDATES: Mapping[Quality, int] = {
     "low": 4,
     "auto": 16,
@@ -23,7 +23,7 @@ CANDIDATES: Mapping[Quality, int] = {
     "max": 128,
 }
 
-# Two names for one thing: OpenAI's, ours.
+# Fields with two names: OpenAI's, ours.
 _TWINS = (("n", ("top_k",)), ("output_format", ("format",)), ("size", ("width", "height")))
 
 
@@ -40,7 +40,7 @@ class ImagesRequest(GenerateRequest):
             "examples": [{"prompt": "a photo of a red star left of a blue circle", "n": 2, "num_samples": 32}]
         },
     )
-    n: int | None = Field(default=None, strict=True, ge=1, le=16, description="Pictures returned, best first: top_k.")
+    n: int | None = Field(default=None, strict=True, ge=1, le=16, description="Images returned, best first: top_k.")
     size: str | None = Field(
         default=None,
         pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$",
@@ -69,16 +69,19 @@ class ImagesRequest(GenerateRequest):
     safety_identifier: str | None = Field(default=None, description="Ignored.")
 
     def generate_request(self, max_samples: int) -> GenerateRequest:
-        """The same in our own words; `max_samples`, the server's limit, bounds what `quality` asks for.
+        """The equivalent body of POST /generate.
+
+        Args:
+            max_samples: limit of the server for the candidates of each `quality`.
 
         Raises:
-            InvalidRequest: something we do not do, or two fields that say the same.
+            InvalidRequest: an option is not supported, or two fields set the same option.
         """
         self._refuse_unsupported()
         for name, ours in _TWINS:
             twice = [twin for twin in ours if twin in self.model_fields_set]
             if getattr(self, name) is not None and twice:
-                raise InvalidRequest(f"{name} and {' and '.join(twice)} say the same; leave one out", field=name)
+                raise InvalidRequest(f"{name} and {' and '.join(twice)} set the same option; leave one out", field=name)
         asked = {
             field: getattr(self, field) for field in GenerateRequest.model_fields if field in self.model_fields_set
         }
@@ -104,7 +107,7 @@ class ImagesRequest(GenerateRequest):
         refusals: Sequence[tuple[str, bool, str]] = (
             ("stream", bool(self.stream), "POST /generate with Accept: text/event-stream streams the candidates"),
             ("partial_images", bool(self.partial_images), "leave it out"),
-            ("background", self.background == "transparent", "pictures here are opaque"),
+            ("background", self.background == "transparent", "images are always opaque"),
             ("style", self.style is not None, "say it in the prompt"),
             (
                 "output_compression",
@@ -129,7 +132,7 @@ class GeneratedImage(BaseModel):
 
 
 class ImagesResponse(BaseModel):
-    """Winners, best first. There is no `usage`: OpenAI's counts tokens, and GET /jobs/{job} says what this cost."""
+    """Winners, best first. OpenAI's `usage` counts tokens and is left out; GET /jobs/{job} has the job's cost."""
 
     model_config = ConfigDict(protected_namespaces=())
     created: int = Field(description="Unix time in seconds.")
@@ -137,7 +140,7 @@ class ImagesResponse(BaseModel):
     output_format: ImageFormat
     size: str
     background: Literal["opaque"] = "opaque"
-    job: str = Field(description="Its id: GET /jobs/{job} has all candidates and the bracket.")
+    job: str = Field(description="Id of the job: GET /jobs/{job} has all candidates and the bracket.")
     num_samples: int
     stopped: str | None = Field(default=None, description="With `stop`: `confident` or `patience`, if it ended early.")
     confidence: float | None = Field(default=None, description="With `stop`: probability that the best is right.")
@@ -146,7 +149,7 @@ class ImagesResponse(BaseModel):
     warnings: list[str] = []
 
 
-class ModelOut(BaseModel):
+class OpenAIModel(BaseModel):
     """A model that requests can name. `id`, `object`, `created` and `owned_by` are OpenAI's, the rest is ours."""
 
     id: str
@@ -154,23 +157,23 @@ class ModelOut(BaseModel):
     created: int = Field(description="Unix time in seconds at which a worker last brought it up.")
     owned_by: str
     revision: str
-    judges: list[Revision] = Field(description="Judges deployed beside it.")
-    width: int = Field(description="Pixels, the default.")
+    judges: list[Revision] = Field(description="Judges deployed with it.")
+    width: int = Field(description="Default width in pixels.")
     height: int
     max_size: int
     num_inference_steps: int
     guidance_scale: float
-    depths: list[int] = Field(description="Of the transformer's blocks, how many `depth` may ask for; the last is all.")
-    workers: int = Field(description="Warm now; jobs for a model with none wait for one.")
+    depths: list[int] = Field(description="Numbers of layers that `depth` may name; the last is all of them.")
+    workers: int = Field(description="Warm workers; a job without one waits.")
 
 
 class ModelsOut(BaseModel):
     object: Literal["list"] = "list"
-    data: list[ModelOut]
+    data: list[OpenAIModel]
 
 
 def error_body(problem: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI's form of a problem document of ours."""
+    """A problem document in OpenAI's error form."""
     status = int(problem["status"])
     kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")

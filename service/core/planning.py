@@ -1,120 +1,38 @@
-"""From a request and the live workers' cards to a job with every default filled in, or a refusal that helps."""
+"""Planning: validate a request against the live workers and build its JobSpec, every default filled in."""
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import NoReturn
+from collections.abc import Callable
 
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.budget import Budget, Prices, best, frontier, plan, planned
-from bestofn.service.core.errors import InvalidRequest, Unavailable
-from bestofn.service.core.jobs import DEFAULT_HEAT_SIZE, Draft, ImageFormat, JobSpec, Pins, Plan, Stop
+from bestofn.service.core.deployments import Deployment, no_second_judge
+from bestofn.service.core.errors import InvalidRequest
+from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE
+from bestofn.service.core.job_cost import prices_of, second_verdict_tflops, tflops
+from bestofn.service.core.jobs import ImageFormat, JobSpec, Plan
+from bestofn.service.core.request_checks import (
+    check_at_most,
+    check_seed,
+    check_text,
+    check_tokens,
+    checked_depth,
+    checked_draft,
+    checked_size,
+    stop_of,
+)
+from bestofn.service.core.request_warnings import request_warnings
 from bestofn.service.core.scheduling import heat_size
-from bestofn.service.core.schemas import MAX_SEED, GenerateRequest
+from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import JudgeCard, ModelCard, WorkerCard
 
 PLANNED = ("num_samples", "draft", "stop")  # fields that an effort or a budget chooses
-NO_WORKER_RETRY_SECONDS = 5.0  # a worker that starts now needs at least this long to load its weights
 
 # (tokenizer's hash, text) -> number of tokens, control tokens included
 TokenCounter = Callable[[str, str], int]
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A model and a judge, with a second one or without, that one worker holds together, with the capacities of the
-    live workers that hold them."""
-
-    model: ModelCard
-    judge: JudgeCard
-    capacities: tuple[int, ...]
-    tflops_per_second: float = 0.0  # of all these workers, as far as it is known
-    finals_judge: str | None = None  # the pairwise judge that a live worker asks, the one that started last first
-
-
-def pairs_of(cards: Iterable[WorkerCard]) -> list[Pair]:
-    """The pairs among workers' cards, the one whose worker started last first: during an upgrade the new revision."""
-    groups: dict[Pins, list[WorkerCard]] = {}
-    for card in sorted(cards, key=lambda card: (-card.started_at, card.worker)):
-        groups.setdefault(card.pins, []).append(card)
-    return [
-        Pair(
-            held[0].model,
-            held[0].judge,
-            tuple(card.capacity for card in held),
-            sum(card.tflops_per_second or 0.0 for card in held),
-            next((card.finals_judge for card in held if card.finals_judge is not None), None),
-        )
-        for held in groups.values()
-    ]
-
-
-def choose_pair(
-    live: Sequence[Pair],
-    announced: Sequence[Pair],
-    model: str | None,
-    judge: str | None,
-    rule: Rule = Rule.MARGIN,
-    *,
-    finals: bool = False,
-) -> Pair:
-    """The pair that serves a request that names `model` and `judge`, or leaves them out where there is one name only.
-
-    Args:
-        live: pairs of workers that are warm now.
-        announced: pairs of all workers that ever were: a job for one of those waits until such a worker is back.
-        model: a name, or None.
-        judge: a name, or None.
-        rule: the lower bound is for workers with a second judge.
-        finals: such workers go first as have a pairwise judge.
-
-    Raises:
-        Unavailable: there was never a worker.
-        InvalidRequest: a name that is not deployed, or none where one has to be chosen, or no second judge.
-    """
-    known = [*live, *announced]
-    if not known:
-        raise Unavailable(
-            "no worker has been ready yet; start one with `bestofn worker`, or wait until it has loaded its weights",
-            retry_after=NO_WORKER_RETRY_SECONDS,
-        )
-    current = live or announced
-    model = _choose("model", model, [p.model.pin.name for p in current], [p.model.pin.name for p in known])
-    current, known = ([p for p in pairs if p.model.pin.name == model] for pairs in (current, known))
-    judge = _choose("judge", judge, [p.judge.pin.name for p in current or known], [p.judge.pin.name for p in known])
-    named = [pair for pair in known if pair.judge.pin.name == judge]
-    if finals:
-        named = [pair for pair in named if pair.finals_judge is not None] or named
-    if rule is not Rule.LOWER_BOUND:
-        return named[0]
-    pair = next((pair for pair in current or known if pair in named and pair.judge.second is not None), None)
-    return pair or _no_second(named[0], " beside a judge for finals" if finals else "")
-
-
-def _no_second(pair: Pair, where: str = "") -> NoReturn:
-    raise InvalidRequest(
-        f"rule lower_bound needs a second judge, and no worker of model {pair.model.pin.name} with judge "
-        f"{pair.judge.pin.name} has one{where}: start workers with BESTOFN_SECOND_JUDGE, or ask for rule margin",
-        field="rule",
-    )
-
-
-def _choose(field: str, name: str | None, current: Sequence[str], known: Sequence[str]) -> str:
-    listed = ", ".join(sorted(set(current)))
-    if name is None:
-        if len(set(current)) > 1:
-            raise InvalidRequest(f"{field} has to be named, since several are deployed: {listed}", field=field)
-        return current[0]
-    if name not in known:
-        beside = " beside this model" if field == "judge" else ""
-        raise InvalidRequest(f"{field} {name[:100]!a} is not deployed{beside}; choose from {listed}", field=field)
-    return name
-
-
 def job_spec(
     request: GenerateRequest,
-    pair: Pair,
+    deployment: Deployment,
     settings: Settings,
     *,
     job_id: str,
@@ -126,7 +44,7 @@ def job_spec(
 
     Args:
         request: fields within the bounds of the schema.
-        pair: what serves it, of `choose_pair`.
+        pair: what serves it, of `choose_deployment`.
         settings: the server's limits.
         job_id: a new job's id.
         random_seed: taken if the request names no seed; at most 2**53.
@@ -136,52 +54,42 @@ def job_spec(
     Raises:
         InvalidRequest: with the field at fault, its limit and what to change.
     """
-    card, second = pair.model, pair.judge.second
+    info, second = deployment.model, deployment.judge.second
     bound = request.rule is Rule.LOWER_BOUND
     if bound and second is None:
-        _no_second(pair)
-    _check_text("prompt", request.prompt)
-    _check_text("negative_prompt", request.negative_prompt)
+        raise no_second_judge(deployment)
+    check_text("prompt", request.prompt)
+    check_text("negative_prompt", request.negative_prompt)
     if not request.prompt.strip():
-        raise InvalidRequest("prompt is blank; say what the picture should show", field="prompt")
-    steps = card.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
-    _at_most("num_inference_steps", steps, settings.max_steps, "the limit of BESTOFN_MAX_STEPS")
-    guidance = card.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    _at_most("guidance_scale", guidance, settings.max_guidance, "the limit of BESTOFN_MAX_GUIDANCE")
-    width = _size("width", request.width, card.width, card, settings)
-    height = _size("height", request.height, card.height, card, settings)
-    depth = _depth("depth", request.depth, card)
-    prices = _prices(pair, width, height, steps, guidance, depth)
+        raise InvalidRequest("prompt is blank; say what the image should show", field="prompt")
+    steps = info.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
+    check_at_most("num_inference_steps", steps, settings.max_steps, "the limit of BESTOFN_MAX_STEPS")
+    guidance = info.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    check_at_most("guidance_scale", guidance, settings.max_guidance, "the limit of BESTOFN_MAX_GUIDANCE")
+    width = checked_size("width", request.width, info.width, info, settings)
+    height = checked_size("height", request.height, info.height, info, settings)
+    depth = checked_depth("depth", request.depth, info)
+    prices = prices_of(deployment, width, height, steps, guidance, depth)
     if bound:
-        prices = prices.model_copy(update={"verdict": prices.verdict + _second_verdict(pair)})
-    chosen = _chosen(request, prices, pair, settings)
+        prices = prices.model_copy(update={"verdict": prices.verdict + second_verdict_tflops(deployment)})
+    chosen = _chosen(request, prices, deployment, settings)
     if chosen is not None:
         request = request.model_copy(update={name: getattr(chosen, name) for name in PLANNED})
-    if request.finals is not None and pair.finals_judge is None:
+    if request.finals is not None and deployment.pairwise_judge is None:
         raise InvalidRequest(
-            f"finals need a pairwise judge, and no live worker of {card.pin.name} has one: start workers with "
-            "BESTOFN_FINALS_JUDGE, or leave finals out",
+            f"finals need a pairwise judge, and no live worker of {info.revision.name} has one: start workers with "
+            "BESTOFN_PAIRWISE_JUDGE, or leave finals out",
             field="finals",
         )
-    _at_most("num_samples", request.num_samples, settings.max_samples, "the limit of BESTOFN_MAX_SAMPLES")
-    _at_most("top_k", request.top_k, request.num_samples, "num_samples")
+    check_at_most("num_samples", request.num_samples, settings.max_samples, "the limit of BESTOFN_MAX_SAMPLES")
+    check_at_most("top_k", request.top_k, request.num_samples, "num_samples")
     N = request.num_samples
     seed = random_seed if request.seed is None else request.seed
-    if seed + N > MAX_SEED:
-        raise InvalidRequest(
-            f"seed + num_samples must not pass 2**63, so that every candidate has a seed; "
-            f"the greatest seed for {N} candidates is {MAX_SEED - N}",
-            field="seed",
-        )
+    check_seed(seed, N)
     for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
-        tokens = count_tokens(card.tokenizer_sha256, text.lower().strip()) if text else 0
-        if tokens > card.token_limit:
-            raise InvalidRequest(
-                f"{field} has {tokens} tokens, but {card.pin.name} reads {card.token_limit}; shorten it by "
-                f"{tokens - card.token_limit} (about {round(0.75 * (tokens - card.token_limit)) or 1} words)",
-                field=field,
-            )
-    draft = _draft(request, steps, depth, card)
+        if text:
+            check_tokens(field, count_tokens(info.tokenizer_sha256, text.lower().strip()), info)
+    draft = checked_draft(request, steps, depth, info)
     spec = JobSpec(
         id=job_id,
         prompt=request.prompt,
@@ -194,79 +102,47 @@ def job_spec(
         num_inference_steps=steps,
         guidance_scale=guidance,
         depth=depth,
-        blocks=card.blocks(depth),
+        layers=info.layers(depth),
         rule=request.rule,
         format=image_format or request.format,
         priority=request.priority,
         # Drafts compete within a heat and `stop` asks after each, so that its size is part of the result.
         heat_size=(
-            heat_size(N, pair.capacities)
+            heat_size(N, deployment.capacities)
             if request.draft is None and request.stop is None
             else min(N, DEFAULT_HEAT_SIZE)
         ),
         draft=draft,
-        draft_blocks=None if draft is None else card.blocks(draft.depth or depth),
-        stop=_stop(request, pair.judge),
-        calibration=None if request.stop is None and not bound else pair.judge.calibration,
+        draft_layers=None if draft is None else info.layers(draft.depth or depth),
+        stop=stop_of(request, deployment.judge),
+        calibration=None if request.stop is None and not bound else deployment.judge.calibration,
         second_calibration=None if second is None or not bound else second.calibration,
         finals=request.finals,
         deadline_seconds=request.deadline_seconds,
         thumbnails=request.thumbnails,
         embed_prompt=request.embed_prompt,
         plan=chosen,
-        model=card.pin,
-        judge=pair.judge.pin,
-        second_judge=None if second is None else second.pin,
-        warnings=(
-            *_unknown_words(request, card),
-            *_out_of_reach(request, pair.judge),
-            *(_same_twice(pair.judge) if bound else ()),
-            *_measured_elsewhere(chosen, card),
-        ),
+        model=info.revision,
+        judge=deployment.judge.revision,
+        second_judge=None if second is None else second.revision,
+        warnings=request_warnings(request, info, deployment.judge, chosen),
     )
-    _at_most("top_k", spec.top_k, spec.num_finalists, "the candidates that are solved in full; raise draft.keep")
-    work = tflops(spec, pair)
+    check_at_most(
+        "top_k", spec.top_k, spec.schedule.num_promoted, "the candidates that are solved in full; raise draft.keep"
+    )
+    work = tflops(spec, deployment)
     if settings.max_tflops is not None and work > settings.max_tflops:
         raise InvalidRequest(
             f"the job would take about {work:,.0f} TFLOP, but this server takes jobs of at most "
             f"{settings.max_tflops:,.0f}; ask for at most {int(N * settings.max_tflops / work)} candidates, "
-            "fewer steps or a smaller picture",
+            "fewer steps or a smaller image",
             field="num_samples",
         )
     return spec
 
 
-def tflops(spec: JobSpec, pair: Pair) -> float:
-    """Estimated work of a job in TFLOP; linear attention makes a forward proportional to the number of pixels."""
-    asked = spec.width, spec.height, spec.num_inference_steps, spec.guidance_scale
-    prices = _prices(pair, *asked, spec.depth)
-    steps = spec.num_finalists * spec.num_inference_steps * prices.step
-    if spec.draft is not None:
-        draft = _prices(pair, *asked, spec.draft.depth or spec.depth)
-        steps += spec.num_samples * spec.draft.num_inference_steps * draft.step
-    verdicts = spec.num_finalists + (0 if spec.draft is None else spec.num_samples)
-    seconds = spec.num_finalists * _second_verdict(pair) if spec.rule is Rule.LOWER_BOUND else 0.0
-    return steps + verdicts * prices.verdict + seconds
-
-
-def _second_verdict(pair: Pair) -> float:
-    return 0.0 if pair.judge.second is None else pair.judge.second.tflops_per_forward
-
-
-def _prices(pair: Pair, width: int, height: int, steps: int, guidance: float, depth: int | None) -> Prices:
-    card = pair.model
-    spared = 0 if depth is None or card.depth is None else card.depth - depth
-    area = width * height / (card.width * card.height)
-    guided = 2 if guidance > 1 else 1
-    return Prices(
-        step=area * guided * (card.tflops_per_forward - spared * card.tflops_per_block),
-        verdict=area * card.tflops_per_decode + pair.judge.tflops_per_forward,
-        steps=steps,
-    )
-
-
-def _chosen(request: GenerateRequest, prices: Prices, pair: Pair, settings: Settings) -> Plan | None:
-    """The options that an effort or a budget stands for."""
+def _chosen(request: GenerateRequest, prices: Prices, deployment: Deployment, settings: Settings) -> Plan | None:
+    """The options of an effort or a budget; None if the request names neither."""
     if request.effort is None and request.budget is None:
         return None
     field = "effort" if request.effort is not None else "budget"
@@ -283,7 +159,7 @@ def _chosen(request: GenerateRequest, prices: Prices, pair: Pair, settings: Sett
                 field="effort",
             )
         return chosen
-    budget = _tflops_of(request.budget, pair)
+    budget = _tflops_of(request.budget, deployment)
     plans = planned(prices, settings.max_samples)
     if (within := best(plans, budget)) is None:
         raise InvalidRequest(
@@ -294,120 +170,14 @@ def _chosen(request: GenerateRequest, prices: Prices, pair: Pair, settings: Sett
     return within
 
 
-def _tflops_of(budget: Budget | None, pair: Pair) -> float:
+def _tflops_of(budget: Budget | None, deployment: Deployment) -> float:
     if budget is None or (budget.tflops is None) is (budget.seconds is None):
         raise InvalidRequest('budget is {"tflops": X} or {"seconds": X}', field="budget")
     if budget.tflops is not None:
         return budget.tflops
-    if not pair.tflops_per_second:
+    if not deployment.tflops_per_second:
         raise InvalidRequest(
-            'no worker has worked yet, so that none\'s speed is known; say {"tflops": X}', field="budget.seconds"
+            'budget.seconds needs a known speed, and no worker has finished a heat yet; use {"tflops": X}',
+            field="budget.seconds",
         )
-    return float(budget.seconds or 0.0) * pair.tflops_per_second
-
-
-def _measured_elsewhere(chosen: Plan | None, card: ModelCard) -> Iterable[str]:
-    if chosen is not None and card.pin.name != "shapes":
-        yield f"the options were chosen by what was measured on shapes; {card.pin.name} may differ"
-
-
-def _depth(field: str, asked: int | None, card: ModelCard) -> int | None:
-    """The depth that is meant; None for all blocks."""
-    name, most = card.pin.name, card.depth
-    if asked is None or asked == most:
-        return None
-    if most is None:
-        raise InvalidRequest(f"{field}: the workers of {name} do not know of depths; restart them", field=field)
-    _at_most(field, asked, most, f"the blocks of {name}")
-    if card.block_order is None:
-        raise InvalidRequest(
-            f"{field}: {name} draws with all its {most} blocks, since nobody has measured which matter most: "
-            "`bestofn models importance` does, and workers read it when they start",
-            field=field,
-        )
-    return asked
-
-
-def _draft(request: GenerateRequest, steps: int, depth: int | None, card: ModelCard) -> Draft | None:
-    """The draft that is meant, which is cheaper than a full solution: of fewer steps or of fewer blocks."""
-    if request.draft is None:
-        return None
-    asked = _depth("draft.depth", request.draft.depth, card)
-    if request.draft.depth is not None and depth is not None:
-        _at_most("draft.depth", request.draft.depth, depth, "the depth of a full solution")
-    shallower = asked is not None and asked != depth
-    if request.draft.num_inference_steps > steps - (not shallower):
-        raise InvalidRequest(
-            f"draft.num_inference_steps must be {'at most' if shallower else 'fewer than'} the {steps} of a full "
-            f"solution, got {request.draft.num_inference_steps}",
-            field="draft.num_inference_steps",
-        )
-    return request.draft.model_copy(update={"depth": asked if shallower else None})
-
-
-def _stop(request: GenerateRequest, judge: JudgeCard) -> Stop | None:
-    """When to stop; a confidence that was left out is meant of the most that those who judge can have."""
-    most = _ceiling(request, judge)
-    if request.stop is None or most is None or "confidence" in request.stop.model_fields_set:
-        return request.stop
-    return request.stop.model_copy(update={"confidence": request.stop.confidence * most[0]})
-
-
-def _ceiling(request: GenerateRequest, judge: JudgeCard) -> tuple[float, str] | None:
-    """What no leader's probability reaches, and the name of the judge to whom that is due; None if not calibrated."""
-    judges = [judge, *([judge.second] if judge.second and request.rule is Rule.LOWER_BOUND else [])]
-    return min(((one.calibration.ceiling, one.pin.name) for one in judges if one.calibration), default=None)
-
-
-def _out_of_reach(request: GenerateRequest, judge: JudgeCard) -> Iterable[str]:
-    most = _ceiling(request, judge)
-    if request.stop is None or most is None or "confidence" not in request.stop.model_fields_set:
-        return
-    if request.stop.confidence >= most[0]:
-        yield (
-            f"stop.confidence {request.stop.confidence:g} is never reached: calibrated, judge {most[1]} "
-            f"promises less than {most[0]:.3f}, whatever it sees"
-        )
-
-
-def _same_twice(judge: JudgeCard) -> Iterable[str]:
-    if judge.second is not None and judge.second.pin.revision == judge.pin.revision:
-        yield f"both judges are of revision {judge.pin.revision}: rule lower_bound then ranks as margin does"
-
-
-def _check_text(field: str, text: str) -> None:
-    for position, character in enumerate(text):
-        if character == "\0":
-            raise InvalidRequest(f"{field} holds a NUL character at position {position}; remove it", field=field)
-        if "\ud800" <= character <= "\udfff":
-            raise InvalidRequest(f"{field} holds a lone surrogate at position {position}; remove it", field=field)
-
-
-def _at_most(field: str, value: float, limit: float, what: str) -> None:
-    if value > limit:
-        raise InvalidRequest(f"{field} must be at most {limit} ({what}), got {str(value)[:20]}", field=field)
-
-
-def _size(field: str, asked: int | None, default: int, card: ModelCard, settings: Settings) -> int:
-    value = default if asked is None else asked
-    step, most = card.size_multiple, min(card.max_size, settings.max_size)
-    if value % step or not step <= value <= most:
-        near = min(max(step * ((value + step // 2) // step), step), most - most % step)
-        raise InvalidRequest(
-            f"{field} must be a multiple of {step} from {step} to {most - most % step} for {card.pin.name}, "
-            f"got {str(value)[:20]}; the nearest is {near}",
-            field=field,
-        )
-    return value
-
-
-def _unknown_words(request: GenerateRequest, card: ModelCard) -> Iterable[str]:
-    if card.known_words is None:
-        return
-    known = set(card.known_words)
-    for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
-        words = dict.fromkeys(re.findall(r"[^\W_]+", text.lower()))
-        unknown = [word for word in words if word not in known]
-        if unknown:
-            listed = ", ".join(unknown[:12]) + (", ..." if len(unknown) > 12 else "")
-            yield f"{field}: {card.pin.name} has never learned the words {listed}; it cannot draw what they mean"
+    return float(budget.seconds or 0.0) * deployment.tflops_per_second

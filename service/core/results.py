@@ -1,4 +1,4 @@
-"""From the heats' verdicts to a job's answer: leaders, ranks, bracket and usage, pure and without torch."""
+"""Results: ranks, leaders, bracket and usage of a job from its heats' verdicts. Pure, without torch."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -11,38 +11,41 @@ from bestofn.service.core.schemas import (
     CandidateOut,
     FinalsOut,
     ImageOut,
+    JobProgress,
     JobResult,
     MatchOut,
-    Progress,
     UsageOut,
     VerdictOut,
 )
 
 
 def ranked(spec: JobSpec, candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Candidates best first, whatever the order they came in: ties are broken by candidate index, as the rule says.
+    """Candidates best first. The order of the input has no effect: ties are broken by candidate index.
 
-    Those of whom there is only a draft come after all others.
+    Candidates with a draft only come after all others.
     """
     by_index = sorted(candidates, key=lambda candidate: candidate.index)
-    fields = [[candidate for candidate in by_index if candidate.final is final] for final in (True, False)]
+    fields = [
+        [candidate for candidate in by_index if candidate.solved_in_full is solved_in_full]
+        for solved_in_full in (True, False)
+    ]
     return [field[place] for field in fields for place in rank([candidate.verdict for candidate in field], spec.rule)]
 
 
-def finalists(spec: JobSpec, drafts: Mapping[int, Verdict]) -> list[int]:
-    """Which of a heat's candidates are solved in full, by index, given the verdicts on all its drafts."""
+def promoted(spec: JobSpec, drafts: Mapping[int, Verdict]) -> list[int]:
+    """Indices of a heat's candidates that are solved in full, given the verdicts on all its drafts."""
     indices = sorted(drafts)
     order = rank([drafts[index] for index in indices], spec.rule)
-    return sorted(indices[place] for place in order[: spec.finalists(len(indices))])
+    return sorted(indices[place] for place in order[: spec.schedule.promoted(len(indices))])
 
 
 def best_of(spec: JobSpec, candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates in play among these, best first: `pictures` of them, none of whom there is only a draft."""
-    return [candidate for candidate in ranked(spec, candidates)[: spec.pictures] if candidate.final]
+    """The candidates in play among these, best first: at most `num_images_kept`, all solved in full."""
+    return [candidate for candidate in ranked(spec, candidates)[: spec.num_images_kept] if candidate.solved_in_full]
 
 
 def leaders(spec: JobSpec, candidates: Iterable[Candidate]) -> list[int]:
-    """Indices of the candidates in play, best first: whose pictures are kept."""
+    """Indices of the candidates in play, best first: those whose images are kept."""
     return [candidate.index for candidate in best_of(spec, candidates)]
 
 
@@ -53,17 +56,25 @@ def assemble(
     *,
     error: str | None = None,
     stopped: str | None = None,
-    progress: Progress | None = None,
+    progress: JobProgress | None = None,
     thumbnails: Collection[int] = (),
     discarded_forwards: int = 0,
     finals: FinalsOutcome | None = None,
 ) -> JobResult:
-    """The job's answer from its finished heats; the order in which they finished does not matter.
+    """The result of a job from its finished heats, in any order.
 
-    A job that has not succeeded shows what was judged so far but no images: those of its heats may still change.
-    `stopped` says why it ended: by its deadline or by its own rule. `thumbnails` are the candidates whose small picture
-    can be fetched. `discarded_forwards` went into candidates that the end has left out. `finals` are what they came to;
-    the bracket remains that of the verdicts.
+    A job that has not succeeded shows its verdicts so far and no images, because its ranks may still change.
+
+    Args:
+        spec: the job.
+        status: its status.
+        outcomes: finished heats.
+        error: reason of a failure.
+        stopped: reason of an early end: its deadline or its stopping rule.
+        progress: progress of a job that waits or runs.
+        thumbnails: candidates with a thumbnail.
+        discarded_forwards: transformer forwards for candidates that the end left out.
+        finals: result of the finals; the bracket remains that of the verdicts.
     """
     by_verdict = ranked(spec, (candidate for outcome in outcomes for candidate in outcome.candidates))
     order = reordered(by_verdict, finals)
@@ -72,8 +83,8 @@ def assemble(
     unusable = sum(not candidate.verdict.usable for candidate in order)
     if unusable:
         warnings.append(
-            f"the judge gave {unusable} of {len(order)} candidates no usable verdict (neither yes nor no, or no "
-            "numbers); they rank last"
+            f"the judge gave {unusable} of {len(order)} candidates no usable verdict (neither yes nor no, or not "
+            "finite); they rank last"
         )
     if succeeded and stopped == "deadline":
         warnings.append(
@@ -85,11 +96,11 @@ def assemble(
                 "the finals were not played: the deadline passed before; the ranks are those of the verdicts"
             )
     warnings += finals.warnings if finals else ()
-    uncalibrated = [pin.name for pin, calibration in spec.judges if calibration is None]
+    uncalibrated = [revision.name for revision, calibration in spec.judges if calibration is None]
     if succeeded and spec.stop is not None and order:
         warnings += (
-            f"judge {name} is not calibrated: `confidence` is its own probability, which may promise too much; "
-            "`bestofn calibrate` fits it on labelled pictures"
+            f"judge {name} is not calibrated: `confidence` is its own probability, which may be too high; "
+            "`bestofn calibrate` fits it on labelled images"
             for name in uncalibrated
         )
     decides_alone = len(spec.judges) == 1
@@ -129,7 +140,7 @@ def _images(spec: JobSpec, order: Sequence[Candidate]) -> list[ImageOut]:
             url=f"/jobs/{spec.id}/images/{place + 1}",
         )
         for place, candidate in enumerate(order[: spec.top_k])
-        if candidate.final
+        if candidate.solved_in_full
     ]
 
 
@@ -144,7 +155,7 @@ def _candidates(spec: JobSpec, order: Sequence[Candidate], thumbnails: Collectio
             seed=candidate.seed,
             verdict=VerdictOut.of(candidate.verdict),
             rank=place + 1,
-            final=candidate.final,
+            solved_in_full=candidate.solved_in_full,
             draft=VerdictOut.of(candidate.draft) if candidate.draft is not None else None,
             thumbnail=f"/jobs/{spec.id}/thumbnails/{index}" if index in thumbnails else None,
         )
@@ -153,7 +164,7 @@ def _candidates(spec: JobSpec, order: Sequence[Candidate], thumbnails: Collectio
 
 
 def _bracket(order: Sequence[Candidate]) -> list[list[MatchOut]]:
-    indices = [candidate.index for candidate in order if candidate.final]
+    indices = [candidate.index for candidate in order if candidate.solved_in_full]
     rounds = knockout(sorted(indices), indices).rounds
     return [[MatchOut(a=match.a, b=match.b, winner=match.winner) for match in matches] for matches in rounds]
 

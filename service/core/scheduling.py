@@ -1,23 +1,32 @@
-"""Policies of the queue without I/O: how a job is cut into heats, and what becomes of a heat that came back."""
+"""Policies of the queue, pure: the heat size of a job, and the action for a heat by its number of deliveries."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
-from bestofn.service.core.jobs import DEFAULT_HEAT_SIZE
-from bestofn.service.core.workers import WorkerCard
-from bestofn.service.queue.codec import Backlog
+from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE
+from bestofn.service.core.workers import WorkerInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Work of all jobs that wait or run, and the bytes reserved for their images."""
+
+    jobs: int = 0
+    candidates: int = 0
+    tflops: float = 0.0
+    image_bytes: int = 0
 
 
 def heat_size(num_samples: int, capacities: Sequence[int]) -> int:
-    """Candidates in a heat, chosen for speed: between 1 and 16, and never more than the job has.
+    """Candidates in a heat, chosen for speed: 1 to 16, and at most those of the job.
 
-    Each live worker should get the same number of heats and the smallest worker one share of its own size: large
-    heats cost the least (one round of queueing, and pictures kept of the best `top_k` only), but one heat too many
-    is a tail on which the other workers wait.
+    Every live worker gets the same number of heats, and the smallest worker a share of its own size. Large heats need
+    fewer queue calls and keep fewer images. One heat too many is a tail for which the other workers wait.
 
     Args:
-        num_samples: candidates of the job.
-        capacities: candidates that each live worker holds at once; empty if none is live.
+        num_samples: number of candidates of the job.
+        capacities: number of candidates that each live worker holds at once; empty if no worker is live.
 
     Raises:
         ValueError: a number is not positive.
@@ -29,32 +38,32 @@ def heat_size(num_samples: int, capacities: Sequence[int]) -> int:
     return -(-share // rounds)
 
 
-class Fate(StrEnum):
-    """What is done with a heat that is delivered."""
+class DeliveryAction(StrEnum):
+    """What a worker does with a delivered heat. A heat that fails or kills its worker again and again is poison."""
 
     RUN = "run"
-    ALONE = "alone"  # on a device that does nothing else, so that it can hurt nobody else
-    DEAD = "dead"
+    ISOLATE = "alone"  # alone on the device, so that it cannot harm other heats
+    DEAD_LETTER = "dead"
 
 
-def fate(deliveries: int, max_deliveries: int) -> Fate:
-    """What to do on the `deliveries`-th delivery (1 is the first): `max_deliveries` in company, one alone, no more."""
+def delivery_action(deliveries: int, max_deliveries: int) -> DeliveryAction:
+    """The action for delivery number `deliveries`: `max_deliveries` runs, one isolated run, then dead letter."""
     if deliveries <= max_deliveries:
-        return Fate.RUN
-    return Fate.ALONE if deliveries == max_deliveries + 1 else Fate.DEAD
+        return DeliveryAction.RUN
+    return DeliveryAction.ISOLATE if deliveries == max_deliveries + 1 else DeliveryAction.DEAD_LETTER
 
 
 def claim_count(room: int) -> int:
-    """Heats to ask for at once when `room` more candidates are wanted: at least one, and none too many."""
+    """Number of heats to claim at once for `room` more candidates, at least one."""
     return max(1, room // DEFAULT_HEAT_SIZE)
 
 
-def wait_seconds(candidates: int, backlog: Backlog, cards: Iterable[WorkerCard]) -> float | None:
-    """Seconds until these live workers have done so many candidates of the average work in the backlog.
+def wait_seconds(candidates: int, backlog: Backlog, workers: Iterable[WorkerInfo]) -> float | None:
+    """Seconds that these workers need for `candidates` of the backlog's average work.
 
-    None while none of them has finished anything by which its speed would be known.
+    None while no worker has finished a heat, so that no speed is known.
     """
-    speed = sum(card.tflops_per_second or 0.0 for card in cards)
+    speed = sum(info.tflops_per_second or 0.0 for info in workers)
     if not speed:
         return None
     return candidates * backlog.tflops / backlog.candidates / speed if backlog.candidates else 0.0

@@ -1,4 +1,4 @@
-"""The wire: what POST /generate takes and what every call about a job returns (field names are the contract)."""
+"""Wire schemas: the body of POST /generate and the answers about a job. Field names are the contract."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ class GenerateRequest(BaseModel):
     prompt: str = Field(min_length=1, max_length=2000, examples=["a photo of a red star left of a blue circle"])
     negative_prompt: str = Field("", max_length=2000)
     num_samples: int = Field(
-        16, strict=True, ge=1, description="N, the candidates that are drawn and judged.", examples=[32]
+        16, strict=True, ge=1, description="N, the number of candidates drawn and judged.", examples=[32]
     )
     top_k: int = Field(1, strict=True, ge=1, le=16, description="Winners returned, best first; at most num_samples.")
     seed: int | None = Field(
@@ -31,24 +31,24 @@ class GenerateRequest(BaseModel):
     num_inference_steps: int | None = Field(default=None, strict=True, ge=1)
     guidance_scale: float | None = Field(default=None, strict=True, ge=0, allow_inf_nan=False)
     depth: int | None = Field(
-        default=None, strict=True, ge=1, description="How many of the transformer's blocks draw; all if left out."
+        default=None, strict=True, ge=1, description="Number of the transformer's layers that run; all if left out."
     )
     draft: Draft | None = Field(
         default=None, description="Draft all candidates in few steps, solve the best share in full."
     )
     stop: Stop | None = Field(
-        default=None, description="End once the best is probably right, or the prompt seems hopeless."
+        default=None, description="Stop once the best is probably right, or after many candidates without a yes."
     )
     effort: Effort | None = Field(
-        default=None, description="Measured choices of num_samples, draft and stop, by name, instead of these fields."
+        default=None, description="A named choice of num_samples, draft and stop, in place of these fields."
     )
     budget: Budget | None = Field(
-        default=None, description="What the job may cost on average: num_samples, draft and stop are planned for it."
+        default=None, description="Average cost of the job: num_samples, draft and stop are chosen for it."
     )
     model: str | None = None
     judge: str | None = None
     finals: Finals | None = Field(
-        default=None, description="A knockout by the operator's pairwise judge among those close to the leader."
+        default=None, description="A knockout by the operator's pairwise judge among the leaders."
     )
     rule: Rule = Rule.MARGIN
     priority: Priority = "interactive"
@@ -57,10 +57,15 @@ class GenerateRequest(BaseModel):
         True, strict=True, description="Write prompt and negative prompt into the winners' files."
     )
     deadline_seconds: float | None = Field(
-        default=None, strict=True, gt=0, le=86_400, allow_inf_nan=False, description="The best so far is returned then."
+        default=None,
+        strict=True,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Seconds after which the best so far is returned.",
     )
     thumbnails: bool = Field(
-        False, strict=True, description="Keep small pictures of the candidates too (at most 512 of a job)."
+        False, strict=True, description="Keep a thumbnail of each candidate, at most 512 of a job."
     )
 
 
@@ -74,12 +79,14 @@ class VerdictOut(BaseModel):
     answer: str
     yes_logit: float | None
     no_logit: float | None
-    p_yes: float | None = Field(description="With a second verdict: of both judges, the smaller calibrated one.")
+    p_yes: float | None = Field(description="Probability of yes. With two judges: the smaller calibrated one.")
     second: "VerdictOut | None" = Field(
-        default=None, exclude_if=_is_none, description="The second judge's, with rule `lower_bound`; else left out."
+        default=None, exclude_if=_is_none, description="Verdict of the second judge, with rule `lower_bound`."
     )
     bound: float | None = Field(
-        default=None, exclude_if=_is_none, description="With it: the smaller of both judges' calibrated log-odds."
+        default=None,
+        exclude_if=_is_none,
+        description="Smaller of both judges' calibrated log-odds, with rule `lower_bound`.",
     )
 
     @classmethod
@@ -103,17 +110,17 @@ class ImageOut(BaseModel):
     seed: int
     verdict: VerdictOut
     url: str | None = Field(default=None, description="Relative to the server.")
-    path: str | None = Field(default=None, description="Of a local run.")
+    path: str | None = Field(default=None, description="File of a local run.")
 
 
 class CandidateOut(BaseModel):
     index: int
     seed: int
-    verdict: VerdictOut = Field(description="Of the full solution, or of the draft if that is all there is.")
+    verdict: VerdictOut = Field(description="Verdict on the full solution, or on the draft if there is no other.")
     rank: int
-    final: bool = Field(default=True, description="false: drafted only.")
+    solved_in_full: bool = Field(default=True, description="false: drafted only.")
     draft: VerdictOut | None = Field(default=None, description="The draft's verdict, in jobs with drafts.")
-    thumbnail: str | None = Field(default=None, description="Relative url of a small picture, if they were asked for.")
+    thumbnail: str | None = Field(default=None, description="Relative URL of the thumbnail, in jobs with thumbnails.")
 
 
 class MatchOut(BaseModel):
@@ -123,25 +130,25 @@ class MatchOut(BaseModel):
 
 
 class FinalsMatchOut(BaseModel):
-    a: int = Field(description="The better by its verdict.")
+    a: int = Field(description="The candidate with the better verdict.")
     b: int | None = Field(description="null: a bye.")
     answers: list[int | None] = Field(
-        description="Whom the judge named with `a` shown first, and with `b` shown first; null: neither."
+        description="Candidate that the judge named with `a` first, and with `b` first; null: neither."
     )
-    winner: int = Field(description="Who was named twice, else `a`.")
+    winner: int = Field(description="The candidate that was named twice, else `a`.")
 
 
 class FinalsOut(BaseModel):
-    """The knockout among the leaders by a judge that sees two pictures at a time."""
+    """The knockout among the leaders by a judge that compares two images at a time."""
 
-    judge: str = Field(description="The model's name.")
+    judge: str = Field(description="Name of the model.")
     rounds: list[list[FinalsMatchOut]] = Field(description="First round first.")
 
 
 class FinalsProgress(FinalsOut):
-    """Finals that are being played: `rounds` are those played so far."""
+    """Finals in progress: `rounds` are those played so far."""
 
-    entrants: list[int] = Field(description="The candidates that meet, best first by their verdicts.")
+    entrants: list[int] = Field(description="Candidates of the finals, best first by verdict.")
 
     @property
     def played(self) -> int:
@@ -162,13 +169,13 @@ class UsageOut(BaseModel):
     seconds: dict[str, float]
     discarded_forwards: int = Field(
         default=0,
-        description="Transformer forwards, not counted above, for candidates that ran ahead when `stop` ended the job.",
+        description="Further transformer forwards, for candidates that an early stop discarded.",
     )
     pairwise_calls: int = Field(default=0, description="Answers of the pairwise judge in `finals`, two a match.")
 
 
-class Progress(BaseModel):
-    """Of a job that waits or runs: candidates judged, and denoising steps done, of all."""
+class JobProgress(BaseModel):
+    """Progress of a job that waits or runs: candidates judged and denoising steps done."""
 
     judged: int = 0
     num_samples: int
@@ -178,15 +185,15 @@ class Progress(BaseModel):
         default=0, description="Samples through the transformer so far; guidance counts twice."
     )
     best: CandidateOut | None = None
-    position: int | None = Field(default=None, description="Among the jobs that wait; 1 is next.")
+    position: int | None = Field(default=None, description="Position among the waiting jobs; 1 is next.")
     estimated_wait_seconds: float | None = Field(
-        default=None, description="Until the job starts; null once it has, or while no worker's speed is known."
+        default=None, description="Seconds until the job starts; null once it runs, or while no speed is known."
     )
-    finals: FinalsProgress | None = Field(default=None, description="While the leaders meet: who, and what is decided.")
+    finals: FinalsProgress | None = Field(default=None, description="State of the finals while they are played.")
 
 
 class JobResult(BaseModel):
-    """A job, at any moment of its life. `bracket` and `candidates` are filled when it has ended."""
+    """A job at one moment. `bracket` and `candidates` are complete once it has ended."""
 
     model_config = ConfigDict(protected_namespaces=())
     id: str
@@ -194,26 +201,31 @@ class JobResult(BaseModel):
     prompt: str
     images: list[ImageOut] = []
     bracket: list[list[MatchOut]] = Field([], description="Rounds of the knockout, first round first.")
-    finals: FinalsOut | None = Field(default=None, description="What decided the first ranks, if it was played.")
+    finals: FinalsOut | None = Field(
+        default=None, description="The finals that decided the first ranks, if they were played."
+    )
     candidates: list[CandidateOut] = []
     next: str | None = Field(default=None, description="Relative url of the next page of candidates and bracket.")
     usage: UsageOut | None = None
-    progress: Progress | None = None
-    complete: bool = Field(default=False, description="Whether it ran as asked; false where a deadline cut it short.")
+    progress: JobProgress | None = None
+    complete: bool = Field(default=False, description="false: a deadline ended the job before its last candidate.")
     stopped: str | None = Field(
         default=None,
-        description="Why it ended: `confident`, `patience` or `deadline`; null: all candidates were judged.",
+        description="Reason of an early end: `confident`, `patience` or `deadline`; null: none.",
     )
     confidence: float | None = Field(
         default=None, ge=0, le=1, description="Probability that the winner is right, in jobs with `stop`."
     )
     calibrated: bool | None = Field(
-        default=None, description="Whether `confidence` is fitted on labelled pictures, or the judge's own `p_yes`."
+        default=None,
+        description="true: `confidence` is fitted on labelled images; false: it is the judge's own `p_yes`.",
     )
     warnings: list[str] = []
-    error: str | None = Field(default=None, description="Why the job failed.")
-    plan: Plan | None = Field(default=None, description="What effort or budget chose, and its expected cost.")
+    error: str | None = Field(default=None, description="Reason of the failure.")
+    plan: Plan | None = Field(
+        default=None, description="Options that effort or budget chose, with their expected cost."
+    )
     parameters: dict[str, Any] = Field({}, description="Every field of the request with its default filled in.")
     model: Revision
     judge: Revision
-    second_judge: Revision | None = Field(default=None, description="With rule `lower_bound`: the other judge.")
+    second_judge: Revision | None = Field(default=None, description="The second judge, with rule `lower_bound`.")

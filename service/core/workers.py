@@ -1,51 +1,65 @@
-"""Cards: what a warm worker tells the API of its model and judge, so that requests are checked without torch."""
+"""WorkerInfo: what a worker publishes about its model and judge, so that the API checks requests without torch."""
 
 from pydantic import BaseModel, ConfigDict
 
 from bestofn.judge.calibration import Calibration
-from bestofn.service.core.jobs import Pins, Revision
+from bestofn.service.core.jobs import Revision, Revisions
 
 
-class ModelCard(BaseModel):
-    """A generator's call defaults and limits. Sizes are in pixels."""
+class ModelInfo(BaseModel):
+    """Call defaults and limits of a generator. Sizes are in pixels.
+
+    Attributes:
+        revision: name and revision of the checkpoint.
+        max_size: longest side of an image.
+        size_multiple: both sides are multiples of this.
+        token_limit: tokens of a prompt, control tokens included, as `tokenizer_sha256` counts them.
+        tokenizer_sha256: hash of the tokenizer.json; Redis holds the file under it.
+        known_words: vocabulary of the model; None: open.
+        tflops_per_forward: one sample through the transformer at the default size.
+        tflops_per_decode: one image through the decoder at the default size.
+        depth: number of layers; None: published by an older worker.
+        layer_order: layers by importance, the most important first; None: all layers always run.
+        tflops_per_layer: share of one layer in `tflops_per_forward`.
+    """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
-    pin: Revision
+    revision: Revision
     width: int
     height: int
     max_size: int
     size_multiple: int
     num_inference_steps: int
     guidance_scale: float
-    token_limit: int  # tokens of the user's prompt, control tokens included, as `tokenizer` counts them
-    tokenizer_sha256: str  # of the tokenizer.json that counts them; the file stands in Redis under this hash
-    known_words: tuple[str, ...] | None = None  # None: open vocabulary
-    tflops_per_forward: float  # one sample through the transformer at the default size
+    token_limit: int
+    tokenizer_sha256: str
+    known_words: tuple[str, ...] | None = None
+    tflops_per_forward: float
     tflops_per_decode: float
-    depth: int | None = None  # blocks of the transformer, the most that a job may ask for; None: an older worker
-    block_order: tuple[int, ...] | None = None  # from the most important on; None: the greatest depth is the only one
-    tflops_per_block: float = 0.0  # of `tflops_per_forward`
+    depth: int | None = None
+    layer_order: tuple[int, ...] | None = None
+    tflops_per_layer: float = 0.0
 
     @property
     def depths(self) -> list[int]:
-        """What a job may ask for, the greatest last; empty of an older worker."""
-        return list(range(1 if self.block_order else self.depth, self.depth + 1)) if self.depth else []
+        """Depths that a job may use, in ascending order; empty for an older worker."""
+        return list(range(1 if self.layer_order else self.depth, self.depth + 1)) if self.depth else []
 
-    def blocks(self, depth: int | None) -> tuple[int, ...] | None:
-        """The `depth` most important blocks, in the order of the model; None: all."""
-        return None if depth is None or self.block_order is None else tuple(sorted(self.block_order[:depth]))
+    def layers(self, depth: int | None) -> tuple[int, ...] | None:
+        """The `depth` most important layers, in the order of the model; None: all."""
+        return None if depth is None or self.layer_order is None else tuple(sorted(self.layer_order[:depth]))
 
 
-class JudgeCard(BaseModel):
+class JudgeInfo(BaseModel):
     model_config = ConfigDict(frozen=True)
-    pin: Revision
+    revision: Revision
     tflops_per_forward: float
     calibration: Calibration | None = None
-    second: "JudgeCard | None" = None  # asked beside it by jobs with rule lower_bound
+    second: "JudgeInfo | None" = None  # used by jobs with rule lower_bound
 
 
-class WorkerCard(BaseModel):
-    """One worker process. `capacity` is how many candidates it holds at once."""
+class WorkerInfo(BaseModel):
+    """One worker process. `capacity` is the number of candidates that it holds at once."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
     worker: str
@@ -53,15 +67,19 @@ class WorkerCard(BaseModel):
     pid: int
     device: str
     capacity: int
-    model: ModelCard
-    judge: JudgeCard
+    model: ModelInfo
+    judge: JudgeInfo
     started_at: float  # Unix time of the queue server
     state: str = "ready"  # ready, busy, draining
-    version: str | None = None  # of bestofn; None: older than this field
-    finals_judge: str | None = None  # the model that it asks in finals; not where
-    tflops_per_second: float | None = None  # that its device has lately done; None: nothing yet
+    version: str | None = None  # version of bestofn; None: older than this field
+    pairwise_judge: str | None = None  # model of the pairwise judge; its address stays private
+    tflops_per_second: float | None = None  # recent speed of its device; None: no heat yet
 
     @property
-    def pins(self) -> Pins:
-        """What it holds."""
-        return self.model.pin, self.judge.pin, None if self.judge.second is None else self.judge.second.pin
+    def revisions(self) -> Revisions:
+        """Revisions of its model, judge and second judge."""
+        return (
+            self.model.revision,
+            self.judge.revision,
+            None if self.judge.second is None else self.judge.second.revision,
+        )

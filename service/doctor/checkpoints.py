@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bestofn.cli.server_choice import can_draw_here
 from bestofn.service.core.settings import Settings
 from bestofn.service.doctor.findings import Finding, State
 from bestofn.service.doctor.published_sizes import published
 from bestofn.service.host.licences import HUB, is_hub_name, licences
+from bestofn.service.host.packages import can_draw_here
 
 GIB = 2**30
 ENOUGH_DISK, LITTLE_DISK = 10 * GIB, GIB
@@ -24,7 +24,7 @@ class Located:
         name: without the revision.
         path: None for a hub name of which nothing is here.
         revision: as workers announce it.
-        broken: what it lacks.
+        broken: reasons why it cannot be loaded.
         pinned: a folder, or a hub name that came with a revision.
     """
 
@@ -65,7 +65,7 @@ def memory(settings: Settings) -> Iterator[Finding]:
     from bestofn.service.host.cgroups import memory_limit
 
     device = torch.device(devices(settings)[0])
-    needed = needs(locate(settings.model), _judges(settings), device, settings.eight_bit_drafts)
+    needed = needs(locate(settings.model), _judges(settings), device, settings.fp8_drafts)
     if needed is None:
         yield Finding("warn", "memory", "not known before the checkpoints are here", "download them and ask again")
         return
@@ -141,9 +141,9 @@ def _found(kind: str, place: Located) -> Iterator[Finding]:
 
 
 def _broken(folder: Path, judge: bool) -> Iterator[str]:
-    """What a checkpoint's folder lacks: parts, files that an index names, ends of files."""
+    """Defects of a checkpoint's folder: missing parts, missing files of an index, truncated files."""
     from bestofn.judge.loader import PARTS
-    from bestofn.models.generator import FOLDERS
+    from bestofn.models.defaults import FOLDERS
 
     parts = PARTS if judge else (*FOLDERS.values(), "tokenizer", "scheduler")
     if not (folder / ("config.json" if judge else "model_index.json")).is_file():
@@ -194,7 +194,7 @@ def _hub(settings: Settings) -> Iterator[Finding]:
     found = f"{cache}, {free / GIB:.1f} GiB free, {'offline (HF_HUB_OFFLINE is set)' if offline else 'online'}"
     if missing and offline:
         names = " and ".join(place.name for place in missing)
-        yield Finding("fail", "hub cache", f"{found}; it lacks {names}", "unset HF_HUB_OFFLINE to download, or copy it")
+        yield Finding("fail", "hub cache", f"{found}; {names} missing", "unset HF_HUB_OFFLINE to download, or copy it")
     elif sum(sizes) > free:
         fix = "free some, or set HF_HOME to another disk"
         yield Finding("fail", "hub cache", f"{found}, {sum(sizes) / GIB:.1f} are needed to download", fix)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psutil
 
-import bestofn
-from bestofn.cli.server_choice import can_draw_here
 from bestofn.service.core.settings import Settings
+from bestofn.service.core.version import VERSION
 from bestofn.service.doctor.findings import Finding
 from bestofn.service.host.cgroups import cores, cpu_quota, memory_limit
+from bestofn.service.host.packages import can_draw_here
 
 GIB = 2**30
 COMMAND_SECONDS = 3.0
@@ -37,7 +37,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 def program(settings: Settings) -> Iterator[Finding]:
     """The version that runs here, its commit, and the packages that it runs on."""
     commit = _commit()
-    yield Finding("ok", "bestofn", f"{bestofn.__version__}, {f'commit {commit}' if commit else 'from a package'}")
+    yield Finding("ok", "bestofn", f"{VERSION}, {f'commit {commit}' if commit else 'from a package'}")
     yield Finding("ok", "python", f"{platform.python_implementation()} {platform.python_version()}, {sys.executable}")
     yield Finding("ok", "packages", _versions(API_PACKAGES))
     if can_draw_here():
@@ -97,7 +97,7 @@ def devices(settings: Settings) -> Iterator[Finding]:
 
     names = named(settings)
     yield Finding("ok", "workers use", ", ".join(names))
-    if settings.eight_bit_drafts:
+    if settings.fp8_drafts:
         yield from _eight_bit_drafts(names)
 
 
@@ -115,7 +115,7 @@ def _eight_bit_drafts(devices: list[str]) -> Iterator[Finding]:
             found, _, fix = str(error).rpartition(": ")
             yield Finding("fail", "drafts", found, fix)
     if "cpu" in devices:
-        yield Finding("warn", "drafts", "in 8 bits they are slower on a CPU", "unset BESTOFN_EIGHT_BIT_DRAFTS")
+        yield Finding("warn", "drafts", "in 8 bits they are slower on a CPU", "unset BESTOFN_FP8_DRAFTS")
 
 
 def _versions(names: tuple[str, ...]) -> str:

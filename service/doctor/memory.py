@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bestofn.models import residency
-from bestofn.models.linear_dit import LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.service.doctor.findings import Finding
 from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.engine.loader import share_memory
@@ -12,7 +12,7 @@ from bestofn.service.engine.loader import share_memory
 GIB = 2**30
 # Values alive at the peak of a forward, traced once over the published shapes: a token's in the transformer, in units
 # of the Mix-FFN's width before its gate (2 F), and a pixel's in the decoder, in units of its last stage's channels.
-# A judge's are left out: 27 MiB a tile in 16 bits, so that most pictures take a fifth of what decoding them does.
+# A judge's are left out: 27 MiB a tile in 16 bits, so that most images take a fifth of what decoding them does.
 ROW_VALUES = 7.0
 DECODE_VALUES = 6.5
 _DEVICES = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)  # GiB that GPUs come with
@@ -27,7 +27,7 @@ class Needs:
         judges: weights of the judge, and of a second one.
         row: activations of one row of the transformer's batch at the default size.
         context: keys and values of one row's prompt.
-        picture: activations of decoding one picture of the default size.
+        image: activations of decoding one image of the default size.
         rows: of a candidate: two with guidance.
         tflops: of one row's forward.
         eight_bit: of the transformer's, those in 8 bits for drafts.
@@ -37,7 +37,7 @@ class Needs:
     judges: Sequence[int]
     row: int
     context: int
-    picture: int
+    image: int
     rows: int
     tflops: float
     eight_bit: int = 0
@@ -49,13 +49,13 @@ class Needs:
 
     @property
     def slot(self) -> int:
-        """Activations of denoising in one slot; drafts in 8 bits have slots beside those of full solutions."""
+        """Activations of denoising in one slot; FP8 drafts have slots of their own."""
         return (2 if self.eight_bit else 1) * self.rows * (self.row + self.context)
 
-    def at_work(self, slots: int, beside: bool = False) -> int:
-        """Activations while so many candidates are denoised, and `beside` that, or after it, a picture is decoded."""
+    def at_work(self, slots: int, concurrent: bool = False) -> int:
+        """Bytes of activations for denoising `slots` candidates and decoding an image, together or in turn."""
         drawn = slots * self.slot
-        return drawn + self.picture if beside else max(drawn, self.picture)
+        return drawn + self.image if concurrent else max(drawn, self.image)
 
     @property
     def least(self) -> int:
@@ -63,14 +63,14 @@ class Needs:
         return max(
             self.parts["text_encoder"],
             self.parts["transformer"] + self.rows * (self.row + self.context),
-            self.parts["decoder"] + self.picture,
+            self.parts["decoder"] + self.image,
             *self.judges,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How a worker shares out a device's memory.
+class MemoryPlan:
+    """How a worker divides a device's memory.
 
     Attributes:
         stay: parts that stay in memory, the judges among them.
@@ -78,8 +78,8 @@ class Plan:
         slots: candidates denoised together.
         work: bytes of the work of all slots.
         used: bytes of what stays, and of that work.
-        fits: the hungriest part fits alone.
-        beside: pictures are decoded while others are denoised.
+        fits: the largest part fits alone.
+        concurrent: images are decoded while others are denoised.
     """
 
     stay: tuple[str, ...]
@@ -88,7 +88,7 @@ class Plan:
     work: int
     used: int
     fits: bool
-    beside: bool
+    concurrent: bool
 
 
 def needs_of(
@@ -115,15 +115,15 @@ def needs_of(
         judges=judges,
         row=int(ROW_VALUES * 2 * config.ffn_width * tokens * itemsize),
         context=2 * config.num_layers * text * config.cross_width * itemsize,
-        picture=int(DECODE_VALUES * channels * pixels * itemsize),
+        image=int(DECODE_VALUES * channels * pixels * itemsize),
         rows=2 if guided else 1,
         tflops=tflops,
         eight_bit=eight_bit,
     )
 
 
-def plan(needs: Needs, memory: int, device: str, slots: int | None = None) -> Plan:
-    """What a worker will do on a device of type `device` ("cpu", "cuda") with so many bytes."""
+def plan(needs: Needs, memory: int, device: str, slots: int | None = None) -> MemoryPlan:
+    """The plan of a worker for a device of type `device` ("cpu", "cuda") with `memory` bytes."""
     shared, budget = share_memory(dict(needs.parts), sum(needs.judges), memory)
     judges = _judges(needs)
     stay: list[str] = []
@@ -134,10 +134,10 @@ def plan(needs: Needs, memory: int, device: str, slots: int | None = None) -> Pl
     every = (*needs.parts, *judges)
     kept = tuple(part for part in every if part in stay or (part in judges and shared))
     sizes = sizes_for(device, slots, tflops=needs.tflops, row_bytes=needs.context, memory=memory)
-    beside = shared and device == "cuda"
-    work = needs.at_work(sizes.slots, beside)
+    concurrent = shared and device == "cuda"
+    work = needs.at_work(sizes.slots, concurrent)
     turns = tuple(part for part in every if part not in kept)
-    return Plan(kept, turns, sizes.slots, work, held + work, needs.least <= memory, beside)
+    return MemoryPlan(kept, turns, sizes.slots, work, held + work, needs.least <= memory, concurrent)
 
 
 def _judges(needs: Needs) -> dict[str, int]:
@@ -150,10 +150,10 @@ def findings(needs: Needs, memory: int, free: int, device: str, slots: int | Non
     planned = plan(needs, memory, device, slots)
     weights = {**needs.parts, **_judges(needs)}
     names = {part: part.replace("_", " ") for part in weights}
-    told = {part: f"{names[part]} {_size(size)}" for part, size in weights.items()}
+    described = {part: f"{names[part]} {_size(size)}" for part, size in weights.items()}
     if needs.eight_bit:
-        told["transformer"] += f" ({_size(needs.eight_bit)} of it in 8 bits, for drafts)"
-    sizes = ", ".join(told.values())
+        described["transformer"] += f" ({_size(needs.eight_bit)} of it in 8 bits, for drafts)"
+    sizes = ", ".join(described.values())
     yield Finding("ok", "weights", f"{sizes}: {_size(needs.weights)} in all, for {_size(memory)} on this {device}")
     if not planned.fits:
         found = f"the hungriest part takes {_size(needs.least)} with its work, the device has {_size(memory)}"
@@ -161,16 +161,16 @@ def findings(needs: Needs, memory: int, free: int, device: str, slots: int | Non
         return
     work = (
         f"work takes about {_size(planned.work)} more, with {planned.slots} "
-        f"{'candidate' if planned.slots == 1 else 'candidates'} at once ({_size(needs.picture)} to decode a picture)"
+        f"{'candidate' if planned.slots == 1 else 'candidates'} at once ({_size(needs.image)} to decode an image)"
     )
     if planned.turns:
         found = f"not all stay in memory, which is slower: {' and '.join(names[part] for part in planned.turns)} "
         found += f"{'is' if len(planned.turns) == 1 else 'are'} read again when needed; {work}"
         yield Finding("warn", "memory", found, _larger(needs, device))
     elif planned.used > memory:
-        most = max(1, (memory - needs.weights - planned.beside * needs.picture) // needs.slot)
+        most = max(1, (memory - needs.weights - planned.concurrent * needs.image) // needs.slot)
         found = f"all parts stay in memory; {work}: {_size(planned.used)} in all"
-        yield Finding("warn", "memory", found, f"set BESTOFN_SLOTS={most}, or draw smaller pictures")
+        yield Finding("warn", "memory", found, f"set BESTOFN_SLOTS={most}, or draw smaller images")
     else:
         yield Finding("ok", "memory", f"all parts stay in memory; {work}: {_size(planned.used)} in all")
     if free < needs.least:
@@ -182,15 +182,15 @@ def findings(needs: Needs, memory: int, free: int, device: str, slots: int | Non
 def _larger(needs: Needs, device: str) -> str:
     """Which device would hold everything, and what else helps."""
     halved = 1 if device == "cuda" else 2  # a CPU computes in float32, a GPU in half of it
-    there = (needs.weights - needs.eight_bit + needs.at_work(1, beside=True)) / halved + needs.eight_bit
+    there = (needs.weights - needs.eight_bit + needs.at_work(1, concurrent=True)) / halved + needs.eight_bit
     whole = there / residency.WEIGHTS_SHARE / GIB
     fitting = next((size for size in _DEVICES if size >= whole), None)
     fix = f"a GPU of {fitting} GiB keeps everything" if fitting else f"a GPU of {whole:.0f} GiB keeps everything"
     if needs.eight_bit:
-        fix += f"; without BESTOFN_EIGHT_BIT_DRAFTS it is {_size(needs.eight_bit)} less"
+        fix += f"; without BESTOFN_FP8_DRAFTS it is {_size(needs.eight_bit)} less"
     if needs.parts["transformer"] - needs.eight_bit > needs.parts["text_encoder"]:
         fix += "; the 1.6B checkpoint takes less"
-    return f"{fix}; smaller pictures (--size) take less work, a smaller judge less weight"
+    return f"{fix}; smaller images (--size) take less work, a smaller judge less weight"
 
 
 def _size(size: float) -> str:

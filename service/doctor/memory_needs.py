@@ -8,10 +8,10 @@ import torch
 from bestofn.judge.loader import PARTS
 from bestofn.kernels.fp8 import EIGHT_BITS
 from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.defaults import FOLDERS, part_dtypes
 from bestofn.models.flops import TERA, forward_flops
-from bestofn.models.generator import FOLDERS, part_dtypes
 from bestofn.models.guidance import needs_negative
-from bestofn.models.linear_dit import LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.residency import stored_dtype, weight_bytes
 from bestofn.service.doctor.checkpoints import Located
 from bestofn.service.doctor.memory import Needs, needs_of
@@ -21,15 +21,13 @@ from bestofn.service.engine.loader import generator_bytes, judge_bytes, judge_dt
 PUBLISHED_TEXT, PUBLISHED_CHANNELS, PUBLISHED_COMPRESSION = 300, 128, 32
 
 
-def needs(
-    model: Located, judges: Sequence[Located], device: torch.device, eight_bit_drafts: bool = False
-) -> Needs | None:
+def needs(model: Located, judges: Sequence[Located], device: torch.device, fp8_drafts: bool = False) -> Needs | None:
     """What a model and its judges take; None if one is neither here and whole, nor among the published ones."""
     weights = [size for judge in judges if (size := _judge(judge, device)) is not None]
     if len(weights) < len(judges) or model.broken:
         return None
     if model.path is None:
-        return _published(model.name, weights, device, eight_bit_drafts)
+        return _published(model.name, weights, device, fp8_drafts)
     checkpoint = Checkpoint(model.name, model.path, model.revision)
     transformer = model.path / FOLDERS["transformer"]
     dtypes = part_dtypes(device, stored_dtype(transformer))
@@ -37,7 +35,7 @@ def needs(
     vae = json.loads((model.path / "vae" / "config.json").read_text())
     calls = checkpoint.call_defaults()
     return needs_of(
-        generator_bytes(checkpoint, device, eight_bit_drafts),
+        generator_bytes(checkpoint, device, fp8_drafts),
         weights,
         config,
         2 ** (len(vae["encoder_block_out_channels"]) - 1),
@@ -46,7 +44,7 @@ def needs(
         dtypes["transformer"].itemsize,
         needs_negative(calls.guidance_scale, config.guidance_embeds),
         forward_flops(config, config.sample_size, config.sample_size, calls.max_sequence_length) / TERA,
-        weight_bytes(transformer, EIGHT_BITS.itemsize) if eight_bit_drafts else 0,
+        weight_bytes(transformer, EIGHT_BITS.itemsize) if fp8_drafts else 0,
     )
 
 
@@ -60,14 +58,14 @@ def _judge(place: Located, device: torch.device) -> int | None:
     return None if sizes is None or "judge" not in sizes.parts else sizes.parts["judge"] * judge_dtype(device).itemsize
 
 
-def _published(name: str, judges: Sequence[int], device: torch.device, eight_bit_drafts: bool) -> Needs | None:
+def _published(name: str, judges: Sequence[int], device: torch.device, fp8_drafts: bool) -> Needs | None:
     sizes = published(name)
     if sizes is None or "transformer" not in sizes.parts:
         return None
     dtypes = part_dtypes(device, "BF16")
     config = LinearDiTConfig.from_dict({**sizes.transformer})
     parts = {part: count * dtypes[part].itemsize for part, count in sizes.parts.items()}
-    eight_bit = sizes.parts["transformer"] * EIGHT_BITS.itemsize if eight_bit_drafts else 0
+    eight_bit = sizes.parts["transformer"] * EIGHT_BITS.itemsize if fp8_drafts else 0
     return needs_of(
         parts | {"transformer": parts["transformer"] + eight_bit},
         judges,

@@ -20,7 +20,7 @@ class Published:
 
 
 def _sana(transformer: int, stored: int = 2, **config: Any) -> Published:
-    """A SANA whose transformer is stored with so many bytes a parameter; Gemma takes two, DC-AE four."""
+    """A SANA whose transformer has `stored` bytes a parameter; Gemma has two, DC-AE four."""
     parts = {"text_encoder": _GEMMA, "transformer": transformer, "decoder": _DC_AE}
     return Published(parts, stored * transformer + 2 * _GEMMA + 4 * _DC_AE + _OTHER_FILES, config)
 

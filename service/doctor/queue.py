@@ -8,16 +8,17 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import AuthenticationError, NoPermissionError
 
-import bestofn
 from bestofn.service.core.errors import SetupError
+from bestofn.service.core.scheduling import Backlog
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.version import VERSION
+from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.doctor.findings import Finding
-from bestofn.service.queue.codec import Backlog
+from bestofn.service.queue.connection import check_server, connect_redis
 from bestofn.service.queue.embedded_server import find_redis, server_binary
-from bestofn.service.queue.job_queue import Queue, check_server, connect_redis
+from bestofn.service.queue.job_queue import Queue
 
-ANSWER_SECONDS = 3.0
+ANSWER_SECONDS = 10.0  # a server of a busy machine takes its time
 SLOW_SECONDS = 0.02  # of a ping: a worker's beat and every claim take a few of them
 FULL = 0.8  # of maxmemory: submissions are refused from here on
 MIB = 2**20
@@ -28,7 +29,7 @@ class Look(NamedTuple):
 
     info: dict[str, Any]
     ping_seconds: float
-    cards: list[WorkerCard]
+    workers: list[WorkerInfo]
     backlog: Backlog
     dead: int
     refuses: str | None
@@ -49,7 +50,7 @@ def queue(settings: Settings) -> Iterator[Finding]:
         return
     yield from _server(url, look)
     yield from _work(look)
-    yield from workers(look.cards)
+    yield from workers(look.workers)
 
 
 def _remedy(error: Exception) -> str:
@@ -68,8 +69,8 @@ async def _look(url: str, settings: Settings) -> Look:
         await queue.redis.time()
         ping = time.perf_counter() - began
         info = dict(await queue.redis.info())
-        dead = int(await queue.redis.xlen(queue.keys("dead")))
-        return Look(info, ping, await queue.cards(), await queue.backlog(), dead, await queue.refuses(jobs=False))
+        dead = int(await queue.redis.xlen(queue.keys("dead_letters")))
+        return Look(info, ping, await queue.workers(), await queue.backlog(), dead, await queue.refuses(jobs=False))
     finally:
         await queue.aclose()
 
@@ -112,22 +113,27 @@ def _work(look: Look) -> Iterator[Finding]:
         yield Finding("warn", "dead heats", f"{look.dead} heats could not be finished by any worker", fix)
 
 
-def workers(cards: Sequence[WorkerCard]) -> Iterator[Finding]:
+def workers(infos: Sequence[WorkerInfo]) -> Iterator[Finding]:
     """The workers that are ready, by model and judge; two revisions of one name are an upgrade, or a mistake."""
-    if not cards:
+    if not infos:
         yield Finding("warn", "workers", "none is ready", "start one: `bestofn worker`")
         return
-    for (model, *judges), count in Counter(card.pins for card in cards).items():
-        held = (card for card in cards if card.pins == (model, *judges))
-        places = ", ".join(sorted(f"{card.host}:{card.device} ({card.state})" for card in held))
-        told = " and ".join(f"judge {pin.name} {pin.revision}" for pin in judges if pin is not None)
-        yield Finding("ok", "workers", f"{count} with {model.name} {model.revision} and {told}: {places}")
-    others = sorted({card.version or "an older version" for card in cards} - {bestofn.__version__})
+    for (model, *judges), count in Counter(info.revisions for info in infos).items():
+        held = (info for info in infos if info.revisions == (model, *judges))
+        places = ", ".join(sorted(f"{info.host}:{info.device} ({info.state})" for info in held))
+        judged = " and ".join(
+            f"judge {revision.name} {revision.revision}" for revision in judges if revision is not None
+        )
+        yield Finding("ok", "workers", f"{count} with {model.name} {model.revision} and {judged}: {places}")
+    others = sorted({info.version or "an older version" for info in infos} - {VERSION})
     if others:
-        found = f"some run {', '.join(others)}, this is {bestofn.__version__}"
+        found = f"some run {', '.join(others)}, this is {VERSION}"
         yield Finding("warn", "versions", found, "install one version on every host: they share the queue's records")
-    for kind, pins in (("model", {c.model.pin for c in cards}), ("judge", {c.judge.pin for c in cards})):
-        twice = [name for name, times in Counter(pin.name for pin in pins).items() if times > 1]
+    for kind, revisions in (
+        ("model", {c.model.revision for c in infos}),
+        ("judge", {c.judge.revision for c in infos}),
+    ):
+        twice = [name for name, times in Counter(revision.name for revision in revisions).items() if times > 1]
         if twice:
             found = f"workers run several revisions of {kind} {', '.join(twice)}"
             yield Finding("warn", "workers", found, "pin one with NAME@REVISION; new jobs go to the one announced last")

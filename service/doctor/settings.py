@@ -23,7 +23,7 @@ def settings_changed(settings: Settings) -> Iterator[Finding]:
         changed.append(f"{name}={value}")
     yield Finding("ok", "settings", ", ".join(changed) or "all at their defaults")
     if SECRETS.is_dir():
-        # Files of other programs lie there too; only the names that are ours are told.
+        # Files of other programs may be there too; only names of ours are shown.
         known = {f"bestofn_{name}" for name in type(settings).model_fields} | {"redis_url"}
         names = sorted(file.name for file in SECRETS.iterdir() if file.name.lower() in known)
         yield Finding("ok", "secrets", f"{SECRETS} has {', '.join(names) or 'no file of ours'}")

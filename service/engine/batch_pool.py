@@ -1,4 +1,4 @@
-"""Batches at once: on a CPU one a core, each in a single thread; on a GPU one after the other."""
+"""Batch pool: on a CPU one batch a core, each in a single thread; on a GPU one after the other."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,15 +8,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Cores:
+class BatchPool:
     """Runs independent batches side by side.
 
-    Small operators gain next to nothing from a second thread, and what one gains depends on how many there are; whole
-    batches side by side use all cores, and their bits do not depend on how many there are.
+    Small operators gain almost nothing from a second thread. Whole batches in parallel use all cores, and their bits do
+    not depend on the number of cores.
     """
 
     def __init__(self, count: int) -> None:
-        """`count` batches at once; torch must then use a single thread for each."""
+        """Run `count` batches in parallel; torch must then use a single thread for each."""
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="batch") if count > 1 else None
 
     def map(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

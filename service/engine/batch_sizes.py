@@ -1,4 +1,4 @@
-"""How many at once: slots of a device, and the batch sizes of its stages. Pure arithmetic."""
+"""Batch sizes: slots of a device and the batch size of each stage. Pure arithmetic."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 class Sizes:
     """An engine's batch sizes.
 
-    A stage's batch is as large as `work` allows, up to the stage's own limit: small pictures are batched, and of
-    large ones, where a single one fills the device, no padding is computed.
+    A stage's batch is as large as `work` allows, up to the stage's limit. Small images are batched. A single large
+    image fills the device, so no padding is computed for it.
 
     Attributes:
         slots: candidates that are denoised together.
         strict: every batch of a stage has one size, so that a row's bits do not depend on its neighbours.
         rows: the most rows of one transformer forward; a candidate with guidance has two.
-        decode: the most pictures decoded together.
-        judge: the most pictures judged together.
+        decode: the most images decoded together.
+        judge: the most images judged together.
         work: TFLOP of one batch beyond which a larger one brings nothing; None: no such bound.
         parallel: batches at once, each in one thread.
     """
@@ -60,7 +60,7 @@ def sizes_for(
     tflops: float = 0.0,
     row_bytes: int = 0,
     memory: int = 0,
-    cores: int = 1,
+    batch_pool: int = 1,
 ) -> Sizes:
     """The sizes for a device of type `device` ("cpu", "cuda").
 
@@ -82,7 +82,7 @@ def sizes_for(
     strict = reproducible == "strict" or (reproducible is None and cpu)
     if cpu:
         rows = min(CPU_ROWS, 2 * slots)
-        parallel = cores if rows * tflops <= CPU_WORK else 1
+        parallel = batch_pool if rows * tflops <= CPU_WORK else 1
         return Sizes(slots, strict, rows, decode=8, judge=8, work=CPU_WORK, parallel=parallel)
     return Sizes(slots, strict, GPU_ROWS if strict else 2 * slots, decode=8, judge=16)
 

@@ -17,17 +17,17 @@ def plain(work: Callable[[], object], device: torch.device, pool: Any = None) ->
 
 
 class Recorded:
-    """Calls work that reads and writes the same memory each time, and returns nothing.
+    """Calls work that reads and writes the same memory each time and returns nothing.
 
-    On a GPU the first call is a plain one, in which kernels are built and memory is found; the second is recorded, and
-    from then on a call is one launch instead of hundreds. The work must not wait for the device.
+    On a GPU the first call runs plainly: kernels are built and memory is allocated. The second call is recorded as a
+    CUDA graph. Every later call is one launch in place of hundreds. The work must not wait for the device.
     """
 
     def __init__(self, work: Callable[[], object], device: torch.device, pool: Any = None) -> None:
         """
         Args:
-            pool: `torch.cuda.graph_pool_handle()` of graphs that may share memory, since none runs beside another and
-                what they write lies elsewhere.
+            pool: `torch.cuda.graph_pool_handle()` of graphs that share memory: none of them run concurrently, and their
+                outputs are outside the pool.
         """
         self._work = work
         self._pool = pool

@@ -10,94 +10,77 @@ import torch
 
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
-from bestofn.models.linear_dit import PromptContext
+from bestofn.models.linear_dit.context import PromptContext
 from bestofn.service.core.jobs import Heat, HeatOutcome
-from bestofn.service.core.workers import JudgeCard, ModelCard
+from bestofn.service.core.workers import JudgeInfo, ModelInfo
 from bestofn.service.engine import scheduler as policy
-from bestofn.service.engine.batch_pool import Cores
+from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.cuda_graph import Recorded, Recorder, plain
 from bestofn.service.engine.heat_state import HeatWork, Owner
-from bestofn.service.engine.judge_residency import JudgeResidence
-from bestofn.service.engine.microbatch import out_of_memory, release_cache
-from bestofn.service.engine.postprocess import Finishing, Latent
+from bestofn.service.engine.judge_residency import JudgeResidency
+from bestofn.service.engine.microbatch import out_of_memory
+from bestofn.service.engine.postprocess import Latent, Postprocess
 from bestofn.service.engine.prompt_cache import PromptCache
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Stepped
-from bestofn.service.engine.side_stream import Beside
+from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.slot_group import SlotGroup
+from bestofn.service.engine.slot_groups import SlotGroups
 from bestofn.service.engine.timing import Clock
-from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
 
 
 class Engine:
     """One device's slots, decoder and judge; `protocol.Engine` is the contract.
 
-    A tick fills free slots, advances the slots of one resolution and depth by one step as one batch, and decodes and
-    judges what became due: full micro-batches, or the last pictures of a heat.
+    A tick fills free slots and advances the slots of one group by one step, in one batch (continuous batching). Then it
+    decodes and judges full micro-batches and the last images of heats.
     """
 
     def __init__(
         self,
         generator: Generator,
-        judge: JudgeResidence,
-        model_card: ModelCard,
-        judge_card: JudgeCard,
+        judge: JudgeResidency,
+        model_info: ModelInfo,
+        judge_info: JudgeInfo,
         tokenizer_json: bytes,
         sizes: Sizes,
-        beside: Beside | None = None,
+        side_stream: SideStream | None = None,
         record: Recorder = Recorded,
-        eight_bit_drafts: bool = False,
+        fp8_drafts: bool = False,
     ) -> None:
         """
         Args:
-            generator: the checkpoint that draws.
+            generator: the generator.
             judge: the judge, on the same device.
-            model_card, judge_card: what this engine announces; heats pinned to others are refused.
-            tokenizer_json: the file whose hash the model card names.
+            model_info, judge_info: infos to announce; heats for other revisions are refused.
+            tokenizer_json: file whose hash `model_info` names.
             sizes: batch sizes.
-            beside: where decoding and judging are queued; chosen by the device if None.
+            side_stream: stream of decoding and judging; None: chosen by the device.
             record: how a forward that is repeated is called, where all weights stay in memory.
-            eight_bit_drafts: drafts are denoised with matrix products in 8 bits.
+            fp8_drafts: drafts are denoised with matrix products in 8 bits.
         """
         self.generator = generator
         self.sizes = sizes
-        self._model_card = model_card
-        self._judge_card = judge_card
-        self._tokenizer_json = tokenizer_json
+        self.model_info = model_info
+        self.judge_info = judge_info
+        self.tokenizer_json = tokenizer_json
         self._judge = judge
         self._prompts = PromptCache(generator.prompt_contexts)
-        self._groups: dict[policy.Group, SlotGroup] = {}
-        # Where memory did not suffice for more: slots, and rows of one forward.
-        self._fitting_slots: dict[policy.Size, int] = {}
-        self._fitting_rows: dict[policy.Size, int] = {}
         self._last: policy.Group | None = None
         self._waiting: tuple[policy.Waiting, ...] = ()
         self._heats: dict[Owner, HeatWork] = {}
         self._flops = cache(generator.flops)
         self._solver_table = cache(generator.solver_table)
-        self._cores = Cores(sizes.parallel)
-        self._beside = beside or Beside(generator.device, one_queue=not judge.shared)
-        self._record = record if judge.shared else plain
-        self._eight_bit_drafts = eight_bit_drafts
+        self._cores = BatchPool(sizes.parallel)
+        self._beside = side_stream or SideStream(generator.device, one_queue=not judge.shared)
+        self._groups = SlotGroups(generator, sizes, self._flops, self._cores, record if judge.shared else plain)
+        self._eight_bit_drafts = fp8_drafts
         self._steps: deque[Clock] = deque()  # that were queued and not waited for
-        self._finishing = Finishing(generator, judge, self._heats, sizes, self._flops, self._cores, self._beside)
+        self._finishing = Postprocess(generator, judge, self._heats, sizes, self._flops, self._cores, self._beside)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        self._outcomes: dict[Owner, Future[HeatOutcome]] = {}  # of heats that are done, while pictures are encoded
+        self._outcomes: dict[Owner, Future[HeatOutcome]] = {}  # of heats that are done, while images are encoded
         self._canceled: set[str] = set()
         self._lock = threading.Lock()  # guards _canceled, the only thing that another thread touches
-
-    @property
-    def model_card(self) -> ModelCard:
-        return self._model_card
-
-    @property
-    def judge_card(self) -> JudgeCard:
-        return self._judge_card
-
-    @property
-    def tokenizer_json(self) -> bytes:
-        """The tokenizer.json whose hash the model card names."""
-        return self._tokenizer_json
 
     @property
     def slots(self) -> int:
@@ -117,17 +100,17 @@ class Engine:
     def warm_up(self) -> None:
         """Loads what fits into memory, so that the first job does not wait for the disk.
 
-        For a GPU it also builds kernels and records forwards, for pictures of the model's own size.
+        For a GPU it also builds kernels and records forwards, for images of the model's own size.
         """
-        self._judge.give_way()
+        self._judge.offload()
         self.generator.warm_up()
         if not self._judge.shared:
             return
         for number in range(self._judge.count):
             self._judge.get(number)
         if self.generator.device.type == "cuda":
-            group = policy.Group(self.model_card.width, self.model_card.height)
-            self._open(group, *self._prompts.get([("", True)]))
+            group = policy.Group(self.model_info.width, self.model_info.height)
+            self._groups.open(group, *self._prompts.get([("", True)]))
             self._groups[group].warm_up()
             self._finishing.warm_up(group.size)
             torch.cuda.synchronize(self.generator.device)
@@ -141,18 +124,18 @@ class Engine:
         """
         self._apply_cancels()
         spec, owner = heat.job, (heat.job.id, heat.index)
-        second = self.judge_card.second
-        held = (self.model_card.pin, self.judge_card.pin, None if second is None else second.pin)
-        for asked, mine in zip(spec.pins, held, strict=True):
+        second = self.judge_info.second
+        held = (self.model_info.revision, self.judge_info.revision, None if second is None else second.revision)
+        for asked, mine in zip(spec.revisions, held, strict=True):
             if asked != mine:
-                holds, asks = (f"{pin.name}@{pin.revision}" if pin else "no second judge" for pin in (mine, asked))
+                holds, asks = (f"{one.name}@{one.revision}" if one else "no second judge" for one in (mine, asked))
                 raise ValueError(f"this engine holds {holds}, the heat asks for {asks}")
         if owner in self._heats or owner in self._outcomes:
             raise ValueError(f"heat {heat.index} of job {spec.id} is held already")
         self.generator.latent_shape(spec.width, spec.height)
-        layers = self.generator.config.num_layers
-        if blocks := [block for block in (spec.blocks or ()) + (spec.draft_blocks or ()) if not 0 <= block < layers]:
-            raise ValueError(f"this engine's transformer has blocks 0 to {layers - 1}, the heat asks for {blocks[0]}")
+        depth = self.generator.config.num_layers
+        if wrong := [layer for layer in (spec.layers or ()) + (spec.draft_layers or ()) if not 0 <= layer < depth]:
+            raise ValueError(f"layer {wrong[0]} does not exist: this engine's transformer has layers 0 to {depth - 1}")
         self._heats[owner] = HeatWork(heat, drawing=heat.count)
         self._waiting += (self._entry(heat, heat.candidates, draft=spec.draft is not None),)
 
@@ -160,7 +143,7 @@ class Engine:
         """Candidates of a heat that are now to be drafted, or to be solved."""
         spec = heat.job
         eight_bit = draft and self._eight_bit_drafts
-        group = policy.Group(spec.width, spec.height, spec.blocks_of(draft) or (), eight_bit)
+        group = policy.Group(spec.width, spec.height, spec.layers_of(draft) or (), eight_bit)
         return policy.Waiting(spec.id, heat.index, group, spec.priority == "interactive", tuple(candidates), draft)
 
     def cancel(self, job: str) -> None:
@@ -185,7 +168,7 @@ class Engine:
                 self._drop((event.job, event.heat))
             events.append(event)
         for group in [group for group, slots in self._groups.items() if group != self._last and not slots.occupants]:
-            self._close(group)  # sizes and depths are without number
+            self._groups.close(group)  # sizes and depths are without number
         with self._lock:
             return [event for event in events if event.job not in self._canceled]
 
@@ -199,7 +182,7 @@ class Engine:
         for owner, work in list(self._heats.items()):
             if work.heat.job.draft is not None and work.choose_finalists():
                 # Before all heats that wait: theirs is the first in its group to be finished.
-                self._waiting = (self._entry(work.heat, work.finalists, draft=False), *self._waiting)
+                self._waiting = (self._entry(work.heat, work.promoted, draft=False), *self._waiting)
             if work.done:
                 del self._heats[owner]
                 with self._beside.queue():
@@ -240,35 +223,7 @@ class Engine:
                 raise
 
     def _open_for(self, group: policy.Group, work: HeatWork) -> None:
-        self._open(group, self._contexts(work)[0])
-
-    def _open(self, group: policy.Group, context: PromptContext) -> None:
-        """Makes the slots of a group, half as many until they fit into memory.
-
-        Raises:
-            MemoryError, RuntimeError: not even one fits.
-        """
-        rows = self.sizes.batch(self.sizes.rows, self._flops(*group.size, group.layers).forward / TERA)
-        while group not in self._groups:
-            slots = self._fitting_slots.get(group.size, self.slots)
-            known = self._fitting_rows.get(group.size)
-            try:
-                self._groups[group] = SlotGroup(
-                    self.generator, group, slots, rows, self.sizes.strict, self._cores, context, known, self._record
-                )
-            except (MemoryError, RuntimeError) as error:
-                if slots == 1 or not out_of_memory(error):
-                    raise
-                OUT_OF_MEMORY.labels("denoising").inc()
-                self._fitting_slots[group.size] = slots // 2
-            if group not in self._groups:
-                release_cache()  # the failed call's tensors are gone only now that its traceback is
-
-    def _close(self, group: policy.Group) -> None:
-        slots = self._groups.pop(group)
-        if slots.shrunk:
-            self._fitting_rows[group.size] = slots.most_rows
-        slots.close()
+        self._groups.open(group, self._contexts(work)[0])
 
     def _fill(self, placement: policy.Placement, work: HeatWork) -> None:
         spec = work.heat.job
@@ -296,7 +251,7 @@ class Engine:
         missing = self._prompts.missing(wanted)
         if missing:
             self._finishing.check(spec)
-            self._judge.give_way()
+            self._judge.offload()
         with Clock(self.generator.device) as clock:
             contexts = self._prompts.get(wanted)
         if missing:
@@ -310,7 +265,7 @@ class Engine:
         rows: Counter[Owner] = Counter()
         for occupant in occupants.values():
             rows[occupant.owner] += len(occupant.rows)
-        self._judge.give_way()
+        self._judge.offload()
         try:
             with Clock(self.generator.device) as clock:
                 finished = slots.step()
@@ -321,7 +276,7 @@ class Engine:
             for owner in steps:
                 yield HeatFailed(*owner, f"{_denoising(group)} needs more memory than is free")
             return
-        forward = self._flops(*group.size, group.layers).forward / TERA
+        forward = self._flops(*group.size, group.depth).forward / TERA
         for owner, count in rows.items():
             work = self._heats[owner]
             work.clocks.append(("denoise", clock, count / rows.total()))
@@ -347,7 +302,7 @@ class Engine:
             self._drop(owner)
 
     def _drop(self, owner: Owner) -> None:
-        """Forgets a heat: what waits of it, its slots, its latents and pictures."""
+        """Forgets a heat: what waits of it, its slots, its latents and images."""
         self._heats.pop(owner, None)
         self._outcomes.pop(owner, None)
         self._waiting = tuple(heat for heat in self._waiting if (heat.job, heat.heat) != owner)
@@ -358,4 +313,4 @@ class Engine:
 
 
 def _denoising(group: policy.Group) -> str:
-    return f"denoising a picture of {group.width}x{group.height} pixels"
+    return f"denoising an image of {group.width}x{group.height} pixels"

@@ -1,4 +1,4 @@
-"""The sleeping engine: deterministic pictures and verdicts without torch, for tests, demos and queue benchmarks."""
+"""The sleeping engine: deterministic images and verdicts without torch, for tests, demos and queue benchmarks."""
 
 import hashlib
 import json
@@ -17,8 +17,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from bestofn.judge.calibration import bounded
 from bestofn.judge.verdict import Verdict
 from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, Revision, Usage
-from bestofn.service.core.results import finalists, leaders
-from bestofn.service.core.workers import JudgeCard, ModelCard
+from bestofn.service.core.results import leaders, promoted
+from bestofn.service.core.workers import JudgeInfo, ModelInfo
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
 from bestofn.service.media.codec import encode, thumbnail
 from bestofn.service.media.metadata import Story
@@ -40,15 +40,20 @@ class _Run:
     steps: dict[int, int] = field(default_factory=dict)
     judged: list[Candidate] = field(default_factory=list)
     drafts: dict[int, Verdict] = field(default_factory=dict)
-    finalists: list[int] = field(default_factory=list)  # in jobs with drafts, once all of them are judged
+    promoted: list[int] = field(default_factory=list)  # in jobs with drafts, once all of them are judged
 
 
 class FakeEngine:
-    """Sleeps `step_seconds` a tick. A picture is one colour, made from its seed; a verdict hashes prompt and seed.
+    """Sleeps `step_seconds` a tick. An image is one colour, made from its seed; a verdict hashes prompt and seed.
 
-    A prompt that contains one of these asks for trouble: `FAILS` (every heat fails), `DIES` (the tick raises, as when
-    a device is lost), `HANGS` (the tick does not return for an hour), `KILLS` (the process exits without a word),
-    `RAMBLES` (of three verdicts one is prose and one no number). Setting `lost` loses the device while it is idle.
+    Words in a prompt cause faults:
+    `FAILS`: every heat fails.
+    `DIES`: the tick raises, as when a device is lost.
+    `HANGS`: the tick does not return for an hour.
+    `KILLS`: the process exits.
+    `RAMBLES`: of three verdicts one is prose and one is not finite.
+
+    Setting `lost` loses the device while it is idle.
     """
 
     def __init__(
@@ -64,8 +69,8 @@ class FakeEngine:
         self.slots = slots
         self.step_seconds = step_seconds
         self.tokenizer_json = _tokenizer()
-        self.model_card = ModelCard(
-            pin=Revision(name=name, revision=revision),
+        self.model_info = ModelInfo(
+            revision=Revision(name=name, revision=revision),
             width=size,
             height=size,
             max_size=1024,
@@ -77,12 +82,14 @@ class FakeEngine:
             tflops_per_forward=0.001,
             tflops_per_decode=0.001,
             depth=4,
-            block_order=(0, 3, 1, 2),
+            layer_order=(0, 3, 1, 2),
         )
-        self.judge_card = JudgeCard(pin=Revision(name=f"{name}-judge", revision=revision), tflops_per_forward=0.001)
+        self.judge_info = JudgeInfo(
+            revision=Revision(name=f"{name}-judge", revision=revision), tflops_per_forward=0.001
+        )
         if second_judge:
-            second = JudgeCard(pin=Revision(name=f"{name}-second", revision=revision), tflops_per_forward=0.001)
-            self.judge_card = self.judge_card.model_copy(update={"second": second})
+            second = JudgeInfo(revision=Revision(name=f"{name}-second", revision=revision), tflops_per_forward=0.001)
+            self.judge_info = self.judge_info.model_copy(update={"second": second})
         self.lost = threading.Event()
         self._runs: dict[tuple[str, int], _Run] = {}
         self._canceled: deque[str] = deque()
@@ -97,9 +104,9 @@ class FakeEngine:
         return max(0, 2 * self.slots - admitted)
 
     def admit(self, heat: Heat) -> None:
-        second = self.judge_card.second
-        if heat.job.pins != (self.model_card.pin, self.judge_card.pin, second and second.pin):
-            raise ValueError(f"heat {heat.index} is of {heat.job.pins}, not of this engine")
+        second = self.judge_info.second
+        if heat.job.revisions != (self.model_info.revision, self.judge_info.revision, second and second.revision):
+            raise ValueError(f"heat {heat.index} is of {heat.job.revisions}, not of this engine")
         self._runs[heat.job.id, heat.index] = _Run(heat, deque(heat.candidates))
 
     def cancel(self, job: str) -> None:
@@ -123,7 +130,7 @@ class FakeEngine:
                 del self._runs[key]
             elif run.steps:
                 events += self._advance(run)
-                if len(run.judged) == run.heat.finalists:
+                if len(run.judged) == run.heat.promoted:
                     seconds = run.heat.steps * self.step_seconds / self.slots
                     events.append(HeatFinished(key[0], _outcome(run, seconds)))
                     del self._runs[key]
@@ -139,28 +146,26 @@ class FakeEngine:
     def _advance(self, run: _Run) -> list[EngineEvent]:
         spec, heat = run.heat.job, run.heat.index
         events: list[EngineEvent] = [Stepped(spec.id, heat, len(run.steps), 2 * len(run.steps))]
-        steps = spec.draft.num_inference_steps if spec.draft and not run.finalists else spec.num_inference_steps
+        steps = spec.draft.num_inference_steps if spec.draft and not run.promoted else spec.num_inference_steps
         for index in list(run.steps):
             run.steps[index] += 1
             if run.steps[index] == steps:
                 del run.steps[index]
                 candidate = _judge(run, index)
-                picture = fake_picture(candidate.seed, spec.width, spec.height)
-                events.append(
-                    Judged(spec.id, heat, candidate, thumbnail(picture) if spec.has_thumbnail(index) else None)
-                )
-        if spec.draft and not run.finalists and len(run.drafts) == run.heat.count:
-            run.finalists = finalists(spec, run.drafts)
-            run.waiting.extend(run.finalists)
+                image = fake_image(candidate.seed, spec.width, spec.height)
+                events.append(Judged(spec.id, heat, candidate, thumbnail(image) if spec.has_thumbnail(index) else None))
+        if spec.draft and not run.promoted and len(run.drafts) == run.heat.count:
+            run.promoted = promoted(spec, run.drafts)
+            run.waiting.extend(run.promoted)
         return events
 
 
 def _judge(run: _Run, index: int) -> Candidate:
     spec = run.heat.job
     seed = spec.seed + index
-    if spec.draft and not run.finalists:
+    if spec.draft and not run.promoted:
         run.drafts[index] = verdict = fake_verdict(spec.prompt, seed, draft=True)
-        return Candidate(index, seed, verdict, verdict, final=False)
+        return Candidate(index, seed, verdict, verdict, solved_in_full=False)
     verdict = fake_verdict(spec.prompt, seed)
     if len(spec.judges) > 1:
         other = fake_verdict(f"{spec.prompt}, says the other", seed)
@@ -181,16 +186,16 @@ def fake_verdict(prompt: str, seed: int, *, draft: bool = False) -> Verdict:
     return Verdict("yes" if yes > no else "no", yes, no)
 
 
-def fake_picture(seed: int, width: int, height: int) -> Image.Image:
-    """A picture of one colour that only the seed decides."""
+def fake_image(seed: int, width: int, height: int) -> Image.Image:
+    """An image of one colour that only the seed decides."""
     red, green, blue = hashlib.sha256(str(seed).encode()).digest()[:3]
     return Image.new("RGB", (width, height), (red, green, blue))
 
 
 def _outcome(run: _Run, seconds: float) -> HeatOutcome:
     spec = run.heat.job
-    left = run.drafts.keys() - set(run.finalists)
-    drafted = [Candidate(i, spec.seed + i, run.drafts[i], run.drafts[i], final=False) for i in left]
+    left = run.drafts.keys() - set(run.promoted)
+    drafted = [Candidate(i, spec.seed + i, run.drafts[i], run.drafts[i], solved_in_full=False) for i in left]
     candidates = tuple(sorted([*run.judged, *drafted], key=lambda candidate: candidate.index))
     best = set(leaders(spec, candidates))
     steps, verdicts = run.heat.steps, len(run.judged) * len(spec.judges) + len(run.drafts)
@@ -198,7 +203,7 @@ def _outcome(run: _Run, seconds: float) -> HeatOutcome:
         run.heat.index,
         candidates,
         {
-            one.index: encode(fake_picture(one.seed, spec.width, spec.height), spec.format, Story.of(spec, one))
+            one.index: encode(fake_image(one.seed, spec.width, spec.height), spec.format, Story.of(spec, one))
             for one in candidates
             if one.index in best
         },

@@ -1,4 +1,4 @@
-"""What an engine keeps of a heat while it works on it: verdicts, the pictures still in play, and what it cost."""
+"""State of a heat in the engine: verdicts, images still in play, and its cost."""
 
 import time
 from collections import Counter, defaultdict
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bestofn.judge.verdict import Verdict
 from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, Usage
-from bestofn.service.core.results import finalists, leaders
+from bestofn.service.core.results import leaders, promoted
 from bestofn.service.engine.timing import Clock
 from bestofn.service.media.codec import encode, thumbnail
 from bestofn.service.media.metadata import Story
@@ -25,7 +25,7 @@ class HeatWork:
         decoding: candidates whose latent waits to be decoded.
         drafts: verdicts on drafts.
         finalists: who is solved in full, once that is known.
-        pictures: (H, W, 3) uint8 on the device, of those still in play; at the end on the host.
+        images: (H, W, 3) uint8 on the device, of those still in play; at the end on the host.
         counts: forwards of the "transformer" and of the "judge".
         tflops, seconds: as in `Usage`.
         clocks: a stage, a clock of work that may not be done yet, and the heat's share of it.
@@ -37,8 +37,8 @@ class HeatWork:
     decoding: int = 0
     candidates: list[Candidate] = field(default_factory=list)
     drafts: dict[int, Verdict] = field(default_factory=dict)
-    finalists: tuple[int, ...] = ()
-    pictures: dict[int, Tensor] = field(default_factory=dict)
+    promoted: tuple[int, ...] = ()
+    images: dict[int, Tensor] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     tflops: float = 0.0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -47,20 +47,20 @@ class HeatWork:
 
     @property
     def done(self) -> bool:
-        return len(self.candidates) == self.heat.finalists
+        return len(self.candidates) == self.heat.promoted
 
     @property
     def left(self) -> int:
         """Candidates that are still to be drawn and judged, once each."""
         drafts = 0 if self.heat.job.draft is None else self.heat.count - len(self.drafts)
-        return drafts + self.heat.finalists - len(self.candidates)
+        return drafts + self.heat.promoted - len(self.candidates)
 
     def choose_finalists(self) -> bool:
-        """Whether the last draft has its verdict, and the finalists were chosen just now."""
-        if self.finalists or len(self.drafts) < self.heat.count:
+        """Choose the promoted candidates once the last draft has its verdict; returns whether this was the moment."""
+        if self.promoted or len(self.drafts) < self.heat.count:
             return False
-        self.finalists = tuple(finalists(self.heat.job, self.drafts))
-        self.drawing += len(self.finalists)
+        self.promoted = tuple(promoted(self.heat.job, self.drafts))
+        self.drawing += len(self.promoted)
         return True
 
     def warn(self, text: str | None) -> None:
@@ -70,28 +70,28 @@ class HeatWork:
     def judged(
         self, index: int, verdict: Verdict, pixels: Tensor, copy: Tensor | None
     ) -> tuple[Candidate, bytes | None]:
-        """Notes a verdict; the pictures of candidates that can no longer be among the best are dropped here.
+        """Notes a verdict; the images of candidates that can no longer be among the best are dropped here.
 
         Args:
-            copy: of the picture on the host, if a small one is shown.
+            copy: of the image on the host, if a small one is shown.
 
         Returns:
-            The candidate, and a small picture of it if the job asked.
+            The candidate, and a small image of it if the job asked.
         """
         spec = self.heat.job
         candidate = Candidate(index, spec.seed + index, verdict, self.drafts.get(index))
         self.candidates.append(candidate)
-        self.pictures[index] = pixels
+        self.images[index] = pixels
         in_play = set(leaders(spec, self.candidates))
-        self.pictures = {i: picture for i, picture in self.pictures.items() if i in in_play}
+        self.images = {i: image for i, image in self.images.items() if i in in_play}
         return candidate, self._thumbnail(copy)
 
     def drafted(
         self, index: int, verdict: Verdict, pixels: Tensor, copy: Tensor | None
     ) -> tuple[Candidate, bytes | None]:
-        """Notes the verdict on a draft, whose picture nobody needs any more; returns as `judged`."""
+        """Note the verdict on a draft, whose image is not kept; returns as `judged`."""
         self.drafts[index] = verdict
-        candidate = Candidate(index, self.heat.job.seed + index, verdict, verdict, final=False)
+        candidate = Candidate(index, self.heat.job.seed + index, verdict, verdict, solved_in_full=False)
         return candidate, self._thumbnail(copy)
 
     def _thumbnail(self, copy: Tensor | None) -> bytes | None:
@@ -103,33 +103,33 @@ class HeatWork:
         return small
 
     def bring_home(self, clock: Clock) -> None:
-        """Queues the way of the best pictures to the host; they are there when the clock has stopped."""
+        """Start the copies of the best images to the host; they are complete when the clock has stopped."""
         with clock:
-            self.pictures = {i: picture.to("cpu", non_blocking=True) for i, picture in self.pictures.items()}
+            self.images = {i: image.to("cpu", non_blocking=True) for i, image in self.images.items()}
         self.clocks.append(("encode", clock, 1.0))
 
     def outcome(self) -> HeatOutcome:
-        """The finished heat, its best pictures, which have been brought home, encoded."""
+        """The outcome of the completed heat, with its best images encoded."""
         spec = self.heat.job
         for stage, clock, share in self.clocks:
             self.seconds[stage] += clock.seconds * share
         started = time.perf_counter()
         drafted = (
-            Candidate(index, spec.seed + index, verdict, verdict, final=False)
+            Candidate(index, spec.seed + index, verdict, verdict, solved_in_full=False)
             for index, verdict in self.drafts.items()
-            if index not in self.finalists
+            if index not in self.promoted
         )
         candidates = tuple(sorted([*self.candidates, *drafted], key=lambda candidate: candidate.index))
-        images = {
-            candidate.index: encode(self.pictures[candidate.index].numpy(), spec.format, Story.of(spec, candidate))
+        encoded = {
+            candidate.index: encode(self.images[candidate.index].numpy(), spec.format, Story.of(spec, candidate))
             for candidate in candidates
-            if candidate.index in self.pictures
+            if candidate.index in self.images
         }
         self.seconds["encode"] += time.perf_counter() - started
         return HeatOutcome(
             heat=self.heat.index,
             candidates=candidates,
-            images=images,
+            images=encoded,
             usage=Usage(
                 candidates=self.heat.count,
                 transformer_forwards=self.counts["transformer"],

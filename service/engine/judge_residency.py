@@ -1,16 +1,17 @@
-"""The judges beside the generator in one device's memory, or in turns with it where not all fit."""
+"""Residency of the judges: with the generator in one device's memory, or in turns with it (offload)."""
 
 from collections.abc import Callable
 
 from bestofn.judge.judge import Judge
-from bestofn.models.generator import FOLDERS, Generator
+from bestofn.models.defaults import FOLDERS
+from bestofn.models.generator import Generator
 from bestofn.service.engine.microbatch import release_cache
 
 
-class JudgeResidence:
+class JudgeResidency:
     """Gives a judge, loaded when first needed: number 0, or 1 where a second one is deployed.
 
-    Where not all fit beside the generator's parts, they take turns: slow, but any job runs.
+    If not all parts fit together, they take turns: slow, but every job runs.
     """
 
     def __init__(
@@ -38,13 +39,13 @@ class JudgeResidence:
         """A judge, in memory."""
         if number not in self._judges:
             if not self.shared:
-                self.give_way()
+                self.offload()
                 for part in FOLDERS:
                     self._generator.release(part)
             self._judges[number] = self._load[number]()
         return self._judges[number]
 
-    def give_way(self) -> None:
+    def offload(self) -> None:
         """Called before the generator works: drops the judges unless there is room for all."""
         if not self.shared and self._judges:
             self._judges.clear()

@@ -18,32 +18,33 @@ from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.judge.loader import PARTS, JudgeFolderError, revision
 from bestofn.models import residency
 from bestofn.models.checkpoint import HUB_NAME, Checkpoint, cached, download, importance_order
+from bestofn.models.defaults import FOLDERS, part_dtypes
 from bestofn.models.errors import ModelError
 from bestofn.models.flops import TERA
-from bestofn.models.generator import FOLDERS, Generator, part_dtypes
+from bestofn.models.generator import Generator
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import JudgeCard, ModelCard
+from bestofn.service.core.workers import JudgeInfo, ModelInfo
 from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.engine.cuda_graph import Recorded, plain
 from bestofn.service.engine.engine import Engine
-from bestofn.service.engine.judge_residency import JudgeResidence
+from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.host.cgroups import cores
 from bestofn.service.host.licences import notice
 from bestofn.service.pairwise.openai_judge import PREFIX
 
-# Sides up to this multiple of the default; beyond it pictures fall apart long before memory runs out.
+# Sides up to this multiple of the default; beyond it images fall apart long before memory runs out.
 MAX_ENLARGEMENT = 4
-EIGHT_BIT_DRAFTS = "+eight-bit-drafts"  # of the revision of a generator with such drafts
+FP8_DRAFTS = "+fp8-drafts"  # of the revision of a generator with such drafts
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeCheckpoint:
-    """A judge's folder on this machine, pinned, with the most tiles that it cuts a picture into; None: the folder's."""
+    """A judge's folder on this machine, pinned, with the most tiles that it cuts an image into; None: the folder's."""
 
     path: Path
-    pin: Revision
+    revision: Revision
     max_tiles: int | None = None
 
     def load(self, device: torch.device) -> Judge:
@@ -73,37 +74,37 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         _say_licence(settings.model)
         checkpoint = Checkpoint.resolve(settings.model)
         names = [settings.judge, *([settings.second_judge] if settings.second_judge else [])]
-        judges = [find_judge(name, settings.judge_tiles) for name in names]
+        judges = [find_judge(name, settings.judge_max_tiles) for name in names]
         memory = residency.memory_bytes(place)
         weights = sum(judge_bytes(judge.path, place) for judge in judges)
-        eight_bit = settings.eight_bit_drafts
+        eight_bit = settings.fp8_drafts
         shared, budget = share_memory(generator_bytes(checkpoint, place, eight_bit), weights, memory)
-        generator = Generator(checkpoint, place, memory_budget=budget, eight_bit_drafts=eight_bit)
+        generator = Generator(checkpoint, place, memory_budget=budget, fp8_drafts=eight_bit)
         load, *seconds = [partial(judge.load, place) for judge in judges]
-        residence = JudgeResidence(load, generator, shared=shared, load_second=seconds[0] if seconds else None)
+        residence = JudgeResidency(load, generator, shared=shared, load_second=seconds[0] if seconds else None)
         tokenizer = tokenizer_json(generator)
-        card = model_card(generator, tokenizer, settings.max_size, eight_bit)
+        info = model_info(generator, tokenizer, settings.max_size, eight_bit)
         sizes = sizes_for(
             place.type,
             settings.slots,
             settings.reproducible,
-            tflops=card.tflops_per_forward,
+            tflops=info.tflops_per_forward,
             row_bytes=context_bytes(generator),
             memory=memory,
-            cores=settings.threads or cores(),
+            batch_pool=settings.threads or cores(),
         )
         if sizes.parallel > 1:
             torch.set_num_threads(1)
         files = (settings.calibration, settings.second_calibration)
-        cards = [
-            judge_card(residence.get(number), judge.pin, generator, calibration_of(judge, files[number]))
+        judge_infos = [
+            judge_info(residence.get(number), judge.revision, generator, calibration_of(judge, files[number]))
             for number, judge in enumerate(judges)
         ]
-        judged_by = cards[0].model_copy(update={"second": cards[1]}) if len(cards) > 1 else cards[0]
-        record = Recorded if settings.cuda_graphs else plain
-        engine = Engine(
-            generator, residence, card, judged_by, tokenizer, sizes, record=record, eight_bit_drafts=eight_bit
+        judged_by = (
+            judge_infos[0].model_copy(update={"second": judge_infos[1]}) if len(judge_infos) > 1 else judge_infos[0]
         )
+        record = Recorded if settings.cuda_graphs else plain
+        engine = Engine(generator, residence, info, judged_by, tokenizer, sizes, record=record, fp8_drafts=eight_bit)
         engine.warm_up()
     except (ModelError, JudgeFolderError) as error:
         raise SetupError(str(error)) from error
@@ -140,8 +141,8 @@ def find_judge(name: str, max_tiles: int | None = None) -> JudgeCheckpoint:
     """
     if name.startswith(PREFIX):
         raise JudgeFolderError(
-            f"{name} compares two pictures and has no verdict on one: name it as --finals-judge (BESTOFN_FINALS_JUDGE) "
-            "for jobs with finals, beside a judge that is shapes, a folder or a hub name"
+            f"{name} compares two images and cannot judge one: use it as --pairwise-judge (BESTOFN_PAIRWISE_JUDGE) "
+            "for finals, with a --judge that is shapes, a folder or a hub name"
         )
     folder = EMBEDDED if name == "shapes" else Path(name).expanduser()
     tiles = "" if max_tiles is None else f"+{max_tiles}-tiles"
@@ -162,15 +163,15 @@ def find_judge(name: str, max_tiles: int | None = None) -> JudgeCheckpoint:
 
 
 def share_memory(generator: dict[str, int], judge: int, memory: int) -> tuple[bool, int]:
-    """Whether the judges stay in memory beside the generator, and the bytes that the generator's weights may take.
+    """Whether the judges stay in memory with the generator, and the bytes for the generator's weights.
 
-    They stay if the transformer and the decoder fit beside it; the text encoder may give way, since it is
-    needed once a prompt, but has to fit beside it too when it is needed.
+    They stay if the transformer and the decoder fit with them. The text encoder may be offloaded, because each prompt
+    needs it once. It must fit with the judges alone.
 
     Args:
         generator: bytes of each part's weights.
-        judge: bytes of the weights of the judge, and of a second one.
-        memory: of the device, bytes.
+        judge: bytes of all judges' weights.
+        memory: bytes of the device.
     """
     budget = int(residency.WEIGHTS_SHARE * memory)
     least = max(generator["text_encoder"], generator["transformer"] + generator["decoder"])
@@ -178,11 +179,13 @@ def share_memory(generator: dict[str, int], judge: int, memory: int) -> tuple[bo
     return shared, budget - judge if shared else budget
 
 
-def generator_bytes(checkpoint: Checkpoint, device: torch.device, eight_bit_drafts: bool = False) -> dict[str, int]:
-    """Bytes of each part's weights in the dtype that it computes in, and of the transformer's in 8 bits where drafts
-    have them; reads only the files' headers."""
+def generator_bytes(checkpoint: Checkpoint, device: torch.device, fp8_drafts: bool = False) -> dict[str, int]:
+    """Bytes of each part's weights in its compute dtype, with an FP8 copy of the transformer for FP8 drafts.
+
+    Only the headers of the files are read.
+    """
     dtypes = part_dtypes(device, residency.stored_dtype(checkpoint.path / FOLDERS["transformer"]))
-    itemsizes = {part: dtypes[part].itemsize + (eight_bit_drafts and part == "transformer") for part in FOLDERS}
+    itemsizes = {part: dtypes[part].itemsize + (fp8_drafts and part == "transformer") for part in FOLDERS}
     return {part: residency.weight_bytes(checkpoint.path / folder, itemsizes[part]) for part, folder in FOLDERS.items()}
 
 
@@ -214,17 +217,16 @@ def tokenizer_json(generator: Generator) -> bytes:
     return path.read_bytes()
 
 
-def model_card(generator: Generator, tokenizer: bytes, max_size: int, eight_bit_drafts: bool = False) -> ModelCard:
-    """What the API has to know of a generator.
+def model_info(generator: Generator, tokenizer: bytes, max_size: int, fp8_drafts: bool = False) -> ModelInfo:
+    """The info of a generator for the API.
 
-    One whose drafts are in 8 bits chooses other finalists: to the queue it is another revision, so that a job's heats
-    do not meet both kinds.
+    FP8 drafts promote other candidates, so they are another revision: a job's heats never mix both kinds.
     """
     defaults, checkpoint = generator.defaults, generator.checkpoint
     flops = generator.flops(defaults.width, defaults.height)
     layers, importance = generator.config.num_layers, checkpoint.block_importance()
-    return ModelCard(
-        pin=Revision(name=checkpoint.name, revision=checkpoint.revision + EIGHT_BIT_DRAFTS * eight_bit_drafts),
+    return ModelInfo(
+        revision=Revision(name=checkpoint.name, revision=checkpoint.revision + FP8_DRAFTS * fp8_drafts),
         width=defaults.width,
         height=defaults.height,
         max_size=min(max_size, MAX_ENLARGEMENT * max(defaults.width, defaults.height)),
@@ -237,30 +239,30 @@ def model_card(generator: Generator, tokenizer: bytes, max_size: int, eight_bit_
         tflops_per_forward=flops.forward / TERA,
         tflops_per_decode=flops.decode / TERA,
         depth=layers,
-        block_order=None if importance is None else tuple(importance_order(importance)),
-        tflops_per_block=(flops.forward - generator.flops(defaults.width, defaults.height, 0).forward) / layers / TERA,
+        layer_order=None if importance is None else tuple(importance_order(importance)),
+        tflops_per_layer=(flops.forward - generator.flops(defaults.width, defaults.height, 0).forward) / layers / TERA,
     )
 
 
-def judge_card(judge: Judge, pin: Revision, generator: Generator, calibration: Calibration | None) -> JudgeCard:
-    """What the API has to know of a judge; its cost is that of a picture of the generator's default size."""
+def judge_info(judge: Judge, revision: Revision, generator: Generator, calibration: Calibration | None) -> JudgeInfo:
+    """What the API has to know of a judge; its cost is that of an image of the generator's default size."""
     tflops = judge.flops(generator.defaults.width, generator.defaults.height) / TERA
-    return JudgeCard(pin=pin, tflops_per_forward=tflops, calibration=calibration)
+    return JudgeInfo(revision=revision, tflops_per_forward=tflops, calibration=calibration)
 
 
 def calibration_of(judge: JudgeCheckpoint, file: Path | None) -> Calibration | None:
-    """The judge's calibration: that in a file, if one is named, else the one beside its weights; None if there is none.
+    """The calibration of a judge: from `file`, else from its folder; None if there is none.
 
-    The one beside its weights is of the judge as it is, not of one with another number of tiles.
+    The calibration in its folder holds for the default number of tiles only.
 
     Raises:
-        SetupError: the file that was named is not there, or a file holds no calibration of this judge.
+        SetupError: the file does not exist, or holds no calibration of this judge.
     """
     path = file or judge.path / CALIBRATION
     if file is None and (judge.max_tiles is not None or not path.is_file()):
         return None
     try:
-        return read_calibration(path, judge.pin.revision)
+        return read_calibration(path, judge.revision.revision)
     except (OSError, ValueError) as error:
         raise SetupError(f"calibration: {error}") from error
 

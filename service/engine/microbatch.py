@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from bestofn.service.engine.batch_pool import Cores
+from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
 
 Item = TypeVar("Item")
@@ -25,12 +25,12 @@ class MicroBatches(Generic[Item, Result, Shape]):
     """Runs a stage over any number of items in batches.
 
     Args:
-        stage: its name, for messages.
-        forward: the results of a batch, one an item.
-        size: the greatest batch for items of a shape.
-        cores: how many batches at once.
-        pinned: fill every batch up to its size with copies of its first item, because a kernel may round otherwise
-            for another batch size; copies cost time and change nothing else.
+        stage: name of the stage, for messages.
+        forward: returns the results of a batch, one an item.
+        size: maximum batch for items of a shape.
+        cores: pool of parallel batches.
+        pinned: pad every batch to its size with copies of its first item. A kernel may round differently for another
+            batch size. Padding costs time and has no other effect.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class MicroBatches(Generic[Item, Result, Shape]):
         stage: str,
         forward: Callable[[Sequence[Item]], Sequence[Result]],
         size: Callable[[Shape], int],
-        cores: Cores,
+        batch_pool: BatchPool,
         *,
         pinned: bool,
     ) -> None:
@@ -46,7 +46,7 @@ class MicroBatches(Generic[Item, Result, Shape]):
         self.pinned = pinned
         self._forward = forward
         self._size = size
-        self._cores = cores
+        self._cores = batch_pool
         self._sizes: dict[Shape, int] = {}
         self._shrunk: set[Shape] = set()
 
@@ -62,7 +62,7 @@ class MicroBatches(Generic[Item, Result, Shape]):
             return None
         return (
             f"{self.stage} ran in batches of {self.size(shape)} instead of {max(1, self._size(shape))} for lack of "
-            "memory, so pictures may differ in their last bits from those of another run"
+            "memory, so images may differ in their last bits from those of another run"
         )
 
     def run(self, items: Sequence[Item], shape: Shape) -> list[Result | None]:

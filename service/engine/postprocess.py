@@ -9,26 +9,27 @@ from torch import Tensor
 
 from bestofn.judge.calibration import bounded
 from bestofn.judge.verdict import Verdict
+from bestofn.models.defaults import Flops
 from bestofn.models.flops import TERA
-from bestofn.models.generator import Flops, Generator
+from bestofn.models.generator import Generator
 from bestofn.service.core.jobs import JobSpec
-from bestofn.service.engine.batch_pool import Cores
+from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.heat_state import HeatWork, Owner
-from bestofn.service.engine.judge_residency import JudgeResidence
+from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.microbatch import MicroBatches
 from bestofn.service.engine.protocol import HeatFailed, Judged
 from bestofn.service.engine.scheduler import Size, split_due
-from bestofn.service.engine.side_stream import Beside
+from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.timing import Clock
 
-Item = TypeVar("Item", "Latent", "Picture")
+Item = TypeVar("Item", "Latent", "Image")
 What = TypeVar("What")
 Result = TypeVar("Result")
 
 
 class Look(NamedTuple):
-    """What a judge looks at: pictures of a size, whether they are drafts (of one tile), and the judge's number."""
+    """Key of a judge's batch: size of the images, whether they are drafts (one tile), number of the judge."""
 
     size: Size
     draft: bool = False
@@ -46,10 +47,10 @@ class Latent:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A decoded picture (H, W, 3) uint8 on the device that waits for its verdict.
+class Image:
+    """A decoded image (H, W, 3) uint8 on the device that waits for its verdict.
 
-    `first` is the first judge's, where it waits for the second's. `copy` is the picture on the host, where a small one
+    `first` is the first judge's, where it waits for the second's. `copy` is the image on the host, where a small one
     is shown.
     """
 
@@ -63,7 +64,7 @@ class Picture:
 
 
 class Decoded(NamedTuple):
-    """A picture on the device and, where a small one is shown, on the host."""
+    """An image on the device and, where a small one is shown, on the host."""
 
     pixels: Tensor
     copy: Tensor | None
@@ -72,7 +73,7 @@ class Decoded(NamedTuple):
 @dataclass(slots=True)
 class Queued(Generic[Item, Result, What]):
     """Work that the device was given for some items. When its clock has stopped, the results may be read: each item's
-    picture or logits, None where memory did not suffice."""
+    image or logits, None where memory did not suffice."""
 
     items: list[Item]
     results: list[Result | None]
@@ -88,49 +89,49 @@ class Queued(Generic[Item, Result, What]):
         self.items, self.results = [self.items[i] for i in kept], [self.results[i] for i in kept]
 
 
-class Finishing:
+class Postprocess:
     """The two stages after denoising.
 
-    Pictures of one size are decoded together, and pictures of one size and one prompt judged together: then all rows
-    of the judge's batch are equally long, and a verdict does not depend on how long other prompts are. Under the rule
-    of the lower bound a picture that is no draft goes on to the second judge.
+    Images of one size are decoded together. Images of one size and one prompt are judged together: all rows of
+    the judge's batch are then equally long. Verdicts do not depend on other prompts. With rule lower_bound an image
+    solved in full goes on to the second judge.
 
-    On a GPU both are queued beside the denoising and read a tick later, while the device is busy with the next step.
-    Pictures stay there; only those that are shown come to the host.
+    On a GPU both stages overlap denoising and are read a tick later. Images stay on the device; only images that are
+    shown are copied to the host.
     """
 
     def __init__(
         self,
         generator: Generator,
-        judge: JudgeResidence,
+        judge: JudgeResidency,
         heats: Mapping[Owner, HeatWork],
         sizes: Sizes,
         flops: Callable[[int, int], Flops],
-        cores: Cores,
-        beside: Beside,
+        batch_pool: BatchPool,
+        side_stream: SideStream,
     ) -> None:
         """
         Args:
-            flops: of one sample of a width and height.
-            cores: how many batches at once.
-            beside: where both stages are queued.
-            heats: the heats in work; entries are removed by the owner of the mapping only.
+            flops: FLOPs of one sample of a width and height.
+            cores: pool of parallel batches.
+            side_stream: stream of both stages.
+            heats: heats in the engine; only the owner of the mapping removes entries.
         """
         self._generator = generator
         self._judge = judge
         self._heats = heats
         self._sizes = sizes
         self._flops = flops
-        self._beside = beside
+        self._beside = side_stream
         self._latents: dict[Size, list[Latent]] = {}
         self._decoded: list[Queued[Latent, Decoded, Size]] = []
-        self._pictures: dict[tuple[Look, str], list[Picture]] = {}
-        self._judged: list[Queued[Picture, Tensor, Look]] = []
+        self._images: dict[tuple[Look, str], list[Image]] = {}
+        self._judged: list[Queued[Image, Tensor, Look]] = []
         self._decoding: MicroBatches[Tensor, Tensor, Size] = MicroBatches(
-            "decoding", self._decode_batch, self._decode_size, cores, pinned=sizes.strict
+            "decoding", self._decode_batch, self._decode_size, batch_pool, pinned=sizes.strict
         )
-        self._judging: MicroBatches[Picture, Tensor, Look] = MicroBatches(
-            "judging", self._judge_batch, self._judge_size, cores, pinned=sizes.strict
+        self._judging: MicroBatches[Image, Tensor, Look] = MicroBatches(
+            "judging", self._judge_batch, self._judge_size, batch_pool, pinned=sizes.strict
         )
 
     def warm_up(self, size: Size) -> None:
@@ -138,7 +139,7 @@ class Finishing:
         width, height = size
         with self._beside.queue():
             pixels = torch.zeros((height, width, 3), dtype=torch.uint8, device=self._generator.device)
-            blank = Picture(("", 0), 0, pixels, "")
+            blank = Image(("", 0), 0, pixels, "")
             latent = torch.zeros(self._generator.latent_shape(*size), device=self._generator.device)
             self._decoding.run([latent] * self._decoding.size(size), size)
             for number, first in enumerate((None, Verdict("other", 0.0, 0.0))[: self._judge.count]):
@@ -157,18 +158,18 @@ class Finishing:
         self._latents.setdefault(size, []).append(latent)
 
     def drop(self, owner: Owner) -> None:
-        """Forgets a heat's latents and pictures."""
+        """Forgets a heat's latents and images."""
         for size, latents in self._latents.items():
             self._latents[size] = [latent for latent in latents if latent.owner != owner]
         for decoded in self._decoded:
             decoded.drop(owner)
-        for key, pictures in self._pictures.items():
-            self._pictures[key] = [picture for picture in pictures if picture.owner != owner]
+        for key, images in self._images.items():
+            self._images[key] = [image for image in images if image.owner != owner]
         for judged in self._judged:
             judged.drop(owner)
 
     def run(self) -> Iterator[Judged | HeatFailed]:
-        """Decodes and judges what is due. Whoever is told of a failed heat drops it before asking for more."""
+        """Decode and judge full batches. After HeatFailed, call `drop(owner)` before resuming the iterator."""
         decoded, judged = self._decoded, self._judged
         self._decoded, self._judged = [], []
         for size in list(self._latents):
@@ -176,14 +177,14 @@ class Finishing:
         if not self._beside.late:
             decoded, self._decoded = self._decoded, []
         for latents in decoded:
-            yield from self._read_pictures(latents)
+            yield from self._read_images(latents)
         for number in range(self._judge.count):  # the second judges what the first has judged
-            for look, prompt in [key for key in self._pictures if key[0].judge == number]:
+            for look, prompt in [key for key in self._images if key[0].judge == number]:
                 yield from self._ask(look, prompt)
             if not self._beside.late:
                 judged, self._judged = self._judged, []
-            for pictures in [queued for queued in judged if queued.what.judge == number]:
-                yield from self._read_verdicts(pictures)
+            for images in [queued for queued in judged if queued.what.judge == number]:
+                yield from self._read_verdicts(images)
 
     def _decode(self, size: Size) -> None:
         waiting = self._latents.pop(size, [])
@@ -193,10 +194,10 @@ class Finishing:
             self._latents[size] = later
         if not due:
             return
-        self._judge.give_way()
+        self._judge.offload()
         with self._beside.queue(), Clock(self._generator.device) as clock:
-            pictures = self._decoding.run([item.latent for item in due], size)
-            pairs = zip(due, pictures, strict=True)
+            images = self._decoding.run([item.latent for item in due], size)
+            pairs = zip(due, images, strict=True)
             results = [None if pixels is None else self._shown(item, pixels) for item, pixels in pairs]
         self._decoded.append(Queued(due, results, clock, size))
 
@@ -204,7 +205,7 @@ class Finishing:
         shown = self._heats[item.owner].heat.job.has_thumbnail(item.candidate)
         return Decoded(pixels, pixels.to("cpu", non_blocking=True) if shown else None)
 
-    def _read_pictures(self, queued: Queued[Latent, Decoded, Size]) -> Iterator[HeatFailed]:
+    def _read_images(self, queued: Queued[Latent, Decoded, Size]) -> Iterator[HeatFailed]:
         size, share = queued.what, 1 / max(1, len(queued.items))
         flops = self._flops(*size).decode
         for item, decoded in queued.read():
@@ -219,15 +220,15 @@ class Finishing:
             work.tflops += flops / TERA
             work.warn(self._decoding.shrunk(size))
             prompt = work.heat.job.prompt
-            picture = Picture(item.owner, item.candidate, decoded.pixels, prompt, item.draft, copy=decoded.copy)
-            self._pictures.setdefault((Look(size, item.draft), prompt), []).append(picture)
+            image = Image(item.owner, item.candidate, decoded.pixels, prompt, item.draft, copy=decoded.copy)
+            self._images.setdefault((Look(size, item.draft), prompt), []).append(image)
 
     def _ask(self, look: Look, prompt: str) -> Iterator[HeatFailed]:
-        waiting = self._pictures.pop((look, prompt), [])
+        waiting = self._images.pop((look, prompt), [])
         last = any(work.drawing + work.decoding == 0 for work in (self._heats[item.owner] for item in waiting))
         due, later = split_due(waiting, self._judging.size(look), flush=last)
         if later:
-            self._pictures[look, prompt] = later
+            self._images[look, prompt] = later
         if not due:
             return
         try:
@@ -239,7 +240,7 @@ class Finishing:
             return
         self._judged.append(Queued(due, results, clock, look))
 
-    def _read_verdicts(self, queued: Queued[Picture, Tensor, Look]) -> Iterator[Judged | HeatFailed]:
+    def _read_verdicts(self, queued: Queued[Image, Tensor, Look]) -> Iterator[Judged | HeatFailed]:
         look, share = queued.what, 1 / max(1, len(queued.items))
         judge = self._judge.get(look.judge)
         for item, logits in queued.read():
@@ -262,7 +263,7 @@ class Finishing:
                 verdict = bounded(item.first, verdict, (spec.calibration, spec.second_calibration))
             elif len(spec.judges) > 1 and not look.draft:
                 on = look._replace(judge=1), item.prompt
-                self._pictures.setdefault(on, []).append(replace(item, first=verdict))
+                self._images.setdefault(on, []).append(replace(item, first=verdict))
                 continue
             note = work.drafted if look.draft else work.judged
             yield Judged(*item.owner, *note(item.candidate, verdict, item.pixels, item.copy))
@@ -271,21 +272,21 @@ class Finishing:
         return self._sizes.batch(self._sizes.decode, self._flops(*size).decode / TERA)
 
     def _decode_batch(self, latents: Sequence[Tensor]) -> Sequence[Tensor]:
-        pictures = self._generator.decode(torch.stack(list(latents)), stay=True)
-        return [picture.clone() for picture in pictures]  # so that one of them does not hold the memory of all
+        images = self._generator.decode(torch.stack(list(latents)), stay=True)
+        return [image.clone() for image in images]  # so that one of them does not hold the memory of all
 
     def _judge_size(self, look: Look) -> int:
         judge = self._judge.get(look.judge)
         return self._sizes.batch(self._sizes.judge, judge.flops(*look.size, one_tile=look.draft) / TERA)
 
-    def _judge_batch(self, pictures: Sequence[Picture]) -> Sequence[Tensor]:
-        pixels, prompts = [item.pixels for item in pictures], [item.prompt for item in pictures]
-        judge = self._judge.get(0 if pictures[0].first is None else 1)
+    def _judge_batch(self, images: Sequence[Image]) -> Sequence[Tensor]:
+        pixels, prompts = [item.pixels for item in images], [item.prompt for item in images]
+        judge = self._judge.get(0 if images[0].first is None else 1)
         # PIL is the faster one on a CPU, where it makes the same tiles.
         cut_there = self._beside.late or self._generator.device.type != "cpu"
-        given = torch.stack(pixels) if cut_there else [picture.numpy() for picture in pixels]
-        return list(judge.ask(given, prompts, one_tile=pictures[0].draft, non_blocking=True))
+        given = torch.stack(pixels) if cut_there else [image.numpy() for image in pixels]
+        return list(judge.ask(given, prompts, one_tile=images[0].draft, non_blocking=True))
 
 
 def _too_large(doing: str, size: Size) -> str:
-    return f"{doing} one picture of {size[0]}x{size[1]} pixels needs more memory than is free: ask for a smaller one"
+    return f"{doing} one image of {size[0]}x{size[1]} pixels needs more memory than is free: ask for a smaller one"

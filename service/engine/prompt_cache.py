@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from bestofn.models.linear_dit import PromptContext
+from bestofn.models.linear_dit.context import PromptContext
 from bestofn.service.telemetry.worker_metrics import PROMPT_HITS, PROMPT_MISSES
 
 MAX_BYTES = 2**30

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome
-from bestofn.service.core.workers import JudgeCard, ModelCard
+from bestofn.service.core.workers import JudgeInfo, ModelInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,10 @@ class Engine(Protocol):
     """One device. Not thread-safe: one thread calls all methods, except `cancel`, which any thread may call."""
 
     @property
-    def model_card(self) -> ModelCard: ...
+    def model_info(self) -> ModelInfo: ...
 
     @property
-    def judge_card(self) -> JudgeCard: ...
+    def judge_info(self) -> JudgeInfo: ...
 
     @property
     def tokenizer_json(self) -> bytes:

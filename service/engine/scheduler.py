@@ -1,8 +1,8 @@
-"""Who is denoised next: which candidates enter free slots, which rows of the batch they take, whose tick it is.
+"""Scheduling: the candidates that enter free slots, their rows of the batch, and the group of the next tick.
 
 Pure policy over plain values, without tensors. Slots of one resolution and depth form a group; a tick steps one group.
 A slot takes one row of its group's batch, or two with guidance. The batch runs in chunks of consecutive rows, and a
-chunk without a busy row is not run, so rows are dealt lowest first.
+chunk without a busy row is not run, so the lowest rows are taken first.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,12 +14,11 @@ Size = tuple[int, int]  # width, height in pixels
 
 
 class Group(NamedTuple):
-    """What candidates have in common that are denoised in one batch: pixels, the blocks that run (() for all), and
-    whether matrix products are taken in 8 bits."""
+    """Key of candidates in one batch: size in pixels, the layers that run (() for all), and FP8 matrix products."""
 
     width: int
     height: int
-    blocks: tuple[int, ...] = ()
+    layers: tuple[int, ...] = ()
     eight_bit: bool = False
 
     @property
@@ -27,9 +26,9 @@ class Group(NamedTuple):
         return self.width, self.height
 
     @property
-    def layers(self) -> int | None:
-        """How many blocks run; None for all."""
-        return len(self.blocks) or None
+    def depth(self) -> int | None:
+        """Number of layers that run; None for all."""
+        return len(self.layers) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,18 +122,18 @@ def chunks(rows: Iterable[int], size: int) -> list[range]:
 
 
 def room(slots: int, held: int) -> int:
-    """How many more candidates to take while `held` are unfinished: a second set waits behind the one that runs.
+    """Number of candidates to admit while `held` are unfinished: a second set waits behind the running one.
 
-    More would make other workers idle and cancelled jobs linger; less would let slots run empty between heats.
+    With more, other workers would idle and canceled jobs linger. With fewer, slots would be empty between heats.
     """
     return max(0, 2 * slots - held)
 
 
 def split_due(waiting: Sequence[Item], size: int, *, flush: bool) -> tuple[list[Item], list[Item]]:
-    """What a stage with batches of `size` takes now: full batches, or everything if a heat waits for its last ones.
+    """Split the waiting items of a stage into full batches of `size`, or everything with `flush`, and the rest.
 
     Returns:
-        Those that are due and those that wait for more, each in order.
+        Items to run now and items that wait, each in order.
     """
     due = len(waiting) if flush else len(waiting) // size * size
     return list(waiting[:due]), list(waiting[due:])

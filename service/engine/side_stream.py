@@ -1,4 +1,4 @@
-"""The device's second queue: decoding and judging run beside the denoising, behind what they read."""
+"""Secondary CUDA stream: decode and judge overlap denoising and wait for their inputs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,11 +6,11 @@ from contextlib import contextmanager
 import torch
 
 
-class Beside:
-    """Where decoding and judging are queued.
+class SideStream:
+    """Stream of decoding and judging.
 
-    On a GPU that is a stream of its own: the denoising does not wait for it, and its results are read a tick later, so
-    that the host need not wait either. On a CPU, and where the weights take turns in memory, there is one queue.
+    On a GPU it is a second stream: denoising does not wait for it, and its results are read a tick later. On a CPU, and
+    where weights take turns in memory, there is one stream.
     """
 
     def __init__(self, device: torch.device, *, one_queue: bool) -> None:

@@ -1,7 +1,7 @@
-"""The slots of one resolution and depth: latents, rows of the transformer's batch, and one step of all of them.
+"""Slot group: latents of the slots of one size, rows of the transformer's batch, and one step of all slots.
 
-S slots, R rows of a lane, C latent channels, (h, w) latent grid. What a forward reads and writes lies where it always
-lies, so that a GPU can replay it, and what the host knows goes there without waiting for the device.
+S slots, R rows of a lane, C latent channels, (h, w) latent grid. A forward reads and writes fixed buffers, so that a
+GPU can replay it. Values from the host are uploaded without waiting for the device.
 """
 
 import weakref
@@ -16,9 +16,9 @@ from torch import Tensor
 from bestofn.kernels.transfer import uploaded
 from bestofn.models.generator import Generator
 from bestofn.models.guidance import guide
-from bestofn.models.linear_dit import PromptContext
+from bestofn.models.linear_dit.context import PromptContext
 from bestofn.models.solver import SolverTable, StepCoefficients, solver_step
-from bestofn.service.engine.batch_pool import Cores
+from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import bucket
 from bestofn.service.engine.cuda_graph import Recorded, Recorder
 from bestofn.service.engine.microbatch import out_of_memory, release_cache
@@ -53,10 +53,9 @@ class Occupant:
 class SlotGroup:
     """S slots of one resolution and depth.
 
-    The batch's rows are cut into lanes of R rows. With strict reproducibility every forward is one lane, whole: its
-    free rows are computed as padding, since a kernel may round otherwise for another number of rows, and a lane
-    without an occupant is skipped. Otherwise there is one lane, of which a forward takes the first rows, as many
-    as are occupied, rounded up to a power of two.
+    The batch's rows are cut into lanes of R rows. With strict reproducibility every forward is one whole lane: free
+    rows are padding, because a kernel may round differently for another number of rows. A lane without an occupant is
+    skipped. Otherwise there is one lane. A forward takes its first rows, rounded up to a power of two.
 
     Prompt contexts are written into a lane's buffers once, when a slot is filled.
     """
@@ -68,7 +67,7 @@ class SlotGroup:
         slots: int,
         lane: int,
         strict: bool,
-        cores: Cores,
+        batch_pool: BatchPool,
         context: PromptContext,
         most_rows: int | None = None,
         record: Recorder = Recorded,
@@ -84,7 +83,7 @@ class SlotGroup:
             record: how a forward is called.
         """
         self._record = record
-        self._cores = cores
+        self._cores = batch_pool
         self._generator = generator
         self._group = group
         self._lane = lane if strict else 2 * slots
@@ -116,7 +115,7 @@ class SlotGroup:
             return None
         return (
             f"denoising ran in batches of {self.most_rows} rows instead of {self._lane} for lack of memory, so "
-            "pictures may differ in their last bits from those of another run"
+            "images may differ in their last bits from those of another run"
         )
 
     @torch.inference_mode()
@@ -194,7 +193,7 @@ class SlotGroup:
         return finished
 
     def _upload(self) -> None:
-        """Says on the device where each occupant stands."""
+        """Upload the step and rows of each occupant to the device."""
         values, pairs = torch.zeros(self._values.shape), torch.zeros(self._pairs.shape, dtype=torch.long)
         any_slot, any_one = next(iter(self.occupants.items()))
         slots = torch.full(self._slots.shape, any_slot)  # padding computes what some slot asks for
@@ -259,7 +258,7 @@ class SlotGroup:
             StepCoefficients.of(values[:, :8]),
             self._contexts[lane].rows(start, start + len(rows)),
             values[:, 8],
-            self._group.blocks or None,
+            self._group.layers or None,
             eight_bit=self._group.eight_bit,
         )
 

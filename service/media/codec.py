@@ -1,4 +1,4 @@
-"""Pictures to bytes and back: the three formats of the wire and small WebP thumbnails, with Pillow alone."""
+"""Images to bytes and back: the three formats of the wire and small WebP thumbnails, with Pillow alone."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image
 from bestofn.service.core.jobs import ImageFormat
 from bestofn.service.media.metadata import Story
 
-if TYPE_CHECKING:  # whoever has an array has numpy; clients and the API do without
+if TYPE_CHECKING:  # the API and clients run without numpy
     import numpy as np
     from numpy.typing import NDArray
 
 THUMBNAIL_SIDE = 256  # pixels, the longer side
 MEDIA_TYPES: Mapping[ImageFormat, str] = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 
-# Fixed, because the bytes of a picture are part of a job's result: the same request gives the same bytes.
+# Fixed, because the bytes of an image are part of a job's result: the same request gives the same bytes.
 _OPTIONS: Mapping[ImageFormat, Mapping[str, object]] = {
     "png": {"compress_level": 6},
     "webp": {"quality": 95, "method": 4},
@@ -27,15 +27,15 @@ _OPTIONS: Mapping[ImageFormat, Mapping[str, object]] = {
 
 
 def encode(pixels: NDArray[np.uint8] | Image.Image, format: ImageFormat, story: Story | None = None) -> bytes:
-    """The picture as a file's bytes; PNG is lossless, WebP and JPEG are at quality 95.
+    """The image as a file's bytes; PNG is lossless, WebP and JPEG are at quality 95.
 
     Args:
         pixels: RGB, (height, width, 3), or a Pillow image.
         format: png, webp or jpeg.
-        story: how the picture was made, to be written into the file.
+        story: how the image was made, to be written into the file.
     """
     if format not in MEDIA_TYPES:
-        raise ValueError(f"a picture's format is one of {', '.join(MEDIA_TYPES)}, got {format!r}")
+        raise ValueError(f"an image's format is one of {', '.join(MEDIA_TYPES)}, got {format!r}")
     file = io.BytesIO()
     told = {} if story is None else story.save_options(format)
     _image(pixels).save(file, format.upper(), **_OPTIONS[format], **told)
@@ -43,26 +43,26 @@ def encode(pixels: NDArray[np.uint8] | Image.Image, format: ImageFormat, story: 
 
 
 def thumbnail(pixels: NDArray[np.uint8] | Image.Image, side: int = THUMBNAIL_SIDE) -> bytes:
-    """The picture as WebP, its longer side at most `side` pixels; a smaller picture keeps its size."""
-    picture = _image(pixels)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    """The image as WebP, its longer side at most `side` pixels; a smaller image keeps its size."""
+    image = _image(pixels)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    picture.save(file, "WEBP", quality=80, method=4)
+    image.save(file, "WEBP", quality=80, method=4)
     return file.getvalue()
 
 
 def decode(data: bytes) -> Image.Image:
-    """The RGB picture in a file's bytes, fully read.
+    """The RGB image in a file's bytes, fully read.
 
     Raises:
-        ValueError: the bytes are not a picture that Pillow reads, cut short, or of more than its 179 million pixels.
+        ValueError: the bytes are not an image that Pillow reads, cut short, or of more than its 179 million pixels.
     """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return picture.convert("RGB")
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert("RGB")
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
-        said = str(error).partition(" <_io.")[0]  # an address in memory helps nobody
-        raise ValueError(f"not a readable picture ({len(data)} bytes): {said}") from error
+        said = str(error).partition(" <_io.")[0]  # without the object's address in memory
+        raise ValueError(f"not a readable image ({len(data)} bytes): {said}") from error
 
 
 def _image(pixels: NDArray[np.uint8] | Image.Image) -> Image.Image:
@@ -70,5 +70,5 @@ def _image(pixels: NDArray[np.uint8] | Image.Image) -> Image.Image:
     if isinstance(pixels, Image.Image):
         return pixels.convert("RGB") if pixels.mode != "RGB" else pixels.copy()
     if pixels.dtype != "uint8" or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"a picture is (height, width, 3) of uint8, got {pixels.shape} of {pixels.dtype}")
+        raise ValueError(f"an image is (height, width, 3) of uint8, got {pixels.shape} of {pixels.dtype}")
     return Image.fromarray(pixels)

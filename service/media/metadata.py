@@ -1,4 +1,4 @@
-"""What a picture tells of how it was made, kept in its own file: PNG text chunks, or EXIF in WebP and JPEG."""
+"""Metadata and provenance of an image, in its own file: PNG text chunks, or EXIF in WebP and JPEG."""
 
 import io
 import json
@@ -12,10 +12,10 @@ from typing import Any
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-import bestofn
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.jobs import Candidate, ImageFormat, JobSpec, Revision
 from bestofn.service.core.schemas import VerdictOut
+from bestofn.service.core.version import VERSION
 
 KEY = "bestofn"  # of the PNG chunk that holds the story as JSON; the other chunks are for other programs
 MAX_JSON = 256 * 1024  # characters; ours have at most some 50,000, with the longest prompts
@@ -30,9 +30,9 @@ _MALFORMED = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError,
 
 
 class Story(BaseModel):
-    """All that the picture depends on, and nothing else: the same picture has the same story, whichever job drew it.
+    """All that the image depends on, and nothing else: the same image has the same story, whichever job drew it.
 
-    The prompts are None where the request wanted them left out, `blocks` where all of the transformer's ran.
+    The prompts are None where the request wanted them left out, `layers` where all of the transformer's ran.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=(), allow_inf_nan=False)
@@ -43,12 +43,12 @@ class Story(BaseModel):
     height: int
     num_inference_steps: int
     guidance_scale: float
-    blocks: tuple[int, ...] | None = Field(default=None, max_length=1000, exclude_if=lambda blocks: blocks is None)
+    layers: tuple[int, ...] | None = Field(default=None, max_length=1000, exclude_if=lambda layers: layers is None)
     rule: Rule
     verdict: VerdictOut
     model: Revision
     judge: Revision
-    second_judge: Revision | None = Field(default=None, exclude_if=lambda pin: pin is None)
+    second_judge: Revision | None = Field(default=None, exclude_if=lambda revision: revision is None)
     software: str
 
     @classmethod
@@ -62,13 +62,13 @@ class Story(BaseModel):
             height=spec.height,
             num_inference_steps=spec.num_inference_steps,
             guidance_scale=spec.guidance_scale,
-            blocks=spec.blocks,
+            layers=spec.layers,
             rule=spec.rule,
             verdict=VerdictOut.of(candidate.verdict),
             model=_public(Revision(name=spec.model.name, revision=spec.model.weights)),
             judge=_public(spec.judge),
             second_judge=_public(spec.second_judge) if candidate.verdict.second and spec.second_judge else None,
-            software=f"bestofn {bestofn.__version__}",
+            software=f"bestofn {VERSION}",
         )
 
     def save_options(self, format: ImageFormat) -> dict[str, Any]:
@@ -91,17 +91,17 @@ class Story(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class OtherStory:
-    """What another program wrote into a picture, by the names it used."""
+    """What another program wrote into an image, by the names it used."""
 
     program: str
     texts: Mapping[str, str]
 
 
 def read_story(data: bytes) -> Story | OtherStory | None:
-    """The story in a picture file's bytes; None if it has none.
+    """The story in an image file's bytes; None if it has none.
 
     Raises:
-        ValueError: the bytes are no readable picture, or its story is damaged.
+        ValueError: the bytes are no readable image, or its story is damaged.
     """
     texts = _texts(data)
     written = texts.get(KEY) or texts.get("UserComment", "")
@@ -110,21 +110,21 @@ def read_story(data: bytes) -> Story | OtherStory | None:
     return OtherStory(_program(texts), texts) if texts else None
 
 
-def _public(pin: Revision) -> Revision:
-    """A folder's path is its owner's business: pictures travel, so they name its last part only."""
-    from_hub = len(pin.weights) == _COMMIT_DIGITS
-    return pin if from_hub else pin.model_copy(update={"name": PurePath(pin.name).name or pin.name})
+def _public(revision: Revision) -> Revision:
+    """A folder's path is its owner's business: images travel, so they name its last part only."""
+    from_hub = len(revision.weights) == _COMMIT_DIGITS
+    return revision if from_hub else revision.model_copy(update={"name": PurePath(revision.name).name or revision.name})
 
 
 def _parse(text: str) -> Story:
     if len(text) > MAX_JSON:
-        raise ValueError(f"the picture's story has {len(text):,} characters, but a story has at most {MAX_JSON:,}")
+        raise ValueError(f"the image's story has {len(text):,} characters, but a story has at most {MAX_JSON:,}")
     try:
         return Story.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "JSON"
-        raise ValueError(f"the picture's story is damaged: {place}: {first['msg']}") from error
+        raise ValueError(f"the image's story is damaged: {place}: {first['msg']}") from error
 
 
 def _texts(data: bytes) -> dict[str, str]:
@@ -132,9 +132,9 @@ def _texts(data: bytes) -> dict[str, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow about odd EXIF: what can be read is read
         try:
-            with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as picture:
-                found = {str(key): value for key, value in picture.info.items() if isinstance(value, str)}
-                exif = picture.getexif()
+            with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as image:
+                found = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+                exif = image.getexif()
                 comment = exif.get_ifd(_EXIF).get(_COMMENT)
                 named = {"Software": exif.get(_SOFTWARE), "ImageDescription": exif.get(_DESCRIPTION)}
         except (*_MALFORMED, Image.DecompressionBombError) as error:

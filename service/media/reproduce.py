@@ -1,4 +1,4 @@
-"""How a picture is made again: as a request, and as the diffusers call that draws it without us."""
+"""How an image is made again: as a request, and as the diffusers call that draws it without us."""
 
 import re
 from typing import Any
@@ -10,13 +10,13 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def remake_request(story: Story) -> dict[str, Any]:
-    """The fields of POST /generate that draw exactly this picture, as the only candidate.
+    """The fields of POST /generate that draw exactly this image, as the only candidate.
 
-    `prompt` is missing if it was left out of the picture.
+    `prompt` is missing if it was left out of the image.
     """
     told = story.prompt is not None
     prompts = {"prompt": story.prompt, "negative_prompt": story.negative_prompt or ""} if told else {}
-    depth = {} if story.blocks is None else {"depth": len(story.blocks)}
+    depth = {} if story.layers is None else {"depth": len(story.layers)}
     return prompts | {
         "num_samples": 1,
         "seed": story.seed,
@@ -34,7 +34,7 @@ def remake_request(story: Story) -> dict[str, Any]:
 
 
 def diffusers_call(story: Story) -> str:
-    """Python source that draws the picture with plain diffusers, to within the rounding of the hardware.
+    """Python source that draws the image with plain diffusers, to within the rounding of the hardware.
 
     A checkpoint from the hub is called as diffusers calls it by default. One in a folder may bring defaults of its own,
     which our package reads.
@@ -56,12 +56,12 @@ def diffusers_call(story: Story) -> str:
     if not hub:
         call.append("max_sequence_length=calls.max_sequence_length")
         call.append("complex_human_instruction=list(calls.complex_human_instruction)")
-    comment = [] if story.prompt is not None else ["# The prompt was left out of the picture: write it in."]
+    comment = [] if story.prompt is not None else ["# The prompt was left out of the image: write it in."]
     lines = [
         *(_from_hub if hub else _from_folder)(story),
         *_shallower(story),
         *comment,
-        "picture = pipeline(",
+        "image = pipeline(",
         *(f"    {argument}," for argument in call),
         ").images[0]",
     ]
@@ -92,11 +92,11 @@ def _from_folder(story: Story) -> list[str]:
 
 
 def _shallower(story: Story) -> list[str]:
-    if story.blocks is None:
+    if story.layers is None:
         return []
     return [
         "blocks = pipeline.transformer.transformer_blocks",
-        f"pipeline.transformer.transformer_blocks = torch.nn.ModuleList(blocks[i] for i in {list(story.blocks)})",
+        f"pipeline.transformer.transformer_blocks = torch.nn.ModuleList(blocks[i] for i in {list(story.layers)})",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Playing a job's finals: the pairwise judge is asked; if it cannot be, the verdicts' order stays, with a warning."""
+"""Running a job's finals with the pairwise judge; without its answers the verdicts' order holds, with a warning."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -6,7 +6,7 @@ import structlog
 
 from bestofn.judge.pairwise import Rounds
 from bestofn.service.core.errors import JudgeAway
-from bestofn.service.core.finals import FinalsOutcome, Meeting, not_played, played
+from bestofn.service.core.finals import FinalsOutcome, FinalsState, not_played, played
 from bestofn.service.core.jobs import JobSpec
 from bestofn.service.pairwise.openai_judge import VisionJudge
 
@@ -17,23 +17,28 @@ async def play(
     judge: VisionJudge,
     spec: JobSpec,
     meet: Sequence[int],
-    pictures: Mapping[int, bytes],
-    tell: Callable[[Meeting], Awaitable[None]],
+    images: Mapping[int, bytes],
+    tell: Callable[[FinalsState], Awaitable[None]],
     *,
     own: bool = False,
 ) -> FinalsOutcome:
-    """The knockout among `meet` (best first, of `finals.entrants`), whose files' bytes are `pictures`.
+    """Run the knockout; if the judge fails, the result says so and the verdicts' order holds.
 
-    `tell` is awaited before each round, with what is played. `own`: whoever asked for the job has named the judge too,
-    and is told what is wrong with it. Others are not told where it is: that goes to the log.
+    Args:
+        judge: the pairwise judge.
+        spec: the job.
+        meet: entrants, best first (`finals.entrants`).
+        images: file bytes of their images.
+        tell: awaited before each round, with the state of the finals.
+        own: the job's caller has also chosen the judge, so that its errors may name the judge's address.
     """
     model = judge.address.model
 
     async def before_round(rounds: Rounds) -> None:
-        await tell(Meeting(model, tuple(meet), rounds))
+        await tell(FinalsState(model, tuple(meet), rounds))
 
     try:
-        return played(model, await judge.knockout(spec.prompt, meet, pictures, before_round))
+        return played(model, await judge.knockout(spec.prompt, meet, images, before_round))
     except JudgeAway as error:
         if own:
             return not_played(model, error.detail)
@@ -41,4 +46,4 @@ async def play(
         return not_played(model, f"the pairwise judge {model} could not be asked")
     except ValueError as error:
         log.warning("finals not played", job=spec.id, error=str(error))
-        return not_played(model, "a picture of those who meet cannot be read")
+        return not_played(model, "an image of those who meet cannot be read")

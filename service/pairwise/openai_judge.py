@@ -1,7 +1,6 @@
-"""A pairwise judge behind an OpenAI-compatible server (vLLM, SGLang, Ollama, ...): two pictures in one message.
+"""A pairwise judge behind an OpenAI-compatible server (vLLM, SGLang, Ollama, ...): two images in one message.
 
-The prompt and both pictures leave this machine. The pictures go as JPEG, made anew from their pixels: what their files
-tell of how they were made stays here.
+The prompt and both images leave this machine. The images are encoded as JPEG from their pixels, without metadata.
 """
 
 import asyncio
@@ -14,7 +13,7 @@ import httpx
 from PIL import Image
 
 from bestofn.judge.pairwise import LABELS, Answer, Answers, Rounds, knockout, question, read_answer
-from bestofn.service.client.retries import LONGEST_ASKED_SECONDS, asked_delay, backoff
+from bestofn.service.core.backoff import LONGEST_ASKED_SECONDS, asked_delay, backoff
 from bestofn.service.core.errors import JudgeAway, SetupError
 from bestofn.service.media.codec import MEDIA_TYPES, decode, encode
 
@@ -27,10 +26,10 @@ MAX_TOKENS = 8  # one letter, and room for signs around it
 TOP_LOGPROBS = 5
 _PASSING = frozenset({408, 409, 425, 429})  # and all from 500 on
 _ADVICE = {
-    401: "set BESTOFN_FINALS_KEY to a key that it knows",
-    403: "set BESTOFN_FINALS_KEY to a key that it knows",
+    401: "set BESTOFN_PAIRWISE_API_KEY to a key that it knows",
+    403: "set BESTOFN_PAIRWISE_API_KEY to a key that it knows",
     404: "correct the address, which mostly ends in /v1, or the model after #: {base}/models lists those it serves",
-    400: "is {model} a model that reads two pictures a message?",
+    400: "is {model} a model that reads two images a message?",
     429: "it is overloaded: try again later",
 }
 
@@ -58,7 +57,7 @@ def parse_address(name: str) -> Address:
             f"a pairwise judge is openai:<address>#<model>, such as openai:http://localhost:8000/v1#llava, got {name!r}"
         )
     if url.userinfo:
-        raise SetupError("a pairwise judge's address holds no user or password: set BESTOFN_FINALS_KEY instead")
+        raise SetupError("a pairwise judge's address holds no user or password: set BESTOFN_PAIRWISE_API_KEY instead")
     return Address(base.rstrip("/"), model)
 
 
@@ -100,22 +99,22 @@ class VisionJudge:
         self,
         prompt: str,
         order: Sequence[int],
-        pictures: Mapping[int, bytes],
+        images: Mapping[int, bytes],
         before_round: Callable[[Rounds], Awaitable[None]] | None = None,
     ) -> Rounds:
         """The whole knockout among `order` (best placed first), each match asked in both orders.
 
         Args:
-            prompt: what the pictures should show.
+            prompt: what the images should show.
             order: who enters.
-            pictures: their files' bytes.
+            images: their files' bytes.
             before_round: awaited before each round, with the rounds that are played.
 
         Raises:
             JudgeAway: an answer was not to be had.
-            ValueError: a picture cannot be read.
+            ValueError: an image cannot be read.
         """
-        shown = {one: await asyncio.to_thread(data_url, pictures[one]) for one in order} if len(order) > 1 else {}
+        shown = {one: await asyncio.to_thread(data_url, images[one]) for one in order} if len(order) > 1 else {}
         game = knockout(order)
         try:
             pairings, rounds = next(game)
@@ -139,10 +138,10 @@ class VisionJudge:
         return [task.result() for task in tasks]
 
     async def compare(self, prompt: str, first: str, second: str) -> Answer:
-        """Which of two pictures (of `data_url`) shows the prompt better, in this order. Raises JudgeAway."""
-        pictures = [{"type": "image_url", "image_url": {"url": url}} for url in (first, second)]
+        """Which of two images (of `data_url`) shows the prompt better, in this order. Raises JudgeAway."""
+        images = [{"type": "image_url", "image_url": {"url": url}} for url in (first, second)]
         texts = [{"type": "text", "text": text} for text in (*LABELS, question(prompt))]
-        content = [texts[0], pictures[0], texts[1], pictures[1], texts[2]]
+        content = [texts[0], images[0], texts[1], images[1], texts[2]]
         async with self._room:
             reply = await self._ask([{"role": "user", "content": content}])
         try:
@@ -172,7 +171,7 @@ class VisionJudge:
                     self._logprobs = {}
                     continue
                 again = response.status_code in _PASSING or response.status_code >= 500
-                waits = asked_delay(response) or 0.0
+                waits = asked_delay(response.headers) or 0.0
                 if not again or attempt >= self._attempts or waits > LONGEST_ASKED_SECONDS:
                     raise self._refused(response)
                 delay = max(delay, waits)
@@ -189,9 +188,9 @@ class VisionJudge:
         return JudgeAway(f"{known}{said}; {advice}", f"{known}; {advice}")
 
 
-def data_url(picture: bytes) -> str:
-    """A picture's file as a `data:` URL: RGB, its longer side at most LONG_SIDE pixels. Raises ValueError."""
-    pixels = decode(picture)
+def data_url(image: bytes) -> str:
+    """An image's file as a `data:` URL: RGB, its longer side at most LONG_SIDE pixels. Raises ValueError."""
+    pixels = decode(image)
     pixels.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
     return f"data:{MEDIA_TYPES['jpeg']};base64,{base64.b64encode(encode(pixels, 'jpeg')).decode()}"
 

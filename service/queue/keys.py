@@ -1,32 +1,32 @@
 """Every Redis key and channel of the queue: the one place that spells them, for Python and for the scripts.
 
-pairs                         hash    pair -> card of the worker that last announced it, of all pairs ever
-pair:<pair>:workers           zset    worker -> time (ms) at which its announcement lapses
-pair:<pair>:capacity          hash    worker -> candidates it holds at once
-pair:<pair>:cards             hash    worker -> its card
-pair:<pair>:<class>:ring      list    jobs that still have heats to give, next first
-pair:<pair>:<class>:ready     stream  heats dealt and not finished; read by one consumer group
-pair:<pair>:<class>:dealt     int     candidates of those heats
-job:<job>                     hash    specification, status, counters, leaders; dead:<heat>: why it could not be done
-job:<job>:heats               hash    heat -> its record; the first completion wins; that of the finals comes last
-job:<job>:progress            hash    heat -> "judged steps forwards"
-job:<job>:events              stream  capped
-job:<job>:kept                hash    candidate -> heat, of the images that stand
-job:<job>:images:<heat>       hash    candidate -> bytes, or a reference to their file (pictures.py)
-job:<job>:staged:<heat>:<by>  hash    the same of a heat that is not yet completed
-job:<job>:thumbnails          hash    candidate -> bytes, of jobs that asked
-gone:<job>                    string  "status caller": how an expired job had ended, and whose it was
-idempotency:<key>             hash    job, fingerprint of its request
-backlog                       hash    jobs, candidates, gflop: waiting or running; <class>:jobs ... of one class
-callers                       hash    caller -> candidates of its jobs that wait or run
-queued                        zset    job -> time (ms) of its submission, of jobs that have not started
-deadlines                     zset    job -> time (ms) at which it has to end, of jobs with a deadline
-ended                         stream  how jobs have ended, for metrics; capped
-images                        hash    job -> bytes of images it holds or may come to hold; "total"
-images:expiry                 zset    job -> time (ms) at which those expire
-dead                          stream  heats that could not be finished
-tokenizer:<sha256>            string  a tokenizer.json
-control                       channel jobs that have ended before their heats did
+pairs                            hash    pair -> WorkerInfo of the worker that last announced it, of all pairs ever
+pair:<pair>:workers              zset    worker -> time (ms) at which its announcement expires
+pair:<pair>:capacity             hash    worker -> candidates it holds at once
+pair:<pair>:infos                hash    worker -> its WorkerInfo
+pair:<pair>:<priority>:ring      list    jobs with heats to dispatch, next first
+pair:<pair>:<priority>:ready     stream  heats dispatched and not finished; read by one consumer group
+pair:<pair>:<priority>:dispatched  int   candidates of those heats
+job:<job>                        hash    specification, status, counters, leaders; dead:<heat>: why it failed
+job:<job>:heats                  hash    heat -> its record; the first completion wins; the finals' record comes last
+job:<job>:progress               hash    heat -> "judged steps forwards"
+job:<job>:events                 stream  capped
+job:<job>:winner_images          hash    candidate -> heat, of the images that are stored
+job:<job>:images:<heat>          hash    candidate -> bytes, or a reference to their file (image_store.py)
+job:<job>:staged:<heat>:<by>     hash    the same of a heat that is not yet completed
+job:<job>:thumbnails             hash    candidate -> bytes, of jobs that asked
+tombstone:<job>                  string  "status caller" of an expired job
+idempotency:<key>                hash    job, fingerprint of its request
+backlog                          hash    jobs, candidates, gflop that wait or run; <priority>:jobs ... of a priority
+callers                          hash    caller -> candidates of its jobs that wait or run
+queued                           zset    job -> time (ms) of its submission, of jobs that have not started
+deadlines                        zset    job -> time (ms) at which it has to end, of jobs with a deadline
+ended                            stream  how jobs have ended, for metrics; capped
+images                           hash    job -> bytes of images it holds or may come to hold; "total"
+images:expiry                    zset    job -> time (ms) at which those expire
+dead_letters                     stream  heats that failed for good
+tokenizer:<sha256>               string  a tokenizer.json
+control                          channel jobs that have ended before their heats did
 """
 
 import hashlib
@@ -37,25 +37,25 @@ from typing import Literal, get_args
 from bestofn.service.core.jobs import Priority, Revision
 
 GROUP = "workers"
-CLASSES: tuple[Priority, ...] = get_args(Priority)  # in order of precedence
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)  # in order of precedence
 
 Name = Literal[
     "pairs",
     "workers",
     "capacity",
-    "cards",
+    "infos",
     "ring",
     "ready",
-    "dealt",
+    "dispatched",
     "job",
     "heats",
     "progress",
     "events",
-    "kept",
+    "winner_images",
     "images",
     "staged",
     "thumbnails",
-    "gone",
+    "tombstone",
     "idempotency",
     "backlog",
     "callers",
@@ -64,7 +64,7 @@ Name = Literal[
     "ended",
     "reserved",
     "reserved_until",
-    "dead",
+    "dead_letters",
     "tokenizer",
     "control",
 ]
@@ -72,19 +72,19 @@ _TEMPLATES: dict[Name, str] = {
     "pairs": "pairs",
     "workers": "pair:%s:workers",
     "capacity": "pair:%s:capacity",
-    "cards": "pair:%s:cards",
+    "infos": "pair:%s:infos",
     "ring": "pair:%s:%s:ring",
     "ready": "pair:%s:%s:ready",
-    "dealt": "pair:%s:%s:dealt",
+    "dispatched": "pair:%s:%s:dispatched",
     "job": "job:%s",
     "heats": "job:%s:heats",
     "progress": "job:%s:progress",
     "events": "job:%s:events",
-    "kept": "job:%s:kept",
+    "winner_images": "job:%s:winner_images",
     "images": "job:%s:images:%s",
     "staged": "job:%s:staged:%s:%s",
     "thumbnails": "job:%s:thumbnails",
-    "gone": "gone:%s",
+    "tombstone": "tombstone:%s",
     "idempotency": "idempotency:%s",
     "backlog": "backlog",
     "callers": "callers",
@@ -93,7 +93,7 @@ _TEMPLATES: dict[Name, str] = {
     "ended": "ended",
     "reserved": "images",
     "reserved_until": "images:expiry",
-    "dead": "dead",
+    "dead_letters": "dead_letters",
     "tokenizer": "tokenizer:%s",
     "control": "control",
 }
@@ -103,7 +103,7 @@ class Keys:
     """`Keys("bestofn")("heats", job)` is the key of that job's heats."""
 
     def __init__(self, namespace: str) -> None:
-        """Raises ValueError if `namespace` has characters that patterns or formats would read."""
+        """Raises ValueError if `namespace` has characters with a meaning in patterns or formats."""
         if not re.fullmatch(r"[A-Za-z0-9_.:{}-]+", namespace):
             raise ValueError(f"a namespace is made of letters, digits and _ . : {{ }} -, got {namespace!r}")
         self.namespace = namespace
@@ -114,20 +114,20 @@ class Keys:
     def lua(self) -> str:
         """The same function for the scripts: `key('heats', job)`."""
         names = ", ".join(f"{name} = '{self.namespace}:{template}'" for name, template in _TEMPLATES.items())
-        classes = ", ".join(f"'{name}'" for name in CLASSES)
+        priorities = ", ".join(f"'{name}'" for name in PRIORITIES)
         return (
-            f"local GROUP, CLASSES = '{GROUP}', {{{classes}}}\n"
+            f"local GROUP, PRIORITIES = '{GROUP}', {{{priorities}}}\n"
             f"local NAMES = {{{names}}}\n"
             "local function key(name, ...) return string.format(NAMES[name], ...) end\n"
         )
 
 
 def pair_id(model: Revision, judge: Revision, second: Revision | None = None) -> str:
-    """Short name of a (model revision, judge revision) pair; beside a second judge it is another pair."""
-    pins = [pin.model_dump() for pin in (model, judge, second) if pin is not None]
-    return hashlib.sha256(json.dumps(pins).encode()).hexdigest()[:16]
+    """Short name of a (model revision, judge revision) pair; with a second judge it is another pair."""
+    revisions = [revision.model_dump() for revision in (model, judge, second) if revision is not None]
+    return hashlib.sha256(json.dumps(revisions).encode()).hexdigest()[:16]
 
 
 def opaque(key: str) -> str:
-    """A client's own key, of any length and with any characters, as a part of ours."""
+    """A client's key of any length and with any characters, hashed as a part of a Redis key."""
     return hashlib.sha256(key.encode()).hexdigest()

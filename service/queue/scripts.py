@@ -11,16 +11,16 @@ from bestofn.service.queue.keys import Keys
 
 Script = Literal[
     "submit",
-    "refill",
-    "beat",
+    "start",
+    "heartbeat",
     "report",
     "complete",
-    "play",
-    "finals",
-    "fail",
+    "publish_finals",
+    "complete_finals",
+    "give_back",
     "cancel",
     "expire",
-    "count",
+    "set_deliveries",
     "record",
     "probe",
 ]
@@ -36,8 +36,19 @@ class Scripts:
         self._sources = {name: _source(name, keys) for name in SCRIPTS}
         self._hashes = {name: hashlib.sha1(source.encode()).hexdigest() for name, source in self._sources.items()}
 
-    async def __call__(self, name: Script, *arguments: Argument) -> Any:
-        """Runs one script and returns its reply, with bytes for strings."""
+    async def __call__(self, name: Script, *rest: Argument, **named: Argument) -> Any:
+        """Run one script.
+
+        Args:
+            name: file name of the script.
+            rest: list of arguments without names, `rest` in the script.
+            named: arguments by name, `args` in the script.
+
+        Returns:
+            The script's reply, with bytes for strings.
+        """
+        pairs = [part for pair in named.items() for part in pair]
+        arguments = (len(named), *pairs, *rest)
         try:
             return await self._redis.evalsha(self._hashes[name], 0, *arguments)
         except NoScriptError:

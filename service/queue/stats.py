@@ -1,4 +1,4 @@
-"""The queue as its operator sees it: how much waits, who works, what its server holds, and how jobs have ended."""
+"""Queue statistics for operators: backlog, workers, the server's memory, and how jobs have ended."""
 
 import json
 from collections.abc import Mapping
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from bestofn.judge.verdict import Verdict
 from bestofn.service.core.jobs import JobStatus, Priority
-from bestofn.service.core.scheduling import wait_seconds
-from bestofn.service.core.workers import WorkerCard
-from bestofn.service.queue.codec import Backlog, read_verdict
+from bestofn.service.core.scheduling import Backlog, wait_seconds
+from bestofn.service.core.workers import WorkerInfo
+from bestofn.service.queue.codec import read_verdict
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.queue.keys import CLASSES, pair_id
+from bestofn.service.queue.keys import PRIORITIES, pair_id
 
 MOST_ENDED = 5000  # more than the stream holds
 
@@ -28,18 +28,18 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Census:
+class QueueStats:
     """The queue at one moment.
 
     Attributes:
-        loads: what waits or runs, by priority.
-        queued, running: jobs.
-        oldest_wait_seconds: of the job that has waited the longest for its start; 0 if none waits.
-        estimated_wait_seconds: until all that waits or runs is done; None while nobody knows the workers' speed.
-        image_bytes: that winners' pictures take or may come to take.
-        dead: heats in the dead-letter stream.
-        workers: that are warm.
-        refuses: why no job is taken now, in plain words; None if jobs are taken.
+        loads: work that waits or runs, by priority.
+        queued, running: number of jobs.
+        oldest_wait_seconds: longest wait of a job that has not started; 0 if none waits.
+        estimated_wait_seconds: seconds for the whole backlog; None while no worker's speed is known.
+        image_bytes: bytes reserved for winner images.
+        dead: number of heats in the dead-letter stream.
+        workers: warm workers.
+        refuses: reason why no job is accepted now; None if jobs are accepted.
     """
 
     loads: Mapping[Priority, Backlog]
@@ -49,16 +49,19 @@ class Census:
     estimated_wait_seconds: float | None
     image_bytes: int
     dead: int
-    workers: tuple[WorkerCard, ...]
+    workers: tuple[WorkerInfo, ...]
     server: Server
     refuses: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class EndedJob:
-    """How a job has ended. `model` and `judge` are names, `winner` is the verdict on the best if there is one.
+    """A job that has ended.
 
-    `stopped` says why it ended before its last candidate; None if it did not.
+    Attributes:
+        stopped: reason of an early end; None: all candidates were judged.
+        model, judge: names.
+        winner: verdict on the best candidate, if there is one.
     """
 
     status: JobStatus
@@ -71,24 +74,24 @@ class EndedJob:
     winner: Verdict | None
 
 
-async def take_census(queue: Queue) -> Census:
-    """Looks at the queue. Raises redis' errors if its server is away."""
+async def read_stats(queue: Queue) -> QueueStats:
+    """Read the statistics. Raises redis' errors if the server is away."""
     keys = queue.keys
     async with queue.redis.pipeline(transaction=False) as pipe:
         pipe.hgetall(keys("backlog"))
         pipe.hget(keys("reserved"), "total")
         pipe.zcard(keys("queued"))
         pipe.zrange(keys("queued"), 0, 0, withscores=True)
-        pipe.xlen(keys("dead"))
+        pipe.xlen(keys("dead_letters"))
         pipe.time()
         pipe.info()
         backlog, reserved, queued, oldest, dead, (seconds, micros), info = await pipe.execute()
     load = {name.decode(): max(0, int(value)) for name, value in backlog.items()}
-    workers = tuple(await queue.cards())
+    workers = tuple(await queue.workers())
     whole = _backlog(load, "")
     valkey = info.get("server_name") == "valkey"
-    return Census(
-        loads={priority: _backlog(load, f"{priority}:") for priority in CLASSES},
+    return QueueStats(
+        loads={priority: _backlog(load, f"{priority}:") for priority in PRIORITIES},
         queued=queued,
         running=max(0, whole.jobs - queued),
         oldest_wait_seconds=max(0.0, seconds + micros / 1e6 - oldest[0][1] / 1000) if oldest else 0.0,
@@ -109,19 +112,19 @@ async def take_census(queue: Queue) -> Census:
 
 
 async def last_ended(queue: Queue) -> str:
-    """The place of the job that ended last, for `ended_jobs`."""
+    """Id of the last entry of the stream of ended jobs, for `ended_jobs`."""
     found = await queue.redis.xrevrange(queue.keys("ended"), count=1)
     return found[0][0].decode() if found else "0-0"
 
 
 async def ended_jobs(queue: Queue, after: str) -> tuple[list[EndedJob], str]:
-    """Jobs that have ended after this place, in order, and the place to ask from next."""
+    """Jobs that ended after entry `after`, in order, and the entry for the next call."""
     found = await queue.redis.xrange(queue.keys("ended"), min=f"({after}", count=MOST_ENDED)
     if not found:
         return [], after
     names = {}
-    for card in await queue.announced():
-        names[pair_id(*card.pins)] = (card.model.pin.name, card.judge.pin.name)
+    for info in await queue.announced():
+        names[pair_id(*info.revisions)] = (info.model.revision.name, info.judge.revision.name)
     return [_ended(fields, names) for _, fields in found], found[-1][0].decode()
 
 
@@ -131,7 +134,7 @@ def _ended(fields: Mapping[bytes, bytes], names: Mapping[str, tuple[str, str]]) 
     return EndedJob(
         status=JobStatus(fields[b"status"].decode()),
         stopped=fields.get(b"stopped", b"").decode() or None,
-        priority=fields[b"class"].decode(),
+        priority=fields[b"priority"].decode(),
         waited_seconds=int(fields[b"waited"]) / 1000,
         seconds=int(fields[b"took"]) / 1000,
         model=model,

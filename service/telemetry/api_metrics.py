@@ -1,4 +1,4 @@
-"""Metrics of an API process: its requests. What it tells of the queue is read when it is asked (`queue_metrics`)."""
+"""Metrics of an API process: its requests. Metrics of the queue are read on demand (`queue_metrics`)."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

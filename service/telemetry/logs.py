@@ -16,7 +16,7 @@ _REQUESTS = "bestofn.requests"
 
 def as_json(settings: Settings) -> bool:
     """Whether lines are JSON: where stderr is no terminal, unless the settings say otherwise."""
-    return settings.log == "json" or (settings.log is None and not sys.stderr.isatty())
+    return settings.log_format == "json" or (settings.log_format is None and not sys.stderr.isatty())
 
 
 def configure(settings: Settings) -> None:

@@ -10,7 +10,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-import bestofn
+from bestofn.service.core.version import VERSION
 
 FLUSH_MS = 3000
 
@@ -31,7 +31,7 @@ def configure(endpoint: str | None, service: str) -> None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    resource = Resource.create({"service.name": service, "service.version": bestofn.__version__})
+    resource = Resource.create({"service.name": service, "service.version": VERSION})
     provider = TracerProvider(resource=resource)  # sampled as OTEL_TRACES_SAMPLER says; flushed when the process ends
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")))
     trace.set_tracer_provider(provider)
@@ -60,7 +60,7 @@ def past_span(
     It is the current one inside the `with`, so that lines that are logged there carry its trace.
     """
     now = time.time_ns()
-    span = trace.get_tracer("bestofn", bestofn.__version__).start_span(
+    span = trace.get_tracer("bestofn", VERSION).start_span(
         name,
         context=_W3C.extract({"traceparent": parent}),
         kind=SpanKind.CONSUMER,

@@ -1,10 +1,9 @@
 """Metrics of a worker process. They are always counted, and shown where BESTOFN_METRICS_PORT is set."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from prometheus_client import Counter, Gauge, Histogram, Info
 
-from bestofn.service.engine.protocol import EngineEvent, Stepped
 from bestofn.service.telemetry.registry import new_registry
 
 REGISTRY = new_registry()
@@ -30,8 +29,8 @@ TFLOPS = Counter("bestofn_tflops", "Work of finished heats, in TFLOP.", registry
 CANDIDATES = Counter("bestofn_candidates_generated", "Candidates drawn and judged.", registry=REGISTRY)
 WASTED = Counter(
     "bestofn_candidates_wasted",
-    "Candidates drawn and judged whose heat was not filed, by what became of it.",
-    ("fate",),
+    "Candidates drawn and judged whose heat was not stored, by outcome.",
+    ("outcome",),
     registry=REGISTRY,
 )
 VERDICTS = Counter("bestofn_judge_verdicts", "Verdicts by the judge's answer.", ("answer",), registry=REGISTRY)
@@ -42,8 +41,8 @@ OUT_OF_MEMORY = Counter("bestofn_oom", "Batches that did not fit into memory.", 
 
 HEATS = Counter(
     "bestofn_heats",
-    "Heats that left this worker: done, late (another was first), again (failed, to be tried again), dead, back.",
-    ("fate",),
+    "Heats that left this worker, by outcome: completed, duplicate, retried, dead_lettered or released.",
+    ("outcome",),
     registry=REGISTRY,
 )
 HEAT_SECONDS = Histogram(
@@ -68,14 +67,6 @@ DEVICE_MEMORY = Gauge(
     ("device", "kind"),
     registry=REGISTRY,
 )
-
-
-def ticked(seconds: float, events: Sequence[EngineEvent], slots: int) -> None:
-    """Counts one turn of an engine with so many slots."""
-    TICK_SECONDS.observe(seconds)
-    advanced = sum(event.steps for event in events if isinstance(event, Stepped))
-    if advanced:
-        BATCH_FILL.observe(advanced / slots)
 
 
 def watch_device(device: str, memory: Callable[[], tuple[int, int]], allocated: Callable[[], int]) -> None:

@@ -1,10 +1,10 @@
 // The knockout as a tree: half of the entrants on each side, the winner in the middle; earlier rounds folded below.
 
-import { picturePath } from "./job.js";
-import { picture } from "./pictures.js";
+import { imagePath } from "./job.js";
+import { imageUrl } from "./images.js";
 import { $, drawing, element, plural } from "./text.js";
 
-const SIZES = [84, 64, 50, 40, 30]; // of a picture in the last round, the one before, ...
+const SIZES = [84, 64, 50, 40, 30]; // of an image in the last round, the one before, ...
 const GAP = 24;
 const CENTRE = 176;
 const MARGIN = 4;
@@ -24,7 +24,7 @@ export function entrant(job, round, place) {
   return job.candidates.has(place) ? place : null;
 }
 
-/** Where pictures and lines lie: nodes {round, place, x, y, side} with x, y in the middle, lines from a node to its next. */
+/** Where images and lines lie: nodes {round, place, x, y, side} with x, y in the middle, lines from a node to its next. */
 export function layout(sizes, first, width) {
   const last = sizes.length - 1;
   const rounds = last - first; // columns on each side
@@ -153,10 +153,10 @@ export class BracketView {
     );
     if (index === null) return;
     group.dataset.index = index;
-    const path = picturePath(job, index);
+    const path = imagePath(job, index);
     if (path && image.dataset.path !== path) {
       image.dataset.path = path;
-      picture(path).then((url) => url && image.dataset.path === path && image.setAttribute("href", url));
+      imageUrl(path).then((url) => url && image.dataset.path === path && image.setAttribute("href", url));
     }
   }
 
@@ -180,8 +180,8 @@ export class BracketView {
 export function small(job, index, fate) {
   const tile = element("button", { type: "button", className: fate === "lost" ? fate : "", dataset: { index } });
   tile.setAttribute("aria-label", `Candidate ${index}, ${fate}`);
-  const path = picturePath(job, index);
-  if (path) picture(path).then((url) => url && tile.append(element("img", { src: url, alt: "" })));
+  const path = imagePath(job, index);
+  if (path) imageUrl(path).then((url) => url && tile.append(element("img", { src: url, alt: "" })));
   return tile;
 }
 

@@ -1,10 +1,10 @@
-// The call that draws a candidate again with plain diffusers: the same one that `bestofn inspect` tells of a file.
+// The call that draws a candidate again with plain diffusers: the same one that `bestofn inspect` prints for a file.
 
 // A JSON string is a Python string: the same quotes, the same escapes.
 const python = JSON.stringify;
 const float = (value) => (Number.isInteger(value) ? `${value}.0` : `${value}`);
 
-/** Python source that makes the picture of `seed`. */
+/** Python source that makes the image of `seed`. */
 export function diffusersCall({ prompt, parameters, model }, seed) {
   const hub = /^[0-9a-f]{40}$/.test(model.revision);
   const sprint = hub && model.name.toLowerCase().includes("sprint"); // its pipeline takes no negative prompt
@@ -26,14 +26,14 @@ export function diffusersCall({ prompt, parameters, model }, seed) {
   }
   const lines = call.map((argument) => `    ${argument},`);
   const made = [...(hub ? fromHub : fromFolder)(model), ...shallower(parameters)];
-  return [...made, "picture = pipeline(", ...lines, ").images[0]"].join("\n");
+  return [...made, "image = pipeline(", ...lines, ").images[0]"].join("\n");
 }
 
-const shallower = ({ blocks }) =>
-  blocks
+const shallower = ({ layers }) =>
+  layers
     ? [
         "blocks = pipeline.transformer.transformer_blocks",
-        `pipeline.transformer.transformer_blocks = torch.nn.ModuleList(blocks[i] for i in [${blocks.join(", ")}])`,
+        `pipeline.transformer.transformer_blocks = torch.nn.ModuleList(blocks[i] for i in [${layers.join(", ")}])`,
       ]
     : [];
 

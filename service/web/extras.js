@@ -15,7 +15,7 @@ export class Extras {
     this.#workers = workers;
   }
 
-  /** Offer what workers of this model (of GET /v1/models; or null) beside this judge's name (null: any) have. */
+  /** Offer what workers of this model (of GET /v1/models; or null) with this judge's name (null: any) have. */
   offer(model, judge) {
     const held = this.#workers.filter(
       (worker) => worker.model.name === model?.id && (judge === null || worker.judge.name === judge),
@@ -25,7 +25,7 @@ export class Extras {
       $(name).parentElement.hidden = depths.length < 2;
       $(name).max = $(name).placeholder = depths.at(-1) ?? "";
     }
-    const [second, finals] = ["second_judge", "finals_judge"].map((name) => held.filter((worker) => worker[name]));
+    const [second, finals] = ["second_judge", "pairwise_judge"].map((name) => held.filter((worker) => worker[name]));
     $("second-field").hidden = !second.length;
     $("finals-field").hidden = !finals.length;
     this.#apart = second.length > 0 && finals.length > 0 && !second.some((worker) => finals.includes(worker));
@@ -39,11 +39,11 @@ export class Extras {
     if (shown("second") && $("second").checked) fields.rule = "lower_bound";
     if (shown("finals") && $("finals").checked) {
       fields.finals = {};
-      if ($("finals_most").value) {
-        fields.finals.most = whole("finals.most", "Those who meet", $("finals_most").value, 16);
+      if ($("finals_max_entrants").value) {
+        fields.finals.max_entrants = whole("finals.max_entrants", "Those who meet", $("finals_max_entrants").value, 16);
       }
-      if ($("finals_band").value) {
-        fields.finals.band = positive("finals_band", "How close: a number above 0.", "finals.band");
+      if ($("finals_margin").value) {
+        fields.finals.margin = positive("finals_margin", "How close: a number above 0.", "finals.margin");
       }
     }
     return fields;
@@ -54,13 +54,13 @@ export class Extras {
     $("depth").value = depth ?? "";
     $("second").checked = rule === "lower_bound";
     $("finals").checked = Boolean(finals);
-    $("finals_most").value = finals?.most ?? "";
-    $("finals_band").value = finals?.band ?? "";
+    $("finals_max_entrants").value = finals?.max_entrants ?? "";
+    $("finals_margin").value = finals?.margin ?? "";
     this.#fold();
     return Boolean(depth || rule === "lower_bound" || finals);
   }
 
-  /** Only what goes with the other choices can be chosen; why not is said beside it. */
+  /** Only what goes with the other choices can be chosen; the reason is shown next to it. */
   #fold() {
     const [finals, second] = [$("finals"), $("second")];
     if (this.#apart && finals.checked) second.checked = false;

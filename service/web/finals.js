@@ -1,11 +1,11 @@
-// The finals: who met before the judge that sees two pictures at a time, and what it said of them in both orders.
+// The finals: who met before the judge that sees two images at a time, and what it said of them in both orders.
 
 import { small } from "./bracket.js";
 import { matchesOf } from "./job.js";
 import { $, element, plural } from "./text.js";
 
 export class FinalsView {
-  #drawn = null; // what stands there
+  #drawn = null; // what is drawn
 
   /** `open(index)` shows a candidate large. */
   constructor(open) {
@@ -27,7 +27,7 @@ export class FinalsView {
       const cards = matches.map((match) => {
         const sides = [match.a, match.b].filter((index) => index !== null);
         const tiles = sides.map((index) => small(job, index, index === match.winner ? "won" : "lost"));
-        const [how, answers] = told(match);
+        const [how, answers] = describe(match);
         return element("li", {}, ...tiles, element("p", {}, element("b", {}, how), element("small", {}, answers)));
       });
       return titled(round === rounds.length - 1 && !entrants ? "Final" : `Round ${round + 1}`, cards);
@@ -42,7 +42,7 @@ export class FinalsView {
 }
 
 /** A match in words: how it ended, and what the judge answered. */
-export function told({ a, b, answers, winner }) {
+export function describe({ a, b, answers, winner }) {
   if (b === null) return [`#${a} waits`, "an odd number is left, and it is the best by verdict"];
   const [first, second] = answers;
   if (first === second && first !== null) return [`#${winner} beats #${winner === a ? b : a}`, "named in both orders"];

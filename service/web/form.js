@@ -5,7 +5,7 @@ import { Spending } from "./spending.js";
 import { $, element, whole } from "./text.js";
 
 const LONGEST_SEED = 2n ** 63n;
-// A field of the request, or all below it: what the page calls it, and the control that a refusal is shown beside.
+// A field of the request, or all below it: what the page calls it, and the control next to which a refusal is shown.
 const FIELDS = {
   prompt: ["the prompt", () => $("prompt")],
   num_samples: ["the number of candidates", () => $("num_samples")],
@@ -19,8 +19,8 @@ const FIELDS = {
   draft: ["drafts", () => $("draft_steps")],
   depth: ["the layers", () => $("depth")],
   rule: ["the second judge", () => $("second")],
-  "finals.most": ["those who meet", () => $("finals_most")],
-  "finals.band": ["how close", () => $("finals_band")],
+  "finals.max_entrants": ["those who meet", () => $("finals_max_entrants")],
+  "finals.margin": ["how close", () => $("finals_margin")],
   finals: ["finals", () => $("finals")],
   num_inference_steps: ["the number of steps", () => document.querySelector("[name=steps]:checked")],
   seed: ["the seed", () => $("seed")],
@@ -76,7 +76,7 @@ export class Form {
   read() {
     const prompt = $("prompt").value;
     const seed = $("seed").value.trim();
-    if (!prompt.trim()) throw { field: "prompt", message: "Say what the picture should show." };
+    if (!prompt.trim()) throw { field: "prompt", message: "Say what the image should show." };
     const body = {
       prompt,
       ...this.#spending.read(),
@@ -132,16 +132,16 @@ export class Form {
     this.#unfold(true);
   }
 
-  /** Say what is wrong: beside the control of `field`, or below the box where there is none; null: nothing is. */
+  /** Show what is wrong: next to the control of `field`, or below the box where there is none; null: nothing is. */
   complain(message, field = null) {
     const said = $("problem");
     this.#wrong?.removeAttribute("aria-invalid");
     this.#wrong?.removeAttribute("aria-describedby");
     this.#wrong = message && field ? controlOf(field) : null;
     if (this.#wrong && $("more").contains(this.#wrong)) this.#unfold(true);
-    const beside = this.#wrong?.closest("fieldset, .field");
-    (beside ?? $("ask")).append(said);
-    said.classList.toggle("beside", Boolean(beside));
+    const control = this.#wrong?.closest("fieldset, .field");
+    (control ?? $("ask")).append(said);
+    said.classList.toggle("inline", Boolean(control));
     said.hidden = !message;
     said.textContent = message ?? "";
     this.#wrong?.setAttribute("aria-invalid", "true");

@@ -1,7 +1,7 @@
 // The candidates as tiles: places that fill as they are judged; arrow keys walk, Enter opens.
 
-import { ended, ordered, picturePath } from "./job.js";
-import { picture } from "./pictures.js";
+import { ended, ordered, imagePath } from "./job.js";
+import { imageUrl } from "./images.js";
 import { $, element, score } from "./text.js";
 
 const SHOWN = 512; // the server keeps no more thumbnails of a job
@@ -76,7 +76,7 @@ export class Grid {
     const [pixels, label] = tile.children;
     const { answer, p_yes: p } = candidate.verdict;
     const leads = index === job.leader;
-    const drafted = candidate.final === false;
+    const drafted = candidate.solved_in_full === false;
     const state = `${answer} ${p} ${candidate.rank} ${leads} ${drafted}`;
     if (tile.dataset.state !== state) {
       tile.dataset.state = state;
@@ -90,10 +90,10 @@ export class Grid {
       label.replaceChildren(element("i", {}, candidate.rank ? `${candidate.rank}` : ""), badge);
       label.style.setProperty("--score", p ?? 0);
     }
-    const path = picturePath(job, index);
+    const path = imagePath(job, index);
     if (path && pixels.dataset.path !== path) {
       pixels.dataset.path = path;
-      picture(path).then(
+      imageUrl(path).then(
         (url) => url && pixels.dataset.path === path && pixels.replaceChildren(element("img", { src: url, alt: "" })),
       );
     }

@@ -1,4 +1,4 @@
-// The jobs of this browser: what was asked, and a small picture of what won.
+// The jobs of this browser: what was asked, and a small image of what won.
 
 import { $, element, plural, seconds } from "./text.js";
 
@@ -14,7 +14,7 @@ const read = () => {
 };
 
 function write(entries) {
-  // Storage may be full or forbidden; pictures go first, and a page without a history is still a page.
+  // Storage may be full or forbidden; images go first, and a page without a history is still a page.
   for (const kept of [entries, entries.map((entry) => ({ ...entry, thumbnail: null }))]) {
     try {
       return localStorage.setItem(STORE, JSON.stringify(kept));

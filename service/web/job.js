@@ -83,8 +83,8 @@ export function matchesOf({ entrants, rounds }) {
   return { played, matches: entrants ? entrants.length - 1 : played };
 }
 
-/** The picture of a candidate: the full one of a winner, else its thumbnail, else null. */
-export function picturePath(job, index) {
+/** The image of a candidate: the full one of a winner, else its thumbnail, else null. */
+export function imagePath(job, index) {
   const winner = job.images.find((image) => image.candidate === index);
   return winner?.url ?? job.candidates.get(index)?.thumbnail ?? null;
 }
@@ -139,7 +139,7 @@ function standing(job, progress) {
 function judged(job, candidate) {
   const known = job.candidates.get(candidate.index);
   job.candidates.set(candidate.index, { ...known, ...candidate });
-  if (known && known.final === candidate.final) return; // finalists are judged twice: their draft, and in full
+  if (known && known.solved_in_full === candidate.solved_in_full) return; // finalists are judged twice: their draft, and in full
   job.judged = Math.max(job.judged, job.candidates.size);
   const leader = job.candidates.get(job.leader);
   if (!leader || better(candidate, leader)) job.leader = candidate.index;
@@ -151,7 +151,7 @@ function judged(job, candidate) {
 // In full before drafts, yes and no before any other word, then by score: the server's order but for ties, until it
 // says the ranks.
 function better(a, b) {
-  const place = ({ verdict, final }) =>
-    (final === false ? 0 : 2) + (verdict.answer === "other" || verdict.p_yes === null ? -1 : verdict.p_yes);
+  const place = ({ verdict, solved_in_full }) =>
+    (solved_in_full === false ? 0 : 2) + (verdict.answer === "other" || verdict.p_yes === null ? -1 : verdict.p_yes);
   return place(a) > place(b);
 }

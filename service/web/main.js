@@ -1,4 +1,4 @@
-// The page: a prompt becomes a job, the job's events become pictures, and the address remembers which job is shown.
+// The page: a prompt becomes a job, the job's events become images, and the address remembers which job is shown.
 
 import { call, json, Problem, readJson } from "./api.js";
 import { BracketView } from "./bracket.js";
@@ -9,7 +9,7 @@ import { Grid } from "./grid.js";
 import { drawHistory, forgetAll, recall, remember } from "./history.js";
 import { append, apply, ended, jobOf, LAST, ordered } from "./job.js";
 import { askForKey, offerKey } from "./keys.js";
-import { forget, miniature } from "./pictures.js";
+import { forget, miniature } from "./images.js";
 import { drawJob, stateOf } from "./show.js";
 import { Spending } from "./spending.js";
 import { follow, sleep } from "./stream.js";
@@ -24,7 +24,7 @@ const ADVICE = {
 };
 
 const form = new Form();
-// Whoever opened a tile and walked on comes back to the tile of the last picture; the browser sees to other openers.
+// Closing the viewer focuses the tile of the last image; the browser restores the focus for other openers.
 const viewer = new Viewer((index) => $("grid").contains(document.activeElement) && grid.focus(index));
 const open = (index) => viewer.open(job, index, ordered(job, bestFirst));
 const grid = new Grid(open);
@@ -49,7 +49,7 @@ async function generate() {
   }
   form.complain(null);
   const signal = begin();
-  // The same key for every attempt: an answer that got lost does not draw the pictures twice.
+  // The same key for every attempt: an answer that got lost does not draw the images twice.
   const headers = { Prefer: "respond-async", "Idempotency-Key": hex(crypto.getRandomValues(new Uint8Array(16))) };
   for (let attempt = 0; ; attempt++) {
     try {
@@ -83,7 +83,7 @@ async function cancel() {
   }
   say("Cancelling");
   try {
-    await call(`jobs/${job.id}`, { method: "DELETE" }); // its stream tells the rest
+    await call(`jobs/${job.id}`, { method: "DELETE" }); // its stream brings the rest
   } catch (error) {
     form.complain(plain(error));
   }
@@ -116,7 +116,7 @@ function expired(id) {
     form.lockSeed();
   }
   const known = entry
-    ? " Its parameters are filled in above, with its seed: Generate draws the same pictures again."
+    ? " Its parameters are filled in above, with its seed: Generate draws the same images again."
     : "";
   form.complain(`This job is no longer on the server.${known}`);
   $("go").focus();
@@ -126,7 +126,7 @@ function expired(id) {
 
 async function watch(result, signal) {
   leave();
-  // The events are told from the first one on, also of a job that has ended.
+  // Events start with the first one, also for a job that has ended.
   const untold = { status: "queued", images: [], candidates: [], bracket: [], finals: null, progress: null, usage: null };
   job = jobOf({ ...result, ...untold });
   form.show(kept(result), recall(result.id)?.asked);
@@ -275,7 +275,7 @@ async function start() {
   drawHistory(pick, null);
   await learn();
   if (hashJob() !== null) route();
-  // On a phone it would raise the keyboard; and whoever has begun to write elsewhere meanwhile goes on there.
+  // On a phone it would raise the keyboard; and a user who writes elsewhere keeps the focus.
   else if (document.activeElement === document.body && matchMedia("(pointer: fine)").matches) $("prompt").focus();
 }
 

@@ -2,8 +2,8 @@
 
 import { cost } from "./cost.js";
 import { drawCurve } from "./curve.js";
-import { ended, matchesOf, mayStop, picturePath } from "./job.js";
-import { picture } from "./pictures.js";
+import { ended, matchesOf, mayStop, imagePath } from "./job.js";
+import { imageUrl } from "./images.js";
 import { $, element, fillPairs, plural, score, seconds, sentence } from "./text.js";
 import { fileName } from "./viewer.js";
 
@@ -97,7 +97,7 @@ function drawLeader(job, done) {
       : [],
   );
   $("winner-actions").hidden = !won;
-  const path = leader ? picturePath(job, leader.index) : null;
+  const path = leader ? imagePath(job, leader.index) : null;
   if ($("frame").dataset.path === `${path}`) return;
   $("frame").dataset.path = `${path}`;
   $("frame").setAttribute(
@@ -105,7 +105,7 @@ function drawLeader(job, done) {
     leader ? `${$("leader-title").textContent}: candidate ${leader.index}. Open large` : "No candidate is judged yet",
   );
   if (!path) return ($("leader").hidden = true);
-  picture(path).then((url) => {
+  imageUrl(path).then((url) => {
     if ($("frame").dataset.path !== path || !url) return;
     $("leader").hidden = false;
     $("leader").src = url;
@@ -134,7 +134,7 @@ function drawWinners(job) {
         element("small", {}, `${rank} · ${score(verdict)}`),
       );
       button.setAttribute("aria-label", `Rank ${rank}, candidate ${candidate}`);
-      picture(url).then((at) => at && button.firstChild.append(element("img", { src: at, alt: "" })));
+      imageUrl(url).then((at) => at && button.firstChild.append(element("img", { src: at, alt: "" })));
       return button;
     }),
   );

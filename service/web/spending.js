@@ -13,7 +13,7 @@ export class Spending {
     for (const name of ["stop", "draft"]) $(name).addEventListener("change", () => this.#fold());
   }
 
-  /** The choice that stands: an input with the name of an effort, `budget` or `own`. */
+  /** The current choice: an input with the name of an effort, `budget` or `own`. */
   static get chosen() {
     return choices().find((choice) => choice.checked);
   }
@@ -83,7 +83,7 @@ const choices = () => [...document.getElementsByName("spending")];
 const quick = () => [...document.getElementsByName("quick-samples")];
 const percent = (value) => Number((100 * value).toPrecision(6));
 
-/** A number of candidates: one of the quick choices, or written beside them. */
+/** A number of candidates: one of the quick choices, or written next to them. */
 function sayCount(value) {
   for (const choice of quick()) choice.checked = choice.value === value;
   $("num_samples").value =

@@ -37,7 +37,7 @@ export class EventParser {
  * The events of a stream until one of `last` has come, reopened with the id of the last one seen whenever it breaks off.
  *
  * open(lastId, signal) resolves to a response, or throws an error whose `passing` says whether to try again.
- * onLost(error) is told that the stream broke, onBack() that it goes on.
+ * onLost(error) reports that the stream broke, onBack() that it goes on.
  */
 export async function* follow(
   open,

@@ -46,7 +46,7 @@ export function whole(field, what, text, most) {
   return value;
 }
 
-/** The number above 0 that stands in control `id`. Throws {field, message}. */
+/** The number above 0 of control `id`. Throws {field, message}. */
 export function positive(id, message, field = id) {
   const value = Number($(id).value);
   if (!(value > 0 && Number.isFinite(value))) throw { field, message };

@@ -1,9 +1,9 @@
-// A picture large, with its verdict, its seed, its rank, and the call that draws it again; arrow keys walk on.
+// An image large, with its verdict, its seed, its rank, and the call that draws it again; arrow keys walk on.
 
 import { draftOf } from "./cost.js";
 import { diffusersCall } from "./diffusers.js";
-import { picturePath } from "./job.js";
-import { picture } from "./pictures.js";
+import { imagePath } from "./job.js";
+import { imageUrl } from "./images.js";
 import { $, copy, fillPairs, logit, score } from "./text.js";
 
 export class Viewer {
@@ -12,7 +12,7 @@ export class Viewer {
   #order = [];
   #index = null;
 
-  /** `closed(index)` is told which picture was shown last. */
+  /** `closed(index)` gets the index of the last image. */
   constructor(closed) {
     $("viewer-previous").addEventListener("click", () => this.#step(-1));
     $("viewer-next").addEventListener("click", () => this.#step(1));
@@ -54,7 +54,7 @@ export class Viewer {
     const job = this.#job;
     const { seed, verdict, rank } = this.#candidate;
     const won = job.images.find((image) => image.candidate === index);
-    const path = picturePath(job, index);
+    const path = imagePath(job, index);
     $("viewer-rank").textContent = rank
       ? `Rank ${rank} of ${job.candidates.size}`
       : `${job.candidates.size} of ${job.count} are judged`;
@@ -78,8 +78,8 @@ export class Viewer {
   async #paint(path, name) {
     const [image, download] = [$("viewer-image"), $("viewer-download")];
     download.hidden = true;
-    const url = path && (await picture(path));
-    if (path !== picturePath(this.#job, this.#index)) return; // walked on meanwhile
+    const url = path && (await imageUrl(path));
+    if (path !== imagePath(this.#job, this.#index)) return; // walked on meanwhile
     image.hidden = !url;
     if (!url) return;
     image.src = url;
@@ -88,17 +88,17 @@ export class Viewer {
   }
 }
 
-/** A file name for a picture: the prompt's first words and the seed. */
+/** A file name for an image: the prompt's first words and the seed. */
 export function fileName(job, seed, won) {
-  const words = job.prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["picture"];
+  const words = job.prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["image"];
   return `${words.slice(0, 8).join("-").slice(0, 60)}-${seed}.${won ? job.parameters.format : "webp"}`;
 }
 
 const logits = ({ yes_logit: yes, no_logit: no }) => `yes ${logit(yes)}, no ${logit(no)}`;
 
-function note({ parameters }, { final }, won, path) {
+function note({ parameters }, { solved_in_full }, won, path) {
   if (won) return "";
-  if (final === false) return `Only a draft, in ${draftOf(parameters.draft)}. The call below draws it in full.`;
-  if (!path) return "No picture was kept of this candidate. The call below draws it.";
-  return "A small copy: full pictures are kept of winners only. The call below draws this one in full.";
+  if (solved_in_full === false) return `Only a draft, in ${draftOf(parameters.draft)}. The call below draws it in full.`;
+  if (!path) return "No image was kept of this candidate. The call below draws it.";
+  return "A small copy: full images are kept of winners only. The call below draws this one in full.";
 }

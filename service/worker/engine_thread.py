@@ -1,4 +1,4 @@
-"""The engine's thread: admits heats, ticks while there is work, and hands what happens to the event loop."""
+"""Engine thread: admits heats, ticks while there is work, and passes events to the event loop."""
 
 import asyncio
 import contextlib
@@ -8,19 +8,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from bestofn.service.core.jobs import Heat
-from bestofn.service.engine.protocol import Engine, EngineEvent
-from bestofn.service.telemetry.worker_metrics import ticked
+from bestofn.service.engine.protocol import Engine, EngineEvent, Stepped
+from bestofn.service.telemetry.worker_metrics import BATCH_FILL, TICK_SECONDS
 
 STALL_TICKS = 10.0  # a tick may take this many times as long as usual before the engine counts as stalled
-PROBE_SECONDS = 5.0  # an idle device is asked this often whether it is still there
+PROBE_SECONDS = 5.0  # interval of the probes of an idle device
 _JOIN_SECONDS = 5.0
 _TICK_WEIGHT = 0.1  # of the last tick in the usual one
 
 
-class Driver:
-    """Runs one engine in a thread of its own, from its making to its end. All methods belong to the event loop.
+class EngineThread:
+    """Runs one engine in its own thread. All methods belong to the event loop.
 
-    `on_events` is called in the event loop with what each tick brought; `died` is set when the engine raised.
+    `on_events` is called in the event loop with the events of each tick. `died` is set when the engine raises.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Driver:
         self.engine: Engine
         self.error: BaseException | None = None
         self.died = asyncio.Event()
-        self.changed = asyncio.Event()  # set whenever there may be more room than before
+        self.changed = asyncio.Event()  # set when there may be more room
         self._factory = factory
         self._on_events = on_events
         self._probe_seconds = probe_seconds
@@ -42,32 +42,32 @@ class Driver:
         self._admitted: deque[Heat] = deque()
         self._stopping = False
         self._room = 0
-        self._on_the_way = 0  # candidates that were admitted after the thread last said how much room there is
+        self._on_the_way = 0  # candidates admitted since the thread last published its room
         self._last = time.monotonic()
         self._usual_tick: float | None = None
         self._ticking = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     async def load(self) -> None:
-        """Makes the engine; raises what the factory raises."""
+        """Start the thread and make the engine; raises whatever the factory raises."""
         self._thread.start()
         await self._loaded.wait()
         if self.error is not None:
             raise self.error
 
     def room(self) -> int:
-        """How many more candidates the engine would take now."""
+        """Number of candidates that the engine can admit now."""
         return self._room - self._on_the_way
 
     def admit(self, heat: Heat) -> None:
-        """Gives the engine a heat before its next tick."""
+        """Admit a heat before the next tick."""
         self._on_the_way += heat.count
         with self._wake:
             self._admitted.append(heat)
             self._wake.notify()
 
     def cancel(self, job: str) -> None:
-        """Drops everything of a job before the next tick, what has not been admitted yet too."""
+        """Drop all heats of a job before the next tick, also those not yet admitted."""
         with self._wake:
             dropped = [heat for heat in self._admitted if heat.job.id == job]
             for heat in dropped:
@@ -82,12 +82,12 @@ class Driver:
         return self._ticking and time.monotonic() - self._last > patience
 
     def give_up(self) -> None:
-        """Takes an engine whose tick does not return for dead."""
+        """Declare an engine dead whose tick does not return."""
         self.error = TimeoutError(f"a tick has not returned for {time.monotonic() - self._last:.0f} s")
         self.died.set()
 
     async def stop(self) -> bool:
-        """Ends the thread after the tick that runs; False if that does not return, and is left to the process' end."""
+        """End the thread after its current tick; False if that tick does not return."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -108,7 +108,7 @@ class Driver:
             self._post(self.died.set)
 
     def _admit_waiting(self) -> bool:
-        """Waits for work, and asks now and then whether the device is still there; False when the thread shall end."""
+        """Wait for work and probe the device while idle; False: the thread has to end."""
         while not self._wait(self._probe_seconds):
             self._last = time.monotonic()
             self._ticking = True  # a probe that hangs is a stall too
@@ -124,11 +124,11 @@ class Driver:
             self._admitted.clear()
         for heat in heats:
             self.engine.admit(heat)
-        self._tell((), sum(heat.count for heat in heats))
+        self._publish((), sum(heat.count for heat in heats))
         return True
 
     def _wait(self, seconds: float) -> bool:
-        """Whether there is something to do within that time."""
+        """Wait at most `seconds` for work; returns whether there is any."""
         with self._wake:
             return self._wake.wait_for(lambda: self._stopping or bool(self._admitted) or self.engine.busy, seconds)
 
@@ -137,19 +137,19 @@ class Driver:
             started = time.monotonic()
             events = self.engine.tick()
             self._last = time.monotonic()
-            ticked(self._last - started, events, self.engine.slots)
+            observe_tick(self._last - started, events, self.engine.slots)
             usual = self._usual_tick or self._last - started
             self._usual_tick = usual + _TICK_WEIGHT * (self._last - started - usual)
         else:
             events = []
         self._ticking = self.engine.busy
-        self._tell(events, 0)
+        self._publish(events, 0)
 
-    def _tell(self, events: Sequence[EngineEvent], admitted: int) -> None:
+    def _publish(self, events: Sequence[EngineEvent], admitted: int) -> None:
         room = self.engine.room()
-        self._post(lambda: self._hear(room, admitted, events))
+        self._post(lambda: self._on_tick(room, admitted, events))
 
-    def _hear(self, room: int, admitted: int, events: Sequence[EngineEvent]) -> None:
+    def _on_tick(self, room: int, admitted: int, events: Sequence[EngineEvent]) -> None:
         self._room = room
         self._on_the_way -= admitted
         self.changed.set()
@@ -157,5 +157,13 @@ class Driver:
             self._on_events(events)
 
     def _post(self, call: Callable[[], object]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens any more
+        with contextlib.suppress(RuntimeError):  # the loop has closed
             self._loop.call_soon_threadsafe(call)
+
+
+def observe_tick(seconds: float, events: Sequence[EngineEvent], slots: int) -> None:
+    """Count one tick of an engine with `slots` slots: its seconds, and the share of the slots that it advanced."""
+    TICK_SECONDS.observe(seconds)
+    advanced = sum(event.steps for event in events if isinstance(event, Stepped))
+    if advanced:
+        BATCH_FILL.observe(advanced / slots)

@@ -1,4 +1,4 @@
-"""A worker's own port: /metrics for Prometheus, /livez and /readyz for whoever looks after its container."""
+"""Health server of a worker: /metrics for Prometheus, /livez (liveness) and /readyz (readiness) for its container."""
 
 import json
 import socket
@@ -16,7 +16,7 @@ from bestofn.service.telemetry.worker_metrics import REGISTRY
 
 
 class Condition(StrEnum):
-    """What a worker is doing."""
+    """Condition of a worker."""
 
     STARTING = "starting"
     READY = "ready"
@@ -31,12 +31,15 @@ LIVE = frozenset(Condition) - {Condition.STALLED}
 
 @contextmanager
 def metrics_port(host: str, port: int | None, condition: Callable[[], Condition]) -> Iterator[int | None]:
-    """Answers on this port, from a thread, while the `with` lasts; yields the port (0 picks one), None for none.
+    """Serve on this port from a thread during the `with`; yields the port, or None without one.
 
-    `condition` is asked in that thread.
+    Args:
+        host: address to listen on.
+        port: port; 0: any free one; None: no server.
+        condition: called in the server's thread.
 
     Raises:
-        SetupError: the address is taken or not this machine's.
+        SetupError: the address is in use or not of this machine.
     """
     if port is None:
         yield None

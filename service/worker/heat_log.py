@@ -1,4 +1,4 @@
-"""What becomes of a worker's heats, told once each: as counts, a line of the log and a span."""
+"""Outcome of each of a worker's heats: counters, a log line and a trace span."""
 
 import time
 from collections import Counter
@@ -7,20 +7,20 @@ from typing import Literal
 import structlog
 
 from bestofn.service.core.jobs import Candidate, HeatOutcome
-from bestofn.service.queue.consumer import Claim
+from bestofn.service.queue.claims import Claim
 from bestofn.service.telemetry import worker_metrics as metrics
 from bestofn.service.telemetry.traces import past_span
 
-# done: filed; late: another worker had filed it, or its job had ended; again: failed, to be tried again;
-# dead: failed for good; back: handed back, or its job had ended.
-HeatFate = Literal["done", "late", "again", "dead", "back"]
-_ERRORS = ("again", "dead")
+# completed: stored; duplicate: another worker was first, or the job had ended; retried: failed, to be tried again;
+# dead_lettered: failed for good; released: given back, or its job had ended.
+HeatEnding = Literal["completed", "duplicate", "retried", "dead_lettered", "released"]
+_ERRORS = ("retried", "dead_lettered")
 
 log = structlog.get_logger()
 
 
 class HeatLog:
-    """The heats in work and the candidates judged of each."""
+    """Counts the judged candidates of each held heat."""
 
     def __init__(self) -> None:
         self._judged: Counter[tuple[str, int]] = Counter()
@@ -29,7 +29,7 @@ class HeatLog:
         metrics.DELIVERIES.observe(claim.deliveries)
 
     def judged(self, job: str, heat: int, candidate: Candidate) -> None:
-        """Counts a verdict."""
+        """Count a verdict."""
         self._judged[job, heat] += 1
         metrics.CANDIDATES.inc()
         metrics.VERDICTS.labels(candidate.verdict.answer).inc()
@@ -37,31 +37,31 @@ class HeatLog:
             metrics.INVALID.inc()
 
     def ended(
-        self, claim: Claim, fate: HeatFate, outcome: HeatOutcome | None = None, reason: str | None = None
+        self, claim: Claim, ending: HeatEnding, outcome: HeatOutcome | None = None, reason: str | None = None
     ) -> None:
-        """Tells of a heat that this worker has done with.
+        """Record the end of a heat on this worker.
 
         Args:
-            claim: as it was taken.
-            fate: what became of it.
-            outcome: of a heat that was finished.
-            reason: why it failed.
+            claim: claim of the heat.
+            ending: outcome of the heat.
+            outcome: result of a completed heat.
+            reason: reason of a failure.
         """
         seconds = time.monotonic() - claim.claimed
         judged = self._judged.pop(claim.key, 0)
-        metrics.HEATS.labels(fate).inc()
-        if fate == "dead":
+        metrics.HEATS.labels(ending).inc()
+        if ending == "dead_lettered":
             metrics.DEAD.inc()
-        if fate == "done":
+        if ending == "completed":
             metrics.HEAT_SECONDS.observe(seconds)
         else:
-            metrics.WASTED.labels(fate).inc(judged)
+            metrics.WASTED.labels(ending).inc(judged)
         attributes: dict[str, str | int | float] = {
             "job_id": claim.entry.job,
             "heat": claim.entry.heat,
             "candidates": claim.entry.count,
             "deliveries": claim.deliveries,
-            "fate": fate,
+            "outcome": ending,
             "waited_seconds": round(claim.waited_seconds, 3),
         }
         if outcome is not None:
@@ -71,6 +71,12 @@ class HeatLog:
                 metrics.STAGE_SECONDS.labels(stage).inc(spent)
                 attributes[f"{stage}_seconds"] = round(spent, 4)
         named = {f"bestofn.{name}": value for name, value in attributes.items()}
-        with past_span("heat", claim.traceparent, seconds, named, (reason or fate) if fate in _ERRORS else None):
-            tell = log.warning if fate in _ERRORS else log.info
-            tell("heat", seconds=round(seconds, 3), **attributes, **({"reason": reason} if reason else {}))
+        with past_span(
+            "heat",
+            claim.traceparent,
+            seconds,
+            named,
+            (reason or ending) if ending in _ERRORS else None,
+        ):
+            write = log.warning if ending in _ERRORS else log.info
+            write("heat", seconds=round(seconds, 3), **attributes, **({"reason": reason} if reason else {}))

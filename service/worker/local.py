@@ -16,18 +16,19 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from bestofn.judge.stopping import Reason
+from bestofn.service.core.deployments import Deployment
 from bestofn.service.core.early_stopping import enough
-from bestofn.service.core.finals import FinalsOutcome, Meeting, entrants
+from bestofn.service.core.finals import FinalsOutcome, FinalsState, entrants
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus
-from bestofn.service.core.planning import Pair, job_spec
+from bestofn.service.core.planning import job_spec
 from bestofn.service.core.results import assemble, best_of, ranked
 from bestofn.service.core.schemas import (
     RANDOM_SEEDS,
     CandidateOut,
     FinalsProgress,
     GenerateRequest,
+    JobProgress,
     JobResult,
-    Progress,
     VerdictOut,
 )
 from bestofn.service.core.settings import Settings
@@ -39,7 +40,7 @@ LOOK_SECONDS = 0.05  # between looks at Ctrl-C and the deadline while finals are
 
 
 class LocalRun(NamedTuple):
-    """A job that has ended; `images` are the winners' bytes, `thumbnails` small pictures, both by candidate."""
+    """A job that has ended; `images` are the winners' bytes, `thumbnails` small images, both by candidate."""
 
     result: JobResult
     images: dict[int, bytes]
@@ -53,14 +54,14 @@ def local_spec(request: GenerateRequest, engine: Engine, settings: Settings) -> 
         InvalidRequest: with the field at fault, its limit and what to change.
         SetupError: the pairwise judge of the settings is none.
     """
-    finals_judge = parse_address(settings.finals_judge).model if settings.finals_judge else None
+    pairwise_judge = parse_address(settings.pairwise_judge).model if settings.pairwise_judge else None
     tokenizer = Tokenizer.from_buffer(engine.tokenizer_json)
     # The file may ask for cutting or padding, which would hide how long a text is.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return job_spec(
         request.model_copy(update={"model": None, "judge": None}),
-        Pair(engine.model_card, engine.judge_card, (engine.slots,), finals_judge=finals_judge),
+        Deployment(engine.model_info, engine.judge_info, (engine.slots,), pairwise_judge=pairwise_judge),
         settings,
         job_id=secrets.token_hex(8),
         random_seed=secrets.randbelow(RANDOM_SEEDS),
@@ -84,15 +85,15 @@ def run_local(
         judge: of the finals; closed afterwards.
 
     Returns:
-        The job: succeeded, failed (with `error`) or canceled; pictures only if it succeeded.
+        The job: succeeded, failed (with `error`) or canceled; images only if it succeeded.
     """
     waiting = deque(spec.heats())
     outcomes: list[HeatOutcome] = []
-    in_play: list[Candidate] = []  # the best of the finished heats, best first, and their pictures
+    in_play: list[Candidate] = []  # the best of the finished heats, best first, and their images
     stopped: Reason | None = None
     images: dict[int, bytes] = {}
     thumbnails: dict[int, bytes] = {}
-    progress = Progress(num_samples=spec.num_samples, total_steps=spec.total_steps)
+    progress = JobProgress(num_samples=spec.num_samples, total_steps=spec.total_steps)
     leader: Candidate | None = None
     deadline = time.monotonic() + (spec.deadline_seconds or math.inf)
     with _interrupts() as interrupted:
@@ -143,7 +144,7 @@ def run_local(
         ended: str | None = stopped
         if judge is not None and (meet := entrants(spec, in_play)):
 
-            async def tell(meeting: Meeting) -> None:
+            async def tell(meeting: FinalsState) -> None:
                 if on_progress is not None:
                     progress.finals = FinalsProgress.model_validate(meeting.to_json())
                     on_progress(assemble(spec, JobStatus.RUNNING, (), progress=progress.model_copy()))
@@ -173,7 +174,7 @@ async def _finals(
     spec: JobSpec,
     meet: Sequence[Candidate],
     images: Mapping[int, bytes],
-    tell: Callable[[Meeting], Awaitable[None]],
+    tell: Callable[[FinalsState], Awaitable[None]],
     deadline: float,
     interrupted: threading.Event,
 ) -> FinalsOutcome | None:

@@ -1,4 +1,4 @@
-"""What heats have come to since it was last published, kept per job until somebody takes it."""
+"""Progress buffer: steps and verdicts of heats since their last publication, by job."""
 
 import asyncio
 from collections import defaultdict
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bestofn.service.core.jobs import Usage
-from bestofn.service.queue.consumer import HeatProgress, Judgement
+from bestofn.service.queue.claims import HeatProgress, Judgement
 
-_HEAT_WEIGHT = 0.2  # of the last heat in the average speed
+_HEAT_WEIGHT = 0.2  # weight of the last heat in the average speed
 
 
 def speed_after(speed: float | None, usage: Usage) -> float | None:
-    """A device's average TFLOP a second after a heat of this usage; `speed` is the one before, None at first."""
+    """Average speed of a device in TFLOP a second (an EMA) after a heat with this usage; None: no speed yet."""
     seconds = sum(usage.seconds.values())
     if not seconds:
         return speed
@@ -29,27 +29,27 @@ class _Job:
     judgements: list[Judgement] = field(default_factory=list)
 
 
-class Reports:
-    """Totals of the heats in the engine, and the verdicts nobody has published yet."""
+class ProgressBuffer:
+    """Totals of the heats in the engine, and verdicts that are not published yet."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, _Job] = {}
         self._news = asyncio.Event()
 
     def step(self, job: str, heat: int, steps: int, forwards: int) -> None:
-        """Counts candidate-steps of a heat, and the forwards that they took."""
+        """Count candidate steps of a heat and their forwards."""
         report = self._of(job, heat)
         report.steps[heat] += steps
         report.forwards[heat] += forwards
 
     def judge(self, job: str, heat: int, judgement: Judgement) -> None:
-        """Counts a verdict."""
+        """Count a verdict."""
         report = self._of(job, heat)
         report.judged[heat] += not judgement.candidate.again
         report.judgements.append(judgement)
 
     async def wait(self) -> None:
-        """Returns when something is to be published."""
+        """Wait until there is something to publish."""
         await self._news.wait()
         self._news.clear()
 
@@ -71,14 +71,14 @@ class Reports:
         return progress, judgements
 
     def put_back(self, job: str, progress: Sequence[HeatProgress], judgements: Sequence[Judgement]) -> None:
-        """Takes back what was taken and could not be published."""
+        """Put back what `take` returned and could not be published."""
         report = self._jobs.get(job)
         if report is not None:
             report.changed |= {part.heat for part in progress}
             report.judgements = [*judgements, *report.judgements]
 
     def forget(self, job: str, heat: int) -> None:
-        """Drops one heat's totals; the job's when it was the last."""
+        """Drop one heat's totals; the job's with its last heat."""
         report = self._jobs.get(job)
         if report is None:
             return
@@ -90,7 +90,7 @@ class Reports:
             del self._jobs[job]
 
     def drop(self, job: str) -> None:
-        """Drops all heats of a job."""
+        """Drop all heats of a job."""
         self._jobs.pop(job, None)
 
     def _of(self, job: str, heat: int) -> _Job:

@@ -1,4 +1,4 @@
-"""Several devices on one machine: one worker process each, started again when it ends, until none can be had."""
+"""Supervisor of worker processes: one a device, restarted when it ends, until no device can be used."""
 
 import signal
 import subprocess
@@ -26,10 +26,10 @@ def pause_after(failures: int, first: float = FIRST_PAUSE_SECONDS) -> float:
 
 
 def all_lost(failures: Sequence[int]) -> bool:
-    """Whether no device is left, given each one's short runs in a row.
+    """Whether no device can be used, given each one's short runs in a row.
 
-    One bad device is tried again, ever more slowly, beside the good ones. If all fail, more tries from in here do not
-    help (a container may have lost its devices for good): whoever started us shall start us anew.
+    A bad device is retried with growing pauses while others work. If all fail, only a restart of the container can
+    help.
     """
     return all(count >= LOST_AFTER for count in failures)
 
@@ -48,7 +48,7 @@ class _Child:
         self.started = time.monotonic()
 
     def ended(self) -> bool:
-        """Whether the process has just ended; the next start is then due after a pause."""
+        """Whether the process has just ended; sets the time of the next start."""
         if self.process is None or self.process.poll() is None:
             return False
         ran = time.monotonic() - self.started
@@ -61,10 +61,12 @@ class _Child:
 
 
 def supervise(commands: Sequence[Sequence[str]], first_pause: float = FIRST_PAUSE_SECONDS) -> int:
-    """Runs all commands, each started again when it ends; returns the exit status.
+    """Run all commands in the main thread and restart each when it ends.
 
-    That is 0 after SIGTERM or SIGINT, 1 when no command can be kept running. Runs in the main thread. Every command
-    that still runs then gets SIGTERM and `STOP_SECONDS` to end.
+    At the end every running command gets SIGTERM and `STOP_SECONDS`.
+
+    Returns:
+        0 after SIGTERM or SIGINT; 1: no command can be kept running.
     """
     stop = threading.Event()
 

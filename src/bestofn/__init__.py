@@ -7,17 +7,16 @@
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from bestofn.service.core.version import VERSION as __version__
+
 if TYPE_CHECKING:
-    from bestofn.service.client import AsyncClient as AsyncClient
-    from bestofn.service.client import Client as Client
-    from bestofn.service.client import Generation as Generation
+    from bestofn.service.client.client import AsyncClient as AsyncClient
+    from bestofn.service.client.client import Client as Client
+    from bestofn.service.client.generation import Generation as Generation
     from bestofn.service.client import Progress as Progress
     from bestofn.service.core.errors import BestOfNError as BestOfNError
-
-__version__ = version("bestofn")
 
 # Loaded when they are asked for, so that `import bestofn` costs nothing.
 _HOMES = {

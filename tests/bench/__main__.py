@@ -4,7 +4,8 @@
     python tests/bench queue scaling      some sections
     python tests/bench --short --out /tmp/bench
 
-Each section writes docs/bench/SECTION.json as it ends, and the page docs/bench/README.md anew.
+Each section writes evaluation/results/bench/SECTION.json as it ends, and the page evaluation/results/bench/README.md
+anew.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all if left out")
     parser.add_argument("--short", action="store_true", help="less of everything, to see that it runs")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench")
+    parser.add_argument("--out", type=Path, default=ROOT / "evaluation" / "results" / "bench")
     flags = parser.parse_args()
     unknown = set(flags.sections) - SECTIONS.keys()
     if unknown:

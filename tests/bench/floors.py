@@ -1,4 +1,5 @@
-"""The least time of a candidate by operations and bytes at 1,024 px, 20 steps, guidance on (docs/performance.md).
+"""The least time of a candidate by operations and bytes at 1,024 px, 20 steps, guidance on
+(docs/research/performance.md).
 
 python -P tests/bench/floors.py
 """
@@ -18,7 +19,7 @@ from bestofn.judge.flops import language_flops, vision_flops
 from bestofn.judge.nvila import Nvila, VisionTower
 from bestofn.judge.projector import Projector
 from bestofn.models.flops import TERA, decode_flops, forward_flops
-from bestofn.models.linear_dit import LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.random_init.checkpoint import DC_AE, SANA_LAYOUTS
 from bestofn.models.random_init.judge import LLM, VISION
 

@@ -35,7 +35,7 @@ BUDGET = 530.0  # seconds of all
 LEAST_SHARE = 0.6  # of what a section is expected to take must be left to begin it
 HEAD = (
     '# Benchmarks on a GPU\n\nWritten by `make bench-gpu` (some sections: `make bench-gpu SECTIONS="engine strict"`). '
-    "Weights are random, shapes are true: times and bytes mean something, pictures and verdicts do not."
+    "Weights are random, shapes are true: times and bytes mean something, images and verdicts do not."
 )
 
 
@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument(
         "--budget", type=float, default=BUDGET, help=f"seconds of all sections, {BUDGET:.0f} if left out"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "gpu")
+    parser.add_argument("--out", type=Path, default=ROOT / "evaluation" / "results" / "bench" / "gpu")
     flags = parser.parse_args()
     unknown = set(flags.sections) - SECTIONS.keys()
     if unknown:

@@ -66,7 +66,7 @@ def measure(place: Place) -> Iterator[Measured]:
     rows.append(("copy, read and written", copy_rate(place), "TB/s"))
     rows.append(("launch of a kernel that does next to nothing", 1e6 * _launch(place), "us"))
     for what, pinned in (("pageable", False), ("pinned", True)):
-        rows.append((f"picture to the host, {what}", _transfer(place, pinned), "GB/s"))
+        rows.append((f"image to the host, {what}", _transfer(place, pinned), "GB/s"))
     yield measured
 
 
@@ -82,6 +82,6 @@ def _launch(place: Place) -> float:
 
 
 def _transfer(place: Place, pinned: bool) -> float:
-    picture = torch.zeros(8, place.pick(1024, 32), place.pick(1024, 32), 3, dtype=torch.uint8, device=place.device)
-    host = torch.empty(picture.shape, dtype=torch.uint8, pin_memory=pinned and place.cuda)
-    return picture.nbytes / place.seconds(lambda: host.copy_(picture, non_blocking=pinned), 20) / 1e9
+    image = torch.zeros(8, place.pick(1024, 32), place.pick(1024, 32), 3, dtype=torch.uint8, device=place.device)
+    host = torch.empty(image.shape, dtype=torch.uint8, pin_memory=pinned and place.cuda)
+    return image.nbytes / place.seconds(lambda: host.copy_(image, non_blocking=pinned), 20) / 1e9

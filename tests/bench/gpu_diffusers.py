@@ -1,5 +1,5 @@
 """The engine against what a user would pick instead: diffusers' SanaPipeline with num_images_per_prompt = N, eager and
-with the transformer's blocks under torch.compile. All decode 8 pictures at a time and ask the same judge about one
+with the transformer's blocks under torch.compile. All decode 8 images at a time and ask the same judge about one
 tile, 16 at a time."""
 
 import time
@@ -26,7 +26,7 @@ def measure(place: Place) -> Iterator[Measured]:
     measured = Measured([Table(header, rows)], figures, notes)
     N, steps = place.pick(32, 3), place.pick(20, 2)
     made = engine(place, "1.6B")
-    judge, card = made._judge.get(), made.model_card
+    judge, info = made._judge.get(), made.model_info
     pipeline = SanaPipeline.from_pretrained(generator_folder(place, "1.6B"), torch_dtype=place.dtype).to(place.device)
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
@@ -46,9 +46,9 @@ def measure(place: Place) -> Iterator[Measured]:
             f"{seed} {PROMPT}",
             num_images_per_prompt=N,
             num_inference_steps=steps,
-            guidance_scale=card.guidance_scale,
-            width=card.width,
-            height=card.height,
+            guidance_scale=info.guidance_scale,
+            width=info.width,
+            height=info.height,
             use_resolution_binning=False,
             complex_human_instruction=list(made.generator.calls.complex_human_instruction) or None,
             max_sequence_length=made.generator.calls.max_sequence_length,
@@ -56,10 +56,10 @@ def measure(place: Place) -> Iterator[Measured]:
             output_type="latent",
         ).images
         scaled = latents.to(place.dtype) / pipeline.vae.config.scaling_factor
-        pictures = [p for part in scaled.split(DECODED) for p in to_pixels(pipeline.vae.decode(part).sample).cpu()]
+        images = [p for part in scaled.split(DECODED) for p in to_pixels(pipeline.vae.decode(part).sample).cpu()]
         drawn = time.perf_counter()
         for start in range(0, N, JUDGED):
-            some = [picture.numpy() for picture in pictures[start : start + JUDGED]]
+            some = [image.numpy() for image in images[start : start + JUDGED]]
             judge.judge(some, [PROMPT] * len(some), one_tile=True)
         return time.perf_counter() - begun, time.perf_counter() - drawn
 

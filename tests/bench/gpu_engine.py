@@ -1,4 +1,4 @@
-"""The whole engine: text, 20 steps with guidance, decoding, one judge tile a picture, encoding of the winner."""
+"""The whole engine: text, 20 steps with guidance, decoding, one judge tile an image, encoding of the winner."""
 
 import statistics
 import warnings

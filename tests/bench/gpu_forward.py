@@ -1,5 +1,5 @@
 """One forward of the transformer by rows of the batch: ours as the engine calls it, plainly and as a CUDA graph, and
-diffusers'; of 1.6B also with products in 8 bits; then decoder and judge by pictures of a batch."""
+diffusers'; of 1.6B also with products in 8 bits; then decoder and judge by images of a batch."""
 
 from collections.abc import Callable, Iterator
 
@@ -27,7 +27,7 @@ def measure(place: Place) -> Iterator[Measured]:
     measured = Measured(
         [
             Table(("model", "rows", "way", "ms", "ms a row", "TFLOP/s", "% of the ceiling"), forwards),
-            Table(("part", "pictures", "ms", "ms a picture", "TFLOP/s", "% of the ceiling"), parts),
+            Table(("part", "images", "ms", "ms an image", "TFLOP/s", "% of the ceiling"), parts),
         ],
         notes=[f"The ceiling: {ceiling:.4g} TFLOP/s."],
     )
@@ -38,9 +38,9 @@ def measure(place: Place) -> Iterator[Measured]:
                 forwards.append((size, rows, way, 1e3 * seconds, 1e3 * seconds / rows, rate, 100 * rate / ceiling))
             yield measured
         place.free()
-    for part, pictures, seconds, flops in _parts(place):
+    for part, images, seconds, flops in _parts(place):
         rate = flops / seconds / TERA
-        parts.append((part, pictures, 1e3 * seconds, 1e3 * seconds / pictures, rate, 100 * rate / ceiling))
+        parts.append((part, images, 1e3 * seconds, 1e3 * seconds / images, rate, 100 * rate / ceiling))
         yield measured
 
 
@@ -94,18 +94,18 @@ def _parts(place: Place) -> Iterator[tuple[str, int, float, int]]:
     place.free()
     made = engine(place, "1.6B")
     generator, judge = made.generator, made._judge.get()
-    width, height = made.model_card.width, made.model_card.height
-    for pictures in place.pick((1, 8), (2,)):
-        latents = place.normal(pictures, *generator.latent_shape(width, height), dtype=torch.float32)
-        flops = pictures * generator.flops(width, height).decode
-        yield "decoder", pictures, place.seconds(lambda x=latents: generator.decode(x), 3), flops
-    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    for pictures in place.pick((1, 16), (2,)):
-        flops = pictures * judge.flops(width, height, "a star", one_tile=True)
-        prompts = ["a star"] * pictures
+    width, height = made.model_info.width, made.model_info.height
+    for images in place.pick((1, 8), (2,)):
+        latents = place.normal(images, *generator.latent_shape(width, height), dtype=torch.float32)
+        flops = images * generator.flops(width, height).decode
+        yield "decoder", images, place.seconds(lambda x=latents: generator.decode(x), 3), flops
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for images in place.pick((1, 16), (2,)):
+        flops = images * judge.flops(width, height, "a star", one_tile=True)
+        prompts = ["a star"] * images
         for where, asked in (
-            ("cut on the host", [picture] * pictures),
-            ("cut on the device", torch.from_numpy(picture).to(place.device).expand(pictures, -1, -1, -1)),
+            ("cut on the host", [image] * images),
+            ("cut on the device", torch.from_numpy(image).to(place.device).expand(images, -1, -1, -1)),
         ):
             seconds = place.seconds(lambda a=asked, p=prompts: judge.ask(a, p, one_tile=True), 3)
-            yield f"judge, one tile, {where}", pictures, seconds, flops
+            yield f"judge, one tile, {where}", images, seconds, flops

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
+from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.random_init.checkpoint import SANA_LAYOUTS, make_random_checkpoint
 from bestofn.service.core.jobs import HeatOutcome, JobSpec
 from bestofn.service.core.settings import Settings
@@ -167,18 +168,18 @@ def engine(place: Place, size: str, **settings: Any) -> Engine:
 
 def job(made: Engine, N: int, **fields: Any) -> JobSpec:
     """A job of N candidates with the checkpoint's own defaults."""
-    card = made.model_card
+    info = made.model_info
     defaults = {
         "id": "job",
         "prompt": PROMPT,
         "num_samples": N,
         "seed": 0,
-        "width": card.width,
-        "height": card.height,
-        "num_inference_steps": card.num_inference_steps,
-        "guidance_scale": card.guidance_scale,
-        "model": card.pin,
-        "judge": made.judge_card.pin,
+        "width": info.width,
+        "height": info.height,
+        "num_inference_steps": info.num_inference_steps,
+        "guidance_scale": info.guidance_scale,
+        "model": info.revision,
+        "judge": made.judge_info.revision,
     }
     return JobSpec(**(defaults | fields))
 

@@ -1,4 +1,4 @@
-"""BESTOFN_REPRODUCIBLE=strict: the bytes of a candidate's picture and verdict are the same alone, in other slots,
+"""BESTOFN_REPRODUCIBLE=strict: the bytes of a candidate's image and verdict are the same alone, in other slots,
 beside other jobs and in another process."""
 
 import hashlib
@@ -12,7 +12,7 @@ from gpu_place import Place, engine, job, run
 from bestofn.service.core.jobs import HeatOutcome
 from bestofn.service.engine.engine import Engine
 
-Bytes = dict[int, str]  # candidate -> hash of its picture's bytes, which carry the verdict
+Bytes = dict[int, str]  # candidate -> hash of its image's bytes, which carry the verdict
 
 
 def measure(place: Place) -> Iterator[Measured]:
@@ -28,7 +28,7 @@ def measure(place: Place) -> Iterator[Measured]:
             different += wrong
         yield Measured(
             [Table(("candidates", "compared", "different"), rows)],
-            [at_most("pictures that differ", different, 0)],
+            [at_most("images that differ", different, 0)],
         )
 
 
@@ -40,8 +40,8 @@ def _first(place: Place) -> dict[str, Bytes]:
         for candidate in (0, N - 1)
     }
     before = job(made, 3, id="before", prompt="two rings", guidance_scale=1.0, num_inference_steps=3, seed=77)
-    beside = job(made, 4, id="beside", prompt="a cross", negative_prompt="grey", seed=99, num_inference_steps=2)
-    found["beside other jobs"] = _hashes(run(made, before, job(made, N, **fields), beside)["job"])
+    side_stream = job(made, 4, id="beside", prompt="a cross", negative_prompt="grey", seed=99, num_inference_steps=2)
+    found["beside other jobs"] = _hashes(run(made, before, job(made, N, **fields), side_stream)["job"])
     return found
 
 
@@ -56,8 +56,8 @@ def _asked(place: Place) -> tuple[Engine, int, dict[str, Any]]:
 
 
 def _hashes(outcomes: Sequence[HeatOutcome]) -> Bytes:
-    pictures = {index: data for one in outcomes for index, data in one.images.items()}
-    return {index: hashlib.sha256(data).hexdigest() for index, data in sorted(pictures.items())}
+    images = {index: data for one in outcomes for index, data in one.images.items()}
+    return {index: hashlib.sha256(data).hexdigest() for index, data in sorted(images.items())}
 
 
 def _apart(call: Callable[[Place], dict[str, Bytes]], place: Place) -> dict[str, Bytes]:

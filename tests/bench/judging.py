@@ -1,5 +1,5 @@
 """The judge: one forward a candidate, in batches, against the published procedure, which asks it twice a match with one
-picture each, 2(N - k) times. Both on the shapes judge and the same pictures; the published code's reading and writing
+image each, 2(N - k) times. Both on the shapes judge and the same images; the published code's reading and writing
 of files is left out."""
 
 import statistics
@@ -15,7 +15,7 @@ from bestofn.judge.judge import Judge
 from bestofn.judge.verdict import Verdict, script_prefers_first
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
-from bestofn.service.engine.batch_pool import Cores
+from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.host.cgroups import cores
 
@@ -23,10 +23,10 @@ PROMPT = "a photo of a red star left of a blue circle"
 
 
 class _Asked:
-    """A judge that counts the pictures it was asked about."""
+    """A judge that counts the images it was asked about."""
 
-    def __init__(self, judge: Judge, pictures: torch.Tensor) -> None:
-        self._judge, self._pictures = judge, pictures
+    def __init__(self, judge: Judge, images: torch.Tensor) -> None:
+        self._judge, self._images = judge, images
         self._asked: list[int] = []
 
     @property
@@ -35,7 +35,7 @@ class _Asked:
 
     def verdicts(self, which: Sequence[int]) -> list[Verdict]:
         self._asked.append(len(which))
-        return self._judge.judge([self._pictures[i].numpy() for i in which], [PROMPT] * len(which))
+        return self._judge.judge([self._images[i].numpy() for i in which], [PROMPT] * len(which))
 
 
 def measure(short: bool) -> Measured:
@@ -43,23 +43,23 @@ def measure(short: bool) -> Measured:
     N, rounds = 32, 1 if short else 5
     generator, judge = Generator.load("shapes"), Judge.load()
     size = generator.defaults.width
-    pictures = torch.randint(0, 256, (N, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(0, 256, (N, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     flops = generator.flops(size, size)
     sizes = sizes_for("cpu", tflops=flops.forward / TERA, cores=cores())
     batch = sizes.batch(sizes.judge, judge.flops(size, size) / TERA)
-    side_by_side = Cores(sizes.parallel)
+    side_by_side = BatchPool(sizes.parallel)
     shares = [range(start, min(N, start + batch)) for start in range(0, N, batch)]
 
     def ours(k: int) -> tuple[float, int, list[int]]:
         torch.set_num_threads(1 if sizes.parallel > 1 else cores())
-        asked, begun = _Asked(judge, pictures), time.perf_counter()
+        asked, begun = _Asked(judge, images), time.perf_counter()
         verdicts = [verdict for share in side_by_side.map(asked.verdicts, shares) for verdict in share]
         winners = [bracket.winner for bracket in script_sub_brackets(verdicts, k)]
         return time.perf_counter() - begun, asked.forwards, winners
 
     def published(k: int, threads: int) -> tuple[float, int, list[int]]:
         torch.set_num_threads(threads)
-        asked, field, begun = _Asked(judge, pictures), list(range(N)), time.perf_counter()
+        asked, field, begun = _Asked(judge, images), list(range(N)), time.perf_counter()
         while len(field) > k:
             pairs = zip(field[::2], field[1::2], strict=True)
             field = [a if script_prefers_first(*(asked.verdicts([one])[0] for one in (a, b))) else b for a, b in pairs]

@@ -162,7 +162,7 @@ def measure(rows: Sequence[int]) -> int:
 
 
 def floors(rows: Sequence[int]) -> None:
-    """Prints the table of docs/kernels.md: the least time is that of the bytes, operations take less."""
+    """Prints the table of docs/research/kernels.md: the least time is that of the bytes, operations take less."""
     for name, one in work(SANA).items():
         for B in rows:
             times = " | ".join(f"{1e6 * B * one.moved / rate:,.0f}" for rate in BANDWIDTHS.values())

@@ -55,7 +55,7 @@ class Stand:
     async def api(self) -> tuple[Process, str]:
         """Starts an API process; returns it and its address once it answers."""
         log = self.folder / "api.log"
-        process = self._start((*PROGRAM, "serve", "--port", "0"), log, {"BESTOFN_LOG": "text"})
+        process = self._start((*PROGRAM, "serve", "--port", "0"), log, {"BESTOFN_LOG_FORMAT": "text"})
         async with asyncio.timeout(PATIENCE_SECONDS):
             while " http://" not in (text := log.read_text()):
                 if process.poll() is not None:
@@ -108,7 +108,7 @@ class Stand:
     async def _warm(self, processes: list[Process]) -> list[Process]:
         wanted = {process.pid for process in processes}
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not wanted <= {card.pid for card in await self.queue.cards()}:
+            while not wanted <= {info.pid for info in await self.queue.workers()}:
                 if any(process.poll() is not None for process in processes):
                     raise RuntimeError(f"a worker has ended: {(self.folder / 'workers.log').read_text()[-2000:]}")
                 await asyncio.sleep(0.05)
@@ -145,7 +145,7 @@ def spec(**fields: Any) -> JobSpec:
         "height": 64,
         "num_inference_steps": 4,
         "guidance_scale": 4.5,
-        "model": engine.model_card.pin,
-        "judge": engine.judge_card.pin,
+        "model": engine.model_info.revision,
+        "judge": engine.judge_info.revision,
     }
     return JobSpec.model_validate(defaults | fields)

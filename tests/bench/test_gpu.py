@@ -12,7 +12,7 @@ PROGRAM = Path(__file__).with_name("gpu.py")
 
 
 def bench(*args: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-P", PROGRAM, *map(str, args)], capture_output=True, text=True, timeout=100)
+    return subprocess.run([sys.executable, "-P", PROGRAM, *map(str, args)], capture_output=True, text=True)
 
 
 def test_sections_run_at_toy_sizes(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
 
 
 @schemathesis.deserializer("image/png", "image/webp", "image/jpeg")
-def picture(context: DeserializationContext, response: Response) -> dict[str, Any]:
-    """What a link needs to go on from a picture."""
+def image(context: DeserializationContext, response: Response) -> dict[str, Any]:
+    """What a link needs to go on from an image."""
     return {"id": next(iter(response.headers.get("x-bestofn-job", ())), None)}
 
 

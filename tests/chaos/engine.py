@@ -42,15 +42,15 @@ class NotingEngine(FakeEngine):
 
 
 def cramped(notes: Path) -> "Engine":
-    """The true engine on the shapes checkpoint with memory for 3 rows, 1 picture in decode and 2 in judging, and for
-    no picture that is wider than 128 pixels; it notes every allocation that fails."""
+    """The true engine on the shapes checkpoint with memory for 3 rows, 1 image in decode and 2 in judging, and for
+    no image that is wider than 128 pixels; it notes every allocation that fails."""
     import torch
 
     from bestofn.judge.judge import EMBEDDED, Judge
     from bestofn.models.generator import Generator
     from bestofn.service.engine.batch_sizes import Sizes
     from bestofn.service.engine.engine import Engine
-    from bestofn.service.engine.judge_residency import JudgeResidence
+    from bestofn.service.engine.judge_residency import JudgeResidency
     from bestofn.service.engine.loader import load_engine
 
     lines = (notes / f"{os.getpid()}.memory").open("a", buffering=1)
@@ -73,11 +73,11 @@ def cramped(notes: Path) -> "Engine":
         config_scale = 0
 
     class CrampedJudge(Judge):
-        def ask(self, pictures: Sequence[Any], prompts: Sequence[str], **options: Any) -> torch.Tensor:
-            if len(pictures) > 2:
-                failed("judging", len(pictures))
+        def ask(self, images: Sequence[Any], prompts: Sequence[str], **options: Any) -> torch.Tensor:
+            if len(images) > 2:
+                failed("judging", len(images))
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 byte")
-            return super().ask(pictures, prompts, **options)
+            return super().ask(images, prompts, **options)
 
     settings = load_settings(model="shapes", judge="shapes", devices="cpu", threads=1)
     loaded = load_engine(settings)
@@ -86,9 +86,9 @@ def cramped(notes: Path) -> "Engine":
     judge = CrampedJudge.load(EMBEDDED)
     return Engine(
         generator,
-        JudgeResidence(lambda: judge, generator, shared=True),
-        loaded.model_card,
-        loaded.judge_card,
+        JudgeResidency(lambda: judge, generator, shared=True),
+        loaded.model_info,
+        loaded.judge_info,
         loaded.tokenizer_json,
         Sizes(slots=8, strict=True, rows=8, decode=4, judge=4),
     )

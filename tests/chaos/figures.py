@@ -60,9 +60,9 @@ _WORDS = {True: "kept", False: "BROKEN", None: ""}
 
 
 def write(figures: Sequence[Figure], seconds: Mapping[str, float], folder: Path) -> None:
-    """chaos.json, and the end of reliability.md beside the folder; sections that did not run keep their figures."""
+    """Write chaos.json and the end of README.md in the folder; sections that did not run keep their figures."""
     folder.mkdir(parents=True, exist_ok=True)
-    file, page = folder / "chaos.json", folder.with_name("reliability.md")
+    file, page = folder / "chaos.json", folder / "README.md"
     sections = json.loads(file.read_text())["sections"] if file.is_file() else {}
     for name in seconds:
         own = [{k: v for k, v in asdict(f).items() if k != "section"} for f in figures if f.section == name]

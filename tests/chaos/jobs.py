@@ -114,12 +114,12 @@ async def deadline(rounds: int) -> list[Figure]:
                 late.append(time.monotonic() - begun - seconds)
                 told_all = result.json()
                 judged = (told_all.get("usage") or {}).get("candidates", 0)
-                picture = await http.get(told_all["images"][0]["url"]) if told_all.get("images") else None
+                image = await http.get(told_all["images"][0]["url"]) if told_all.get("images") else None
                 best += (
                     (told_all["status"], told_all["complete"], told_all["stopped"]) == ("succeeded", False, "deadline")
                     and 0 < judged < 2048
-                    and picture is not None
-                    and picture.is_success
+                    and image is not None
+                    and image.is_success
                 )
                 silent += never.status_code == 504 and "before it was started" in never.json()["detail"]
             left = await at_rest(here.queue)

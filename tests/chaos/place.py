@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,21 +16,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 from disks import Disk, small_disk
 
+from bestofn.service.api.key_file import Key, keys_file, sha256
 from bestofn.service.core.jobs import JobSpec, JobStatus
 from bestofn.service.core.results import assemble
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.host.key_file import Key, keys_file, sha256
 from bestofn.service.queue.embedded_server import LocalServer, embedded_binary
 from bestofn.service.queue.job_queue import Queue
 
 LEASE_SECONDS, BEAT_SECONDS = 2.0, 0.4
 ENGINE = Path(__file__).parent / "engine.py"
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 300.0  # a limit that only a hang reaches
 
 
 def servers() -> dict[str, Path]:
@@ -51,8 +49,7 @@ class Api:
 
     def requests(self) -> list[dict[str, Any]]:
         """What its log says of each request."""
-        lines = [json.loads(line) for line in self.log.read_text().split("\n") if line.startswith("{")]
-        return [line for line in lines if line.get("event") == "request"]
+        return _lines(self.log, "request")
 
 
 @dataclass
@@ -91,30 +88,28 @@ class Place:
         await self.warm(crew)
         return crew
 
-    async def warm(self, crew: list["subprocess.Popen[bytes]"]) -> dict[int, WorkerCard]:
+    async def warm(self, crew: list["subprocess.Popen[bytes]"]) -> dict[int, WorkerInfo]:
         """The cards of these processes by their ids, once all are warm."""
         wanted = {process.pid for process in crew}
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
-                cards = {card.pid: card for card in await self.queue.cards()}
-                if wanted <= cards.keys():
-                    return {pid: cards[pid] for pid in wanted}
+                workers = {info.pid: info for info in await self.queue.workers()}
+                if wanted <= workers.keys():
+                    return {pid: workers[pid] for pid in wanted}
                 await asyncio.sleep(0.05)
 
     async def api(self, port: int = 0, **settings: object) -> Api:
-        """Starts an API process and waits until it answers."""
-        port = port or _free_port()
+        """Starts an API process and waits until it answers; port 0 takes a free one."""
         log = self.folder / f"api-{len(self._processes)}.log"
         command = [sys.executable, "-P", "-m", "bestofn.cli", "serve", "--port", str(port)]
-        api = Api(f"http://127.0.0.1:{port}", port, log, self.start(command, log, settings))
-        async with httpx.AsyncClient() as http, asyncio.timeout(PATIENCE_SECONDS):
-            while True:
-                with contextlib.suppress(httpx.TransportError):
-                    if (await http.get(f"{api.url}/livez")).is_success:
-                        return api
-                if api.process.poll() is not None:
+        process = self.start(command, log, settings)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not (ready := _lines(log, "the API is ready")):
+                if process.poll() is not None:
                     raise RuntimeError(f"the API has ended: {log.read_text()[-2000:]}")
                 await asyncio.sleep(0.05)
+        url = str(ready[0]["address"])
+        return Api(url, int(url.rpartition(":")[2]), log, process)
 
     def start(self, command: list[str], log: Path, settings: dict[str, object] | None = None) -> Any:
         """Starts a process with the settings of this place, and of its own; it writes to `log`."""
@@ -163,7 +158,7 @@ async def place(name: str = "redis", megabytes: int | None = None, **settings: A
             "namespace": f"chaos-{uuid.uuid4().hex[:8]}",
             "data_dir": folder,
             "lease_seconds": LEASE_SECONDS,
-            "beat_seconds": BEAT_SECONDS,
+            "heartbeat_seconds": BEAT_SECONDS,
         }
         made = Settings(**(told | settings))
         queue = await Queue.connect(made)
@@ -188,8 +183,8 @@ def spec(**fields: Any) -> JobSpec:
         "num_inference_steps": 4,
         "guidance_scale": 4.5,
         "heat_size": 4,
-        "model": engine.model_card.pin,
-        "judge": engine.judge_card.pin,
+        "model": engine.model_info.revision,
+        "judge": engine.judge_info.revision,
     }
     return JobSpec.model_validate(defaults | fields)
 
@@ -234,7 +229,7 @@ async def gauges(queue: Queue) -> dict[str, int]:
     for pair in await redis.hkeys(keys("pairs")):
         for priority in ("interactive", "batch"):
             place = pair.decode(), priority
-            found[f"dealt {priority}"] = int(await redis.get(keys("dealt", *place)) or 0)
+            found[f"dealt {priority}"] = int(await redis.get(keys("dispatched", *place)) or 0)
             found[f"ready {priority}"] = await redis.xlen(keys("ready", *place))
             found[f"ring {priority}"] = await redis.llen(keys("ring", *place))
     return {name: value for name, value in found.items() if value}
@@ -248,9 +243,10 @@ async def at_rest(queue: Queue, seconds: float = 15.0) -> dict[str, int]:
     return left
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
+def _lines(log: Path, event: str) -> list[dict[str, Any]]:
+    """The JSON lines of a log with this `event`; a line that is still being written is left out."""
+    lines = [json.loads(line) for line in log.read_text().split("\n")[:-1] if line.startswith("{")]
+    return [line for line in lines if line.get("event") == event]
 
 
 def _as_text(value: object) -> str:

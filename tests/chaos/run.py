@@ -1,11 +1,12 @@
-"""Breaks things on purpose and counts what comes of it: every promise of docs/reliability.md, on real processes.
+"""Breaks things on purpose and counts what comes of it: every promise of docs/operate/reliability.md, on real
+processes.
 
     python tests/chaos/run.py                            all of it, within 40 minutes
     python tests/chaos/run.py kill-workers --rounds 100  one section
     python tests/chaos/run.py --short                    a few rounds of each
 
-Prints a table, writes docs/reliability/chaos.json (or into --out) and the table in docs/reliability.md; ends with 1 if
-a promise is broken.
+Prints a table, writes evaluation/results/reliability/chaos.json (or into --out) and the table in its README.md; ends
+with 1 if a promise is broken.
 """
 
 import argparse
@@ -20,9 +21,9 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parent))  # which -P leaves out
 
 import bad_input
-import door
 import jobs
 import outages
+import overload
 import trouble
 import workers
 from figures import ROOT, Figure, table, write
@@ -47,9 +48,9 @@ SECTIONS = {
     "kill-queue": Section(outages.kill_queue, 8, 1),
     "disk-full": Section(outages.disk_full, 8, 1),
     "kill-api": Section(outages.kill_api, 4, 1),
-    "flood": Section(door.flood, 60, 30),
-    "fairness": Section(door.fairness, 5, 1),
-    "idempotency": Section(door.idempotency, 10, 1),
+    "flood": Section(overload.flood, 60, 30),
+    "fairness": Section(overload.fairness, 5, 1),
+    "idempotency": Section(overload.idempotency, 10, 1),
     "cancel-storm": Section(jobs.cancel_storm, 1000, 100),
     "hang-up": Section(jobs.hang_up, 20, 4),
     "deadline": Section(jobs.deadline, 10, 1),
@@ -62,7 +63,7 @@ def main() -> int:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all if left out")
     parser.add_argument("--rounds", type=int, help="of each section")
     parser.add_argument("--short", action="store_true")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reliability")
+    parser.add_argument("--out", type=Path, default=ROOT / "evaluation" / "results" / "reliability")
     flags = parser.parse_args()
     unknown = set(flags.sections) - SECTIONS.keys()
     if unknown:

@@ -2,9 +2,9 @@
 
     python tests/chaos/soak.py --minutes 30
 
-One API, one worker with the shapes checkpoint, three with the sleeping engine, of which two are killed in turn and one
-is not; a queue's server of their own. Prints a table, writes soak.json and soak.png into docs/reliability (or --out)
-and the table in docs/reliability.md; ends with 1 if a promise is broken.
+One API, one worker with the shapes checkpoint, three with the sleeping engine, of which two are killed in turn and
+one is not; a queue's server of their own. Prints a table, writes soak.json and soak.png into
+evaluation/results/reliability (or --out) and the table in its README.md; ends with 1 if a promise is broken.
 """
 
 import argparse
@@ -36,8 +36,8 @@ from soak_figures import Found, figures, publish
 from soak_load import WAITING_SECONDS, Load, arrivals
 
 import bestofn
+from bestofn.service.core.deployments import deployments_of
 from bestofn.service.core.jobs import ENDED, JobStatus
-from bestofn.service.core.planning import pairs_of
 
 SHARE = 0.8  # of capacity
 SLOTS, STEP_SECONDS = 8, 0.1  # of a sleeping worker
@@ -47,7 +47,7 @@ SAMPLE_SECONDS = 10.0
 KILL_SECONDS = 60.0
 REFUSED_SECONDS = 3.0  # between two bodies that are refused
 DRAIN_SECONDS = 300.0
-SETTINGS: dict[str, Any] = {"lease_seconds": 15.0, "beat_seconds": 3.0, "result_ttl_seconds": 180}
+SETTINGS: dict[str, Any] = {"lease_seconds": 15.0, "heartbeat_seconds": 3.0, "result_ttl_seconds": 180}
 TORCH, SLEEPING = "worker (torch)", "worker (sleeping)"
 
 
@@ -117,7 +117,7 @@ async def soak(minutes: float, out: Path) -> list[Figure]:
             httpx.AsyncClient(base_url=api.url, timeout=180, limits=limits) as http,
             bestofn.AsyncClient(api.url) as client,
         ):
-            pairs = {pair.model.pin.name: pair for pair in pairs_of(await here.queue.cards())}
+            pairs = {pair.model.revision.name: pair for pair in deployments_of(await here.queue.workers())}
             loads = {name: Load(http, client, Book(here), random.Random(name)) for name in pairs}
             looking = [asyncio.create_task(load.book.watch()) for load in loads.values()]
             looking.append(asyncio.create_task(run.samples()))
@@ -173,7 +173,7 @@ async def soak(minutes: float, out: Path) -> list[Figure]:
             killed=run.kills,
             begun_again=_begun_again(here),
             died=sum(one.gone for one in run.lasting()),
-            dead=await here.queue.redis.xlen(here.queue.keys("dead")),
+            dead=await here.queue.redis.xlen(here.queue.keys("dead_letters")),
             left=left,
             odd_keys=await watch.odd_keys(here),
         )
@@ -221,7 +221,7 @@ async def _crew(here: Place) -> "AsyncIterator[subprocess.Popen[bytes]]":
 
 async def _all_warm(here: Place, sleeping: int) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while sum(card.model.pin.name == "fake" for card in await here.queue.cards()) < sleeping:
+        while sum(info.model.revision.name == "fake" for info in await here.queue.workers()) < sleeping:
             await asyncio.sleep(0.1)
 
 
@@ -235,7 +235,7 @@ async def _states(here: Place, jobs: set[str]) -> dict[str, JobStatus | None]:
     redis, keys = here.queue.redis, here.queue.keys
     states: dict[str, JobStatus | None] = {}
     for job in jobs:
-        status, gone = await redis.hget(keys("job", job), "status"), await redis.get(keys("gone", job))
+        status, gone = await redis.hget(keys("job", job), "status"), await redis.get(keys("tombstone", job))
         states[job] = status_word(status, gone)
     return states
 
@@ -249,11 +249,11 @@ def _begun_again(here: Place) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reliability")
+    parser.add_argument("--out", type=Path, default=ROOT / "evaluation" / "results" / "reliability")
     flags = parser.parse_args()
     made = asyncio.run(soak(flags.minutes, flags.out))
     print(table(made))  # noqa: T201
-    page = flags.out.with_name("reliability.md")
+    page = flags.out / "README.md"
     if page.is_file():
         publish(made, machine(), page)
     broken = [figure for figure in made if figure.kept is False]

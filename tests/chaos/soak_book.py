@@ -43,7 +43,7 @@ class Book:
             async with redis.pipeline(transaction=False) as pipe:
                 for job in jobs:
                     pipe.hmget(keys("job", job), "status", "steps", "total_steps")
-                    pipe.get(keys("gone", job))
+                    pipe.get(keys("tombstone", job))
                 found = await pipe.execute()
             for job, (status, steps, total), gone in zip(jobs, found[::2], found[1::2], strict=True):
                 word = status_word(status, gone)

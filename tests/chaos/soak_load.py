@@ -18,12 +18,13 @@ from soak_book import Book
 
 import bestofn
 from bestofn.models.shapes.world import COLOURS, SHAPES
-from bestofn.service.core.planning import Pair, tflops
+from bestofn.service.core.deployments import Deployment
+from bestofn.service.core.job_cost import tflops
 
 PROMPTS = [f"a photo of a {colour} {shape}" for colour, shape in itertools.product(COLOURS, SHAPES)]
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 # What a caller does, and how often; "cancel" and "leave" end a part of their jobs early.
-ACTS = {"poll": 25, "wait": 20, "picture": 10, "follow": 10, "repeat": 10, "stream": 5, "cancel": 15, "leave": 5}
+ACTS = {"poll": 25, "wait": 20, "image": 10, "follow": 10, "repeat": 10, "stream": 5, "cancel": 15, "leave": 5}
 WAITING_SECONDS = 60.0  # of work at full capacity: when more waits, an arrival is left out
 NOTICED_SECONDS = 30.0  # that a job's end may be noticed late on a busy machine
 ASYNC = {"Prefer": "respond-async"}
@@ -50,12 +51,12 @@ class Asked:
     since: float = 0.0
 
 
-def arrivals(pair: Pair, rng: random.Random, acts: dict[str, int] = ACTS) -> Iterator[Asked]:
+def arrivals(deployment: Deployment, rng: random.Random, acts: dict[str, int] = ACTS) -> Iterator[Asked]:
     """Requests of one pair without end, mixed in size and kind."""
-    card = pair.model
+    info = deployment.model
     while True:
-        N, steps = rng.choice(SIZES), card.num_inference_steps
-        side = card.width if rng.random() < 0.85 else 3 * card.width // 2
+        N, steps = rng.choice(SIZES), info.num_inference_steps
+        side = info.width if rng.random() < 0.85 else 3 * info.width // 2
         body: dict[str, Any] = {
             "prompt": rng.choice(PROMPTS),
             "num_samples": N,
@@ -69,10 +70,10 @@ def arrivals(pair: Pair, rng: random.Random, acts: dict[str, int] = ACTS) -> Ite
         }
         if N >= 8 and rng.random() < 0.25:
             body["draft"] = {"num_inference_steps": 2, "keep": 0.25}
-        job = spec(**body, guidance_scale=card.guidance_scale, model=card.pin, judge=pair.judge.pin)
-        body |= {"model": card.pin.name, "judge": pair.judge.pin.name}
+        job = spec(**body, guidance_scale=info.guidance_scale, model=info.revision, judge=deployment.judge.revision)
+        body |= {"model": info.revision.name, "judge": deployment.judge.revision.name}
         act = rng.choices(list(acts), list(acts.values()))[0]
-        yield Asked(act, body, tflops(job, pair))
+        yield Asked(act, body, tflops(job, deployment))
 
 
 @dataclass
@@ -171,7 +172,7 @@ class Load:
         return _job(answer) if self._expect(answer, 200, 202) else None
 
     async def _poll(self, asked: Asked) -> None:
-        """Comes back for the result, the winner and a small picture."""
+        """Comes back for the result, the winner and a small image."""
         job = await self._submitted(asked)
         if job is None:
             return
@@ -191,12 +192,12 @@ class Load:
         if self._expect(answer, 200, 202):
             await self.book.until_end(_job(answer), asked.tflops, asked.since)
 
-    async def _picture(self, asked: Asked) -> None:
+    async def _image(self, asked: Asked) -> None:
         """Asks for the winner's bytes; a 504 names the job when that takes too long."""
         body = {name: value for name, value in asked.body.items() if name != "format"}
         answer = await self.http.post("/generate", json=body, headers={"Accept": "image/png"})
         if self._expect(answer, 200, 504):
-            self.done["picture too late"] += not answer.is_success
+            self.done["image too late"] += not answer.is_success
             await self.book.until_end(_job(answer), asked.tflops, asked.since)
 
     async def _follow(self, asked: Asked) -> None:

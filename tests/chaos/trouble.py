@@ -13,7 +13,7 @@ from bestofn.service.engine.fake import KILLS, RAMBLES
 async def poison(rounds: int) -> list[Figure]:
     """Jobs whose heats kill their worker, among jobs of others; whoever looks after workers starts each one anew."""
     name = "poison"
-    async with place(lease_seconds=1.0, beat_seconds=0.2) as here:
+    async with place(lease_seconds=1.0, heartbeat_seconds=0.2) as here:
         crew = await here.workers(3)
         bad = [await submitted(here.queue, prompt=f"{KILLS} {i}", num_samples=4) for i in range(rounds)]
         good = [await submitted(here.queue, num_samples=16, seed=i) for i in range(10 * rounds)]
@@ -28,7 +28,7 @@ async def poison(rounds: int) -> list[Figure]:
         states = await ends
         reasons = [str((await here.queue.record(job)).error) for job in bad]
         failed, completed = states[:rounds].count(JobStatus.FAILED), states[rounds:].count(JobStatus.SUCCEEDED)
-        dead = await here.queue.redis.xlen(here.queue.keys("dead"))
+        dead = await here.queue.redis.xlen(here.queue.keys("dead_letters"))
         return [
             exactly(name, "jobs that failed, their heat killing its worker", rounds, failed),
             exactly(name, "of these, with the cause in words", rounds, sum("worker died" in said for said in reasons)),
@@ -40,16 +40,16 @@ async def poison(rounds: int) -> list[Figure]:
 
 
 async def memory(rounds: int) -> list[Figure]:
-    """The true engine with memory for 3 rows, 1 picture in decode, 2 in judging, and for nothing above 128 pixels."""
+    """The true engine with memory for 3 rows, 1 image in decode, 2 in judging, and for nothing above 128 pixels."""
     name = "memory"
     async with place(stall_seconds=60.0) as here:
         worker = here.worker(kind="cramped")
-        card = (await here.warm([worker]))[worker.pid]
-        pins = {"model": card.model.pin, "judge": card.judge.pin, "heat_size": 8, "num_samples": 8}
+        info = (await here.warm([worker]))[worker.pid]
+        revisions = {"model": info.model.revision, "judge": info.judge.revision, "heat_size": 8, "num_samples": 8}
         notes = here.notes / f"{worker.pid}.memory"
 
         async def draw(**fields: object) -> str:
-            job = spec(**(pins | {"width": 128, "height": 128, "num_inference_steps": 2} | fields))
+            job = spec(**(revisions | {"width": 128, "height": 128, "num_inference_steps": 2} | fields))
             await here.queue.submit(job, cost=1)
             return job.id
 
@@ -70,7 +70,7 @@ async def memory(rounds: int) -> list[Figure]:
             told(name, "allocations that failed until every batch fitted", str(halved)),
             exactly(name, f"allocations that failed in {rounds} more jobs: the sizes are remembered", 0, remembered),
             exactly(name, "these jobs complete", rounds, again.count(JobStatus.SUCCEEDED)),
-            exactly(name, "a picture that does not fit alone fails its job", 1, int(failed is JobStatus.FAILED)),
+            exactly(name, "an image that does not fit alone fails its job", 1, int(failed is JobStatus.FAILED)),
             exactly(name, "and says so in words", 1, int("needs more memory than is free" in reason)),
             exactly(name, "the job beside it completes", 1, int(good is JobStatus.SUCCEEDED)),
             exactly(name, "workers that ended by it", 0, int(worker.poll() is not None)),

@@ -71,12 +71,12 @@ async def kill_workers(rounds: int) -> list[Figure]:
         reclaims: list[float] = []
         for number in range(rounds):
             victim = random.randrange(3)
-            card = (await here.warm(crew))[crew[victim].pid]
+            info = (await here.warm(crew))[crew[victim].pid]
             job = await jobs.submit(number)
             await asyncio.sleep(random.uniform(0.0, 0.9 * jobs.seconds))
             here.end(crew[victim])
             crew[victim] = here.worker()
-            reclaims += await _reclaims(here.queue, card.worker)
+            reclaims += await _reclaims(here.queue, info.worker)
             await jobs.check(number, job)
         return [
             *jobs.figures(name, rounds),
@@ -96,12 +96,12 @@ async def stop_worker(rounds: int) -> list[Figure]:
         reclaims: list[float] = []
         for number in range(rounds):
             victim = crew[number % 2]
-            card = (await here.warm(crew))[victim.pid]
+            info = (await here.warm(crew))[victim.pid]
             job = await jobs.submit(number)
             await started(here.queue, job)
             await asyncio.sleep(random.uniform(0.0, 0.5 * jobs.seconds))
             victim.send_signal(signal.SIGSTOP)
-            reclaims += await _reclaims(here.queue, card.worker)
+            reclaims += await _reclaims(here.queue, info.worker)
             await jobs.check(number, job)
             before = await answer(here.queue, job)
             victim.send_signal(signal.SIGCONT)

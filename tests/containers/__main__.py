@@ -24,7 +24,7 @@ API_MEGABYTES = 300
 WARM_SECONDS = 180.0
 MODEL, JUDGE = "Efficient-Large-Model/SANA-test", "Efficient-Large-Model/NVILA-test"  # names on a hub of our own
 STARTED = time.monotonic()
-IMAGES = {"redis": SERVERS, "door": SERVERS, "api": API, "weights": API, "worker": WORKER, "worker-cpu": WORKER}
+IMAGES = {"redis": SERVERS, "redis-tls": SERVERS, "api": API, "weights": API, "worker": WORKER, "worker-cpu": WORKER}
 LIGHT = {"BESTOFN_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -141,8 +141,8 @@ def one_machine() -> None:
         for container in (redis, api, worker):
             check_confined(container)
         answer = generate(here, Path(folder))
-        picture = (Path(folder) / "best.png").read_bytes()
-        check(picture.startswith(b"\x89PNG"), f"a job is done: {answer['status']}, {len(picture)} bytes of PNG")
+        image = (Path(folder) / "best.png").read_bytes()
+        check(image.startswith(b"\x89PNG"), f"a job is done: {answer['status']}, {len(image)} bytes of PNG")
         for container in (worker, api, redis):
             peak = int(status_of(container)["VmHWM"].split()[0]) / 1024
             status, seconds = container.stop()
@@ -167,7 +167,7 @@ def several_hosts() -> None:
             redis = here.start("redis")
             here.wait_for("redis is healthy", redis.healthy)
             api = here.start("api")
-            here.start("door")
+            here.start("redis-tls")
             here.wait_for("the API is healthy", api.healthy)
             check(redis.run("redis-cli", "info").stdout.startswith("NOPERM"), "redis tells nothing without a password")
             with local_hub(here, Path(folder)) as address:

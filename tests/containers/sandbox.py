@@ -12,7 +12,7 @@ from compose import Service
 from images import buildah
 
 STOP_SECONDS = 30.0
-HOSTS = "127.0.0.1 localhost redis api door\n"  # all share one network namespace
+HOSTS = "127.0.0.1 localhost redis api redis-tls\n"  # all share one network namespace
 # No capability, now or later, and no way to any through a set-user-ID program.
 DROP = ["--clear-groups", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
 

@@ -14,7 +14,7 @@ TRUE = Calibration(temperature=2.5, bias=-0.8, ceiling=0.94)
 
 
 def drawn(prompts, samples, seed, true=TRUE):
-    """Pictures whose leaders are right as `true` says: chance is a matter of the prompt, as blind spots are."""
+    """Images whose leaders are right as `true` says: chance is a matter of the prompt, as blind spots are."""
     rng = np.random.default_rng(seed)
     fields = []
     for _ in range(prompts):
@@ -58,7 +58,7 @@ def test_little_or_separable_data_give_a_finite_fit(field):
 def test_a_judge_that_is_wrong_way_round_is_refused():
     with pytest.raises(ValueError, match="cannot be calibrated"):
         calibrate([[(float(m), m < 0)] for m in range(-50, 50)])
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         calibrate([[(math.nan, True)]])
 
 

@@ -1,4 +1,4 @@
-"""The judge that ships: its size, its words, and that it tells right pictures from wrong ones."""
+"""The judge that ships: its size, its words, and that it tells right images from wrong ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bestofn.judge.judge import EMBEDDED, Judge, rank_images
 from bestofn.judge.verdict import Verdict
 from bestofn.models.shapes.prompts import known_words
 from bestofn.models.shapes.world import Scene, Thing, render
-from bestofn.training.judge.dataset import unseen
+from bestofn.training.judge.dataset import unseen_scenes
 
 
 @cache
@@ -30,22 +30,23 @@ def test_it_is_small_and_knows_its_world() -> None:
 def test_it_answers_most_questions_on_scenes_it_never_saw() -> None:
     verdicts: list[Verdict] = []
     truths: list[bool] = []
-    for lesson in unseen(60, 6):
-        verdicts += judge().judge([lesson.picture] * len(lesson.asked), [x.prompt for x in lesson.asked])
-        truths += [x.satisfied for x in lesson.asked]
+    for example in unseen_scenes(60, 6):
+        questions = example.questions
+        verdicts += judge().judge([example.image] * len(questions), [question.prompt for question in questions])
+        truths += [question.satisfied for question in questions]
     assert all(verdict.answer in ("yes", "no") for verdict in verdicts)
     assert np.mean([(verdict.margin > 0) == truth for verdict, truth in zip(verdicts, truths, strict=True)]) > 0.8
 
 
-def test_it_picks_the_picture_that_fits() -> None:
+def test_it_picks_the_image_that_fits() -> None:
     def scene(colour: str, other: str) -> np.ndarray:
         return render(Scene((Thing("star", colour, 18, 32, 22), Thing("circle", other, 46, 32, 22)), 3))
 
-    pictures = [scene("green", "blue"), scene("blue", "red"), scene("red", "blue"), scene("white", "yellow")]
-    verdicts, order, bracket = rank_images(judge(), "a photo of a red star and a blue circle", pictures, batch=3)
+    images = [scene("green", "blue"), scene("blue", "red"), scene("red", "blue"), scene("white", "yellow")]
+    verdicts, order, bracket = rank_images(judge(), "a photo of a red star and a blue circle", images, batch=3)
     assert bracket.winner == order[0] == 2
     assert verdicts[2].answer == "yes"
-    alone = judge().judge([pictures[2]], ["a photo of a red star and a blue circle"])[0]
+    alone = judge().judge([images[2]], ["a photo of a red star and a blue circle"])[0]
     assert abs(alone.margin - verdicts[2].margin) < 1e-4
 
 
@@ -59,7 +60,7 @@ def test_it_picks_the_picture_that_fits() -> None:
         "\U0001f469\u200d\U0001f680 \u202e\u05d0\u05d1 \u0646\u062c\u0645\u0629",
         "\U0010ffff" * 20,
     ],
-    ids=["the end of a turn", "pictures", "nested tokens", "control characters", "emoji and right to left", "no word"],
+    ids=["the end of a turn", "images", "nested tokens", "control characters", "emoji and right to left", "no word"],
 )
 def test_no_prompt_becomes_a_control_token_or_stops_the_judge(prompt: str) -> None:
     tokenizer = judge()._folder.question.tokenizer

@@ -1,4 +1,4 @@
-"""The choice of the grid at the published tile size, and arrays as pictures."""
+"""The choice of the grid at the published tile size, and arrays as images."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ def test_a_device_cuts_the_same_tiles_bit_for_bit(width: int, height: int) -> No
     random = np.random.default_rng(width)
     noise = random.integers(0, 256, (1, height, width, 3), dtype=np.uint8)
     edges = random.integers(0, 2, (1, height, width, 3), dtype=np.uint8) * 255  # the filter overshoots
-    pictures = np.concatenate([noise, edges])
-    assert np.array_equal(cut(mode, torch.from_numpy(pictures)), np.concatenate([mode.tiles(p) for p in pictures]))
+    images = np.concatenate([noise, edges])
+    assert np.array_equal(cut(mode, torch.from_numpy(images)), np.concatenate([mode.tiles(p) for p in images]))
 
 
-def test_a_picture_of_the_wanted_size_is_left_alone() -> None:
-    picture = torch.randint(0, 256, (1, 7, 5, 3), dtype=torch.uint8)
-    assert torch.equal(resize(picture, 5, 7), picture)
+def test_a_image_of_the_wanted_size_is_left_alone() -> None:
+    image = torch.randint(0, 256, (1, 7, 5, 3), dtype=torch.uint8)
+    assert torch.equal(resize(image, 5, 7), image)
 
 
-def test_pictures_that_stay_on_the_device_get_the_same_verdicts() -> None:
+def test_images_that_stay_on_the_device_get_the_same_verdicts() -> None:
     judge = Judge.load()
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
     prompts = ["a photo of a red star"] * 3
     for one_tile in (False, True):
-        here = judge.ask(list(pictures), prompts, one_tile=one_tile)
-        assert torch.equal(judge.ask(torch.from_numpy(pictures), prompts, one_tile=one_tile), here)
+        here = judge.ask(list(images), prompts, one_tile=one_tile)
+        assert torch.equal(judge.ask(torch.from_numpy(images), prompts, one_tile=one_tile), here)

@@ -34,7 +34,7 @@ def expected() -> dict[str, torch.Tensor]:
     return load_file(FIXTURE / "expected.safetensors")
 
 
-def picture(case: dict[str, Any]) -> Image.Image:
+def case_image(case: dict[str, Any]) -> Image.Image:
     with Image.open(FIXTURE / case["image"]) as image:
         image.load()
     return image
@@ -45,8 +45,8 @@ def sha(array: np.ndarray) -> str:
 
 
 @torch.inference_mode()
-def logits(pictures: list[Image.Image], prompts: list[str]) -> torch.Tensor:
-    tiles = [judge().image_mode.tiles(image) for image in pictures]
+def logits(images: list[Image.Image], prompts: list[str]) -> torch.Tensor:
+    tiles = [judge().image_mode.tiles(image) for image in images]
     rows = [judge().ids(prompt, len(cut)) for prompt, cut in zip(prompts, tiles, strict=True)]
     return judge().model(torch.from_numpy(judge().image_mode.pixels(np.concatenate(tiles))), rows)
 
@@ -54,7 +54,7 @@ def logits(pictures: list[Image.Image], prompts: list[str]) -> torch.Tensor:
 @pytest.mark.parametrize("name", CASES)
 def test_golden_case(name: str) -> None:
     case = CASES[name]
-    tiles = judge().image_mode.tiles(picture(case))
+    tiles = judge().image_mode.tiles(case_image(case))
     assert len(tiles) == case["num_tiles"] == judge().tiles(*case["image_size"])
     assert sha(tiles) == case["tiles_u8_sha256"]
     pixels = judge().image_mode.pixels(tiles)
@@ -62,7 +62,7 @@ def test_golden_case(name: str) -> None:
     assert sha(pixels.astype(np.float16)) == case["pixel_half_sha256"]
 
     ids = judge().ids(case["prompt"], len(tiles))
-    z = logits([picture(case)], [case["prompt"]])[0]
+    z = logits([case_image(case)], [case["prompt"]])[0]
     difference = (z - expected()[f"{name}.logits"]).abs().max()
     if name in NEUTRALISED:
         assert difference > 1
@@ -73,7 +73,7 @@ def test_golden_case(name: str) -> None:
         assert ids == case["input_ids"]
         assert len(ids) + len(tiles) * judge().tokens_per_tile == case["num_positions"]
         assert difference < 1e-4
-        [verdict] = judge().judge([picture(case)], [case["prompt"]])
+        [verdict] = judge().judge([case_image(case)], [case["prompt"]])
         assert verdict.yes_logit == pytest.approx(case["yes_logit"], abs=1e-4)
         assert verdict.no_logit == pytest.approx(case["no_logit"], abs=1e-4)
         words = {"yes": "yes", "no": "no"}
@@ -82,7 +82,7 @@ def test_golden_case(name: str) -> None:
 
 def test_features_of_the_tower_and_the_projector() -> None:
     case = CASES["c02"]
-    pixels = torch.from_numpy(judge().image_mode.pixels(judge().image_mode.tiles(picture(case))))
+    pixels = torch.from_numpy(judge().image_mode.pixels(judge().image_mode.tiles(case_image(case))))
     with torch.inference_mode():
         seen = judge().model.vision_tower(pixels)
         features = judge().model.mm_projector(seen)
@@ -95,17 +95,17 @@ def test_features_of_the_tower_and_the_projector() -> None:
 
 def test_a_mixed_batch_equals_one_at_a_time() -> None:
     names = ["c00", "c02", "c07", "c17", "c03", "c18"]
-    pictures = [picture(CASES[name]) for name in names]
+    all_images = [case_image(CASES[name]) for name in names]
     prompts = [CASES[name]["prompt"] for name in names]
-    together = logits(pictures, prompts)
-    for z, image, prompt in zip(together, pictures, prompts, strict=True):
+    together = logits(all_images, prompts)
+    for z, image, prompt in zip(together, all_images, prompts, strict=True):
         torch.testing.assert_close(z, logits([image], [prompt])[0], atol=1e-4, rtol=0)
 
 
 def test_picks_of_the_published_script() -> None:
     group = GOLDEN["group"]["case_ids"]
-    pictures = [picture(CASES[name]) for name in group]
-    verdicts, order, bracket = rank_images(judge(), CASES[group[0]]["prompt"], pictures, Rule.OFFICIAL, batch=3)
+    images = [case_image(CASES[name]) for name in group]
+    verdicts, order, bracket = rank_images(judge(), CASES[group[0]]["prompt"], images, Rule.OFFICIAL, batch=3)
     for k, picks in GOLDEN["group"]["picks"].items():
         assert [group[bracket.winner] for bracket in script_sub_brackets(verdicts, int(k))] == picks
     assert bracket.winner == order[0]
@@ -113,14 +113,14 @@ def test_picks_of_the_published_script() -> None:
 
 def test_half_precision_is_near() -> None:
     half = Judge.load(FIXTURE / "checkpoint", dtype=torch.float16)
-    [verdict] = half.judge([picture(CASES["c17"])], [CASES["c17"]["prompt"]])
+    [verdict] = half.judge([case_image(CASES["c17"])], [CASES["c17"]["prompt"]])
     assert verdict.answer == "yes"
     assert verdict.yes_logit == pytest.approx(CASES["c17"]["yes_logit"], abs=0.15)
 
 
-def test_fewer_tiles_on_request_and_arrays_like_pictures() -> None:
+def test_fewer_tiles_on_request_and_arrays_like_images() -> None:
     one = Judge.load(FIXTURE / "checkpoint", max_tiles=1)
-    image = picture(CASES["c01"])
+    image = case_image(CASES["c01"])
     assert (judge().tiles(*image.size), one.tiles(*image.size)) == (10, 1)
     assert judge().flops(*image.size) > 4 * one.flops(*image.size)
     assert one.judge([np.asarray(image)], ["a cat"]) == one.judge([image], ["a cat"])
@@ -128,10 +128,10 @@ def test_fewer_tiles_on_request_and_arrays_like_pictures() -> None:
 
 
 def test_what_cannot_be_judged_is_refused_with_numbers() -> None:
-    image = picture(CASES["c02"])
+    image = case_image(CASES["c02"])
     with pytest.raises(ValueError, match=r"positions, the judge reads fewer than 4096: shorten"):
         judge().judge([image], ["word " * 4096])
-    with pytest.raises(ValueError, match="1 pictures and 2 prompts"):
+    with pytest.raises(ValueError, match="1 all_images and 2 prompts"):
         judge().judge([image], ["a", "b"])
     with pytest.raises(ValueError, match=r"uint8, got \(8, 8\) uint8"):
         judge().judge([np.zeros((8, 8), np.uint8)], ["a"])

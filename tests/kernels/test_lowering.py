@@ -1,6 +1,6 @@
 """Every kernel as a binary for three GPU generations, built at SANA-1.5's shapes on whatever machine this is.
 
-`python -P tests/kernels/test_lowering.py` prints what docs/kernels.md shows.
+`python -P tests/kernels/test_lowering.py` prints what docs/research/kernels.md shows.
 """
 
 import re
@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from bestofn.kernels import blockwise_quant as coded  # noqa: E402
+from bestofn.kernels import fp8  # noqa: E402
 from bestofn.kernels.fused import blockwise_quant as blockwise  # noqa: E402
 from bestofn.kernels.fused import cross_attention, gated_depthwise, linear_attention, modulate, rows  # noqa: E402
 from bestofn.kernels.fused import fp8 as scaled_rows  # noqa: E402
@@ -41,8 +42,8 @@ KERNELS = {
     "inverse_rms": (rows.inverse_rms_kernel, {"x": WIDE, "out": FULL, "D": D, "eps": 1e-5, **ROW}, 32, 1_024),
     "rows_in_eight_bits": (
         scaled_rows.rows_in_eight_bits_kernel,
-        {"x": WIDE, "codes": FLOAT8, "scales": FULL, "K": FFN, "GREATEST": 448.0, "LEAST_SCALE": 1e-38}
-        | rows.row_launch(FFN),
+        {"x": WIDE, "codes": FLOAT8, "scales": FULL, "K": FFN}
+        | {"GREATEST": fp8.GREATEST, "LEAST_SCALE": fp8.LEAST_SCALE, **rows.row_launch(FFN)},
         48,
         1_024,
     ),
@@ -94,6 +95,9 @@ LEAST = {"rows_in_eight_bits": 89}  # which architectures have float8
 # bytes of registers that may spill: with Triton 3.7 two are parked over a row, none with 3.9
 PARKED = {("gated_depthwise", 100): 8}
 
+# registers where one version of Triton takes more than the table allows
+GREEDY = {("read_out", 80, "3.8"): 152}
+
 
 def lower(name: str, architecture: int) -> dict[str, int]:
     """Registers of a thread, bytes of spilled registers and of shared memory of the binary."""
@@ -136,6 +140,7 @@ def test_binary_fits_the_multiprocessor(name, architecture):
     if architecture < LEAST.get(name, 0):
         pytest.skip("nobody calls it there")
     _, _, registers, shared = KERNELS[name]
+    registers = GREEDY.get((name, architecture, triton.__version__[:3]), registers)
     used = lower(name, architecture)
     assert used["spills"] <= PARKED.get((name, architecture), 0)
     assert used["registers"] <= registers

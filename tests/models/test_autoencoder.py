@@ -12,7 +12,7 @@ def test_pixels_are_the_image_processors():
     image = torch.randn(3, 3, 8, 6)
     image[0, 0, 0, :4] = torch.tensor([-1.0, 1.0, 0.5 / 127.5 - 1, 2.5 / 127.5 - 1])  # halves round to even
     wanted = PixArtImageProcessor(vae_scale_factor=4).postprocess(image, output_type="pil")
-    assert np.array_equal(to_pixels(image).numpy(), np.stack([np.asarray(picture) for picture in wanted]))
+    assert np.array_equal(to_pixels(image).numpy(), np.stack([np.asarray(one_image) for one_image in wanted]))
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def test_slices_decode_what_the_whole_autoencoder_decodes(tiny_checkpoints):
         assert (got.int() - wanted).abs().max() <= 1
 
 
-def test_tiles_agree_with_the_whole_picture_away_from_seams(tiny_checkpoints):
+def test_tiles_agree_with_the_whole_image_away_from_seams(tiny_checkpoints):
     decoder = Decoder.load(tiny_checkpoints["tiny"] / "vae", torch.device("cpu"), torch.float32)
     latents = torch.randn(1, 8, 12, 300)  # 48 x 1,200 pixels
     tiled, whole = decoder(latents, tiled=True), decoder(latents)

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from bestofn.models.autoencoder import Decoder
 from bestofn.models.checkpoint import CallDefaults, Checkpoint, importance_order
+from bestofn.models.defaults import part_dtypes
 from bestofn.models.depth.pruning import store_importance
 from bestofn.models.errors import CheckpointError
-from bestofn.models.generator import Generator, part_dtypes
+from bestofn.models.generator import Generator
 from bestofn.models.instruction import COMPLEX_HUMAN_INSTRUCTION
 from bestofn.models.residency import stored_dtype, to_release, weight_bytes
 from bestofn.models.text import load_text_encoder

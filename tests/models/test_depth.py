@@ -15,7 +15,7 @@ from bestofn.models.depth.growth import grow, grown_blocks, target_layers
 from bestofn.models.depth.pruning import block_importance, kept_blocks, prune, store_importance
 from bestofn.models.errors import CheckpointError, ModelError
 from bestofn.models.generator import Generator
-from bestofn.models.linear_dit import from_diffusers
+from bestofn.models.linear_dit.weights import from_diffusers
 from bestofn.models.random_init.checkpoint import make_random_checkpoint
 from bestofn.models.sampling import generate
 
@@ -136,13 +136,13 @@ def test_importance_is_one_less_the_mean_cosine(source):
 
 
 def test_a_few_blocks_are_the_pruned_model_without_a_copy(source, tmp_path):
-    """One resident checkpoint, two depths in turn: the same pictures as the pruned checkpoint's, no further weights."""
+    """One resident checkpoint, two depths in turn: the same images as the pruned checkpoint's, no further weights."""
     whole, pruned = Generator(source), Generator.load(str(prune(source, tmp_path / "out", [0, 2, 4])))
     options = {"num_inference_steps": 3, "guidance_scale": 3.0}
     full = generate(whole, "a cat", [1, 2], **options)
     weights = {p.data_ptr() for p in whole.denoiser.parameters()}
     assert torch.equal(
-        generate(whole, "a cat", [1, 2], blocks=[0, 2, 4], **options), generate(pruned, "a cat", [1, 2], **options)
+        generate(whole, "a cat", [1, 2], layers=[0, 2, 4], **options), generate(pruned, "a cat", [1, 2], **options)
     )
     assert {p.data_ptr() for p in whole.denoiser.parameters()} == weights
     assert torch.equal(generate(whole, "a cat", [1, 2], **options), full)

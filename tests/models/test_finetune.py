@@ -1,4 +1,4 @@
-"""Fine-tuning on pictures with captions: one process and two compute the same, and a run that was cut off goes on."""
+"""Fine-tuning on images with captions: one process and two compute the same, and a run that was cut off goes on."""
 
 import dataclasses
 import io
@@ -64,10 +64,10 @@ def test_a_run_that_was_cut_off_goes_on_bit_by_bit(
     finetune(checkpoint, straight, CPU, lambda _: None)
     broken = settings(tmp_path / "broken", album, optimizer=optimizer)
     finetune(checkpoint, dataclasses.replace(broken, steps=2), CPU, lambda _: None)
-    learner = finetune(checkpoint, broken, CPU, lambda _: None)
+    state = finetune(checkpoint, broken, CPU, lambda _: None)
     assert same_weights(straight.folder, broken.folder) == 0
     assert losses(straight.folder) == losses(broken.folder)
-    write(learner, checkpoint, tmp_path / "out", "trained")
+    write(state, checkpoint, tmp_path / "out", "trained")
     assert Generator(Checkpoint.resolve(str(tmp_path / "out"))).prompt_context("a red wall")
 
 
@@ -86,8 +86,8 @@ from pathlib import Path
 import torch
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.errors import ModelError
-from bestofn.models.training.finetune import FinetuneSettings, finetune, write
-from bestofn.models.training.processes import processes
+from bestofn.training.generator.finetune import FinetuneSettings, finetune, write
+from bestofn.training.distributed import processes
 checkpoint, album, root = sys.argv[1:]
 torch.set_num_threads(1)
 with processes() as device:
@@ -108,7 +108,6 @@ with processes() as device:
 TWO_PROCESSES = (sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-@pytest.mark.timeout(300)  # two processes that import everything, beside whatever else runs
 def test_two_processes_compute_what_one_does(tmp_path: Path, album: Path, tiny_checkpoints: dict[str, Path]) -> None:
     tiny = tiny_checkpoints["tiny"]
     program = tmp_path / "worker.py"
@@ -124,8 +123,8 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, album: Path, tiny_c
     checkpoint = Checkpoint.resolve(str(tiny))
     for optimizer in ("came8bit", "adamw"):
         both, alone = tmp_path / optimizer, tmp_path / f"{optimizer}-alone"
-        learner = finetune(checkpoint, settings(alone, album, optimizer=optimizer), CPU, lambda _: None)
-        write(learner, checkpoint, alone / "out", "trained")
+        state = finetune(checkpoint, settings(alone, album, optimizer=optimizer), CPU, lambda _: None)
+        write(state, checkpoint, alone / "out", "trained")
         assert losses(both) == pytest.approx(losses(alone), rel=1e-4)
         ours, theirs = (SanaTransformer2DModel.from_pretrained(run / "out" / "transformer") for run in (alone, both))
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -162,9 +161,9 @@ def test_shards_hold_the_pairs_of_a_folder(tmp_path: Path, album: Path) -> None:
         odd = tarfile.TarInfo("some/5.json")
         tar.addfile(odd, io.BytesIO())
     plain, packed = list(pairs(album)), list(pairs(shards))
-    assert [(p.picture, p.caption) for p in plain] == [(p.picture, p.caption) for p in packed]
+    assert [(p.image, p.caption) for p in plain] == [(p.image, p.caption) for p in packed]
     assert [p.caption for p in plain] == [f"a {colour} wall" for colour in COLOURS]
-    assert pixels(plain[0].picture, 64, 32)[:, 5, 5].tolist() == [1, -1, -1]
+    assert pixels(plain[0].image, 64, 32)[:, 5, 5].tolist() == [1, -1, -1]
 
 
 def test_a_distilled_checkpoint_is_refused(tmp_path: Path, album: Path, tiny_checkpoints: dict[str, Path]) -> None:
@@ -174,7 +173,7 @@ def test_a_distilled_checkpoint_is_refused(tmp_path: Path, album: Path, tiny_che
 
 
 def test_what_is_no_pair_is_named(tmp_path: Path, album: Path) -> None:
-    with pytest.raises(ModelError, match="has no pictures: it takes"):
+    with pytest.raises(ModelError, match="has no images: it takes"):
         list(pairs(tmp_path))
     shutil.copyfile(album / "0.png", tmp_path / "alone.png")
     with pytest.raises(ModelError, match=r"alone\.png has no caption: write it to alone\.txt"):

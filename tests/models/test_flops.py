@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Gemma2Config, Gemma2Model
 
 from bestofn.models.flops import context_flops, decode_flops, forward_flops, text_flops
-from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
+from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.random_init.checkpoint import DC_AE, SANA_1_5, TINY_TRANSFORMER
 
 

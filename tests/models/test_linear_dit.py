@@ -12,14 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bestofn.models.errors import CheckpointError
-from bestofn.models.linear_dit import (
-    LinearDiT,
-    LinearDiTConfig,
-    PromptContext,
-    from_diffusers,
-    save_diffusers,
-    to_diffusers_state_dict,
-)
+from bestofn.models.linear_dit.config import LinearDiTConfig
+from bestofn.models.linear_dit.context import PromptContext
+from bestofn.models.linear_dit.model import LinearDiT
+from bestofn.models.linear_dit.weights import from_diffusers, save_diffusers, to_diffusers_state_dict
 
 SMALL = {
     "in_channels": 4,

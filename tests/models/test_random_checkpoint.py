@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from bestofn.models import safetensors_writer as streamed
 from bestofn.models.checkpoint import Checkpoint
-from bestofn.models.linear_dit import LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.random_init.checkpoint import SANA_1_5, make_random_checkpoint, transformer_tensors
 from bestofn.models.random_init.tensors import RandomTensor, write_safetensors
 

@@ -1,4 +1,4 @@
-"""Candidate i is the picture that plain diffusers makes of seed + i with the same checkpoint."""
+"""Candidate i is the image that plain diffusers makes of seed + i with the same checkpoint."""
 
 import numpy as np
 import pytest
@@ -28,8 +28,8 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def diffusers_picture():
-    """The picture of one call of a plain pipeline, each pipeline loaded once."""
+def diffusers_image():
+    """The image of one call of a plain pipeline, each pipeline loaded once."""
     pipelines = {}
 
     def draw(folder, seed, width, height, calls, **options):
@@ -37,7 +37,7 @@ def diffusers_picture():
             kind = SanaSprintPipeline if "Sprint" in (folder / "model_index.json").read_text() else SanaPipeline
             pipelines[folder] = kind.from_pretrained(folder, dtype=torch.float32)
             pipelines[folder].set_progress_bar_config(disable=True)
-        picture = pipelines[folder](
+        image = pipelines[folder](
             PROMPT,
             width=width,
             height=height,
@@ -47,46 +47,46 @@ def diffusers_picture():
             complex_human_instruction=list(calls.complex_human_instruction),
             **options,
         ).images[0]
-        return np.asarray(picture)
+        return np.asarray(image)
 
     return draw
 
 
-def assert_same_picture(ours, theirs):
+def assert_same_image(ours, theirs):
     assert ours.shape == theirs.shape
-    assert theirs.std() > 5, "a flat picture proves nothing"
+    assert theirs.std() > 5, "a flat image proves nothing"
     near = np.abs(ours.astype(int) - theirs.astype(int)) <= 1
     assert near.mean() >= 0.999
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_same_picture_as_diffusers(case, tiny_checkpoints, diffusers_picture):
+def test_same_image_as_diffusers(case, tiny_checkpoints, diffusers_image):
     variant, (width, height), steps, guidance, negative = CASES[case]
     generator = Generator.load(str(tiny_checkpoints[variant]))
     seeds = (3, 2**62 + 11)
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "negative_prompt": negative}
     ours = generate(generator, PROMPT, seeds, width=width, height=height, **options).numpy()
-    for picture, seed in zip(ours, seeds, strict=True):
+    for image, seed in zip(ours, seeds, strict=True):
         path = tiny_checkpoints[variant]
-        assert_same_picture(picture, diffusers_picture(path, seed, width, height, generator.calls, **options))
+        assert_same_image(image, diffusers_image(path, seed, width, height, generator.calls, **options))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_same_picture_as_diffusers_sprint(steps, tiny_checkpoints, diffusers_picture):
+def test_same_image_as_diffusers_sprint(steps, tiny_checkpoints, diffusers_image):
     generator = Generator.load(str(tiny_checkpoints["sprint"]))
     ours = generate(generator, PROMPT, [5], num_inference_steps=steps).numpy()[0]
     options = {"num_inference_steps": steps, "intermediate_timesteps": 1.3 if steps == 2 else None}
-    theirs = diffusers_picture(tiny_checkpoints["sprint"], 5, 32, 32, generator.calls, **options)
-    assert_same_picture(ours, theirs)
+    theirs = diffusers_image(tiny_checkpoints["sprint"], 5, 32, 32, generator.calls, **options)
+    assert_same_image(ours, theirs)
 
 
 @pytest.mark.skipif(not (EMBEDDED["shapes"] / "model_index.json").exists(), reason="shapes weights are not there yet")
-def test_embedded_checkpoint_draws_what_diffusers_draws(diffusers_picture):
+def test_embedded_checkpoint_draws_what_diffusers_draws(diffusers_image):
     generator = Generator.load("shapes")
     defaults = generator.defaults
     ours = generate(generator, PROMPT, [0, 1, 2]).numpy()
-    for seed, picture in enumerate(ours):
-        theirs = diffusers_picture(
+    for seed, image in enumerate(ours):
+        theirs = diffusers_image(
             EMBEDDED["shapes"],
             seed,
             defaults.width,
@@ -95,4 +95,4 @@ def test_embedded_checkpoint_draws_what_diffusers_draws(diffusers_picture):
             num_inference_steps=defaults.num_inference_steps,
             guidance_scale=defaults.guidance_scale,
         )
-        assert_same_picture(picture, theirs)
+        assert_same_image(image, theirs)

@@ -54,6 +54,6 @@ def test_folder_is_small_and_float32(pipeline: SanaPipeline) -> None:
     ids=["colour", "position and colours", "count"],
 )
 def test_draws_what_it_is_asked(pipeline: SanaPipeline, spec: PromptSpec, least: int) -> None:
-    """Of eight pictures at least some are right; seeds are fixed, so this fails only when weights or code change."""
-    pictures = _draw(pipeline, spec.prompt, range(8))
-    assert sum(evaluate(picture, spec).correct for picture in pictures) >= least
+    """Of eight images at least some are right; seeds are fixed, so this fails only when weights or code change."""
+    images = _draw(pipeline, spec.prompt, range(8))
+    assert sum(evaluate(image, spec).correct for image in images) >= least

@@ -20,7 +20,7 @@ from bestofn.training.generator.pipeline import load_parts, save_pipeline
 from bestofn.training.generator.recovery import recover
 from bestofn.training.generator.score import score, spread
 from bestofn.training.generator.text_encoder import TOKENS, Words, build_tokenizer, layout
-from bestofn.training.generator.trainer import GeneratorSettings, build_learner, noise_levels, rate, train_generator
+from bestofn.training.generator.trainer import GeneratorSettings, build_train_state, noise_levels, rate, train_generator
 from bestofn.training.optimizers.muon import orthogonalise
 
 
@@ -78,10 +78,10 @@ def test_resumed_autoencoder_is_bit_identical(tmp_path: Path) -> None:
 
 
 def test_forward_is_the_diffusers_transformer(tmp_path: Path, vae: Path) -> None:
-    learner = build_learner(_settings(tmp_path, vae, 1))
-    model = learner.parts.transformer
+    state = build_train_state(_settings(tmp_path, vae, 1))
+    model = state.parts.transformer
     torch.nn.init.normal_(model.proj_out.weight)
-    ids, mask = Words(learner.parts.tokenizer)(["a photo of a ring", ""])
+    ids, mask = Words(state.parts.tokenizer)(["a photo of a ring", ""])
     text = torch.randn(2, TOKENS, 128)
     x, sigma = torch.randn(2, 6, 16, 16), torch.tensor([0.3, 0.9])
     with torch.no_grad():
@@ -93,8 +93,8 @@ def test_forward_is_the_diffusers_transformer(tmp_path: Path, vae: Path) -> None
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers, numpy 2
 def test_saved_folder_is_a_pipeline(tmp_path: Path, vae: Path) -> None:
-    learner = build_learner(_settings(tmp_path, vae, 1))
-    save_pipeline(learner.averaged(), tmp_path / "out")
+    state = build_train_state(_settings(tmp_path, vae, 1))
+    save_pipeline(state.averaged(), tmp_path / "out")
     pipeline = SanaPipeline.from_pretrained(tmp_path / "out")
     pipeline.set_progress_bar_config(disable=True)
     result = pipeline(
@@ -111,7 +111,7 @@ def test_saved_folder_is_a_pipeline(tmp_path: Path, vae: Path) -> None:
 
 
 def test_a_pruned_checkpoint_is_trained_further(tmp_path: Path, vae: Path) -> None:
-    save_pipeline(build_learner(_settings(tmp_path, vae, 1)).parts, tmp_path / "source")
+    save_pipeline(build_train_state(_settings(tmp_path, vae, 1)).parts, tmp_path / "source")
     pruned = prune(Checkpoint.resolve(str(tmp_path / "source")), tmp_path / "pruned", [1])
     out = recover(pruned, tmp_path / "out", tmp_path / "run", steps=2, progress=lambda _: None, batch=4)
     before, after = (load_parts(folder).transformer for folder in (pruned, out))

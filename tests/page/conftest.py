@@ -16,10 +16,11 @@ import pytest
 import uvicorn
 
 from bestofn.service.api.app import create_app
+from bestofn.service.api.key_file import Key, sha256
 from bestofn.service.api.server import address_of, listen
 from bestofn.service.core.settings import Settings
-from bestofn.service.host.key_file import Key, sha256
 from bestofn.service.queue.embedded_server import LocalServer
+from tests.waiting import PATIENCE, until
 
 FLAGS = (
     "--no-sandbox",
@@ -34,12 +35,51 @@ OWN = ("http://127.0.0.1:", "blob:", "data:")
 # 4 candidates every 80 ms: a job of 16 is over at once, one of 256 takes five seconds.
 WORKER = """
 import sys
+import time
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.settings import Settings
-from bestofn.service.worker import run_worker
-engine = FakeEngine(slots=4, step_seconds=0.02, second_judge="second" in sys.argv)
-sys.exit(run_worker(Settings(beat_seconds=0.2), lambda: engine))
+from bestofn.service.engine.protocol import Judged
+from bestofn.service.core.settings import Settings
+from bestofn.service.worker.worker import run_worker
+
+settings = Settings(heartbeat_seconds=1.0, stall_seconds=3600)
+hold = settings.data_dir / "hold"
+
+def limit():
+    try:
+        return int(hold.read_text())
+    except FileNotFoundError:
+        return None
+
+class Held(FakeEngine):
+    judged = 0  # since there is a limit
+
+    def tick(self):
+        while (most := limit()) is not None and self.judged >= most:
+            time.sleep(0.02)
+        events = super().tick()
+        self.judged = 0 if limit() is None else self.judged + sum(isinstance(event, Judged) for event in events)
+        return events
+
+engine = Held(slots=4, step_seconds=0.02, second_judge="second" in sys.argv)
+sys.exit(run_worker(settings, lambda: engine))
 """
+
+
+class Hold:
+    """Halts the worker in the middle of a job, so that a test can look at the page there."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._file = data_dir / "hold"
+
+    def after(self, candidates: int) -> None:
+        """Halt the worker when it has judged this many candidates of the next job."""
+        new = self._file.with_suffix(".new")
+        new.write_text(str(candidates))
+        new.rename(self._file)
+
+    def end(self) -> None:
+        """Let the worker go on."""
+        self._file.unlink(missing_ok=True)
 
 
 class Api:
@@ -96,10 +136,7 @@ def working(folder: Path, *worker: str, **environment: str) -> Iterator[None]:
 def ready_api(folder: Path) -> Iterator[Api]:
     served = Api(Settings(data_dir=folder, redis_url=None))
     try:
-        deadline = time.monotonic() + 60
-        while not httpx.get(f"{served.url}/readyz").is_success:
-            assert time.monotonic() < deadline, "the worker did not become ready"
-            time.sleep(0.05)
+        until(lambda: httpx.get(f"{served.url}/readyz", timeout=PATIENCE).is_success)
         yield served
     finally:
         served.stop()
@@ -112,6 +149,14 @@ def data_dir() -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture
+def hold(data_dir: Path) -> Iterator[Hold]:
+    """Halts the worker of `api`."""
+    held = Hold(data_dir)
+    yield held
+    held.end()
+
+
 @pytest.fixture(scope="session")
 def api(data_dir: Path) -> Iterator[Api]:
     with ready_api(data_dir) as served:
@@ -119,7 +164,7 @@ def api(data_dir: Path) -> Iterator[Api]:
 
 
 @pytest.fixture(scope="session")
-def shapes_api() -> Iterator[Api]:
+def shapes_api(chromium: str) -> Iterator[Api]:
     """An API over a worker with the shipped weights."""
     with queue_and_worker("-m", "bestofn.cli", "worker") as folder, ready_api(folder) as served:
         yield served
@@ -136,16 +181,24 @@ def keyed_api(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ap
 
 
 @pytest.fixture(scope="session")
-def browser():
-    """Debian's chromium, or whichever there is; playwright brings none along."""
+def chromium() -> str:
+    """Debian's chromium, or any other on the PATH; playwright brings none along."""
     if os.environ.get("CI"):
         pytest.skip("the page is tested in a browser on developers' machines, not in CI")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[page]'")
+    pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[page]'")
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         pytest.skip("there is no chromium on the PATH")
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=found, args=list(FLAGS))
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str):
+    """A browser for one module: while playwright's event loop runs in a thread, `asyncio.run` is refused there."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=chromium, args=list(FLAGS))
         yield launched
         launched.close()
 
@@ -159,7 +212,7 @@ def page(browser, api: Api):
 
 @pytest.fixture
 def shapes_page(browser, shapes_api: Api):
-    """The same where pictures are drawn."""
+    """The same where images are drawn."""
     with visit(browser, shapes_api) as opened:
         yield opened
 
@@ -168,7 +221,7 @@ def shapes_page(browser, shapes_api: Api):
 def visit(browser, api: Api):
     context = browser.new_context(base_url=api.url, viewport={"width": 1200, "height": 900})
     opened = context.new_page()
-    opened.set_default_timeout(15_000)
+    opened.set_default_timeout(1000 * PATIENCE)
     wrong: list[str] = []
     opened.on("pageerror", lambda error: wrong.append(f"uncaught: {error}"))
     opened.on("console", lambda said: wrong.append(said.text) if _is_error(said) else None)

@@ -6,11 +6,12 @@ import httpx
 import pytest
 
 from bestofn.service.api.routes.web import FOLDER, PATHS
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
 def caller(keyed_api):
-    with httpx.Client(base_url=keyed_api.url) as client:
+    with httpx.Client(base_url=keyed_api.url, timeout=PATIENCE) as client:
         yield client
 
 
@@ -34,6 +35,7 @@ def test_the_page_may_talk_to_this_server_only_and_is_fresh_after_an_upgrade(cal
 @pytest.mark.parametrize(("path", "ready"), [("/docs", "#operations-default-generate"), ("/redoc", "h1")])
 def test_the_description_needs_no_key_and_reaches_no_other_server(browser, keyed_api, path, ready):
     page = browser.new_page(base_url=keyed_api.url)
+    page.set_default_timeout(1000 * PATIENCE)
     answered: list[str] = []
     page.on("response", lambda answer: answered.append(answer.url))  # Redoc asks for its logo, which is refused
     page.goto(path)

@@ -1,13 +1,13 @@
 """Finals, a second judge and fewer layers: offered where they are deployed, and shown as they were decided."""
 
 import re
-import time
 
 import httpx
 import pytest
 
 from tests.page.conftest import WORKER, queue_and_worker, ready_api, visit, working
 from tests.service.vision_server import vision_server
+from tests.waiting import PATIENCE, until
 
 STAR = "a photo of a red star"
 
@@ -22,7 +22,7 @@ def vision():
 def judged_api(vision):
     """An API over a worker with a second judge and one for finals."""
     with (
-        queue_and_worker("-c", WORKER, "second", BESTOFN_FINALS_JUDGE=vision.url) as folder,
+        queue_and_worker("-c", WORKER, "second", BESTOFN_PAIRWISE_JUDGE=vision.url) as folder,
         ready_api(folder) as served,
     ):
         yield served
@@ -47,7 +47,7 @@ def test_what_is_not_deployed_is_not_offered(page, api):
     page.keyboard.press("Enter")
     page.locator("#job[data-status=succeeded]").wait_for()
     assert "3 layers" in page.locator("#job-facts").inner_text()
-    parameters = httpx.get(f"{api.url}/jobs/{page.url.partition('=')[2]}").json()["parameters"]
+    parameters = httpx.get(f"{api.url}/jobs/{page.url.partition('=')[2]}", timeout=PATIENCE).json()["parameters"]
     assert (parameters["depth"], parameters["rule"], parameters["finals"]) == (3, "margin", None)
 
 
@@ -56,8 +56,8 @@ def test_finals_are_followed_and_told_with_both_answers_of_every_match(browser, 
         page.goto("/")
         page.locator("#more-button").click()
         page.locator("#finals").check()
-        page.fill("#finals_most", "5")
-        page.fill("#finals_band", "50")
+        page.fill("#finals_max_entrants", "5")
+        page.fill("#finals_margin", "50")
         page.locator("#second").check()
         page.fill("#seed", "3")
         page.fill("#prompt", STAR)
@@ -69,7 +69,7 @@ def test_finals_are_followed_and_told_with_both_answers_of_every_match(browser, 
         assert page.locator("#progress-bar").get_attribute("value") == "0"
         vision.pause.set()
         page.locator("#job[data-status=succeeded]").wait_for()
-        job = httpx.get(f"{judged_api.url}/jobs/{page.url.partition('=')[2]}").json()
+        job = httpx.get(f"{judged_api.url}/jobs/{page.url.partition('=')[2]}", timeout=PATIENCE).json()
         winner, finals = job["images"][0], job["finals"]
         assert page.locator("#finals-rounds h3").all_inner_texts() == ["Round 1", "Round 2", "Final"]
         words = page.locator("#finals-rounds b").all_inner_texts()
@@ -91,7 +91,7 @@ def test_finals_are_followed_and_told_with_both_answers_of_every_match(browser, 
         page.locator("#job[data-status=succeeded]").wait_for()
         assert page.locator("#finals-rounds b").all_inner_texts() == words
         assert page.locator("#finals").is_checked()
-        assert (page.input_value("#finals_most"), page.input_value("#finals_band")) == ("5", "50")
+        assert (page.input_value("#finals_max_entrants"), page.input_value("#finals_margin")) == ("5", "50")
         assert page.locator("#second").is_checked()
 
         vision.mode = "first"  # in love with a place: every match is a draw
@@ -106,14 +106,11 @@ def test_finals_are_followed_and_told_with_both_answers_of_every_match(browser, 
 def test_what_no_worker_has_together_cannot_be_chosen_together(browser, vision):
     with (
         queue_and_worker("-c", WORKER, "second") as folder,
-        working(folder, "-c", WORKER, BESTOFN_FINALS_JUDGE=vision.url),
+        working(folder, "-c", WORKER, BESTOFN_PAIRWISE_JUDGE=vision.url),
         ready_api(folder) as api,
         visit(browser, api) as page,
     ):
-        deadline = time.monotonic() + 60
-        while len(httpx.get(f"{api.url}/status").json()["workers"]) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: len(httpx.get(f"{api.url}/status", timeout=PATIENCE).json()["workers"]) == 2)
         page.goto("/")
         page.locator("#more-button").click()
         for one, other in (("#finals", "#second"), ("#second", "#finals")):
@@ -144,7 +141,7 @@ def test_what_no_worker_has_together_cannot_be_chosen_together(browser, vision):
         page.fill("#draft_depth", "3")
         page.locator("#go").click()
         page.locator("#job[data-status=succeeded]").wait_for()
-        parameters = httpx.get(f"{api.url}/jobs/{page.url.partition('=')[2]}").json()["parameters"]
+        parameters = httpx.get(f"{api.url}/jobs/{page.url.partition('=')[2]}", timeout=PATIENCE).json()["parameters"]
         assert (parameters["rule"], parameters["finals"]) == ("lower_bound", None)
         assert (parameters["draft"]["num_inference_steps"], parameters["draft"]["depth"]) == (2, 3)
         page.locator(".tile.drafted").first.click()

@@ -86,10 +86,10 @@ def test_the_diffusers_call_is_the_one_that_files_tell(module, prompt, name, rev
     story = Story(
         prompt=prompt, **said, seed=2**63 - 1, rule=Rule.MARGIN, verdict=verdict, model=model, judge=model, software=""
     )
-    for blocks in (None, [0, 3]):
-        job = {"prompt": prompt, "parameters": said | {"blocks": blocks}, "model": model}
+    for layers in (None, [0, 3]):
+        job = {"prompt": prompt, "parameters": said | {"layers": layers}, "model": model}
         source = module("diffusers", "return m.diffusersCall(given, '9223372036854775807')", job)
-        told = story.model_copy(update={"blocks": blocks})
+        told = story.model_copy(update={"layers": layers})
         assert ast.dump(ast.parse(source)) == ast.dump(ast.parse(diffusers_call(told)))
 
 

@@ -4,6 +4,8 @@ import re
 
 import httpx
 
+from tests.waiting import PATIENCE
+
 STAR = "a photo of a red star"
 
 
@@ -20,20 +22,22 @@ def judged(page) -> int:
 
 
 def wait_for(page, status: str) -> None:
-    page.locator(f"#job[data-status={status}]").wait_for(timeout=30_000)
+    page.locator(f"#job[data-status={status}]").wait_for()
 
 
 def job_of(page, api) -> dict:
     job = re.search(r"#job=(\w+)", page.url)[1]
-    return httpx.get(f"{api.url}/jobs/{job}?limit=4096").raise_for_status().json()
+    return httpx.get(f"{api.url}/jobs/{job}?limit=4096", timeout=PATIENCE).raise_for_status().json()
 
 
-def test_a_prompt_fills_the_page_and_every_picture_opens(page, api):
+def test_a_prompt_fills_the_page_and_every_image_opens(page, api, hold):
+    hold.after(8)
     ask(page, STAR, 48)
     page.locator(".tile:not(:disabled)").nth(3).wait_for()
     assert 0 < judged(page) < 48
     assert page.locator("#go").inner_text() == "Cancel"
     page.locator(".bracket .leads").first.wait_for()
+    hold.end()
     wait_for(page, "succeeded")
     result = job_of(page, api)
     winner = result["images"][0]
@@ -61,7 +65,7 @@ def test_a_prompt_fills_the_page_and_every_picture_opens(page, api):
     with page.expect_download() as download:
         page.locator("#viewer-download").click()
     assert download.value.suggested_filename == f"a-photo-of-a-red-star-{winner['seed']}.png"
-    assert download.value.path().read_bytes() == httpx.get(f"{api.url}{winner['url']}").content
+    assert download.value.path().read_bytes() == httpx.get(f"{api.url}{winner['url']}", timeout=PATIENCE).content
     page.keyboard.press("Escape")
     assert page.locator("#viewer").is_hidden()
 
@@ -72,7 +76,8 @@ def test_a_prompt_fills_the_page_and_every_picture_opens(page, api):
     assert page.locator("#score").inner_text() == f"{winner['verdict']['p_yes']:.3f}"
 
 
-def test_escape_cancels(page, api):
+def test_escape_cancels(page, api, hold):
+    hold.after(4)
     ask(page, STAR, 256)
     page.locator(".tile:not(:disabled)").first.wait_for()
     page.keyboard.press("Escape")
@@ -82,18 +87,21 @@ def test_escape_cancels(page, api):
     assert page.locator("#go").inner_text() == "Generate"
 
 
-def test_a_reload_in_mid_job_resumes(page, api):
+def test_a_reload_in_mid_job_resumes(page, api, hold):
+    hold.after(12)
     ask(page, STAR, 96)
     page.locator(".tile:not(:disabled)").nth(9).wait_for()
     page.reload()
     page.locator("#job[data-status=running]").wait_for()
+    hold.end()
     assert page.input_value("#prompt") == STAR
     wait_for(page, "succeeded")
     assert len(job_of(page, api)["candidates"]) == judged(page) == 96
     assert page.locator("#history-list li").count() == 1
 
 
-def test_a_server_that_comes_back_is_followed_on(page, data_dir, api):
+def test_a_server_that_comes_back_is_followed_on(page, data_dir, api, hold):
+    hold.after(8)
     own = type(api)(api.settings)
     try:
         page.goto(own.url)
@@ -104,6 +112,7 @@ def test_a_server_that_comes_back_is_followed_on(page, data_dir, api):
         own.stop()
         page.get_by_text("The server does not answer. Trying again").wait_for()
         own.start()
+        hold.end()
         wait_for(page, "succeeded")
         assert judged(page) == 64
         assert "63 of 63 matches" in page.locator("#knockout-facts").inner_text()
@@ -171,7 +180,7 @@ def test_a_seed_is_kept_while_it_is_locked(page, api):
 
 def test_refusals_are_said_beside_the_box(page):
     for prompt, said in (
-        (" ", "Say what the picture should show"),
+        (" ", "Say what the image should show"),
         ("word " * 310, "shorten it by"),
         ("this heat fails", "The job failed: "),
     ):

@@ -1,5 +1,6 @@
 """Queue servers for tests, each session's own, and APIs over them; each test of the queue has its own namespace."""
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -20,16 +21,17 @@ import structlog
 import uvicorn
 
 from bestofn.service.api.app import create_app
+from bestofn.service.api.key_file import Key, sha256
 from bestofn.service.api.server import address_of, listen
 from bestofn.service.core.jobs import Heat, HeatOutcome, JobSpec
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.engine.protocol import HeatFinished
-from bestofn.service.host.key_file import Key, sha256
-from bestofn.service.queue.consumer import Lane
+from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.embedded_server import LocalServer, embedded_binary
 from bestofn.service.queue.job_queue import Queue
+from tests.waiting import PATIENCE, until
 
 
 @pytest.fixture(scope="session", params=["redis", "valkey"])
@@ -48,14 +50,14 @@ def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def settings(redis_url: str, tmp_path: Path) -> Settings:
-    """Short times, and keys that no other test has."""
+    """Short times, and keys that no other test has. Tests of engines that hang set `stall_seconds` themselves."""
     return Settings(
         redis_url=redis_url,
         namespace=f"test-{uuid.uuid4().hex[:8]}",
         data_dir=tmp_path,
-        lease_seconds=1.0,
-        beat_seconds=0.2,
-        stall_seconds=2.0,
+        lease_seconds=3.0,
+        heartbeat_seconds=0.5,
+        stall_seconds=PATIENCE,
     )
 
 
@@ -118,20 +120,55 @@ def served(queue_server: Path) -> Iterator[Served]:
         "import sys; from bestofn.service.engine.fake import FakeEngine;"
         "from bestofn.service.core.settings import Settings;"
         "from bestofn.service.worker.worker import run_worker;"
-        "sys.exit(run_worker(Settings(beat_seconds=0.2), lambda: FakeEngine(slots=16, step_seconds=0.01)))"
+        "sys.exit(run_worker(Settings(heartbeat_seconds=1.0), lambda: FakeEngine(slots=16, step_seconds=0.01)))"
     )
     environment = {**os.environ, "BESTOFN_DATA_DIR": str(queue_server), "REDIS_URL": ""}
     worker = subprocess.Popen([sys.executable, "-P", "-c", program], env=environment, stdout=subprocess.DEVNULL)
     try:
         with _serving(Settings(data_dir=queue_server, redis_url=None)) as api:
-            deadline = time.monotonic() + 30
-            while not httpx.get(f"{api.url}/readyz").is_success:
-                assert time.monotonic() < deadline, "the worker did not become ready"
-                time.sleep(0.05)
+            until(lambda: httpx.get(f"{api.url}/readyz", timeout=PATIENCE).is_success)
             yield api
     finally:
         worker.kill()  # not asked: one that waits for a queue would go on waiting
         worker.wait()
+
+
+@pytest.fixture
+def idle(queue_server: Path, open_lane: Callable[..., Awaitable[QueueConsumer]]) -> Settings:
+    """Settings of a namespace whose only worker never claims: every job that is submitted there waits."""
+    settings = Settings(data_dir=queue_server, redis_url=None, namespace=f"test-{uuid.uuid4().hex[:8]}")
+
+    async def announce() -> None:
+        queue = await Queue.connect(settings)
+        lane = await open_lane(queue)
+        await lane.store_tokenizer(FakeEngine().tokenizer_json)
+        await queue.aclose()
+
+    asyncio.run(announce())
+    return settings
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the program in this process, where it is loaded already, in an empty folder."""
+
+    from bestofn.cli import main
+
+    def call(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        for name, value in (
+            {"REDIS_URL": "", "BESTOFN_DATA_DIR": str(tmp_path), "COLUMNS": "100"} | environment
+        ).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["bestofn", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main.app()
+        assert isinstance(end.value.code, int)
+        return end.value.code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture
@@ -162,8 +199,8 @@ def make_spec() -> Callable[..., JobSpec]:
             "num_inference_steps": 2,
             "guidance_scale": 4.5,
             "heat_size": 4,
-            "model": engine.model_card.pin,
-            "judge": engine.judge_card.pin,
+            "model": engine.model_info.revision,
+            "judge": engine.judge_info.revision,
         }
         return JobSpec.model_validate(defaults | fields)
 
@@ -186,23 +223,23 @@ def finish() -> Callable[[Heat], HeatOutcome]:
 
 
 @pytest.fixture
-def open_lane() -> Callable[..., Awaitable[Lane]]:
-    """A worker's place at the queue, announced for a minute."""
+def open_lane() -> Callable[..., Awaitable[QueueConsumer]]:
+    """A worker's place at the queue, announced for an hour."""
 
-    async def lane(queue: Queue, name: str = "one", capacity: int = 4) -> Lane:
+    async def lane(queue: Queue, name: str = "one", capacity: int = 4) -> QueueConsumer:
         engine = FakeEngine(slots=capacity)
-        card = WorkerCard(
+        info = WorkerInfo(
             worker=name,
             host="here",
             pid=1,
             device="none",
             capacity=capacity,
-            model=engine.model_card,
-            judge=engine.judge_card,
+            model=engine.model_info,
+            judge=engine.judge_info,
             started_at=0.0,
         )
-        opened = Lane(queue, card)
-        await opened.beat((), 60.0)
+        opened = QueueConsumer(queue, info)
+        await opened.heartbeat((), 3600.0)
         return opened
 
     return lane

@@ -6,7 +6,7 @@ from starlette.datastructures import Headers
 from bestofn.service.api.access import check_host, is_loopback
 from bestofn.service.api.content_negotiation import image_format, read_accept, read_prefer
 from bestofn.service.api.pagination import page
-from bestofn.service.core.errors import HostRefused
+from bestofn.service.core.errors import HostNotAllowed
 from bestofn.service.core.jobs import ImageFormat, JobStatus, Revision
 from bestofn.service.core.schemas import CandidateOut, JobResult, MatchOut, VerdictOut
 
@@ -48,7 +48,7 @@ def test_accept(header: str | None, first: str) -> None:
         ("image/jpeg", "png", None),
     ],
 )
-def test_the_picture_format_follows_accept_unless_the_body_contradicts(
+def test_the_image_format_follows_accept_unless_the_body_contradicts(
     header: str, named: ImageFormat | None, expected: str | None
 ) -> None:
     assert image_format(read_accept(header), named, "png") == expected
@@ -96,7 +96,7 @@ def test_other_names(host: str) -> None:
     ],
 )
 def test_pages_of_others_are_refused(headers: dict[str, str]) -> None:
-    with pytest.raises(HostRefused):
+    with pytest.raises(HostNotAllowed):
         check_host(Headers(headers))
 
 
@@ -114,9 +114,15 @@ def test_pages_of_a_job_put_together_are_the_job() -> None:
         [MatchOut(a=0, b=4, winner=0)],
         [MatchOut(a=0, b=8, winner=0)],
     ]
-    pin = Revision(name="shapes", revision="r")
+    revision = Revision(name="shapes", revision="r")
     whole = JobResult(
-        id="j", status=JobStatus.SUCCEEDED, prompt="p", candidates=candidates, bracket=rounds, model=pin, judge=pin
+        id="j",
+        status=JobStatus.SUCCEEDED,
+        prompt="p",
+        candidates=candidates,
+        bracket=rounds,
+        model=revision,
+        judge=revision,
     )
     assert page(whole, 0, 256) == whole
     read: list[CandidateOut] = []

@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import redis
 from PIL import Image, PngImagePlugin
 
-from bestofn.cli import main
 from bestofn.cli import server_choice as target
 from bestofn.cli.output import paths_of
 from bestofn.cli.process_supervisor import MAX_DEATHS, WITHIN_SECONDS, may_restart
@@ -37,6 +37,7 @@ from bestofn.service.engine.fake import FAILS
 from bestofn.service.media.codec import decode, encode
 from bestofn.service.media.metadata import Story, read_story
 from tests.service.vision_server import KEY, vision_server
+from tests.waiting import PATIENCE, until
 
 Run = Callable[..., tuple[int, str, str]]
 PROGRAM = [sys.executable, "-P", "-m", "bestofn.cli"]
@@ -56,31 +57,10 @@ def start(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Popen[s
     )
 
 
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs the program in this process, where it is loaded already, in an empty folder."""
-
-    def call(*arguments: str, **environment: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        for name, value in (
-            {"REDIS_URL": "", "BESTOFN_DATA_DIR": str(tmp_path), "COLUMNS": "100"} | environment
-        ).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["bestofn", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main.app()
-        assert isinstance(end.value.code, int)
-        return end.value.code, *capsys.readouterr()
-
-    return call
-
-
 def test_generate_on_a_server(served: Any, tmp_path: Path) -> None:
-    options = ("-n", "12", "--top-k", "2", "--seed", "5", "--sheet", "all.webp", "-o", "star.webp")
+    options = ("-n", "12", "--top-k", "2", "--seed", "5", "--contact-sheet", "all.webp", "-o", "star.webp")
     with start("generate", "a red star", *options, "--server", served.url, cwd=tmp_path) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
     status = process.returncode
     assert (status, err) == (0, f"using the server at {served.url}\n")
     first, second, sheet = out.splitlines()
@@ -96,12 +76,12 @@ def test_json_is_the_result_and_nothing_else(served: Any, run: Run, tmp_path: Pa
     result = json.loads(out)
     assert (status, result["status"], len(result["candidates"])) == (0, "succeeded", 3)
     assert result["images"][0]["path"] == "best.png"
-    answer = httpx.get(served.url + result["images"][0]["url"])
+    answer = httpx.get(served.url + result["images"][0]["url"], timeout=PATIENCE)
     assert (tmp_path / "best.png").read_bytes() == answer.content
     assert err.count("\n") == 1
 
 
-def test_a_picture_tells_how_it_was_made_and_is_drawn_again(served: Any, run: Run, tmp_path: Path) -> None:
+def test_a_image_tells_how_it_was_made_and_is_drawn_again(served: Any, run: Run, tmp_path: Path) -> None:
     server = {"BESTOFN_SERVER": served.url}
     options = ("-n", "8", "--steps", "3", "--guidance", "2.5", "--size", "96x32", "--negative", "blur")
     assert run("generate", "a star \x1b[31m", *options, "-o", "best.webp", **server)[0] == 0
@@ -110,21 +90,21 @@ def test_a_picture_tells_how_it_was_made_and_is_drawn_again(served: Any, run: Ru
     assert (status, told["story"]["prompt"], told["story"]["width"]) == (0, "a star \x1b[31m", 96)
     status, out, err = run("inspect", "best.webp")
     assert (status, err) == (0, "")
-    assert "a star \\x1b[31m\n" in out, "nothing in a picture commands the terminal"
+    assert "a star \\x1b[31m\n" in out, "nothing in an image commands the terminal"
     assert f"manual_seed({told['story']['seed']})" in out
 
-    assert run("generate", "--again", "best.webp", **server)[0] == 0
+    assert run("generate", "--reproduce", "best.webp", **server)[0] == 0
     assert (tmp_path / "again.webp").read_bytes() == (tmp_path / "best.webp").read_bytes()
-    assert run("generate", "--again", "best.webp", "--steps", "4", "-o", "other.png", **server)[0] == 0
+    assert run("generate", "--reproduce", "best.webp", "--steps", "4", "-o", "other.png", **server)[0] == 0
     story = read_story((tmp_path / "other.png").read_bytes())
     assert isinstance(story, Story)
     assert (story.num_inference_steps, story.seed) == (4, told["story"]["seed"])
 
     older = story.model_copy(update={"model": Revision(name="fake", revision="0")})
     (tmp_path / "older.png").write_bytes(encode(decode((tmp_path / "other.png").read_bytes()), "png", older))
-    status, _, err = run("generate", "--again", "older.png", **server)
-    assert (status, "the model was fake@0 and is fake@1: the picture may differ" in err) == (0, True)
-    status, _, err = run("generate", "--again", "older.png", "--local")
+    status, _, err = run("generate", "--reproduce", "older.png", **server)
+    assert (status, "the model was fake@0 and is fake@1: the image may differ" in err) == (0, True)
+    status, _, err = run("generate", "--reproduce", "older.png", "--local")
     assert (status, "--model fake@0" in err) == (1, True)
 
 
@@ -133,13 +113,13 @@ def test_a_prompt_that_was_left_out_is_asked_for(served: Any, run: Run, tmp_path
     assert run("generate", "a secret", "--no-embed-prompt", **server)[0] == 0
     assert b"secret" not in (tmp_path / "best.png").read_bytes()
     assert "  prompt           (left out)" in run("inspect", "best.png")[1].splitlines()
-    status, _, err = run("generate", "--again", "best.png", **server)
+    status, _, err = run("generate", "--reproduce", "best.png", **server)
     assert (status, "leaves its prompt out" in err) == (2, True)
-    assert run("generate", "a secret", "--again", "best.png", **server)[0] == 0
+    assert run("generate", "a secret", "--reproduce", "best.png", **server)[0] == 0
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "best.png").read_bytes()
 
 
-def test_pictures_of_others_are_told_apart(run: Run, tmp_path: Path) -> None:
+def test_images_of_others_are_told_apart(run: Run, tmp_path: Path) -> None:
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("parameters", "a star\nSteps: 20")
     Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=chunks)
@@ -151,8 +131,14 @@ def test_pictures_of_others_are_told_apart(run: Run, tmp_path: Path) -> None:
         "  parameters: a star\\nSteps: 20",
         "bare.png: tells nothing of how it was made",
     ]
-    status, _, err = run("generate", "--again", "theirs.png", "--local")
-    assert (status, "only pictures that bestofn wrote" in err) == (1, True)
+    status, _, err = run("generate", "--reproduce", "theirs.png", "--local")
+    assert (status, "only images that bestofn wrote" in err) == (1, True)
+
+
+def jobs(served: Any) -> int:
+    """How many jobs wait or run."""
+    load = httpx.get(f"{served.url}/status", timeout=PATIENCE).json()["queue"]["by_priority"]
+    return sum(each["jobs"] for each in load.values())
 
 
 def test_ctrl_c_cancels_the_job(served: Any, tmp_path: Path) -> None:
@@ -160,14 +146,12 @@ def test_ctrl_c_cancels_the_job(served: Any, tmp_path: Path) -> None:
     with start(*long, cwd=tmp_path) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("using the server")
-        time.sleep(1.0)
+        until(lambda: jobs(served))
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (130, "bestofn: interrupted\n")
     assert not list(tmp_path.iterdir())
-    # The engine is free again only if the job is gone.
-    answer = httpx.post(f"{served.url}/generate", json={"prompt": "p"}, headers={"Prefer": "wait=10"}, timeout=20)
-    assert answer.status_code == 200
+    until(lambda: jobs(served) == 0)
 
 
 def test_ctrl_c_ends_a_job_in_this_process_alike(run: Run, tmp_path: Path) -> None:
@@ -188,21 +172,21 @@ def test_ctrl_c_ends_a_job_in_this_process_alike(run: Run, tmp_path: Path) -> No
 WRONG: dict[str, tuple[list[str], int, str]] = {
     "no such option": (["generate", "p", "--nope"], 2, "No such option: --nope"),
     "no such command": (["generat"], 2, "No such command 'generat'"),
-    "a size": (["generate", "p", "--size", "64"], 2, "a size is WIDTHxHEIGHT"),
+    "a size": (["generate", "p", "--size", "64"], 2, "--size must be WIDTHxHEIGHT"),
     "a format": (["generate", "p", "-o", "x.gif"], 2, "must end in .png"),
     "a folder": (["generate", "p", "-o", "nowhere/x.png"], 2, "the folder nowhere does not exist"),
     "a folder as file": (["generate", "p", "-o", "folder.png"], 2, "folder.png is a folder: name a file"),
-    "no number": (["generate", "p", "--deadline", "inf"], 2, "--deadline is a number, got inf"),
+    "no number": (["generate", "p", "--deadline", "inf"], 2, "--deadline must be a finite number, got inf"),
     "no budget": (["generate", "p", "--budget", "nans"], 2, "such as 30s or 500TFLOP"),
-    "a share of no drafts": (["generate", "p", "--keep", "0.5"], 2, "--keep goes with --draft"),
-    "a band of no finals": (["generate", "p", "--band", "2"], 2, "--band goes with --finals"),
+    "a share of no drafts": (["generate", "p", "--keep", "0.5"], 2, "--keep needs --draft"),
+    "a band of no finals": (["generate", "p", "--finals-margin", "2"], 2, "--finals-margin needs --finals"),
     "no UTF-8": (["generate", "a \udcff star"], 2, "character 3 of the prompt is not UTF-8"),
     "no such device": (["eval", "--out", "x", "--device", "cuda:99"], 1, "cuda:99 not found; this machine has "),
     "no keys": (["keys", "list", "--file", "none"], 1, "bestofn keys add NAME makes the first"),
     "two places": (["generate", "p", "--local", "--server", "http://x"], 2, "exclude each other"),
     "no server there": (["generate", "p", "--server", "http://127.0.0.1:9"], 1, "cannot be reached"),
     "no address": (["generate", "p", "--server", "localhost"], 1, "it starts with http://"),
-    "no picture": (["rank", "p", "nothing.png"], 1, "nothing.png: No such file"),
+    "no image": (["rank", "p", "nothing.png"], 1, "nothing.png: No such file"),
     "no queue": (["serve"], 1, "run `bestofn up`"),
     "no checkpoint there": (["generate", "p", "--local", "--model", "."], 1, "/test_errors"),
     "open to all": (["serve", "--host", "0.0.0.0", "--redis-url", "redis://x"], 1, "bestofn keys add"),
@@ -257,16 +241,16 @@ NO_PICTURES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("data", "said"), NO_PICTURES.values(), ids=NO_PICTURES.keys())
-def test_what_is_no_picture_is_not_judged(data: bytes, said: str, run: Run, tmp_path: Path) -> None:
+def test_what_is_no_image_is_not_judged(data: bytes, said: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(data)
     status, out, err = run("rank", "a star", "p.png")
     assert (status, out) == (1, "")
-    assert err.startswith("bestofn: p.png: not a readable picture")
+    assert err.startswith("bestofn: p.png: not a readable image")
     assert said in err
     assert len(err) < 300
 
 
-def test_pictures_of_any_shape_and_prompts_of_any_kind_are_judged(run: Run, tmp_path: Path) -> None:
+def test_images_of_any_shape_and_prompts_of_any_kind_are_judged(run: Run, tmp_path: Path) -> None:
     (tmp_path / "dot.png").write_bytes(_png(1, 1, bytes(2)))
     (tmp_path / "wide.png").write_bytes(_png(20_000, 3, bytes(3 * 20_001)))
     for prompt in ("a red star<|im_end|><image>" * 5, "\u202enajm \U0001f31f\u200d\x07\x1b[31m", "<image>"):
@@ -306,10 +290,10 @@ def test_a_judge_that_compares_plays_the_knockout_match_by_match(run: Run, tmp_p
         (tmp_path / f"{name}.png").write_bytes(encode(render(Scene(things, 3)), "png"))
     files = ("wrong.png", "right.png", "below.png")
     with vision_server() as vision:
-        vision.score = lambda prompt, picture: float(evaluate(np.asarray(picture), wanted).correct)
+        vision.score = lambda prompt, one_image: float(evaluate(np.asarray(one_image), wanted).correct)
         vision.key = KEY
         asked = ("rank", wanted.prompt, *files, "--judge", vision.url)
-        status, out, err = run(*asked, "--json", BESTOFN_FINALS_KEY=KEY)
+        status, out, err = run(*asked, "--json", BESTOFN_PAIRWISE_API_KEY=KEY)
         assert status == 0, err
         report = json.loads(out)
         assert [(image["path"], image["rank"]) for image in report["images"]] == list(
@@ -323,7 +307,7 @@ def test_a_judge_that_compares_plays_the_knockout_match_by_match(run: Run, tmp_p
         vision.mode = "first"
         status, out, _ = run(*asked)
         assert out.splitlines()[-1] == "round 2: wrong.png - right.png: wrong.png, then right.png: a draw"
-        status, out, err = run(*asked, BESTOFN_FINALS_KEY="another")
+        status, out, err = run(*asked, BESTOFN_PAIRWISE_API_KEY="another")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "answered 401" in err
     assert run(*asked, "--rule", "official")[0] == 2
@@ -343,12 +327,12 @@ def test_finals_of_a_job_in_this_process(run: Run, tmp_path: Path) -> None:
         "--local",
         "--finals",
         "6",
-        "--band",
+        "--finals-margin",
         "99",
     )
     with vision_server() as vision:
-        vision.score = lambda prompt, picture: float(evaluate(np.asarray(picture), wanted).correct)
-        status, out, err = run(*asked, "--json", "--sheet", "all.png", BESTOFN_FINALS_JUDGE=vision.url)
+        vision.score = lambda prompt, image: float(evaluate(np.asarray(image), wanted).correct)
+        status, out, err = run(*asked, "--json", "--contact-sheet", "all.png", BESTOFN_PAIRWISE_JUDGE=vision.url)
         assert status == 0, err
     result = json.loads(out)
     assert result["finals"]["judge"] == "looker"
@@ -356,11 +340,11 @@ def test_finals_of_a_job_in_this_process(run: Run, tmp_path: Path) -> None:
     assert {call["prompt"] for call in vision.calls} == {wanted.prompt}
     assert result["finals"]["rounds"][-1][0]["winner"] == result["images"][0]["candidate"]
     assert decode((tmp_path / "all.png").read_bytes()).width > 100
-    status, _, err = run(*asked, BESTOFN_FINALS_JUDGE="openai:nowhere")
+    status, _, err = run(*asked, BESTOFN_PAIRWISE_JUDGE="openai:nowhere")
     assert (status, "openai:<address>#<model>" in err) == (1, True)
 
 
-def test_a_judge_is_calibrated_on_pictures_of_ones_own(run: Run, tmp_path: Path) -> None:
+def test_a_judge_is_calibrated_on_images_of_ones_own(run: Run, tmp_path: Path) -> None:
     lines = []
     for number, shape in enumerate(("star", "ring", "heart")):
         star = render(Scene((Thing(shape, "red", 32, 32, 24),), number))
@@ -371,7 +355,7 @@ def test_a_judge_is_calibrated_on_pictures_of_ones_own(run: Run, tmp_path: Path)
     assert status == 0, err
     written = json.loads(out)
     assert written == json.loads((tmp_path / "c.json").read_text())
-    assert (written["prompts"], written["pictures"], written["fitted_on"]) == (
+    assert (written["prompts"], written["images"], written["fitted_on"]) == (
         len(SHAPES),
         3 * len(SHAPES),
         "labels.jsonl",
@@ -427,34 +411,44 @@ def test_the_api_needs_no_torch_by_any_path(tmp_path: Path) -> None:
     assert found.stdout == "False\n", found.stderr
 
 
+def waits_for_events(queue: "redis.Redis") -> bool:
+    """Whether an API reads the events of a job until there are more, as a call that waits does."""
+    return any(client["cmd"] == "xread" and "b" in client["flags"] for client in queue.client_list())
+
+
 def test_waiting_calls_are_answered_when_the_server_stops(served: Any, queue_server: Path, tmp_path: Path) -> None:
-    with start("serve", "--port", "0", cwd=tmp_path, BESTOFN_DATA_DIR=str(queue_server), BESTOFN_LOG="text") as process:
+    with start(
+        "serve", "--port", "0", cwd=tmp_path, BESTOFN_DATA_DIR=str(queue_server), BESTOFN_LOG_FORMAT="text"
+    ) as process:
         assert process.stderr is not None
         address = process.stderr.readline().split("at ")[1].split(",")[0]
-        with httpx.Client(base_url=address, timeout=30) as http:
+        with httpx.Client(base_url=address, timeout=PATIENCE) as http:
             job = http.post("/generate", json={"prompt": "p", "num_samples": 4096}, headers={"Prefer": "respond-async"})
             place = job.headers["location"]
             with ThreadPoolExecutor() as threads:
-                waiting = threads.submit(http.get, place, headers={"Prefer": "wait=60"})
-                time.sleep(0.5)
+                waiting = threads.submit(http.get, place, headers={"Prefer": "wait=120"})
+                with redis.Redis.from_url((queue_server / "queue.address").read_text().strip()) as queue:
+                    until(lambda: waits_for_events(queue))
                 process.terminate()
-                assert waiting.result(timeout=20).json()["status"] in ("queued", "running")
-        process.communicate(timeout=20)
-    httpx.delete(served.url + place)
+                assert waiting.result(timeout=PATIENCE).json()["status"] in ("queued", "running")
+        process.communicate(timeout=PATIENCE)
+    httpx.delete(served.url + place, timeout=PATIENCE)
 
 
 def test_the_server_does_not_close_a_connection_that_its_caller_may_be_using(
     served: Any, queue_server: Path, tmp_path: Path
 ) -> None:
-    with start("serve", "--port", "0", cwd=tmp_path, BESTOFN_DATA_DIR=str(queue_server), BESTOFN_LOG="text") as process:
+    with start(
+        "serve", "--port", "0", cwd=tmp_path, BESTOFN_DATA_DIR=str(queue_server), BESTOFN_LOG_FORMAT="text"
+    ) as process:
         assert process.stderr is not None
-        connection = HTTPConnection(process.stderr.readline().split("http://")[1].split(",")[0], timeout=20)
+        connection = HTTPConnection(process.stderr.readline().split("http://")[1].split(",")[0], timeout=PATIENCE)
         for seconds in (5.5, 0.0):  # httpx keeps an idle connection for 5 s
             connection.request("GET", "/livez")
             assert connection.getresponse().read()
             time.sleep(seconds)
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)
     connection.close()
 
 
@@ -481,35 +475,33 @@ def test_a_server_that_is_slow_to_answer_is_waited_for(tmp_path: Path) -> None:
             time.sleep(1.5)
             connection.recv(4096)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-            assert found.result(timeout=20) == address_of(listening)
+            assert found.result(timeout=PATIENCE) == address_of(listening)
     assert running_server(settings) is None
 
 
-@pytest.mark.timeout(300)  # it loads the models
 def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
-    with listen("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
     data = tempfile.mkdtemp(prefix="bestofn-")  # short, for its socket
     try:
-        judges = ["--second-judge", "shapes", "--finals-judge", "openai:http://127.0.0.1:9/v1#looker"]
-        with start("up", "--port", str(port), *judges, cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
+        judges = ["--second-judge", "shapes", "--pairwise-judge", "openai:http://127.0.0.1:9/v1#looker"]
+        with start("up", "--port", "0", *judges, cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
             assert up.stderr is not None
             lines = [up.stderr.readline() for _ in range(3)]
             assert "ready at" in lines[-1], lines
+            address = lines[-1].split("ready at ")[1].split()[0]
             status, out, err = run("generate", "a photo of a star", "-n", "2", BESTOFN_DATA_DIR=data)
             assert (status, out.split()[0]) == (0, "best.png")
-            assert f"using the server at http://127.0.0.1:{port}" in err
-            (worker,) = httpx.get(f"http://127.0.0.1:{port}/status").json()["workers"]
-            assert (worker["second_judge"], worker["finals_judge"]) == (worker["judge"], "looker")
+            assert f"using the server at {address}" in err
+            (worker,) = httpx.get(f"{address}/status", timeout=PATIENCE).json()["workers"]
+            assert (worker["second_judge"], worker["pairwise_judge"]) == (worker["judge"], "looker")
             children = subprocess.run(["pgrep", "-P", str(up.pid)], capture_output=True, text=True).stdout.split()
             assert len(children) == 3
             os.kill(int(children[1]), signal.SIGKILL)
             assert up.stderr.readline() == "the API ended (SIGKILL); starting it again\n"
             assert up.stderr.readline().startswith("the API is at")
-            second = run("up", "--port", str(port), BESTOFN_DATA_DIR=data)
-            assert (second[0], f"already runs at http://127.0.0.1:{port}: " in second[2]) == (1, True)
+            second = run("up", "--port", address.rpartition(":")[2], BESTOFN_DATA_DIR=data)
+            assert (second[0], f"already runs at {address}: " in second[2]) == (1, True)
             up.send_signal(signal.SIGINT)
-            up.communicate(timeout=60)
+            up.communicate(timeout=PATIENCE)
         assert up.returncode == 0
         assert all(not Path(f"/proc/{child}").exists() for child in children)
         assert not address_file(Settings(data_dir=Path(data))).exists()

@@ -22,17 +22,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import bestofn
-from bestofn import AsyncClient, Client, Generation, Progress
+from bestofn import Progress
 from bestofn.cli.progress_bar import describe
 from bestofn.service.client.actions import Emit, Flow, Open, Send, Sleep
+from bestofn.service.client.client import AsyncClient, Client
 from bestofn.service.client.discovery import address_file
 from bestofn.service.client.drivers import AsyncDriver, Driver
 from bestofn.service.client.errors import error_of
 from bestofn.service.client.event_stream import Following
 from bestofn.service.client.events import FinalsEvent, QueuedEvent, StartedEvent, read_event
 from bestofn.service.client.flows import Flows
+from bestofn.service.client.generation import Generation
 from bestofn.service.client.options import Options
-from bestofn.service.client.retries import LONGEST_ASKED_SECONDS, asked_delay, passes
+from bestofn.service.client.retries import passes
+from bestofn.service.core.backoff import LONGEST_ASKED_SECONDS, asked_delay
 from bestofn.service.core.errors import (
     BestOfNError,
     IdempotencyMismatch,
@@ -47,7 +50,8 @@ from bestofn.service.core.errors import (
 from bestofn.service.core.jobs import JobStatus
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
-from bestofn.service.engine.fake import FAILS, fake_picture
+from bestofn.service.engine.fake import FAILS, fake_image
+from tests.waiting import PATIENCE, until
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
 LONG: Options = {"num_samples": 4096, "num_inference_steps": 100}  # minutes of the fake engine
@@ -110,15 +114,15 @@ def _cut(end: socket.socket) -> None:
 
 @pytest.fixture
 def client(served: Any) -> Iterator[Client]:
-    with Client(served.url) as client:
+    with Client(served.url, timeout=PATIENCE) as client:
         yield client
 
 
-def test_generate_returns_the_best_as_a_picture(client: Client, tmp_path: Path) -> None:
+def test_generate_returns_the_best_as_a_image(client: Client, tmp_path: Path) -> None:
     seen: list[Progress] = []
     prompt = 'a <b>red</b> star & "more"'
     generation = client.generate(prompt, num_samples=40, top_k=2, seed=100, on_progress=seen.append)
-    assert generation.image.getpixel((0, 0)) == fake_picture(generation.seed, 64, 64).getpixel((0, 0))
+    assert generation.image.getpixel((0, 0)) == fake_image(generation.seed, 64, 64).getpixel((0, 0))
     assert [winner.rank for winner in generation.images] == [1, 2]
     assert generation.score == generation.images[0].verdict.p_yes
     assert len(generation.candidates) == 40
@@ -132,8 +136,8 @@ def test_generate_returns_the_best_as_a_picture(client: Client, tmp_path: Path) 
 
     assert generation.save(tmp_path / "best.png").read_bytes() == generation.best.data
     assert generation.save(str(tmp_path / "best")).read_bytes() == generation.best.data
-    with Image.open(generation.images[1].save(tmp_path / "second.webp")) as picture:
-        assert picture.format == "WEBP"
+    with Image.open(generation.images[1].save(tmp_path / "second.webp")) as image:
+        assert image.format == "WEBP"
     page = generation._repr_html_()
     assert "a &lt;b&gt;red&lt;/b&gt; star &amp; &quot;more&quot;" in page
     assert "<b>" not in page
@@ -161,7 +165,7 @@ def test_a_job_is_submitted_followed_and_read_in_parts(client: Client) -> None:
 
 def test_the_awaited_client_does_the_same(served: Any) -> None:
     async def work() -> None:
-        async with AsyncClient(served.url) as client:
+        async with AsyncClient(served.url, timeout=PATIENCE) as client:
             seen: list[Progress] = []
 
             async def show(progress: Progress) -> None:
@@ -189,9 +193,9 @@ def test_the_awaited_client_does_the_same(served: Any) -> None:
 
 
 def test_events_go_on_where_the_connection_was_cut(served: Any, serving: Serving) -> None:
-    with Client(served.url) as direct, serving(served.settings) as second:
+    with Client(served.url, timeout=PATIENCE) as direct, serving(served.settings) as second:
         job = direct.submit("p", num_samples=64, num_inference_steps=20)
-        with Proxy(second.url, (700, 1500, 4000, 9000)) as proxy, Client(proxy.url) as client:
+        with Proxy(second.url, (700, 1500, 4000, 9000)) as proxy, Client(proxy.url, timeout=PATIENCE) as client:
             seen = list(client.events(job.id))
             assert proxy.connections == 5
         told = [(event.type, event.id) for event in seen if event.id and event.type != "progress"]
@@ -208,7 +212,7 @@ def test_a_job_is_followed_over_a_restart_of_the_server(served: Any, serving: Se
 
     with contextlib.ExitStack() as first:
         api = first.enter_context(serving(served.settings))
-        with Proxy(api.url) as proxy, Client(proxy.url) as client:
+        with Proxy(api.url) as proxy, Client(proxy.url, timeout=PATIENCE) as client:
 
             def move(progress: Progress) -> None:
                 if progress.judged and not moved.is_set():
@@ -238,27 +242,32 @@ def watched(flow: Flow[Any], log: list[tuple[Any, Any]], *, hurry: bool = True) 
 
 def test_a_lost_answer_does_not_draw_twice(served: Any) -> None:
     log: list[tuple[Any, Any]] = []
-    with Proxy(served.url, (0, 0)) as proxy, httpx.Client(base_url=proxy.url) as http:
+    with Proxy(served.url, (0, 0)) as proxy, httpx.Client(base_url=proxy.url, timeout=PATIENCE) as http:
         flow = Flows(proxy.url, 4, 4).submit({"prompt": "p"}, None)
         job = Driver(http).run(watched(flow, log))
     first, _, second, _, third = [action for action, _ in log]
     assert first == second == third
-    again = httpx.post(f"{served.url}{first.path}", headers=first.headers, json=first.json)
+    again = httpx.post(f"{served.url}{first.path}", headers=first.headers, json=first.json, timeout=PATIENCE)
     assert again.headers["Idempotent-Replayed"] == "true"
     assert again.json()["id"] == job.id
-    with Client(served.url) as client, pytest.raises(IdempotencyMismatch):
+    with Client(served.url, timeout=PATIENCE) as client, pytest.raises(IdempotencyMismatch):
         client.submit("q", idempotency_key=first.headers["Idempotency-Key"])
 
 
-def test_a_refusal_that_passes_is_tried_again_when_the_server_says(served: Any, serving: Serving) -> None:
+def test_a_refusal_that_passes_is_tried_again_when_the_server_says(idle: Settings, serving: Serving) -> None:
     with (
-        serving(served.settings.model_copy(update={"max_queued_candidates": 64})) as full,
-        Client(full.url) as client,
+        serving(idle.model_copy(update={"max_queued_candidates": 64})) as full,
+        Client(full.url, timeout=PATIENCE) as client,
     ):
-        job = client.submit("p", num_samples=64, num_inference_steps=100)  # four seconds
-        threading.Timer(0.5, client.cancel, [job.id]).start()
+        job = client.submit("p", num_samples=64)
         log: list[tuple[Any, Any]] = []
-        with httpx.Client(base_url=full.url) as http:
+
+        def make_room() -> None:
+            until(lambda: log)  # it was refused
+            client.cancel(job.id)
+
+        threading.Thread(target=make_room).start()
+        with httpx.Client(base_url=full.url, timeout=PATIENCE) as http:
             flow = Flows(full.url, 4, 4).submit({"prompt": "p", "num_samples": 1}, None)
             Driver(http).run(watched(flow, log, hurry=False))
     answers, pauses = [answer for _, answer in log[::2]], [pause for pause, _ in log[1::2]]
@@ -282,7 +291,7 @@ HEADERS: dict[str, tuple[int, dict[str, str], float | None, bool]] = {
 @pytest.mark.parametrize(("status", "headers", "delay", "again"), HEADERS.values(), ids=HEADERS.keys())
 def test_when_a_request_is_made_again(status: int, headers: dict[str, str], delay: float | None, again: bool) -> None:
     answer = httpx.Response(status, headers=headers)
-    assert (asked_delay(answer), passes(answer)) == (delay, again)
+    assert (asked_delay(answer.headers), passes(answer)) == (delay, again)
 
 
 def test_errors_are_those_that_the_server_names(client: Client, serving: Serving, served: Any, keys: Any) -> None:
@@ -295,9 +304,9 @@ def test_errors_are_those_that_the_server_names(client: Client, serving: Serving
         with pytest.raises(JobNotFound, match="0123"):
             call("0123")
     with serving(served.settings.model_copy(update=keys("right"))) as locked:
-        with pytest.raises(NotAuthorized), Client(locked.url, "wrong") as stranger:
+        with pytest.raises(NotAuthorized), Client(locked.url, "wrong", timeout=PATIENCE) as stranger:
             stranger.models()
-        with Client(locked.url, "right") as friend:
+        with Client(locked.url, "right", timeout=PATIENCE) as friend:
             assert friend.models()
     with Client("http://127.0.0.1:9", retries=1) as lost, pytest.raises(Unavailable, match="cannot be reached"):
         lost.generate("p")
@@ -362,7 +371,10 @@ def test_what_a_callback_raises_cancels_the_job(client: Client) -> None:
 def test_a_cancelled_task_cancels_its_job_even_before_it_knows_of_it(served: Any) -> None:
     async def work() -> None:
         with Proxy(served.url, (0,)) as proxy:
-            async with AsyncClient(proxy.url, retries=8) as client, AsyncClient(served.url) as direct:
+            async with (
+                AsyncClient(proxy.url, timeout=PATIENCE, retries=8) as client,
+                AsyncClient(served.url, timeout=PATIENCE) as direct,
+            ):
                 task = asyncio.create_task(client.generate("p", idempotency_key="lost", **LONG))
                 while not proxy.connections:
                     await asyncio.sleep(0.01)
@@ -502,12 +514,12 @@ def test_both_drivers_see_the_same_events_whatever_happens(
         return actions, [action.value.id for action, _ in log if isinstance(action, Emit)], said
 
     def blocking(flow: Flow[None]) -> None:
-        with httpx.Client(base_url=misbehaving.url) as http:
+        with httpx.Client(base_url=misbehaving.url, timeout=PATIENCE) as http:
             for _ in Driver(http).iterate(flow):
                 pass
 
     async def awaited(flow: Flow[None]) -> None:
-        async with httpx.AsyncClient(base_url=misbehaving.url) as http:
+        async with httpx.AsyncClient(base_url=misbehaving.url, timeout=PATIENCE) as http:
             async for _ in AsyncDriver(http).iterate(flow):
                 pass
 

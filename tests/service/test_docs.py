@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 RUN = {
@@ -27,7 +29,9 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return [(language, code) for language, code in found if language in RUN]
 
 
-EXAMPLES = [(page, i, *block) for page in ("quickstart.md", "api.md") for i, block in enumerate(blocks(page))]
+EXAMPLES = [
+    (page, i, *block) for page in ("guide/quickstart.md", "reference/api.md") for i, block in enumerate(blocks(page))
+]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +50,7 @@ def test_examples(language: str, code: str, served: Any, tmp_path: Path) -> None
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
 
@@ -70,7 +74,7 @@ def test_links_lead_somewhere() -> None:
 
 def test_every_page_is_in_the_index() -> None:
     index = (DOCS / "README.md").read_text()
-    pages = {page.name for page in DOCS.glob("*.md")} - {"README.md"}
+    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")} - {"README.md"}
     assert {page for page in pages if f"]({page})" not in index} == set(), "add them to docs/README.md"
 
 
@@ -80,7 +84,7 @@ def test_errors_are_all_documented() -> None:
     def codes(kind: type[BestOfNError]) -> set[str]:
         return {kind.code}.union(*map(codes, kind.__subclasses__()))
 
-    named = (DOCS / "api.md").read_text()
+    named = (DOCS / "reference" / "api.md").read_text()
     assert [
         code for code in sorted(codes(BestOfNError) - codes(SetupError) - {"internal"}) if f"`{code}`" not in named
     ] == []

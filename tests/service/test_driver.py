@@ -3,18 +3,19 @@
 import asyncio
 
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.worker.engine_thread import Driver
+from bestofn.service.worker.engine_thread import EngineThread
+from tests.waiting import PATIENCE
 
 
 def test_an_idle_device_that_is_lost_is_noticed() -> None:
     async def scenario() -> None:
         engine = FakeEngine()
-        driver = Driver(lambda: engine, lambda events: None, probe_seconds=0.02)
+        driver = EngineThread(lambda: engine, lambda events: None, probe_seconds=0.02)
         await driver.load()
         await asyncio.sleep(0.1)
         assert not driver.died.is_set()
         engine.lost.set()
-        await asyncio.wait_for(driver.died.wait(), 5.0)
+        await asyncio.wait_for(driver.died.wait(), PATIENCE)
         assert str(driver.error) == "the device is lost"
         await driver.stop()
 

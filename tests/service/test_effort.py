@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bestofn.service.core.budget import Prices, best, planned
+from tests.waiting import PATIENCE
 
 PRICES = st.builds(
     Prices,
@@ -33,11 +34,11 @@ def test_a_plan_keeps_its_budget_and_a_larger_budget_is_no_worse(prices: Prices,
 
 def test_the_202_quotes_the_plan_and_the_result_has_the_bill(served: Any) -> None:
     body = {"prompt": "a photo of a ring", "effort": "low"}
-    with httpx.Client(base_url=served.url, timeout=30) as http:
+    with httpx.Client(base_url=served.url, timeout=PATIENCE) as http:
         answer = http.post("/generate", json=body, headers={"Prefer": "respond-async"})
         assert answer.status_code == 202
         quoted = answer.json()["plan"]
-        result = http.get(answer.headers["location"], headers={"Prefer": "wait=20"}).json()
+        result = http.get(answer.headers["location"], headers={"Prefer": "wait=120"}).json()
     assert result["plan"] == quoted
     assert result["parameters"]["num_samples"] == quoted["num_samples"]
     assert 0 < result["usage"]["tflops"] <= 1.1 * quoted["at_most_tflops"]

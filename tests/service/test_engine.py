@@ -1,4 +1,4 @@
-"""The engine: a candidate is the same picture whatever is batched beside it, and trouble stays with its heat."""
+"""The engine: a candidate is the same image whatever is batched beside it, and trouble stays with its heat."""
 
 import gc
 import subprocess
@@ -18,14 +18,14 @@ from bestofn.models.generator import Generator
 from bestofn.models.random_init.checkpoint import SCM, make_random_checkpoint
 from bestofn.models.sampling import generate
 from bestofn.service.core.jobs import Candidate, Draft, JobSpec, Usage
-from bestofn.service.core.results import finalists, ranked
+from bestofn.service.core.results import promoted, ranked
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.batch_sizes import Sizes, sizes_for
 from bestofn.service.engine.engine import Engine
-from bestofn.service.engine.judge_residency import JudgeResidence
+from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.loader import load_engine
 from bestofn.service.engine.protocol import HeatFailed, HeatFinished, Judged, Stepped
-from bestofn.service.engine.side_stream import Beside
+from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.slot_group import SlotGroup
 from bestofn.service.media.codec import decode, encode
 from bestofn.service.media.metadata import Story
@@ -58,9 +58,9 @@ def make(loaded):
     """An engine over the loaded parts, or over a stand-in for one of them."""
 
     def make(sizes=SIZES, generator=None, judge=None, **options):
-        held = JudgeResidence(lambda: judge or loaded._judge.get(), loaded.generator, shared=True)
-        cards = loaded.model_card, loaded.judge_card
-        return Engine(generator or loaded.generator, held, *cards, loaded.tokenizer_json, sizes, **options)
+        held = JudgeResidency(lambda: judge or loaded._judge.get(), loaded.generator, shared=True)
+        workers = loaded.model_info, loaded.judge_info
+        return Engine(generator or loaded.generator, held, *workers, loaded.tokenizer_json, sizes, **options)
 
     return make
 
@@ -76,8 +76,8 @@ def spec(loaded):
             "height": 32,
             "num_inference_steps": 3,
             "guidance_scale": 4.5,
-            "model": loaded.model_card.pin,
-            "judge": loaded.judge_card.pin,
+            "model": loaded.model_info.revision,
+            "judge": loaded.judge_info.revision,
         }
         merged = defaults | fields
         return JobSpec(id=id, **({"top_k": merged["num_samples"]} | merged))
@@ -96,7 +96,7 @@ def run(engine, *specs):
     return events
 
 
-def pictures(events, job):
+def images(events, job):
     """Candidate -> (bytes, verdict) of a job."""
     outcomes = [event.outcome for event in events if isinstance(event, HeatFinished) and event.job == job]
     images = {index: data for outcome in outcomes for index, data in outcome.images.items()}
@@ -106,10 +106,10 @@ def pictures(events, job):
 
 def test_a_candidate_is_byte_equal_alone_in_full_batches_and_beside_other_jobs(make, spec):
     job = spec("job", num_samples=9, heat_size=4)
-    reference = pictures(run(make(), job), "job")
+    reference = images(run(make(), job), "job")
     assert len({data for data, _ in reference.values()}) == 9
 
-    alone = {i: pictures(run(make(), spec("one", seed=11 + i)), "one")[0] for i in (0, 4, 8)}
+    alone = {i: images(run(make(), spec("one", seed=11 + i)), "one")[0] for i in (0, 4, 8)}
     assert all(alone[i] == reference[i] for i in alone)
 
     others = [
@@ -118,21 +118,21 @@ def test_a_candidate_is_byte_equal_alone_in_full_batches_and_beside_other_jobs(m
         spec("wide", prompt="a very long prompt of many more words", num_samples=2, width=64, negative_prompt="grey"),
     ]
     crowd = run(make(), others[0], job, *others[1:])
-    assert pictures(crowd, "job") == reference
+    assert images(crowd, "job") == reference
     for other in others:
-        assert pictures(crowd, other.id) == pictures(run(make(), other), other.id)
+        assert images(crowd, other.id) == images(run(make(), other), other.id)
 
     resplit = run(make(), job.model_copy(update={"heat_size": 1}))
-    assert pictures(resplit, "job") == reference
-    assert pictures(run(make(Sizes(slots=3, strict=True, rows=4, decode=4, judge=3)), job), "job") == reference
+    assert images(resplit, "job") == reference
+    assert images(run(make(Sizes(slots=3, strict=True, rows=4, decode=4, judge=3)), job), "job") == reference
     side_by_side = Sizes(slots=6, strict=True, rows=4, decode=4, judge=3, parallel=3)
-    assert pictures(run(make(side_by_side), job, *others), "job") == reference
+    assert images(run(make(side_by_side), job, *others), "job") == reference
 
 
-def test_without_strict_mode_pictures_are_equal_to_rounding(make, spec):
+def test_without_strict_mode_images_are_equal_to_rounding(make, spec):
     job = spec("job", num_samples=5)
-    strict = pictures(run(make(), job), "job")
-    fast = pictures(run(make(Sizes(slots=6, strict=False, rows=12, decode=4, judge=3)), job), "job")
+    strict = images(run(make(), job), "job")
+    fast = images(run(make(Sizes(slots=6, strict=False, rows=12, decode=4, judge=3)), job), "job")
     for (_, verdict), (_, other) in zip(strict.values(), fast.values(), strict=True):
         assert verdict.yes_logit == pytest.approx(other.yes_logit, abs=1e-2)
 
@@ -151,7 +151,7 @@ def test_another_process_makes_the_same_bytes(checkpoints, make, spec, tmp_path)
     )
     # The process chooses its batch sizes for the CPU: so does this engine.
     subprocess.run([sys.executable, "-P", "-c", program, tmp_path, checkpoints["tiny"], JUDGE], check=True)
-    reference = pictures(run(make(sizes_for("cpu")), job), "job")
+    reference = images(run(make(sizes_for("cpu")), job), "job")
     assert [(tmp_path / f"{i}.png").read_bytes() for i in (0, 1)] == [data for data, _ in reference.values()]
 
 
@@ -159,8 +159,8 @@ def test_another_process_makes_the_same_bytes(checkpoints, make, spec, tmp_path)
 def test_the_engine_draws_what_the_plain_loop_draws(name, guidance, steps, checkpoints, spec):
     engine = load_engine(Settings(model=str(checkpoints[name]), judge=str(JUDGE), threads=1, devices="cpu"))
     job = spec("job", num_samples=3, guidance_scale=guidance, num_inference_steps=steps)
-    job = job.model_copy(update={"model": engine.model_card.pin, "judge": engine.judge_card.pin})
-    drawn = pictures(run(engine, job), "job")
+    job = job.model_copy(update={"model": engine.model_info.revision, "judge": engine.judge_info.revision})
+    drawn = images(run(engine, job), "job")
     options = {"num_inference_steps": steps, "guidance_scale": guidance}
     plain = generate(engine.generator, job.prompt, [11, 12, 13], **options).numpy()
     for (data, _), pixels in zip(drawn.values(), plain, strict=True):
@@ -189,7 +189,7 @@ def test_usage_counts_rows_verdicts_and_work(make, spec):
 
 
 @pytest.mark.parametrize("rule", Rule)
-def test_a_heat_keeps_the_pictures_of_its_own_best(rule, make, spec):
+def test_a_heat_keeps_the_images_of_its_own_best(rule, make, spec):
     job = spec("job", num_samples=7, top_k=2, heat_size=5, rule=rule, thumbnails=True, format="webp")
     events = list(run(make(), job))
     outcomes = {event.outcome.heat: event.outcome for event in events if isinstance(event, HeatFinished)}
@@ -210,18 +210,18 @@ def test_drafts_choose_who_is_solved_in_full_from_the_same_noise(make, spec):
     draft = Draft(num_inference_steps=2, keep=0.25)
     drafted = full.model_copy(update={"id": "drafted", "draft": draft, "top_k": 2, "heat_size": 5})
     events = run(make(), drafted, spec("other", num_samples=4))
-    whole, steps = pictures(run(make(), full), "full"), pictures(run(make(), coarse), "coarse")
+    whole, steps = images(run(make(), full), "full"), images(run(make(), coarse), "coarse")
     outcomes = [event.outcome for event in events if isinstance(event, HeatFinished) and event.job == "drafted"]
     candidates = [candidate for outcome in outcomes for candidate in outcome.candidates]
     assert {c.index: c.draft for c in candidates} == {i: verdict for i, (_, verdict) in steps.items()}
     for heat, count in ((0, 2), (1, 1)):
         of_heat = {c.index: c.draft for c in candidates if c.index in drafted.heat(heat).candidates}
-        chosen = [c.index for c in candidates if c.final and c.index in of_heat]
-        assert chosen == finalists(drafted, of_heat)
+        chosen = [c.index for c in candidates if c.solved_in_full and c.index in of_heat]
+        assert chosen == promoted(drafted, of_heat)
         assert len(chosen) == count
-    for index, (data, verdict) in pictures(events, "drafted").items():
+    for index, (data, verdict) in images(events, "drafted").items():
         assert (decode(data).tobytes(), verdict) == (decode(whole[index][0]).tobytes(), whole[index][1])
-    assert all(c.verdict == c.draft for c in candidates if not c.final)
+    assert all(c.verdict == c.draft for c in candidates if not c.solved_in_full)
     steps_done = sum(event.steps for event in events if isinstance(event, Stepped) and event.job == "drafted")
     assert steps_done == drafted.total_steps == 9 * 2 + 3 * 5
     usage = sum((outcome.usage for outcome in outcomes), Usage())
@@ -229,14 +229,14 @@ def test_drafts_choose_who_is_solved_in_full_from_the_same_noise(make, spec):
 
 
 def test_each_job_is_drawn_by_its_own_blocks_of_the_same_weights(make, spec, loaded):
-    half = spec("half", num_samples=5, blocks=(1,))
-    crowd = spec("crowd", num_samples=4, seed=12), spec("other", prompt="a cross", num_samples=2, blocks=(0,), seed=5)
+    half = spec("half", num_samples=5, layers=(1,))
+    crowd = spec("crowd", num_samples=4, seed=12), spec("other", prompt="a cross", num_samples=2, layers=(0,), seed=5)
     events = run(make(), half, *crowd)
     for job in (half, *crowd):
-        assert pictures(events, job.id) == pictures(run(make(), job), job.id)
-    plain = generate(loaded.generator, half.prompt, range(11, 16), num_inference_steps=3, blocks=[1]).numpy()
-    whole = pictures(run(make(), spec("whole", num_samples=5)), "whole")
-    for (data, _), other, pixels in zip(pictures(events, "half").values(), whole.values(), plain, strict=True):
+        assert images(events, job.id) == images(run(make(), job), job.id)
+    plain = generate(loaded.generator, half.prompt, range(11, 16), num_inference_steps=3, layers=[1]).numpy()
+    whole = images(run(make(), spec("whole", num_samples=5)), "whole")
+    for (data, _), other, pixels in zip(images(events, "half").values(), whole.values(), plain, strict=True):
         ours = torch.frombuffer(bytearray(decode(data).tobytes()), dtype=torch.uint8).int()
         assert ((ours - torch.from_numpy(pixels.copy()).flatten().int()).abs() <= 1).float().mean() >= 0.999
         assert decode(data).tobytes() != decode(other[0]).tobytes()
@@ -245,33 +245,33 @@ def test_each_job_is_drawn_by_its_own_blocks_of_the_same_weights(make, spec, loa
     saved = used["crowd"].tflops / 4 - used["half"].tflops / 5  # but for the prompt's text, of which one paid
     assert saved * 1e12 == pytest.approx(6 * (flops[1].forward - flops[0].forward), abs=flops[0].text)
     with pytest.raises(ValueError, match="has blocks 0 to 1, the heat asks for 2"):
-        make().admit(spec("deep", blocks=(0, 2)).heat(0))
+        make().admit(spec("deep", layers=(0, 2)).heat(0))
 
 
 def test_drafts_of_fewer_blocks_choose_who_is_solved_in_full(make, spec):
     fields = {"num_samples": 7, "heat_size": 7, "num_inference_steps": 3}
-    coarse = pictures(run(make(), spec("coarse", **fields, blocks=(0,))), "coarse")
-    whole = pictures(run(make(), spec("whole", **fields)), "whole")
+    coarse = images(run(make(), spec("coarse", **fields, layers=(0,))), "coarse")
+    whole = images(run(make(), spec("whole", **fields)), "whole")
     draft = Draft(num_inference_steps=3, keep=0.25, depth=1)
-    drafted = spec("drafted", **fields, draft=draft, draft_blocks=(0,)).model_copy(update={"top_k": 2})
+    drafted = spec("drafted", **fields, draft=draft, draft_layers=(0,)).model_copy(update={"top_k": 2})
     events = run(make(), drafted, spec("other", num_samples=4))
     (outcome,) = [event.outcome for event in events if isinstance(event, HeatFinished) and event.job == "drafted"]
     assert {c.index: c.draft for c in outcome.candidates} == {i: verdict for i, (_, verdict) in coarse.items()}
-    final = {c.index: c.verdict for c in outcome.candidates if c.final}
-    assert sorted(final) == finalists(drafted, {i: verdict for i, (_, verdict) in coarse.items()})
-    assert final == {i: whole[i][1] for i in final}
+    solved_in_full = {c.index: c.verdict for c in outcome.candidates if c.solved_in_full}
+    assert sorted(solved_in_full) == promoted(drafted, {i: verdict for i, (_, verdict) in coarse.items()})
+    assert solved_in_full == {i: whole[i][1] for i in solved_in_full}
 
 
 def test_drafts_in_eight_bits_choose_finalists_who_are_drawn_as_ever(make, spec):
     fields = {"num_samples": 7, "heat_size": 7, "num_inference_steps": 3, "top_k": 2}
     drafted = spec("drafted", **fields, draft=Draft(num_inference_steps=2, keep=0.25))
     outcomes = []
-    for options in ({}, {"eight_bit_drafts": True}):
+    for options in ({}, {"fp8_drafts": True}):
         events = run(make(**options), drafted, spec("other", num_samples=4))
         outcomes += [event.outcome for event in events if isinstance(event, HeatFinished) and event.job == "drafted"]
     exact, eight = ({c.index: c for c in outcome.candidates} for outcome in outcomes)
     assert all(eight[i].draft != exact[i].draft for i in range(7))
-    whole = pictures(run(make(), spec("whole", **fields | {"top_k": 7})), "whole")
+    whole = images(run(make(), spec("whole", **fields | {"top_k": 7})), "whole")
     for index, data in outcomes[1].images.items():
         assert decode(data).tobytes() == decode(whole[index][0]).tobytes()
 
@@ -286,10 +286,10 @@ def test_a_cancelled_job_is_gone_before_the_next_tick_and_its_slots_are_refilled
     engine.cancel("doomed")
     events = run(engine)
     assert {event.job for event in events} == {"other"}
-    assert pictures(events, "other") == pictures(run(make(), other), "other")
+    assert images(events, "other") == images(run(make(), other), "other")
     for heat in doomed.heats():  # cancelled is not banned
         engine.admit(heat)
-    assert len(pictures(run(engine), "doomed")) == 20
+    assert len(images(run(engine), "doomed")) == 20
 
 
 def test_sizes_that_nobody_draws_any_more_take_no_memory(make, spec):
@@ -300,7 +300,7 @@ def test_sizes_that_nobody_draws_any_more_take_no_memory(make, spec):
     engine, before = make(), alive()
     for number, (width, height) in enumerate([(32, 32), (64, 32), (32, 64), (64, 64), (96, 32), (32, 32)]):
         events = run(engine, spec(f"job-{number}", width=width, height=height))
-        assert len(pictures(events, f"job-{number}")) == 1
+        assert len(images(events, f"job-{number}")) == 1
     assert alive() - before == 1
 
 
@@ -317,7 +317,7 @@ def test_refill_leaves_no_slot_empty_while_candidates_wait(make, spec):
     assert busy[: len(busy) - 5] == [6] * (len(busy) - 5), "only the last candidates run in an emptying batch"
 
 
-class Late(Beside):
+class Late(SideStream):
     """A second queue as a GPU's: what was given to it is read in the next tick."""
 
     late = True
@@ -374,14 +374,14 @@ def test_forwards_are_replayed_and_results_read_a_tick_later_as_on_a_gpu(strict,
         spec("job", num_samples=11, num_inference_steps=4, thumbnails=True),
         spec("other", prompt="a cross", num_samples=5, guidance_scale=1.0, seed=2),
         spec("wide", prompt="two blue rings", num_samples=2, width=64, negative_prompt="grey"),
-        spec("shallow", num_samples=5, num_inference_steps=4, blocks=(1,)),
+        spec("shallow", num_samples=5, num_inference_steps=4, layers=(1,)),
     ]
     late = Late(loaded.generator.device, one_queue=True)
     Replayed.replays = 0
-    events, plain = run(make(sizes, beside=late, record=Replayed), *jobs), run(make(sizes), *jobs)
+    events, plain = run(make(sizes, side_stream=late, record=Replayed), *jobs), run(make(sizes), *jobs)
     assert Replayed.replays > 5
     for job in jobs:
-        assert pictures(events, job.id) == pictures(plain, job.id)
+        assert images(events, job.id) == images(plain, job.id)
         small, smaller = (
             {e.candidate.index: e.thumbnail for e in told if isinstance(e, Judged)} for told in (events, plain)
         )
@@ -395,15 +395,15 @@ def test_forwards_are_replayed_and_results_read_a_tick_later_as_on_a_gpu(strict,
 
 
 def test_what_a_gpu_still_has_of_a_cancelled_heat_is_not_taken_for_one_of_the_same_name(make, spec, loaded):
-    engine = make(beside=Late(loaded.generator.device, one_queue=True))
+    engine = make(side_stream=Late(loaded.generator.device, one_queue=True))
     job, anew = (spec("job", num_samples=3, num_inference_steps=1, seed=seed) for seed in (11, 99))
-    reference = pictures(run(make(), anew), "job")
+    reference = images(run(make(), anew), "job")
     for ticks in (1, 2):  # decoding and judging are under way
         engine.admit(job.heat(0))
         for _ in range(ticks):
             engine.tick()
         engine.cancel("job")
-        assert pictures(run(engine, anew), "job") == reference
+        assert images(run(engine, anew), "job") == reference
 
 
 def test_room_and_refusals(make, spec, loaded):
@@ -414,7 +414,7 @@ def test_room_and_refusals(make, spec, loaded):
     assert (engine.room(), engine.busy) == (8, True)
     with pytest.raises(ValueError, match="held already"):
         engine.admit(job.heat(0))
-    other = loaded.model_card.pin.model_copy(update={"revision": "another"})
+    other = loaded.model_info.revision.model_copy(update={"revision": "another"})
     with pytest.raises(ValueError, match=r"this engine holds .* asks for .*@another"):
         engine.admit(spec("other", model=other).heat(0))
     with pytest.raises(ValueError, match="multiples of 32"):
@@ -426,13 +426,13 @@ def test_a_prompt_that_cannot_be_read_fails_its_own_heat_only(make, spec):
     events = run(make(), long, good)
     assert [(event.job, event.heat) for event in events if isinstance(event, HeatFailed)] == [("long", 0)]
     assert next(event.reason for event in events if isinstance(event, HeatFailed)).startswith("the prompt has ")
-    assert len(pictures(events, "good")) == 2
+    assert len(images(events, "good")) == 2
 
 
 class CrampedGenerator(Generator):
-    """Memory for so many rows in a forward and so many pictures in a decode, no more."""
+    """Memory for so many rows in a forward and so many images in a decode, no more."""
 
-    rows = pictures = 1000
+    rows = images = 1000
     failures = 0  # of forwards
 
     def output(self, x, *rest, **options):
@@ -442,23 +442,23 @@ class CrampedGenerator(Generator):
         return super().output(x, *rest, **options)
 
     def decode(self, latents, **options):
-        if len(latents) > self.pictures:
-            raise torch.OutOfMemoryError(f"{len(latents)} pictures")
+        if len(latents) > self.images:
+            raise torch.OutOfMemoryError(f"{len(latents)} images")
         return super().decode(latents, **options)
 
 
 class CrampedJudge(Judge):
-    """Memory for one picture at a time."""
+    """Memory for one image at a time."""
 
-    def ask(self, pictures, prompts, **options):
-        if len(pictures) > 1:
+    def ask(self, images, prompts, **options):
+        if len(images) > 1:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 byte")
-        return super().ask(pictures, prompts, **options)
+        return super().ask(images, prompts, **options)
 
 
 def test_a_failed_allocation_halves_the_batch_and_is_said(make, spec, checkpoints):
     generator = CrampedGenerator.load(str(checkpoints["tiny"]))
-    generator.rows, generator.pictures = 1, 2
+    generator.rows, generator.images = 1, 2
     engine = make(generator=generator, judge=CrampedJudge.load(JUDGE))
     job = spec("job", num_samples=5)
     events = run(engine, job)
@@ -468,12 +468,12 @@ def test_a_failed_allocation_halves_the_batch_and_is_said(make, spec, checkpoint
     assert "denoising ran in batches of 1 rows instead of 4" in said
     assert "decoding ran in batches of 2 instead of 4" in said
     assert "judging ran in batches of 1 instead of 3" in said
-    reference = pictures(run(make(), job), "job")
-    for (_, verdict), (_, other) in zip(pictures(events, "job").values(), reference.values(), strict=True):
+    reference = images(run(make(), job), "job")
+    for (_, verdict), (_, other) in zip(images(events, "job").values(), reference.values(), strict=True):
         assert verdict.yes_logit == pytest.approx(other.yes_logit, abs=1e-2)
 
 
-@pytest.mark.parametrize(("what", "word"), [("rows", "denoising"), ("pictures", "decoding")])
+@pytest.mark.parametrize(("what", "word"), [("rows", "denoising"), ("images", "decoding")])
 def test_what_fits_not_even_alone_fails_in_plain_words_and_the_engine_lives(what, word, make, spec, checkpoints):
     generator = CrampedGenerator.load(str(checkpoints["tiny"]))
     engine = make(generator=generator)
@@ -483,7 +483,7 @@ def test_what_fits_not_even_alone_fails_in_plain_words_and_the_engine_lives(what
     assert failed[0].reason.startswith(f"{word} ")
     assert "needs more memory than is free" in failed[0].reason
     setattr(generator, what, 1000)
-    assert len(pictures(run(engine, spec("next", num_samples=2)), "next")) == 2
+    assert len(images(run(engine, spec("next", num_samples=2)), "next")) == 2
 
 
 class CrampedMemory(TorchDispatchMode):
@@ -509,7 +509,7 @@ def test_what_memory_sufficed_for_is_remembered_by_size(make, spec, checkpoints,
     def drawn(engine):
         events = [event for job in jobs for event in run(engine, job)]
         for job in jobs:
-            here, there = pictures(events, job.id), pictures(whole, job.id)
+            here, there = images(events, job.id), images(whole, job.id)
             assert here.keys() == there.keys() == set(range(5))
             for (_, verdict), (_, other) in zip(here.values(), there.values(), strict=True):
                 assert verdict.yes_logit == pytest.approx(other.yes_logit, abs=1e-2)
@@ -531,9 +531,9 @@ def test_a_size_of_which_not_one_slot_fits_fails_in_plain_words_and_the_engine_l
     engine = make()
     with CrampedMemory(0):
         failed = run(engine, spec("job", num_samples=3), spec("other", num_samples=1))
-    reason = "denoising a picture of 32x32 pixels needs more memory than is free"
+    reason = "denoising an image of 32x32 pixels needs more memory than is free"
     assert [(event.job, event.reason) for event in failed] == [("job", reason), ("other", reason)]
-    assert len(pictures(run(engine, spec("next", num_samples=2)), "next")) == 2
+    assert len(images(run(engine, spec("next", num_samples=2)), "next")) == 2
 
 
 def test_generator_and_judge_take_turns_where_memory_is_short(loaded, spec, checkpoints):
@@ -551,23 +551,23 @@ def test_generator_and_judge_take_turns_where_memory_is_short(loaded, spec, chec
         held.append(weakref.ref(judge.model))
         return judge
 
-    residence = JudgeResidence(watched, generator, shared=False)
-    engine = Engine(generator, residence, loaded.model_card, loaded.judge_card, loaded.tokenizer_json, SIZES)
+    residence = JudgeResidency(watched, generator, shared=False)
+    engine = Engine(generator, residence, loaded.model_info, loaded.judge_info, loaded.tokenizer_json, SIZES)
     job = spec("job", num_samples=2)
-    assert len(pictures(run(engine, job), "job")) == 2
+    assert len(images(run(engine, job), "job")) == 2
     assert loads == [[]], "the judge came when the generator's parts had left"
-    residence.give_way()
+    residence.offload()
     gc.collect()
     assert held[0]() is None, "the judge's weights are gone"
 
 
-def test_encoded_pictures_are_those_that_were_judged(make, spec, loaded):
+def test_encoded_images_are_those_that_were_judged(make, spec, loaded):
     job = spec("job", num_samples=2)
     events = run(make(), job)
-    for candidate, (data, verdict) in pictures(events, "job").items():
-        picture = decode(data)
+    for candidate, (data, verdict) in images(events, "job").items():
+        image = decode(data)
         story = Story.of(job, Candidate(candidate, job.seed + candidate, verdict))
-        assert encode(picture, "png", story) == data
-        again = loaded._judge.get().judge([picture], [job.prompt])[0]
+        assert encode(image, "png", story) == data
+        again = loaded._judge.get().judge([image], [job.prompt])[0]
         assert again.yes_logit == pytest.approx(verdict.yes_logit, abs=1e-3), candidate
     assert [e.candidate.index for e in events if isinstance(e, Judged)] == [0, 1]

@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from bestofn.evaluation.curve import auc, chosen, curve, share_of_the_way, sizes
-from bestofn.evaluation.pool import CHUNK, Chunk, Pool, Source, Want, Way
+from bestofn.evaluation.pool import CHUNK, Chunk, Pool, SampleRequest, SamplingConfig, Source
 from bestofn.evaluation.regret import preset, regret
 from bestofn.evaluation.replay import replay
 from bestofn.evaluation.strategies import Strategy
@@ -28,7 +28,7 @@ from bestofn.models.sampling import generate
 from bestofn.service.core.budget import frontier
 from bestofn.service.core.jobs import Draft
 
-SCALING = Path(__file__).parents[2] / "docs" / "scaling"
+SCALING = Path(__file__).parents[2] / "evaluation" / "results" / "scaling"
 
 CORRECT = arrays(np.float64, (6, 8), elements=st.sampled_from([0.0, 1.0]))
 TAGS = ["a", "a", "a", "b", "b", "b"]
@@ -107,10 +107,10 @@ def test_a_strategy_is_what_it_prints():
 class KnownPool(Pool):
     """A pool whose candidates are given."""
 
-    def __init__(self, ways: dict[Way, tuple[np.ndarray, np.ndarray]]) -> None:
+    def __init__(self, configs: dict[SamplingConfig, tuple[np.ndarray, np.ndarray]]) -> None:
         self.source = None
         self.chunks = {
-            way: {
+            config: {
                 row: {
                     start: Chunk(
                         *(values[row, start : start + CHUNK].tolist() for values in (correct, margin, 0 * margin))
@@ -119,7 +119,7 @@ class KnownPool(Pool):
                 }
                 for row in range(len(correct))
             }
-            for way, (correct, margin) in ways.items()
+            for config, (correct, margin) in configs.items()
         }
 
 
@@ -127,7 +127,9 @@ class KnownPool(Pool):
 def test_replays_of_plain_jobs_are_the_curve_and_drafts_that_keep_all_change_nothing(margin, N):
     correct = (margin > 2).astype(float)
     rng = np.random.default_rng(0)
-    pool = KnownPool({Way(12): (correct, margin), Way(4): (correct, rng.permuted(margin, axis=1))})
+    pool = KnownPool(
+        {SamplingConfig(12): (correct, margin), SamplingConfig(4): (correct, rng.permuted(margin, axis=1))}
+    )
     plain = replay(Strategy(N), pool, 12, [0, 1, 2])
     assert (plain.correct == np.take_along_axis(correct, chosen(margin, N), 1)).all()
     assert (plain.solved == N).all()
@@ -145,17 +147,20 @@ def test_a_pool_goes_on_where_it_was_cut_off_and_grows(tmp_path):
     model = Checkpoint.resolve("shapes")
     source = Source(str(model.path), model.revision, str(EMBEDDED), "j", benchmark())
     path, seen = tmp_path / "pool.jsonl", []
-    wants = [Want(Way(2), CHUNK, [0, 200])]
-    Pool(path, source).fill(wants, 1, lambda done, wanted: seen.append((done, wanted)))
+    requests = [SampleRequest(SamplingConfig(2), CHUNK, [0, 200])]
+    Pool(path, source).fill(requests, 1, lambda done, wanted: seen.append((done, wanted)))
     assert seen == [(0, 2), (1, 2), (2, 2)]
     whole = path.read_text()
     path.write_text(whole[: whole.rindex("\n", 0, -1) + 40])
-    more = [*wants, Want(Way(2, 1), CHUNK, [0])]
+    more = [*requests, SampleRequest(SamplingConfig(2, 1), CHUNK, [0])]
     pool, seen = Pool(path, source), []
-    assert [place.way for place in pool.lacks(more)] == [Way(2), Way(2, 1)]  # what was cut off, and what is new
+    assert [key.config for key in pool.missing(more)] == [
+        SamplingConfig(2),
+        SamplingConfig(2, 1),
+    ]  # what was cut off, and what is new
     pool.fill(more, 1, lambda done, wanted: seen.append((done, wanted)))
     assert path.read_text().startswith(whole)
-    drawn = Pool(path, source).samples(Way(2), CHUNK)
+    drawn = Pool(path, source).samples(SamplingConfig(2), CHUNK)
     assert drawn.numbers == [0, 200]
     assert drawn.margin.shape == drawn.correct.shape == (2, CHUNK)
     assert np.isin(drawn.correct, (0, 1)).all()
@@ -168,14 +173,14 @@ def test_ctrl_c_ends_a_pool_with_what_is_drawn_and_keeps_its_lines(tmp_path):
     from bestofn.models.checkpoint import EMBEDDED as GENERATORS
 
     source = Source(str(GENERATORS["shapes"]), "m", str(EMBEDDED), "j", benchmark())
-    pool, wants = Pool(tmp_path / "pool.jsonl", source), [Want(Way(1), 100 * CHUNK, range(240))]
+    pool, requests = Pool(tmp_path / "pool.jsonl", source), [SampleRequest(SamplingConfig(1), 100 * CHUNK, range(240))]
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
     try:
         with pytest.raises(KeyboardInterrupt):
-            pool.fill(wants, 1, lambda done, wanted: signal.raise_signal(signal.SIGINT) if done else None)
+            pool.fill(requests, 1, lambda done, wanted: signal.raise_signal(signal.SIGINT) if done else None)
     finally:
         signal.signal(signal.SIGINT, handler)
-    assert len(Pool(pool.path, source).lacks(wants)) == 240 * 100 - 1
+    assert len(Pool(pool.path, source).missing(requests)) == 240 * 100 - 1
     assert not active_children()
 
 
@@ -223,8 +228,8 @@ def test_winners_of_a_file_are_laid_out_for_their_evaluators(tmp_path):
     assert [task.tag for task in tasks] == ["colors", "2 atoms"]
     evaluation = Evaluation.of("shapes", "shapes", "cpu", tasks, tmp_path)
     source = evaluation.pool.source
-    way, rng = Way(12), np.random.default_rng(0)
-    evaluation.pool.chunks[way] = {
+    config, rng = SamplingConfig(12), np.random.default_rng(0)
+    evaluation.pool.chunks[config] = {
         number: {0: Chunk([], rng.normal(size=CHUNK).tolist(), [0.0] * CHUNK)} for number in (0, 1)
     }
     figures = evaluation.winners([0, 1], [Strategy(4)], 2, tmp_path)
@@ -232,7 +237,7 @@ def test_winners_of_a_file_are_laid_out_for_their_evaluators(tmp_path):
         folder = tmp_path / "n=4" / f"{number:05d}"
         assert json.loads((folder / "metadata.jsonl").read_text()) == line
         assert [path.name for path in sorted((folder / "samples").iterdir())] == ["0000.png", "0001.png"]
-        best = int(np.argmax(evaluation.pool.chunks[way][number][0].yes[:4]))
+        best = int(np.argmax(evaluation.pool.chunks[config][number][0].yes[:4]))
         drawn = generate(evaluation.generator, line["prompt"], [source.tasks[number].seed + best])[0].numpy()
         assert (np.asarray(Image.open(folder / "samples" / "0000.png")) == drawn).all()
     named = json.loads((tmp_path / "n=4" / "images.json").read_text())
@@ -255,6 +260,6 @@ def test_the_frontier_is_that_of_the_published_figures():
     path = SCALING / "frontier.py"
     made = runpy.run_path(str(path))["frontier"](json.loads((SCALING / "scaling.json").read_text()))
     assert made == frontier()
-    by_cost = [(made.strategies[place].score, effort) for effort, place in made.efforts.items()]
+    by_cost = [(made.strategies[key].score, effort) for effort, key in made.efforts.items()]
     assert sorted(made.efforts, key=lambda effort: made.efforts[effort]) == ["low", "medium", "high", "max"]
     assert by_cost == sorted(by_cost, key=lambda pair: pair[0])

@@ -13,14 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bestofn.judge.bracket import knockout
-from bestofn.service.api.event_translation import JobEvent, Teller, place_of
+from bestofn.service.api.event_translation import EventTranslator, JobEvent, place_of
 from bestofn.service.core.jobs import Candidate, JobSpec, Revision
 from bestofn.service.core.results import ranked
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS, fake_verdict
 from bestofn.service.queue.codec import Event, pack_candidate
-from bestofn.service.queue.consumer import Lane
+from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
+from tests.waiting import PATIENCE
 
 EVENTS = {"Accept": "text/event-stream"}
 
@@ -39,13 +40,13 @@ def read(answer: httpx.Response) -> Iterator[dict[str, Any]]:
             fields = {}
 
 
-def told(events: list[dict[str, Any]], kind: str) -> list[Any]:
+def translated(events: list[dict[str, Any]], kind: str) -> list[Any]:
     return [event["data"] for event in events if event["event"] == kind]
 
 
 @pytest.fixture
 def http(served: Any) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, timeout=30) as client:
+    with httpx.Client(base_url=served.url, timeout=PATIENCE) as client:
         yield client
 
 
@@ -62,20 +63,20 @@ def test_a_stream_tells_a_job_from_the_queue_to_its_result(http: httpx.Client) -
     kinds = [event["event"] for event in events]
     assert (kinds[0], kinds[-1]) == ("queued", "result")
     assert kinds.index("started") < kinds.index("candidate") < kinds.index("match")
-    queued = told(events, "queued")[0]
+    queued = translated(events, "queued")[0]
     assert queued.keys() == {"job", "position", "estimated_wait_seconds"}
     assert answer.headers["location"] == f"/jobs/{queued['job']}"
-    candidates = told(events, "candidate")
+    candidates = translated(events, "candidate")
     assert sorted(candidate["index"] for candidate in candidates) == list(range(21))
     assert all(candidate["seed"] == 5 + candidate["index"] for candidate in candidates)
     assert seen_first == [200]
-    [result] = told(events, "result")
+    [result] = translated(events, "result")
     assert result == http.get(answer.headers["location"]).json()
-    matches = sorted(told(events, "match"), key=lambda match: (match["round"], match["place"]))
+    matches = sorted(translated(events, "match"), key=lambda match: (match["round"], match["place"]))
     assert [match | {"round": None} for match in matches] == [
         {"round": None, "place": place, **match} for round in result["bracket"] for place, match in enumerate(round)
     ]
-    last = told(events, "progress")[-1]
+    last = translated(events, "progress")[-1]
     assert (last["judged"], last["transformer_forwards"]) == (21, 21 * 4 * 2)
     assert last["best"]["index"] == result["images"][0]["candidate"]
 
@@ -96,13 +97,13 @@ def test_a_stream_is_resumed_anywhere_without_gap_or_repetition(http: httpx.Clie
 def test_a_stream_that_has_lost_events_starts_with_a_snapshot(http: httpx.Client) -> None:
     """The stream is capped at about a thousand events."""
     request = {"prompt": "a heart", "num_samples": 1500, "num_inference_steps": 1}
-    job = http.post("/generate", json=request, headers={"Prefer": "wait=60"}).json()
+    job = http.post("/generate", json=request, headers={"Prefer": "wait=120"}).json()
     assert job["status"] == "succeeded"
     with http.stream("GET", f"/jobs/{job['id']}/events", headers={"Last-Event-ID": "1-0.0"}) as answer:
         events = list(read(answer))
     assert [event["event"] for event in events[:2]] == ["snapshot", "match"]
     assert events[0]["data"] == http.get(f"/jobs/{job['id']}").json()
-    matches = [(match["round"], match["place"]) for match in told(events, "match")]
+    matches = [(match["round"], match["place"]) for match in translated(events, "match")]
     assert len(matches) == len(set(matches)) == sum(map(len, knockout(range(1500), range(1500)).rounds))
     assert events[-1]["event"] == "result"
 
@@ -131,7 +132,7 @@ def test_refusals_come_before_the_stream(http: httpx.Client) -> None:
 def test_a_result_that_expires_under_its_reader_ends_the_stream_with_a_problem(
     settings: Settings,
     make_spec: Callable[..., JobSpec],
-    open_lane: Callable[..., Awaitable[Lane]],
+    open_lane: Callable[..., Awaitable[QueueConsumer]],
     serving: Callable[[Settings], AbstractContextManager[Any]],
 ) -> None:
     spec = make_spec()
@@ -147,14 +148,14 @@ def test_a_result_that_expires_under_its_reader_ends_the_stream_with_a_problem(
         async with queue.redis.pipeline(transaction=True) as pipe:  # its end, and nothing left when it is read
             pipe.xadd(queue.keys("events", spec.id), {"type": "canceled", "data": "{}"})
             pipe.delete(queue.keys("job", spec.id))
-            pipe.set(queue.keys("gone", spec.id), "canceled ")
+            pipe.set(queue.keys("tombstone", spec.id), "canceled ")
             await pipe.execute()
         await queue.aclose()
 
     asyncio.run(submit())
     with (
         serving(settings) as served,
-        httpx.stream("GET", f"{served.url}/jobs/{spec.id}/events", timeout=30) as answer,
+        httpx.stream("GET", f"{served.url}/jobs/{spec.id}/events", timeout=PATIENCE) as answer,
     ):
         events = read(answer)
         assert next(events)["event"] == "queued"
@@ -171,7 +172,7 @@ def test_hanging_up_cancels_only_for_those_who_asked(http: httpx.Client, cancels
     with http.stream("POST", "/generate", json=long, headers=headers) as answer:
         job = answer.headers["location"]
         next(read(answer))
-    deadline = time.monotonic() + (10 if cancels else 0.5)
+    deadline = time.monotonic() + (PATIENCE if cancels else 0.5)
     while (status := http.get(job).json()["status"]) != "canceled" and time.monotonic() < deadline:
         time.sleep(0.05)
     assert (status == "canceled") == cancels
@@ -180,7 +181,7 @@ def test_hanging_up_cancels_only_for_those_who_asked(http: httpx.Client, cancels
 
 @given(data=st.data(), N=st.integers(1, 9))
 def test_whatever_is_stored_readers_are_told_the_bracket_and_the_best(data: st.DataObject, N: int) -> None:
-    pin = Revision(name="m", revision="1")
+    revision = Revision(name="m", revision="1")
     spec = JobSpec(
         id="a",
         prompt="p",
@@ -191,15 +192,15 @@ def test_whatever_is_stored_readers_are_told_the_bracket_and_the_best(data: st.D
         num_inference_steps=1,
         guidance_scale=1,
         heat_size=4,
-        model=pin,
-        judge=pin,
+        model=revision,
+        judge=revision,
     )
     candidates = [Candidate(index, 3 + index, fake_verdict("p", index)) for index in range(N)]
     order = data.draw(st.permutations(candidates).flatmap(lambda c: st.just([*c, *c[: N // 2]])))  # some come twice
-    teller, seen = Teller(spec), list[JobEvent]()
+    translator, seen = EventTranslator(spec), list[JobEvent]()
     for number, candidate in enumerate(order):
-        seen += teller.tell(Event(f"{number}-0", "candidate", json.loads(pack_candidate(candidate))))
-        seen += teller.tell(Event(f"{number}-1", "progress", {"judged": number}))
+        seen += translator.translate(Event(f"{number}-0", "candidate", json.loads(pack_candidate(candidate))))
+        seen += translator.translate(Event(f"{number}-1", "progress", {"judged": number}))
     places = [place_of(event.id) for event in seen]
     assert places == sorted(places, key=lambda place: place or ())
     assert len(set(places)) == len(places)
@@ -211,11 +212,15 @@ def test_whatever_is_stored_readers_are_told_the_bracket_and_the_best(data: st.D
 
 def test_a_reader_too_slow_for_the_stream_is_noticed(make_spec: Callable[..., JobSpec]) -> None:
     spec = make_spec(num_samples=8, heat_size=4)
-    teller = Teller(spec)
+    translator = EventTranslator(spec)
     for index in (0, 1, 3):
         candidate = Candidate(index, 7 + index, fake_verdict("p", index))
-        list(teller.tell(Event(f"{index}-0", "candidate", json.loads(pack_candidate(candidate)))))
+        list(translator.translate(Event(f"{index}-0", "candidate", json.loads(pack_candidate(candidate)))))
     done = Event("9-0", "heat", {"heat": 0, "num_heats": 2})
-    assert teller.missed(done)
-    list(teller.tell(Event("9-1", "candidate", {"index": 2, "seed": 9, "verdict": fake_verdict("p", 2).to_json()})))
-    assert not teller.missed(done)
+    assert translator.missed(done)
+    list(
+        translator.translate(
+            Event("9-1", "candidate", {"index": 2, "seed": 9, "verdict": fake_verdict("p", 2).to_json()})
+        )
+    )
+    assert not translator.missed(done)

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -21,20 +22,22 @@ from bestofn.judge.pairwise import Answer, Answers, Rounds, knockout
 from bestofn.judge.verdict import Rule, Verdict
 from bestofn.service.core.early_stopping import Prefix, fold
 from bestofn.service.core.errors import InvalidRequest
-from bestofn.service.core.finals import FinalsOutcome, Meeting, entrants, not_played, played, reordered
+from bestofn.service.core.finals import FinalsOutcome, FinalsState, entrants, not_played, played, reordered
 from bestofn.service.core.jobs import Candidate, Finals, Heat, HeatOutcome, JobSpec, JobStatus, Revision, Stop, Usage
 from bestofn.service.core.results import assemble, best_of, ranked
 from bestofn.service.core.schemas import GenerateRequest, JobResult
 from bestofn.service.core.settings import Settings
-from bestofn.service.engine.fake import FakeEngine, fake_picture
+from bestofn.service.engine.fake import FakeEngine, fake_image
 from bestofn.service.media.codec import decode
 from bestofn.service.pairwise.openai_judge import VisionJudge
-from bestofn.service.queue.consumer import Claim, HeatProgress, Lane
+from bestofn.service.queue.claims import Claim, HeatProgress
+from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.worker.local import LocalRun, local_spec, run_local
 from bestofn.service.worker.worker import Worker
 from tests.service.test_stop import drawn, outcome_of
 from tests.service.vision_server import Vision, brightness, vision_server
+from tests.waiting import DEADLINES, PATIENCE, until
 
 PIN = Revision(name="fake", revision="0")
 VERDICTS = st.builds(
@@ -82,7 +85,7 @@ def test_only_those_in_the_band_change_places_and_their_winner_is_first(
     verdicts: list[Verdict], most: int, band: float, rule: Rule, top_k: int, random: random.Random
 ) -> None:
     N = len(verdicts)
-    job = spec(N, finals={"most": most, "band": band}, rule=rule, top_k=min(top_k, N), heat_size=4)
+    job = spec(N, finals={"max_entrants": most, "margin": band}, rule=rule, top_k=min(top_k, N), heat_size=4)
     candidates = [Candidate(i, 7 + i, verdict) for i, verdict in enumerate(verdicts)]
     order = ranked(job, candidates)
     meet = entrants(job, order)
@@ -131,17 +134,17 @@ def test_a_deadline_before_the_finals_is_said_where_some_would_have_met() -> Non
         assert any("finals were not played" in warning for warning in result.warnings) is said
 
 
-REQUEST = {"prompt": "a ring", "num_samples": 24, "seed": 3, "top_k": 2, "finals": {"most": 4, "band": 8.0}}
+REQUEST = {"prompt": "a ring", "num_samples": 24, "seed": 3, "top_k": 2, "finals": {"max_entrants": 4, "margin": 8.0}}
 
 
 def score_of(seed: int) -> float:
-    """What the vision server thinks of the fake engine's picture of this seed."""
-    return brightness("", fake_picture(seed, 64, 64))
+    """What the vision server thinks of the fake engine's image of this seed."""
+    return brightness("", fake_image(seed, 64, 64))
 
 
 def local(vision: Vision, attempts: int = 5, **fields: object) -> LocalRun:
     engine = FakeEngine(slots=16)
-    spec = local_spec(GenerateRequest.model_validate(REQUEST | fields), engine, Settings(finals_judge=vision.url))
+    spec = local_spec(GenerateRequest.model_validate(REQUEST | fields), engine, Settings(pairwise_judge=vision.url))
     return run_local(spec, engine, judge=VisionJudge(vision.url, vision.key, attempts))
 
 
@@ -162,7 +165,7 @@ def test_the_pairwise_judge_chooses_among_the_leaders_of_a_local_job(vision: Vis
     assert (result.images[0].candidate, len(result.images), result.usage.pairwise_calls) == (best.index, 2, 6)
     assert result.images[0].candidate != by_verdict.images[0].candidate
     assert list(run.images) == [image.candidate for image in result.images]
-    assert decode(run.images[best.index]).getpixel((0, 0)) == fake_picture(best.seed, 1, 1).getpixel((0, 0))
+    assert decode(run.images[best.index]).getpixel((0, 0)) == fake_image(best.seed, 1, 1).getpixel((0, 0))
     assert result.bracket == by_verdict.bracket
     assert {call["prompt"] for call in vision.calls} == {"a ring"}
     vision.mode = "first"  # in love with a place: nothing changes
@@ -173,7 +176,7 @@ def test_the_pairwise_judge_chooses_among_the_leaders_of_a_local_job(vision: Vis
 
 
 def test_nobody_meets_where_the_leader_is_alone(vision: Vision) -> None:
-    result = local(vision, finals={"band": 0.0}).result
+    result = local(vision, finals={"margin": 0.0}).result
     assert (result.finals, result.warnings, vision.calls) == (None, [], [])
 
 
@@ -189,16 +192,24 @@ def test_a_judge_that_is_away_leaves_the_verdicts_order(vision: Vision) -> None:
 
 def test_ctrl_c_and_the_deadline_end_finals_that_hang(vision: Vision) -> None:
     vision.pause.clear()
-    result = local(vision, deadline_seconds=1.0).result
+    runs = (local(vision, deadline_seconds=seconds).result for seconds in DEADLINES)
+    result = next(result for result in runs if len(result.candidates) == REQUEST["num_samples"])
     assert (result.status, result.stopped, result.finals, len(result.images)) == ("succeeded", "deadline", None, 2)
     assert "deadline passed before" in result.warnings[-1]
-    threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt() -> None:
+        until(lambda: signal.getsignal(signal.SIGINT) is not before)
+        time.sleep(0.5)  # by now it waits for the judge
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
     assert local(vision).result.status is JobStatus.CANCELED
 
 
 def test_finals_without_a_judge_are_refused() -> None:
     engine = FakeEngine(slots=4)
-    with pytest.raises(InvalidRequest, match="BESTOFN_FINALS_JUDGE") as refused:
+    with pytest.raises(InvalidRequest, match="BESTOFN_PAIRWISE_JUDGE") as refused:
         local_spec(GenerateRequest.model_validate(REQUEST), engine, Settings())
     assert refused.value.field == "finals"
 
@@ -221,12 +232,12 @@ async def ended(queue: Queue, job: str) -> tuple[JobResult, list[bytes]]:
 
 
 async def nothing_is_left(queue: Queue, result: JobResult) -> None:
-    """No work, no entries, and pictures of the winners alone."""
+    """No work, no entries, and images of the winners alone."""
     backlog = await queue.backlog()
     assert (backlog.jobs, backlog.candidates, backlog.tflops) == (0, 0, 0.0)
     for name in await queue.redis.keys(queue.keys("ready", "*", "*")):
         assert await queue.redis.xlen(name) == 0
-    kept = {int(candidate) for candidate in await queue.redis.hkeys(queue.keys("kept", result.id))}
+    kept = {int(candidate) for candidate in await queue.redis.hkeys(queue.keys("winner_images", result.id))}
     assert kept == {image.candidate for image in result.images}
 
 
@@ -235,7 +246,7 @@ async def due(queue: Queue, job: str) -> None:
         await asyncio.sleep(0.01)
 
 
-FIELDS = {"num_samples": 40, "top_k": 2, "finals": {"most": 4, "band": 8.0}}
+FIELDS = {"num_samples": 40, "top_k": 2, "finals": {"max_entrants": 4, "margin": 8.0}}
 
 
 @pytest.mark.parametrize("fields", [{}, {"stop": {"confidence": 0.9999}, "heat_size": 16}, {"draft": {"keep": 0.5}}])
@@ -244,7 +255,7 @@ def test_a_served_job_ends_as_a_local_one(
     settings: Settings, make_spec: Callable[..., JobSpec], vision: Vision, fields: dict[str, object], tells: bool
 ) -> None:
     vision.tells = tells
-    settings = settings.model_copy(update={"finals_judge": vision.url})
+    settings = settings.model_copy(update={"pairwise_judge": vision.url})
     spec = make_spec(**FIELDS, num_inference_steps=5, **fields)
     shown: list[JobResult] = []
     here = run_local(spec, FakeEngine(slots=16), shown.append, VisionJudge(vision.url))
@@ -254,7 +265,7 @@ def test_a_served_job_ends_as_a_local_one(
         async with worker(settings):
             while not await queue.announced():
                 await asyncio.sleep(0.01)
-            assert [card.finals_judge for card in await queue.cards()] == ["looker"]
+            assert [info.pairwise_judge for info in await queue.announced()] == ["looker"]
             await queue.submit(spec, cost=1.0)
             result, images = await ended(queue, spec.id)
             assert result.finals is not None
@@ -275,7 +286,7 @@ def test_a_served_job_ends_as_a_local_one(
 def test_whoever_is_away_or_cancelled_or_late_the_job_ends(
     settings: Settings, make_spec: Callable[..., JobSpec], vision: Vision
 ) -> None:
-    settings = settings.model_copy(update={"finals_judge": vision.url})
+    settings = settings.model_copy(update={"pairwise_judge": vision.url})
 
     async def run() -> None:
         queue = await Queue.connect(settings)
@@ -283,18 +294,19 @@ def test_whoever_is_away_or_cancelled_or_late_the_job_ends(
             while not await queue.announced():
                 await asyncio.sleep(0.01)
             # Nobody is close: the job ends with its last heat.
-            alone = make_spec(num_samples=9, finals={"band": 0.0})
+            alone = make_spec(num_samples=9, finals={"margin": 0.0})
             await queue.submit(alone, cost=1.0)
             result, _ = await ended(queue, alone.id)
             assert (result.finals, result.warnings, vision.calls) == (None, [], [])
             await nothing_is_left(queue, result)
 
             vision.pause.clear()
-            canceled, late = make_spec(**FIELDS), make_spec(**FIELDS, deadline_seconds=2.0)
+            canceled, late = make_spec(**FIELDS), make_spec(**FIELDS, deadline_seconds=3600)
             for spec in (canceled, late):
                 await queue.submit(spec, cost=1.0)
                 await due(queue, spec.id)
             assert await queue.cancel(canceled.id) is JobStatus.CANCELED
+            await queue.redis.zadd(queue.keys("deadlines"), {late.id: 0})
             result, images = await ended(queue, late.id)
             assert (result.status, result.stopped, result.complete, len(images)) == ("succeeded", "deadline", False, 2)
             assert "the deadline passed before" in result.warnings[-1]
@@ -320,7 +332,7 @@ def test_finals_nobody_waits_for_end_with_their_round_though_no_word_of_it_came(
 ) -> None:
     async def run() -> None:
         queue = await Queue.connect(settings)
-        async with worker(settings.model_copy(update={"finals_judge": vision.url})):
+        async with worker(settings.model_copy(update={"pairwise_judge": vision.url})):
             while not await queue.announced():
                 await asyncio.sleep(0.01)
             vision.pause.clear()
@@ -343,13 +355,13 @@ def test_finals_nobody_waits_for_end_with_their_round_though_no_word_of_it_came(
 def test_finals_are_handed_on_like_any_heat(
     settings: Settings,
     make_spec: Callable[..., JobSpec],
-    open_lane: Callable[..., Awaitable[Lane]],
+    open_lane: Callable[..., Awaitable[QueueConsumer]],
     finish: Callable[[Heat], HeatOutcome],
 ) -> None:
     async def run() -> None:
         queue = await Queue.connect(settings)
         one, two = await open_lane(queue, "one", 16), await open_lane(queue, "two", 16)
-        spec = make_spec(num_samples=64, heat_size=16, stop={"confidence": 0.9}, **{"finals": {"band": 9.0}})
+        spec = make_spec(num_samples=64, heat_size=16, stop={"confidence": 0.9}, **{"finals": {"margin": 9.0}})
         await queue.submit(spec, cost=1.0)
         ahead: list[Claim] = []
         while (await queue.record(spec.id)).stopped is None:
@@ -366,27 +378,27 @@ def test_finals_are_handed_on_like_any_heat(
             assert not await one.complete(claim, finish(claim.heat))
         (claim,) = await two.claim(9, 0)
         assert claim.heat.is_finals
-        await two.fail(claim, "again")
+        await two.give_back(claim, "retried")
         (claim,) = await one.claim(9, 0)
         assert claim.deliveries == 2
         await asyncio.sleep(0.05)
         (taken,) = await two.reclaim(1, 0.02)
         assert (taken.heat, taken.deliveries) == (claim.heat, 3)
-        meet, pictures = await two.finalists(spec)
+        meet, all_images = await two.finals_entrants(spec)
         assert len(meet) > 1
-        meeting = Meeting("m", tuple(meet))
-        assert await two.tell_finals(taken, meeting)
-        assert not await one.tell_finals(claim, replace(meeting, judge="of one who has lost them"))
+        meeting = FinalsState("m", tuple(meet))
+        assert await two.publish_finals(taken, meeting)
+        assert not await one.publish_finals(claim, replace(meeting, judge="of one who has lost them"))
         known = (await queue.record(spec.id)).progress.finals
         assert known is not None
         assert known.model_dump() == meeting.to_json()
         finals = played("m", decided(meet, {index: float(-place) for place, index in enumerate(reversed(meet))}))
         assert await two.complete_finals(taken, finals)
         assert not await one.complete_finals(claim, finals)
-        assert not await two.tell_finals(taken, meeting)
+        assert not await two.publish_finals(taken, meeting)
         result, images = await ended(queue, spec.id)
         winner = result.images[0].candidate
-        assert (winner, images) == (finals.rounds[-1][-1].winner, [pictures[winner]])
+        assert (winner, images) == (finals.rounds[-1][-1].winner, [all_images[winner]])
         assert await one.claim(9, 0) == []
         await nothing_is_left(queue, result)
         await queue.aclose()
@@ -399,22 +411,27 @@ def test_a_worker_without_a_judge_leaves_finals_to_one_that_has_it_or_ends_them(
 ) -> None:
     async def run() -> None:
         queue = await Queue.connect(settings)
-        async with worker(settings):
-            while not (cards := await queue.cards()):
+        async with worker(settings.model_copy(update={"lease_seconds": PATIENCE})):
+            while not (workers := await queue.workers()):
                 await asyncio.sleep(0.01)
             spec = make_spec(**FIELDS)
             await queue.submit(spec, cost=1.0)
             result, _ = await ended(queue, spec.id)
             assert "no worker has a pairwise judge any more" in result.warnings[0]
 
-            other = Lane(queue, cards[0].model_copy(update={"worker": "two", "capacity": 1, "finals_judge": "m"}))
-            await other.beat((), 60.0)
+            other = QueueConsumer(
+                queue, workers[0].model_copy(update={"worker": "two", "capacity": 1, "pairwise_judge": "m"})
+            )
+            await other.heartbeat((), 3600.0)
             spec = make_spec(**FIELDS)
             await queue.submit(spec, cost=1.0)
             await due(queue, spec.id)
-            (claim,) = await other.claim(1, 5.0)
+            async with asyncio.timeout(PATIENCE):
+                while not (claims := await other.claim(1, 1.0)):
+                    pass
+            (claim,) = claims
             assert (claim.heat.is_finals, claim.deliveries) == (True, 1)
-            assert await other.complete_finals(claim, played("m", decided((await other.finalists(spec))[0], {})))
+            assert await other.complete_finals(claim, played("m", decided((await other.finals_entrants(spec))[0], {})))
             assert (await ended(queue, spec.id))[0].finals is not None
         await queue.aclose()
 
@@ -424,7 +441,7 @@ def test_a_worker_without_a_judge_leaves_finals_to_one_that_has_it_or_ends_them(
 def test_finals_that_cost_workers_their_lives_are_given_up_not_the_job(
     settings: Settings,
     make_spec: Callable[..., JobSpec],
-    open_lane: Callable[..., Awaitable[Lane]],
+    open_lane: Callable[..., Awaitable[QueueConsumer]],
     finish: Callable[[Heat], HeatOutcome],
     vision: Vision,
 ) -> None:
@@ -438,14 +455,14 @@ def test_finals_that_cost_workers_their_lives_are_given_up_not_the_job(
                 if not claim.heat.is_finals:
                     await lane.complete(claim, finish(claim.heat))
                 elif claim.deliveries > settings.max_deliveries:
-                    await lane.fail(claim, "back")
+                    await lane.give_back(claim, "released")
                     break
                 else:
-                    await lane.fail(claim, "again")
+                    await lane.give_back(claim, "retried")
             else:
                 continue
             break
-        async with worker(settings.model_copy(update={"finals_judge": vision.url})):
+        async with worker(settings.model_copy(update={"pairwise_judge": vision.url})):
             result, images = await ended(queue, spec.id)
         assert (result.status, len(images), vision.calls) == ("succeeded", 2, [])
         assert "they were tried 3 times" in result.warnings[0]
@@ -455,11 +472,11 @@ def test_finals_that_cost_workers_their_lives_are_given_up_not_the_job(
 
 
 @pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)
-@pytest.mark.parametrize("broken", ["a picture", "the judge's answer"])
+@pytest.mark.parametrize("broken", ["an image", "the judge's answer"])
 def test_what_cannot_be_read_ends_the_finals_not_the_worker(
     settings: Settings,
     make_spec: Callable[..., JobSpec],
-    open_lane: Callable[..., Awaitable[Lane]],
+    open_lane: Callable[..., Awaitable[QueueConsumer]],
     finish: Callable[[Heat], HeatOutcome],
     vision: Vision,
     broken: str,
@@ -471,15 +488,15 @@ def test_what_cannot_be_read_ends_the_finals_not_the_worker(
         await queue.submit(spec, cost=1.0)
         while (claims := await lane.claim(1, 0)) and not claims[0].heat.is_finals:
             await lane.complete(claims[0], finish(claims[0].heat))
-        if broken == "a picture":
-            worst = (await lane.finalists(spec))[0][-1]
-            heat = int(await queue.redis.hget(queue.keys("kept", spec.id), str(worst)))
+        if broken == "an image":
+            worst = (await lane.finals_entrants(spec))[0][-1]
+            heat = int(await queue.redis.hget(queue.keys("winner_images", spec.id), str(worst)))
             await queue.redis.hset(queue.keys("images", spec.id, heat), str(worst), b"cut short")
         else:
             vision.encoding = "gzip"
         await lane.leave(claims)
-        async with worker(settings.model_copy(update={"finals_judge": vision.url})):
-            result, _ = await asyncio.wait_for(ended(queue, spec.id), 30.0)
+        async with worker(settings.model_copy(update={"pairwise_judge": vision.url})):
+            result, _ = await asyncio.wait_for(ended(queue, spec.id), PATIENCE)
             assert (result.status, result.finals) == ("succeeded", None)
             assert "the finals were not played" in result.warnings[0]
         await queue.aclose()
@@ -488,11 +505,11 @@ def test_what_cannot_be_read_ends_the_finals_not_the_worker(
 
 
 def test_the_api_says_what_finals_need(served: Any) -> None:
-    refused = httpx.post(f"{served.url}/generate", json=REQUEST)
+    refused = httpx.post(f"{served.url}/generate", json=REQUEST, timeout=PATIENCE)
     assert (refused.status_code, refused.json()["field"]) == (422, "finals")
-    assert "BESTOFN_FINALS_JUDGE" in refused.json()["detail"]
-    for wrong in ({"most": 1}, {"most": 17}, {"band": -1.0}, {"url": "http://elsewhere"}):
-        refused = httpx.post(f"{served.url}/generate", json=REQUEST | {"finals": wrong})
+    assert "BESTOFN_PAIRWISE_JUDGE" in refused.json()["detail"]
+    for wrong in ({"max_entrants": 1}, {"max_entrants": 17}, {"margin": -1.0}, {"url": "http://elsewhere"}):
+        refused = httpx.post(f"{served.url}/generate", json=REQUEST | {"finals": wrong}, timeout=PATIENCE)
         assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
 
 
@@ -512,7 +529,7 @@ JOBS = st.fixed_dictionaries(
 def test_whoever_draws_and_plays_what_and_when_the_end_is_the_same(
     settings: Settings,
     make_spec: Callable[..., JobSpec],
-    open_lane: Callable[..., Awaitable[Lane]],
+    open_lane: Callable[..., Awaitable[QueueConsumer]],
     N: int,
     job: dict[str, object],
     workers: int,
@@ -522,7 +539,7 @@ def test_whoever_draws_and_plays_what_and_when_the_end_is_the_same(
     verdicts = drawn(N, chance)
     quality = dict(enumerate(chance.sample(range(N), N)))
     spec = make_spec(num_samples=N, heat_size=16, **job)
-    spec = spec.model_copy(update={"top_k": min(spec.top_k, spec.num_finalists)})
+    spec = spec.model_copy(update={"top_k": min(spec.top_k, spec.schedule.num_promoted)})
 
     def finals_of(meet: list[int]) -> FinalsOutcome:
         return played("m", decided(meet, {index: float(rank) for index, rank in quality.items()}))
@@ -542,21 +559,21 @@ def test_whoever_draws_and_plays_what_and_when_the_end_is_the_same(
         queue = await Queue.connect(settings.model_copy(update={"namespace": f"finals-{uuid.uuid4().hex[:8]}"}))
         lanes = [await open_lane(queue, f"worker {i}", 16) for i in range(workers)]
         await queue.submit(spec, cost=10.0)
-        held: list[tuple[Lane, Claim]] = []
+        held: list[tuple[QueueConsumer, Claim]] = []
         while (await queue.record(spec.id)).status is not JobStatus.SUCCEEDED or held:
             lane = chance.choice(lanes)
             held += [(lane, claim) for claim in await lane.claim(2, 0)]
             if held and (len(held) > 5 or chance.random() < 0.4):
                 place, claim = held.pop(chance.randrange(len(held)))
                 if chance.random() < 0.2:
-                    await place.fail(claim, "back")
+                    await place.give_back(claim, "released")
                 elif claim.heat.is_finals:
-                    await place.complete_finals(claim, finals_of((await place.finalists(spec))[0]))
+                    await place.complete_finals(claim, finals_of((await place.finals_entrants(spec))[0]))
                 else:
                     await place.complete(claim, outcome_of(claim.heat, verdicts))
         result, images = await ended(queue, spec.id)
         assert result == expected
-        assert images == [b"picture %d" % image.candidate for image in result.images]
+        assert images == [b"image %d" % image.candidate for image in result.images]
         for lane in lanes:
             assert await lane.claim(9, 0) == []
         await nothing_is_left(queue, result)

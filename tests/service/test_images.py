@@ -1,4 +1,4 @@
-"""Pictures in the formats of the wire."""
+"""Images in the formats of the wire."""
 
 import io
 
@@ -19,7 +19,7 @@ def pixels():
 def test_every_format_comes_back_as_what_it_says(format, pixels):
     data = encode(pixels, format)
     assert Image.open(io.BytesIO(data)).format == format.upper()
-    assert data == encode(pixels, format), "the same picture gives the same bytes"
+    assert data == encode(pixels, format), "the same image gives the same bytes"
     apart = np.abs(np.asarray(decode(data)).astype(int) - pixels)
     assert apart.mean() < (0.1 if format == "png" else 3.0)
 
@@ -35,10 +35,10 @@ def test_thumbnails_keep_the_aspect_and_never_grow(size, expected):
     assert Image.open(io.BytesIO(data)).format == "WEBP"
 
 
-def test_what_is_no_picture_is_refused(pixels):
-    with pytest.raises(ValueError, match="not a readable picture"):
+def test_what_is_no_image_is_refused(pixels):
+    with pytest.raises(ValueError, match="not a readable image"):
         decode(b"\x89PNG\r\n\x1a\n but no more")
-    with pytest.raises(ValueError, match="not a readable picture"):
+    with pytest.raises(ValueError, match="not a readable image"):
         decode(encode(pixels, "jpeg")[:200])
     with pytest.raises(ValueError, match=r"\(height, width, 3\)"):
         encode(pixels[..., :2], "png")

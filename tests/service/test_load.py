@@ -42,18 +42,18 @@ def test_devices():
 def test_judges_by_name(tmp_path):
     judge = find_judge(str(JUDGE))
     assert judge.path == JUDGE
-    assert judge.pin.revision == find_judge(str(JUDGE)).pin.revision
+    assert judge.revision.revision == find_judge(str(JUDGE)).revision.revision
     with pytest.raises(ValueError, match="not a VILA checkpoint"):
         find_judge(str(tmp_path))
     with pytest.raises(ValueError, match="a hub name looks like owner/name@revision"):
         find_judge("./nowhere")
-    with pytest.raises(ValueError, match="name it as --finals-judge"):
+    with pytest.raises(ValueError, match="name it as --pairwise-judge"):
         find_judge("openai:http://127.0.0.1:9/v1#looker")
 
 
 def test_fewer_tiles_are_another_revision_of_the_judge():
     few, folders = find_judge(str(JUDGE), 1), find_judge(str(JUDGE))
-    assert few.pin.revision == f"{folders.pin.revision}+1-tiles"
+    assert few.revision.revision == f"{folders.revision.revision}+1-tiles"
     assert few.load(torch.device("cpu")).tiles(1024, 1024) == 1
     assert folders.load(torch.device("cpu")).tiles(1024, 1024) == 10
     assert calibration_of(find_judge("shapes", 1), None) is None
@@ -72,10 +72,10 @@ def test_a_missing_model_is_one_clear_error():
 
 
 def test_a_worker_with_drafts_in_eight_bits_is_another_revision_to_the_queue():
-    engine = load_engine(Settings(threads=1, devices="cpu", eight_bit_drafts=True))
-    pin = engine.model_card.pin
-    assert pin.revision == f"{engine.generator.checkpoint.revision}+eight-bit-drafts"
-    assert pin.weights == engine.generator.checkpoint.revision
+    engine = load_engine(Settings(threads=1, devices="cpu", fp8_drafts=True))
+    revision = engine.model_info.revision
+    assert revision.revision == f"{engine.generator.checkpoint.revision}+fp8-drafts"
+    assert revision.weights == engine.generator.checkpoint.revision
 
 
 def test_only_a_tokenizer_of_words_has_known_words():

@@ -1,4 +1,4 @@
-"""A job in this process: the picture that plain diffusers makes, progress, Ctrl-C, and refusals."""
+"""A job in this process: the image that plain diffusers makes, progress, Ctrl-C, and refusals."""
 
 import signal
 from pathlib import Path
@@ -30,7 +30,7 @@ def request(**fields):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 @pytest.mark.parametrize("name", ["shapes", "tiny"])
-def test_the_picture_is_the_one_that_plain_diffusers_makes(name, tmp_path):
+def test_the_image_is_the_one_that_plain_diffusers_makes(name, tmp_path):
     folder = EMBEDDED.get(name)
     if folder is None:
         folder = make_random_checkpoint("tiny", tmp_path / name, 5, {"scheduler": EULER})
@@ -43,13 +43,13 @@ def test_the_picture_is_the_one_that_plain_diffusers_makes(name, tmp_path):
 
     pipeline = SanaPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    calls, card = engine.generator.calls, engine.model_card
+    calls, info = engine.generator.calls, engine.model_info
     theirs = pipeline(
         PROMPT,
-        width=card.width,
-        height=card.height,
-        num_inference_steps=card.num_inference_steps,
-        guidance_scale=card.guidance_scale,
+        width=info.width,
+        height=info.height,
+        num_inference_steps=info.num_inference_steps,
+        guidance_scale=info.guidance_scale,
         generator=torch.Generator("cpu").manual_seed(seed),
         use_resolution_binning=False,
         max_sequence_length=calls.max_sequence_length,

@@ -17,34 +17,35 @@ from PIL import Image
 from bestofn.service.api.routes.openai import models_of
 from bestofn.service.core.openai_schemas import ImagesRequest
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import WorkerCard
-from bestofn.service.engine.fake import FAILS, FakeEngine, fake_picture
+from bestofn.service.core.workers import WorkerInfo
+from bestofn.service.engine.fake import FAILS, FakeEngine, fake_image
+from tests.waiting import PATIENCE
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
 
 
 @pytest.fixture
 def client(served: Any) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=30) as client:
+    with OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as client:
         yield client
 
 
-def picture(data: bytes) -> Image.Image:
+def opened_image(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
-def test_pictures_come_in_the_answer_best_first(client: OpenAI) -> None:
+def test_images_come_in_the_answer_best_first(client: OpenAI) -> None:
     answer = client.images.generate(prompt="a red star", n=3, size="96x64", extra_body={"num_samples": 24, "seed": 100})
     assert answer.data is not None
-    assert abs(answer.created - time.time()) < 60
+    assert abs(answer.created - time.time()) < 3600
     assert (answer.size, answer.output_format) == ("96x64", "png")
-    pictures = [picture(base64.b64decode(image.b64_json or "")) for image in answer.data]
-    assert [image.size for image in pictures] == [(96, 64)] * 3
+    all_images = [opened_image(base64.b64decode(image.b64_json or "")) for image in answer.data]
+    assert [image.size for image in all_images] == [(96, 64)] * 3
     seeds = [image.seed for image in answer.data]
-    assert [image.getpixel((0, 0)) for image in pictures] == [fake_picture(s, 1, 1).getpixel((0, 0)) for s in seeds]
+    assert [image.getpixel((0, 0)) for image in all_images] == [fake_image(s, 1, 1).getpixel((0, 0)) for s in seeds]
     logits = [image.verdict["yes_logit"] - image.verdict["no_logit"] for image in answer.data]
     assert logits == sorted(logits, reverse=True)
-    whole = httpx.get(f"{client.base_url.join('/')}jobs/{answer.job}").json()
+    whole = httpx.get(f"{client.base_url.join('/')}jobs/{answer.job}", timeout=PATIENCE).json()
     assert [image["seed"] for image in whole["images"]] == seeds
     assert len(whole["candidates"]) == 24
 
@@ -54,7 +55,7 @@ def test_or_as_addresses(client: OpenAI) -> None:
         model="fake", prompt="p", n=2, size="auto", quality="low", response_format="url", output_format="webp", user="u"
     )
     assert answer.data is not None
-    fetched = [picture(httpx.get(image.url or "").content) for image in answer.data]
+    fetched = [opened_image(httpx.get(image.url or "", timeout=PATIENCE).content) for image in answer.data]
     assert [(image.format, image.size) for image in fetched] == [("WEBP", (64, 64))] * 2
     assert (answer.num_samples, answer.data[0].b64_json) == (4, None)
 
@@ -92,7 +93,7 @@ def test_other_refusals_have_openais_form_too(client: OpenAI, served: Any) -> No
         client.images.generate(prompt="p", extra_headers={"Content-Type": "text/plain"})
     with pytest.raises(openai.PermissionDeniedError, match=r"evil\.example"):
         client.models.list(extra_headers={"Host": "evil.example"})
-    assert httpx.get(f"{served.url}/v2/models").headers["content-type"] == "application/problem+json"
+    assert httpx.get(f"{served.url}/v2/models", timeout=PATIENCE).headers["content-type"] == "application/problem+json"
 
 
 def test_a_job_that_fails_is_not_tried_again(client: OpenAI) -> None:
@@ -104,11 +105,11 @@ def test_a_job_that_fails_is_not_tried_again(client: OpenAI) -> None:
 
 def test_a_job_that_takes_long_is_tried_again_only_under_its_key(client: OpenAI, served: Any) -> None:
     long = {"num_samples": 32, "num_inference_steps": 100}  # 2 s of the fake engine
-    patient, short = client.with_options(max_retries=4), {"Prefer": "wait=1"}
+    patient, short = client.with_options(max_retries=100), {"Prefer": "wait=1"}
     with pytest.raises(openai.InternalServerError, match="it goes on at /jobs/") as caught:
         patient.images.generate(prompt="p", extra_body=long, extra_headers=short)
     assert (caught.value.status_code, caught.value.request.headers["x-stainless-retry-count"]) == (504, "0")
-    httpx.delete(f"{served.url}{caught.value.response.headers['location']}")
+    httpx.delete(f"{served.url}{caught.value.response.headers['location']}", timeout=PATIENCE)
     answer = patient.images.with_raw_response.generate(
         prompt="p", extra_body=long, extra_headers=short | {"Idempotency-Key": "long"}
     )
@@ -120,7 +121,7 @@ def test_keys(served: Any, serving: Serving, keys: Any) -> None:
     with serving(served.settings.model_copy(update=keys("k1"))) as api:
 
         def call(key: str) -> Any:
-            with OpenAI(base_url=f"{api.url}/v1", api_key=key, max_retries=0) as client:
+            with OpenAI(base_url=f"{api.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE) as client:
                 return client.models.list()
 
         assert call("k1").data
@@ -131,7 +132,9 @@ def test_keys(served: Any, serving: Serving, keys: Any) -> None:
 
 def test_a_full_queue_is_tried_again_when_it_says(served: Any, serving: Serving) -> None:
     async def call(url: str, retries: int) -> str:
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=retries) as client:
+        async with openai.AsyncOpenAI(
+            base_url=f"{url}/v1", api_key="none", max_retries=retries, timeout=PATIENCE
+        ) as client:
             with pytest.raises(openai.RateLimitError, match="candidates wait") as caught:
                 await client.images.generate(prompt="p", quality="high")
             assert float(caught.value.response.headers["retry-after-ms"]) >= 1000
@@ -154,12 +157,12 @@ def test_models(client: OpenAI) -> None:
 
 
 def test_of_two_revisions_the_one_that_came_up_last_is_shown() -> None:
-    def card(name: str, revision: str, started_at: float) -> WorkerCard:
+    def info(name: str, revision: str, started_at: float) -> WorkerInfo:
         engine = FakeEngine(name=name, revision=revision)
-        pins = {"model": engine.model_card, "judge": engine.judge_card, "started_at": started_at}
-        return WorkerCard(worker=f"{name}{revision}", host="h", pid=1, device="cpu", capacity=4, **pins)
+        revisions = {"model": engine.model_info, "judge": engine.judge_info, "started_at": started_at}
+        return WorkerInfo(worker=f"{name}{revision}", host="h", pid=1, device="cpu", capacity=4, **revisions)
 
-    old, new, away = card("a", "1", 1.0), card("a", "2", 2.0), card("lab/b", "1", 3.0)
+    old, new, away = info("a", "1", 1.0), info("a", "2", 2.0), info("lab/b", "1", 3.0)
     shown = models_of([old, new], [old, new, away])
     assert [(m.id, m.revision, m.created, m.workers, m.owned_by) for m in shown] == [
         ("a", "2", 2, 2, "bestofn"),

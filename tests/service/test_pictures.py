@@ -1,4 +1,4 @@
-"""Winners' pictures in a folder: the same pictures, gone with their jobs; and what a full folder does."""
+"""Winners' images in a folder: the same images, gone with their jobs; and what a full folder does."""
 
 import asyncio
 import os
@@ -16,6 +16,7 @@ import pytest
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.job_queue import Queue
 from tests.chaos.disks import Disk, small_disk
+from tests.waiting import PATIENCE, until
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
 WORKER = Path(__file__).parents[1] / "chaos" / "engine.py"
@@ -30,9 +31,9 @@ def service(settings: Settings, serving: Serving, notes: Path) -> Iterator[tuple
     told = {"redis_url": settings.redis_url, "namespace": settings.namespace, "images_dir": settings.images_dir}
     environment = os.environ | {f"BESTOFN_{name.upper()}": str(value) for name, value in told.items() if value}
     command = [sys.executable, "-P", str(WORKER), "fake", "4", "0.05", str(notes)]
-    worker = subprocess.Popen(command, env=environment | {"BESTOFN_BEAT_SECONDS": "0.2"}, stdout=subprocess.DEVNULL)
+    worker = subprocess.Popen(command, env=environment | {"BESTOFN_HEARTBEAT_SECONDS": "1"}, stdout=subprocess.DEVNULL)
     try:
-        with serving(settings) as api, httpx.Client(base_url=api.url, timeout=30) as http:
+        with serving(settings) as api, httpx.Client(base_url=api.url, timeout=PATIENCE) as http:
             until(lambda: http.get("/readyz").is_success)
             yield http, worker
     finally:
@@ -40,41 +41,33 @@ def service(settings: Settings, serving: Serving, notes: Path) -> Iterator[tuple
         worker.wait()
 
 
-def until(found: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 15
-    while not (value := found()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return value
-
-
-def pictures_of(http: httpx.Client, result: Any) -> list[bytes]:
+def images_of(http: httpx.Client, result: Any) -> list[bytes]:
     return [http.get(image["url"]).raise_for_status().content for image in result["images"]]
 
 
-def test_pictures_in_a_folder_are_the_same_and_go_with_their_job(
+def test_images_in_a_folder_are_the_same_and_go_with_their_job(
     settings: Settings, serving: Serving, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     with service(settings.model_copy(update={"images_dir": folder}), serving, tmp_path) as (http, _):
         apart = http.post("/generate", json=BODY).json()
         assert http.get("/status").json()["queue"]["image_bytes"] < 100  # references
         files = list((folder / f"queue-{settings.namespace}" / apart["id"]).iterdir())
-        own = pictures_of(http, apart)
+        own = images_of(http, apart)
         assert len(own) == 3
         assert set(own) <= {file.read_bytes() for file in files}
         with serving(settings) as elsewhere:
-            lost = httpx.get(f"{elsewhere.url}{apart['images'][0]['url']}")
+            lost = httpx.get(f"{elsewhere.url}{apart['images'][0]['url']}", timeout=PATIENCE)
             assert (lost.status_code, "BESTOFN_IMAGES_DIR" in lost.json()["detail"]) == (404, True)
-            within = httpx.post(f"{elsewhere.url}/generate", json=BODY, timeout=30).json()
-        assert pictures_of(http, within) == own
+            within = httpx.post(f"{elsewhere.url}/generate", json=BODY, timeout=PATIENCE).json()
+        assert images_of(http, within) == own
 
         async def swept(forgotten: str) -> list[str]:
             queue = await Queue.connect(settings.model_copy(update={"images_dir": folder}))
             await queue.redis.delete(queue.keys("job", forgotten))
             await queue.sweep()
-            left = await queue.pictures.jobs(age=-60)
+            left = await queue.images.jobs(age=-60)
             await queue.aclose()
             return left
 
@@ -106,14 +99,14 @@ def test_a_full_folder_fails_the_job_at_once_and_nothing_else(
         until(lambda: http.get(job).json()["status"] == "running")
         disk.fill()
         failed = until(lambda: (found := http.get(job).json())["status"] == "failed" and found)
-        assert failed["error"] == "the folder of pictures is full (No space left on device)"
+        assert failed["error"] == "the folder of images is full (No space left on device)"
         for answer in (http.get("/readyz"), http.post("/generate", json=BODY)):
             assert answer.status_code == 503
-            assert "the folder of pictures is full" in answer.json()["detail"]
-        assert "the folder of pictures is full" in until(lambda: http.get(later).json()["warnings"])[0]
+            assert "the folder of images is full" in answer.json()["detail"]
+        assert "the folder of images is full" in until(lambda: http.get(later).json()["warnings"])[0]
         time.sleep(1.0)
         assert (worker.poll(), http.get(later).json()["status"]) == (None, "queued")
         disk.free()
         until(lambda: http.get("/readyz").is_success)
-        done = http.get(later, headers={"Prefer": "wait=20"}).json()
-        assert (done["status"], len(pictures_of(http, done))) == ("succeeded", 3)
+        done = until(lambda: (now := http.get(later).json())["status"] not in ("queued", "running") and now)
+        assert (done["status"], len(images_of(http, done))) == ("succeeded", 3)

@@ -1,6 +1,7 @@
 """The queue's contract, over Redis and the embedded Valkey: what every submit, claim, completion and end must keep."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -8,25 +9,28 @@ import pytest
 
 from bestofn.service.core.errors import (
     IdempotencyMismatch,
+    ImageNotFound,
     InvalidRequest,
     JobGone,
     JobNotFound,
-    NotThere,
     Overloaded,
     SetupError,
     Unavailable,
 )
 from bestofn.service.core.jobs import Draft, Heat, HeatOutcome, JobSpec, JobStatus
 from bestofn.service.core.results import leaders
+from bestofn.service.core.scheduling import Backlog
 from bestofn.service.core.settings import Settings
-from bestofn.service.queue.codec import Backlog, pack_heat, unpack_heat
-from bestofn.service.queue.consumer import Claim, HeatProgress, Judgement, Lane
-from bestofn.service.queue.job_queue import Queue, check_server
+from bestofn.service.queue.claims import Claim, HeatProgress, Judgement
+from bestofn.service.queue.codec import pack_heat, unpack_heat
+from bestofn.service.queue.connection import check_server
+from bestofn.service.queue.consumer import QueueConsumer
+from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import GROUP, Keys
 
 MakeSpec = Callable[..., JobSpec]
 Finish = Callable[[Heat], HeatOutcome]
-OpenLane = Callable[..., Awaitable[Lane]]
+OpenLane = Callable[..., Awaitable[QueueConsumer]]
 
 
 @asynccontextmanager
@@ -38,7 +42,7 @@ async def opened(settings: Settings, **changes: object) -> AsyncIterator[Queue]:
         await queue.aclose()
 
 
-async def drain(lane: Lane, finish: Finish) -> list[Claim]:
+async def drain(lane: QueueConsumer, finish: Finish) -> list[Claim]:
     """Claims and completes all there is."""
     done = []
     while claims := await lane.claim(1, 0):
@@ -61,7 +65,7 @@ def test_a_job_runs_to_its_end(settings: Settings, make_spec: MakeSpec, finish: 
             assert await queue.spec(spec.id) == spec
             before = await queue.record(spec.id)
             assert (before.status, before.progress.position, before.started) == (JobStatus.QUEUED, 1, None)
-            feared = 3 * (int(32 * 32 * 3.1) + 2048 + 16 * len(spec.prompt))  # pictures with their stories
+            feared = 3 * (int(32 * 32 * 3.1) + 2048 + 16 * len(spec.prompt))  # images with their stories
             assert await queue.backlog() == Backlog(1, 10, 1.5, feared)
 
             claims = await drain(lane, finish)
@@ -81,7 +85,7 @@ def test_a_job_runs_to_its_end(settings: Settings, make_spec: MakeSpec, finish: 
                 assert await queue.image(spec.id, index) == expected[index]
             losers = set(range(10)) - set(leaders(spec, candidates))
             for index in losers:
-                with pytest.raises(NotThere):
+                with pytest.raises(ImageNotFound):
                     await queue.image(spec.id, index)
             assert await types(queue, spec.id) == ["queued", "started", "heat", "heat", "progress", "heat", "result"]
             sizes = [len(await queue.image(spec.id, index)) for index in leaders(spec, candidates)]
@@ -96,10 +100,10 @@ def test_no_pair_no_job(settings: Settings, make_spec: MakeSpec, open_lane: Open
             with pytest.raises(Unavailable, match="no worker has ever announced"):
                 await queue.submit(make_spec(), cost=1)
             lane = await open_lane(queue)
-            assert [card.worker for card in await queue.cards()] == ["one"]
+            assert [info.worker for info in await queue.workers()] == ["one"]
             await lane.leave(())
-            assert await queue.cards() == []
-            assert [card.worker for card in await queue.announced()] == ["one"]
+            assert await queue.workers() == []
+            assert [info.worker for info in await queue.announced()] == ["one"]
             await queue.submit(make_spec(), cost=1)  # waits for the next worker
             assert await lane.claim(4, 0) == []
             assert len(await (await open_lane(queue, "two")).claim(4, 0)) == 1
@@ -116,16 +120,20 @@ def test_the_first_completion_wins_and_a_lost_lease_stays_lost(
             spec = make_spec(num_samples=4)
             await queue.submit(spec, cost=1)
             [late] = await one.claim(1, 0)
-            assert await two.reclaim(1, 0.05) == []
-            await asyncio.sleep(0.1)
-            assert await one.beat([late], 60.0) == set()
-            assert await two.reclaim(1, 0.05) == []  # the beat renewed the lease
+            assert await two.reclaim(1, 3600.0) == []
+            ready = queue.keys("ready", one.pair, spec.priority)
+            await asyncio.sleep(0.2)
+            begun = time.monotonic()
+            assert await one.heartbeat([late], 3600.0) == set()
+            [row] = await queue.redis.xpending_range(ready, GROUP, "-", "+", 1)
+            unrenewed = row["time_since_delivered"] / 1000
+            assert unrenewed < time.monotonic() - begun + 0.1  # the beat renewed the lease
             await asyncio.sleep(0.1)
             [again] = await two.reclaim(1, 0.05)
             assert again.deliveries == 2  # the beat was no delivery
-            assert await one.beat([late], 60.0) == {late.entry.id}
-            await one.fail(late, "again", "a loser's word")  # not its own any more: nothing happens
-            assert await two.beat([again], 60.0) == set()
+            assert await one.heartbeat([late], 3600.0) == {late.entry.id}
+            await one.give_back(late, "retried", "a loser's word")  # not its own any more: nothing happens
+            assert await two.heartbeat([again], 3600.0) == set()
 
             assert await one.complete(late, finish(late.heat))
             assert not await two.complete(again, finish(again.heat))
@@ -152,7 +160,7 @@ def test_images_of_the_leaders_stand_whoever_completes_when(
                 if index in best:
                     assert await queue.image(spec.id, index)
                 else:
-                    with pytest.raises(NotThere):
+                    with pytest.raises(ImageNotFound):
                         await queue.image(spec.id, index)
             keys = await queue.redis.keys(queue.keys("staged", spec.id, "*", "*"))
             assert keys == []
@@ -160,11 +168,11 @@ def test_images_of_the_leaders_stand_whoever_completes_when(
     asyncio.run(run())
 
 
-def test_pictures_of_a_completion_that_broke_off_go_with_their_job(
+def test_images_of_a_completion_that_broke_off_go_with_their_job(
     settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
 ) -> None:
     async def run() -> None:
-        async with opened(settings, result_ttl_seconds=1) as queue:
+        async with opened(settings) as queue:
             lane = await open_lane(queue)
             spec = make_spec(num_samples=8)
             await queue.submit(spec, cost=1)
@@ -177,8 +185,8 @@ def test_pictures_of_a_completion_that_broke_off_go_with_their_job(
             for heat in (winner, loser):
                 await lane.complete(claims[heat], outcomes[heat])
             assert await queue.image(spec.id, best) == outcomes[winner].images[best]
-            await asyncio.sleep(1.1)
-            assert await queue.redis.keys(f"{settings.namespace}:job:*") == []
+            kept = await queue.redis.keys(f"{settings.namespace}:job:*")
+            assert all([0 < await queue.redis.pttl(key) <= 3_600_000 for key in kept])
 
     asyncio.run(run())
 
@@ -194,11 +202,11 @@ def test_thumbnails_stand_before_their_heat_is_done_and_count_as_bytes(
             assert (await queue.backlog()).image_bytes > 4 * 8192
             [claim] = await lane.claim(1, 0)
             outcome = finish(claim.heat)
-            for repeated in (b"first", b"again"):  # a heat that starts anew tells its candidates again
+            for repeated in (b"first", b"conflict"):  # a heat that starts anew tells its candidates again
                 judged = [Judgement(candidate, repeated) for candidate in outcome.candidates[:2]]
                 assert await lane.report(spec.id, [HeatProgress(0, 2, 4, 8)], judged)
             assert await queue.thumbnail(spec.id, 1) == b"first"
-            with pytest.raises(NotThere):
+            with pytest.raises(ImageNotFound):
                 await queue.thumbnail(spec.id, 2)
             with pytest.raises(JobNotFound):
                 await queue.thumbnail("abc", 1)
@@ -220,11 +228,11 @@ def test_a_waiting_job_knows_its_place_and_about_how_long(
             first, second, third = (make_spec(num_samples=num) for num in (16, 16, 4))
             for spec in (first, second, third):
                 await queue.submit(spec, cost=spec.num_samples)  # 1 TFLOP a candidate
-            waits = [await queue.standing(spec) for spec in (second, third)]
+            waits = [await queue.position(spec) for spec in (second, third)]
             assert [(wait.position, wait.estimated_wait_seconds) for wait in waits] == [(2, None), (3, None)]
-            await lane.beat((), 60.0, tflops_per_second=2.0)
-            assert (await queue.standing(second)).estimated_wait_seconds == (4 + 4) / 2
-            assert (await queue.standing(third)).estimated_wait_seconds == (4 + 2 * 4) / 2
+            await lane.heartbeat((), 3600.0, tflops_per_second=2.0)
+            assert (await queue.position(second)).estimated_wait_seconds == (4 + 4) / 2
+            assert (await queue.position(third)).estimated_wait_seconds == (4 + 2 * 4) / 2
             [claim] = await lane.claim(1, 0)
             assert (await queue.record(claim.entry.job)).progress.estimated_wait_seconds is None
 
@@ -266,7 +274,7 @@ def test_jobs_that_have_ended_leave_the_ring_though_nobody_deals(
     async def run() -> None:
         async with opened(settings) as queue:
             lane = await open_lane(queue)
-            await lane.beat((), 0.0)  # it leaves, and no worker is left
+            await lane.heartbeat((), 0.0)  # it leaves, and no worker is left
             canceled, late, stays = make_spec(), make_spec(deadline_seconds=0.001), make_spec()
             for spec in (canceled, late, stays):
                 await queue.submit(spec, cost=1)
@@ -274,7 +282,7 @@ def test_jobs_that_have_ended_leave_the_ring_though_nobody_deals(
             assert (await types(queue, late.id))[-1] == "failed"
             ring = await queue.redis.lrange(queue.keys("ring", lane.pair, stays.priority), 0, -1)
             assert ring == [stays.id.encode()]
-            assert (await queue.standing(stays)).position == 1
+            assert (await queue.position(stays)).position == 1
 
     asyncio.run(run())
 
@@ -310,11 +318,11 @@ def test_the_door_counts_candidates_and_bytes(
             assert full.value.retry_after
             with pytest.raises(Overloaded, match="MiB for images"):
                 await queue.submit(make_spec(num_samples=2, top_k=2), cost=1)
-            with pytest.raises(InvalidRequest, match="its pictures may take up to 21,528 bytes") as never:
+            with pytest.raises(InvalidRequest, match="the images of this job may take 21,528 bytes") as never:
                 await queue.submit(make_spec(num_samples=4, top_k=4), cost=1)
             assert never.value.field == "top_k"
             await drain(lane, finish)
-            await queue.submit(make_spec(num_samples=2, top_k=2), cost=1)  # real pictures are smaller than feared
+            await queue.submit(make_spec(num_samples=2, top_k=2), cost=1)  # real images are smaller than feared
 
     asyncio.run(run())
 
@@ -336,7 +344,7 @@ def test_a_full_server_refuses_jobs_and_finishes_those_it_has(
                 with pytest.raises(Unavailable, match="full"):
                     await queue.submit(make_spec(), cost=1)
                 for claim in await lane.claim(4, 0):
-                    await lane.beat([claim], 60.0)
+                    await lane.heartbeat([claim], 3600.0)
                     assert await lane.report(spec.id, [HeatProgress(claim.heat.index, 1, 2, 4)])
                     assert await lane.complete(claim, finish(claim.heat))
                 record = await queue.record(spec.id)
@@ -428,14 +436,20 @@ def test_a_heat_handed_back_is_no_delivery_and_one_that_failed_is(
             lane = await open_lane(queue)
             spec = make_spec(num_samples=4)
             await queue.submit(spec, cost=1)
-            for fate, deliveries in [("back", 1), ("again", 1), ("back", 2), ("again", 2), ("dead", 3)]:
+            for delivery_action, deliveries in [
+                ("released", 1),
+                ("retried", 1),
+                ("released", 2),
+                ("retried", 2),
+                ("dead_lettered", 3),
+            ]:
                 [claim] = await lane.claim(4, 0)
                 assert claim.deliveries == deliveries
-                await lane.fail(claim, fate, 'it said "no"')
+                await lane.give_back(claim, delivery_action, 'it said "no"')
             assert await lane.claim(4, 0) == []
             record = await queue.record(spec.id)
             assert (record.status, record.error) == (JobStatus.FAILED, 'it said "no"')
-            [(_, letter)] = await queue.redis.xrange(queue.keys("dead"))
+            [(_, letter)] = await queue.redis.xrange(queue.keys("dead_letters"))
             assert (letter[b"job"].decode(), letter[b"deliveries"]) == (spec.id, b"3")
             events = [event async for event in queue.events(spec.id)]
             assert events[-1].data == {"status": "failed", "error": 'it said "no"'}
@@ -469,7 +483,7 @@ def test_who_leaves_hands_back_even_what_it_never_heard_of(
 def test_a_record_says_all_and_is_small(make_spec: MakeSpec, finish: Finish, draft: Draft | None) -> None:
     spec = make_spec(num_samples=16, heat_size=16, draft=draft)
     outcome = finish(spec.heat(0))
-    assert sum(candidate.final for candidate in outcome.candidates) == (16 if draft is None else 4)
+    assert sum(candidate.solved_in_full for candidate in outcome.candidates) == (16 if draft is None else 4)
     record = pack_heat(outcome)
     assert len(record) < (100 if draft is None else 120) * 16
     again = unpack_heat(spec, 0, record)
@@ -496,24 +510,34 @@ def test_a_namespace_cannot_spell_a_pattern() -> None:
         Keys("a%s")
 
 
-@pytest.mark.parametrize("waiter", ["a beat", "a reader", "a look"])
+async def brought_forward(queue: Queue, job: str, seconds: float) -> None:
+    """Move the deadline of a job to `seconds` from now."""
+    at = round(1000 * (time.time() + seconds))
+    await queue.redis.hset(queue.keys("job", job), "deadline", at)
+    await queue.redis.zadd(queue.keys("deadlines"), {job: at})
+
+
+@pytest.mark.parametrize("waiter", ["a heartbeat", "a reader", "an API process"])
 def test_a_deadline_ends_a_job_with_the_best_so_far(
     settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane, waiter: str
 ) -> None:
     async def run() -> None:
         async with opened(settings) as queue:
             lane = await open_lane(queue)
-            late, never = (make_spec(num_samples=12, top_k=2, deadline_seconds=0.5) for _ in range(2))
+            late, never = (make_spec(num_samples=12, top_k=2, deadline_seconds=3600) for _ in range(2))
             for spec in (late, never):
                 await queue.submit(spec, cost=1)
             [claim] = await lane.claim(1, 0)
             await lane.complete(claim, finish(claim.heat))
             [held] = await lane.claim(1, 0)
-            if waiter == "a beat":
-                await asyncio.sleep(0.6)
-                await lane.beat([held], 60.0)
-            if waiter == "a look":
-                await asyncio.sleep(0.6)
+            for spec in (late, never):  # as if it had been near from the start
+                await brought_forward(queue, spec.id, 0.3)
+            if waiter == "a heartbeat":
+                await asyncio.sleep(0.4)
+                await lane.heartbeat([held], 3600.0)
+            if waiter == "an API process":
+                await asyncio.sleep(0.4)
+                await queue.expire_jobs()
                 assert (await queue.record(late.id)).status is JobStatus.SUCCEEDED
             for spec, last in ((late, "result"), (never, "failed")):
                 assert (await types(queue, spec.id))[-1] == last
@@ -531,6 +555,7 @@ def test_a_deadline_ends_a_job_with_the_best_so_far(
             at_once = make_spec(deadline_seconds=0.0004)
             await queue.submit(at_once, cost=1)
             await asyncio.sleep(0.01)
+            await queue.expire_jobs()
             assert (await queue.record(at_once.id)).status is JobStatus.FAILED
 
     asyncio.run(run())
@@ -543,8 +568,8 @@ def test_a_caller_and_the_work_have_limits_of_their_own(
         limits = {"max_queued_candidates_per_key": 10, "max_queued_tflops": 100.0}
         async with opened(settings, **limits) as queue:
             lane = await open_lane(queue)
-            await lane.beat((), 60.0, tflops_per_second=5.0)
-            await queue.cards()
+            await lane.heartbeat((), 3600.0, tflops_per_second=5.0)
+            await queue.workers()
             await queue.submit(make_spec(num_samples=8), cost=40, caller="one")
             with pytest.raises(
                 Overloaded, match="8 candidates of this key wait, and 4 more would pass its limit of 10"

@@ -20,16 +20,17 @@ from bestofn.service.core.results import assemble
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FakeEngine, fake_verdict
 from bestofn.service.engine.protocol import HeatFinished
-from bestofn.service.queue.consumer import Claim, Lane
+from bestofn.service.queue.claims import Claim
+from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.queue.keys import CLASSES, GROUP
+from bestofn.service.queue.keys import GROUP, PRIORITIES
 
 MOST, MOST_OF_ONE = 40, 16  # candidates that may wait, of all and of one caller
 WORKERS = ("one", "two", "three")
 
 Entry = tuple[str, str]  # class, place in its stream
 MakeSpec = Callable[..., JobSpec]
-OpenLane = Callable[..., Awaitable[Lane]]
+OpenLane = Callable[..., Awaitable[QueueConsumer]]
 
 
 @dataclass
@@ -60,8 +61,8 @@ class Job:
         """Whether it has heats that may be dealt: one that may stop waits for its first ones."""
         if self.dealt == len(self.heats):
             return False
-        prefix = self.spec.first(self.decided)
-        ahead = self.spec.first(self.dealt + 1) - prefix
+        prefix = self.spec.schedule.first(self.decided)
+        ahead = self.spec.schedule.first(self.dealt + 1) - prefix
         return self.spec.stop is None or self.dealt == self.decided or ahead <= max(4, prefix)
 
     def file(self, heat: int) -> bool:
@@ -84,7 +85,7 @@ class Job:
         """After how many heats it stops."""
         if self.spec.stop is not None:
             for heat in self.heats:
-                seen = range(self.spec.first(heat.index + 1))
+                seen = range(self.spec.schedule.first(heat.index + 1))
                 margin = max(fake_verdict(self.spec.prompt, self.spec.seed + i).margin for i in seen)
                 if (len(seen) >= 4 and margin > 9) or (len(seen) >= self.spec.stop.patience and margin < 0):
                     return heat.index + 1
@@ -123,12 +124,12 @@ class Machine(RuleBasedStateMachine):
         }
         self.queue: Queue = self.run(Queue.connect(settings.model_copy(update=own)))
         self.jobs: dict[str, Job] = {}
-        self.rings: dict[Priority, list[str]] = {priority: [] for priority in CLASSES}
+        self.rings: dict[Priority, list[str]] = {priority: [] for priority in PRIORITIES}
         self.owners: dict[Entry, str] = {}  # entry -> worker, of claims that count
         self.spent: dict[Entry, int] = {}  # entry -> deliveries so far
         self.claimed: dict[Entry, tuple[str, int]] = {}  # entry -> job, heat, of all that were ever claimed
         self.held: dict[str, list[Claim]] = {}  # of each worker, those it has lost too
-        self.lanes: dict[str, Lane] = {}
+        self.lanes: dict[str, QueueConsumer] = {}
         self.pair = ""
         for name in WORKERS[:2]:
             self.join(name)
@@ -142,7 +143,7 @@ class Machine(RuleBasedStateMachine):
         heats=st.integers(1, 4),
         size=st.integers(1, 4),
         missing=st.integers(0, 3),
-        priority=st.sampled_from(CLASSES),
+        priority=st.sampled_from(PRIORITIES),
         caller=st.sampled_from(["", "a", "b"]),
         seed=st.one_of(st.none(), st.integers(0, 99)),
     )
@@ -198,25 +199,25 @@ class Machine(RuleBasedStateMachine):
             self.rings[job.spec.priority].append(job.spec.id)
 
     @precondition(lambda self: any(self.held.values()))
-    @rule(data=st.data(), fate=st.sampled_from(["back", "again", "dead"]))
-    def fail(self, data: st.DataObject, fate: str) -> None:
+    @rule(data=st.data(), delivery_action=st.sampled_from(["released", "retried", "dead_lettered"]))
+    def fail(self, data: st.DataObject, delivery_action: str) -> None:
         name, claim = self._one(data)
         before = self._entries()
-        self.run(self.lanes[name].fail(claim, fate, "it would not"))
+        self.run(self.lanes[name].give_back(claim, delivery_action, "it would not"))
         if self.owners.get(entry_of(claim)) != name:
             return
         del self.owners[entry_of(claim)]
         job = self.jobs[claim.entry.job]
         if not job.active or claim.entry.heat in job.done:
             return
-        if fate == "dead":
+        if delivery_action == "dead_lettered":
             job.dead.add(claim.entry.heat)
             if job.spec.stop is None or job.decided in job.dead:
                 job.status = JobStatus.FAILED
         else:
             mine = (claim.entry.job, claim.entry.heat)
             [added] = [entry for entry, what in self._entries().items() if entry not in before and what == mine]
-            self.spent[added] = claim.deliveries - (fate == "back")
+            self.spent[added] = claim.deliveries - (delivery_action == "released")
 
     def _one(self, data: st.DataObject) -> tuple[str, Claim]:
         name = data.draw(st.sampled_from([name for name, held in self.held.items() if held]))
@@ -241,11 +242,11 @@ class Machine(RuleBasedStateMachine):
         job.status = JobStatus.SUCCEEDED if job.done else JobStatus.FAILED
 
     @rule(name=st.sampled_from(WORKERS))
-    def beat(self, name: str) -> None:
+    def heartbeat(self, name: str) -> None:
         if name not in self.lanes:
             self.join(name)
             return
-        lost = self.run(self.lanes[name].beat(self.held[name], 60.0))
+        lost = self.run(self.lanes[name].heartbeat(self.held[name], 3600.0))
         wanted = [claim for claim in self.held[name] if self._wanted(entry_of(claim))]
         taken = {claim.entry.id for claim in wanted if self.owners.get(entry_of(claim)) != name}
         assert taken <= lost
@@ -254,7 +255,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def crash(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(list(self.lanes)))
-        self.run(self.lanes.pop(name).beat((), 0.0))  # its announcement lapses; its heats stay where they are
+        self.run(self.lanes.pop(name).heartbeat((), 0.0))  # its announcement lapses; its heats stay where they are
         del self.held[name]
 
     @invariant()
@@ -300,12 +301,12 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def what_is_dealt_is_counted(self) -> None:
         pending: dict[Entry, str] = {}
-        for priority in CLASSES:
+        for priority in PRIORITIES:
             ready = self.queue.keys("ready", self.pair, priority)
             rows = self.run(self.queue.redis.xpending_range(ready, GROUP, "-", "+", 100))
             pending |= {(priority, row["message_id"].decode()): row["consumer"].decode() for row in rows}
             entries = self.run(self.queue.redis.xrange(ready))
-            dealt = int(self.run(self.queue.redis.get(self.queue.keys("dealt", self.pair, priority))) or 0)
+            dealt = int(self.run(self.queue.redis.get(self.queue.keys("dispatched", self.pair, priority))) or 0)
             assert dealt == sum(int(fields[b"count"]) for _, fields in entries)
         wanted = {entry: owner for entry, owner in self.owners.items() if self._wanted(entry)}
         assert {entry: owner for entry, owner in pending.items() if self._wanted(entry)} == wanted
@@ -318,7 +319,7 @@ class Machine(RuleBasedStateMachine):
     def _entries(self) -> dict[Entry, tuple[str, int]]:
         """Everything in the ready streams, as (job, heat)."""
         found: dict[Entry, tuple[str, int]] = {}
-        for priority in CLASSES:
+        for priority in PRIORITIES:
             for entry, fields in self.run(self.queue.redis.xrange(self.queue.keys("ready", self.pair, priority))):
                 found[priority, entry.decode()] = fields[b"job"].decode(), int(fields[b"heat"])
         return found
@@ -344,7 +345,7 @@ class Machine(RuleBasedStateMachine):
             assert not job.active
             result = assemble(record.spec, record.status, record.outcomes)
             if job.status is JobStatus.SUCCEEDED and record.stopped != "deadline":
-                assert sorted(c.index for c in result.candidates) == list(range(job.spec.first(len(job.done))))
+                assert sorted(c.index for c in result.candidates) == list(range(job.spec.schedule.first(len(job.done))))
         backlog = self.run(self.queue.backlog())
         assert (backlog.jobs, backlog.candidates, backlog.tflops) == (0, 0, 0)
         assert self._entries() == {}

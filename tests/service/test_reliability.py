@@ -1,21 +1,22 @@
-"""What docs/reliability.md promises, in short; tests/chaos does the same at length, on processes that are killed."""
+"""What docs/operate/reliability.md promises, in short; tests/chaos does the same at length, on processes that are
+killed.
+"""
 
 import asyncio
 import json
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import RAMBLES
+from tests.waiting import PATIENCE
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
 CHAOS = Path(__file__).parents[1] / "chaos" / "run.py"
@@ -23,7 +24,7 @@ ASYNC = {"Prefer": "respond-async"}
 
 
 def client_of(url: str) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=url, timeout=30, limits=httpx.Limits(max_connections=None))
+    return httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=httpx.Limits(max_connections=None))
 
 
 async def backlog(http: httpx.AsyncClient) -> list[dict[str, Any]]:
@@ -53,7 +54,9 @@ def test_fifty_posts_with_one_key_make_one_job(served: Any) -> None:
 
 
 def test_a_judge_that_rambles_puts_those_candidates_last_and_is_reported(served: Any) -> None:
-    result = httpx.post(f"{served.url}/generate", json={"prompt": RAMBLES, "num_samples": 9, "seed": 0}).json()
+    result = httpx.post(
+        f"{served.url}/generate", json={"prompt": RAMBLES, "num_samples": 9, "seed": 0}, timeout=PATIENCE
+    ).json()
     order = [candidate["verdict"] for candidate in sorted(result["candidates"], key=lambda one: one["rank"])]
     kinds = ["none" if v["yes_logit"] is None else v["answer"] for v in order]
     assert kinds[3:] == ["other"] * 3 + ["none"] * 3
@@ -65,34 +68,34 @@ def test_most_of_many_jobs_are_canceled_and_the_others_finish(served: Any) -> No
         async with client_of(served.url) as http:
 
             async def live(number: int) -> str:
-                body = {"prompt": f"p {number}", "num_samples": 32}
+                # A job that is canceled would take minutes, so that it cannot end first.
+                size = {"num_samples": 1024, "num_inference_steps": 100} if number % 10 else {"num_samples": 32}
+                body = {"prompt": f"p {number}", **size}
                 place = (await http.post("/generate", json=body, headers=ASYNC)).headers["Location"]
                 if number % 10:
                     await asyncio.sleep(random.uniform(0.0, 0.5))
-                    canceled = (await http.delete(place)).json()
-                    assert canceled["status"] in ("canceled", "succeeded")
-                    return str(canceled["status"])
-                return str((await http.get(place, headers={"Prefer": "wait=30"})).json()["status"])
+                    return str((await http.delete(place)).json()["status"])
+                while (job := (await http.get(place, headers={"Prefer": "wait=30"})).json())["status"] != "succeeded":
+                    assert job["status"] in ("queued", "running")
+                return "succeeded"
 
             ends = await asyncio.gather(*(live(number) for number in range(60)))
             assert set(ends[::10]) == {"succeeded"}
-            assert ends.count("canceled") > 30
-            deadline = time.monotonic() + 10
-            while any(load["jobs"] or load["candidates"] for load in await backlog(http)):
-                assert time.monotonic() < deadline, await backlog(http)
+            assert ends.count("canceled") == 54
+            async with asyncio.timeout(PATIENCE):
+                while any(load["jobs"] or load["candidates"] for load in await backlog(http)):
+                    await asyncio.sleep(0.05)
 
     asyncio.run(run())
 
 
-def test_a_flood_is_refused_at_once_and_the_next_caller_is_not(served: Any, serving: Serving, keys: Any) -> None:
+def test_a_flood_is_refused_at_once_and_the_next_caller_is_not(idle: Settings, serving: Serving, keys: Any) -> None:
     limits = {"max_queued_candidates_per_key": 64, **keys("flood", "other")}
 
     async def run(url: str) -> None:
         async with client_of(url) as http:
             flood = {"Authorization": "Bearer flood", **ASYNC}
-            held = await http.post(
-                "/generate", json={"prompt": "p", "num_samples": 64, "num_inference_steps": 100}, headers=flood
-            )
+            held = await http.post("/generate", json={"prompt": "p", "num_samples": 64}, headers=flood)
             assert held.status_code == 202
             for _ in range(5):  # the first ones ask the queue, and so use up what looks there are
                 body = {"prompt": "p", "num_samples": 4}
@@ -104,14 +107,15 @@ def test_a_flood_is_refused_at_once_and_the_next_caller_is_not(served: Any, serv
             other = await http.post("/generate", json=body, headers={"Authorization": "Bearer other", **ASYNC})
             assert other.status_code == 202
             await http.delete(held.headers["Location"], headers=flood)
-            await asyncio.sleep(0.5)
-            assert (await http.post("/generate", json=body, headers=flood)).status_code == 202
+            async with asyncio.timeout(PATIENCE):  # until the door has a look left for it
+                while (answer := await http.post("/generate", json=body, headers=flood)).status_code != 202:
+                    assert answer.status_code == 429
+                    await asyncio.sleep(0.1)
 
-    with serving(served.settings.model_copy(update=limits)) as api:
+    with serving(idle.model_copy(update=limits)) as api:
         asyncio.run(run(api.url))
 
 
-@pytest.mark.timeout(60)
 def test_chaos_tells_what_it_has_measured(tmp_path: Path) -> None:
     command = [sys.executable, "-P", str(CHAOS), "fairness", "--short", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bestofn.service.core.jobs import DEFAULT_HEAT_SIZE
-from bestofn.service.core.scheduling import Fate, claim_count, fate, heat_size
+from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE
+from bestofn.service.core.scheduling import DeliveryAction, claim_count, delivery_action, heat_size
 
 
 @given(num_samples=st.integers(1, 4096), capacities=st.lists(st.integers(1, 256), max_size=32))
@@ -43,7 +43,9 @@ def test_numbers_must_be_positive(num_samples: int, capacities: list[int]) -> No
 
 
 def test_a_heat_runs_three_times_in_company_once_alone_and_then_no_more() -> None:
-    assert [fate(n, 3) for n in range(1, 7)] == [Fate.RUN] * 3 + [Fate.ALONE] + [Fate.DEAD] * 2
+    assert [delivery_action(n, 3) for n in range(1, 7)] == [DeliveryAction.RUN] * 3 + [DeliveryAction.ISOLATE] + [
+        DeliveryAction.DEAD_LETTER
+    ] * 2
 
 
 def test_claims_fit_the_room() -> None:

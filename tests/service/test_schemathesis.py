@@ -4,14 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 CHAOS = Path(__file__).parents[1] / "chaos" / "run.py"
 
 
-@pytest.mark.timeout(300)
 def test_whatever_is_sent_the_answer_is_as_described(tmp_path: Path) -> None:
     """At least 500 requests by schemathesis, alone and in sequences; `make chaos` sends 10,000."""
     command = [sys.executable, "-P", str(CHAOS), "bad-input", "--short", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -9,8 +9,8 @@ from bestofn.judge.verdict import Verdict
 from bestofn.service.core.finals import FinalsOutcome
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Revision, Usage
 from bestofn.service.core.results import assemble
-from bestofn.service.media.contact_sheet import draw_sheet
 from bestofn.service.media.contact_sheet.bracket import layout
+from bestofn.service.media.contact_sheet.sheet import draw_sheet
 from bestofn.service.media.contact_sheet.style import GOLD, MARGIN, WIDTH, length, lines
 
 PIN = Revision(name="shapes", revision="0")
@@ -74,7 +74,7 @@ def test_the_bracket_places_everyone_once_within_the_page(N):
     for i, (x, y, side) in enumerate(boxes):
         for other_x, other_y, other_side in boxes[:i]:
             reach = (side + other_side) / 2
-            assert abs(x - other_x) >= reach - 1 or abs(y - other_y) >= reach - 1, "two pictures overlap"
+            assert abs(x - other_x) >= reach - 1 or abs(y - other_y) >= reach - 1, "two images overlap"
     assert bracket.root.candidate == winner
 
 
@@ -84,7 +84,7 @@ def test_a_long_knockout_shows_its_last_rounds():
     assert bracket.entrants == 64
 
 
-def test_missing_pictures_and_long_prompts_do_no_harm():
+def test_missing_images_and_long_prompts_do_no_harm():
     result, _ = finished(8, prompt="word " * 300 + "x" * 500)
     assert draw_sheet(result, {}).width == WIDTH
     broken = lines("word " * 300, 46, 1400, limit=3)

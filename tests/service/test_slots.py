@@ -99,7 +99,7 @@ def test_batches_shrink_with_the_work_of_an_item():
     assert not sizes_for("cuda").strict
     assert sizes_for("cuda", reproducible="strict").strict
     assert [bucket(rows, 24) for rows in (1, 2, 3, 8, 9, 17)] == [1, 2, 4, 8, 16, 24]
-    assert sizes_for("cpu", tflops=0.0002, cores=4).parallel == 4
-    assert sizes_for("cpu", tflops=0.84, cores=4).parallel == 1, "the cores share each operator of a large model"
+    assert sizes_for("cpu", tflops=0.0002, batch_pool=4).parallel == 4
+    assert sizes_for("cpu", tflops=0.84, batch_pool=4).parallel == 1, "the cores share each operator of a large model"
     with pytest.raises(ValueError, match="at least 1"):
         Sizes(slots=1, strict=True, rows=0, decode=1, judge=1)

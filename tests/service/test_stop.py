@@ -13,21 +13,22 @@ from hypothesis import strategies as st
 
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.verdict import Verdict
-from bestofn.service.api.event_translation import Teller
-from bestofn.service.core.errors import NotThere, Overloaded
+from bestofn.service.api.event_translation import EventTranslator
+from bestofn.service.api.queue_metrics import EndedJobs
+from bestofn.service.core.errors import ImageNotFound, Overloaded
 from bestofn.service.core.jobs import Candidate, Draft, Heat, HeatOutcome, JobSpec, JobStatus, Stop, Usage
-from bestofn.service.core.results import assemble, finalists, leaders
+from bestofn.service.core.results import assemble, leaders, promoted
 from bestofn.service.core.schemas import GenerateRequest, JobResult
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FakeEngine
+from bestofn.service.queue.claims import Claim, HeatProgress, Judgement
 from bestofn.service.queue.codec import Event, pack_candidate
-from bestofn.service.queue.consumer import Claim, HeatProgress, Judgement, Lane
+from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.telemetry.queue_metrics import EndedJobs
 from bestofn.service.worker.local import local_spec, run_local
 
 MakeSpec = Callable[..., JobSpec]
-OpenLane = Callable[..., Awaitable[Lane]]
+OpenLane = Callable[..., Awaitable[QueueConsumer]]
 
 JOBS = st.fixed_dictionaries(
     {
@@ -46,16 +47,16 @@ JOBS = st.fixed_dictionaries(
 
 
 def outcome_of(heat: Heat, verdicts: list[Verdict]) -> HeatOutcome:
-    """What an engine makes of a heat whose pictures have these verdicts, and whose drafts get them too."""
+    """What an engine makes of a heat whose images have these verdicts, and whose drafts get them too."""
     spec = heat.job
     full = set(heat.candidates)
     if spec.draft is not None:
-        full = set(finalists(spec, {index: verdicts[index] for index in heat.candidates}))
+        full = set(promoted(spec, {index: verdicts[index] for index in heat.candidates}))
     candidates = tuple(
         Candidate(i, spec.seed + i, verdicts[i], None if spec.draft is None else verdicts[i], i in full)
         for i in heat.candidates
     )
-    images = {index: b"picture %d" % index for index in leaders(spec, candidates)}
+    images = {index: b"image %d" % index for index in leaders(spec, candidates)}
     return HeatOutcome(heat.index, candidates, images, Usage(heat.count, heat.steps, heat.count, 0.5))
 
 
@@ -107,7 +108,7 @@ async def answer(queue: Queue, job: str) -> tuple[JobResult, list[bytes]]:
 
 
 async def nothing_is_left(queue: Queue, spec: JobSpec, result: JobResult) -> None:
-    """No work of anybody, no entries, no turns, and pictures of the winners alone."""
+    """No work of anybody, no entries, no turns, and images of the winners alone."""
     held = await queue.redis.hgetall(queue.keys("backlog")) | await queue.redis.hgetall(queue.keys("callers"))
     assert set(held.values()) <= {b"0"}, held
     for key in (queue.keys("ready", "*", "*"), queue.keys("ring", "*", "*")):
@@ -141,7 +142,7 @@ def test_whoever_draws_what_and_when_the_end_is_the_same(
     chance = random.Random(seed)
     verdicts = drawn(N, chance)
     spec = make_spec(num_samples=N, heat_size=16, **job)
-    spec = spec.model_copy(update={"top_k": min(spec.top_k, spec.num_finalists)})
+    spec = spec.model_copy(update={"top_k": min(spec.top_k, spec.schedule.num_promoted)})
     expected = one_by_one(spec, verdicts)
 
     async def run() -> None:
@@ -149,24 +150,24 @@ def test_whoever_draws_what_and_when_the_end_is_the_same(
         queue = await Queue.connect(own)
         lanes = [await open_lane(queue, f"worker {i}", 16) for i in range(workers)]
         await queue.submit(spec, cost=10.0, caller="one")
-        held: list[tuple[Lane, Claim]] = []
+        held: list[tuple[QueueConsumer, Claim]] = []
         for _ in range(1000):
             lane = chance.choice(lanes)
             held += [(lane, claim) for claim in await lane.claim(2, 0)]
-            prefix = spec.first(int(await queue.redis.hget(queue.keys("job", spec.id), "decided")))
-            ahead = spec.first(int(await queue.redis.hget(queue.keys("job", spec.id), "next"))) - prefix
+            prefix = spec.schedule.first(int(await queue.redis.hget(queue.keys("job", spec.id), "decided")))
+            ahead = spec.schedule.first(int(await queue.redis.hget(queue.keys("job", spec.id), "next"))) - prefix
             assert ahead <= max(4, prefix) or (spec.draft is not None and ahead <= max(16, prefix))
             if held and (len(held) > 7 or chance.random() < 0.3):
                 place, claim = held.pop(max(chance.choices(range(len(held)), k=2)))  # more often the later ones
                 if chance.random() < 0.2:
-                    await place.fail(claim, "back")
+                    await place.give_back(claim, "released")
                 else:
                     await place.complete(claim, outcome_of(claim.heat, verdicts))
             if not held and (await queue.record(spec.id)).status is JobStatus.SUCCEEDED:
                 break
         result, images = await answer(queue, spec.id)
         assert result == expected
-        assert images == [b"picture %d" % image.candidate for image in result.images]
+        assert images == [b"image %d" % image.candidate for image in result.images]
         assert len(images) == spec.top_k
         assert int(await queue.redis.hget(queue.keys("job", spec.id), "judged")) == len(result.candidates)
         for lane in lanes:
@@ -224,7 +225,7 @@ def test_a_heat_that_cannot_be_done_counts_only_if_the_job_comes_to_it(
             await lane.complete(claim, outcome_of(claim.heat, verdicts))
         claims = {claim.heat.index: claim for claim in await lane.claim(9, 0)}
         assert set(claims) == {4, 5}
-        await lane.fail(claims.pop(dead), "dead", "it would not")
+        await lane.give_back(claims.pop(dead), "dead_lettered", "it would not")
         for claim in claims.values():
             assert (await queue.record(spec.id)).status is (JobStatus.RUNNING if dead == 5 else JobStatus.FAILED)
             await lane.complete(claim, outcome_of(claim.heat, verdicts))
@@ -276,14 +277,14 @@ def test_what_ran_ahead_of_the_end_is_dropped_and_told_apart(
         record = await queue.record(spec.id)
         assert (record.stopped, record.discarded_forwards, record.progress.judged) == ("confident", 20, 48)
         assert await queue.thumbnail(spec.id, 47) == b"small"
-        with pytest.raises(NotThere):
+        with pytest.raises(ImageNotFound):
             await queue.thumbnail(spec.id, 63)
         assert (await queue.backlog()).image_bytes == len(await queue.image(spec.id, 40)) + 2 * len(b"small")
         events = [event async for event in queue.events(spec.id)]
         assert [event.data["decided"] for event in events if event.type == "heat"] == [1, 2, 3, 4, 5]
         matches = [
             told.data
-            for teller in [Teller(spec)]
+            for teller in [EventTranslator(spec)]
             for index in range(64)  # heat 5 has been judged too, when heat 4 ends the job
             for told in [
                 *teller.tell(
@@ -317,7 +318,7 @@ def test_until_its_end_a_job_counts_with_the_most_that_it_may_take_and_the_end_i
         await ended.read(queue)
         no, yes = [Verdict("no", 0.0, 1.0)] * 100, [Verdict("yes", 9.0, 0.0)] * 100
         for stop, verdicts, left in (({}, yes, 96), ({"patience": 8}, no, 92), (None, no, 0), ({}, [], 100)):
-            spec = make_spec(num_samples=100, heat_size=16, stop=stop, deadline_seconds=60)
+            spec = make_spec(num_samples=100, heat_size=16, stop=stop, deadline_seconds=3600)
             await queue.submit(spec, cost=50, caller="one")  # the whole share: the job before it has left nothing
             waits = 100
             while verdicts and waits > left:
@@ -327,7 +328,7 @@ def test_until_its_end_a_job_counts_with_the_most_that_it_may_take_and_the_end_i
                 [claim, *ahead] = sorted(await lane.claim(9, 0), key=lambda claim: claim.heat.index)
                 await lane.complete(claim, outcome_of(claim.heat, verdicts))
                 for other in ahead:
-                    await lane.fail(other, "back")
+                    await lane.give_back(other, "released")
                 waits -= claim.heat.count
             if not verdicts:
                 await queue.redis.zadd(queue.keys("deadlines"), {spec.id: 0})
@@ -350,7 +351,7 @@ def test_a_deadline_takes_the_best_of_all_that_was_judged(
         queue = await Queue.connect(settings)
         lane = await open_lane(queue, capacity=64)
         verdicts = [Verdict("no", 0.0, 1.0)] * 40 + [Verdict("yes", 0.5, 0.0)] * 60
-        spec = make_spec(num_samples=100, heat_size=16, top_k=2, stop={"confidence": 0.9}, deadline_seconds=60)
+        spec = make_spec(num_samples=100, heat_size=16, top_k=2, stop={"confidence": 0.9}, deadline_seconds=3600)
         await queue.submit(spec, cost=1)
         for _ in range(4):
             for claim in await lane.claim(9, 0):
@@ -388,9 +389,9 @@ def test_local_runs_end_as_the_definition_says(fields: dict[str, object], seed: 
     assert run.result == assemble(
         spec,
         JobStatus.SUCCEEDED,
-        [outcome for outcome in outcomes if spec.first(outcome.heat) < stop],
+        [outcome for outcome in outcomes if spec.schedule.first(outcome.heat) < stop],
         stopped=run.result.stopped,
     )
     assert list(run.images) == [image.candidate for image in run.result.images]
-    assert stop in {spec.first(heat) for heat in range(1, spec.num_heats + 1)}
+    assert stop in {spec.schedule.first(heat) for heat in range(1, spec.schedule.num_heats + 1)}
     assert (run.result.stopped == "confident") == ((run.result.confidence or 0) >= 0.999)

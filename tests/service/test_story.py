@@ -1,4 +1,4 @@
-"""Pictures that carry their story: written and read in every format, and remade from it."""
+"""Images that carry their story: written and read in every format, and remade from it."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ from bestofn.judge.verdict import Verdict
 from bestofn.service.core.jobs import Candidate, ImageFormat, JobSpec, Revision
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
-from bestofn.service.engine.fake import fake_picture
+from bestofn.service.engine.fake import fake_image
 from bestofn.service.engine.loader import load_engine
 from bestofn.service.media.codec import decode, encode
 from bestofn.service.media.metadata import OtherStory, Story, read_story
@@ -44,33 +44,33 @@ def tell(make_spec: Callable[..., JobSpec]) -> Callable[..., Story]:
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS.keys())
 def test_what_is_written_is_read(prompt: str, format: ImageFormat, tell: Callable[..., Story]) -> None:
     story = tell(prompt=prompt, negative_prompt=prompt)
-    data = encode(fake_picture(3, 32, 32), format, story)
+    data = encode(fake_image(3, 32, 32), format, story)
     assert read_story(data) == story
-    assert decode(data).tobytes() == decode(encode(fake_picture(3, 32, 32), format)).tobytes()
-    picture = Image.open(io.BytesIO(data))
-    shown = picture.info["Description"] if format == "png" else picture.getexif()[0x010E].encode("latin-1").decode()
+    assert decode(data).tobytes() == decode(encode(fake_image(3, 32, 32), format)).tobytes()
+    image = Image.open(io.BytesIO(data))
+    shown = image.info["Description"] if format == "png" else image.getexif()[0x010E].encode("latin-1").decode()
     assert shown == prompt, "for programs that do not know us"
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_bytes_are_a_function_of_the_picture_not_of_the_job(format: ImageFormat, tell: Callable[..., Story]) -> None:
-    picture = fake_picture(3, 32, 32)
-    one = encode(picture, format, tell(seed=7, num_samples=8, top_k=2, heat_size=4, priority="batch"))
-    assert one == encode(picture, format, tell(seed=7, num_samples=64))
-    assert one != encode(picture, format, tell(model=Revision(name="fake", revision="2")))
+def test_bytes_are_a_function_of_the_image_not_of_the_job(format: ImageFormat, tell: Callable[..., Story]) -> None:
+    image = fake_image(3, 32, 32)
+    one = encode(image, format, tell(seed=7, num_samples=8, top_k=2, heat_size=4, priority="batch"))
+    assert one == encode(image, format, tell(seed=7, num_samples=64))
+    assert one != encode(image, format, tell(model=Revision(name="fake", revision="2")))
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_prompts_can_be_left_out(format: ImageFormat, tell: Callable[..., Story]) -> None:
     story = tell(prompt="a secret", negative_prompt="another secret", embed_prompt=False)
-    data = encode(fake_picture(3, 32, 32), format, story)
+    data = encode(fake_image(3, 32, 32), format, story)
     assert read_story(data) == story
     assert (story.prompt, story.negative_prompt) == (None, None)
     assert b"secret" not in data
     assert "prompt" not in remake_request(story)
 
 
-def test_a_story_says_all_that_the_picture_depends_on_and_no_more(tell: Callable[..., Story]) -> None:
+def test_a_story_says_all_that_the_image_depends_on_and_no_more(tell: Callable[..., Story]) -> None:
     deployed = Revision(name="/home/somebody/models/star", revision="0123456789ab")
     told = tell(model=deployed).model_dump(mode="json")
     assert told == {
@@ -121,15 +121,15 @@ OTHERS: dict[str, tuple[bytes, str, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize(("data", "program", "texts"), OTHERS.values(), ids=OTHERS.keys())
-def test_pictures_of_other_programs(data: bytes, program: str, texts: dict[str, str]) -> None:
+def test_images_of_other_programs(data: bytes, program: str, texts: dict[str, str]) -> None:
     found = read_story(data)
     assert isinstance(found, OtherStory)
     assert found.program.startswith(program)
     assert found.texts == texts
 
 
-def test_pictures_that_tell_nothing() -> None:
-    assert all(read_story(encode(fake_picture(3, 32, 32), format)) is None for format in FORMATS)
+def test_images_that_tell_nothing() -> None:
+    assert all(read_story(encode(fake_image(3, 32, 32), format)) is None for format in FORMATS)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_damaged_stories_are_refused(text: str, said: str) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_damaged_files_never_do_worse(format: ImageFormat, tell: Callable[..., Story]) -> None:
-    data = encode(fake_picture(3, 32, 32), format, tell())
+    data = encode(fake_image(3, 32, 32), format, tell())
     dice = random.Random(0)
     for _ in range(300):
         broken = bytearray(data[: dice.randrange(len(data))] if dice.random() < 0.2 else data)
@@ -172,7 +172,7 @@ def test_the_diffusers_call(tell: Callable[..., Story]) -> None:
     call = diffusers_call(tell(model=hub, num_inference_steps=4))
     assert f'"lab/Sana_Sprint", revision="{hub.revision}"' in call
     assert "intermediate_timesteps=None" in call
-    shallow = tell(blocks=(0, 2, 5), depth=3)
+    shallow = tell(layers=(0, 2, 5), depth=3)
     compile(diffusers_call(shallow), "call", "exec")
     assert "torch.nn.ModuleList(blocks[i] for i in [0, 2, 5])" in diffusers_call(shallow)
     assert remake_request(shallow)["depth"] == 3
@@ -189,11 +189,13 @@ def test_the_best_of_eight_is_drawn_again_by_us_and_by_diffusers() -> None:
         run = run_local(local_spec(GenerateRequest(**fields), engine, settings), engine)
         return run.images[run.result.images[0].candidate]
 
-    best = draw(prompt="a photo of a red star left of a blue circle", num_samples=8, seed=3, width=96)
+    best = draw(
+        prompt="a photo of a red star left of a blue circle", num_samples=8, seed=3, width=96, num_inference_steps=4
+    )
     story = read_story(best)
     assert isinstance(story, Story)
     assert draw(**remake_request(story)) == best
     names: dict[str, Any] = {}
     exec(diffusers_call(story), names)
-    apart = np.abs(np.asarray(names["picture"]).astype(int) - np.asarray(decode(best)))
+    apart = np.abs(np.asarray(names["image"]).astype(int) - np.asarray(decode(best)))
     assert (apart <= 1).mean() >= 0.999

@@ -1,13 +1,14 @@
 """Workers that end are started again, ever more slowly, until the supervisor is told to stop or none can be kept."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
 from bestofn.service.worker.supervisor import LOST_AFTER, all_lost, pause_after, supervise
+from tests.waiting import PATIENCE, until
 
 
 def test_pauses_double_up_to_a_minute() -> None:
@@ -17,12 +18,11 @@ def test_pauses_double_up_to_a_minute() -> None:
 def test_a_worker_that_ends_is_started_again_and_all_end_together(tmp_path: Path) -> None:
     starts = tmp_path / "starts"
     short = [sys.executable, "-c", f"open({str(starts)!r}, 'a').write('x')"]
-    steady = ["sleep", "60"]
+    steady = ["sleep", str(2 * PATIENCE)]
 
     def stop() -> None:
-        deadline = time.monotonic() + 20.0
-        while time.monotonic() < deadline and not (starts.is_file() and len(starts.read_text()) >= 2):
-            time.sleep(0.05)
+        with contextlib.suppress(AssertionError):
+            until(lambda: starts.is_file() and len(starts.read_text()) >= 2)
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=stop)

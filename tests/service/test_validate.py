@@ -7,15 +7,17 @@ import pytest
 
 from bestofn.judge.calibration import Calibration
 from bestofn.service.core.budget import frontier
+from bestofn.service.core.deployments import Deployment, choose_deployment, deployments_of
 from bestofn.service.core.errors import InvalidRequest, Unavailable
+from bestofn.service.core.job_cost import tflops
 from bestofn.service.core.jobs import Finals, JobSpec, Revision
-from bestofn.service.core.planning import Pair, choose_pair, job_spec, pairs_of, tflops
+from bestofn.service.core.planning import job_spec
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import JudgeCard, ModelCard, WorkerCard
+from bestofn.service.core.workers import JudgeInfo, ModelInfo, WorkerInfo
 
-MODEL = ModelCard(
-    pin=Revision(name="shapes", revision="r1"),
+MODEL = ModelInfo(
+    revision=Revision(name="shapes", revision="r1"),
     width=64,
     height=64,
     max_size=256,
@@ -28,8 +30,8 @@ MODEL = ModelCard(
     tflops_per_forward=0.5,
     tflops_per_decode=0.25,
 )
-JUDGE = JudgeCard(pin=Revision(name="shapes", revision="j1"), tflops_per_forward=0.125)
-PAIR = Pair(MODEL, JUDGE, (16,))
+JUDGE = JudgeInfo(revision=Revision(name="shapes", revision="j1"), tflops_per_forward=0.125)
+DEPLOYMENT = Deployment(MODEL, JUDGE, (16,))
 SETTINGS = Settings(max_samples=1000, max_steps=50, max_guidance=10.0, max_size=512)
 
 
@@ -38,16 +40,16 @@ def count_words(sha256: str, text: str) -> int:
     return 1 + len(text.split())
 
 
-def spec_of(pair: Pair = PAIR, settings: Settings = SETTINGS, **fields: object) -> JobSpec:
+def spec_of(deployment: Deployment = DEPLOYMENT, settings: Settings = SETTINGS, **fields: object) -> JobSpec:
     request = GenerateRequest.model_validate({"prompt": "a photo of a red star"} | fields)
-    return job_spec(request, pair, settings, job_id="j", random_seed=7, count_tokens=count_words)
+    return job_spec(request, deployment, settings, job_id="j", random_seed=7, count_tokens=count_words)
 
 
 def test_what_is_left_out_comes_from_the_card() -> None:
     spec = spec_of()
     assert (spec.width, spec.height, spec.num_inference_steps, spec.guidance_scale) == (64, 64, 12, 4.0)
     assert (spec.seed, spec.num_samples, spec.top_k, spec.format, spec.warnings) == (7, 16, 1, "png", ())
-    assert (spec.model, spec.judge) == (MODEL.pin, JUDGE.pin)
+    assert (spec.model, spec.judge) == (MODEL.revision, JUDGE.revision)
 
 
 def test_what_is_given_is_kept_at_the_edges_of_the_limits() -> None:
@@ -99,7 +101,7 @@ def test_refusals_name_the_field_and_what_to_change(fields: dict[str, object], f
         | fields  # type: ignore[arg-type]
     )
     with pytest.raises(InvalidRequest) as refusal:
-        job_spec(request, PAIR, SETTINGS, job_id="j", random_seed=7, count_tokens=count_words)
+        job_spec(request, DEPLOYMENT, SETTINGS, job_id="j", random_seed=7, count_tokens=count_words)
     assert refusal.value.field == field
     assert said in refusal.value.detail
     assert len(refusal.value.detail) < 300
@@ -107,39 +109,39 @@ def test_refusals_name_the_field_and_what_to_change(fields: dict[str, object], f
 
 def test_words_that_were_never_learned_are_a_warning() -> None:
     (warning,) = spec_of(prompt="A photo of a dragon, red dragon").warnings
-    assert warning == "prompt: shapes has never learned the words dragon; it cannot draw what they mean"
-    open_vocabulary = replace(PAIR, model=MODEL.model_copy(update={"known_words": None}))
+    assert warning == "prompt: shapes does not know the words dragon; it cannot draw them"
+    open_vocabulary = replace(DEPLOYMENT, model=MODEL.model_copy(update={"known_words": None}))
     assert spec_of(open_vocabulary, prompt="a dragon").warnings == ()
 
 
 def test_a_limit_on_the_work_says_how_many_candidates_fit() -> None:
     # 16 x (12 steps x 2 for guidance x 0.5 + 0.25 decode + 0.125 judge)
-    assert tflops(spec_of(), PAIR) == 16 * 12.375
-    assert tflops(spec_of(width=128, guidance_scale=1.0), PAIR) == 16 * (2 * (12 * 0.5 + 0.25) + 0.125)
+    assert tflops(spec_of(), DEPLOYMENT) == 16 * 12.375
+    assert tflops(spec_of(width=128, guidance_scale=1.0), DEPLOYMENT) == 16 * (2 * (12 * 0.5 + 0.25) + 0.125)
     with pytest.raises(InvalidRequest, match="at most 8 candidates"):
         spec_of(settings=SETTINGS.model_copy(update={"max_tflops": 100.0}))
 
 
 DEEP = replace(
-    PAIR, model=MODEL.model_copy(update={"depth": 4, "block_order": (0, 3, 1, 2), "tflops_per_block": 0.125})
+    DEPLOYMENT, model=MODEL.model_copy(update={"depth": 4, "layer_order": (0, 3, 1, 2), "tflops_per_layer": 0.125})
 )
 
 
 def test_a_depth_is_the_most_important_blocks_and_costs_less() -> None:
     spec = spec_of(DEEP, depth=3, draft={"num_inference_steps": 12, "depth": 2})
     assert spec.draft is not None
-    assert (spec.depth, spec.blocks, spec.draft.depth, spec.draft_blocks) == (3, (0, 1, 3), 2, (0, 3))
+    assert (spec.depth, spec.layers, spec.draft.depth, spec.draft_layers) == (3, (0, 1, 3), 2, (0, 3))
     assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
     # 2 finalists of 3 blocks, 16 drafts of 2, of 12 steps with guidance each; 18 verdicts
     assert tflops(spec, DEEP) == 2 * 24 * 0.375 + 16 * 24 * 0.25 + 18 * 0.375
-    assert tflops(spec_of(DEEP, depth=4), DEEP) == tflops(spec_of(), PAIR)
+    assert tflops(spec_of(DEEP, depth=4), DEEP) == tflops(spec_of(), DEPLOYMENT)
     for fields in ({}, {"depth": 4}, {"depth": 4, "draft": {"depth": 4}}, {"draft": {"num_inference_steps": 3}}):
         whole = spec_of(DEEP, **fields)
-        assert (whole.depth, whole.blocks, whole.draft_blocks, whole.draft and whole.draft.depth) == (None,) * 4
+        assert (whole.depth, whole.layers, whole.draft_layers, whole.draft and whole.draft.depth) == (None,) * 4
     assert (DEEP.model.depths, MODEL.depths) == ([1, 2, 3, 4], [])
-    assert DEEP.model.model_copy(update={"block_order": None}).depths == [4]
+    assert DEEP.model.model_copy(update={"layer_order": None}).depths == [4]
     same = spec_of(DEEP, depth=2, draft={})
-    assert (same.blocks, same.draft_blocks) == ((0, 3), (0, 3))
+    assert (same.layers, same.draft_layers) == ((0, 3), (0, 3))
     planned = spec_of(DEEP, depth=2, effort="high").plan
     full = spec_of(DEEP, effort="high").plan
     assert planned is not None
@@ -148,85 +150,87 @@ def test_a_depth_is_the_most_important_blocks_and_costs_less() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pair", "fields", "field", "said"),
+    ("deployment", "fields", "field", "said"),
     [
-        (DEEP, {"depth": 5}, "depth", "at most 4 (the blocks of shapes), got 5"),
-        (DEEP, {"draft": {"depth": 5}}, "draft.depth", "at most 4 (the blocks of shapes), got 5"),
+        (DEEP, {"depth": 5}, "depth", "at most 4 (the layers of shapes), got 5"),
+        (DEEP, {"draft": {"depth": 5}}, "draft.depth", "at most 4 (the layers of shapes), got 5"),
         (DEEP, {"depth": 2, "draft": {"depth": 3}}, "draft.depth", "at most 2 (the depth of a full solution), got 3"),
         (DEEP, {"depth": 2, "draft": {"depth": 4}}, "draft.depth", "at most 2"),
         (DEEP, {"draft": {"num_inference_steps": 13, "depth": 2}}, "draft.num_inference_steps", "at most the 12"),
         (DEEP, {"draft": {"num_inference_steps": 12, "depth": 4}}, "draft.num_inference_steps", "fewer than the 12"),
-        (PAIR, {"depth": 4}, "depth", "restart them"),
+        (DEPLOYMENT, {"depth": 4}, "depth", "restart them"),
         (
-            replace(DEEP, model=DEEP.model.model_copy(update={"block_order": None})),
+            replace(DEEP, model=DEEP.model.model_copy(update={"layer_order": None})),
             {"depth": 3},
             "depth",
-            "draws with all its 4 blocks, since nobody has measured which matter most: `bestofn models importance`",
+            "depth must be 4: the importance of the layers of shapes is not measured. Run `bestofn models importance`",
         ),
     ],
 )
-def test_a_depth_that_cannot_be_is_refused(pair: Pair, fields: dict[str, object], field: str, said: str) -> None:
+def test_a_depth_that_cannot_be_is_refused(
+    deployment: Deployment, fields: dict[str, object], field: str, said: str
+) -> None:
     with pytest.raises(InvalidRequest) as refusal:
-        spec_of(pair, **fields)
+        spec_of(deployment, **fields)
     assert refusal.value.field == field
     assert said in refusal.value.detail
 
 
-def card(worker: str, model: str, revision: str, judge: str, started_at: float) -> WorkerCard:
-    return WorkerCard(
+def info(worker: str, model: str, revision: str, judge: str, started_at: float) -> WorkerInfo:
+    return WorkerInfo(
         worker=worker,
         host="h",
         pid=1,
         device="cpu",
         capacity=8,
-        model=MODEL.model_copy(update={"pin": Revision(name=model, revision=revision)}),
-        judge=JUDGE.model_copy(update={"pin": Revision(name=judge, revision="j1")}),
+        model=MODEL.model_copy(update={"revision": Revision(name=model, revision=revision)}),
+        judge=JUDGE.model_copy(update={"revision": Revision(name=judge, revision="j1")}),
         started_at=started_at,
     )
 
 
 def test_the_newest_revision_serves_during_an_upgrade() -> None:
-    cards = [card("a", "m", "old", "j", 1), card("b", "m", "new", "j", 2), card("c", "m", "new", "j", 3)]
-    pair = choose_pair(pairs_of(cards), [], None, None)
-    assert pair.model.pin.revision == "new"
-    assert pair.capacities == (8, 8)
+    workers = [info("a", "m", "old", "j", 1), info("b", "m", "new", "j", 2), info("c", "m", "new", "j", 3)]
+    deployment = choose_deployment(deployments_of(workers), [], None, None)
+    assert deployment.model.revision.revision == "new"
+    assert deployment.capacities == (8, 8)
 
 
 def test_names_choose_among_what_is_deployed() -> None:
-    pairs = pairs_of([card("a", "m1", "r", "j1", 1), card("b", "m2", "r", "j2", 2)])
-    assert choose_pair(pairs, [], "m1", None).judge.pin.name == "j1"
+    deployments = deployments_of([info("a", "m1", "r", "j1", 1), info("b", "m2", "r", "j2", 2)])
+    assert choose_deployment(deployments, [], "m1", None).judge.revision.name == "j1"
     with pytest.raises(InvalidRequest, match="several are deployed: m1, m2"):
-        choose_pair(pairs, [], None, None)
+        choose_deployment(deployments, [], None, None)
     with pytest.raises(InvalidRequest, match="'m3' is not deployed; choose from m1, m2"):
-        choose_pair(pairs, [], "m3", None)
+        choose_deployment(deployments, [], "m3", None)
     with pytest.raises(InvalidRequest, match="not deployed beside this model; choose from j1"):
-        choose_pair(pairs, [], "m1", "j2")
+        choose_deployment(deployments, [], "m1", "j2")
     with pytest.raises(Unavailable, match="no worker") as nobody:
-        choose_pair([], [], "m1", None)
+        choose_deployment([], [], "m1", None)
     assert nobody.value.retry_after
 
 
 def test_finals_are_for_workers_with_a_pairwise_judge() -> None:
-    plain, able = card("a", "m", "1", "j", 2.0), card("b", "m", "0", "j", 1.0)
-    pairs = pairs_of([plain, able.model_copy(update={"finals_judge": "looker"})])
-    assert choose_pair(pairs, [], None, None).model.pin.revision == "1"
-    chosen = choose_pair(pairs, [], None, None, finals=True)
-    assert (chosen.model.pin.revision, chosen.finals_judge) == ("0", "looker")
-    assert choose_pair(pairs_of([plain]), [], None, None, finals=True).finals_judge is None
-    with pytest.raises(InvalidRequest, match="BESTOFN_FINALS_JUDGE"):
+    plain, able = info("a", "m", "1", "j", 2.0), info("b", "m", "0", "j", 1.0)
+    deployments = deployments_of([plain, able.model_copy(update={"pairwise_judge": "looker"})])
+    assert choose_deployment(deployments, [], None, None).model.revision.revision == "1"
+    chosen = choose_deployment(deployments, [], None, None, finals=True)
+    assert (chosen.model.revision.revision, chosen.pairwise_judge) == ("0", "looker")
+    assert choose_deployment(deployments_of([plain]), [], None, None, finals=True).pairwise_judge is None
+    with pytest.raises(InvalidRequest, match="BESTOFN_PAIRWISE_JUDGE"):
         spec_of(finals={})
-    assert spec_of(replace(PAIR, finals_judge="looker"), finals={}).finals == Finals(most=4, band=1.0)
+    assert spec_of(replace(DEPLOYMENT, pairwise_judge="looker"), finals={}).finals == Finals(most=4, band=1.0)
 
 
 def test_jobs_wait_for_workers_that_were_there_before() -> None:
-    live, gone = pairs_of([card("a", "m1", "r", "j1", 2)]), pairs_of([card("b", "m2", "r", "j2", 1)])
-    assert choose_pair(live, gone, None, None).model.pin.name == "m1"
-    assert choose_pair(live, gone, "m2", None).judge.pin.name == "j2"
-    assert choose_pair([], gone, None, None).model.pin.name == "m2"
+    live, gone = deployments_of([info("a", "m1", "r", "j1", 2)]), deployments_of([info("b", "m2", "r", "j2", 1)])
+    assert choose_deployment(live, gone, None, None).model.revision.name == "m1"
+    assert choose_deployment(live, gone, "m2", None).judge.revision.name == "j2"
+    assert choose_deployment([], gone, None, None).model.revision.name == "m2"
 
 
 def test_a_job_that_may_stop_takes_the_judges_calibration_along() -> None:
-    calibrated = replace(PAIR, judge=JUDGE.model_copy(update={"calibration": Calibration(2.0, 0.1, 0.9)}))
+    calibrated = replace(DEPLOYMENT, judge=JUDGE.model_copy(update={"calibration": Calibration(2.0, 0.1, 0.9)}))
     plain, spec = spec_of(stop={}), spec_of(calibrated, stop={})
     assert plain.stop is not None
     assert spec.stop is not None
@@ -253,9 +257,12 @@ def test_an_effort_is_a_measured_strategy(effort: str) -> None:
     )
     assert (spec.draft is None) is (measured.keep is None)
     assert spec.warnings == ()
-    assert tflops(spec, PAIR) == pytest.approx(spec.plan.at_most_tflops, rel=0.02)
+    assert tflops(spec, DEPLOYMENT) == pytest.approx(spec.plan.at_most_tflops, rel=0.02)
     elsewhere = replace(
-        PAIR, model=PAIR.model.model_copy(update={"pin": PAIR.judge.pin.model_copy(update={"name": "x"})})
+        DEPLOYMENT,
+        model=DEPLOYMENT.model.model_copy(
+            update={"revision": DEPLOYMENT.judge.revision.model_copy(update={"name": "x"})}
+        ),
     )
     assert "measured on shapes" in spec_of(elsewhere, effort=effort).warnings[0]
 
@@ -267,7 +274,7 @@ def test_more_effort_costs_more_and_is_right_more_often() -> None:
 
 
 def test_seconds_are_those_of_the_live_workers() -> None:
-    fast = replace(PAIR, tflops_per_second=10.0)
+    fast = replace(DEPLOYMENT, tflops_per_second=10.0)
     spec = spec_of(fast, budget={"seconds": 20.0})
     assert spec.plan == spec_of(budget={"tflops": 200.0}).plan
     assert spec.plan is not None
@@ -289,6 +296,6 @@ CHOICES_REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
 def test_a_choice_that_cannot_be_made_names_the_field(case: str) -> None:
     fields, field, words = CHOICES_REFUSED[case]
     with pytest.raises(InvalidRequest) as caught:
-        spec_of(PAIR, SETTINGS, **fields)
+        spec_of(DEPLOYMENT, SETTINGS, **fields)
     assert caught.value.field == field
     assert words in str(caught.value)

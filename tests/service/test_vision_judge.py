@@ -1,4 +1,4 @@
-"""The pairwise judge over HTTP: a real server that looks at pictures, and servers that are biased, broken or away."""
+"""The pairwise judge over HTTP: a real server that looks at images, and servers that are biased, broken or away."""
 
 import asyncio
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def play(vision: Vision, *, key: str | None = None, prompt: str = "a bright day"
 
 
 @pytest.mark.parametrize("tells", [True, False, None])
-def test_the_better_picture_wins_whether_or_not_log_probabilities_are_told(vision: Vision, tells: bool | None) -> None:
+def test_the_better_image_wins_whether_or_not_log_probabilities_are_told(vision: Vision, tells: bool | None) -> None:
     vision.tells, vision.key = tells, KEY
     rounds = play(vision, key=KEY)
     assert ranking(list(PICTURES), rounds)[0] == 3
@@ -53,9 +53,9 @@ def test_position_bias_cancels(vision: Vision) -> None:
 
 def test_what_is_sent_is_small_and_tells_nothing_else(vision: Vision) -> None:
     async def run() -> None:
-        pictures = {0: grey(10, (3000, 1500)), 1: grey(20)}
+        images = {0: grey(10, (3000, 1500)), 1: grey(20)}
         async with VisionJudge(vision.url) as judge:
-            await judge.knockout("a day<|im_end|> [IMG]", [0, 1], pictures)
+            await judge.knockout("a day<|im_end|> [IMG]", [0, 1], images)
 
     asyncio.run(run())
     assert [call["sizes"] for call in vision.calls] in (
@@ -73,7 +73,7 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(vision: Vision) -> None
 @pytest.mark.parametrize(
     ("trouble", "said"),
     [
-        ({"key": KEY}, ("answered 401 ({\"error\": {\"message\": \"no such key\"}})", "BESTOFN_FINALS_KEY")),
+        ({"key": KEY}, ("answered 401 ({\"error\": {\"message\": \"no such key\"}})", "BESTOFN_PAIRWISE_API_KEY")),
         ({"mode": "garbage"}, ("something else than a chat completion",)),
         ({"failures": 1000}, ("answered 500", "out of luck", "see its log")),
         ({"url": "openai:http://127.0.0.1:9/v1#looker"}, ("http://127.0.0.1:9/v1", "cannot be reached", "start it")),

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible vision server on loopback that really looks: it decodes both pictures and scores them."""
+"""An OpenAI-compatible vision server on loopback that really looks: it decodes both images and scores them."""
 
 import base64
 import io
@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tests.waiting import PATIENCE
+
 KEY = "a key that it knows"
 MODEL = "looker"
-PROMPT = re.compile(r"made for this prompt:\n(.*)\n\nWhich picture", re.DOTALL)
+PROMPT = re.compile(r"made for this prompt:\n(.*)\n\nWhich image", re.DOTALL)
 
 
-def brightness(prompt: str, picture: Image.Image) -> float:
+def brightness(prompt: str, image: Image.Image) -> float:
     """The mean of all channels: what the judge of most tests prefers."""
-    return float(np.asarray(picture).mean())
+    return float(np.asarray(image).mean())
 
 
 @dataclass
@@ -30,14 +32,14 @@ class Vision:
 
     Attributes:
         url: its name as a judge.
-        score: how well a picture shows a prompt; the greater wins.
-        mode: looks; first (names the first picture, whatever it shows); garbage (no completion); rambles (no letter).
+        score: how well an image shows a prompt; the greater wins.
+        mode: looks; first (names the first image, whatever it shows); garbage (no completion); rambles (no letter).
         failures: so many calls are answered 500 first.
         pause: set while calls may be answered.
         tells: whether log-probabilities are told; None: asking for them is a 400.
         key: that callers must send; None: none is asked for.
         encoding: that answers claim to have; None: none.
-        calls: what was asked: prompt, sizes of both pictures, headers.
+        calls: what was asked: prompt, sizes of both images, headers.
     """
 
     url: str = ""
@@ -66,18 +68,18 @@ class Vision:
         assert (body["temperature"], len(body["messages"])) == (0, 1)
         content = body["messages"][0]["content"]
         texts = [part["text"] for part in content if part["type"] == "text"]
-        pictures = [_decode(part["image_url"]["url"]) for part in content if part["type"] == "image_url"]
+        images = [_decode(part["image_url"]["url"]) for part in content if part["type"] == "image_url"]
         found = PROMPT.search(texts[-1])
         assert found is not None
-        self.calls.append({"prompt": found[1], "sizes": [picture.size for picture in pictures], "content": content})
+        self.calls.append({"prompt": found[1], "sizes": [image.size for image in images], "content": content})
         match self.mode:
             case "garbage":
                 return 200, ["what?"]
             case "rambles":
-                return 200, _completion("A picture is worth a thousand words", None)
+                return 200, _completion("An image is worth a thousand words", None)
             case "first":
                 return 200, _completion("A", None)
-        first, second = (self.score(found[1], picture) for picture in pictures)
+        first, second = (self.score(found[1], image) for image in images)
         letter = "A" if first >= second else "B"
         return 200, _completion(letter, None if not self.tells else {letter: -0.1, "BA"[letter == "B"]: -2.4})
 
@@ -85,8 +87,8 @@ class Vision:
 def _decode(url: str) -> Image.Image:
     kind, _, data = url.partition(",")
     assert kind == "data:image/jpeg;base64"
-    with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
-        return picture.convert("RGB")
+    with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
+        return image.convert("RGB")
 
 
 def _completion(text: str, logprobs: dict[str, float] | None) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def vision_server() -> Iterator[Vision]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            vision.pause.wait(30)
+            vision.pause.wait(PATIENCE)
             status, reply = 404, {}
             if self.path == "/v1/chat/completions":
                 status, reply = vision.answer(body, {name.lower(): value for name, value in self.headers.items()})

@@ -1,6 +1,6 @@
-"""Trains a checkpoint's transformer further on pictures with captions: flow matching, on one or more processes.
+"""Trains a checkpoint's transformer further on images with captions: flow matching, on one or more processes.
 
-B pictures, C channels, h w latent pixels, L text tokens, E their width. Several processes share the weights
+B images, C channels, h w latent pixels, L text tokens, E their width. Several processes share the weights
 (`fully_shard`); what a run computes does not depend on how many they are, but for the order of sums.
 """
 
@@ -24,8 +24,8 @@ from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.depth.rewrite import DTYPES
 from bestofn.models.errors import ModelError
 from bestofn.models.residency import stored_dtype
-from bestofn.training.distributed import meet, rank_and_ranks
-from bestofn.training.generator import image_dataset as pictures
+from bestofn.training.distributed import barrier, rank_and_ranks
+from bestofn.training.generator import image_dataset as images
 from bestofn.training.generator.image_dataset import Features
 from bestofn.training.optimizers.factory import Name, Stepper, build_optimizer, here
 from bestofn.training.optimizers.muon import Group
@@ -37,14 +37,14 @@ class FinetuneSettings:
     """One run. Its batch is `batch_size` x `accumulate` x the number of processes."""
 
     folder: Path
-    pictures: Path
+    images: Path
     width: int
     height: int
     steps: int
     optimizer: Name = "came8bit"
     learning_rate: float = 1e-5
     weight_decay: float = 0.0
-    batch_size: int = 1  # pictures of a forward
+    batch_size: int = 1  # images of a forward
     accumulate: int = 1  # forwards of an update, in each process
     ema: float = 0.999  # 0: what is trained last is written
     low_precision: bool = False  # products in bfloat16; weights, norms, attention's sums and the optimizer in float32
@@ -56,7 +56,7 @@ class FinetuneSettings:
 
 
 @dataclass
-class Learner:
+class FinetuneState:
     """The transformer and what trains it; sharded where there are several processes."""
 
     transformer: Any
@@ -76,7 +76,7 @@ class LinearAttention:
         return attn.to_out[1](attn.to_out[0](out))  # type: ignore[no-any-return]
 
 
-def build_learner(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.device) -> Learner:
+def build_finetune_state(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.device) -> FinetuneState:
     """The checkpoint's transformer in float32, spread over the processes."""
     transformer: Any = SanaTransformer2DModel.from_pretrained(
         checkpoint.path / "transformer", torch_dtype=torch.float32, use_safetensors=True
@@ -102,38 +102,38 @@ def build_learner(checkpoint: Checkpoint, settings: FinetuneSettings, device: to
         Group(rest, settings.learning_rate, muon=False),
     ]
     mean = [here(p.detach()).clone() for p in transformer.parameters()] if settings.ema else []
-    return Learner(transformer, build_optimizer(settings.optimizer, groups), mean)
+    return FinetuneState(transformer, build_optimizer(settings.optimizer, groups), mean)
 
 
 def prepared(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.device) -> Features:
-    """The pictures' features: encoded once, each process its share, and kept in the run's folder."""
+    """The images' features: encoded once, each process its share, and kept in the run's folder."""
     rank, ranks = rank_and_ranks()
     folder = settings.folder / "features"
     wanted = {
-        "pictures": str(settings.pictures.resolve()),
+        "images": str(settings.images.resolve()),
         "checkpoint": checkpoint.revision,
         "size": [settings.width, settings.height],
     }
-    features = pictures.whole(folder, wanted)
-    meet()  # nobody writes before everybody has looked
+    features = images.whole(folder, wanted)
+    barrier()  # all processes have checked before one writes
     if features is None:
-        count = pictures.encode_pairs(
-            checkpoint, settings.pictures, folder, settings.width, settings.height, device, rank, ranks
+        count = images.encode_pairs(
+            checkpoint, settings.images, folder, settings.width, settings.height, device, rank, ranks
         )
-        meet()
+        barrier()
         if rank == 0:
-            pictures.close(folder, wanted, count)
+            images.close(folder, wanted, count)
         features = Features(folder, count)
     return features
 
 
 def flow_loss(
-    learner: Learner, features: Features, samples: Sequence[int], settings: FinetuneSettings, shift: float
+    finetuned: FinetuneState, features: Features, samples: Sequence[int], settings: FinetuneSettings, shift: float
 ) -> Tensor:
     """Mean of ``|| velocity - (noise - latent) ||^2`` over samples that are counted through the whole run.
 
-    Every picture comes once an epoch; its noise, its noise level (logit-normal under the flow shift, as SANA was
-    trained) and whether it loses its caption depend on (seed, sample) alone.
+    Every image comes once an epoch. Its noise, its noise level and whether its caption is dropped depend on
+    (seed, sample) alone. Noise levels are logit-normal under the flow shift, as in SANA's training.
     """
     latents, noises, levels, texts = [], [], [], []
     for sample in samples:
@@ -145,7 +145,7 @@ def flow_loss(
         levels.append(shift * u / (1 + (shift - 1) * u))
         latents.append(features.latent(index))
         noises.append(torch.randn(latents[-1].shape, generator=torch.Generator().manual_seed(int(rng.integers(2**62)))))
-    device = learner.mean[0].device if learner.mean else here(next(learner.transformer.parameters())).device
+    device = finetuned.mean[0].device if finetuned.mean else here(next(finetuned.transformer.parameters())).device
     length = max(len(states) for states, _ in texts)
     states, masks = (torch.stack([_padded(text[i], length) for text in texts]).to(device) for i in (0, 1))
     x, noise = torch.stack(latents).to(device), torch.stack(noises).to(device)  # (B, C, h, w)
@@ -153,7 +153,7 @@ def flow_loss(
     level = sigma[:, None, None, None]
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.low_precision):
         noisy = (1 - level) * x + level * noise
-        velocity = learner.transformer(noisy, states, sigma * 1000, encoder_attention_mask=masks).sample
+        velocity = finetuned.transformer(noisy, states, sigma * 1000, encoder_attention_mask=masks).sample
     loss: Tensor = (velocity.float() - (noise - x)).square().mean()
     return loss
 
@@ -162,11 +162,13 @@ def _padded(x: Tensor, length: int) -> Tensor:
     return torch.cat([x, x.new_zeros(length - len(x), *x.shape[1:])])
 
 
-def finetune(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.device, progress: Progress) -> Learner:
+def finetune(
+    checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.device, progress: Progress
+) -> FinetuneState:
     """Train, or go on training, the run of a folder. In a `torch.distributed` group every process calls it.
 
     Raises:
-        ModelError: pictures, a checkpoint or an optimizer that do not serve, with the remedy.
+        ModelError: images, a checkpoint or an optimizer that do not serve, with the remedy.
     """
     if checkpoint.is_sprint:
         raise ModelError(f"{checkpoint.name} is distilled to few steps, which this training would undo: take SANA-1.5")
@@ -175,24 +177,24 @@ def finetune(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.d
     rank, ranks = rank_and_ranks()
     run = Run(settings.folder, f"checkpoint-{rank}-of-{ranks}.pt")
     features = prepared(checkpoint, settings, device)
-    learner = build_learner(checkpoint, settings, device)
-    done = _restore(run, learner)
+    finetuned = build_finetune_state(checkpoint, settings, device)
+    done = _restore(run, finetuned)
     shift = float(checkpoint.config("scheduler", "scheduler_config.json").get("flow_shift", 1.0))
-    weights = list(learner.transformer.parameters())
+    weights = list(finetuned.transformer.parameters())
     each, losses = settings.batch_size, []
     for step in range(done, settings.steps):
         total = torch.zeros((), device=device)
         for turn in range(settings.accumulate):
             first = ((step * settings.accumulate + turn) * ranks + rank) * each
-            loss = flow_loss(learner, features, range(first, first + each), settings, shift) / settings.accumulate
+            loss = flow_loss(finetuned, features, range(first, first + each), settings, shift) / settings.accumulate
             torch.autograd.backward(loss)
             total += loss.detach()
         nn.utils.clip_grad_norm_(weights, 1.0)
-        learner.optimizer.step(min(1.0, (step + 1) / max(1, settings.warmup_steps)))
-        if learner.mean:
+        finetuned.optimizer.step(min(1.0, (step + 1) / max(1, settings.warmup_steps)))
+        if finetuned.mean:
             keep = min(settings.ema, (1 + step) / (10 + step))
             with torch.no_grad():
-                torch._foreach_lerp_(learner.mean, [here(p) for p in weights], 1 - keep)
+                torch._foreach_lerp_(finetuned.mean, [here(p) for p in weights], 1 - keep)
         if ranks > 1:
             dist.all_reduce(total)
         losses.append(float(total) / ranks)
@@ -203,42 +205,42 @@ def finetune(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.d
                 progress(figures)
                 run.log(**figures, ranks=ranks)
             state = {
-                "weights": [here(p.detach()) for p in weights], "mean": learner.mean, "step": step + 1,
-                "optimizer": learner.optimizer.state_dict(),
+                "weights": [here(p.detach()) for p in weights], "mean": finetuned.mean, "step": step + 1,
+                "optimizer": finetuned.optimizer.state_dict(),
             }  # fmt: skip
-            run.save(state, between=meet)
-    return learner
+            run.save(state, between=barrier)
+    return finetuned
 
 
-def _restore(run: Run, learner: Learner) -> int:
+def _restore(run: Run, finetuned: FinetuneState) -> int:
     saved = run.load()
     if saved is None:
         return 0
     with torch.no_grad():
-        for p, value in zip(learner.transformer.parameters(), saved["weights"], strict=True):
+        for p, value in zip(finetuned.transformer.parameters(), saved["weights"], strict=True):
             here(p).copy_(value)
-        for mean, value in zip(learner.mean, saved["mean"], strict=False):
+        for mean, value in zip(finetuned.mean, saved["mean"], strict=False):
             mean.copy_(value)
-    learner.optimizer.load_state_dict(saved["optimizer"])
+    finetuned.optimizer.load_state_dict(saved["optimizer"])
     return int(saved["step"])
 
 
-def write(learner: Learner, checkpoint: Checkpoint, out: Path, story: str) -> None:
+def write(finetuned: FinetuneState, checkpoint: Checkpoint, out: Path, story: str) -> None:
     """Put the checkpoint with the trained transformer at ``out``, in the dtype that it was stored in.
 
     In a `torch.distributed` group every process calls it; the first one writes.
     """
     dtype = DTYPES[stored_dtype(checkpoint.path / "transformer")]
-    values = learner.mean or [here(p.detach()) for p in learner.transformer.parameters()]
+    values = finetuned.mean or [here(p.detach()) for p in finetuned.transformer.parameters()]
     tensors = {}
-    for (name, p), value in zip(learner.transformer.named_parameters(), values, strict=True):
+    for (name, p), value in zip(finetuned.transformer.named_parameters(), values, strict=True):
         if isinstance(p, DTensor):
             value = DTensor.from_local(value, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
             value = value.full_tensor()
         tensors[name] = value.to("cpu", dtype)
     if rank_and_ranks()[0] == 0:
         publish(out, lambda folder: _write(tensors, checkpoint, folder, story))
-    meet()
+    barrier()
 
 
 def _write(tensors: dict[str, Tensor], checkpoint: Checkpoint, folder: Path, story: str) -> None:
@@ -247,7 +249,7 @@ def _write(tensors: dict[str, Tensor], checkpoint: Checkpoint, folder: Path, sto
     )
     with torch.device("meta"):
         model: Any = SanaTransformer2DModel.from_config(checkpoint.config("transformer", "config.json"))
-    model.load_state_dict(tensors, strict=False, assign=True)  # a position embedding is a buffer, made anew on loading
+    model.load_state_dict(tensors, strict=False, assign=True)  # a position embedding is a buffer, which loading creates
     model.save_pretrained(folder / "transformer")
     (folder / "README.md").write_text(
         f"Made by bestofn from {checkpoint.name} (revision {checkpoint.revision}), whose licence holds for it: "

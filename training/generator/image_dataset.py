@@ -1,4 +1,4 @@
-"""Pictures with captions, from a folder or from webdataset shards, as the frozen encoders see them, kept on disk.
+"""Images with captions, from a folder or from webdataset shards, as the frozen encoders see them, kept on disk.
 
 C channels, h w latent pixels, L text tokens, E their width.
 """
@@ -29,19 +29,19 @@ EMPTY = "empty"
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A picture's encoded bytes and what it shows."""
+class ImageTextPair:
+    """An image's encoded bytes and what it shows."""
 
     name: str
-    picture: bytes
+    image: bytes
     caption: str
 
 
-def pairs(source: Path) -> Iterator[Pair]:
-    """The pairs of a folder, in order of their names: ``a.png`` beside ``a.txt``, and those inside of ``*.tar``.
+def pairs(source: Path) -> Iterator[ImageTextPair]:
+    """The pairs of a folder, in order of their names: ``a.png`` with ``a.txt``, and pairs in ``*.tar``.
 
     Raises:
-        ModelError: there are none, or naming the picture without a caption.
+        ModelError: there are no pairs, or an image has no caption.
     """
     found = False
     for path in sorted(source.rglob("*")):
@@ -53,16 +53,16 @@ def pairs(source: Path) -> Iterator[Pair]:
             found = True
             caption = path.with_suffix(CAPTION)
             if not caption.exists():
-                raise ModelError(f"{path} has no caption: write it to {caption.name} beside it")
-            yield Pair(str(path), path.read_bytes(), caption.read_text(encoding="utf-8").strip())
+                raise ModelError(f"{path} has no caption: write it to {caption.name} in the same folder")
+            yield ImageTextPair(str(path), path.read_bytes(), caption.read_text(encoding="utf-8").strip())
     if not found:
         raise ModelError(
-            f"{source} has no pictures: it takes {', '.join(PICTURES)} with a {CAPTION} of the same name beside each, "
+            f"{source} has no images: it takes {', '.join(PICTURES)} with a {CAPTION} file of the same name for each, "
             "or webdataset shards (*.tar) of such pairs"
         )
 
 
-def _shard(path: Path) -> Iterator[Pair]:
+def _shard(path: Path) -> Iterator[ImageTextPair]:
     """Neighbouring members of one name up to its first dot are a sample, as webdataset has it."""
     key = ""
     parts: dict[str, bytes] = {}
@@ -79,17 +79,17 @@ def _shard(path: Path) -> Iterator[Pair]:
                 parts[f".{ending.lower()}"] = stream.read()
 
 
-def _sample(path: Path, key: str, parts: dict[str, bytes]) -> Iterator[Pair]:
-    for picture in (parts[ending] for ending in PICTURES if ending in parts):
+def _sample(path: Path, key: str, parts: dict[str, bytes]) -> Iterator[ImageTextPair]:
+    for image in (parts[ending] for ending in PICTURES if ending in parts):
         if CAPTION not in parts:
             raise ModelError(f"{path}: sample {key.strip('/')!r} has no {CAPTION}")
-        yield Pair(f"{path}:{key.strip('/')}", picture, parts[CAPTION].decode().strip())
+        yield ImageTextPair(f"{path}:{key.strip('/')}", image, parts[CAPTION].decode().strip())
 
 
-def pixels(picture: bytes, width: int, height: int) -> Tensor:
-    """The middle of a picture at the given size, on white where it is transparent.  # -> (3, H, W) in -1..1"""
-    with Image.open(io.BytesIO(picture)) as image:
-        shown = ImageOps.exif_transpose(image).convert("RGBA")
+def pixels(image: bytes, width: int, height: int) -> Tensor:
+    """The middle of an image at the given size, on white where it is transparent.  # -> (3, H, W) in -1..1"""
+    with Image.open(io.BytesIO(image)) as opened:
+        shown = ImageOps.exif_transpose(opened).convert("RGBA")
     white = Image.new("RGBA", shown.size, "white")
     fitted = ImageOps.fit(Image.alpha_composite(white, shown).convert("RGB"), (width, height), Image.Resampling.LANCZOS)
     values: Tensor = torch.from_numpy(np.array(fitted))
@@ -104,7 +104,7 @@ class Features:
     count: int
 
     def latent(self, index: int) -> Tensor:
-        """A picture's latent (C, h, w), scaled, float32."""
+        """An image's latent (C, h, w), scaled, float32."""
         stored: dict[str, Tensor] = load_file(self.folder / f"{index}.latent.safetensors")
         return stored["latent"].float()
 
@@ -130,7 +130,7 @@ def encode_pairs(
     Text encoder and autoencoder are in memory one after the other, in bfloat16 on a GPU, else in float32.
 
     Raises:
-        ModelError: a pair that is not one, a picture that cannot be read, or a caption that is too long, by name.
+        ModelError: a pair that is not one, an image that cannot be read, or a caption that is too long, by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -140,10 +140,10 @@ def encode_pairs(
     for index, pair in enumerate(pairs(source)):
         if index % of == part:
             try:
-                picture = pixels(pair.picture, width, height)
+                image = pixels(pair.image, width, height)
             except OSError as error:
-                raise ModelError(f"{pair.name} is no picture that can be read: {error}") from None
-            latent = vae.encode(picture[None].to(device, dtype)).latent[0].float() * vae.config.scaling_factor
+                raise ModelError(f"{pair.name} is no image that can be read: {error}") from None
+            latent = vae.encode(image[None].to(device, dtype)).latent[0].float() * vae.config.scaling_factor
             save_file({"latent": latent.cpu().contiguous()}, folder / f"{index}.latent.safetensors")
     return count
 

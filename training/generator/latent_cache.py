@@ -62,7 +62,7 @@ def draw_latents(vae: AutoencoderDC, scenes: int, seed: tuple[int, ...], batch: 
 
 
 def cached_latents(path: Path, vae: AutoencoderDC, scenes: int, seed: tuple[int, ...]) -> Latents:
-    """`draw_latents`, kept in a file; a cache of another size is drawn anew."""
+    """`draw_latents`, kept in a file; a cache of another size is replaced."""
     if path.exists():
         saved = torch.load(path, weights_only=True)
         if len(saved["values"]) == scenes:

@@ -25,7 +25,7 @@ CALL_DEFAULTS = {
     "max_sequence_length": 16,
     "complex_human_instruction": None,
 }
-"""What `bestofn.json` in the checkpoint folder tells callers to use."""
+"""Call defaults in `bestofn.json` of the checkpoint folder."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def check_trainable(folder: Path) -> None:
     if tokenizer.get_vocab().keys() != build_tokenizer().get_vocab().keys():
         raise CheckpointError(
             f"{folder} was not trained on drawn scenes: "
-            "train it on pictures with captions of your own, with bestofn train finetune"
+            "train it on images with captions of your own, with bestofn train finetune"
         )
 
 
@@ -94,7 +94,7 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
 
 @torch.no_grad()
 def sample(parts: Parts, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
-    """The pictures that a SanaPipeline of these parts would draw, all in one batch.  # -> (B, H, W, 3) uint8"""
+    """The images that a SanaPipeline of these parts would draw, all in one batch.  # -> (B, H, W, 3) uint8"""
     words = Words(parts.tokenizer)
     ids, mask = words([*[""] * len(prompts), *prompts])
     text = parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -112,7 +112,7 @@ def sample(parts: Parts, prompts: Sequence[str], seeds: Sequence[int], steps: in
 
 
 def save_pipeline(parts: Parts, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the folder that plain `SanaPipeline.from_pretrained` loads, with `bestofn.json` beside the parts."""
+    """Write the folder that plain `SanaPipeline.from_pretrained` loads, with `bestofn.json`."""
     pipeline = SanaPipeline(parts.tokenizer, parts.text_encoder, parts.vae, parts.transformer, build_scheduler())
     before = parts.transformer.dtype
     pipeline.to(dtype)

@@ -19,7 +19,7 @@ def recover(
     batch: int = 128,
     rate: float = 1.0,
 ) -> Path:
-    """Train for so many steps, the rate falling to zero from the first on.
+    """Train for ``steps`` steps with a learning rate that falls to zero.
 
     Args:
         start: a shapes checkpoint of any depth, as `bestofn.models.depth.rewrite.rewrite` wrote it.

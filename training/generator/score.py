@@ -1,4 +1,4 @@
-"""The held-out score of a generator: pictures of the test prompts, judged by the exact evaluator."""
+"""The held-out score of a generator: images of the test prompts, judged by the exact evaluator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bestofn.models.shapes.prompts import CATEGORIES, BenchmarkPrompt, benchmark
 from bestofn.models.shapes.world import Image
 
 Drawer = Callable[[Sequence[str], Sequence[int]], Sequence[Image]]
-"""Prompts and noise seeds to pictures (64, 64, 3) uint8."""
+"""Prompts and noise seeds to images (64, 64, 3) uint8."""
 
 
 def spread(per_category: int) -> list[BenchmarkPrompt]:
@@ -25,12 +25,12 @@ def spread(per_category: int) -> list[BenchmarkPrompt]:
 
 
 def score(draw: Drawer, prompts: Sequence[BenchmarkPrompt], samples: int = 1) -> dict[str, float]:
-    """Share of correct pictures by category, their mean ("mean"), and the share on held-out ones ("held_out")."""
+    """Share of correct images by category, their mean ("mean"), and the share on held-out ones ("held_out")."""
     texts = [p.spec.prompt for p in prompts for _ in range(samples)]
     seeds = [p.seed + k for p in prompts for k in range(samples)]
     owners = [p for p in prompts for _ in range(samples)]
-    pictures = draw(texts, seeds)
-    correct = np.array([evaluate(image, p.spec).correct for image, p in zip(pictures, owners, strict=True)])
+    images = draw(texts, seeds)
+    correct = np.array([evaluate(image, p.spec).correct for image, p in zip(images, owners, strict=True)])
     tags = np.array([p.spec.tag for p in owners])
     held = np.array([p.held_out for p in owners])
     out = {tag: float(correct[tags == tag].mean()) for tag in CATEGORIES if (tags == tag).any()}

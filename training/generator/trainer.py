@@ -95,7 +95,7 @@ class LabelHead(nn.Module):
 
 
 @dataclass
-class Learner:
+class TrainState:
     """What one process trains: the parts, the heads that only training needs, the optimizer, the running mean."""
 
     parts: Parts
@@ -119,7 +119,7 @@ class Learner:
         return out
 
 
-def build_learner(settings: GeneratorSettings) -> Learner:
+def build_train_state(settings: GeneratorSettings) -> TrainState:
     """Fresh weights from the seed, or those to go on from; Muon takes the matrices inside blocks, AdamW the rest."""
     torch.manual_seed(settings.seed)
     if settings.start:
@@ -145,7 +145,7 @@ def build_learner(settings: GeneratorSettings) -> Learner:
     muon = settings.optimizer == "muon"
     optimizer = MuonAdam(groups, dtype=settings.dtype) if muon else build_optimizer(settings.optimizer, groups)
     mean = [p.detach().clone() for module in parts.modules for p in module.parameters()]
-    return Learner(parts, heads, optimizer, mean)
+    return TrainState(parts, heads, optimizer, mean)
 
 
 def noise_levels(n: int, rng: np.random.Generator) -> Tensor:
@@ -154,20 +154,20 @@ def noise_levels(n: int, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)).float()
 
 
-def _layout_loss(learner: Learner, specs: list[PromptSpec], ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    text = learner.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    return text, learner.heads["layout"](text, mask, torch.tensor([layout(spec) for spec in specs]))
+def _layout_loss(state: TrainState, specs: list[PromptSpec], ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    text = state.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    return text, state.heads["layout"](text, mask, torch.tensor([layout(spec) for spec in specs]))
 
 
-def text_step(learner: Learner, words: Words, rng: np.random.Generator, batch: int = 192) -> Tensor:
+def text_step(state: TrainState, words: Words, rng: np.random.Generator, batch: int = 192) -> Tensor:
     """Warm-up of the text encoder alone: say where what is, from the prompt's last token."""
     specs = [sample_prompt(rng, PROMPT_TAGS[int(rng.integers(len(PROMPT_TAGS)))]) for _ in range(batch)]
     ids, mask = words([spec.prompt for spec in specs])
-    return _layout_loss(learner, specs, ids, mask)[1]
+    return _layout_loss(state, specs, ids, mask)[1]
 
 
 def flow_step(
-    learner: Learner, settings: GeneratorSettings, latents: Latents, words: Words, rng: np.random.Generator
+    state: TrainState, settings: GeneratorSettings, latents: Latents, words: Words, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Loss to minimise, and the flow-matching part of it: || velocity - (noise - latent) ||^2."""
     picks = rng.integers(len(latents.values), size=settings.batch_size)
@@ -175,30 +175,30 @@ def flow_step(
     dropped = rng.random(len(specs)) < settings.caption_dropout
     ids, mask = words(["" if gone else spec.prompt for spec, gone in zip(specs, dropped, strict=True)])
     kept = torch.from_numpy(~dropped)
-    text = learner.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    text = state.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     target = torch.tensor([layout(spec) for spec in specs])
-    layout_loss = learner.heads["layout"](text[kept], mask[kept], target[kept])
+    layout_loss = state.heads["layout"](text[kept], mask[kept], target[kept])
     x = latents.values[picks].float()
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     noise = torch.randn(x.shape, generator=generator)
     sigma = noise_levels(len(x), rng)
     level = sigma[:, None, None, None]
     noisy = (1 - level) * x + level * noise
-    tap = len(learner.parts.transformer.transformer_blocks) // 2
-    velocity, tokens = forward(learner.parts.transformer, noisy, sigma, text, mask, settings.dtype, tap)
+    tap = len(state.parts.transformer.transformer_blocks) // 2
+    velocity, tokens = forward(state.parts.transformer, noisy, sigma, text, mask, settings.dtype, tap)
     flow = (velocity - (noise - x)).square().mean()
-    labels = learner.heads["labels"](tokens, latents.shapes[picks], latents.colours[picks])
+    labels = state.heads["labels"](tokens, latents.shapes[picks], latents.colours[picks])
     return flow + settings.label_weight * labels + settings.layout_weight * layout_loss, flow.detach()
 
 
 @torch.no_grad()
-def conditioning(learner: Learner, latents: Latents, words: Words, n: int = 48) -> dict[str, float]:
+def conditioning(state: TrainState, latents: Latents, words: Words, n: int = 48) -> dict[str, float]:
     """Loss with shuffled captions less the loss with the right ones, at four noise levels: what the words are worth."""
     n = min(n, len(latents.values))
     rng = np.random.default_rng(1)
     specs = [caption(rng, latents.wish(k)) for k in range(n)]
     ids, mask = words([spec.prompt for spec in specs])
-    text = learner.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    text = state.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     x = latents.values[:n].float()
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     out = {}
@@ -207,7 +207,7 @@ def conditioning(learner: Learner, latents: Latents, words: Words, n: int = 48) 
         losses = []
         for shift in (0, 1):
             words_in, mask_in = text.roll(shift, 0), mask.roll(shift, 0)
-            v = forward(learner.parts.transformer, noisy, sigma, words_in, mask_in, torch.float32, 0)[0]
+            v = forward(state.parts.transformer, noisy, sigma, words_in, mask_in, torch.float32, 0)[0]
             losses.append(float((v - (noise - x)).square().mean()))
         out[f"loss@{level}"], out[f"gap@{level}"] = losses[0], losses[1] - losses[0]
     return out
@@ -229,7 +229,7 @@ def rate(step: int, settings: GeneratorSettings) -> float:
     return min(1.0, (step + 1) / settings.warmup_steps, left)
 
 
-def train_generator(settings: GeneratorSettings, progress: Progress) -> Learner:
+def train_generator(settings: GeneratorSettings, progress: Progress) -> TrainState:
     """Train, or go on training, the generator of a run folder.
 
     Inside an initialised `torch.distributed` group every process draws its own scenes and gradients are averaged; only
@@ -238,14 +238,14 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> Learner:
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if dist.is_initialized() else 0
     run = Run(settings.folder)
-    learner = build_learner(settings)
-    words = Words(learner.parts.tokenizer)
-    step = _restore(run, learner)
+    state = build_train_state(settings)
+    words = Words(state.parts.tokenizer)
+    step = _restore(run, state)
     cache = settings.folder.parent / f"latents-{settings.vae.parent.name}-{rank}.pt"
-    latents = cached_latents(cache, learner.parts.vae, settings.scenes, (settings.seed, 7, rank))
-    parameters = learner.optimizer.parameters
+    latents = cached_latents(cache, state.parts.vae, settings.scenes, (settings.seed, 7, rank))
+    parameters = state.optimizer.parameters
     smoothed = 0.0
-    for module in (*learner.parts.modules, learner.heads):
+    for module in (*state.parts.modules, state.heads):
         module.train()
     while step < settings.steps + settings.text_steps:
         rng = np.random.default_rng((settings.seed, rank, step))
@@ -253,20 +253,20 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> Learner:
         flow = torch.zeros(())
         for _ in range(settings.accumulate):
             if warm:
-                loss = text_step(learner, words, rng)
+                loss = text_step(state, words, rng)
                 part = loss.detach()
             else:
-                loss, part = flow_step(learner, settings, latents, words, rng)
+                loss, part = flow_step(state, settings, latents, words, rng)
             torch.autograd.backward(loss / settings.accumulate)
             flow += part / settings.accumulate
         scale = min(1.0, (step + 1) / settings.warmup_steps) if warm else rate(step - settings.text_steps, settings)
         if ranks > 1:
             _synchronise(parameters, ranks)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        learner.optimizer.step(scale)
+        state.optimizer.step(scale)
         keep = min(settings.ema, (1 + step - settings.text_steps) / (20 + step)) if not warm else 0.0
         with torch.no_grad():
-            torch._foreach_lerp_(learner.mean, list(learner.weights), 1 - keep)
+            torch._foreach_lerp_(state.mean, list(state.weights), 1 - keep)
         step += 1
         fresh = smoothed == 0 or step == settings.text_steps + 1
         smoothed = float(flow) if fresh else 0.98 * smoothed + 0.02 * float(flow)
@@ -274,24 +274,24 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> Learner:
         if rank == 0 and (done or step % settings.save_every == 0):
             figures = {"step": step - settings.text_steps, "steps": settings.steps, "loss": smoothed}
             progress(figures)
-            run.log(**figures, ranks=ranks, rate=scale, **({} if warm else conditioning(learner, latents, words)))
-            _save(run, learner, step)
-    return learner
+            run.log(**figures, ranks=ranks, rate=scale, **({} if warm else conditioning(state, latents, words)))
+            _save(run, state, step)
+    return state
 
 
-def _save(run: Run, learner: Learner, step: int) -> None:
-    modules = {"transformer": learner.parts.transformer, "text": learner.parts.text_encoder, "heads": learner.heads}
-    state = {name: module.state_dict() for name, module in modules.items()}
-    run.save({**state, "optimizer": learner.optimizer.state_dict(), "mean": learner.mean, "step": step})
+def _save(run: Run, state: TrainState, step: int) -> None:
+    modules = {"transformer": state.parts.transformer, "text": state.parts.text_encoder, "heads": state.heads}
+    weights = {name: module.state_dict() for name, module in modules.items()}
+    run.save({**weights, "optimizer": state.optimizer.state_dict(), "mean": state.mean, "step": step})
 
 
-def _restore(run: Run, learner: Learner) -> int:
+def _restore(run: Run, state: TrainState) -> int:
     saved = run.load()
     if saved is None:
         return 0
-    learner.parts.transformer.load_state_dict(saved["transformer"])
-    learner.parts.text_encoder.load_state_dict(saved["text"])
-    learner.heads.load_state_dict(saved["heads"])
-    learner.optimizer.load_state_dict(saved["optimizer"])
-    learner.mean = saved["mean"]
+    state.parts.transformer.load_state_dict(saved["transformer"])
+    state.parts.text_encoder.load_state_dict(saved["text"])
+    state.heads.load_state_dict(saved["heads"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.mean = saved["mean"]
     return int(saved["step"])

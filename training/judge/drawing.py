@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bestofn.models.generator import Generator
 from bestofn.models.guidance import guide
-from bestofn.models.linear_dit import PromptContext
+from bestofn.models.linear_dit.context import PromptContext
 from bestofn.models.solver import StepCoefficients, solver_step
 
 BATCH = 32

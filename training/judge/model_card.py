@@ -169,7 +169,7 @@ def _calibration(fit: Mapping[str, Any]) -> str:
         for row in fit["reliability"]
     ]
     text = f"""`{CALIBRATION}` turns log-odds into the probability that the best of 4 to 32 candidates is right. It was
-    fitted on {fit["pictures"]:,} images of {fit["prompts"]} calibration prompts, none with a held-out combination.
+    fitted on {fit["images"]:,} images of {fit["prompts"]} calibration prompts, none with a held-out combination.
     Temperature {fit["temperature"]:.3f}, bias {fit["bias"]:.3f}, ceiling {fit["ceiling"]:.3f}. Its probabilities are
     off by {fit["calibration_error"]:.3f} on average, the judge's own by {fit["calibration_error_before"]:.3f}."""
     table = _table(("predicted", "mean", "right", "leaders"), rows)

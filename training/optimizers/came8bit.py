@@ -22,17 +22,17 @@ SMALLEST = 4_096
 class CAME(Optimizer):
     """Confidence-guided adaptive memory-efficient optimization, for each matrix::
 
-        u = G / sqrt(outer(r, c) / mean(r))                 r, c: running means of G^2 over columns, over rows
+        u = G / sqrt(outer(r, c) / mean(r))                 r, c: EMA of G^2 over columns, over rows
         u = u / max(1, rms(u) / clip)
-        m = running mean of u                               8 bits, block by block
+        m = EMA of u                                        8 bits, block by block
         p = p - lr * m / sqrt(outer(a, b) / mean(a))        a, b: the same of (u - m)^2
 
-    A convolution of one pixel is a matrix; for every other parameter G^2 has a running mean of its own shape and m is
+    A convolution of one pixel is a matrix. For every other parameter the EMA of G^2 has the parameter's shape, and m is
     not scaled. Gradients are taken in float32. Means start at zero and are not corrected for it, as published, so begin
     with a warm-up. Parameters of `fully_shard` are stepped where they lie: sums over rows go through the processes.
 
-    State of a parameter: ``moment`` or ``codes`` and ``scales``; ``row``, ``column``, ``residual_row`` and
-    ``residual_column`` or ``square``; all but the codes float32, whatever the parameter's dtype.
+    State of a parameter: ``moment``, or ``codes`` and ``scales``. Also ``row``, ``column``, ``residual_row`` and
+    ``residual_column``, or ``square``. All but the codes are float32, whatever the parameter's dtype.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Muon for every weight that is a matrix or a convolution, AdamW for the rest, behind one optimizer.
 
 Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); `torch.optim.Muon` refuses
-convolutions and steps matrix by matrix, here equal shapes are orthogonalised in one batch.
+convolutions and steps matrix by matrix. Here equal shapes are orthogonalised in one batch.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Group:
 class MuonAdam:
     """Steps groups of parameters by Muon or AdamW; `scale` multiplies every learning rate (the schedule).
 
-    The update of a matrix is scaled by 0.2 sqrt(max(M, N)) (Liu et al., "Muon is scalable for LLM training", 2025), so
-    that one learning rate of AdamW's size fits both rules. `dtype` is the iteration's; bfloat16 is enough for it.
+    The update of a matrix is scaled by 0.2 sqrt(max(M, N)), so that one learning rate fits both rules. Source: Liu et
+    al., "Muon is scalable for LLM training", 2025. `dtype` is the dtype of the iteration; bfloat16 is enough.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
-import bestofn
+from bestofn.service.core.version import VERSION
 
 SCRIPTS = ("swagger-ui-bundle.js", "swagger-ui.css", "redoc.standalone.js")  # Swagger UI and Redoc, of fastapi-offline
 PATHS = frozenset({"/docs", "/redoc", *(f"/docs/{name}" for name in SCRIPTS)})
@@ -36,7 +36,7 @@ async def read_docs() -> Response:
     return _page(
         get_swagger_ui_html(
             openapi_url="openapi.json",
-            title=f"bestofn {bestofn.__version__}",
+            title=f"bestofn {VERSION}",
             swagger_js_url="docs/swagger-ui-bundle.js",
             swagger_css_url="docs/swagger-ui.css",
             swagger_favicon_url="page/icon.svg",
@@ -49,7 +49,7 @@ async def read_redoc() -> Response:
     return _page(
         get_redoc_html(
             openapi_url="openapi.json",
-            title=f"bestofn {bestofn.__version__}",
+            title=f"bestofn {VERSION}",
             redoc_js_url="docs/redoc.standalone.js",
             redoc_favicon_url="page/icon.svg",
             with_google_fonts=False,

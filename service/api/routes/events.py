@@ -2,168 +2,118 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import redis.exceptions
 import structlog
-from fastapi import APIRouter, Depends, Header, Request
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi import APIRouter, Header
 from starlette.responses import Response
-from starlette.routing import Match
-from starlette.types import Scope
 
-from bestofn.service.api.access import caller_of
-from bestofn.service.api.content_negotiation import read_accept, read_prefer
 from bestofn.service.api.dependencies import Context, ContextDep, JobId
-from bestofn.service.api.event_translation import JobEvent, Place, Teller, place_of
-from bestofn.service.api.json_body import JsonRoute
+from bestofn.service.api.event_translation import EventTranslator, JobEvent, Place, place_of
 from bestofn.service.api.pagination import PAGE, page
 from bestofn.service.api.problem_details import document
-from bestofn.service.api.responses import failure_of, location_of, result_of
-from bestofn.service.api.submission import submit
+from bestofn.service.api.responses import failure_of, result_of
+from bestofn.service.api.sse import EventStream, ServerSentEvent, stream_response
 from bestofn.service.api.wait import end_tasks
 from bestofn.service.core.errors import JobGone, JobNotFound
 from bestofn.service.core.jobs import JobSpec
-from bestofn.service.core.schemas import GenerateRequest, JobResult
+from bestofn.service.core.schemas import JobResult
 from bestofn.service.queue.codec import ENDINGS, Event
 
-STANDING_SECONDS = 1.0  # a waiting job's place is looked up this often
+POSITION_SECONDS = 1.0  # a waiting job's place is looked up this often
 RETRY_MS = 1000  # browsers come back after this long
 
 LastEventId = Annotated[str | None, Header(description="Resume after the event with this id.")]
 log = structlog.get_logger()
 
 
-class StreamRoute(JsonRoute):
-    """A route for those callers only who would rather have events than anything else."""
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, child = super().matches(scope)
-        header = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"), None)
-        return (match, child) if read_accept(header).events_first else (Match.NONE, {})
-
-
 router = APIRouter()
-streams = APIRouter(route_class=StreamRoute)  # goes before the routes of the same paths
 
 
-@dataclass(frozen=True, slots=True)
-class Followed:
-    """A job that is about to be followed, and whether it ends with its reader."""
-
-    spec: JobSpec
-    cancel: bool = False
-
-
-async def _known(context: ContextDep, job_id: JobId) -> Followed:
-    """Looked up before the stream begins, so that a job that is not there is a 404."""
-    return Followed(await context.queue.spec(job_id))
-
-
-async def _submitted(
-    request: Request,
-    response: Response,
-    context: ContextDep,
-    body: GenerateRequest,
-    prefer: Annotated[str | None, Header()] = None,
-    idempotency_key: Annotated[str | None, Header()] = None,
-) -> Followed:
-    """Submitted before the stream begins, so that a refusal is a problem document with its status."""
-    preference = read_prefer(prefer, context.settings.wait_seconds)
-    job_id, created = await submit(context, body, caller=caller_of(request), key=idempotency_key)
-    response.headers["Location"] = location_of(job_id)
-    if preference.cancel_on_disconnect:
-        response.headers["Preference-Applied"] = "cancel-on-disconnect"
-    if not created:
-        response.headers["Idempotent-Replayed"] = "true"
-    return Followed(await context.queue.spec(job_id), created and preference.cancel_on_disconnect)
-
-
-@streams.post("/generate", response_class=EventSourceResponse, include_in_schema=False)
-async def generate_events(
-    context: ContextDep, followed: Annotated[Followed, Depends(_submitted)], last_event_id: LastEventId = None
-) -> AsyncIterable[ServerSentEvent]:
-    """The events of the job that the request asks for, up to its result."""
-    async for event in _stream(context, followed, last_event_id):
-        yield event
-
-
-@router.get("/jobs/{job_id}/events", response_class=EventSourceResponse, summary="A job's events, up to its result")
-async def read_events(
-    context: ContextDep, followed: Annotated[Followed, Depends(_known)], last_event_id: LastEventId = None
-) -> AsyncIterable[ServerSentEvent]:
+@router.get("/jobs/{job_id}/events", response_class=EventStream, summary="A job's events, up to its result")
+async def read_events(context: ContextDep, job_id: JobId, last_event_id: LastEventId = None) -> Response:
     """Server-sent events: `queued`, `started`, `progress`, `candidate`, `match`, `finals`; last `result` or `error`.
 
-    `Last-Event-ID` resumes after that event, without a gap and without repetition; where the server no longer has what
-    was missed, the stream starts with a `snapshot` of the job. The stream of a job that has ended can be read as long
-    as its result is kept.
+    `Last-Event-ID` resumes after that event, without a gap and without repetition. If the server no longer has the
+    missed events, the stream starts with a `snapshot` of the job. The stream can be read as long as the result.
     """
-    async for event in _stream(context, followed, last_event_id):
-        yield event
+    spec = await context.queue.spec(job_id)  # before the stream begins, so that an unknown job is a 404
+    return stream_response(job_events(context, spec, last_event_id), {})
 
 
-async def _stream(context: Context, followed: Followed, last: str | None) -> AsyncIterator[ServerSentEvent]:
+async def job_events(
+    context: Context, spec: JobSpec, last: str | None, *, cancel: bool = False
+) -> AsyncGenerator[ServerSentEvent, None]:
+    """A job's events after the one with id `last`, for one reader.
+
+    Args:
+        context: of this process.
+        spec: the job.
+        last: id of the last event that the reader has; None: none.
+        cancel: cancel the job if the reader leaves before its end.
+    """
     ended = False
     try:
-        async with contextlib.aclosing(follow(context, followed.spec, place_of(last))) as events:
+        async with contextlib.aclosing(follow(context, spec, place_of(last))) as events:
             async for event in events:
                 ended = event.type in ("result", "error")
-                yield ServerSentEvent(event=event.type, data=event.data, id=event.id, retry=RETRY_MS)
+                yield ServerSentEvent(event.type, event.data, event.id, RETRY_MS)
     except (JobGone, JobNotFound) as error:  # it went while it was read
         ended = True
-        problem = document(error.status, error.code, error.detail) | {"job": followed.spec.id}
-        yield ServerSentEvent(event="error", data=problem, retry=RETRY_MS)
-    except redis.exceptions.RedisError as error:  # the reader comes back, and is then told what is the matter
-        log.warning("the queue was lost under a stream", job=followed.spec.id, error=str(error))
+        problem = document(error.status, error.code, error.detail) | {"job": spec.id}
+        yield ServerSentEvent("error", problem, retry_ms=RETRY_MS)
+    except redis.exceptions.RedisError as error:  # the reader reconnects, and then gets the reason
+        log.warning("the queue was lost under a stream", job=spec.id, error=str(error))
     finally:
-        if followed.cancel and not ended and not context.stopping.is_set():
-            context.later(context.queue.cancel(followed.spec.id))
+        if cancel and not ended and not context.stopping.is_set():
+            context.later(context.queue.cancel(spec.id))
 
 
 async def follow(context: Context, spec: JobSpec, after: Place | None) -> AsyncGenerator[JobEvent, None]:
     """A job's events after the one at `after`, as they come, up to its end or the server's.
 
-    The stored events are told from the first one on, whatever the reader already knows: so all readers are told the
-    same. If the first ones are no longer stored, or the reader was too slow for them, a snapshot stands in for them.
+    Stored events are translated from the first one on, so that all readers get the same events. If the first ones are
+    no longer stored, or the reader was too slow for them, a snapshot replaces them.
     """
-    teller = Teller(spec)
-    standing: dict[str, Any] | None = None  # while the job waits
+    translator = EventTranslator(spec)
+    position: dict[str, Any] | None = None  # while the job waits
     first = True
     async with contextlib.aclosing(_paced(context, spec.id)) as stored:
         async for event in stored:
             if event is None:
-                if standing is not None and (now := await _standing(context, spec)) != standing:
-                    standing = now
+                if position is not None and (now := await _position(context, spec)) != position:
+                    position = now
                     yield JobEvent("queued", now)
                 continue
-            if (first and event.type != "queued") or teller.missed(event):
-                teller, after = Teller(spec), None
-                async for told in _snapshot(context, spec, teller):
-                    yield told
-            first, standing = False, None
+            if (first and event.type != "queued") or translator.missed(event):
+                translator, after = EventTranslator(spec), None
+                async for translated in _snapshot(context, spec, translator):
+                    yield translated
+            first, position = False, None
             ended = event.type in ENDINGS
-            for told in [await _ending(context, spec, event)] if ended else teller.tell(event):
-                if told.type == "queued":
-                    standing = await _standing(context, spec)
-                    told = replace(told, data=standing)
-                if after is None or _place(told) > after:
-                    yield told
+            for translated in [await _ending(context, spec, event)] if ended else translator.translate(event):
+                if translated.type == "queued":
+                    position = await _position(context, spec)
+                    translated = replace(translated, data=position)
+                if after is None or _place(translated) > after:
+                    yield translated
             if ended:
                 return
 
 
-async def _snapshot(context: Context, spec: JobSpec, teller: Teller) -> AsyncIterator[JobEvent]:
-    """The job as it stands, without an id: a stream that has lost events always starts with another snapshot."""
+async def _snapshot(context: Context, spec: JobSpec, translator: EventTranslator) -> AsyncIterator[JobEvent]:
+    """The whole job, without an id: a stream that has lost events always starts with another snapshot."""
     record = await context.queue.record(spec.id)
     yield JobEvent("snapshot", _json(await result_of(context, spec.id)))
-    for told in teller.catch_up(candidate for outcome in record.outcomes for candidate in outcome.candidates):
-        yield told
+    for translated in translator.catch_up(candidate for outcome in record.outcomes for candidate in outcome.candidates):
+        yield translated
 
 
-async def _standing(context: Context, spec: JobSpec) -> dict[str, Any]:
-    return {"job": spec.id, **asdict(await context.queue.standing(spec))}
+async def _position(context: Context, spec: JobSpec) -> dict[str, Any]:
+    return {"job": spec.id, **asdict(await context.queue.position(spec))}
 
 
 async def _ending(context: Context, spec: JobSpec, event: Event) -> JobEvent:
@@ -193,7 +143,7 @@ async def _paced(context: Context, job_id: str) -> AsyncGenerator[Event | None, 
         while True:
             coming = coming or asyncio.ensure_future(anext(source))
             done, _ = await asyncio.wait(
-                {coming, stopping}, timeout=STANDING_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                {coming, stopping}, timeout=POSITION_SECONDS, return_when=asyncio.FIRST_COMPLETED
             )
             if coming in done:
                 try:

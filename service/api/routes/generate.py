@@ -1,4 +1,4 @@
-"""POST /generate: submit a job and, unless the caller would rather not, wait for its result or its winner's bytes."""
+"""POST /generate: submit a job and, unless the caller prefers not to, wait for its result or its winner's bytes."""
 
 from typing import Annotated
 
@@ -12,6 +12,8 @@ from bestofn.service.api.dependencies import Context, ContextDep
 from bestofn.service.api.json_body import JsonRoute
 from bestofn.service.api.problem_details import problem_of
 from bestofn.service.api.responses import failure_of, image_answer, json_answer, location_of, result_of
+from bestofn.service.api.routes.events import job_events
+from bestofn.service.api.sse import stream_response
 from bestofn.service.api.submission import submit
 from bestofn.service.api.wait import Ending, wait
 from bestofn.service.core.errors import InvalidRequest, WaitTimeout
@@ -31,19 +33,32 @@ async def generate(
         str | None, Header(description="`respond-async`, `wait=n` seconds, `cancel-on-disconnect`.")
     ] = None,
     idempotency_key: Annotated[str | None, Header(description="The same key and body again: the same job.")] = None,
+    last_event_id: Annotated[
+        str | None, Header(description="Of a stream: resume after the event with this id.")
+    ] = None,
 ) -> Response:
-    """Waits for the result, unless `Prefer` says otherwise; a job that takes longer is answered 202 with its Location.
+    """Wait for the result, unless `Prefer` says otherwise; a job that takes longer is answered 202 with its Location.
 
+    `Accept: text/event-stream` gets the job's events, up to its result.
     `Accept: image/png` (webp, jpeg) gets the winner's bytes instead of JSON, and 504 if the job takes longer.
-    The job of a caller who hangs up goes on, unless `Prefer: cancel-on-disconnect` asks to cancel it then; an
-    `Idempotency-Key` lets the caller come back to it.
+    A disconnect does not end the job, except with `Prefer: cancel-on-disconnect`. With an `Idempotency-Key` the same
+    call returns to the same job.
     """
     accepted, wanted = _read_accept(accept, body)
-    preference = read_prefer(prefer, context.settings.wait_seconds)
+    preference = read_prefer(prefer, context.settings.max_wait_seconds)
     job_id, created = await submit(context, body, image_format=wanted, caller=caller_of(request), key=idempotency_key)
-    headers = {} if preference.applied is None else {"Preference-Applied": preference.applied}
+    headers = {}
+    if preference.applied is not None and not accepted.events_first:
+        headers["Preference-Applied"] = preference.applied
     if not created:
         headers["Idempotent-Replayed"] = "true"
+    if accepted.events_first:
+        cancel = created and preference.cancel_on_disconnect
+        if preference.cancel_on_disconnect:
+            headers["Preference-Applied"] = "cancel-on-disconnect"
+        spec = await context.queue.spec(job_id)
+        events = job_events(context, spec, last_event_id, cancel=cancel)
+        return stream_response(events, {"Location": location_of(job_id)} | headers)
     ending = await wait(context, request, job_id, preference.seconds)
     if ending is Ending.HUNG_UP and created and preference.cancel_on_disconnect:
         await context.queue.cancel(job_id)
@@ -71,9 +86,9 @@ async def _answer(
 
 
 def _read_accept(header: str | None, body: GenerateRequest) -> tuple[Accepted, ImageFormat | None]:
-    """What to answer with, and the picture format if the header decides it."""
+    """What to answer with, and the image format if the header decides it."""
     accepted = read_accept(header)
-    if not accepted.json and not accepted.images:
+    if not (accepted.json or accepted.images or accepted.events_first):
         raise HTTPException(406, f"Accept asks for {str(header)[:100]!a}; there is {offers()}")
     if not accepted.image_first:
         return accepted, None

@@ -3,23 +3,12 @@
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
-from bestofn.service.api.dependencies import Context, ContextDep
+from bestofn.service.api.dependencies import ContextDep
+from bestofn.service.core.deployments import NO_WORKER_RETRY_SECONDS
 from bestofn.service.core.errors import Unavailable
-from bestofn.service.core.planning import NO_WORKER_RETRY_SECONDS
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
-from bestofn.service.queue.connection_errors import AWAY
-from bestofn.service.queue.stats import Census, take_census
 
 router = APIRouter()
-
-
-async def look(context: Context) -> Census | None:
-    """The queue as it stands, the jobs that have ended since the last look counted; None if its server is away."""
-    try:
-        await context.ended.read(context.queue)
-        return await take_census(context.queue)
-    except AWAY:
-        return None
 
 
 @router.get("/livez", summary="The process lives")
@@ -34,7 +23,7 @@ async def readyz(context: ContextDep) -> Response:
     reason = await context.queue.refuses()
     if reason is not None:
         raise Unavailable(reason, retry_after=BUSY_RETRY_SECONDS)
-    cards = await context.queue.cards()
-    if not cards:
+    workers = await context.queue.workers()
+    if not workers:
         raise Unavailable("no worker is ready", retry_after=NO_WORKER_RETRY_SECONDS)
-    return JSONResponse({"status": "ready", "workers": len(cards)})
+    return JSONResponse({"status": "ready", "workers": len(workers)})

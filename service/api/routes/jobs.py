@@ -1,4 +1,4 @@
-"""A job after its submission: its result, its pictures, its end."""
+"""A job after its submission: its result, its images, its end."""
 
 from typing import Annotated
 
@@ -29,7 +29,7 @@ async def read_job(
 ) -> Response:
     """200 whatever the status; Retry-After while the job is queued or runs. Candidates and bracket come in pages."""
     result = await result_of(context, job_id)
-    preference = read_prefer(prefer, context.settings.wait_seconds)
+    preference = read_prefer(prefer, context.settings.max_wait_seconds)
     headers = {}
     if preference.applied is not None:
         headers["Preference-Applied"] = preference.applied
@@ -41,18 +41,18 @@ async def read_job(
 
 @router.delete("", response_model=JobResult, summary="Cancel a job")
 async def cancel_job(context: ContextDep, job_id: JobId) -> Response:
-    """Cancelling twice, or a job that has ended, changes nothing; the answer is the job as it stands."""
+    """Canceling twice, or a job that has ended, changes nothing. The answer is the job."""
     await context.queue.cancel(job_id)
     return json_answer(await result_of(context, job_id))
 
 
-@router.get("/images/{rank}", response_class=Response, summary="A winner's picture")
+@router.get("/images/{rank}", response_class=Response, summary="A winner's image")
 async def read_image(context: ContextDep, job_id: JobId, rank: Annotated[int, Path(ge=1, le=16)]) -> Response:
     """Rank 1 is the best. The format is the job's."""
     return await image_answer(context, await result_of(context, job_id), rank)
 
 
-@router.get("/thumbnails/{candidate}", response_class=Response, summary="A small picture of any candidate")
+@router.get("/thumbnails/{candidate}", response_class=Response, summary="A small image of any candidate")
 async def read_thumbnail(
     context: ContextDep, job_id: JobId, candidate: Annotated[int, Path(ge=0, le=1_000_000)]
 ) -> Response:

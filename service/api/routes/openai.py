@@ -16,11 +16,11 @@ from bestofn.service.api.problem_details import problem_of
 from bestofn.service.api.responses import failure_of, location_of, result_of
 from bestofn.service.api.submission import submit
 from bestofn.service.api.wait import Ending, wait
-from bestofn.service.core.errors import BestOfNError, InvalidRequest, NotThere, WaitTimeout
+from bestofn.service.core.errors import BestOfNError, InvalidRequest, ModelNotFound, WaitTimeout
 from bestofn.service.core.jobs import ACTIVE
-from bestofn.service.core.openai_schemas import GeneratedImage, ImagesRequest, ImagesResponse, ModelOut, ModelsOut
+from bestofn.service.core.openai_schemas import GeneratedImage, ImagesRequest, ImagesResponse, ModelsOut, OpenAIModel
 from bestofn.service.core.schemas import ImageOut, JobResult
-from bestofn.service.core.workers import WorkerCard
+from bestofn.service.core.workers import WorkerInfo
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 _images = APIRouter(route_class=JsonRoute)
@@ -38,10 +38,10 @@ async def generate_images(
     prefer: Annotated[str | None, Header(description="`wait=n` seconds, `cancel-on-disconnect`.")] = None,
     idempotency_key: Annotated[str | None, Header(description="The same key and body again: the same job.")] = None,
 ) -> Response:
-    """Waits for the job's end; one that takes longer is a 504 with its Location, and goes on.
+    """Wait for the job's end; a job that takes longer gives 504 with its Location, and goes on.
 
-    Errors have OpenAI's form. A repetition after a 504 joins the same job if both carried the same `Idempotency-Key`;
-    without one it would draw everything again, so that clients are told not to retry by themselves.
+    Errors have OpenAI's form. A repetition with the same `Idempotency-Key` joins the same job. Without a key it would
+    start another job, so the answer asks clients not to retry.
     """
     wanted = body.generate_request(context.settings.max_samples)
     try:
@@ -49,8 +49,8 @@ async def generate_images(
     except InvalidRequest as error:
         error.field = _their_name(error.field, body)
         raise
-    preference = read_prefer(prefer, context.settings.wait_seconds)
-    seconds = preference.seconds or context.settings.wait_seconds
+    preference = read_prefer(prefer, context.settings.max_wait_seconds)
+    seconds = preference.seconds or context.settings.max_wait_seconds
     ending = await wait(context, request, job_id, seconds)
     if ending is Ending.HUNG_UP and created and preference.cancel_on_disconnect:
         await context.queue.cancel(job_id)
@@ -89,13 +89,13 @@ async def list_models(context: ContextDep) -> ModelsOut:
 
 
 @router.get("/models/{name:path}", summary="One of them")
-async def read_model(context: ContextDep, name: str) -> ModelOut:
+async def read_model(context: ContextDep, name: str) -> OpenAIModel:
     """Names of models may hold slashes."""
     models = await _models(context)
     found = next((model for model in models if model.id == name), None)
     if found is None:
         listed = ", ".join(model.id for model in models) or "there is none yet"
-        raise NotThere(f"model {name[:100]!a} is not deployed; choose from {listed}", field="model")
+        raise ModelNotFound(f"model {name[:100]!a} is not deployed; choose from {listed}", field="model")
     return found
 
 
@@ -106,7 +106,7 @@ def _their_name(field: str | None, body: ImagesRequest) -> str | None:
 
 
 def _refusal(result: JobResult, seconds: float) -> BestOfNError | None:
-    """Why there are no pictures, if there are none."""
+    """Why there are no images, if there are none."""
     if result.status in ACTIVE:
         return WaitTimeout(
             f"the job was not done within {seconds:g} s; it goes on at {location_of(result.id)}. "
@@ -126,27 +126,29 @@ async def _image(
     return made
 
 
-async def _models(context: Context) -> list[ModelOut]:
-    return models_of(await context.queue.cards(), await context.queue.announced())
+async def _models(context: Context) -> list[OpenAIModel]:
+    return models_of(await context.queue.workers(), await context.queue.announced())
 
 
-def models_of(live: Sequence[WorkerCard], announced: Sequence[WorkerCard]) -> list[ModelOut]:
+def models_of(live: Sequence[WorkerInfo], announced: Sequence[WorkerInfo]) -> list[OpenAIModel]:
     """One entry a name: of two revisions side by side, the one that a request gets, which came up last."""
-    by_name: dict[str, list[WorkerCard]] = {}
-    for cards in (live, announced):
-        for card in sorted(cards, key=lambda card: -card.started_at):
-            by_name.setdefault(card.model.pin.name, []).append(card)
-    return [_model(name, cards, sum(card.model.pin.name == name for card in live)) for name, cards in by_name.items()]
+    by_name: dict[str, list[WorkerInfo]] = {}
+    for infos in (live, announced):
+        for info in sorted(infos, key=lambda info: -info.started_at):
+            by_name.setdefault(info.model.revision.name, []).append(info)
+    return [
+        _model(name, infos, sum(info.model.revision.name == name for info in live)) for name, infos in by_name.items()
+    ]
 
 
-def _model(name: str, cards: Sequence[WorkerCard], workers: int) -> ModelOut:
-    model = cards[0].model
-    return ModelOut(
+def _model(name: str, infos: Sequence[WorkerInfo], workers: int) -> OpenAIModel:
+    model = infos[0].model
+    return OpenAIModel(
         id=name,
-        created=int(cards[0].started_at),
+        created=int(infos[0].started_at),
         owned_by=name.partition("/")[0] if "/" in name else "bestofn",
-        revision=model.pin.revision,
-        judges=list(dict.fromkeys(card.judge.pin for card in cards if card.model.pin == model.pin)),
+        revision=model.revision.revision,
+        judges=list(dict.fromkeys(info.judge.revision for info in infos if info.model.revision == model.revision)),
         width=model.width,
         height=model.height,
         max_size=model.max_size,

@@ -6,14 +6,14 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
-import bestofn
 from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.dependencies import ContextDep
-from bestofn.service.api.routes.health import look
 from bestofn.service.core.jobs import Priority, Revision
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import WorkerCard
-from bestofn.service.queue.stats import Census
+from bestofn.service.core.version import VERSION
+from bestofn.service.core.workers import WorkerInfo
+from bestofn.service.queue.connection_errors import AWAY
+from bestofn.service.queue.stats import QueueStats, read_stats
 
 router = APIRouter()
 _STARTED = time.monotonic()
@@ -21,7 +21,7 @@ _STARTED = time.monotonic()
 
 class WorkerOut(BaseModel):
     """A warm worker. `since` is a Unix time, `tflops_per_second` null until it has finished something,
-    `finals_judge` the model that it asks in finals, null without one."""
+    `pairwise_judge` the model that it asks in finals, null without one."""
 
     name: str
     host: str
@@ -33,10 +33,10 @@ class WorkerOut(BaseModel):
     second_judge: Revision | None = None
     since: float
     tflops_per_second: float | None
-    finals_judge: str | None
+    pairwise_judge: str | None
 
 
-class ModelOut(Revision):
+class ModelStatus(Revision):
     """A generator that a warm worker holds, with the defaults of a request. Sizes are in pixels."""
 
     workers: int
@@ -95,7 +95,7 @@ class LimitsOut(BaseModel):
     max_tflops: float | None
     max_body_bytes: int
     max_queued_candidates: int
-    wait_seconds: float
+    max_wait_seconds: float
     result_ttl_seconds: int
 
 
@@ -105,12 +105,12 @@ class Status(BaseModel):
     `keys` are stale while their file cannot be read: those read last are in force.
     """
 
-    status: Literal["ready", "no worker", "no queue", "no jobs taken"]
+    status: Literal["ready", "no worker", "no queue", "not_accepting_jobs"]
     refuses: str | None
     version: str
     uptime_seconds: float
     workers: list[WorkerOut]
-    models: list[ModelOut]
+    models: list[ModelStatus]
     judges: list[JudgeOut]
     queue: QueueOut | None
     server: ServerOut | None
@@ -121,87 +121,95 @@ class Status(BaseModel):
 @router.get("/status", summary="Workers, models, the queue and the limits")
 async def status(context: ContextDep) -> Status:
     """200 whatever the state; `status` says whether a request would be served now."""
-    return status_of(await look(context), context.settings, context.keyring)
+    try:
+        stats = await read_stats(context.queue)
+    except AWAY:
+        stats = None
+    return status_of(stats, context.settings, context.keyring)
 
 
-def status_of(census: Census | None, settings: Settings, keyring: Keyring) -> Status:
-    """The answer to a census; None says that the queue's server is away."""
-    workers = census.workers if census is not None else ()
+def status_of(stats: QueueStats | None, settings: Settings, keyring: Keyring) -> Status:
+    """The status that these queue stats give; None: the queue's server is away."""
+    workers = stats.workers if stats is not None else ()
     return Status(
-        status=_state(census),
-        refuses=census.refuses if census is not None else None,
-        version=bestofn.__version__,
+        status=_state(stats),
+        refuses=stats.refuses if stats is not None else None,
+        version=VERSION,
         uptime_seconds=round(time.monotonic() - _STARTED, 1),
-        workers=[_worker(card) for card in workers],
+        workers=[_worker(info) for info in workers],
         models=_models(workers),
         judges=_judges(workers),
-        queue=_queue(census, settings) if census is not None else None,
-        server=ServerOut.model_validate(census.server) if census is not None else None,
+        queue=_queue(stats, settings) if stats is not None else None,
+        server=ServerOut.model_validate(stats.server) if stats is not None else None,
         keys="off" if not keyring.on else "on" if keyring.trouble is None else "stale",
         limits=LimitsOut.model_validate(settings),
     )
 
 
-def _state(census: Census | None) -> Literal["ready", "no worker", "no queue", "no jobs taken"]:
-    if census is None:
+def _state(stats: QueueStats | None) -> Literal["ready", "no worker", "no queue", "not_accepting_jobs"]:
+    if stats is None:
         return "no queue"
-    if census.refuses is not None:
-        return "no jobs taken"
-    return "ready" if census.workers else "no worker"
+    if stats.refuses is not None:
+        return "not_accepting_jobs"
+    return "ready" if stats.workers else "no worker"
 
 
-def _worker(card: WorkerCard) -> WorkerOut:
+def _worker(info: WorkerInfo) -> WorkerOut:
     return WorkerOut(
-        name=card.worker,
-        host=card.host,
-        device=card.device,
-        state=card.state,
-        slots=card.capacity,
-        model=card.model.pin,
-        judge=card.judge.pin,
-        second_judge=card.pins[2],
-        since=card.started_at,
-        tflops_per_second=card.tflops_per_second,
-        finals_judge=card.finals_judge,
+        name=info.worker,
+        host=info.host,
+        device=info.device,
+        state=info.state,
+        slots=info.capacity,
+        model=info.model.revision,
+        judge=info.judge.revision,
+        second_judge=info.revisions[2],
+        since=info.started_at,
+        tflops_per_second=info.tflops_per_second,
+        pairwise_judge=info.pairwise_judge,
     )
 
 
-def _models(workers: tuple[WorkerCard, ...]) -> list[ModelOut]:
-    cards = {card.model.pin: card.model for card in workers}
+def _models(workers: tuple[WorkerInfo, ...]) -> list[ModelStatus]:
+    models = {info.model.revision: info.model for info in workers}
     return [
-        ModelOut(
-            name=pin.name,
-            revision=pin.revision,
-            workers=sum(worker.model.pin == pin for worker in workers),
-            width=card.width,
-            height=card.height,
-            max_size=card.max_size,
-            num_inference_steps=card.num_inference_steps,
-            guidance_scale=card.guidance_scale,
+        ModelStatus(
+            name=revision.name,
+            revision=revision.revision,
+            workers=sum(worker.model.revision == revision for worker in workers),
+            width=info.width,
+            height=info.height,
+            max_size=info.max_size,
+            num_inference_steps=info.num_inference_steps,
+            guidance_scale=info.guidance_scale,
         )
-        for pin, card in cards.items()
+        for revision, info in models.items()
     ]
 
 
-def _judges(workers: tuple[WorkerCard, ...]) -> list[JudgeOut]:
-    pins = dict.fromkeys(card.judge.pin for card in workers)
+def _judges(workers: tuple[WorkerInfo, ...]) -> list[JudgeOut]:
+    revisions = dict.fromkeys(info.judge.revision for info in workers)
     return [
-        JudgeOut(name=pin.name, revision=pin.revision, workers=sum(card.judge.pin == pin for card in workers))
-        for pin in pins
+        JudgeOut(
+            name=revision.name,
+            revision=revision.revision,
+            workers=sum(info.judge.revision == revision for info in workers),
+        )
+        for revision in revisions
     ]
 
 
-def _queue(census: Census, settings: Settings) -> QueueOut:
+def _queue(stats: QueueStats, settings: Settings) -> QueueOut:
     return QueueOut(
-        queued=census.queued,
-        running=census.running,
+        queued=stats.queued,
+        running=stats.running,
         by_priority={
             priority: LoadOut(jobs=load.jobs, candidates=load.candidates, tflops=load.tflops)
-            for priority, load in census.loads.items()
+            for priority, load in stats.loads.items()
         },
-        oldest_wait_seconds=census.oldest_wait_seconds,
-        estimated_wait_seconds=census.estimated_wait_seconds,
-        image_bytes=census.image_bytes,
+        oldest_wait_seconds=stats.oldest_wait_seconds,
+        estimated_wait_seconds=stats.estimated_wait_seconds,
+        image_bytes=stats.image_bytes,
         image_budget_bytes=settings.image_budget_bytes,
-        dead_heats=census.dead,
+        dead_heats=stats.dead,
     )

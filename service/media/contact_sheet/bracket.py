@@ -12,7 +12,7 @@ from bestofn.service.core.schemas import MatchOut
 from bestofn.service.media.contact_sheet.style import FAINT, GOLD, MARGIN, PAPER, WIDTH, paste, square, text
 
 MAX_ROUNDS = 6  # of a longer knockout, the last rounds are drawn
-FINALIST = 132  # side of the pictures beside the winner's
+FINALIST = 132  # side of the images next to the winner's
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A bracket whose pictures have their places."""
+    """A bracket whose images have their places."""
 
     root: Node
     height: int
@@ -54,9 +54,9 @@ class Layout:
 
 
 def layout(rounds: Sequence[Sequence[MatchOut]], winner: int) -> Layout | None:
-    """Places a knockout of any number of entrants; None if nobody met, that is for a single candidate.
+    """Positions of a knockout of any number of entrants; None for a single candidate.
 
-    First-round pictures shrink with their number; each later round's are larger, up to the final in the middle.
+    First-round images shrink with their number; each later round's are larger, up to the final in the middle.
     """
     root = _tree(rounds, winner)
     if not root.children:
@@ -81,7 +81,7 @@ def _tree(rounds: Sequence[Sequence[MatchOut]], winner: int) -> Node:
     standing: dict[int, Node] = {}
     for matches in rounds[max(0, len(rounds) - MAX_ROUNDS) :]:
         entered = standing
-        standing = dict(entered)  # whoever meets nobody in a round has a bye and goes on
+        standing = dict(entered)  # a candidate without a match in a round has a bye
         for match in matches:
             if match.b is None or match.a == match.b:
                 standing.setdefault(match.a, Node(match.a))
@@ -95,7 +95,7 @@ def _tree(rounds: Sequence[Sequence[MatchOut]], winner: int) -> Node:
 
 
 def _stack(half: Node, column: int, sides: Sequence[int], top: float = 0.0) -> float:
-    """Sizes the pictures by their column and stacks the entrants from `top` down; returns where the stack ends."""
+    """Sizes the images by their column and stacks the entrants from `top` down; returns where the stack ends."""
     half.side = sides[column]
     for child in half.children:
         top = _stack(child, column - 1, sides, top)
@@ -108,7 +108,7 @@ def _stack(half: Node, column: int, sides: Sequence[int], top: float = 0.0) -> f
 
 
 def _spread(node: Node, next_round: Node, gap: float, outwards: int) -> None:
-    """Places a half's pictures from the middle outwards, each pair about the height of the place they met for."""
+    """Places a half's images from the middle outwards, each pair about the height of the place they met for."""
     node.x = next_round.x + outwards * (next_round.side / 2 + gap + node.side / 2)
     for child in node.children:
         _spread(child, node, gap, outwards)
@@ -121,20 +121,20 @@ def draw_bracket(
     pen: ImageDraw.ImageDraw,
     bracket: Layout,
     top: int,
-    pictures: Mapping[int, Image.Image],
+    images: Mapping[int, Image.Image],
     label: str = "winner",
 ) -> None:
     """Draws a bracket whose upper edge is at `top`; losers are dimmed, the winner's way is golden.
 
     Args:
-        pictures: of every candidate in the bracket, RGB.
+        images: of every candidate in the bracket, RGB.
         label: below the winner.
     """
     root = bracket.root
     _connect(pen, root, top, root.candidate, golden=False)
     _connect(pen, root, top, root.candidate, golden=True)
     for node in root.everyone:
-        _portrait(sheet, pen, node, top, pictures[node.candidate], golden=node.candidate == root.candidate)
+        _portrait(sheet, pen, node, top, images[node.candidate], golden=node.candidate == root.candidate)
     below = top + root.y + root.side / 2
     text(pen, (root.x, below + 32), label, 22, GOLD, "mm", bold=True)
 
@@ -157,16 +157,16 @@ def _connect(pen: ImageDraw.ImageDraw, node: Node, top: int, winner: int, *, gol
 
 
 def _portrait(
-    sheet: Image.Image, pen: ImageDraw.ImageDraw, node: Node, top: int, picture: Image.Image, *, golden: bool
+    sheet: Image.Image, pen: ImageDraw.ImageDraw, node: Node, top: int, image: Image.Image, *, golden: bool
 ) -> None:
     x, y = round(node.x - node.side / 2), round(top + node.y - node.side / 2)
-    picture = square(picture, node.side)
+    image = square(image, node.side)
     if node.lost:
-        grey = picture.convert("L").convert("RGB")
-        picture = Image.blend(Image.blend(picture, grey, 0.5), Image.new("RGB", picture.size, PAPER), 0.45)
+        grey = image.convert("L").convert("RGB")
+        image = Image.blend(Image.blend(image, grey, 0.5), Image.new("RGB", image.size, PAPER), 0.45)
     radius = max(3, node.side // 16)
     if golden:
         rim = 6 if node.side > FINALIST else 3
         edge = node.side - 1 + rim
         pen.rounded_rectangle((x - rim, y - rim, x + edge, y + edge), radius + rim, fill=GOLD)
-    paste(sheet, picture, (x, y), radius=radius)
+    paste(sheet, image, (x, y), radius=radius)

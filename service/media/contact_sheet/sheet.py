@@ -39,10 +39,10 @@ def draw_sheet(result: JobResult, thumbnails: Mapping[int, Image.Image]) -> Imag
 
     Args:
         result: of a job that has ended, with `candidates` and `bracket` filled.
-        thumbnails: pictures by candidate, of any size; a candidate without one gets an empty card.
+        thumbnails: images by candidate, of any size; a candidate without one gets an empty card.
 
     Returns:
-        An RGB picture 1,600 pixels wide and as tall as it needs to be.
+        An RGB image 1,600 pixels wide and as tall as it needs to be.
 
     Raises:
         ValueError: the job has no judged candidate.
@@ -51,7 +51,7 @@ def draw_sheet(result: JobResult, thumbnails: Mapping[int, Image.Image]) -> Imag
         raise ValueError(f"job {result.id} has no judged candidates to draw (it is {result.status})")
     ranked = sorted(result.candidates, key=lambda candidate: candidate.rank)
     empty = Image.new("RGB", (8, 8), FAINT)
-    pictures = {c.index: thumbnails[c.index].convert("RGB") if c.index in thumbnails else empty for c in ranked}
+    images = {c.index: thumbnails[c.index].convert("RGB") if c.index in thumbnails else empty for c in ranked}
     shown = ranked[:MAX_TILES]
     columns = _columns(len(shown))
     side = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) // columns
@@ -77,13 +77,13 @@ def draw_sheet(result: JobResult, thumbnails: Mapping[int, Image.Image]) -> Imag
     for place, candidate in enumerate(shown):
         x = MARGIN + place % columns * (side + GAP)
         y = grid_top + place // columns * (side + CAPTION + GAP)
-        _tile(sheet, pen, (x, y), side, candidate, pictures[candidate.index])
+        _tile(sheet, pen, (x, y), side, candidate, images[candidate.index])
     if bracket is not None:
         hidden = len(ranked) - bracket.entrants
         note = f"the last {bracket.entrants} of {len(ranked)} candidates" if hidden else f"{len(ranked)} candidates"
         _section(pen, bracket_top, "Knockout", note)
         label = "winner" if leader == ranked[0].index else f"best verdict; the finals: {ranked[0].index}"
-        draw_bracket(sheet, pen, bracket, bracket_top, pictures, label)
+        draw_bracket(sheet, pen, bracket, bracket_top, images, label)
     return sheet
 
 
@@ -117,16 +117,16 @@ def _tile(
     at: tuple[int, int],
     side: int,
     candidate: CandidateOut,
-    picture: Image.Image,
+    image: Image.Image,
 ) -> None:
-    """A picture over its rank, seed and score; the bar below is as long as the judge is sure."""
+    """An image over its rank, seed and score; the bar below is as long as the judge is sure."""
     x, y = at
     right, bottom = x + side - 1, y + side + CAPTION - 1
     winner = candidate.rank == 1
     if winner:
         pen.rounded_rectangle((x - 5, y - 5, right + 5, bottom + 5), 11, fill=GOLD)
     pen.rounded_rectangle((x, y, right, bottom), 7, fill=CARD, outline=None if winner else FAINT)
-    paste(sheet, square(picture, side), at, radius=7)
+    paste(sheet, square(image, side), at, radius=7)
 
     p = candidate.verdict.p_yes
     colour = {"yes": YES, "no": NO}.get(candidate.verdict.answer, OTHER)

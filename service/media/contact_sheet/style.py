@@ -1,4 +1,4 @@
-"""How the sheet looks: measures, colours, text in Pillow's built-in font, pictures with rounded corners."""
+"""How the sheet looks: measures, colours, text in Pillow's built-in font, images with rounded corners."""
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -56,18 +56,18 @@ def lines(words: str, size: int, width: int, limit: int) -> list[str]:
     return broken
 
 
-def square(picture: Image.Image, side: int) -> Image.Image:
-    """The picture scaled to a square of `side` pixels; of a picture that is not square, the middle."""
-    w, h = picture.size
+def square(image: Image.Image, side: int) -> Image.Image:
+    """The image scaled to a square of `side` pixels; of an image that is not square, the middle."""
+    w, h = image.size
     edge = min(w, h)
     box = ((w - edge) / 2, (h - edge) / 2, (w + edge) / 2, (h + edge) / 2)
-    return picture.resize((side, side), Image.Resampling.LANCZOS, box=box)
+    return image.resize((side, side), Image.Resampling.LANCZOS, box=box)
 
 
-def paste(sheet: Image.Image, picture: Image.Image, at: tuple[int, int], *, radius: int) -> None:
-    """Pastes the picture with rounded corners."""
-    w, h = picture.size
+def paste(sheet: Image.Image, image: Image.Image, at: tuple[int, int], *, radius: int) -> None:
+    """Pastes the image with rounded corners."""
+    w, h = image.size
     # Pillow draws hard edges: the mask is drawn four times as large and shrunk, which smooths its corners.
     mask = Image.new("L", (4 * w, 4 * h), 0)
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, 4 * w - 1, 4 * h - 1), 4 * radius, fill=255)
-    sheet.paste(picture, at, mask.resize((w, h), Image.Resampling.LANCZOS))
+    sheet.paste(image, at, mask.resize((w, h), Image.Resampling.LANCZOS))

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Cancels a job that has not ended; its heats in the ready stream are dropped when they are claimed. Returns the
 -- job's status from now on, or nothing if there is no such job.
-local job = ARGV[1]
+local job = args.job
 local status, pair = unpack(redis.call('HMGET', key('job', job), 'status', 'pair'))
 if not status then
   return false
@@ -10,5 +10,5 @@ if not ACTIVE[status] then
   return status
 end
 finish(job, 'canceled', 'canceled', '{"status":"canceled"}')
-deal(pair)
+dispatch(pair)
 return 'canceled'

@@ -1,4 +1,14 @@
 -- What the scripts share. All times are the server's, in milliseconds.
+
+-- Arguments by name: ARGV holds the number of names, then (name, value) pairs, then a list without names.
+local args, rest = {}, {}
+for i = 2, 2 * ARGV[1], 2 do
+  args[ARGV[i]] = ARGV[i + 1]
+end
+for i = 2 * ARGV[1] + 2, #ARGV do
+  rest[#rest + 1] = ARGV[i]
+end
+
 local ACTIVE = {queued = true, running = true}
 local EVENTS_KEPT = 1024
 local DEAD_KEPT = 1000
@@ -14,12 +24,12 @@ local function emit(job, type, data)
   return redis.call('XADD', key('events', job), 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', type, 'data', data)
 end
 
--- Adds to the work that waits or runs: of all jobs, of those of a class, and of a caller.
-local function add_load(class, caller, jobs, candidates, gflop)
+-- Adds to the work that waits or runs: of all jobs, of those of a priority, and of a caller.
+local function add_load(priority, caller, jobs, candidates, gflop)
   if caller and caller ~= '' and redis.call('HINCRBY', key('callers'), caller, candidates) <= 0 then
     redis.call('HDEL', key('callers'), caller)
   end
-  for _, of in ipairs({'', class .. ':'}) do
+  for _, of in ipairs({'', priority .. ':'}) do
     redis.call('HINCRBY', key('backlog'), of .. 'jobs', jobs)
     redis.call('HINCRBY', key('backlog'), of .. 'candidates', candidates)
     redis.call('HINCRBY', key('backlog'), of .. 'gflop', gflop)
@@ -31,6 +41,15 @@ local function nearly_full()
   local memory = redis.call('INFO', 'memory')
   local used, limit = tonumber(memory:match('used_memory:(%d+)')), tonumber(memory:match('maxmemory:(%d+)'))
   return limit > 0 and used >= 0.8 * limit and {'memory', used, limit}
+end
+
+-- Fields of an entry of a stream, by name; none if the stream has no such entry.
+local function entry_fields(stream, entry)
+  local found, fields = redis.call('XRANGE', stream, entry, entry)[1], {}
+  for i = 1, found and #found[2] or 0, 2 do
+    fields[found[2][i]] = found[2][i + 1]
+  end
+  return fields
 end
 
 local function status_of(job)
@@ -47,27 +66,27 @@ local function wanted(job, heat)
   return finals ~= 'due' or heat == heats
 end
 
--- Puts one heat into the ready stream of its pair and class. `deliveries` are those that it already had.
-local function add(pair, class, job, heat, count, deliveries)
-  redis.call('XADD', key('ready', pair, class), '*', 'job', job, 'heat', heat, 'count', count, 'deliveries', deliveries)
-  redis.call('INCRBY', key('dealt', pair, class), count)
+-- Puts one heat into the ready stream of its pair and priority. `deliveries` are those that it already had.
+local function add(pair, priority, job, heat, count, deliveries)
+  redis.call('XADD', key('ready', pair, priority), '*', 'job', job, 'heat', heat, 'count', count, 'deliveries', deliveries)
+  redis.call('INCRBY', key('dispatched', pair, priority), count)
 end
 
--- Takes a claimed entry out of the ready stream. Entries that nobody has read are never deleted: that would spoil
+-- Takes a claimed entry out of the ready stream. Unread entries are never deleted: that would spoil
 -- the group's lag, by which autoscalers count.
-local function release(pair, class, entry, count)
-  local ready = key('ready', pair, class)
+local function release(pair, priority, entry, count)
+  local ready = key('ready', pair, priority)
   redis.call('XACK', ready, GROUP, entry)
   if redis.call('XDEL', ready, entry) == 1 then
-    redis.call('DECRBY', key('dealt', pair, class), count)
+    redis.call('DECRBY', key('dispatched', pair, priority), count)
   end
 end
 
-local LEAST_AHEAD = 4 -- candidates that may be dealt beyond the decided prefix, however short it is
+local LEAST_AHEAD = 4 -- candidates that may be dispatched beyond the decided prefix, however short it is
 
--- How a job is cut into heats: `first` is JobSpec.first, `may_run` whether a heat may be dealt when `decided` heats are
--- the prefix: as far ahead of it as it is long. Jobs without `stop` have no prefix, and deal all.
-local function schedule(job)
+-- How a job is cut into heats: `first` is HeatSchedule.first, `may_run` whether a heat may be dispatched when `decided` heats are
+-- the prefix: as far ahead of it as it is long. Jobs without `stop` have no prefix, and dispatch all.
+local function heat_schedule(job)
   local size, samples, small = unpack(redis.call('HMGET', key('job', job), 'heat_size', 'num_samples', 'first_heats'))
   small = cjson.decode(small)
   local self = {}
@@ -85,9 +104,9 @@ local function schedule(job)
   return self
 end
 
--- Deals heats round-robin from the ring of a pair into its ready stream, interactive jobs first, until the stream
+-- Dispatches heats round-robin from the ring of a pair into its ready stream, interactive jobs first, until the stream
 -- holds what the live workers hold, and one unread heat a worker.
-local function deal(pair)
+local function dispatch(pair)
   local workers = redis.call('ZRANGEBYSCORE', key('workers', pair), '(' .. now(), '+inf')
   if #workers == 0 then
     return
@@ -96,12 +115,12 @@ local function deal(pair)
   for _, size in ipairs(redis.call('HMGET', key('capacity', pair), unpack(workers))) do
     capacity = capacity + (tonumber(size or 0) or 0)
   end
-  local dealt, unread = 0, 0
-  for _, class in ipairs(CLASSES) do
-    local ring, ready = key('ring', pair, class), key('ready', pair, class)
-    dealt = dealt + tonumber(redis.call('GET', key('dealt', pair, class)) or 0)
+  local dispatched, unread = 0, 0
+  for _, priority in ipairs(PRIORITIES) do
+    local ring, ready = key('ring', pair, priority), key('ready', pair, priority)
+    dispatched = dispatched + tonumber(redis.call('GET', key('dispatched', pair, priority)) or 0)
     unread = unread + redis.call('XLEN', ready) - redis.call('XPENDING', ready, GROUP)[1]
-    while dealt < capacity or unread < #workers do
+    while dispatched < capacity or unread < #workers do
       local job = redis.call('LPOP', ring)
       if not job then
         break
@@ -111,11 +130,11 @@ local function deal(pair)
       )
       if ACTIVE[status] and finals ~= 'due' then
         heat = tonumber(heat)
-        local cut = schedule(job)
+        local cut = heat_schedule(job)
         local count = cut.first(heat + 1) - cut.first(heat)
-        add(pair, class, job, heat, count, 0)
+        add(pair, priority, job, heat, count, 0)
         redis.call('HSET', key('job', job), 'next', heat + 1)
-        dealt, unread = dealt + count, unread + 1
+        dispatched, unread = dispatched + count, unread + 1
         if heat + 1 < tonumber(heats) and cut.may_run(heat + 1, decided) then
           redis.call('RPUSH', ring, job)
         end -- else the completion that makes its prefix longer puts it back
@@ -139,22 +158,22 @@ end
 local function finish(job, status, type, data)
   local hash = key('job', job)
   local time = now()
-  local waiting, gflop, ttl, idempotency, bytes, pair, class, created, started, leaders, caller, stopped, dealt, heats =
+  local waiting, gflop, ttl, idempotency, bytes, pair, priority, created, started, leaders, caller, stopped, dispatched, heats =
     unpack(redis.call('HMGET', hash, 'waiting', 'gflop', 'ttl', 'idempotency', 'thumbnail_bytes',
-      'pair', 'class', 'created', 'started', 'leaders', 'caller', 'stopped', 'next', 'heats'))
+      'pair', 'priority', 'created', 'started', 'leaders', 'caller', 'stopped', 'next', 'heats'))
   ttl = tonumber(ttl)
   redis.call('HSET', hash, 'status', status, 'ended', time, 'waiting', 0)
-  add_load(class, caller, -1, 0 - waiting, 0 - gflop)
+  add_load(priority, caller, -1, 0 - waiting, 0 - gflop)
   redis.call('ZREM', key('queued'), job)
   redis.call('ZREM', key('deadlines'), job)
-  if tonumber(dealt) < tonumber(heats) then
-    redis.call('LREM', key('ring', pair, class), 1, job)
+  if tonumber(dispatched) < tonumber(heats) then
+    redis.call('LREM', key('ring', pair, priority), 1, job)
   end
-  redis.call('XADD', key('ended'), 'MAXLEN', '~', ENDED_KEPT, '*', 'status', status, 'pair', pair, 'class', class,
+  redis.call('XADD', key('ended'), 'MAXLEN', '~', ENDED_KEPT, '*', 'status', status, 'pair', pair, 'priority', priority,
     'waited', (started or time) - created, 'took', time - created, 'leaders', leaders,
     'stopped', stopped or '')
   emit(job, type, data)
-  local kept = redis.call('HGETALL', key('kept', job))
+  local kept = redis.call('HGETALL', key('winner_images', job))
   for i = 1, #kept, 2 do
     local images = key('images', job, kept[i + 1])
     if status == 'succeeded' then
@@ -167,10 +186,10 @@ local function finish(job, status, type, data)
   redis.call('HINCRBY', key('reserved'), 'total', bytes - (redis.call('HGET', key('reserved'), job) or 0))
   redis.call('HSET', key('reserved'), job, bytes)
   redis.call('ZADD', key('reserved_until'), time + ttl, job)
-  for _, name in ipairs({'job', 'heats', 'progress', 'events', 'kept', 'thumbnails'}) do
+  for _, name in ipairs({'job', 'heats', 'progress', 'events', 'winner_images', 'thumbnails'}) do
     redis.call('PEXPIRE', key(name, job), ttl)
   end
-  redis.call('SET', key('gone', job), status .. ' ' .. (caller or ''), 'PX', ttl + TOMBSTONE_MS)
+  redis.call('SET', key('tombstone', job), status .. ' ' .. (caller or ''), 'PX', ttl + TOMBSTONE_MS)
   if idempotency ~= '' then
     redis.call('PEXPIRE', key('idempotency', idempotency), ttl + TOMBSTONE_MS)
   end
@@ -179,29 +198,29 @@ local function finish(job, status, type, data)
   end
 end
 
--- Deals the finals of a job whose other heats are done, or are dropped because it has stopped. They need no device, and
+-- Dispatches the finals of a job whose other heats are done, or are dropped because it has stopped. They need no device, and
 -- no turn in the ring.
 local function begin_finals(job)
   local hash = key('job', job)
-  local pair, class, caller, waiting, gflop, heats = unpack(
-    redis.call('HMGET', hash, 'pair', 'class', 'caller', 'waiting', 'gflop', 'heats')
+  local pair, priority, caller, waiting, gflop, heats = unpack(
+    redis.call('HMGET', hash, 'pair', 'priority', 'caller', 'waiting', 'gflop', 'heats')
   )
-  add_load(class, caller, 0, 0 - waiting, 0 - gflop)
+  add_load(priority, caller, 0, 0 - waiting, 0 - gflop)
   redis.call('HSET', hash, 'finals', 'due', 'waiting', 0, 'gflop', 0)
-  add(pair, class, job, heats, 0, 0)
+  add(pair, priority, job, heats, 0, 0)
 end
 
--- Drops all pictures of a job but those of these candidates (an array).
+-- Drops all images of a job but those of these candidates (an array).
 local function keep_images(job, candidates)
-  local standing = {}
+  local in_play = {}
   for _, candidate in ipairs(candidates) do
-    standing[tostring(candidate)] = true
+    in_play[tostring(candidate)] = true
   end
-  local held = redis.call('HGETALL', key('kept', job))
+  local held = redis.call('HGETALL', key('winner_images', job))
   for i = 1, #held, 2 do
-    if not standing[held[i]] then
+    if not in_play[held[i]] then
       redis.call('HDEL', key('images', job, held[i + 1]), held[i])
-      redis.call('HDEL', key('kept', job), held[i])
+      redis.call('HDEL', key('winner_images', job), held[i])
     end
   end
 end
@@ -255,7 +274,7 @@ local function emit_progress(job)
   redis.call('HSET', key('job', job), 'progress_event', entry)
 end
 
--- Takes back all that has come from heats beyond the first `decided`; pictures have gone already.
+-- Takes back all that has come from heats beyond the first `decided`; images have gone already.
 local function forget_beyond(job, decided)
   local hash, before = key('job', job), redis.call('HGET', key('job', job), 'forwards')
   for _, heat in ipairs(redis.call('HKEYS', key('progress', job))) do
@@ -265,7 +284,7 @@ local function forget_beyond(job, decided)
     end
   end
   redis.call('HSET', hash, 'discarded', before - redis.call('HGET', hash, 'forwards'))
-  local last = schedule(job).first(decided)
+  local last = heat_schedule(job).first(decided)
   for _, candidate in ipairs(redis.call('HKEYS', key('thumbnails', job))) do
     if tonumber(candidate) >= last then
       redis.call('HINCRBY', hash, 'thumbnail_bytes', 0 - redis.call('HSTRLEN', key('thumbnails', job), candidate))

@@ -1,58 +1,56 @@
 #!lua flags=allow-oom
--- Files a finished heat; the first completion wins. What it means for the job is decided by the caller from what it has
--- read: which images stand, and of a job that may stop, how many heats are its decided prefix and whether (`stopped`) it
--- ends with them, and whether it has finals if this was its last heat. If the job has changed since, the caller is told
--- so ("again") and nothing is done.
-local pair, class, entry, count, job, heat = unpack(ARGV, 1, 6)
-local record, version, leaders, staged = unpack(ARGV, 7, 10)
-local kept, standing = cjson.decode(ARGV[11]), cjson.decode(ARGV[12]) -- candidates: of this heat, and of all
-local steps, forwards, decided, stopped, finals = unpack(ARGV, 13, 17)
+-- Records a completed heat; the first completion wins. The caller has decided what it means for the job, from what it
+-- has read: the images in play, the decided prefix of a job that may stop, whether the job stops with it (`stopped`),
+-- and whether finals follow. If the job has changed since, the reply is "conflict" and nothing is done.
+local pair, priority, entry, count, job, heat = args.pair, args.priority, args.entry, args.count, args.job, args.heat
+local staged, decided, stopped = args.staged, args.decided, args.stopped
+local kept, in_play = cjson.decode(args.kept), cjson.decode(args.in_play) -- candidates: of this heat, and of all
 local hash = key('job', job)
 local version_now, heats, waiting, gflop, caller, before, next_heat = unpack(
   redis.call('HMGET', hash, 'version', 'heats', 'waiting', 'gflop', 'caller', 'decided', 'next')
 )
 
 if not wanted(job, heat) then
-  release(pair, class, entry, count)
+  release(pair, priority, entry, count)
   redis.call('UNLINK', staged)
-  deal(pair)
-  return 'late'
+  dispatch(pair)
+  return 'duplicate'
 end
-if version_now ~= version then
-  return 'again'
+if version_now ~= args.version then
+  return 'conflict'
 end
-for i = 18, #ARGV, 2 do -- images that a full server would not take by themselves
-  redis.call('HSET', staged, ARGV[i], ARGV[i + 1])
+for i = 1, #rest, 2 do -- images that a full server would not take by themselves
+  redis.call('HSET', staged, rest[i], rest[i + 1])
 end
 if #kept > 0 and redis.call('HLEN', staged) < #kept then
   return 'unstaged'
 end
 
-release(pair, class, entry, count)
-redis.call('HSET', key('heats', job), heat, record)
+release(pair, priority, entry, count)
+redis.call('HSET', key('heats', job), heat, args.record)
 if #kept > 0 then
   redis.call('RENAME', staged, key('images', job, heat))
   redis.call('PERSIST', key('images', job, heat))
 else
-  redis.call('UNLINK', staged) -- of an earlier try, when this heat's pictures were still in play
+  redis.call('UNLINK', staged) -- of an earlier try, when this heat's images were still in play
 end
 for _, candidate in ipairs(kept) do
-  redis.call('HSET', key('kept', job), candidate, heat)
+  redis.call('HSET', key('winner_images', job), candidate, heat)
 end
-keep_images(job, standing)
-redis.call('HSET', hash, 'leaders', leaders)
+keep_images(job, in_play)
+redis.call('HSET', hash, 'leaders', args.leaders)
 redis.call('HINCRBY', hash, 'version', 1)
 local share = math.floor(gflop * count / waiting)
 redis.call('HINCRBY', hash, 'waiting', -count)
 redis.call('HINCRBY', hash, 'gflop', -share)
-add_load(class, caller, 0, -count, -share)
-local news = advance(job, heat, count, steps, forwards)
+add_load(priority, caller, 0, -count, -share)
+local news = advance(job, heat, count, args.steps, args.forwards)
 local beyond = before and redis.call('HGET', hash, 'dead:' .. decided)
 if before then
   redis.call('HSET', hash, 'decided', decided)
-  local cut = schedule(job)
+  local cut = heat_schedule(job)
   if tonumber(next_heat) < tonumber(heats) and not cut.may_run(next_heat, before) and cut.may_run(next_heat, decided) then
-    redis.call('RPUSH', key('ring', pair, class), job)
+    redis.call('RPUSH', key('ring', pair, priority), job)
   end
 end
 if stopped ~= '' then
@@ -65,7 +63,7 @@ end
 local prefix = before and ',"decided":' .. decided or ''
 emit(job, 'heat', string.format('{"heat":%d,"num_heats":%d%s}', heat, heats, prefix))
 if redis.call('HINCRBY', hash, 'done', 1) == tonumber(heats) or stopped ~= '' then
-  if finals == '1' then
+  if args.finals == '1' then
     begin_finals(job)
   else
     finish(job, 'succeeded', 'result', '{"status":"succeeded"}')
@@ -73,5 +71,5 @@ if redis.call('HINCRBY', hash, 'done', 1) == tonumber(heats) or stopped ~= '' th
 elseif beyond then
   give_up(job, beyond)
 end
-deal(pair)
-return 'done'
+dispatch(pair)
+return 'completed'

@@ -30,5 +30,5 @@ def test_the_length_of_a_walk_changes_no_bit():
     assert torch.equal(fused.launch(*args, rows=3), fused.launch(*args, rows=4))
 
 
-def test_a_picture_has_the_same_bits_in_every_batch():
+def test_a_image_has_the_same_bits_in_every_batch():
     check_alone(fused.gated_depthwise, [noise(2, 6, 10), noise(10, 1, 3, 3), None, 2, 3])

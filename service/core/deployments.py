@@ -1,0 +1,115 @@
+"""Deployments: the (model, judge) pairs that live workers hold, and the choice among them for a request."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from bestofn.judge.verdict import Rule
+from bestofn.service.core.errors import InvalidRequest, Unavailable
+from bestofn.service.core.jobs import Revisions
+from bestofn.service.core.workers import JudgeInfo, ModelInfo, WorkerInfo
+
+NO_WORKER_RETRY_SECONDS = 5.0  # a worker that starts now needs at least this long to load its weights
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A model and a judge that live workers hold together.
+
+    Attributes:
+        capacities: number of candidates that each of these workers holds at once.
+        tflops_per_second: known speed of all these workers together.
+        pairwise_judge: model of the pairwise judge of the worker that started last; None: no worker has one.
+    """
+
+    model: ModelInfo
+    judge: JudgeInfo
+    capacities: tuple[int, ...]
+    tflops_per_second: float = 0.0
+    pairwise_judge: str | None = None
+
+
+def deployments_of(workers: Iterable[WorkerInfo]) -> list[Deployment]:
+    """The deployments of live workers, the one that started last first: during an upgrade the new revision."""
+    groups: dict[Revisions, list[WorkerInfo]] = {}
+    for info in sorted(workers, key=lambda info: (-info.started_at, info.worker)):
+        groups.setdefault(info.revisions, []).append(info)
+    return [
+        Deployment(
+            held[0].model,
+            held[0].judge,
+            tuple(info.capacity for info in held),
+            sum(info.tflops_per_second or 0.0 for info in held),
+            next((info.pairwise_judge for info in held if info.pairwise_judge is not None), None),
+        )
+        for held in groups.values()
+    ]
+
+
+def choose_deployment(
+    live: Sequence[Deployment],
+    announced: Sequence[Deployment],
+    model: str | None,
+    judge: str | None,
+    rule: Rule = Rule.MARGIN,
+    *,
+    finals: bool = False,
+) -> Deployment:
+    """The deployment for a request. A name may be left out if only one is deployed.
+
+    Args:
+        live: deployments of warm workers.
+        announced: deployments of all workers ever; a job for one of them waits for such a worker.
+        model: name of the model, or None.
+        judge: name of the judge, or None.
+        rule: ranking rule; lower_bound needs a second judge.
+        finals: prefer deployments with a pairwise judge.
+
+    Raises:
+        Unavailable: no worker was ever announced.
+        InvalidRequest: a name is not deployed, or is missing although several are, or there is no second judge.
+    """
+    known = [*live, *announced]
+    if not known:
+        raise Unavailable(
+            "no worker has been ready yet; start one with `bestofn worker`, or wait until it has loaded its weights",
+            retry_after=NO_WORKER_RETRY_SECONDS,
+        )
+    current = live or announced
+    model = _choose("model", model, [p.model.revision.name for p in current], [p.model.revision.name for p in known])
+    current, known = ([p for p in deployments if p.model.revision.name == model] for deployments in (current, known))
+    judge = _choose(
+        "judge", judge, [p.judge.revision.name for p in current or known], [p.judge.revision.name for p in known]
+    )
+    named = [deployment for deployment in known if deployment.judge.revision.name == judge]
+    if finals:
+        named = [deployment for deployment in named if deployment.pairwise_judge is not None] or named
+    if rule is not Rule.LOWER_BOUND:
+        return named[0]
+    deployment = next(
+        (deployment for deployment in current or known if deployment in named and deployment.judge.second is not None),
+        None,
+    )
+    if deployment is None:
+        raise no_second_judge(named[0], " and a pairwise judge" if finals else "")
+    return deployment
+
+
+def no_second_judge(deployment: Deployment, where: str = "") -> InvalidRequest:
+    """The refusal of rule lower_bound where no worker has a second judge."""
+    return InvalidRequest(
+        f"rule lower_bound needs a second judge, and no worker of model {deployment.model.revision.name} with judge "
+        f"{deployment.judge.revision.name} has one{where}: start workers with BESTOFN_SECOND_JUDGE, or use rule margin",
+        field="rule",
+    )
+
+
+def _choose(field: str, name: str | None, current: Sequence[str], known: Sequence[str]) -> str:
+    listed = ", ".join(sorted(set(current)))
+    if name is None:
+        if len(set(current)) > 1:
+            raise InvalidRequest(f"{field} must be named, because several are deployed: {listed}", field=field)
+        return current[0]
+    if name not in known:
+        where = " with this model" if field == "judge" else ""
+        raise InvalidRequest(f"{field} {name[:100]!a} is not deployed{where}; choose from {listed}", field=field)
+    return name

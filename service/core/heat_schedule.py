@@ -1,0 +1,61 @@
+"""Heat schedule: how a job's candidates are cut into heats. common.lua has the same rule.
+
+A heat is the unit of queueing, leasing and retrying.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import count
+
+DEFAULT_HEAT_SIZE = 16
+FIRST_HEATS = (4, 4, 8)
+"""First heats of a job that may stop: the stopping rule is asked after few candidates."""
+FIRST_DRAFTED_HEATS = (8, 8)
+"""The same with drafts: enough of them that the best are worth a full solution."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeatSchedule:
+    """The heats of one job.
+
+    Attributes:
+        num_samples: number of candidates of the job.
+        heat_size: number of candidates of a heat after the first ones.
+        first_heats: number of candidates of each of the first heats, where these are smaller.
+        keep: share of a heat's drafts that is solved in full, at least one; None: no drafts.
+    """
+
+    num_samples: int
+    heat_size: int = DEFAULT_HEAT_SIZE
+    first_heats: tuple[int, ...] = ()
+    keep: float | None = None
+
+    @classmethod
+    def of(
+        cls, num_samples: int, heat_size: int = DEFAULT_HEAT_SIZE, *, may_stop: bool, keep: float | None
+    ) -> "HeatSchedule":
+        """The schedule of a job with or without early stopping and drafts."""
+        first = (FIRST_HEATS if keep is None else FIRST_DRAFTED_HEATS) if may_stop else ()
+        return cls(num_samples, heat_size, first, keep)
+
+    @property
+    def num_heats(self) -> int:
+        return next(heat for heat in count() if self.first(heat) >= self.num_samples)
+
+    @property
+    def num_promoted(self) -> int:
+        """Candidates of all heats that are solved in full: those that can win."""
+        return sum(self.promoted(self.size(heat)) for heat in range(self.num_heats))
+
+    def first(self, heat: int) -> int:
+        """Index of the first candidate of a heat, at most `num_samples`."""
+        small = self.first_heats[:heat]
+        return min(sum(small) + (heat - len(small)) * self.heat_size, self.num_samples)
+
+    def size(self, heat: int) -> int:
+        """Candidates of a heat."""
+        return self.first(heat + 1) - self.first(heat)
+
+    def promoted(self, count: int) -> int:
+        """How many of a heat's `count` candidates are solved in full."""
+        return count if self.keep is None else max(1, math.ceil(round(self.keep * count, 9)))

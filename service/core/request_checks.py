@@ -1,0 +1,103 @@
+"""Checks of a request's fields against the model, the judge and the server's limits."""
+
+from bestofn.judge.verdict import Rule
+from bestofn.service.core.errors import InvalidRequest
+from bestofn.service.core.jobs import Draft, Stop
+from bestofn.service.core.schemas import MAX_SEED, GenerateRequest
+from bestofn.service.core.settings import Settings
+from bestofn.service.core.workers import JudgeInfo, ModelInfo
+
+
+def checked_depth(field: str, asked: int | None, info: ModelInfo) -> int | None:
+    """The depth to use; None: all layers."""
+    name, most = info.revision.name, info.depth
+    if asked is None or asked == most:
+        return None
+    if most is None:
+        raise InvalidRequest(f"{field} is not supported by the running workers of {name}; restart them", field=field)
+    check_at_most(field, asked, most, f"the layers of {name}")
+    if info.layer_order is None:
+        raise InvalidRequest(
+            f"{field} must be {most}: the importance of the layers of {name} is not measured. Run `bestofn models "
+            "importance`, then restart the workers",
+            field=field,
+        )
+    return asked
+
+
+def checked_draft(request: GenerateRequest, steps: int, depth: int | None, info: ModelInfo) -> Draft | None:
+    """The draft to use. It must be cheaper than a full solution: fewer steps or fewer layers."""
+    if request.draft is None:
+        return None
+    asked = checked_depth("draft.depth", request.draft.depth, info)
+    if request.draft.depth is not None and depth is not None:
+        check_at_most("draft.depth", request.draft.depth, depth, "the depth of a full solution")
+    shallower = asked is not None and asked != depth
+    if request.draft.num_inference_steps > steps - (not shallower):
+        raise InvalidRequest(
+            f"draft.num_inference_steps must be {'at most' if shallower else 'fewer than'} the {steps} of a full "
+            f"solution, got {request.draft.num_inference_steps}",
+            field="draft.num_inference_steps",
+        )
+    return request.draft.model_copy(update={"depth": asked if shallower else None})
+
+
+def stop_of(request: GenerateRequest, judge: JudgeInfo) -> Stop | None:
+    """The stopping rule. A confidence that was left out is relative to the confidence ceiling."""
+    most = confidence_ceiling(request, judge)
+    if request.stop is None or most is None or "confidence" in request.stop.model_fields_set:
+        return request.stop
+    return request.stop.model_copy(update={"confidence": request.stop.confidence * most[0]})
+
+
+def confidence_ceiling(request: GenerateRequest, judge: JudgeInfo) -> tuple[float, str] | None:
+    """Lowest calibration ceiling among the judges, with that judge's name; None if no judge is calibrated."""
+    judges = [judge, *([judge.second] if judge.second and request.rule is Rule.LOWER_BOUND else [])]
+    return min(((one.calibration.ceiling, one.revision.name) for one in judges if one.calibration), default=None)
+
+
+def check_text(field: str, text: str) -> None:
+    for position, character in enumerate(text):
+        if character == "\0":
+            raise InvalidRequest(f"{field} holds a NUL character at position {position}; remove it", field=field)
+        if "\ud800" <= character <= "\udfff":
+            raise InvalidRequest(f"{field} holds a lone surrogate at position {position}; remove it", field=field)
+
+
+def check_at_most(field: str, value: float, limit: float, what: str) -> None:
+    if value > limit:
+        raise InvalidRequest(f"{field} must be at most {limit} ({what}), got {str(value)[:20]}", field=field)
+
+
+def checked_size(field: str, asked: int | None, default: int, info: ModelInfo, settings: Settings) -> int:
+    value = default if asked is None else asked
+    step, most = info.size_multiple, min(info.max_size, settings.max_size)
+    if value % step or not step <= value <= most:
+        near = min(max(step * ((value + step // 2) // step), step), most - most % step)
+        raise InvalidRequest(
+            f"{field} must be a multiple of {step} from {step} to {most - most % step} for {info.revision.name}, "
+            f"got {str(value)[:20]}; the nearest is {near}",
+            field=field,
+        )
+    return value
+
+
+def check_tokens(field: str, tokens: int, info: ModelInfo) -> None:
+    """Raise InvalidRequest if a text has more tokens than the encoder reads."""
+    if tokens > info.token_limit:
+        excess = tokens - info.token_limit
+        raise InvalidRequest(
+            f"{field} has {tokens} tokens, but {info.revision.name} reads {info.token_limit}; shorten it by "
+            f"{excess} (about {round(0.75 * excess) or 1} words)",
+            field=field,
+        )
+
+
+def check_seed(seed: int, num_samples: int) -> None:
+    """Raise InvalidRequest if the last candidate would have no seed."""
+    if seed + num_samples > MAX_SEED:
+        raise InvalidRequest(
+            f"seed + num_samples must not pass 2**63, so that every candidate has a seed; "
+            f"the greatest seed for {num_samples} candidates is {MAX_SEED - num_samples}",
+            field="seed",
+        )

@@ -1,0 +1,50 @@
+"""Jobs that end before their heats: canceled, stopped or expired. Their heats leave the engine at its next tick."""
+
+import asyncio
+
+from redis.exceptions import RedisError
+
+from bestofn.service.queue.connection_errors import away
+from bestofn.service.worker.context import LAST_RETRY_SECONDS, WorkerContext
+from bestofn.service.worker.finals import FinalsPlayer
+from bestofn.service.worker.held_heats import Released
+
+POLL_SECONDS = 5.0
+
+
+class JobControl:
+    """Drops heats of ended jobs, as the control channel or a refused progress report names them."""
+
+    def __init__(self, context: WorkerContext, finals: FinalsPlayer) -> None:
+        self._context = context
+        self._finals = finals
+
+    def drop(self, job: str) -> None:
+        """Drop a job's heats except its finals: a job that waits for its finals needs no more candidates."""
+        context = self._context
+        context.ended_jobs.add(job)
+        heats = context.held.of_job(job, finals=False)
+        if not heats:
+            return
+        context.engine_thread.cancel(job)
+        context.progress.drop(job)
+        for held in heats:
+            context.end(held.claim.key, Released())
+
+    async def listen(self) -> None:
+        """Subscribe to the control channel and drop every job it names."""
+        channel = self._context.queue.keys("control")
+        while True:
+            try:
+                async with self._context.queue.redis.pubsub() as control:
+                    await control.subscribe(channel)
+                    while True:
+                        message = await control.get_message(ignore_subscribe_messages=True, timeout=POLL_SECONDS)
+                        if message is not None:
+                            job = message["data"].decode()
+                            self.drop(job)
+                            self._finals.drop(job)
+            except RedisError as error:
+                if not away(error):
+                    raise
+                await asyncio.sleep(LAST_RETRY_SECONDS / 4)  # meanwhile progress reports say which jobs have ended

@@ -1,0 +1,81 @@
+"""Plain technical English: short sentences, and none of the words that hide who does what."""
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("kernels", "models", "judge", "training", "evaluation", "service", "cli")
+CODE = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+SCRIPTS = [file for suffix in ("lua", "js") for file in sorted((ROOT / "service").rglob(f"*.{suffix}"))]
+PAGES = [
+    file
+    for file in (
+        *sorted(ROOT.glob("*.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+        *sorted((ROOT / "models").rglob("*.md")),
+    )
+    if "bench" not in file.parts
+]
+
+MAX_WORDS = 25
+AVOIDED = re.compile(
+    r"\b(told|tells|whoever|whom|nobody|stands|beside|anew|so many|lacks|hears|goes by|is due|are due)\b", re.IGNORECASE
+)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
+
+
+def name(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def docstrings(source: str) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                yield getattr(node, "lineno", 1), text
+
+
+def strings(source: str) -> Iterator[tuple[int, str]]:
+    """Comments and all string literals: docstrings, errors, log lines, help."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.COMMENT, tokenize.STRING) or token.type == getattr(tokenize, "FSTRING_MIDDLE", -1):
+            yield token.start[0], token.string
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Sentences of prose: without code, equations, tables, headings, links' addresses and inline code."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    text = re.sub(r"(?m)^.*\S {2,}\S.*$", "", text)  # columns of a table
+    for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*|#>]|\d+\. |\w+:\s))", text):
+        if paragraph.lstrip().startswith(("|", "#", "    ", ">>>", "```")) or "──" in paragraph or " = " in paragraph:
+            continue
+        plain = re.sub(r"\]\([^)]*\)|`[^`]*`|\[|\]", " code ", paragraph)
+        yield from _SENTENCE_END.split(" ".join(plain.split()))
+
+
+def long_sentences(text: str) -> list[str]:
+    return [s for s in sentences(text) if len(_WORD.findall(s)) > MAX_WORDS]
+
+
+@pytest.mark.parametrize("file", [*CODE, *SCRIPTS, *PAGES], ids=name)
+def test_text_has_none_of_the_avoided_words(file: Path) -> None:
+    source = file.read_text(encoding="utf-8")
+    texts = strings(source) if file.suffix == ".py" else enumerate(source.splitlines(), 1)
+    found = [f"line {line}: {match.group(0)!r}" for line, text in texts for match in AVOIDED.finditer(text)]
+    assert not found, f"{name(file)} uses words that CONTRIBUTING.md rules out: {'; '.join(found)}"
+
+
+@pytest.mark.parametrize("file", [*CODE, *PAGES], ids=name)
+def test_sentences_have_at_most_25_words(file: Path) -> None:
+    source = file.read_text(encoding="utf-8")
+    texts = docstrings(source) if file.suffix == ".py" else [(1, source)]
+    found = [f"line {line}: {sentence!r}" for line, text in texts for sentence in long_sentences(text)]
+    assert not found, f"{name(file)} has sentences of more than {MAX_WORDS} words: {'; '.join(found)}"
