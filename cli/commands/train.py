@@ -174,7 +174,7 @@ def finetune(
     save_every: Annotated[int, typer.Option(min=1, help="Updates between checkpoints.")] = 200,
     threads: Threads = 1,
 ) -> None:
-    """Fine-tune a checkpoint's transformer on your own images; writes a checkpoint (docs/guide/finetuning.md)."""
+    """Train a checkpoint's transformer on your own images and write a whole checkpoint (docs/guide/finetuning.md)."""
     _need_packages()
     import torch
 

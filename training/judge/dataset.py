@@ -136,13 +136,13 @@ class BatchSampler:
         rng, mix = np.random.default_rng((self.seed, step)), self.mix
         if step < self.vision_warmup_steps:
             images = 2 * (mix.groups * mix.group_images + 2 * mix.pairs + mix.scenes)
-            return [replace(scene_example(rng, self.library, 0), description=None) for _ in range(images)]
+            return [replace(scene_example(rng, self.library, 0, mix.flawed), description=None) for _ in range(images)]
         out: list[ImageExample] = []
         for number in range(mix.groups):
             out += self._group(rng, number)
         for number in range(mix.pairs):
             out += pair_examples(rng, self.library, mix.pair_questions, mix.groups + number)
-        return out + [scene_example(rng, self.library, mix.questions) for _ in range(mix.scenes)]
+        return out + [scene_example(rng, self.library, mix.questions, mix.flawed) for _ in range(mix.scenes)]
 
     def _group(self, rng: np.random.Generator, number: int) -> list[ImageExample]:
         """Images of one prompt, half of them right where there are enough of both."""
@@ -168,9 +168,11 @@ def generated_example(
     return _example(rng, one.labelled, (), questions - 1, (own,))
 
 
-def scene_example(rng: np.random.Generator, library: OutlineLibrary | None, questions: int) -> ImageExample:
+def scene_example(
+    rng: np.random.Generator, library: OutlineLibrary | None, questions: int, flawed_share: float = 0.5
+) -> ImageExample:
     """A composed scene."""
-    image, drawn = composed_scene(rng, library)
+    image, drawn = composed_scene(rng, library, flawed_share)
     return _example(rng, LabelledImage.of(image), drawn, questions)
 
 

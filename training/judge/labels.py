@@ -44,8 +44,8 @@ class LabelledImage:
         image: (64, 64, 3) uint8.
         found: well-formed objects from left to right.
         cells: (K, h, w) class indices.
-        description: colour and shape of every object from left to right, with "malformed" for an unsound part. None
-            if there is no object, or one has a held-out colour.
+        description: colour and shape of every object from left to right, with "malformed" for a mixed colour or a
+            malformed shape. None without objects, or where an object has a held-out colour.
     """
 
     image: Image

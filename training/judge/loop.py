@@ -1,7 +1,8 @@
 """Training loop of a small NVILA: seeded, resumable, with a checkpoint at every held-out score.
 
-Axes: B images, R rows of text, L their length, P positions of the head (image tokens and newlines), M target positions.
-T tokens of an image, C width of the vision tower, D width of the decoder.
+Axes of the data: B images, R rows of text, L their length, M target positions.
+Axes of the model: T tokens of an image, P positions of the head, C width of the vision tower, D width of the decoder.
+The head is the image's tokens and a newline.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ class JudgeTrainingModel(nn.Module):
     def forward(self, batch: Batch, head: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Logits at the target positions, in row-major order, and of the label maps.
 
-        The image is read once for all its rows. Each row reuses the head's keys and values, which gives the same result
-        as a sequence of its own.
+        The image is read once for all its rows, which reuse the head's keys and values. The result equals that of a
+        separate sequence for every question.
 
         Returns:
             (M, V) logits of tokens and (B, sum of classes, h w) logits of the cells. The decoder does not run for a

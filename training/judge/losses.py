@@ -17,7 +17,7 @@ from bestofn.training.judge.examples import IGNORE, NO_GROUP, Batch
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weight of each loss; the answers' loss has weight 1."""
+    """Weight of each loss; answers have weight 1."""
 
     ranking: float = 1.0
     listwise: float = 0.5

@@ -23,8 +23,8 @@ TOP, WRONG_AMONG, OTHER_RIGHT = 4, 16, 2
 def hard_images(margins: NDArray[np.float64], correct: NDArray[np.bool_]) -> list[int]:
     """Indices of the images of one prompt that are kept, in ascending order.
 
-    Kept are the judge's best four, every wrong image among its best 16, and the right image that it ranks lowest.
-    The first two other right images are kept too.
+    Kept are the judge's best four and every wrong image among its best 16. Of the right images it keeps the lowest in
+    rank and the first two others.
 
     Args:
         margins: (S,), log-odds of yes.

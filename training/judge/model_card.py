@@ -97,16 +97,17 @@ def _training(training: Training) -> str:
         f"""This command wrote the weights and this page. The judge has revision `{training.revision}`, its generator
         `{settings["generator_revision"]}`. `{RECORD}` holds every setting and every score.""",
         f"""1. *Rendered*: {warmup} updates of the vision tower alone, from label maps over its 8x8 cells. Then
-        {settings["rendered_steps"] - warmup} updates with {rendered["scenes"]} composed scenes and
-        {rendered["pairs"]} minimal pairs each.""",
+        {settings["rendered_steps"] - warmup} updates with {rendered["scenes"]} composed scenes each, of which
+        {rendered["flawed"]:.0%} have flawed objects.""",
         f"""2. *Round 0*: {settings["images"]} images of each of {settings["prompts"]} training prompts.""",
         f"""3. *Adversarial rounds* ({settings["adversarial_rounds"]}): {settings["adversarial_images"]} images of each
         of {settings["adversarial_prompts"]} prompts, ranked by the judge of the round before. Kept are its best four,
         every wrong image among its best 16, the right image it ranks lowest, and two other right ones.""",
         "4. *Decay*: updates on all rounds, while the learning rate falls to zero.",
         f"""From round 0 on a batch holds {mix["group_images"]} images of each of {mix["groups"]} prompts,
-        {mix["pairs"]} minimal pairs and {mix["scenes"]} scenes. A minimal pair is one scene twice: right for a prompt,
-        then wrong because one object is spoilt. Scenes and pairs use outlines of generated objects.""",
+        {mix["pairs"]} minimal pairs and {mix["scenes"]} scenes, of which {mix["flawed"]:.0%} are flawed. A minimal pair
+        is one scene twice: right for a prompt, then wrong because one object is spoilt. Scenes and pairs use outlines
+        of generated objects.""",
         """The exact evaluator labels every image: the answers, a description, and the shape, colour and template
         overlap of each cell. Malformed shapes and mixed colours have classes of their own. The loss adds answers,
         descriptions, label maps and the order within a prompt and within a pair. No training image is drawn for a

@@ -61,8 +61,8 @@ def choice_score(model: JudgeTrainingModel, collate: Collator, groups: Sequence[
     """Choice and ranking among the generated images of held-out prompts, the same number of each.
 
     Returns:
-        "sample": share of right images. "chosen": share of right choices of the judge. "oracle": share of prompts with
-        a right image. "auc": probability that a right image outranks a wrong one of its prompt, averaged over prompts.
+        "sample", the share of right images. "chosen", the share of prompts whose chosen image is right. "oracle", the
+        share of prompts with a right image. "auc", see `within_prompt_auc`.
     """
     images = np.stack([one.labelled.image for group in groups for one in group])
     specs = [one.spec for group in groups for one in group]

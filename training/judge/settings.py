@@ -16,6 +16,7 @@ class BatchMix:
         group_images: number of images of each of them.
         pairs: number of minimal pairs.
         scenes: number of composed scenes.
+        flawed: share of the scenes that have flawed objects.
         questions: number of questions on a scene or a generated image.
         pair_questions: number of questions on each image of a pair.
     """
@@ -24,6 +25,7 @@ class BatchMix:
     group_images: int = 4
     pairs: int = 6
     scenes: int = 6
+    flawed: float = 0.5
     questions: int = 4
     pair_questions: int = 2
 
@@ -52,7 +54,7 @@ class JudgeSettings:
         validation_images: number of images of each of them.
         calibration_prompts: number of calibration prompts of each category.
         calibration_images: number of images of each of them.
-        rendered_mix: batches of the rendered stage.
+        rendered_mix: batches of the rendered stage; pairs and many flaws would hide what its questions teach.
         mix: batches of all later stages.
         low_precision: whether matrix products are computed in bfloat16, in training and drawing.
         compiled: whether the generator's blocks are compiled, where a compiler is there.
@@ -62,8 +64,8 @@ class JudgeSettings:
     out: Path
     generator: str = "shapes"
     seed: int = 0
-    vision_warmup_steps: int = 220
-    rendered_steps: int = 880
+    vision_warmup_steps: int = 200
+    rendered_steps: int = 1100
     prompts: int = 800
     images: int = 8
     steps: int = 1200
@@ -77,7 +79,9 @@ class JudgeSettings:
     validation_images: int = 16
     calibration_prompts: int = 40
     calibration_images: int = 32
-    rendered_mix: BatchMix = field(default_factory=lambda: BatchMix(groups=0, pairs=5, scenes=20, questions=5))
+    rendered_mix: BatchMix = field(
+        default_factory=lambda: BatchMix(groups=0, pairs=0, scenes=32, flawed=0.2, questions=6)
+    )
     mix: BatchMix = field(default_factory=BatchMix)
     low_precision: bool = True
     compiled: bool = True

@@ -1,9 +1,7 @@
-"""CAME-8bit, measured on one thread: `python -P evaluation/results/came8bit/measure.py WORK` trains, and goes on
-where it was.
+"""Measures CAME-8bit on one thread: `python -P evaluation/results/came8bit/measure.py WORK` starts or resumes.
 
 A transformer of width 64 and four layers learns drawn scenes, with the shipped text encoder and autoencoder frozen.
-WORK keeps latents; runs.jsonl beside this file gets a line a figure, from which `python -P
-evaluation/results/came8bit/draw.py` makes tables and plot of docs/research/came8bit.md.
+WORK keeps latents. runs.jsonl gets one line for each figure; draw.py makes the tables of it.
 """
 
 import json

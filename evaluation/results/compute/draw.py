@@ -1,4 +1,4 @@
-"""Tables and plot of docs/research/compute.md from the pools beside this file and that of docs/scaling.
+"""Tables and plot of the compute study, from the pools of this folder and of evaluation/results/scaling.
 
 `python evaluation/results/compute/draw.py` prints the tables and draws compute.png.
 """
@@ -45,7 +45,7 @@ class Price:
 
 @cache
 def price(layers: int) -> Price:
-    """Of the shipped checkpoint with so many layers."""
+    """Cost of a candidate of the shipped checkpoint with this number of layers."""
     generator, judge = Generator.load("shapes"), Judge.load()
     side = generator.defaults.width
     flops = generator.flops(side, side, layers)
@@ -144,7 +144,7 @@ def against_compute(of_depths: dict[int, Samples]) -> Iterator[str]:
 
 
 def affords(layers: int, m: int, n: int) -> bool:
-    """Whether best of m with so many layers costs no more than best of n with all."""
+    """Whether best of m with this number of layers costs no more than best of n with all."""
     return price(layers).of(m) <= price(WHOLE).of(n)
 
 
@@ -191,15 +191,15 @@ def drafts(of_depths: dict[int, Samples]) -> Iterator[str]:
     yield row("draft", "rank correlation", "keeps the best in 1", "in 2", "in 4", "score", "TFLOP of the job")
     yield row(*["---"] * 7)
     for name, (cost, draft) in looks.items():
-        told = foretold(full.margin, draft)
+        prediction = foretold(full.margin, draft)
         text = price(WHOLE).text
         job = text + HEAT * (cost - text) + price(WHOLE).of(KEPT) - text
         kept = np.argsort(-draft, axis=1, kind="stable")[:, :KEPT]
         finals = np.take_along_axis(full.margin, kept, 1).argmax(1)[:, None]
         winners = np.take_along_axis(kept, finals, 1)
         score = prompts.mean(np.take_along_axis(full.correct, winners, 1)[:, 0])
-        shares = [f"{told.retention[k]:.2f}" for k in (1, 2, 4)]
-        yield row(name, f"{told.spearman:.2f}", *shares, f"{score:.3f}", f"{job:.3f}")
+        shares = [f"{prediction.retention[k]:.2f}" for k in (1, 2, 4)]
+        yield row(name, f"{prediction.spearman:.2f}", *shares, f"{score:.3f}", f"{job:.3f}")
     for n in (4, 8, HEAT):
         score = prompts.mean(best_of(full, full.margin, n))
         yield row(f"none: best of {n}", "", "", "", "", f"{score:.3f}", f"{price(WHOLE).of(n):.3f}")

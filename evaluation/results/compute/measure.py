@@ -1,11 +1,9 @@
-"""Shallower models of shapes, trained and sampled: `python evaluation/results/compute/measure.py WORK` goes on where
-it was cut off.
+"""Trains and samples shallower models of shapes: `python evaluation/results/compute/measure.py WORK` starts or resumes.
 
-The shipped checkpoint is pruned to 5, 4 and 3 of its 6 layers and trained a little further; each then draws 32
-candidates of half of the benchmark's prompts, with the seeds of evaluation/results/scaling/pool.jsonl. Beside it,
-drafts of the shipped checkpoint with fewer layers. WORK keeps weights; the pools stand beside this file, and `python
-evaluation/results/compute/draw.py` makes tables and plot of docs/research/compute.md of them. About an hour of one
-core.
+The shipped checkpoint is pruned to 5, 4 and 3 of its 6 layers, and each is trained a little further. Each draws 32
+candidates for half of the benchmark's prompts, with the seeds of evaluation/results/scaling/pool.jsonl. The shipped
+checkpoint also draws drafts with fewer layers. WORK keeps weights; the pools stay in this folder, and draw.py makes
+the tables of them. About an hour of one core.
 """
 
 import json
@@ -33,7 +31,7 @@ HERE = Path(__file__).parent
 RATES = {5: 0.25, 4: 0.5, 3: 1.0}
 STEPS, BATCH = 400, 64
 FULL, SAMPLES, PER_CATEGORY = 12, 32, 20  # denoising steps, candidates of a prompt, prompts of a category
-HEAT, DRAFTED = 16, 48  # of drafts: candidates of a prompt, and the first so many of these prompts
+HEAT, DRAFTED = 16, 48  # of drafts: candidates of a prompt, number of prompts
 WAYS = ((5, 12), (4, 12), (5, 4))  # of drafts: layers, denoising steps
 
 

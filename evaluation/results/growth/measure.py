@@ -1,10 +1,8 @@
-"""Growth and pruning, measured on one thread: `python evaluation/results/growth/measure.py WORK` trains, and goes on
-where it was.
+"""Measures growth and pruning on one thread: `python evaluation/results/growth/measure.py WORK` starts or resumes.
 
-Growth: scenes of one object of twelve kinds, a transformer of width 64 over the shipped text encoder and autoencoder
-(both frozen); one of the grown models is then pruned. And the shipped checkpoint itself pruned, on the benchmark.
-WORK keeps weights; runs.jsonl beside this file gets a line a figure, from which `python
-evaluation/results/growth/draw.py` makes the tables and plots of docs/research/growth.md.
+Growth uses scenes of one object of twelve kinds. A transformer of width 64 learns them over the shipped text encoder
+and autoencoder, both frozen. One of the grown models is then pruned. So is the shipped checkpoint, on the benchmark.
+WORK keeps weights. runs.jsonl gets one line for each figure; draw.py makes the tables of it.
 """
 
 import copy

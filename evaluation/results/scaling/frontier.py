@@ -1,8 +1,8 @@
-"""Writes service/core/frontier.json from evaluation/results/scaling/scaling.json: strategies that no cheaper one
-reaches in score, and the four efforts among them: `python evaluation/results/scaling/frontier.py`.
+"""Writes service/core/frontier.json from evaluation/results/scaling/scaling.json.
 
-The efforts low, medium and high are the cheapest strategies whose score is that of plain best of 4, 8 and 32, within
-0.02 at one-sided 95 %; max is the best of all.
+The file has the strategies that no cheaper one reaches in score. Four of them are the efforts. Low, medium and high are
+the cheapest whose score is that of plain best of 4, 8 and 32, within 0.02 at one-sided 95 %. Max has the best score.
+Run `python evaluation/results/scaling/frontier.py`.
 """
 
 import json

@@ -76,6 +76,8 @@ def test_scenes_show_flaws_and_no_held_out_combination(library: OutlineLibrary) 
     assert 0.4 < len(sound) / len(components) < 0.95
     assert any(not one.well_shaped for one in components)
     assert any(not one.one_coloured for one in components)
+    whole = [one for _ in range(40) for one in measure(composed_scene(rng, None, flawed_share=0.0)[0])]
+    assert np.mean([one.well_shaped for one in whole]) > 0.9
     drawn = [one for _ in range(100) for one in composed_scene(rng, None)[1]]
     assert HELD_COLOUR_SHAPES.isdisjoint((one.colour, one.shape) for one in drawn)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ def settings(folder: Path) -> JudgeSettings:
         folder / "judge",
         vision_warmup_steps=1,
         rendered_steps=3,
-        prompts=4,
+        prompts=2,
         images=2,
         steps=2,
         adversarial_rounds=1,
@@ -66,6 +67,8 @@ def test_an_interrupted_run_ends_with_the_same_judge(tmp_path: Path) -> None:
         assert (tmp_path / "whole" / "run" / name / "log.jsonl").is_file()
         assert Judge.load(tmp_path / "whole" / "run" / name / "judge").known_words
 
+    for pool in ("validation", "calibration"):
+        shutil.copytree(tmp_path / "whole" / "run" / pool, tmp_path / "cut" / "run" / pool)
     stop = [("mining of round-1", 1), ("round-0", 1)]
     for _ in range(2):
         with pytest.raises(Stopped):
