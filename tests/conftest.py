@@ -1,11 +1,257 @@
-"""Before anything imports torch: threads that wait must sleep, or two busy processes bring each other to a stop.
-Property tests have no time limit: a busy machine exceeds any."""
+"""Fixtures of the suite: queue servers of this session's own, and APIs over them. Each test has its own namespace.
 
+torch reads the settings of threads at its import: threads that wait must sleep, or two busy processes stop each other.
+Property tests have no time limit, because a busy machine exceeds any.
+"""
+
+import asyncio
+import contextlib
+import logging
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
-from hypothesis import HealthCheck, settings
+import httpx
+import hypothesis
+import pytest
+import structlog
+import uvicorn
+
+from bestofn.service.api.app import create_app
+from bestofn.service.api.key_file import Key, sha256
+from bestofn.service.api.server import address_of, listen
+from bestofn.service.core.jobs import Heat, HeatOutcome, JobSpec
+from bestofn.service.core.settings import Settings
+from bestofn.service.core.workers import WorkerInfo
+from bestofn.service.engine.fake import FakeEngine
+from bestofn.service.engine.protocol import HeatFinished
+from bestofn.service.queue.consumer import QueueConsumer
+from bestofn.service.queue.embedded_server import LocalServer, embedded_binary
+from bestofn.service.queue.job_queue import Queue
+from tests.waiting import PATIENCE, until
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="session", params=["redis", "valkey"])
+def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a server of its own: a Redis from PATH, and the embedded Valkey."""
+    found = shutil.which("redis-server") if request.param == "redis" else embedded_binary()
+    if found is None:
+        pytest.skip(f"no {request.param} server here")
+    folder = Path(tempfile.mkdtemp(prefix="bestofn-test-"))
+    try:
+        with LocalServer(folder, Path(found)) as server:
+            yield server.url
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def settings(redis_url: str, tmp_path: Path) -> Settings:
+    """Short times, and keys that no other test has. Tests of engines that hang set `stall_seconds` themselves."""
+    return Settings(
+        redis_url=redis_url,
+        namespace=f"test-{uuid.uuid4().hex[:8]}",
+        data_dir=tmp_path,
+        lease_seconds=3.0,
+        heartbeat_seconds=0.5,
+        stall_seconds=PATIENCE,
+    )
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Takes back what a command that ran in this process has set up for its lines of the log."""
+    yield
+    root = logging.getLogger()
+    ours = [h for h in root.handlers if isinstance(h.formatter, structlog.stdlib.ProcessorFormatter)]
+    if ours:
+        root.removeHandler(ours[0])
+        logging.captureWarnings(False)
+        structlog.reset_defaults()
+
+
+class Served(NamedTuple):
+    """An API that listens, with the settings it was made with."""
+
+    url: str
+    settings: Settings
+
+
+@contextlib.contextmanager
+def _serving(settings: Settings) -> Iterator[Served]:
+    listening = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, lifespan="on"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        yield Served(address_of(listening), settings)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[[Settings], contextlib.AbstractContextManager[Served]]:
+    """Starts an API in a thread: `with serving(settings) as served`."""
+    return _serving
+
+
+@pytest.fixture(scope="session")
+def queue_server() -> Iterator[Path]:
+    """The data folder of a queue server for the API's tests."""
+    folder = Path(tempfile.mkdtemp(prefix="bestofn-test-"))
+    try:
+        with LocalServer(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def served(queue_server: Path) -> Iterator[Served]:
+    """An API over a queue with one worker process, whose engine is the fake one: 16 slots, 10 ms a tick."""
+    program = (
+        "import sys; from bestofn.service.engine.fake import FakeEngine;"
+        "from bestofn.service.core.settings import Settings;"
+        "from bestofn.service.worker.worker import run_worker;"
+        "sys.exit(run_worker(Settings(heartbeat_seconds=1.0), lambda: FakeEngine(slots=16, step_seconds=0.01)))"
+    )
+    environment = {**os.environ, "BESTOFN_DATA_DIR": str(queue_server), "REDIS_URL": ""}
+    worker = subprocess.Popen([sys.executable, "-P", "-c", program], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        with _serving(Settings(data_dir=queue_server, redis_url=None)) as api:
+            until(lambda: httpx.get(f"{api.url}/readyz", timeout=PATIENCE).is_success)
+            yield api
+    finally:
+        worker.kill()  # not asked: one that waits for a queue would go on waiting
+        worker.wait()
+
+
+@pytest.fixture
+def idle(queue_server: Path, open_lane: Callable[..., Awaitable[QueueConsumer]]) -> Settings:
+    """Settings of a namespace whose only worker never claims: every job that is submitted there waits."""
+    settings = Settings(data_dir=queue_server, redis_url=None, namespace=f"test-{uuid.uuid4().hex[:8]}")
+
+    async def announce() -> None:
+        queue = await Queue.connect(settings)
+        lane = await open_lane(queue)
+        await lane.store_tokenizer(FakeEngine().tokenizer_json)
+        await queue.aclose()
+
+    asyncio.run(announce())
+    return settings
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the program in this process, where it is loaded already, in an empty folder."""
+
+    from bestofn.cli import main
+
+    def call(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        for name, value in (
+            {"REDIS_URL": "", "BESTOFN_DATA_DIR": str(tmp_path), "COLUMNS": "100"} | environment
+        ).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["bestofn", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main.app()
+        assert isinstance(end.value.code, int)
+        return end.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Callable[..., dict[str, Path]]:
+    """The setting of a file with these keys, each of the caller of the same name: `keys("k1", "k2")`."""
+
+    def write(*texts: str) -> dict[str, Path]:
+        file = tmp_path / "keys"
+        file.write_text("".join(f"{Key(text, sha256(text))}\n" for text in texts))
+        return {"keys_file": file}
+
+    return write
+
+
+@pytest.fixture
+def make_spec() -> Callable[..., JobSpec]:
+    """A job for the fake engine, with a new id; any field can be given."""
+    engine = FakeEngine()
+
+    def make(**fields: object) -> JobSpec:
+        defaults: dict[str, object] = {
+            "id": uuid.uuid4().hex,
+            "prompt": "a red star",
+            "num_samples": 8,
+            "seed": 7,
+            "width": 32,
+            "height": 32,
+            "num_inference_steps": 2,
+            "guidance_scale": 4.5,
+            "heat_size": 4,
+            "model": engine.model_info.revision,
+            "judge": engine.judge_info.revision,
+        }
+        return JobSpec.model_validate(defaults | fields)
+
+    return make
+
+
+@pytest.fixture
+def finish() -> Callable[[Heat], HeatOutcome]:
+    """What the fake engine makes of a heat, at once."""
+
+    def run(heat: Heat) -> HeatOutcome:
+        engine = FakeEngine(slots=16)
+        engine.admit(heat)
+        while True:
+            for event in engine.tick():
+                if isinstance(event, HeatFinished):
+                    return event.outcome
+
+    return run
+
+
+@pytest.fixture
+def open_lane() -> Callable[..., Awaitable[QueueConsumer]]:
+    """A worker's place at the queue, announced for an hour."""
+
+    async def lane(queue: Queue, name: str = "one", capacity: int = 4) -> QueueConsumer:
+        engine = FakeEngine(slots=capacity)
+        info = WorkerInfo(
+            worker=name,
+            host="here",
+            pid=1,
+            device="none",
+            capacity=capacity,
+            model=engine.model_info,
+            judge=engine.judge_info,
+            started_at=0.0,
+        )
+        opened = QueueConsumer(queue, info)
+        await opened.heartbeat((), 3600.0)
+        return opened
+
+    return lane

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.page.conftest import WORKER, queue_and_worker, ready_api, visit, working
-from tests.service.vision_server import vision_server
+from tests.service.pairwise.vision_server import vision_server
 from tests.waiting import PATIENCE, until
 
 STAR = "a photo of a red star"

@@ -25,7 +25,7 @@ from tests.chaos.disks import Disk, small_disk
 from tests.waiting import PATIENCE, until
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
-WORKER = Path(__file__).parents[1] / "chaos" / "engine.py"
+WORKER = Path(__file__).parents[2] / "chaos" / "engine.py"
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS
 from bestofn.service.media.codec import decode, encode
 from bestofn.service.media.metadata import Story, read_story
-from tests.service.vision_server import KEY, vision_server
+from tests.service.pairwise.vision_server import KEY, vision_server
 from tests.waiting import PATIENCE, until
 
 Run = Callable[..., tuple[int, str, str]]

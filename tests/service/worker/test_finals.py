@@ -35,8 +35,8 @@ from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.worker.local import LocalRun, local_spec, run_local
 from bestofn.service.worker.worker import Worker
-from tests.service.test_stop import drawn, outcome_of
-from tests.service.vision_server import Vision, brightness, vision_server
+from tests.service.core.test_early_stopping import drawn, outcome_of
+from tests.service.pairwise.vision_server import Vision, brightness, vision_server
 from tests.waiting import DEADLINES, PATIENCE, until
 
 PIN = Revision(name="fake", revision="0")

@@ -19,7 +19,7 @@ from bestofn.service.engine.fake import RAMBLES
 from tests.waiting import PATIENCE
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
-CHAOS = Path(__file__).parents[1] / "chaos" / "run.py"
+CHAOS = Path(__file__).parents[2] / "chaos" / "run.py"
 ASYNC = {"Prefer": "respond-async"}
 
 

@@ -21,7 +21,7 @@ from bestofn.service.queue.embedded_server import embedded_binary
 from bestofn.service.queue.job_queue import Queue
 from tests.waiting import until
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 UNSAFE = "user default on nopass nocommands +ping"
 COMMAND = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["redis"]["command"]
 

@@ -10,7 +10,7 @@ from bestofn.judge.pairwise import Rounds, ranking
 from bestofn.service.core.errors import JudgeAway, SetupError
 from bestofn.service.media.codec import encode
 from bestofn.service.pairwise.openai_judge import LONG_SIDE, VisionJudge, parse_address
-from tests.service.vision_server import KEY, Vision, vision_server
+from tests.service.pairwise.vision_server import KEY, Vision, vision_server
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CHAOS = Path(__file__).parents[1] / "chaos" / "run.py"
+CHAOS = Path(__file__).parents[2] / "chaos" / "run.py"
 
 
 def test_whatever_is_sent_the_answer_is_as_described(tmp_path: Path) -> None:

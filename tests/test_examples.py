@@ -13,7 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 
-FOLDER = Path(__file__).parents[2] / "examples"
+FOLDER = Path(__file__).parents[1] / "examples"
 WRITES = {
     "client.py": ["winner-1.png", "winner-2.png"],
     "async_events.py": ["a-photo-of-a-green-heart.png", "a-photo-of-three-red-circles.png"],

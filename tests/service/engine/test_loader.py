@@ -11,7 +11,7 @@ from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.loader import calibration_of, devices, find_judge, known_words, load_engine, share_memory
 
-JUDGE = Path(__file__).parents[1] / "fixtures" / "vila" / "checkpoint"
+JUDGE = Path(__file__).parents[2] / "fixtures" / "vila" / "checkpoint"
 GIB = 2**30
 # float32 on a CPU: SANA-1.5 1.6B with Gemma-2-2B and DC-AE
 SANA = {"text_encoder": int(9.7 * GIB), "transformer": int(6.0 * GIB), "decoder": int(0.6 * GIB)}

@@ -30,7 +30,7 @@ from bestofn.service.engine.slot_group import SlotGroup
 from bestofn.service.media.codec import decode, encode
 from bestofn.service.media.metadata import Story
 
-JUDGE = Path(__file__).parents[1] / "fixtures" / "vila" / "checkpoint"
+JUDGE = Path(__file__).parents[2] / "fixtures" / "vila" / "checkpoint"
 SIZES = Sizes(slots=6, strict=True, rows=4, decode=4, judge=3)
 CHANGES = {
     "tiny": {"bestofn": {"complex_human_instruction": [], "max_sequence_length": 24}},

@@ -19,7 +19,7 @@ from bestofn.service.engine.loader import load_engine
 from bestofn.service.media.codec import decode
 from bestofn.service.worker.local import local_spec, run_local
 
-JUDGE = Path(__file__).parents[1] / "fixtures" / "vila" / "checkpoint"
+JUDGE = Path(__file__).parents[2] / "fixtures" / "vila" / "checkpoint"
 PROMPT = "a photo of a red star left of a blue circle"
 EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 

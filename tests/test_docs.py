@@ -12,7 +12,7 @@ import pytest
 
 from tests.waiting import PATIENCE
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 RUN = {
     "bash": ["bash", "-euo", "pipefail", "-c"],

@@ -19,7 +19,7 @@ from tests.chaos.disks import Disk, small_disk
 from tests.waiting import PATIENCE, until
 
 Serving = Callable[[Settings], AbstractContextManager[Any]]
-WORKER = Path(__file__).parents[1] / "chaos" / "engine.py"
+WORKER = Path(__file__).parents[2] / "chaos" / "engine.py"
 BODY = {"prompt": "a star", "num_samples": 16, "top_k": 3, "seed": 3}
 
 pytestmark = pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)
