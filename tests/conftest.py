@@ -46,6 +46,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Coroutine tests run on asyncio, as the service does."""
+    return "asyncio"
+
+
 @pytest.fixture(scope="session", params=["redis", "valkey"])
 def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of a server of its own: a Redis from PATH, and the embedded Valkey."""

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
 from bestofn.service.api.access import OPEN_PATHS
-from bestofn.service.api.content_negotiation import FORMATS
+from bestofn.service.api.content_negotiation import EVENTS, FORMATS
 from bestofn.service.api.openai_errors import PREFIX, STATUS_UNDER_V1
 from bestofn.service.api.problem_details import MEDIA_TYPE
 
@@ -85,7 +85,15 @@ _SECONDS = {"description": "When to try again, in seconds.", "schema": {"type": 
 _MILLISECONDS = {"description": "The same in milliseconds.", "schema": {"type": "integer", "minimum": 0}}
 _LATER = {"Retry-After": _SECONDS, "retry-after-ms": _MILLISECONDS}
 _BYTES: dict[str, Any] = {}  # as OpenAPI 3.1 has it
-_PICTURES = {f"image/{name}": _BYTES for name in FORMATS}
+# A stream is described by its events (OpenAPI 3.2), because a schema would be of the whole text.
+_EVENT: Mapping[str, Mapping[str, Any]] = {
+    "data": {"type": "string"},
+    "event": {"type": "string"},
+    "id": {"type": "string"},
+    "retry": {"type": "integer", "minimum": 0},
+}
+_EVENTS = {EVENTS: {"itemSchema": {"type": "object", "properties": _EVENT}}}
+_IMAGES = {f"image/{name}": _BYTES for name in FORMATS}
 _LOCATION = {"Location": {"description": "Of the job.", "required": True, **_TEXT}}
 
 
@@ -123,9 +131,9 @@ def _completed(document: dict[str, Any], keys: bool) -> dict[str, Any]:
             refusals = (403, 500, 503, *([401] if guarded else []), *_REFUSALS.get(operation["operationId"], ()))
             operation["responses"].pop("422", None)
             operation["responses"] |= dict(sorted(_refusal(status, path) for status in refusals))
-    events = operations["read_events"]["responses"]["200"]["content"]
-    _describe_generate(operations["generate"], events)
-    operations["read_image"]["responses"]["200"]["content"] = _PICTURES
+    operations["read_events"]["responses"]["200"]["content"] = _EVENTS
+    _describe_generate(operations["generate"])
+    operations["read_image"]["responses"]["200"]["content"] = _IMAGES
     operations["read_thumbnail"]["responses"]["200"]["content"] = {"image/webp": _BYTES}
     for name in ("read_job", "cancel_job"):
         operations[name]["responses"]["200"]["headers"] = _LOCATION
@@ -144,7 +152,7 @@ def _refusal(status: int, path: str) -> tuple[str, dict[str, Any]]:
     return str(STATUS_UNDER_V1.get(status, status) if theirs else status), described
 
 
-def _describe_generate(operation: dict[str, Any], events: dict[str, Any]) -> None:
+def _describe_generate(operation: dict[str, Any]) -> None:
     """Its two good answers, and where a job's id goes next. Accept is no parameter in OpenAPI: media types say it."""
     operation["parameters"] = [p for p in operation["parameters"] if p["name"] != "accept"]
     answers = operation["responses"]
@@ -161,7 +169,7 @@ def _describe_generate(operation: dict[str, Any], events: dict[str, Any]) -> Non
     }
     answers["200"] |= {
         "description": "The job's result, or its winner's image, or its events.",
-        "content": content | _PICTURES | events,
+        "content": content | _IMAGES | _EVENTS,
         "headers": _LOCATION,
         "links": onward,
     }

@@ -433,8 +433,8 @@ def test_drafts(http: httpx.Client) -> None:
     [
         ({"draft": {"num_inference_steps": 4}}, "draft.num_inference_steps", "fewer than the 4 of a full solution"),
         ({"draft": {"keep": 0}}, "draft.keep", "greater than 0"),
-        ({"draft": {"depth": 5}}, "draft.depth", "at most 4 (the blocks of fake), got 5"),
-        ({"depth": 5, "draft": None}, "depth", "at most 4 (the blocks of fake), got 5"),
+        ({"draft": {"depth": 5}}, "draft.depth", "at most 4 (the layers of fake), got 5"),
+        ({"depth": 5, "draft": None}, "depth", "at most 4 (the layers of fake), got 5"),
         ({"depth": 0, "draft": None}, "depth", "greater than or equal to 1"),
         ({"draft": {"steps": 2}}, "draft.steps", "not a field"),
         (

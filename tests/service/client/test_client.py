@@ -163,33 +163,30 @@ def test_a_job_is_submitted_followed_and_read_in_parts(client: Client) -> None:
     assert [model.id for model in client.models()] == ["fake"]
 
 
-def test_the_awaited_client_does_the_same(served: Any) -> None:
-    async def work() -> None:
-        async with AsyncClient(served.url, timeout=PATIENCE) as client:
-            seen: list[Progress] = []
+async def test_the_awaited_client_does_the_same(served: Any) -> None:
+    async with AsyncClient(served.url, timeout=PATIENCE) as client:
+        seen: list[Progress] = []
 
-            async def show(progress: Progress) -> None:
-                await asyncio.sleep(0)
-                seen.append(progress)
+        async def show(progress: Progress) -> None:
+            await asyncio.sleep(0)
+            seen.append(progress)
 
-            await client.ready()
-            one, other = await asyncio.gather(
-                client.generate("p", num_samples=20, seed=5, on_progress=show),
-                client.generate("p", num_samples=20, seed=5, on_progress=seen.append),
-            )
-            assert one.best == other.best
-            assert len(seen) >= 6
-            job = await client.submit("p", num_samples=20, seed=5, thumbnails=True)
-            kinds = [event.type async for event in client.events(job.id)]
-            assert kinds[0] == "queued"
-            assert kinds[-1] == "result"
-            assert (await client.wait(job.id)).best.data == one.best.data == await client.image(job.id)
-            assert (await client.thumbnail(job.id, 3))[8:12] == b"WEBP"
-            assert (await client.result(job.id)).candidates[19].seed == 24
-            assert (await client.cancel(job.id)).status == "succeeded"
-            assert [model.id for model in await client.models()] == ["fake"]
-
-    asyncio.run(work())
+        await client.ready()
+        one, other = await asyncio.gather(
+            client.generate("p", num_samples=20, seed=5, on_progress=show),
+            client.generate("p", num_samples=20, seed=5, on_progress=seen.append),
+        )
+        assert one.best == other.best
+        assert len(seen) >= 6
+        job = await client.submit("p", num_samples=20, seed=5, thumbnails=True)
+        kinds = [event.type async for event in client.events(job.id)]
+        assert kinds[0] == "queued"
+        assert kinds[-1] == "result"
+        assert (await client.wait(job.id)).best.data == one.best.data == await client.image(job.id)
+        assert (await client.thumbnail(job.id, 3))[8:12] == b"WEBP"
+        assert (await client.result(job.id)).candidates[19].seed == 24
+        assert (await client.cancel(job.id)).status == "succeeded"
+        assert [model.id for model in await client.models()] == ["fake"]
 
 
 def test_events_go_on_where_the_connection_was_cut(served: Any, serving: Serving) -> None:
@@ -368,39 +365,36 @@ def test_what_a_callback_raises_cancels_the_job(client: Client) -> None:
     assert client.result(jobs[0]).status == "canceled"
 
 
-def test_a_cancelled_task_cancels_its_job_even_before_it_knows_of_it(served: Any) -> None:
-    async def work() -> None:
-        with Proxy(served.url, (0,)) as proxy:
-            async with (
-                AsyncClient(proxy.url, timeout=PATIENCE, retries=8) as client,
-                AsyncClient(served.url, timeout=PATIENCE) as direct,
-            ):
-                task = asyncio.create_task(client.generate("p", idempotency_key="lost", **LONG))
-                while not proxy.connections:
-                    await asyncio.sleep(0.01)
-                task.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await task
-                with pytest.raises(JobCanceled):
-                    await direct.submit("p", idempotency_key="lost", **LONG)
+async def test_a_cancelled_task_cancels_its_job_even_before_it_knows_of_it(served: Any) -> None:
+    with Proxy(served.url, (0,)) as proxy:
+        async with (
+            AsyncClient(proxy.url, timeout=PATIENCE, retries=8) as client,
+            AsyncClient(served.url, timeout=PATIENCE) as direct,
+        ):
+            task = asyncio.create_task(client.generate("p", idempotency_key="lost", **LONG))
+            while not proxy.connections:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            with pytest.raises(JobCanceled):
+                await direct.submit("p", idempotency_key="lost", **LONG)
 
-                running = asyncio.Event()
-                task = asyncio.create_task(
-                    direct.generate("p", idempotency_key="known", on_progress=lambda _: running.set(), **LONG)
-                )
-                await running.wait()
-                task.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await task
-                with pytest.raises(JobCanceled):
-                    await direct.submit("p", idempotency_key="known", **LONG)
+            running = asyncio.Event()
+            task = asyncio.create_task(
+                direct.generate("p", idempotency_key="known", on_progress=lambda _: running.set(), **LONG)
+            )
+            await running.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            with pytest.raises(JobCanceled):
+                await direct.submit("p", idempotency_key="known", **LONG)
 
-                task = asyncio.create_task(direct.generate("p", idempotency_key="theirs", **LONG))
-                await direct.cancel((await direct.submit("p", idempotency_key="theirs", **LONG)).id)
-                with pytest.raises(JobCanceled, match="was cancelled"):
-                    await task
-
-    asyncio.run(work())
+            task = asyncio.create_task(direct.generate("p", idempotency_key="theirs", **LONG))
+            await direct.cancel((await direct.submit("p", idempotency_key="theirs", **LONG)).id)
+            with pytest.raises(JobCanceled, match="was cancelled"):
+                await task
 
 
 def test_the_bar_says_how_long_a_job_waits_and_how_far_its_finals_are() -> None:

@@ -178,32 +178,31 @@ def test_whoever_draws_what_and_when_the_end_is_the_same(
     asyncio.run(run())
 
 
-def test_the_scripts_cut_jobs_as_python_does(settings: Settings, make_spec: MakeSpec, open_lane: OpenLane) -> None:
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        lane = await open_lane(queue, capacity=10_000)
-        for num_samples in (1, 3, 4, 5, 8, 11, 16, 17, 32, 33, 100, 527):
-            for heat_size in {min(num_samples, 16), 3}:
-                # At full confidence it ends with the last heat.
-                stop = {"confidence": 1 - 1e-12, "patience": 4096}
-                for fields in ({"stop": stop}, {"stop": stop, "draft": {"keep": 0.5}}, {}):
-                    spec = make_spec(num_samples=num_samples, heat_size=heat_size, num_inference_steps=9, **fields)
-                    await queue.submit(spec, cost=1)
-                    cut: list[Heat] = []
-                    while claims := await lane.claim(300, 0):
-                        for claim in claims:
-                            assert claim.heat.count == claim.entry.count
-                            cut.append(claim.heat)
-                            await lane.complete(claim, outcome_of(claim.heat, [Verdict("no", 0.0, 1.0)] * num_samples))
-                    assert cut == list(spec.heats())
-                    assert [i for heat in cut for i in heat.candidates] == list(range(num_samples))
-        first = make_spec(num_samples=70, heat_size=16, stop=stop)
-        assert [heat.count for heat in first.heats()] == [4, 4, 8, 16, 16, 16, 6]
-        drafted = make_spec(num_samples=70, heat_size=16, stop=stop, draft=Draft(num_inference_steps=1))
-        assert [heat.count for heat in drafted.heats()] == [8, 8, 16, 16, 16, 6]
-        await queue.aclose()
-
-    asyncio.run(run())
+async def test_the_scripts_cut_jobs_as_python_does(
+    settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
+) -> None:
+    queue = await Queue.connect(settings)
+    lane = await open_lane(queue, capacity=10_000)
+    for num_samples in (1, 3, 4, 5, 8, 11, 16, 17, 32, 33, 100, 527):
+        for heat_size in {min(num_samples, 16), 3}:
+            # At full confidence it ends with the last heat.
+            stop = {"confidence": 1 - 1e-12, "patience": 4096}
+            for fields in ({"stop": stop}, {"stop": stop, "draft": {"keep": 0.5}}, {}):
+                spec = make_spec(num_samples=num_samples, heat_size=heat_size, num_inference_steps=9, **fields)
+                await queue.submit(spec, cost=1)
+                cut: list[Heat] = []
+                while claims := await lane.claim(300, 0):
+                    for claim in claims:
+                        assert claim.heat.count == claim.entry.count
+                        cut.append(claim.heat)
+                        await lane.complete(claim, outcome_of(claim.heat, [Verdict("no", 0.0, 1.0)] * num_samples))
+                assert cut == list(spec.heats())
+                assert [i for heat in cut for i in heat.candidates] == list(range(num_samples))
+    first = make_spec(num_samples=70, heat_size=16, stop=stop)
+    assert [heat.count for heat in first.heats()] == [4, 4, 8, 16, 16, 16, 6]
+    drafted = make_spec(num_samples=70, heat_size=16, stop=stop, draft=Draft(num_inference_steps=1))
+    assert [heat.count for heat in drafted.heats()] == [8, 8, 16, 16, 16, 6]
+    await queue.aclose()
 
 
 @pytest.mark.parametrize(
@@ -211,164 +210,149 @@ def test_the_scripts_cut_jobs_as_python_does(settings: Settings, make_spec: Make
     [(5, 9.0, JobStatus.SUCCEEDED), (5, 0.5, JobStatus.FAILED), (4, 9.0, JobStatus.FAILED)],
     ids=["beyond the end", "before it", "the next"],
 )
-def test_a_heat_that_cannot_be_done_counts_only_if_the_job_comes_to_it(
+async def test_a_heat_that_cannot_be_done_counts_only_if_the_job_comes_to_it(
     settings: Settings, make_spec: MakeSpec, open_lane: OpenLane, dead: int, margin: float, end: JobStatus
 ) -> None:
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        lane = await open_lane(queue, capacity=64)
-        verdicts = [Verdict("no", 0.0, 1.0)] * 32 + [Verdict("yes", margin, 0.0)] * 68
-        spec = make_spec(num_samples=100, heat_size=16, stop={"confidence": 0.9})
-        await queue.submit(spec, cost=1)
-        for _ in range(4):
-            [claim] = await lane.claim(9, 0)
-            await lane.complete(claim, outcome_of(claim.heat, verdicts))
-        claims = {claim.heat.index: claim for claim in await lane.claim(9, 0)}
-        assert set(claims) == {4, 5}
-        await lane.give_back(claims.pop(dead), "dead_lettered", "it would not")
-        for claim in claims.values():
-            assert (await queue.record(spec.id)).status is (JobStatus.RUNNING if dead == 5 else JobStatus.FAILED)
-            await lane.complete(claim, outcome_of(claim.heat, verdicts))
-        record = await queue.record(spec.id)
-        assert (record.status, record.error) == (end, "it would not" if end is JobStatus.FAILED else None)
-        assert await lane.claim(9, 0) == []
-        await nothing_is_left(queue, spec, assemble(spec, record.status, record.outcomes))
-        await queue.aclose()
-
-    asyncio.run(run())
+    queue = await Queue.connect(settings)
+    lane = await open_lane(queue, capacity=64)
+    verdicts = [Verdict("no", 0.0, 1.0)] * 32 + [Verdict("yes", margin, 0.0)] * 68
+    spec = make_spec(num_samples=100, heat_size=16, stop={"confidence": 0.9})
+    await queue.submit(spec, cost=1)
+    for _ in range(4):
+        [claim] = await lane.claim(9, 0)
+        await lane.complete(claim, outcome_of(claim.heat, verdicts))
+    claims = {claim.heat.index: claim for claim in await lane.claim(9, 0)}
+    assert set(claims) == {4, 5}
+    await lane.give_back(claims.pop(dead), "dead_lettered", "it would not")
+    for claim in claims.values():
+        assert (await queue.record(spec.id)).status is (JobStatus.RUNNING if dead == 5 else JobStatus.FAILED)
+        await lane.complete(claim, outcome_of(claim.heat, verdicts))
+    record = await queue.record(spec.id)
+    assert (record.status, record.error) == (end, "it would not" if end is JobStatus.FAILED else None)
+    assert await lane.claim(9, 0) == []
+    await nothing_is_left(queue, spec, assemble(spec, record.status, record.outcomes))
+    await queue.aclose()
 
 
-def test_the_second_completion_of_a_job_that_never_stopped_is_late(
+async def test_the_second_completion_of_a_job_that_never_stopped_is_late(
     settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
 ) -> None:
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        one, two = await open_lane(queue), await open_lane(queue, "two")
-        spec = make_spec(num_samples=4, stop={"confidence": 0.9})
-        await queue.submit(spec, cost=1)
-        [slow] = await one.claim(1, 0)
-        [quick] = await two.reclaim(1, 0)
-        outcome = outcome_of(slow.heat, [Verdict("no", 0.0, 1.0)] * 4)
-        assert await two.complete(quick, outcome)
-        assert not await one.complete(slow, outcome)
-        await queue.aclose()
-
-    asyncio.run(run())
+    queue = await Queue.connect(settings)
+    one, two = await open_lane(queue), await open_lane(queue, "two")
+    spec = make_spec(num_samples=4, stop={"confidence": 0.9})
+    await queue.submit(spec, cost=1)
+    [slow] = await one.claim(1, 0)
+    [quick] = await two.reclaim(1, 0)
+    outcome = outcome_of(slow.heat, [Verdict("no", 0.0, 1.0)] * 4)
+    assert await two.complete(quick, outcome)
+    assert not await one.complete(slow, outcome)
+    await queue.aclose()
 
 
-def test_what_ran_ahead_of_the_end_is_dropped_and_told_apart(
+async def test_what_ran_ahead_of_the_end_is_dropped_and_told_apart(
     settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
 ) -> None:
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        lane = await open_lane(queue, capacity=64)
-        verdicts = [Verdict("no", 0.0, 1.0)] * 40 + [Verdict("yes", 9.0, 0.0)] * 60
-        spec = make_spec(num_samples=100, heat_size=16, stop={}, thumbnails=True)
-        await queue.submit(spec, cost=1)
-        for _ in range(4):
-            [claim] = await lane.claim(9, 0)
-            await lane.complete(claim, outcome_of(claim.heat, verdicts))
-        four, five = sorted(await lane.claim(9, 0), key=lambda claim: claim.heat.index)
-        for claim, steps in ((four, 32), (five, 10)):
-            judged = [Judgement(c, b"small") for c in outcome_of(claim.heat, verdicts).candidates[-2:]]
-            await lane.report(spec.id, [HeatProgress(claim.heat.index, 2, steps, 2 * steps)], judged)
-        await lane.complete(four, outcome_of(four.heat, verdicts))
-        await lane.complete(five, outcome_of(five.heat, verdicts))  # too late
-        record = await queue.record(spec.id)
-        assert (record.stopped, record.discarded_forwards, record.progress.judged) == ("confident", 20, 48)
-        assert await queue.thumbnail(spec.id, 47) == b"small"
-        with pytest.raises(ImageNotFound):
-            await queue.thumbnail(spec.id, 63)
-        assert (await queue.backlog()).image_bytes == len(await queue.image(spec.id, 40)) + 2 * len(b"small")
-        events = [event async for event in queue.events(spec.id)]
-        assert [event.data["decided"] for event in events if event.type == "heat"] == [1, 2, 3, 4, 5]
-        matches = [
-            told.data
-            for translator in [EventTranslator(spec)]
-            for index in range(64)  # heat 5 has been judged too, when heat 4 ends the job
-            for told in [
-                *translator.translate(
-                    Event(
-                        f"{index}-0",
-                        "candidate",
-                        json.loads(pack_candidate(Candidate(index, 7 + index, verdicts[index]))),
-                    )
-                ),
-                *(translator.translate(Event(f"{index}-1", "heat", {"decided": 5})) if index == 63 else ()),
-            ]
-            if told.type == "match"
+    queue = await Queue.connect(settings)
+    lane = await open_lane(queue, capacity=64)
+    verdicts = [Verdict("no", 0.0, 1.0)] * 40 + [Verdict("yes", 9.0, 0.0)] * 60
+    spec = make_spec(num_samples=100, heat_size=16, stop={}, thumbnails=True)
+    await queue.submit(spec, cost=1)
+    for _ in range(4):
+        [claim] = await lane.claim(9, 0)
+        await lane.complete(claim, outcome_of(claim.heat, verdicts))
+    four, five = sorted(await lane.claim(9, 0), key=lambda claim: claim.heat.index)
+    for claim, steps in ((four, 32), (five, 10)):
+        judged = [Judgement(c, b"small") for c in outcome_of(claim.heat, verdicts).candidates[-2:]]
+        await lane.report(spec.id, [HeatProgress(claim.heat.index, 2, steps, 2 * steps)], judged)
+    await lane.complete(four, outcome_of(four.heat, verdicts))
+    await lane.complete(five, outcome_of(five.heat, verdicts))  # too late
+    record = await queue.record(spec.id)
+    assert (record.stopped, record.discarded_forwards, record.progress.judged) == ("confident", 20, 48)
+    assert await queue.thumbnail(spec.id, 47) == b"small"
+    with pytest.raises(ImageNotFound):
+        await queue.thumbnail(spec.id, 63)
+    assert (await queue.backlog()).image_bytes == len(await queue.image(spec.id, 40)) + 2 * len(b"small")
+    events = [event async for event in queue.events(spec.id)]
+    assert [event.data["decided"] for event in events if event.type == "heat"] == [1, 2, 3, 4, 5]
+    matches = [
+        told.data
+        for translator in [EventTranslator(spec)]
+        for index in range(64)  # heat 5 has been judged too, when heat 4 ends the job
+        for told in [
+            *translator.translate(
+                Event(
+                    f"{index}-0",
+                    "candidate",
+                    json.loads(pack_candidate(Candidate(index, 7 + index, verdicts[index]))),
+                )
+            ),
+            *(translator.translate(Event(f"{index}-1", "heat", {"decided": 5})) if index == 63 else ()),
         ]
-        bracket = (await answer(queue, spec.id))[0].bracket
-        for match in matches:
-            shown = bracket[match["round"]][match["place"]]
-            assert (shown.a, shown.b, shown.winner) == (match["a"], match["b"], match["winner"])
-        assert len(matches) == 46  # of 48 candidates; the rest waits for the bracket's end
-        await queue.aclose()
+        if told.type == "match"
+    ]
+    bracket = (await answer(queue, spec.id))[0].bracket
+    for match in matches:
+        shown = bracket[match["round"]][match["place"]]
+        assert (shown.a, shown.b, shown.winner) == (match["a"], match["b"], match["winner"])
+    assert len(matches) == 46  # of 48 candidates; the rest waits for the bracket's end
+    await queue.aclose()
 
-    asyncio.run(run())
 
-
-def test_until_its_end_a_job_counts_with_the_most_that_it_may_take_and_the_end_is_counted_by_its_reason(
+async def test_until_its_end_a_job_counts_with_the_most_that_it_may_take_and_the_end_is_counted_by_its_reason(
     settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
 ) -> None:
-    async def run() -> None:
-        queue = await Queue.connect(settings.model_copy(update={"max_queued_candidates_per_key": 100}))
-        lane = await open_lane(queue, capacity=64)
-        ended = EndedJobs()
-        await ended.read(queue)
-        no, yes = [Verdict("no", 0.0, 1.0)] * 100, [Verdict("yes", 9.0, 0.0)] * 100
-        for stop, verdicts, left in (({}, yes, 96), ({"patience": 8}, no, 92), (None, no, 0), ({}, [], 100)):
-            spec = make_spec(num_samples=100, heat_size=16, stop=stop, deadline_seconds=3600)
-            await queue.submit(spec, cost=50, caller="one")  # the whole share: the job before it has left nothing
-            waits = 100
-            while verdicts and waits > left:
-                assert (await queue.backlog()).candidates == waits
-                with pytest.raises(Overloaded, match=f"{waits} candidates of this key wait"):
-                    await queue.submit(make_spec(num_samples=101 - waits), cost=1, caller="one")
-                [claim, *ahead] = sorted(await lane.claim(9, 0), key=lambda claim: claim.heat.index)
-                await lane.complete(claim, outcome_of(claim.heat, verdicts))
-                for other in ahead:
-                    await lane.give_back(other, "released")
-                waits -= claim.heat.count
-            if not verdicts:
-                await queue.redis.zadd(queue.keys("deadlines"), {spec.id: 0})
-                await queue.scripts("expire")
-            held = await queue.redis.hgetall(queue.keys("backlog")) | await queue.redis.hgetall(queue.keys("callers"))
-            assert set(held.values()) == {b"0"}
-        await ended.read(queue)
-        counted = {"confident": 1, "patience": 1, "none": 1, "deadline": 1}
-        name = "bestofn_jobs_stopped_total"
-        assert {reason: ended.registry.get_sample_value(name, {"reason": reason}) for reason in counted} == counted
-        await queue.aclose()
-
-    asyncio.run(run())
+    queue = await Queue.connect(settings.model_copy(update={"max_queued_candidates_per_key": 100}))
+    lane = await open_lane(queue, capacity=64)
+    ended = EndedJobs()
+    await ended.read(queue)
+    no, yes = [Verdict("no", 0.0, 1.0)] * 100, [Verdict("yes", 9.0, 0.0)] * 100
+    for stop, verdicts, left in (({}, yes, 96), ({"patience": 8}, no, 92), (None, no, 0), ({}, [], 100)):
+        spec = make_spec(num_samples=100, heat_size=16, stop=stop, deadline_seconds=3600)
+        await queue.submit(spec, cost=50, caller="one")  # the whole share: the job before it has left nothing
+        waits = 100
+        while verdicts and waits > left:
+            assert (await queue.backlog()).candidates == waits
+            with pytest.raises(Overloaded, match=f"{waits} candidates of this key wait"):
+                await queue.submit(make_spec(num_samples=101 - waits), cost=1, caller="one")
+            [claim, *ahead] = sorted(await lane.claim(9, 0), key=lambda claim: claim.heat.index)
+            await lane.complete(claim, outcome_of(claim.heat, verdicts))
+            for other in ahead:
+                await lane.give_back(other, "released")
+            waits -= claim.heat.count
+        if not verdicts:
+            await queue.redis.zadd(queue.keys("deadlines"), {spec.id: 0})
+            await queue.scripts("expire")
+        held = await queue.redis.hgetall(queue.keys("backlog")) | await queue.redis.hgetall(queue.keys("callers"))
+        assert set(held.values()) == {b"0"}
+    await ended.read(queue)
+    counted = {"confident": 1, "patience": 1, "none": 1, "deadline": 1}
+    name = "bestofn_jobs_stopped_total"
+    assert {reason: ended.registry.get_sample_value(name, {"reason": reason}) for reason in counted} == counted
+    await queue.aclose()
 
 
-def test_a_deadline_takes_the_best_of_all_that_was_judged(
+async def test_a_deadline_takes_the_best_of_all_that_was_judged(
     settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
 ) -> None:
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        lane = await open_lane(queue, capacity=64)
-        verdicts = [Verdict("no", 0.0, 1.0)] * 40 + [Verdict("yes", 0.5, 0.0)] * 60
-        spec = make_spec(num_samples=100, heat_size=16, top_k=2, stop={"confidence": 0.9}, deadline_seconds=3600)
-        await queue.submit(spec, cost=1)
-        for _ in range(4):
-            for claim in await lane.claim(9, 0):
-                await lane.complete(claim, outcome_of(claim.heat, verdicts))
-        three, four = sorted(await lane.claim(9, 0), key=lambda claim: claim.heat.index)
-        await lane.complete(four, outcome_of(four.heat, verdicts))  # beyond the prefix
-        await queue.redis.zadd(queue.keys("deadlines"), {spec.id: 0})
-        await queue.scripts("expire")
-        await lane.complete(three, outcome_of(three.heat, verdicts))
-        result, images = await answer(queue, spec.id)
-        assert (result.stopped, result.complete, len(result.candidates)) == ("deadline", False, 48)
-        assert [image.candidate for image in result.images] == [48, 49]
-        assert len(images) == 2
-        assert (await queue.backlog()).candidates == 0
-        await queue.aclose()
-
-    asyncio.run(run())
+    queue = await Queue.connect(settings)
+    lane = await open_lane(queue, capacity=64)
+    verdicts = [Verdict("no", 0.0, 1.0)] * 40 + [Verdict("yes", 0.5, 0.0)] * 60
+    spec = make_spec(num_samples=100, heat_size=16, top_k=2, stop={"confidence": 0.9}, deadline_seconds=3600)
+    await queue.submit(spec, cost=1)
+    for _ in range(4):
+        for claim in await lane.claim(9, 0):
+            await lane.complete(claim, outcome_of(claim.heat, verdicts))
+    three, four = sorted(await lane.claim(9, 0), key=lambda claim: claim.heat.index)
+    await lane.complete(four, outcome_of(four.heat, verdicts))  # beyond the prefix
+    await queue.redis.zadd(queue.keys("deadlines"), {spec.id: 0})
+    await queue.scripts("expire")
+    await lane.complete(three, outcome_of(three.heat, verdicts))
+    result, images = await answer(queue, spec.id)
+    assert (result.stopped, result.complete, len(result.candidates)) == ("deadline", False, 48)
+    assert [image.candidate for image in result.images] == [48, 49]
+    assert len(images) == 2
+    assert (await queue.backlog()).candidates == 0
+    await queue.aclose()
 
 
 @pytest.mark.parametrize("fields", [{}, {"draft": {"num_inference_steps": 1, "keep": 0.25}, "top_k": 3}])

@@ -203,7 +203,7 @@ def test_names_choose_among_what_is_deployed() -> None:
         choose_deployment(deployments, [], None, None)
     with pytest.raises(InvalidRequest, match="'m3' is not deployed; choose from m1, m2"):
         choose_deployment(deployments, [], "m3", None)
-    with pytest.raises(InvalidRequest, match="not deployed beside this model; choose from j1"):
+    with pytest.raises(InvalidRequest, match="is not deployed with this model; choose from j1"):
         choose_deployment(deployments, [], "m1", "j2")
     with pytest.raises(Unavailable, match="no worker") as nobody:
         choose_deployment([], [], "m1", None)
@@ -219,7 +219,7 @@ def test_finals_are_for_workers_with_a_pairwise_judge() -> None:
     assert choose_deployment(deployments_of([plain]), [], None, None, finals=True).pairwise_judge is None
     with pytest.raises(InvalidRequest, match="BESTOFN_PAIRWISE_JUDGE"):
         spec_of(finals={})
-    assert spec_of(replace(DEPLOYMENT, pairwise_judge="looker"), finals={}).finals == Finals(most=4, band=1.0)
+    assert spec_of(replace(DEPLOYMENT, pairwise_judge="looker"), finals={}).finals == Finals(max_entrants=4, margin=1.0)
 
 
 def test_jobs_wait_for_workers_that_were_there_before() -> None:
@@ -264,7 +264,7 @@ def test_an_effort_is_a_measured_strategy(effort: str) -> None:
             update={"revision": DEPLOYMENT.judge.revision.model_copy(update={"name": "x"})}
         ),
     )
-    assert "measured on shapes" in spec_of(elsewhere, effort=effort).warnings[0]
+    assert "measurements on shapes" in spec_of(elsewhere, effort=effort).warnings[0]
 
 
 def test_more_effort_costs_more_and_is_right_more_often() -> None:
@@ -288,7 +288,7 @@ CHOICES_REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "an empty budget": ({"budget": {}}, "budget", '{"tflops": X}'),
     "two budgets": ({"budget": {"tflops": 9.0, "seconds": 2.0}}, "budget", '{"seconds": X}'),
     "too little": ({"budget": {"tflops": 0.1}}, "budget", "one candidate takes about 12.4"),
-    "an unknown speed": ({"budget": {"seconds": 1.0}}, "budget.seconds", "no worker has worked yet"),
+    "an unknown speed": ({"budget": {"seconds": 1.0}}, "budget.seconds", "no worker has finished a heat yet"),
 }
 
 

@@ -35,7 +35,7 @@ from bestofn.service.queue.stats import ended_jobs, last_ended, read_stats
 from bestofn.service.worker.health_server import LIVE, READY, Condition, metrics_port
 from tests.waiting import PATIENCE, until
 
-DOCKER = Path(__file__).parent.parent.parent / "docker"
+DOCKER = Path(__file__).parents[3] / "docker"
 PROMPT = "a most secret star"
 WORKER = """
 import sys
@@ -322,40 +322,37 @@ def test_a_mistake_of_ours_is_answered_with_the_id_under_which_it_is_logged(capl
     assert (told["event"], told["request_id"], told["exc_info"]) == ("the server made a mistake", "seven", True)
 
 
-def test_a_census_counts_jobs_by_priority_and_notes_how_they_end(
+async def test_a_census_counts_jobs_by_priority_and_notes_how_they_end(
     settings: Settings, make_spec: Callable[..., JobSpec], open_lane: Any
 ) -> None:
-    async def act() -> None:
-        queue = await Queue.connect(settings)
-        lane: QueueConsumer = await open_lane(queue)
-        start = await last_ended(queue)
-        jobs = [make_spec(num_samples=8), make_spec(num_samples=4, priority="batch")]
-        for job in jobs:
-            await queue.submit(job, cost=2.0, traceparent="00-1-2-01")
-        stats = await read_stats(queue)
-        assert (stats.queued, stats.running, stats.estimated_wait_seconds) == (2, 0, None)
-        assert [load.candidates for load in stats.loads.values()] == [8, 4]
-        assert [load.tflops for load in stats.loads.values()] == [2.0, 2.0]
-        (claim,) = await lane.claim(1, 0.0)
-        assert (claim.traceparent, claim.waited_seconds < PATIENCE) == ("00-1-2-01", True)
-        time.sleep(0.02)
-        stats = await read_stats(queue)
-        assert (stats.queued, stats.running) == (1, 1)
-        assert 0.02 <= stats.oldest_wait_seconds < PATIENCE
-        await lane.give_back(claim, "dead_lettered", "no luck")
-        await queue.cancel(jobs[1].id)
-        stats = await read_stats(queue)
-        assert (stats.queued, stats.running, stats.oldest_wait_seconds, stats.dead) == (0, 0, 0.0, 1)
-        assert {(load.jobs, load.candidates, load.tflops) for load in stats.loads.values()} == {(0, 0, 0.0)}
-        ended, place = await ended_jobs(queue, start)
-        assert [(job.status, job.priority, job.model, job.winner) for job in ended] == [
-            (JobStatus.FAILED, "interactive", "fake", None),
-            (JobStatus.CANCELED, "batch", "fake", None),
-        ]
-        assert await ended_jobs(queue, place) == ([], place)
-        await queue.aclose()
-
-    asyncio.run(act())
+    queue = await Queue.connect(settings)
+    lane: QueueConsumer = await open_lane(queue)
+    start = await last_ended(queue)
+    jobs = [make_spec(num_samples=8), make_spec(num_samples=4, priority="batch")]
+    for job in jobs:
+        await queue.submit(job, cost=2.0, traceparent="00-1-2-01")
+    stats = await read_stats(queue)
+    assert (stats.queued, stats.running, stats.estimated_wait_seconds) == (2, 0, None)
+    assert [load.candidates for load in stats.loads.values()] == [8, 4]
+    assert [load.tflops for load in stats.loads.values()] == [2.0, 2.0]
+    (claim,) = await lane.claim(1, 0.0)
+    assert (claim.traceparent, claim.waited_seconds < PATIENCE) == ("00-1-2-01", True)
+    time.sleep(0.02)
+    stats = await read_stats(queue)
+    assert (stats.queued, stats.running) == (1, 1)
+    assert 0.02 <= stats.oldest_wait_seconds < PATIENCE
+    await lane.give_back(claim, "dead_lettered", "no luck")
+    await queue.cancel(jobs[1].id)
+    stats = await read_stats(queue)
+    assert (stats.queued, stats.running, stats.oldest_wait_seconds, stats.dead) == (0, 0, 0.0, 1)
+    assert {(load.jobs, load.candidates, load.tflops) for load in stats.loads.values()} == {(0, 0, 0.0)}
+    ended, place = await ended_jobs(queue, start)
+    assert [(job.status, job.priority, job.model, job.winner) for job in ended] == [
+        (JobStatus.FAILED, "interactive", "fake", None),
+        (JobStatus.CANCELED, "batch", "fake", None),
+    ]
+    assert await ended_jobs(queue, place) == ([], place)
+    await queue.aclose()
 
 
 def names_in(expression: str) -> set[str]:

@@ -251,36 +251,32 @@ FIELDS = {"num_samples": 40, "top_k": 2, "finals": {"max_entrants": 4, "margin":
 
 @pytest.mark.parametrize("fields", [{}, {"stop": {"confidence": 0.9999}, "heat_size": 16}, {"draft": {"keep": 0.5}}])
 @pytest.mark.parametrize("tells", [True, False])
-def test_a_served_job_ends_as_a_local_one(
+async def test_a_served_job_ends_as_a_local_one(
     settings: Settings, make_spec: Callable[..., JobSpec], vision: Vision, fields: dict[str, object], tells: bool
 ) -> None:
     vision.tells = tells
     settings = settings.model_copy(update={"pairwise_judge": vision.url})
     spec = make_spec(**FIELDS, num_inference_steps=5, **fields)
     shown: list[JobResult] = []
-    here = run_local(spec, FakeEngine(slots=16), shown.append, VisionJudge(vision.url))
-
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        async with worker(settings):
-            while not await queue.announced():
-                await asyncio.sleep(0.01)
-            assert [info.pairwise_judge for info in await queue.announced()] == ["looker"]
-            await queue.submit(spec, cost=1.0)
-            result, images = await ended(queue, spec.id)
-            assert result.finals is not None
-            assert result.model_copy(update={"usage": None}) == here.result.model_copy(update={"usage": None})
-            assert images == list(here.images.values())
-            told = [event.data async for event in queue.events(spec.id) if event.type == "finals"]
-            assert told == [job.progress.finals.model_dump() for job in shown if job.progress and job.progress.finals]
-            rounds = [[match.model_dump() for match in matches] for matches in result.finals.rounds]
-            assert [state["rounds"] for state in told] == [rounds[:played] for played in range(len(rounds))]
-            assert {match["winner"] for match in rounds[0]} < set(told[0]["entrants"])
-            assert (await queue.record(spec.id)).progress.finals is None
-            await nothing_is_left(queue, result)
-        await queue.aclose()
-
-    asyncio.run(run())
+    here = await asyncio.to_thread(run_local, spec, FakeEngine(slots=16), shown.append, VisionJudge(vision.url))
+    queue = await Queue.connect(settings)
+    async with worker(settings):
+        while not await queue.announced():
+            await asyncio.sleep(0.01)
+        assert [info.pairwise_judge for info in await queue.announced()] == ["looker"]
+        await queue.submit(spec, cost=1.0)
+        result, images = await ended(queue, spec.id)
+        assert result.finals is not None
+        assert result.model_copy(update={"usage": None}) == here.result.model_copy(update={"usage": None})
+        assert images == list(here.images.values())
+        told = [event.data async for event in queue.events(spec.id) if event.type == "finals"]
+        assert told == [job.progress.finals.model_dump() for job in shown if job.progress and job.progress.finals]
+        rounds = [[match.model_dump() for match in matches] for matches in result.finals.rounds]
+        assert [state["rounds"] for state in told] == [rounds[:played] for played in range(len(rounds))]
+        assert {match["winner"] for match in rounds[0]} < set(told[0]["entrants"])
+        assert (await queue.record(spec.id)).progress.finals is None
+        await nothing_is_left(queue, result)
+    await queue.aclose()
 
 
 def test_whoever_is_away_or_cancelled_or_late_the_job_ends(
@@ -327,153 +323,141 @@ def test_whoever_is_away_or_cancelled_or_late_the_job_ends(
     asyncio.run(run())
 
 
-def test_finals_nobody_waits_for_end_with_their_round_though_no_word_of_it_came(
+async def test_finals_nobody_waits_for_end_with_their_round_though_no_word_of_it_came(
     settings: Settings, make_spec: Callable[..., JobSpec], vision: Vision
 ) -> None:
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        async with worker(settings.model_copy(update={"pairwise_judge": vision.url})):
-            while not await queue.announced():
-                await asyncio.sleep(0.01)
-            vision.pause.clear()
-            spec = make_spec(**FIELDS)
-            await queue.submit(spec, cost=1.0)
-            while (meeting := (await queue.record(spec.id)).progress.finals) is None:
-                await asyncio.sleep(0.01)
-            assert len(meeting.entrants) == 4
-            await queue.redis.client_kill_filter(_type="pubsub")  # so that the worker misses what is published now
-            assert await queue.cancel(spec.id) is JobStatus.CANCELED
-            vision.pause.set()
-            while any([await queue.redis.xlen(name) for name in await queue.redis.keys(queue.keys("ready", "*", "*"))]):
-                await asyncio.sleep(0.01)
-            assert len(vision.calls) == 4  # two matches, in both orders; not the last one
-        await queue.aclose()
-
-    asyncio.run(run())
+    queue = await Queue.connect(settings)
+    async with worker(settings.model_copy(update={"pairwise_judge": vision.url})):
+        while not await queue.announced():
+            await asyncio.sleep(0.01)
+        vision.pause.clear()
+        spec = make_spec(**FIELDS)
+        await queue.submit(spec, cost=1.0)
+        while (meeting := (await queue.record(spec.id)).progress.finals) is None:
+            await asyncio.sleep(0.01)
+        assert len(meeting.entrants) == 4
+        await queue.redis.client_kill_filter(_type="pubsub")  # so that the worker misses what is published now
+        assert await queue.cancel(spec.id) is JobStatus.CANCELED
+        vision.pause.set()
+        while any([await queue.redis.xlen(name) for name in await queue.redis.keys(queue.keys("ready", "*", "*"))]):
+            await asyncio.sleep(0.01)
+        assert len(vision.calls) == 4  # two matches, in both orders; not the last one
+    await queue.aclose()
 
 
-def test_finals_are_handed_on_like_any_heat(
+async def test_finals_are_handed_on_like_any_heat(
     settings: Settings,
     make_spec: Callable[..., JobSpec],
     open_lane: Callable[..., Awaitable[QueueConsumer]],
     finish: Callable[[Heat], HeatOutcome],
 ) -> None:
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        one, two = await open_lane(queue, "one", 16), await open_lane(queue, "two", 16)
-        spec = make_spec(num_samples=64, heat_size=16, stop={"confidence": 0.9}, **{"finals": {"margin": 9.0}})
-        await queue.submit(spec, cost=1.0)
-        ahead: list[Claim] = []
-        while (await queue.record(spec.id)).stopped is None:
-            claims = await one.claim(2, 0)
-            claims.sort(key=lambda claim: claim.heat.index)
-            ahead += claims[1:]
-            if not claims:
-                claims, ahead = ahead[:1], ahead[1:]
-            await one.complete(claims[0], finish(claims[0].heat))
-        # Heats that ran ahead are not wanted any more, the finals are, by whoever comes first.
-        assert (await queue.record(spec.id)).status is JobStatus.RUNNING
-        assert not await one.report(spec.id, [HeatProgress(claim.heat.index, 0, 1, 1) for claim in ahead])
-        for claim in ahead:
-            assert not await one.complete(claim, finish(claim.heat))
-        (claim,) = await two.claim(9, 0)
-        assert claim.heat.is_finals
-        await two.give_back(claim, "retried")
-        (claim,) = await one.claim(9, 0)
-        assert claim.deliveries == 2
-        await asyncio.sleep(0.05)
-        (taken,) = await two.reclaim(1, 0.02)
-        assert (taken.heat, taken.deliveries) == (claim.heat, 3)
-        meet, all_images = await two.finals_entrants(spec)
-        assert len(meet) > 1
-        meeting = FinalsState("m", tuple(meet))
-        assert await two.publish_finals(taken, meeting)
-        assert not await one.publish_finals(claim, replace(meeting, judge="of one who has lost them"))
-        known = (await queue.record(spec.id)).progress.finals
-        assert known is not None
-        assert known.model_dump() == meeting.to_json()
-        finals = played("m", decided(meet, {index: float(-place) for place, index in enumerate(reversed(meet))}))
-        assert await two.complete_finals(taken, finals)
-        assert not await one.complete_finals(claim, finals)
-        assert not await two.publish_finals(taken, meeting)
-        result, images = await ended(queue, spec.id)
-        winner = result.images[0].candidate
-        assert (winner, images) == (finals.rounds[-1][-1].winner, [all_images[winner]])
-        assert await one.claim(9, 0) == []
-        await nothing_is_left(queue, result)
-        await queue.aclose()
-
-    asyncio.run(run())
+    queue = await Queue.connect(settings)
+    one, two = await open_lane(queue, "one", 16), await open_lane(queue, "two", 16)
+    spec = make_spec(num_samples=64, heat_size=16, stop={"confidence": 0.9}, **{"finals": {"margin": 9.0}})
+    await queue.submit(spec, cost=1.0)
+    ahead: list[Claim] = []
+    while (await queue.record(spec.id)).stopped is None:
+        claims = await one.claim(2, 0)
+        claims.sort(key=lambda claim: claim.heat.index)
+        ahead += claims[1:]
+        if not claims:
+            claims, ahead = ahead[:1], ahead[1:]
+        await one.complete(claims[0], finish(claims[0].heat))
+    # Heats that ran ahead are not wanted any more, the finals are, by whoever comes first.
+    assert (await queue.record(spec.id)).status is JobStatus.RUNNING
+    assert not await one.report(spec.id, [HeatProgress(claim.heat.index, 0, 1, 1) for claim in ahead])
+    for claim in ahead:
+        assert not await one.complete(claim, finish(claim.heat))
+    (claim,) = await two.claim(9, 0)
+    assert claim.heat.is_finals
+    await two.give_back(claim, "retried")
+    (claim,) = await one.claim(9, 0)
+    assert claim.deliveries == 2
+    await asyncio.sleep(0.05)
+    (taken,) = await two.reclaim(1, 0.02)
+    assert (taken.heat, taken.deliveries) == (claim.heat, 3)
+    meet, all_images = await two.finals_entrants(spec)
+    assert len(meet) > 1
+    meeting = FinalsState("m", tuple(meet))
+    assert await two.publish_finals(taken, meeting)
+    assert not await one.publish_finals(claim, replace(meeting, judge="of one who has lost them"))
+    known = (await queue.record(spec.id)).progress.finals
+    assert known is not None
+    assert known.model_dump() == meeting.to_json()
+    finals = played("m", decided(meet, {index: float(-place) for place, index in enumerate(reversed(meet))}))
+    assert await two.complete_finals(taken, finals)
+    assert not await one.complete_finals(claim, finals)
+    assert not await two.publish_finals(taken, meeting)
+    result, images = await ended(queue, spec.id)
+    winner = result.images[0].candidate
+    assert (winner, images) == (finals.rounds[-1][-1].winner, [all_images[winner]])
+    assert await one.claim(9, 0) == []
+    await nothing_is_left(queue, result)
+    await queue.aclose()
 
 
-def test_a_worker_without_a_judge_leaves_finals_to_one_that_has_it_or_ends_them(
+async def test_a_worker_without_a_judge_leaves_finals_to_one_that_has_it_or_ends_them(
     settings: Settings, make_spec: Callable[..., JobSpec]
 ) -> None:
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        async with worker(settings.model_copy(update={"lease_seconds": PATIENCE})):
-            while not (workers := await queue.workers()):
-                await asyncio.sleep(0.01)
-            spec = make_spec(**FIELDS)
-            await queue.submit(spec, cost=1.0)
-            result, _ = await ended(queue, spec.id)
-            assert "no worker has a pairwise judge any more" in result.warnings[0]
+    queue = await Queue.connect(settings)
+    async with worker(settings.model_copy(update={"lease_seconds": PATIENCE})):
+        while not (workers := await queue.workers()):
+            await asyncio.sleep(0.01)
+        spec = make_spec(**FIELDS)
+        await queue.submit(spec, cost=1.0)
+        result, _ = await ended(queue, spec.id)
+        assert "no worker has a pairwise judge any more" in result.warnings[0]
 
-            other = QueueConsumer(
-                queue, workers[0].model_copy(update={"worker": "two", "capacity": 1, "pairwise_judge": "m"})
-            )
-            await other.heartbeat((), 3600.0)
-            spec = make_spec(**FIELDS)
-            await queue.submit(spec, cost=1.0)
-            await due(queue, spec.id)
-            async with asyncio.timeout(PATIENCE):
-                while not (claims := await other.claim(1, 1.0)):
-                    pass
-            (claim,) = claims
-            assert (claim.heat.is_finals, claim.deliveries) == (True, 1)
-            assert await other.complete_finals(claim, played("m", decided((await other.finals_entrants(spec))[0], {})))
-            assert (await ended(queue, spec.id))[0].finals is not None
-        await queue.aclose()
-
-    asyncio.run(run())
+        other = QueueConsumer(
+            queue, workers[0].model_copy(update={"worker": "two", "capacity": 1, "pairwise_judge": "m"})
+        )
+        await other.heartbeat((), 3600.0)
+        spec = make_spec(**FIELDS)
+        await queue.submit(spec, cost=1.0)
+        await due(queue, spec.id)
+        async with asyncio.timeout(PATIENCE):
+            while not (claims := await other.claim(1, 1.0)):
+                pass
+        (claim,) = claims
+        assert (claim.heat.is_finals, claim.deliveries) == (True, 1)
+        assert await other.complete_finals(claim, played("m", decided((await other.finals_entrants(spec))[0], {})))
+        assert (await ended(queue, spec.id))[0].finals is not None
+    await queue.aclose()
 
 
-def test_finals_that_cost_workers_their_lives_are_given_up_not_the_job(
+async def test_finals_that_cost_workers_their_lives_are_given_up_not_the_job(
     settings: Settings,
     make_spec: Callable[..., JobSpec],
     open_lane: Callable[..., Awaitable[QueueConsumer]],
     finish: Callable[[Heat], HeatOutcome],
     vision: Vision,
 ) -> None:
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        lane = await open_lane(queue, "one", 16)
-        spec = make_spec(**FIELDS)
-        await queue.submit(spec, cost=1.0)
-        while claims := await lane.claim(9, 0):
-            for claim in claims:
-                if not claim.heat.is_finals:
-                    await lane.complete(claim, finish(claim.heat))
-                elif claim.deliveries > settings.max_deliveries:
-                    await lane.give_back(claim, "released")
-                    break
-                else:
-                    await lane.give_back(claim, "retried")
+    queue = await Queue.connect(settings)
+    lane = await open_lane(queue, "one", 16)
+    spec = make_spec(**FIELDS)
+    await queue.submit(spec, cost=1.0)
+    while claims := await lane.claim(9, 0):
+        for claim in claims:
+            if not claim.heat.is_finals:
+                await lane.complete(claim, finish(claim.heat))
+            elif claim.deliveries > settings.max_deliveries:
+                await lane.give_back(claim, "released")
+                break
             else:
-                continue
-            break
-        async with worker(settings.model_copy(update={"pairwise_judge": vision.url})):
-            result, images = await ended(queue, spec.id)
-        assert (result.status, len(images), vision.calls) == ("succeeded", 2, [])
-        assert "they were tried 3 times" in result.warnings[0]
-        await queue.aclose()
-
-    asyncio.run(run())
+                await lane.give_back(claim, "retried")
+        else:
+            continue
+        break
+    async with worker(settings.model_copy(update={"pairwise_judge": vision.url})):
+        result, images = await ended(queue, spec.id)
+    assert (result.status, len(images), vision.calls) == ("succeeded", 2, [])
+    assert "they were tried 3 times" in result.warnings[0]
+    await queue.aclose()
 
 
 @pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)
 @pytest.mark.parametrize("broken", ["an image", "the judge's answer"])
-def test_what_cannot_be_read_ends_the_finals_not_the_worker(
+async def test_what_cannot_be_read_ends_the_finals_not_the_worker(
     settings: Settings,
     make_spec: Callable[..., JobSpec],
     open_lane: Callable[..., Awaitable[QueueConsumer]],
@@ -481,27 +465,24 @@ def test_what_cannot_be_read_ends_the_finals_not_the_worker(
     vision: Vision,
     broken: str,
 ) -> None:
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        lane = await open_lane(queue, "one", 16)
-        spec = make_spec(**FIELDS)
-        await queue.submit(spec, cost=1.0)
-        while (claims := await lane.claim(1, 0)) and not claims[0].heat.is_finals:
-            await lane.complete(claims[0], finish(claims[0].heat))
-        if broken == "an image":
-            worst = (await lane.finals_entrants(spec))[0][-1]
-            heat = int(await queue.redis.hget(queue.keys("winner_images", spec.id), str(worst)))
-            await queue.redis.hset(queue.keys("images", spec.id, heat), str(worst), b"cut short")
-        else:
-            vision.encoding = "gzip"
-        await lane.leave(claims)
-        async with worker(settings.model_copy(update={"pairwise_judge": vision.url})):
-            result, _ = await asyncio.wait_for(ended(queue, spec.id), PATIENCE)
-            assert (result.status, result.finals) == ("succeeded", None)
-            assert "the finals were not played" in result.warnings[0]
-        await queue.aclose()
-
-    asyncio.run(run())
+    queue = await Queue.connect(settings)
+    lane = await open_lane(queue, "one", 16)
+    spec = make_spec(**FIELDS)
+    await queue.submit(spec, cost=1.0)
+    while (claims := await lane.claim(1, 0)) and not claims[0].heat.is_finals:
+        await lane.complete(claims[0], finish(claims[0].heat))
+    if broken == "an image":
+        worst = (await lane.finals_entrants(spec))[0][-1]
+        heat = int(await queue.redis.hget(queue.keys("winner_images", spec.id), str(worst)))
+        await queue.redis.hset(queue.keys("images", spec.id, heat), str(worst), b"cut short")
+    else:
+        vision.encoding = "gzip"
+    await lane.leave(claims)
+    async with worker(settings.model_copy(update={"pairwise_judge": vision.url})):
+        result, _ = await asyncio.wait_for(ended(queue, spec.id), PATIENCE)
+        assert (result.status, result.finals) == ("succeeded", None)
+        assert "the finals were not played" in result.warnings[0]
+    await queue.aclose()
 
 
 def test_the_api_says_what_finals_need(served: Any) -> None:

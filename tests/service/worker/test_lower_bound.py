@@ -226,7 +226,7 @@ def test_a_job_goes_to_workers_that_hold_what_it_needs():
     with pytest.raises(InvalidRequest, match="no worker of model fake with judge fake-judge has one"):
         choose_deployment(deployments_of([info_of(one, "one", 2.0)]), live, None, None, Rule.LOWER_BOUND)
     finals = info_of(one, "one", 2.0).model_copy(update={"pairwise_judge": "looker"})
-    with pytest.raises(InvalidRequest, match="has one beside a judge for finals: start"):
+    with pytest.raises(InvalidRequest, match="has one and a pairwise judge: start"):
         choose_deployment(
             deployments_of([info_of(two, "two", 1.0), finals]), [], None, None, Rule.LOWER_BOUND, finals=True
         )

@@ -31,26 +31,20 @@ async def backlog(http: httpx.AsyncClient) -> list[dict[str, Any]]:
     return list((await http.get("/status")).json()["queue"]["by_priority"].values())
 
 
-def test_fifty_posts_with_one_key_make_one_job(served: Any) -> None:
-    async def run() -> None:
-        async with client_of(served.url) as http:
-            body, headers = {"prompt": "p", "num_samples": 8}, {"Idempotency-Key": "fifty at once"}
-            answers = await asyncio.gather(
-                *(http.post("/generate", json=body, headers=headers) for _ in range(50)),
-                *(
-                    http.post("/generate", json=body | {"seed": 1}, headers={"Idempotency-Key": "two"})
-                    for _ in range(2)
-                ),
-            )
-            assert {answer.status_code for answer in answers} == {200}
-            assert len({answer.json()["id"] for answer in answers[:50]}) == 1
-            assert sum("Idempotent-Replayed" not in answer.headers for answer in answers[:50]) == 1
-            replay = await http.post("/generate", json=body, headers=headers)
-            assert replay.json() == answers[0].json()
-            other = await http.post("/generate", json=body | {"seed": 1}, headers=headers)
-            assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
-
-    asyncio.run(run())
+async def test_fifty_posts_with_one_key_make_one_job(served: Any) -> None:
+    async with client_of(served.url) as http:
+        body, headers = {"prompt": "p", "num_samples": 8}, {"Idempotency-Key": "fifty at once"}
+        answers = await asyncio.gather(
+            *(http.post("/generate", json=body, headers=headers) for _ in range(50)),
+            *(http.post("/generate", json=body | {"seed": 1}, headers={"Idempotency-Key": "two"}) for _ in range(2)),
+        )
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({answer.json()["id"] for answer in answers[:50]}) == 1
+        assert sum("Idempotent-Replayed" not in answer.headers for answer in answers[:50]) == 1
+        replay = await http.post("/generate", json=body, headers=headers)
+        assert replay.json() == answers[0].json()
+        other = await http.post("/generate", json=body | {"seed": 1}, headers=headers)
+        assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
 
 
 def test_a_judge_that_rambles_puts_those_candidates_last_and_is_reported(served: Any) -> None:
@@ -63,30 +57,27 @@ def test_a_judge_that_rambles_puts_those_candidates_last_and_is_reported(served:
     assert "the judge gave 6 of 9 candidates no usable verdict" in result["warnings"][0]
 
 
-def test_most_of_many_jobs_are_canceled_and_the_others_finish(served: Any) -> None:
-    async def run() -> None:
-        async with client_of(served.url) as http:
+async def test_most_of_many_jobs_are_canceled_and_the_others_finish(served: Any) -> None:
+    async with client_of(served.url) as http:
 
-            async def live(number: int) -> str:
-                # A job that is canceled would take minutes, so that it cannot end first.
-                size = {"num_samples": 1024, "num_inference_steps": 100} if number % 10 else {"num_samples": 32}
-                body = {"prompt": f"p {number}", **size}
-                place = (await http.post("/generate", json=body, headers=ASYNC)).headers["Location"]
-                if number % 10:
-                    await asyncio.sleep(random.uniform(0.0, 0.5))
-                    return str((await http.delete(place)).json()["status"])
-                while (job := (await http.get(place, headers={"Prefer": "wait=30"})).json())["status"] != "succeeded":
-                    assert job["status"] in ("queued", "running")
-                return "succeeded"
+        async def live(number: int) -> str:
+            # A job that is canceled would take minutes, so that it cannot end first.
+            size = {"num_samples": 1024, "num_inference_steps": 100} if number % 10 else {"num_samples": 32}
+            body = {"prompt": f"p {number}", **size}
+            place = (await http.post("/generate", json=body, headers=ASYNC)).headers["Location"]
+            if number % 10:
+                await asyncio.sleep(random.uniform(0.0, 0.5))
+                return str((await http.delete(place)).json()["status"])
+            while (job := (await http.get(place, headers={"Prefer": "wait=30"})).json())["status"] != "succeeded":
+                assert job["status"] in ("queued", "running")
+            return "succeeded"
 
-            ends = await asyncio.gather(*(live(number) for number in range(60)))
-            assert set(ends[::10]) == {"succeeded"}
-            assert ends.count("canceled") == 54
-            async with asyncio.timeout(PATIENCE):
-                while any(load["jobs"] or load["candidates"] for load in await backlog(http)):
-                    await asyncio.sleep(0.05)
-
-    asyncio.run(run())
+        ends = await asyncio.gather(*(live(number) for number in range(60)))
+        assert set(ends[::10]) == {"succeeded"}
+        assert ends.count("canceled") == 54
+        async with asyncio.timeout(PATIENCE):
+            while any(load["jobs"] or load["candidates"] for load in await backlog(http)):
+                await asyncio.sleep(0.05)
 
 
 def test_a_flood_is_refused_at_once_and_the_next_caller_is_not(idle: Settings, serving: Serving, keys: Any) -> None:

@@ -96,187 +96,166 @@ async def answer(queue: Queue, job: str) -> tuple[object, ...]:
     return images, result.bracket, result.candidates, result.status
 
 
-def test_kill_9_of_one_of_two_workers_changes_nothing(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        one, _ = start(settings), start(settings)
-        await ready(queue, 2)
-        undisturbed, disturbed = (make_spec(num_samples=48, top_k=3) for _ in range(2))
-        await queue.submit(undisturbed, cost=1)
-        assert await ended(queue, undisturbed.id) is JobStatus.SUCCEEDED
-        await queue.submit(disturbed, cost=1)
-        await heats_done(queue, disturbed.id, 4)
-        one.send_signal(signal.SIGKILL)
-        assert await ended(queue, disturbed.id) is JobStatus.SUCCEEDED
-        assert await answer(queue, disturbed.id) == await answer(queue, undisturbed.id)
-        events = [event.data["heat"] async for event in queue.events(disturbed.id) if event.type == "heat"]
-        assert sorted(events) == list(range(12))
-        assert (await queue.backlog()).candidates == 0
-        await queue.aclose()
-
-    asyncio.run(run())
-
-
-@embedded
-def test_a_job_that_may_stop_ends_alike_here_and_on_workers_of_whom_one_is_killed(
+async def test_kill_9_of_one_of_two_workers_changes_nothing(
     settings: Settings, make_spec: MakeSpec, start: Start
 ) -> None:
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        stop = {"confidence": 1 - 1e-7, "patience": 500}
-        spec = make_spec(num_samples=400, heat_size=16, top_k=3, seed=29, stop=stop)
-        here = run_local(spec, FakeEngine(slots=4))
-        assert (here.result.stopped, len(here.result.candidates)) == ("confident", 96)
-
-        async def end(workers: int, *, kill: bool) -> None:
-            job = spec.model_copy(update={"id": f"with-{workers}"})
-            await queue.submit(job, cost=1)
-            if kill:
-                await heats_done(queue, job.id, 5)
-                killed.send_signal(signal.SIGKILL)
-            assert await ended(queue, job.id) is JobStatus.SUCCEEDED
-            record = await queue.record(job.id)
-            result = assemble(record.spec, record.status, record.outcomes, stopped=record.stopped)
-            same = {"images", "bracket", "candidates", "complete", "stopped", "confidence", "calibrated", "warnings"}
-            addresses = {"images": {"__all__": {"url"}}}
-            told, expected = (one.model_dump(include=same, exclude=addresses) for one in (result, here.result))
-            assert told == expected
-            assert (result.usage.candidates, result.usage.judge_forwards) == (96, 96)
-            assert [await queue.image(job.id, i.candidate) for i in result.images] == list(here.images.values())
-            assert await queue.backlog() == Backlog(image_bytes=(await queue.backlog()).image_bytes)
-
-        killed = start(settings)
-        await ready(queue, 1)
-        await end(1, kill=False)
-        start(settings), start(settings)
-        await ready(queue, 3)
-        await end(3, kill=True)
-        dealt = queue.keys("dispatched", "*", "*")
-        async with asyncio.timeout(PATIENCE):  # what ran ahead is dropped, and nothing of it stays dealt
-            while any([int(await queue.redis.get(key)) for key in await queue.redis.keys(dealt)]):
-                await asyncio.sleep(0.05)
-        await queue.aclose()
-
-    asyncio.run(run())
+    queue = await Queue.connect(settings)
+    one, _ = start(settings), start(settings)
+    await ready(queue, 2)
+    undisturbed, disturbed = (make_spec(num_samples=48, top_k=3) for _ in range(2))
+    await queue.submit(undisturbed, cost=1)
+    assert await ended(queue, undisturbed.id) is JobStatus.SUCCEEDED
+    await queue.submit(disturbed, cost=1)
+    await heats_done(queue, disturbed.id, 4)
+    one.send_signal(signal.SIGKILL)
+    assert await ended(queue, disturbed.id) is JobStatus.SUCCEEDED
+    assert await answer(queue, disturbed.id) == await answer(queue, undisturbed.id)
+    events = [event.data["heat"] async for event in queue.events(disturbed.id) if event.type == "heat"]
+    assert sorted(events) == list(range(12))
+    assert (await queue.backlog()).candidates == 0
+    await queue.aclose()
 
 
 @embedded
-def test_a_stopped_worker_is_overtaken_and_its_late_result_ignored(
+async def test_a_job_that_may_stop_ends_alike_here_and_on_workers_of_whom_one_is_killed(
     settings: Settings, make_spec: MakeSpec, start: Start
 ) -> None:
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        one = start(settings, 0.1)
-        await ready(queue, 1)
-        spec = make_spec(num_samples=8)
-        await queue.submit(spec, cost=1)
-        while (await queue.record(spec.id)).status is JobStatus.QUEUED:
-            await asyncio.sleep(0.01)
-        one.send_signal(signal.SIGSTOP)
-        start(settings)
-        assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
-        before = await answer(queue, spec.id)
-        one.send_signal(signal.SIGCONT)
-        await ready(queue, 2)
-        await asyncio.sleep(0.5)
-        assert await answer(queue, spec.id) == before
-        assert [event.type async for event in queue.events(spec.id)].count("heat") == 2
-        one.terminate()
-        assert await asyncio.to_thread(one.wait) == 0
-        await queue.aclose()
+    queue = await Queue.connect(settings)
+    stop = {"confidence": 1 - 1e-7, "patience": 500}
+    spec = make_spec(num_samples=400, heat_size=16, top_k=3, seed=29, stop=stop)
+    here = run_local(spec, FakeEngine(slots=4))
+    assert (here.result.stopped, len(here.result.candidates)) == ("confident", 96)
 
-    asyncio.run(run())
+    async def end(workers: int, *, kill: bool) -> None:
+        job = spec.model_copy(update={"id": f"with-{workers}"})
+        await queue.submit(job, cost=1)
+        if kill:
+            await heats_done(queue, job.id, 5)
+            killed.send_signal(signal.SIGKILL)
+        assert await ended(queue, job.id) is JobStatus.SUCCEEDED
+        record = await queue.record(job.id)
+        result = assemble(record.spec, record.status, record.outcomes, stopped=record.stopped)
+        same = {"images", "bracket", "candidates", "complete", "stopped", "confidence", "calibrated", "warnings"}
+        addresses = {"images": {"__all__": {"url"}}}
+        told, expected = (one.model_dump(include=same, exclude=addresses) for one in (result, here.result))
+        assert told == expected
+        assert (result.usage.candidates, result.usage.judge_forwards) == (96, 96)
+        assert [await queue.image(job.id, i.candidate) for i in result.images] == list(here.images.values())
+        assert await queue.backlog() == Backlog(image_bytes=(await queue.backlog()).image_bytes)
+
+    killed = start(settings)
+    await ready(queue, 1)
+    await end(1, kill=False)
+    start(settings), start(settings)
+    await ready(queue, 3)
+    await end(3, kill=True)
+    dealt = queue.keys("dispatched", "*", "*")
+    async with asyncio.timeout(PATIENCE):  # what ran ahead is dropped, and nothing of it stays dealt
+        while any([int(await queue.redis.get(key)) for key in await queue.redis.keys(dealt)]):
+            await asyncio.sleep(0.05)
+    await queue.aclose()
 
 
 @embedded
-def test_sigterm_hands_heats_back_at_once(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
+async def test_a_stopped_worker_is_overtaken_and_its_late_result_ignored(
+    settings: Settings, make_spec: MakeSpec, start: Start
+) -> None:
+    queue = await Queue.connect(settings)
+    one = start(settings, 0.1)
+    await ready(queue, 1)
+    spec = make_spec(num_samples=8)
+    await queue.submit(spec, cost=1)
+    while (await queue.record(spec.id)).status is JobStatus.QUEUED:
+        await asyncio.sleep(0.01)
+    one.send_signal(signal.SIGSTOP)
+    start(settings)
+    assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
+    before = await answer(queue, spec.id)
+    one.send_signal(signal.SIGCONT)
+    await ready(queue, 2)
+    await asyncio.sleep(0.5)
+    assert await answer(queue, spec.id) == before
+    assert [event.type async for event in queue.events(spec.id)].count("heat") == 2
+    one.terminate()
+    assert await asyncio.to_thread(one.wait) == 0
+    await queue.aclose()
+
+
+@embedded
+async def test_sigterm_hands_heats_back_at_once(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
     patient = settings.model_copy(update={"lease_seconds": 2 * PATIENCE})
+    queue = await Queue.connect(patient)
+    slow = start(patient, 2.0)
+    await ready(queue, 1)
+    spec = make_spec(num_samples=16)
+    await queue.submit(spec, cost=1)
+    while (await queue.record(spec.id)).status is JobStatus.QUEUED:
+        await asyncio.sleep(0.01)
+    start(patient)
+    await ready(queue, 2)
+    slow.terminate()
+    assert await asyncio.wait_for(ended(queue, spec.id), PATIENCE) is JobStatus.SUCCEEDED
+    assert await asyncio.to_thread(slow.wait, PATIENCE) == 0
+    async with asyncio.timeout(PATIENCE):
+        while len(await queue.workers()) != 1:
+            await asyncio.sleep(0.02)
+    await queue.aclose()
 
-    async def run() -> None:
-        queue = await Queue.connect(patient)
-        slow = start(patient, 2.0)
+
+@embedded
+async def test_a_heat_that_fails_everywhere_ends_its_job_and_no_other(settings: Settings, make_spec: MakeSpec) -> None:
+    queue = await Queue.connect(settings)
+    async with inside(settings, FakeEngine(slots=8, step_seconds=0.01)):
         await ready(queue, 1)
-        spec = make_spec(num_samples=16)
-        await queue.submit(spec, cost=1)
-        while (await queue.record(spec.id)).status is JobStatus.QUEUED:
-            await asyncio.sleep(0.01)
-        start(patient)
-        await ready(queue, 2)
-        slow.terminate()
-        assert await asyncio.wait_for(ended(queue, spec.id), PATIENCE) is JobStatus.SUCCEEDED
-        assert await asyncio.to_thread(slow.wait, PATIENCE) == 0
-        async with asyncio.timeout(PATIENCE):
-            while len(await queue.workers()) != 1:
-                await asyncio.sleep(0.02)
-        await queue.aclose()
-
-    asyncio.run(run())
-
-
-@embedded
-def test_a_heat_that_fails_everywhere_ends_its_job_and_no_other(settings: Settings, make_spec: MakeSpec) -> None:
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        async with inside(settings, FakeEngine(slots=8, step_seconds=0.01)):
-            await ready(queue, 1)
-            bad, good = make_spec(prompt=FAILS), make_spec(num_samples=64)
-            await queue.submit(bad, cost=1)
-            await queue.submit(good, cost=1)
-            assert await ended(queue, bad.id) is JobStatus.FAILED
-            assert await ended(queue, good.id) is JobStatus.SUCCEEDED
-            assert (await queue.record(bad.id)).error == "the prompt asked for it"
-            [(_, letter)] = await queue.redis.xrange(queue.keys("dead_letters"))
-            assert (letter[b"job"].decode(), letter[b"deliveries"]) == (bad.id, b"4")
-        await queue.aclose()
-
-    asyncio.run(run())
-
-
-@embedded
-def test_a_heat_that_kills_its_worker_four_times_is_dead(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
-    quick = settings.model_copy(update={"lease_seconds": 1.5, "heartbeat_seconds": 0.3})
-
-    async def run() -> None:
-        queue = await Queue.connect(quick)
-        crew = [start(quick) for _ in range(2)]
-        await ready(queue, 2)
-        bad, good = make_spec(prompt=KILLS, num_samples=4), make_spec(num_samples=16)
+        bad, good = make_spec(prompt=FAILS), make_spec(num_samples=64)
         await queue.submit(bad, cost=1)
         await queue.submit(good, cost=1)
-        deaths = 0
-        end = asyncio.create_task(ended(queue, bad.id))
-        while not end.done():
-            for place, process in enumerate(crew):
-                if process.poll() is not None:
-                    deaths += 1
-                    crew[place] = start(quick)
-            await asyncio.sleep(0.05)
-        assert await end is JobStatus.FAILED
-        assert deaths == 4
-        assert "were tried 4 times, and each time their worker died or stalled" in str(
-            (await queue.record(bad.id)).error
-        )
+        assert await ended(queue, bad.id) is JobStatus.FAILED
         assert await ended(queue, good.id) is JobStatus.SUCCEEDED
-        await queue.aclose()
-
-    asyncio.run(run())
+        assert (await queue.record(bad.id)).error == "the prompt asked for it"
+        [(_, letter)] = await queue.redis.xrange(queue.keys("dead_letters"))
+        assert (letter[b"job"].decode(), letter[b"deliveries"]) == (bad.id, b"4")
+    await queue.aclose()
 
 
 @embedded
-def test_a_dead_engine_ends_its_worker_with_1(
+async def test_a_heat_that_kills_its_worker_four_times_is_dead(
+    settings: Settings, make_spec: MakeSpec, start: Start
+) -> None:
+    quick = settings.model_copy(update={"lease_seconds": 1.5, "heartbeat_seconds": 0.3})
+    queue = await Queue.connect(quick)
+    crew = [start(quick) for _ in range(2)]
+    await ready(queue, 2)
+    bad, good = make_spec(prompt=KILLS, num_samples=4), make_spec(num_samples=16)
+    await queue.submit(bad, cost=1)
+    await queue.submit(good, cost=1)
+    deaths = 0
+    end = asyncio.create_task(ended(queue, bad.id))
+    while not end.done():
+        for place, process in enumerate(crew):
+            if process.poll() is not None:
+                deaths += 1
+                crew[place] = start(quick)
+        await asyncio.sleep(0.05)
+    assert await end is JobStatus.FAILED
+    assert deaths == 4
+    assert "were tried 4 times, and each time their worker died or stalled" in str((await queue.record(bad.id)).error)
+    assert await ended(queue, good.id) is JobStatus.SUCCEEDED
+    await queue.aclose()
+
+
+@embedded
+async def test_a_dead_engine_ends_its_worker_with_1(
     settings: Settings, make_spec: MakeSpec, start: Start, open_lane: Callable[..., Awaitable[QueueConsumer]]
 ) -> None:
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        process = start(settings)
-        await ready(queue, 1)
-        await queue.submit(make_spec(prompt=DIES, num_samples=4), cost=1)
-        assert await asyncio.to_thread(process.wait, PATIENCE) == 1
-        [claim] = await (await open_lane(queue)).claim(4, 0)
-        assert claim.deliveries == 2
-        await queue.aclose()
-
-    asyncio.run(run())
+    queue = await Queue.connect(settings)
+    process = start(settings)
+    await ready(queue, 1)
+    await queue.submit(make_spec(prompt=DIES, num_samples=4), cost=1)
+    assert await asyncio.to_thread(process.wait, PATIENCE) == 1
+    [claim] = await (await open_lane(queue)).claim(4, 0)
+    assert claim.deliveries == 2
+    await queue.aclose()
 
 
 class _Freezes(FakeEngine):
@@ -354,34 +333,30 @@ class _Notes(_Gated):
 
 
 @embedded
-def test_cancel_reaches_the_engine_before_its_next_tick(settings: Settings, make_spec: MakeSpec) -> None:
+async def test_cancel_reaches_the_engine_before_its_next_tick(settings: Settings, make_spec: MakeSpec) -> None:
     engine = _Notes()
     # Neither a beat nor a report of progress, of which there is none, is what brings the cancel.
     beats = {"lease_seconds": 4 * PATIENCE, "heartbeat_seconds": 2 * PATIENCE}
     seldom = settings.model_copy(update=beats)
-
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        async with inside(seldom, engine):
-            await ready(queue, 1)
-            spec = make_spec(num_samples=64)
-            await queue.submit(spec, cost=1)
-            engine.gate.release(4)
-            await heats_done(queue, spec.id, 2)
-            await queue.cancel(spec.id)
-            async with asyncio.timeout(PATIENCE):
-                while not engine.canceled:
-                    await asyncio.sleep(0.01)
-                engine.gate.release(100)
-                while engine.busy:
-                    await asyncio.sleep(0.01)
-            assert engine.since_cancel in ([], [[]])
-            after = make_spec()
-            await queue.submit(after, cost=1)
-            assert await ended(queue, after.id) is JobStatus.SUCCEEDED
-        await queue.aclose()
-
-    asyncio.run(run())
+    queue = await Queue.connect(settings)
+    async with inside(seldom, engine):
+        await ready(queue, 1)
+        spec = make_spec(num_samples=64)
+        await queue.submit(spec, cost=1)
+        engine.gate.release(4)
+        await heats_done(queue, spec.id, 2)
+        await queue.cancel(spec.id)
+        async with asyncio.timeout(PATIENCE):
+            while not engine.canceled:
+                await asyncio.sleep(0.01)
+            engine.gate.release(100)
+            while engine.busy:
+                await asyncio.sleep(0.01)
+        assert engine.since_cancel in ([], [[]])
+        after = make_spec()
+        await queue.submit(after, cost=1)
+        assert await ended(queue, after.id) is JobStatus.SUCCEEDED
+    await queue.aclose()
 
 
 @asynccontextmanager
@@ -401,18 +376,15 @@ async def begun(
 
 
 @embedded
-def test_workers_outlive_a_killed_server(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
-    async def run() -> None:
-        spec = make_spec(num_samples=64)
-        async with begun(settings, start, spec, 2) as (server, queue, worker):
-            os.kill((await queue.redis.info("server"))["process_id"], signal.SIGKILL)
-            await asyncio.sleep(0.3)
-            await asyncio.to_thread(server.restart)
-            assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
-            assert len((await queue.record(spec.id)).outcomes) == 16
-            assert worker.poll() is None
-
-    asyncio.run(run())
+async def test_workers_outlive_a_killed_server(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
+    spec = make_spec(num_samples=64)
+    async with begun(settings, start, spec, 2) as (server, queue, worker):
+        os.kill((await queue.redis.info("server"))["process_id"], signal.SIGKILL)
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(server.restart)
+        assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
+        assert len((await queue.record(spec.id)).outcomes) == 16
+        assert worker.poll() is None
 
 
 @embedded
@@ -452,109 +424,93 @@ def test_candidates_are_told_before_their_heat_whatever_has_to_be_tried_again(
 
 
 @embedded
-def test_a_queue_that_has_forgotten_all_hears_all_again_from_a_worker_without_room(
+async def test_a_queue_that_has_forgotten_all_hears_all_again_from_a_worker_without_room(
     settings: Settings, make_spec: MakeSpec
 ) -> None:
     engine = _Gated()
-
-    async def run() -> None:
-        queue = await Queue.connect(settings)
-        async with inside(settings, engine):
+    queue = await Queue.connect(settings)
+    async with inside(settings, engine):
+        await ready(queue, 1)
+        await queue.submit(make_spec(num_samples=16, heat_size=16), cost=1)
+        while "busy" not in [info.state for info in await queue.workers()]:
+            await asyncio.sleep(0.01)
+        await queue.redis.delete(*await queue.redis.keys(f"{settings.namespace}:*"))
+        async with asyncio.timeout(PATIENCE):
             await ready(queue, 1)
-            await queue.submit(make_spec(num_samples=16, heat_size=16), cost=1)
-            while "busy" not in [info.state for info in await queue.workers()]:
-                await asyncio.sleep(0.01)
-            await queue.redis.delete(*await queue.redis.keys(f"{settings.namespace}:*"))
-            async with asyncio.timeout(PATIENCE):
-                await ready(queue, 1)
-                for _ in range(20):
-                    engine.gate.release()
-                spec = make_spec()
-                await queue.submit(spec, cost=1)
-                assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
-                assert await queue.tokenizer(engine.model_info.tokenizer_sha256) == engine.tokenizer_json
-        await queue.aclose()
-
-    asyncio.run(run())
+            for _ in range(20):
+                engine.gate.release()
+            spec = make_spec()
+            await queue.submit(spec, cost=1)
+            assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
+            assert await queue.tokenizer(engine.model_info.tokenizer_sha256) == engine.tokenizer_json
+    await queue.aclose()
 
 
 @embedded
-def test_a_heat_that_waits_to_run_alone_is_not_to_blame_for_the_death_of_its_worker(
+async def test_a_heat_that_waits_to_run_alone_is_not_to_blame_for_the_death_of_its_worker(
     settings: Settings, make_spec: MakeSpec, start: Start, open_lane: Callable[..., Awaitable[QueueConsumer]]
 ) -> None:
     quick = settings.model_copy(update={"lease_seconds": 1.5, "heartbeat_seconds": 0.3})
-
-    async def run() -> None:
-        queue = await Queue.connect(quick)
-        good, bad = make_spec(num_samples=4), make_spec(prompt=KILLS, num_samples=4)
-        lane = await open_lane(queue)
-        await queue.submit(good, cost=1)
-        for _ in range(quick.max_deliveries):
-            [claim] = await lane.claim(1, 0)
-            await lane.give_back(claim, "retried")
-        await queue.submit(bad, cost=1)
-        [claim] = await lane.claim(1, 0)  # the good one: the bad one is first now
-        await lane.give_back(claim, "released")
-        await lane.leave([])
-        worker = start(quick, 0.5)  # takes the second heat before its first tick, which kills it, is over
-        end = asyncio.create_task(ended(queue, bad.id))
-        while not end.done():
-            if worker.poll() is not None:
-                worker = start(quick, 0.5)
-            await asyncio.sleep(0.05)
-        assert await end is JobStatus.FAILED
-        assert await ended(queue, good.id) is JobStatus.SUCCEEDED
-        await queue.aclose()
-
-    asyncio.run(run())
+    queue = await Queue.connect(quick)
+    good, bad = make_spec(num_samples=4), make_spec(prompt=KILLS, num_samples=4)
+    lane = await open_lane(queue)
+    await queue.submit(good, cost=1)
+    for _ in range(quick.max_deliveries):
+        [claim] = await lane.claim(1, 0)
+        await lane.give_back(claim, "retried")
+    await queue.submit(bad, cost=1)
+    [claim] = await lane.claim(1, 0)  # the good one: the bad one is first now
+    await lane.give_back(claim, "released")
+    await lane.leave([])
+    worker = start(quick, 0.5)  # takes the second heat before its first tick, which kills it, is over
+    end = asyncio.create_task(ended(queue, bad.id))
+    while not end.done():
+        if worker.poll() is not None:
+            worker = start(quick, 0.5)
+        await asyncio.sleep(0.05)
+    assert await end is JobStatus.FAILED
+    assert await ended(queue, good.id) is JobStatus.SUCCEEDED
+    await queue.aclose()
 
 
 @embedded
-def test_a_worker_whose_engine_hangs_ends_and_hands_its_heats_on(
+async def test_a_worker_whose_engine_hangs_ends_and_hands_its_heats_on(
     settings: Settings, make_spec: MakeSpec, start: Start
 ) -> None:
     hasty = settings.model_copy(update={"stall_seconds": 0.2})
-
-    async def run() -> None:
-        queue = await Queue.connect(hasty)
-        worker = start(hasty, 0.02)
-        await ready(queue, 1)
-        spec = make_spec(prompt=HANGS, num_samples=4)
-        await queue.submit(spec, cost=1)
-        assert await asyncio.to_thread(worker.wait, PATIENCE) == 1
-        assert (await queue.record(spec.id)).status is JobStatus.RUNNING
-        await queue.cancel(spec.id)
-        await queue.aclose()
-
-    asyncio.run(run())
+    queue = await Queue.connect(hasty)
+    worker = start(hasty, 0.02)
+    await ready(queue, 1)
+    spec = make_spec(prompt=HANGS, num_samples=4)
+    await queue.submit(spec, cost=1)
+    assert await asyncio.to_thread(worker.wait, PATIENCE) == 1
+    assert (await queue.record(spec.id)).status is JobStatus.RUNNING
+    await queue.cancel(spec.id)
+    await queue.aclose()
 
 
 @embedded
-def test_a_server_that_takes_no_writes_is_waited_for(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
-    async def run() -> None:
-        spec = make_spec(num_samples=32)
-        async with begun(settings, start, spec, 2) as (_, queue, worker):
-            await queue.redis.config_set("min-replicas-to-write", 1)  # as a full disk: what is written is refused
-            with pytest.raises(ResponseError, match="NOREPLICAS"):
-                await queue.submit(make_spec(), cost=1)
-            await asyncio.sleep(0.5)
-            await queue.redis.config_set("min-replicas-to-write", 0)
-            assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
-            assert worker.poll() is None
-
-    asyncio.run(run())
-
-
-@embedded
-def test_a_worker_that_starts_over_a_full_server_does_what_is_left(
+async def test_a_server_that_takes_no_writes_is_waited_for(
     settings: Settings, make_spec: MakeSpec, start: Start
 ) -> None:
-    async def run() -> None:
-        spec = make_spec(num_samples=16)
-        async with begun(settings, start, spec, 1, 0.1) as (_, queue, first):
-            first.kill()
-            await queue.redis.config_set("maxmemory", (await queue.redis.info("memory"))["used_memory"] // 2)
-            start(queue.settings, 0.02)
-            assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
+    spec = make_spec(num_samples=32)
+    async with begun(settings, start, spec, 2) as (_, queue, worker):
+        await queue.redis.config_set("min-replicas-to-write", 1)  # as a full disk: what is written is refused
+        with pytest.raises(ResponseError, match="NOREPLICAS"):
+            await queue.submit(make_spec(), cost=1)
+        await asyncio.sleep(0.5)
+        await queue.redis.config_set("min-replicas-to-write", 0)
+        assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
+        assert worker.poll() is None
 
-    asyncio.run(run())
+
+@embedded
+async def test_a_worker_that_starts_over_a_full_server_does_what_is_left(
+    settings: Settings, make_spec: MakeSpec, start: Start
+) -> None:
+    spec = make_spec(num_samples=16)
+    async with begun(settings, start, spec, 1, 0.1) as (_, queue, first):
+        first.kill()
+        await queue.redis.config_set("maxmemory", (await queue.redis.info("memory"))["used_memory"] // 2)
+        start(queue.settings, 0.02)
+        assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
