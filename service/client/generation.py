@@ -45,7 +45,7 @@ class Winner:
     @cached_property
     def image(self) -> Image.Image:
         """The image; what the file says of it is in `image.info`."""
-        image = Image.open(io.BytesIO(self.data))
+        image = Image.open(io.BytesIO(self.data), formats=("PNG", "WEBP", "JPEG"))
         image.load()
         return image
 

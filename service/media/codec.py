@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the API and clients run without numpy
     from numpy.typing import NDArray
 
 THUMBNAIL_SIDE = 256  # pixels, the longer side
+READABLE = ("PNG", "WEBP", "JPEG")  # Pillow starts programs for others: Ghostscript for an EPS, whatever its name
 MEDIA_TYPES: Mapping[ImageFormat, str] = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 
 # Fixed, because the bytes of an image are part of a job's result: the same request gives the same bytes.
@@ -55,14 +56,14 @@ def decode(data: bytes) -> Image.Image:
     """The RGB image in a file's bytes, fully read.
 
     Raises:
-        ValueError: the bytes are not an image that Pillow reads, cut short, or of more than its 179 million pixels.
+        ValueError: the bytes are not a PNG, WebP or JPEG, cut short, or of more than 179 million pixels.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=READABLE) as image:
             return image.convert("RGB")
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
         said = str(error).partition(" <_io.")[0]  # without the object's address in memory
-        raise ValueError(f"not a readable image ({len(data)} bytes): {said}") from error
+        raise ValueError(f"not a readable PNG, WebP or JPEG ({len(data)} bytes): {said}") from error
 
 
 def _image(pixels: NDArray[np.uint8] | Image.Image) -> Image.Image:

@@ -134,7 +134,9 @@ def _texts(data: bytes) -> dict[str, str]:
         try:
             with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as image:
                 found = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
-                exif = image.getexif()
+                exif = Image.Exif()  # not image.getexif(), which decodes the pixels of a PNG without EXIF
+                if isinstance(raw := image.info.get("exif"), bytes):
+                    exif.load(raw)
                 comment = exif.get_ifd(_EXIF).get(_COMMENT)
                 named = {"Software": exif.get(_SOFTWARE), "ImageDescription": exif.get(_DESCRIPTION)}
         except (*_MALFORMED, Image.DecompressionBombError) as error:

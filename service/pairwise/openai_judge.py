@@ -22,6 +22,8 @@ LONG_SIDE = 1024  # pixels; a longer side is shrunk to it
 AT_ONCE = 8  # calls that are under way together
 ATTEMPTS = 5
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+CALL_SECONDS = 120.0  # for all of a call; the limits above are of each read
+MAX_ANSWER_BYTES = 1 << 20  # an answer is one letter, with log-probabilities of five tokens
 MAX_TOKENS = 8  # one letter, and room for signs around it
 TOP_LOGPROBS = 5
 _PASSING = frozenset({408, 409, 425, 429})  # and all from 500 on
@@ -79,7 +81,9 @@ class VisionJudge:
             SetupError: the name is none.
         """
         self.address = parse_address(name)
-        headers = {} if not key else {"Authorization": f"Bearer {key}"}
+        headers = {"Accept-Encoding": "identity"}  # so that the limit on an answer's bytes is one on its text
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
         self._http = httpx.AsyncClient(timeout=TIMEOUT, headers=headers)
         self._attempts = attempts
         self._room = asyncio.Semaphore(AT_ONCE)
@@ -147,7 +151,7 @@ class VisionJudge:
         try:
             choice = reply.json()["choices"][0]
             return read_answer(choice["message"]["content"] or "", _first_token(choice))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise self._away("answered with something else than a chat completion", "is it an OpenAI API?") from error
 
     async def _ask(self, messages: Sequence[Mapping[str, Any]]) -> httpx.Response:
@@ -159,8 +163,9 @@ class VisionJudge:
             delay = backoff(attempt)
             attempt += 1
             try:
-                response = await self._http.post(url, json=asked | told)
-            except httpx.RequestError as error:  # lost, or with a body that does not read as its headers say
+                async with asyncio.timeout(CALL_SECONDS):
+                    response = await self._post(url, asked | told)
+            except (httpx.RequestError, TimeoutError) as error:  # lost, or slow
                 if attempt >= self._attempts:
                     said = str(error) or type(error).__name__
                     raise self._away(f"cannot be reached ({said})", "start it, or correct the address") from error
@@ -176,6 +181,17 @@ class VisionJudge:
                     raise self._refused(response)
                 delay = max(delay, waits)
             await asyncio.sleep(delay)
+
+    async def _post(self, url: str, body: Mapping[str, Any]) -> httpx.Response:
+        async with self._http.stream("POST", url, json=body) as response:
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise self._away("answered with a compressed body, which was not asked for", "correct the server")
+            data = bytearray()
+            async for part in response.aiter_raw():
+                data += part
+                if len(data) > MAX_ANSWER_BYTES:
+                    raise self._away(f"answered with more than {MAX_ANSWER_BYTES >> 20} MiB", "is it an OpenAI API?")
+        return httpx.Response(response.status_code, headers=response.headers, content=bytes(data))
 
     def _refused(self, response: httpx.Response) -> JudgeAway:
         said = re.sub(r"[^\x20-\x7e]+", " ", response.text)[:200].strip()

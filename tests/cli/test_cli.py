@@ -245,7 +245,7 @@ def test_what_is_no_image_is_not_judged(data: bytes, said: str, run: Run, tmp_pa
     (tmp_path / "p.png").write_bytes(data)
     status, out, err = run("rank", "a star", "p.png")
     assert (status, out) == (1, "")
-    assert err.startswith("bestofn: p.png: not a readable image")
+    assert err.startswith("bestofn: p.png: not a readable PNG, WebP or JPEG")
     assert said in err
     assert len(err) < 300
 

@@ -88,7 +88,7 @@ def _sample(path: Path, key: str, parts: dict[str, bytes]) -> Iterator[ImageText
 
 def pixels(image: bytes, width: int, height: int) -> Tensor:
     """The middle of an image at the given size, on white where it is transparent.  # -> (3, H, W) in -1..1"""
-    with Image.open(io.BytesIO(image)) as opened:
+    with Image.open(io.BytesIO(image), formats=("PNG", "WEBP", "JPEG")) as opened:
         shown = ImageOps.exif_transpose(opened).convert("RGBA")
     white = Image.new("RGBA", shown.size, "white")
     fitted = ImageOps.fit(Image.alpha_composite(white, shown).convert("RGB"), (width, height), Image.Resampling.LANCZOS)

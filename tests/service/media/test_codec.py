@@ -35,10 +35,18 @@ def test_thumbnails_keep_the_aspect_and_never_grow(size, expected):
     assert Image.open(io.BytesIO(data)).format == "WEBP"
 
 
+@pytest.mark.parametrize("format", ["EPS", "TIFF", "BMP", "GIF"])
+def test_decode_other_formats_are_refused_whatever_their_name(format: str) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, format)
+    with pytest.raises(ValueError, match="not a readable PNG, WebP or JPEG"):
+        decode(file.getvalue())
+
+
 def test_what_is_no_image_is_refused(pixels):
-    with pytest.raises(ValueError, match="not a readable image"):
+    with pytest.raises(ValueError, match="not a readable PNG"):
         decode(b"\x89PNG\r\n\x1a\n but no more")
-    with pytest.raises(ValueError, match="not a readable image"):
+    with pytest.raises(ValueError, match="not a readable PNG"):
         decode(encode(pixels, "jpeg")[:200])
     with pytest.raises(ValueError, match=r"\(height, width, 3\)"):
         encode(pixels[..., :2], "png")

@@ -52,6 +52,14 @@ def test_what_is_written_is_read(prompt: str, format: ImageFormat, tell: Callabl
     assert shown == prompt, "for programs that do not know us"
 
 
+def test_read_story_of_a_png_reads_no_pixels(tell: Callable[..., Story]) -> None:
+    data = encode(np.zeros((4096, 4096, 3), np.uint8), "png", tell())
+    without_pixels = data[: data.index(b"IDAT") + 4]
+    assert read_story(without_pixels) == tell()
+    with pytest.raises(ValueError, match="truncated"):
+        decode(without_pixels)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_bytes_are_a_function_of_the_image_not_of_the_job(format: ImageFormat, tell: Callable[..., Story]) -> None:
     image = fake_image(3, 32, 32)

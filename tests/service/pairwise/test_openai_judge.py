@@ -9,6 +9,7 @@ from PIL import Image
 from bestofn.judge.pairwise import Rounds, ranking
 from bestofn.service.core.errors import JudgeAway, SetupError
 from bestofn.service.media.codec import encode
+from bestofn.service.pairwise import openai_judge
 from bestofn.service.pairwise.openai_judge import LONG_SIDE, VisionJudge, parse_address
 from tests.service.pairwise.vision_server import KEY, Vision, vision_server
 
@@ -88,6 +89,27 @@ def test_errors_say_who_what_and_what_to_do(vision: Vision, trouble: dict[str, o
     assert "looker" in error.value.detail
     assert "out of luck" not in error.value.quiet
     assert "wrong" not in error.value.detail
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ({"mode": "nested"}, "something else than a chat completion"),
+        ({"mode": "long"}, "answered with more than 1 MiB"),
+        ({"encoding": "gzip"}, "answered with a compressed body"),
+        ({"mode": "dripping"}, "cannot be reached (TimeoutError)"),
+    ],
+)
+def test_a_body_that_harms_its_reader_is_a_judge_that_is_away(
+    vision: Vision, trouble: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in trouble.items():
+        setattr(vision, name, value)
+    if vision.mode == "dripping":
+        monkeypatch.setattr(openai_judge, "CALL_SECONDS", 0.5)
+    with pytest.raises(JudgeAway) as error:
+        play(vision, attempts=1)
+    assert said in error.value.detail
 
 
 def test_a_judge_that_names_no_letter_decides_nothing(vision: Vision) -> None:

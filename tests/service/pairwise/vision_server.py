@@ -33,7 +33,8 @@ class Vision:
     Attributes:
         url: its name as a judge.
         score: how well an image shows a prompt; the greater wins.
-        mode: looks; first (names the first image, whatever it shows); garbage (no completion); rambles (no letter).
+        mode: looks; first (names the first image, whatever it shows); garbage (no completion); rambles (no letter);
+            nested, long and dripping (bodies that harm a reader without limits).
         failures: so many calls are answered 500 first.
         pause: set while calls may be answered.
         tells: whether log-probabilities are told; None: asking for them is a 400.
@@ -51,6 +52,7 @@ class Vision:
     encoding: str | None = None
     calls: list[dict[str, Any]] = field(default_factory=list)
     pause: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, body: dict[str, Any], headers: dict[str, str]) -> tuple[int, Any]:
@@ -113,7 +115,15 @@ def vision_server() -> Iterator[Vision]:
             if self.path == "/v1/chat/completions":
                 status, reply = vision.answer(body, {name.lower(): value for name, value in self.headers.items()})
             data = json.dumps(reply).encode()
+            if vision.mode == "nested":
+                data = b"[" * 100_000
             self.send_response(status)
+            if vision.mode in ("long", "dripping"):
+                self.send_header("Connection", "close")
+                self.end_headers()
+                while not vision.over.wait(0.0 if vision.mode == "long" else 0.05):
+                    self.wfile.write(b" " * 65_536 if vision.mode == "long" else b" ")
+                return
             self.send_header("Content-Length", str(len(data)))
             if vision.encoding is not None:
                 self.send_header("Content-Encoding", vision.encoding)
@@ -136,5 +146,6 @@ def vision_server() -> Iterator[Vision]:
             yield vision
         finally:
             vision.pause.set()
+            vision.over.set()
             server.shutdown()
             thread.join()
