@@ -194,7 +194,12 @@ def bytes_to_download(repository: str, revision: str) -> int:
 
 
 def cached(repository: str, revision: str) -> Path | None:
-    """The folder of a hub repository's commit in the local cache, whole or not, or None; asks no network."""
+    """The folder of a hub repository's commit in the local cache, or None; asks no network.
+
+    The hub's client stores the list of a commit's files before the first of them. Each file gets its name in the folder
+    when all its bytes are there. So an interrupted download is None. Without a list, as older clients leave the cache,
+    any folder counts.
+    """
     from huggingface_hub import snapshot_download
 
     try:

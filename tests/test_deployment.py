@@ -64,11 +64,51 @@ def test_one_command_works_without_preparation() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     assert set(re.findall(r"\$\{\w+(.{2})", text)) == {":-"}
     cpu = [service for service in SERVICES.values() if "cpu" in service["profiles"]]
-    for folder in (default(volume).split(":")[0] for service in cpu for volume in service.get("volumes", [])):
+    volumes = [volume for service in cpu for volume in service.get("volumes", [])]
+    for folder in (default(v["source"]) if isinstance(v, dict) else v.split(":")[0] for v in volumes):
         assert not folder.startswith(".") or (ROOT / folder).is_dir(), f"{folder} is missing"
     for secret in {secret for service in cpu for secret in service.get("secrets", [])}:
         path = default(COMPOSE["secrets"][secret]["file"])
         assert (ROOT / path).is_file(), f"{path} is missing"
+
+
+def test_plain_commands_see_the_same_services() -> None:
+    """`down`, `logs` and `restart` know profiles from .env alone: no page starts services with a flag."""
+    assert "\nCOMPOSE_PROFILES=cpu\n" in (ROOT / ".env.example").read_text()
+    pages = [ROOT / "README.md", ROOT / "docker-compose.yml", *(ROOT / "docs").rglob("*.md")]
+    assert not [page.name for page in pages if "compose --profile" in page.read_text()]
+
+
+def test_no_service_waits_for_another_to_end() -> None:
+    """An `up` that is interrupted while it waits leaves a container that nothing starts later."""
+    waits = [on for service in SERVICES.values() for on in dict(service.get("depends_on", {})).values()]
+    assert {on["condition"] for on in waits} == {"service_healthy", "service_started"}
+    assert SERVICES["worker"]["depends_on"] == {"weights": {"condition": "service_started"}}
+    assert SERVICES["worker"]["environment"]["HF_HUB_OFFLINE"] == "1", "only an offline worker waits for its weights"
+
+
+def test_images_are_built_and_not_asked_for_at_a_registry() -> None:
+    assert {service["pull_policy"] for service in SERVICES.values() if "build" in service} == {"never"}
+
+
+def test_variables_can_be_listed() -> None:
+    """`docker compose config --variables` splits a volume's short form at the colon of a default."""
+    assert not [v for service in SERVICES.values() for v in service.get("volumes", []) if "${" in v]
+
+
+def test_health_checks_say_when_a_service_is_of_use() -> None:
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    for name in ("worker", "worker-cpu"):
+        health = SERVICES[name]["healthcheck"]
+        assert "/readyz" in health["test"][-1]
+        assert health["test"][-1].replace("\n", "") in dockerfile
+        assert f"--interval={health['interval']} --timeout=5s --start-period={health['start_period']}" in dockerfile
+    door = SERVICES["redis-tls"]
+    assert door["stop_signal"] == "SIGTERM"
+    address, _, path = door["healthcheck"]["test"][-1].removeprefix("http://").partition("/")
+    config = (ROOT / "docker" / "redis-tls.cfg").read_text()
+    assert f"bind {address}\n" in config
+    assert f"monitor-uri /{path}\n" in config
 
 
 def test_every_variable_is_explained() -> None:

@@ -67,10 +67,11 @@ def worker(
 
     names = found(settings)
     if len(names) == 1:
+        from bestofn.service.engine.weights import missing_weights
         from bestofn.service.worker.worker import run_worker
 
         settings = settings.model_copy(update={"devices": names[0]})
-        status = run_worker(settings, lambda: _engine(settings))
+        status = run_worker(settings, lambda: _engine(settings), lambda: missing_weights(settings))
         traces.flush()
         # All is handed back. The interpreter would look through half a million objects of torch and its kin before it
         # ends: seconds, and on a busy machine more than a supervisor waits.

@@ -18,6 +18,7 @@ from bestofn.service.telemetry.worker_metrics import REGISTRY
 class Condition(StrEnum):
     """Condition of a worker."""
 
+    WAITING = "waiting for weights"  # that another process downloads
     STARTING = "starting"
     READY = "ready"
     BUSY = "busy"

@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -34,16 +35,26 @@ from bestofn.service.worker.loop_monitor import LoopMonitor
 LEAVE_SECONDS = 5.0  # for giving heats back; a queue that is away for longer lets the leases expire
 CANCEL_SECONDS = 0.1
 SWEEP_SECONDS = 60.0  # between two sweeps of expired image files
+WEIGHTS_SECONDS = 2.0  # between two looks for weights that another process downloads
+WEIGHTS_LOG_SECONDS = 60.0  # between two lines of the log that name them
 
 log = structlog.get_logger()
 
 
-def run_worker(settings: Settings, engine_factory: Callable[[], Engine]) -> int:
+def no_weights() -> Sequence[str]:
+    """Of an engine that waits for none."""
+    return ()
+
+
+def run_worker(
+    settings: Settings, engine_factory: Callable[[], Engine], missing_weights: Callable[[], Sequence[str]] = no_weights
+) -> int:
     """Run one worker until SIGTERM or SIGINT.
 
     Args:
         settings: settings of the worker.
         engine_factory: makes the engine; called in the thread that the engine then lives in.
+        missing_weights: names of weights that another process still downloads. The engine is made when there are none.
 
     Returns:
         The exit status; 1: the engine died.
@@ -51,7 +62,7 @@ def run_worker(settings: Settings, engine_factory: Callable[[], Engine]) -> int:
     Raises:
         SetupError: there is no queue or no such pairwise judge, or whatever the factory raises.
     """
-    worker = Worker(settings, engine_factory)
+    worker = Worker(settings, engine_factory, missing_weights)
     status = asyncio.run(worker.run())
     if worker.hangs:
         os._exit(status)  # a device that does not answer would delay the interpreter's exit too
@@ -61,10 +72,17 @@ def run_worker(settings: Settings, engine_factory: Callable[[], Engine]) -> int:
 class Worker:
     """One engine, one consumer of the queue. A queue that is away is waited for; a dead engine ends the worker."""
 
-    def __init__(self, settings: Settings, engine_factory: Callable[[], Engine]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine_factory: Callable[[], Engine],
+        missing_weights: Callable[[], Sequence[str]] = no_weights,
+    ) -> None:
         self.settings = settings
         self.hangs = False  # known at the end: the engine's thread is stuck in a tick
         self._factory = engine_factory
+        self._missing_weights = missing_weights
+        self._waits_for_weights = False
         self._stop = asyncio.Event()
         self._vision: VisionJudge | None = None
         self._queue: Queue
@@ -91,6 +109,9 @@ class Worker:
             self._vision = VisionJudge(self.settings.pairwise_judge, self.settings.pairwise_api_key)
         if not await self._before_stop(self._connect()):
             return 0
+        if not await self._before_stop(self._wait_for_weights()):
+            await self._queue.aclose()
+            return 0
         self._engine_thread = EngineThread(self._factory, self._on_events)
         try:
             if await self._before_stop(self._engine_thread.load()):
@@ -104,6 +125,16 @@ class Worker:
 
     async def _connect(self) -> None:
         self._queue = await retried(lambda: Queue.connect(self.settings))
+
+    async def _wait_for_weights(self) -> None:
+        logged: float | None = None
+        while missing := await asyncio.to_thread(self._missing_weights):
+            self._waits_for_weights = True
+            if logged is None or time.monotonic() - logged >= WEIGHTS_LOG_SECONDS:
+                log.warning("waiting for weights", missing=list(missing))
+                logged = time.monotonic()
+            await asyncio.sleep(WEIGHTS_SECONDS)
+        self._waits_for_weights = False
 
     def _on_events(self, events: Sequence[EngineEvent]) -> None:
         self._completion.on_events(events)
@@ -195,7 +226,7 @@ class Worker:
         if self._stop.is_set():
             return Condition.LEAVING
         if self._context is None:
-            return Condition.STARTING
+            return Condition.WAITING if self._waits_for_weights else Condition.STARTING
         if self._context.stalled():
             return Condition.STALLED
         return Condition.BUSY if self._context.held else Condition.READY

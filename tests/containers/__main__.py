@@ -130,7 +130,7 @@ def check_confined(container: Container) -> None:
 
 def one_machine() -> None:
     """The profile cpu, with nothing prepared."""
-    say("--- docker compose --profile cpu up")
+    say("--- COMPOSE_PROFILES=cpu")
     with host({}) as here, tempfile.TemporaryDirectory(dir=WORK) as folder:
         redis = here.start("redis")
         here.wait_for("redis is healthy", redis.healthy)
@@ -152,7 +152,7 @@ def one_machine() -> None:
 
 def several_hosts() -> None:
     """The profiles edge, hosts and gpu: secrets, TLS to the queue, weights from a hub, a worker without a network."""
-    say("--- docker compose --profile edge --profile hosts up; docker compose --profile gpu up")
+    say("--- COMPOSE_PROFILES=edge,hosts and COMPOSE_PROFILES=gpu")
     with tempfile.TemporaryDirectory(dir=WORK) as folder:
         secrets = Path(folder) / "secrets"
         make = [ROOT / "docker" / "make-secrets", secrets, "localhost"]
@@ -170,13 +170,15 @@ def several_hosts() -> None:
             here.start("redis-tls")
             here.wait_for("the API is healthy", api.healthy)
             check(redis.run("redis-cli", "info").stdout.startswith("NOPERM"), "redis needs a password")
+            worker = here.start("worker", LIGHT, **gpu)
+            waits = "waiting for weights"
+            here.wait_for("the worker waits for its weights", lambda: waits in worker.log.read_text())
             with local_hub(here, Path(folder)) as address:
                 weights = here.start("weights", {"HF_ENDPOINT": address}, **gpu)
                 check(weights.wait(60.0) == 0, "the weights are downloaded")
             for line in weights.log.read_text().splitlines():
                 if line and "Fetching" not in line:
                     say(f"  {line}")
-            worker = here.start("worker", LIGHT, **gpu)
             here.wait_for("the API is ready: the worker has come in by TLS", lambda: ready(api))
             check_confined(worker)
             tried = worker.run("sh", "-c", "echo x > /weights/written")

@@ -53,7 +53,10 @@ def read(name: str, image: Mapping[str, Any], variables: Mapping[str, str], extr
     files = {secret: ROOT / compose["secrets"][secret]["file"] for secret in service.get("secrets", [])}
     volumes = {}
     for line in service.get("volumes", []):
-        volume, path, *mode = line.split(":")
+        if isinstance(line, dict):
+            volume, path, mode = line["source"], line["target"], ["ro"] if line.get("read_only") else []
+        else:
+            volume, path, *mode = line.split(":")
         if volume.startswith((".", "/")):  # a folder of the host
             volume = str(ROOT / volume)
         volumes[path] = (volume, mode == ["ro"])

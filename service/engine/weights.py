@@ -1,0 +1,26 @@
+"""Weights that another process downloads: which of them are not whole yet."""
+
+from pathlib import Path
+
+from bestofn.models.checkpoint import cached
+from bestofn.service.core.settings import Settings
+from bestofn.service.host.licences import is_hub_name
+
+
+def missing_weights(settings: Settings) -> list[str]:
+    """Hub names of the settings whose weights are not whole in the local cache.
+
+    Only an offline process waits for weights (HF_HUB_OFFLINE). Any other downloads what is missing, so the list is
+    empty.
+    """
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    named = dict.fromkeys(filter(None, (settings.model, settings.judge, settings.second_judge)))
+    return [name for name in named if not _here(name)] if HF_HUB_OFFLINE else []
+
+
+def _here(name: str) -> bool:
+    repository, _, revision = name.partition("@")
+    if not is_hub_name(repository) or Path(name).is_dir():
+        return True  # embedded or a folder: an error of these shows when they are loaded
+    return cached(repository, revision or "main") is not None
