@@ -21,6 +21,7 @@ from bestofn.service.core.errors import (
     InvalidRequest,
     JobCanceled,
     JobFailed,
+    JobUnreadable,
     Unavailable,
 )
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
@@ -32,7 +33,7 @@ QUEUE_RETRY_SECONDS = 2.0  # a restarted queue server answers again within secon
 
 
 # Errors that would come again if the same request were sent again, whatever their status suggests to a client.
-_FINAL = (JobFailed, JobCanceled, DeadlinePassed)
+_FINAL = (JobFailed, JobUnreadable, JobCanceled, DeadlinePassed)
 _CODES = {404: "not_found", 405: "method_not_allowed", 406: "not_acceptable", 413: "payload_too_large"}
 
 

@@ -4,17 +4,32 @@ from starlette.responses import Response
 
 from bestofn.service.api.dependencies import Context
 from bestofn.service.api.pagination import PAGE, page
-from bestofn.service.core.errors import BestOfNError, DeadlinePassed, ImageNotFound, JobCanceled, JobFailed
+from bestofn.service.core.errors import (
+    BestOfNError,
+    DeadlinePassed,
+    ImageNotFound,
+    JobCanceled,
+    JobFailed,
+    JobUnreadable,
+)
 from bestofn.service.core.jobs import ACTIVE, JobStatus
-from bestofn.service.core.results import assemble
+from bestofn.service.core.results import assemble, unreadable
 from bestofn.service.core.schemas import ImageOut, JobResult
 
 POLL_SECONDS = 1.0
 
 
 async def result_of(context: Context, job_id: str) -> JobResult:
-    """The job's result now, with a warning if a running job makes no progress. Raises JobNotFound, JobGone."""
-    record = await context.queue.record(job_id)
+    """The job's result now, with a warning if a running job makes no progress.
+
+    Raises:
+        JobNotFound, JobGone: there is no such job.
+        JobUnreadable: it has images, and this version cannot read its result.
+    """
+    try:
+        record = await context.queue.record(job_id)
+    except JobUnreadable as error:
+        return unreadable(job_id, error)
     result = assemble(
         record.spec,
         record.status,

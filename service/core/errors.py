@@ -15,6 +15,7 @@ BestOfNError
 ├── WaitTimeout             504  the job took longer than the server waits
 ├── DeadlinePassed          504  the job's deadline passed before anything could be returned
 ├── JobFailed               500  the job ended in failure; carries its reason
+├── JobUnreadable           500  what is stored of a job cannot be read by this version
 ├── JobCanceled             409  the job was canceled; carries x-should-retry: false
 └── SetupError              (command line) a checkpoint, device or server does not fit; names the fix
     └── JudgeAway           the pairwise judge's server does not answer, or not as expected
@@ -107,6 +108,14 @@ class DeadlinePassed(BestOfNError):
 
 class JobFailed(BestOfNError):
     code = "job_failed"
+
+
+class JobUnreadable(BestOfNError):
+    """Stored text of a job cannot be read; `job_status` and `job_error` are known where they could be read."""
+
+    code = "job_unreadable"
+    job_status: str | None = None
+    job_error: str | None = None
 
 
 class JobCanceled(BestOfNError):

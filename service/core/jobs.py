@@ -139,7 +139,7 @@ class JobSpec(BaseModel):
     rule: Rule = Rule.MARGIN
     format: ImageFormat = "png"
     priority: Priority = "interactive"
-    heat_size: int = DEFAULT_HEAT_SIZE
+    heat_size: int = Field(default=DEFAULT_HEAT_SIZE, ge=1)
     deadline_seconds: float | None = None
     thumbnails: bool = False
     embed_prompt: bool = True

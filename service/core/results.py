@@ -5,8 +5,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from bestofn.judge.bracket import knockout
 from bestofn.judge.calibration import probability
 from bestofn.judge.verdict import Verdict, rank
+from bestofn.service.core.errors import JobUnreadable
 from bestofn.service.core.finals import FinalsOutcome, entrants, reordered
-from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
+from bestofn.service.core.jobs import ACTIVE, Candidate, HeatOutcome, JobSpec, JobStatus, Revision, Usage
 from bestofn.service.core.schemas import (
     CandidateOut,
     FinalsOut,
@@ -47,6 +48,24 @@ def best_of(spec: JobSpec, candidates: Iterable[Candidate]) -> list[Candidate]:
 def leaders(spec: JobSpec, candidates: Iterable[Candidate]) -> list[int]:
     """Indices of the candidates in play, best first: those whose images are kept."""
     return [candidate.index for candidate in best_of(spec, candidates)]
+
+
+def unreadable(job: str, error: JobUnreadable) -> JobResult:
+    """The little that is known of a job that cannot be read. Raises `error` if that job has images."""
+    if error.job_status not in (*ACTIVE, JobStatus.FAILED, JobStatus.CANCELED):
+        raise error
+    unknown = Revision(name="unknown", revision="unknown")
+    return JobResult(
+        id=job,
+        status=JobStatus(error.job_status),
+        prompt="",
+        bracket=[],
+        parameters={},
+        warnings=[error.detail],
+        error=error.job_error,
+        model=unknown,
+        judge=unknown,
+    )
 
 
 def assemble(

@@ -1,6 +1,7 @@
 """Claims: heats that a worker holds, and what it reports about them."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bestofn.service.core.jobs import Candidate, Heat, Priority
@@ -15,6 +16,18 @@ class Entry:
     job: str
     heat: int
     count: int
+
+    @classmethod
+    def read(cls, priority: Priority, entry: bytes, fields: Mapping[bytes, bytes]) -> "Entry":
+        """The entry with these fields. Those that cannot be read become job "", heat -1 or count 0."""
+        job = fields.get(b"job", b"").decode(errors="replace")
+        return cls(entry.decode(), priority, job, number(fields, b"heat", -1), number(fields, b"count", 0))
+
+
+def number(fields: Mapping[bytes, bytes], name: bytes, default: int) -> int:
+    """A field of an entry; `default` if it is no number or left out."""
+    text = fields.get(name, b"")
+    return int(text) if text.isdigit() else default
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,38 @@
 """Codec of the queue's records: finished heats, jobs, verdicts and events."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from bestofn.judge.verdict import ANSWERS, Verdict
+from bestofn.service.core.errors import JobUnreadable
 from bestofn.service.core.finals import FinalsOutcome, FinalsState
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
 from bestofn.service.core.results import ranked
 from bestofn.service.core.schemas import CandidateOut, FinalsProgress, JobProgress, VerdictOut
+from bestofn.service.core.workers import WorkerInfo
 
 ENDINGS = frozenset({"result", "failed", "canceled"})  # types of a job's last event
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Raise JobUnreadable for any error of stored text in this block: garbage, cut off, or of another version.
+
+    The reason never quotes the text, which may be a prompt.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = type(error).__name__
+        if isinstance(error, ValidationError):
+            first = error.errors(include_input=False, include_url=False)[0]
+            reason = ": ".join([*map(str, first["loc"]), first["type"]])
+        raise JobUnreadable(f"{what} cannot be read by this version ({reason})") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +56,9 @@ class Event:
     data: dict[str, Any]
 
     @classmethod
+    @reading("an event of the job")
     def read(cls, entry: bytes, fields: Mapping[bytes, bytes]) -> "Event":
-        """An entry of the job's stream."""
+        """An entry of the job's stream. Raises JobUnreadable."""
         return cls(entry.decode(), fields[b"type"].decode(), json.loads(fields[b"data"]))
 
 
@@ -66,14 +88,42 @@ class QueuePosition:
     estimated_wait_seconds: float | None = None
 
 
+@reading("the job's stored form")
+def read_spec(text: str | bytes | None) -> JobSpec:
+    """A stored specification. Raises JobUnreadable."""
+    return JobSpec.model_validate_json(text or b"")
+
+
+def read_workers(texts: Iterable[str | bytes]) -> list[WorkerInfo]:
+    """Announcements of workers, without those that this version cannot read."""
+    found = []
+    for text in texts:
+        with suppress(ValidationError):
+            found.append(WorkerInfo.model_validate_json(text))
+    return found
+
+
 def read_record(fields: Mapping[bytes, bytes], heats: Mapping[bytes, bytes]) -> JobRecord:
     """The record of a job, without its queue position.
 
     Args:
         fields: the job's hash.
         heats: records of its completed heats by heat; the finals' record comes last.
+
+    Raises:
+        JobUnreadable: with the job's status and error.
     """
-    spec = JobSpec.model_validate_json(fields[b"spec"])
+    try:
+        return _read_record(fields, heats)
+    except JobUnreadable as error:
+        known = (fields.get(name) for name in (b"status", b"error"))
+        error.job_status, error.job_error = (None if text is None else text.decode(errors="replace") for text in known)
+        raise
+
+
+@reading("the job's stored record")
+def _read_record(fields: Mapping[bytes, bytes], heats: Mapping[bytes, bytes]) -> JobRecord:
+    spec = read_spec(fields.get(b"spec"))
     status = JobStatus(fields[b"status"].decode())
     last = spec.schedule.num_heats
     outcomes = tuple(unpack_heat(spec, heat, heats[b"%d" % heat]) for heat in sorted(map(int, heats)) if heat != last)
@@ -132,8 +182,9 @@ def pack_heat(outcome: HeatOutcome) -> str:
     )
 
 
+@reading("a stored result of the job")
 def unpack_heat(spec: JobSpec, heat: int, record: str | bytes) -> HeatOutcome:
-    """Reads what `pack_heat` wrote; logits come back bit by bit."""
+    """Reads what `pack_heat` wrote; logits come back bit by bit. Raises JobUnreadable."""
     fields = json.loads(record)
     answers = {answer[0]: answer for answer in ANSWERS}
     judged = zip(fields["answers"], fields["yes"], fields["no"], strict=True)
@@ -152,6 +203,7 @@ def pack_finals(finals: FinalsOutcome | FinalsState) -> str:
     return _compact(finals.to_json())
 
 
+@reading("the stored finals of the job")
 def unpack_finals(record: str | bytes) -> FinalsOutcome:
     return FinalsOutcome.from_json(json.loads(record))
 
@@ -161,6 +213,7 @@ def pack_leaders(leaders: Sequence[Candidate]) -> str:
     return _compact([[c.index, *_verdict(c.verdict)] for c in leaders])
 
 
+@reading("the stored leaders of the job")
 def unpack_leaders(spec: JobSpec, leaders: str | bytes) -> list[Candidate]:
     return [Candidate(i, spec.seed + i, read_verdict(verdict)) for i, *verdict in json.loads(leaders)]
 

@@ -3,18 +3,23 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
+import structlog
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from bestofn.service.core.early_stopping import Prefix, decide
+from bestofn.service.core.errors import JobUnreadable
 from bestofn.service.core.finals import FinalsOutcome, FinalsState, entrants, reordered
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, Priority
+from bestofn.service.core.scheduling import DeliveryAction, delivery_action
 from bestofn.service.core.workers import WorkerInfo
-from bestofn.service.queue.claims import Claim, Entry, HeatProgress, Judgement
+from bestofn.service.queue.claims import Claim, Entry, HeatProgress, Judgement, number
 from bestofn.service.queue.codec import (
     pack_candidate,
     pack_finals,
     pack_heat,
     pack_leaders,
+    read_spec,
+    reading,
     unpack_heat,
     unpack_leaders,
 )
@@ -24,6 +29,8 @@ from bestofn.service.queue.scripts import Argument
 
 STAGED_MS = 600_000  # images of a heat that was never completed go after this
 MOST_PENDING = 1000
+
+log = structlog.get_logger()
 
 
 class QueueConsumer:
@@ -98,7 +105,7 @@ class QueueConsumer:
                 count=count - len(entries),
             )
             self._reclaim_from[priority] = start.decode()
-            entries += [_read_entry(priority, entry, fields) for entry, fields in found]
+            entries += [Entry.read(priority, entry, fields) for entry, fields in found]
         return await self._start(entries)
 
     async def complete(self, claim: Claim, outcome: HeatOutcome) -> bool:
@@ -214,8 +221,8 @@ class QueueConsumer:
             pending = await self.queue.redis.xpending_range(ready, GROUP, "-", "+", MOST_PENDING, self.worker)
             for row in pending:
                 for entry, fields in await self.queue.redis.xrange(ready, row["message_id"], row["message_id"]):
-                    known = _read_entry(priority, entry, fields)
-                    deliveries = int(fields[b"deliveries"]) + row["times_delivered"]
+                    known = Entry.read(priority, entry, fields)
+                    deliveries = number(fields, b"deliveries", 0) + row["times_delivered"]
                     await self._give_back(known, deliveries, "released")
         await self.heartbeat((), 0, "draining")
 
@@ -224,7 +231,7 @@ class QueueConsumer:
         streams = {self._ready[priority]: ">" for priority in priorities}
         reply = await self.queue.redis.xreadgroup(GROUP, self.worker, streams, count=count, block=block)
         names = {ready.encode(): priority for priority, ready in self._ready.items()}
-        return [_read_entry(names[stream], entry, fields) for stream, found in reply for entry, fields in found]
+        return [Entry.read(names[stream], entry, fields) for stream, found in reply for entry, fields in found]
 
     async def _start(self, entries: Sequence[Entry]) -> list[Claim]:
         if not entries:
@@ -235,10 +242,23 @@ class QueueConsumer:
         claims = []
         replies = await self.queue.scripts("start", *arguments, pair=self.pair)
         for entry, (deliveries, spec, traceparent, waited) in zip(entries, replies, strict=True):
-            if deliveries:
-                heat = JobSpec.model_validate_json(spec).heat(entry.heat)
-                claims.append(Claim(entry, heat, deliveries, (traceparent or b"").decode(), waited / 1000))
+            if not deliveries:
+                continue
+            try:
+                with reading("an entry of the job"):
+                    heat, trace = read_spec(spec).heat(entry.heat), (traceparent or b"").decode()
+            except JobUnreadable as error:
+                await self._refuse(entry, deliveries, error.detail)
+            else:
+                claims.append(Claim(entry, heat, deliveries, trace, waited / 1000))
         return claims
+
+    async def _refuse(self, entry: Entry, deliveries: int, reason: str) -> None:
+        """Spend a delivery of a heat that cannot be read: another worker may have another version of the code."""
+        again = delivery_action(deliveries, self.queue.settings.max_deliveries) is DeliveryAction.RUN
+        outcome = "retried" if again else "dead_lettered"
+        log.warning("heat", job_id=entry.job, heat=entry.heat, deliveries=deliveries, outcome=outcome, reason=reason)
+        await self._give_back(entry, deliveries, outcome, reason)
 
     async def _ahead(self, spec: JobSpec, decided: int) -> dict[int, tuple[Candidate, ...]]:
         """Finished heats beyond the prefix of `decided` heats."""
@@ -292,7 +312,3 @@ class QueueConsumer:
             "job": entry.job,
             "heat": entry.heat,
         }
-
-
-def _read_entry(priority: Priority, entry: bytes, fields: Mapping[bytes, bytes]) -> Entry:
-    return Entry(entry.decode(), priority, fields[b"job"].decode(), int(fields[b"heat"]), int(fields[b"count"]))

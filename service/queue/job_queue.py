@@ -14,7 +14,7 @@ from bestofn.service.core.scheduling import Backlog, wait_seconds
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS, nearly_full, refusal
-from bestofn.service.queue.codec import Event, JobRecord, QueuePosition, read_record
+from bestofn.service.queue.codec import Event, JobRecord, QueuePosition, read_record, read_spec, read_workers
 from bestofn.service.queue.connection import check_server, connect_redis
 from bestofn.service.queue.connection_errors import away, refused, why
 from bestofn.service.queue.embedded_server import find_redis
@@ -175,14 +175,14 @@ class Queue:
         return None if caller is None else caller.decode()
 
     async def spec(self, job: str) -> JobSpec:
-        """The specification of a job. Raises JobNotFound, JobGone."""
+        """The specification of a job. Raises JobNotFound, JobGone, JobUnreadable."""
         spec = await self.redis.hget(self.keys("job", job), "spec")
-        if spec is None:
+        if spec is None and not await self.redis.exists(self.keys("job", job)):
             await self.missing(job)
-        return JobSpec.model_validate_json(spec)
+        return read_spec(spec)
 
     async def record(self, job: str) -> JobRecord:
-        """The record of a job, without images. Raises JobNotFound, JobGone."""
+        """The record of a job, without images. Raises JobNotFound, JobGone, JobUnreadable."""
         fields, heats = (
             dict(zip(flat[::2], flat[1::2], strict=True)) for flat in await self.scripts("record", job=job)
         )
@@ -257,7 +257,7 @@ class Queue:
         await self.scripts("expire")
 
     async def workers(self) -> list[WorkerInfo]:
-        """The warm workers."""
+        """The warm workers whose announcements can be read."""
         async with self.redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.hkeys(self.keys("pairs"))
@@ -267,17 +267,12 @@ class Queue:
                 pipe.zrangebyscore(self.keys("workers", pair.decode()), f"({1000 * seconds + micros // 1000}", "+inf")
                 pipe.hgetall(self.keys("infos", pair.decode()))
             found = await pipe.execute()
-        return [
-            WorkerInfo.model_validate_json(texts[worker])
-            for live, texts in zip(found[::2], found[1::2], strict=True)
-            for worker in live
-            if worker in texts
-        ]
+        pairs_of_workers = zip(found[::2], found[1::2], strict=True)
+        return read_workers(texts[worker] for live, texts in pairs_of_workers for worker in live if worker in texts)
 
     async def announced(self) -> list[WorkerInfo]:
         """The last announced worker of every pair, to check requests while no worker is warm."""
-        texts = await self.redis.hvals(self.keys("pairs"))
-        return [WorkerInfo.model_validate_json(text) for text in texts]
+        return read_workers(await self.redis.hvals(self.keys("pairs")))
 
     async def tokenizer(self, sha256: str) -> bytes:
         """The tokenizer.json with this hash. Raises Unavailable if no worker has stored it yet."""

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from bestofn.judge.verdict import Verdict
+from bestofn.service.core.errors import JobUnreadable
 from bestofn.service.core.jobs import JobStatus, Priority
 from bestofn.service.core.scheduling import Backlog, wait_seconds
 from bestofn.service.core.workers import WorkerInfo
-from bestofn.service.queue.codec import read_verdict
+from bestofn.service.queue.codec import read_verdict, reading
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import PRIORITIES, pair_id
 
@@ -118,16 +120,21 @@ async def last_ended(queue: Queue) -> str:
 
 
 async def ended_jobs(queue: Queue, after: str) -> tuple[list[EndedJob], str]:
-    """Jobs that ended after entry `after`, in order, and the entry for the next call."""
+    """Readable jobs that ended after entry `after`, in order, and the entry for the next call."""
     found = await queue.redis.xrange(queue.keys("ended"), min=f"({after}", count=MOST_ENDED)
     if not found:
         return [], after
-    names = {}
+    names: dict[str, tuple[str, str]] = {}
     for info in await queue.announced():
         names[pair_id(*info.revisions)] = (info.model.revision.name, info.judge.revision.name)
-    return [_ended(fields, names) for _, fields in found], found[-1][0].decode()
+    jobs = []
+    for _, fields in found:
+        with suppress(JobUnreadable):  # left out, or no later job would ever be counted
+            jobs.append(_ended(fields, names))
+    return jobs, found[-1][0].decode()
 
 
+@reading("an ended job")
 def _ended(fields: Mapping[bytes, bytes], names: Mapping[str, tuple[str, str]]) -> EndedJob:
     model, judge = names[fields[b"pair"].decode()]
     leaders = json.loads(fields[b"leaders"])

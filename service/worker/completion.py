@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Sequence
 
+from bestofn.service.core.errors import JobUnreadable
 from bestofn.service.core.scheduling import DeliveryAction
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
 from bestofn.service.queue.claims import Claim, Judgement
 from bestofn.service.queue.image_store import ImageNotStored
 from bestofn.service.worker.context import WorkerContext
 from bestofn.service.worker.heat_log import HeatEnding
-from bestofn.service.worker.held_heats import Completed, Failed, FinalsCompleted, HeatKey, Released
+from bestofn.service.worker.held_heats import Completed, Failed, FinalsCompleted, HeatKey, HeatResult, Released
 from bestofn.service.worker.job_control import JobControl
 from bestofn.service.worker.progress_buffer import speed_after
 
@@ -97,8 +98,17 @@ class Completion:
         held = context.held.get(key)
         if held is None or held.result is None:
             return
-        claim = held.claim
-        match held.result:
+        try:
+            await self._record_result(held.claim, held.result)
+        except JobUnreadable as error:
+            await self.fail(held.claim, Failed(error.detail, final=True))
+        context.held.drop(key)
+        context.progress.forget(*key)
+        context.engine_thread.changed.set()
+
+    async def _record_result(self, claim: Claim, result: HeatResult) -> None:
+        context = self._context
+        match result:
             case Completed(outcome):
                 await self._publish(claim.entry.job)
                 try:
@@ -115,6 +125,3 @@ class Completion:
             case Released():
                 await context.call(lambda: context.consumer.give_back(claim, "released"))
                 context.heat_log.ended(claim, "released")
-        context.held.drop(key)
-        context.progress.forget(*key)
-        context.engine_thread.changed.set()

@@ -18,7 +18,7 @@ from bestofn.service.api.problem_details import document
 from bestofn.service.api.responses import failure_of, result_of
 from bestofn.service.api.sse import EventStream, ServerSentEvent, stream_response
 from bestofn.service.api.wait import end_tasks
-from bestofn.service.core.errors import JobGone, JobNotFound
+from bestofn.service.core.errors import JobGone, JobNotFound, JobUnreadable
 from bestofn.service.core.jobs import JobSpec
 from bestofn.service.core.schemas import JobResult
 from bestofn.service.queue.codec import ENDINGS, Event
@@ -61,7 +61,7 @@ async def job_events(
             async for event in events:
                 ended = event.type in ("result", "error")
                 yield ServerSentEvent(event.type, event.data, event.id, RETRY_MS)
-    except (JobGone, JobNotFound) as error:  # it went while it was read
+    except (JobGone, JobNotFound, JobUnreadable) as error:  # it went or became unreadable while it was read
         ended = True
         problem = document(error.status, error.code, error.detail) | {"job": spec.id}
         yield ServerSentEvent("error", problem, retry_ms=RETRY_MS)

@@ -104,8 +104,10 @@ local function heat_schedule(job)
   return self
 end
 
+local give_up
+
 -- Dispatches heats round-robin from the ring of a pair into its ready stream, interactive jobs first, until the stream
--- holds what the live workers hold, and one unread heat a worker.
+-- holds what the live workers hold, and one unread heat a worker. A job whose fields cannot be read fails.
 local function dispatch(pair)
   local workers = redis.call('ZRANGEBYSCORE', key('workers', pair), '(' .. now(), '+inf')
   if #workers == 0 then
@@ -130,14 +132,20 @@ local function dispatch(pair)
       )
       if ACTIVE[status] and finals ~= 'due' then
         heat = tonumber(heat)
-        local cut = heat_schedule(job)
-        local count = cut.first(heat + 1) - cut.first(heat)
-        add(pair, priority, job, heat, count, 0)
-        redis.call('HSET', key('job', job), 'next', heat + 1)
-        dispatched, unread = dispatched + count, unread + 1
-        if heat + 1 < tonumber(heats) and cut.may_run(heat + 1, decided) then
-          redis.call('RPUSH', ring, job)
-        end -- else the completion that makes its prefix longer puts it back
+        local readable, count, more = pcall(function()
+          local cut = heat_schedule(job)
+          return cut.first(heat + 1) - cut.first(heat), heat + 1 < tonumber(heats) and cut.may_run(heat + 1, decided)
+        end)
+        if readable then
+          add(pair, priority, job, heat, count, 0)
+          redis.call('HSET', key('job', job), 'next', heat + 1)
+          dispatched, unread = dispatched + count, unread + 1
+          if more then
+            redis.call('RPUSH', ring, job)
+          end -- else the completion that makes its prefix longer puts it back
+        else
+          give_up(job, "the job's stored fields cannot be read by this version")
+        end
       end
     end
   end
@@ -161,16 +169,18 @@ local function finish(job, status, type, data)
   local waiting, gflop, ttl, idempotency, bytes, pair, priority, created, started, leaders, caller, stopped, dispatched, heats =
     unpack(redis.call('HMGET', hash, 'waiting', 'gflop', 'ttl', 'idempotency', 'thumbnail_bytes',
       'pair', 'priority', 'created', 'started', 'leaders', 'caller', 'stopped', 'next', 'heats'))
-  ttl = tonumber(ttl)
+  -- Fields that are missing or cannot be read: this job, of another version perhaps, must end all the same.
+  ttl, bytes, created = tonumber(ttl) or TOMBSTONE_MS, tonumber(bytes) or 0, tonumber(created) or time
+  waiting, gflop, pair, priority = tonumber(waiting) or 0, tonumber(gflop) or 0, pair or '', priority or PRIORITIES[1]
   redis.call('HSET', hash, 'status', status, 'ended', time, 'waiting', 0)
   add_load(priority, caller, -1, 0 - waiting, 0 - gflop)
   redis.call('ZREM', key('queued'), job)
   redis.call('ZREM', key('deadlines'), job)
-  if tonumber(dispatched) < tonumber(heats) then
+  if (tonumber(dispatched) or 0) < (tonumber(heats) or math.huge) then
     redis.call('LREM', key('ring', pair, priority), 1, job)
   end
   redis.call('XADD', key('ended'), 'MAXLEN', '~', ENDED_KEPT, '*', 'status', status, 'pair', pair, 'priority', priority,
-    'waited', (started or time) - created, 'took', time - created, 'leaders', leaders,
+    'waited', (started or time) - created, 'took', time - created, 'leaders', leaders or '[]',
     'stopped', stopped or '')
   emit(job, type, data)
   local kept = redis.call('HGETALL', key('winner_images', job))
@@ -190,10 +200,10 @@ local function finish(job, status, type, data)
     redis.call('PEXPIRE', key(name, job), ttl)
   end
   redis.call('SET', key('tombstone', job), status .. ' ' .. (caller or ''), 'PX', ttl + TOMBSTONE_MS)
-  if idempotency ~= '' then
+  if (idempotency or '') ~= '' then
     redis.call('PEXPIRE', key('idempotency', idempotency), ttl + TOMBSTONE_MS)
   end
-  if tonumber(waiting) > 0 or redis.call('HGET', hash, 'finals') == 'due' then
+  if waiting > 0 or redis.call('HGET', hash, 'finals') == 'due' then
     redis.call('PUBLISH', key('control'), job)
   end
 end
@@ -226,7 +236,7 @@ local function keep_images(job, candidates)
 end
 
 -- Fails a job for a reason that its caller reads.
-local function give_up(job, reason)
+function give_up(job, reason)
   redis.call('HSET', key('job', job), 'error', reason)
   finish(job, 'failed', 'failed', cjson.encode({status = 'failed', error = reason}))
 end
@@ -237,7 +247,7 @@ local function expire()
     local hash = key('job', job)
     local status, done = unpack(redis.call('HMGET', hash, 'status', 'done'))
     redis.call('HSET', hash, 'stopped', 'deadline')
-    if tonumber(done) > 0 then
+    if (tonumber(done) or 0) > 0 then
       finish(job, 'succeeded', 'result', '{"status":"succeeded"}')
     else
       local reason = 'its deadline passed before its first candidates were judged'
@@ -256,6 +266,7 @@ local function advance(job, heat, judged, steps, forwards)
   local before = redis.call('HGET', progress, heat) or '0 0 0'
   local old_judged, old_steps, old_forwards = string.match(before, '(%d+) (%d+) (%d+)')
   redis.call('HSET', progress, heat, judged .. ' ' .. steps .. ' ' .. forwards)
+  old_judged, old_steps, old_forwards = old_judged or 0, old_steps or 0, old_forwards or 0
   redis.call('HINCRBY', hash, 'judged', judged - old_judged)
   redis.call('HINCRBY', hash, 'steps', steps - old_steps)
   redis.call('HINCRBY', hash, 'forwards', forwards - old_forwards)

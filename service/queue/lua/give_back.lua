@@ -11,8 +11,8 @@ if wanted(job, heat) then
   if outcome == 'dead_lettered' then
     redis.call('XADD', key('dead_letters'), 'MAXLEN', '~', DEAD_KEPT, '*',
       'job', job, 'heat', heat, 'deliveries', deliveries, 'worker', worker, 'reason', reason)
-    local decided = redis.call('HGET', key('job', job), 'decided')
-    if decided and decided ~= heat then -- the job may end before it comes to this heat
+    local decided, finals = unpack(redis.call('HMGET', key('job', job), 'decided', 'finals'))
+    if decided and finals ~= 'due' and tonumber(heat) > tonumber(decided) then -- the job may end before this heat
       redis.call('HSET', key('job', job), 'dead:' .. heat, reason)
     else
       give_up(job, reason)

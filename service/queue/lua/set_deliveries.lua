@@ -5,6 +5,6 @@ local ready = key('ready', args.pair, args.priority)
 if #redis.call('XPENDING', ready, GROUP, entry, entry, 1, worker) == 0 then
   return 0
 end
-local before = entry_fields(ready, entry).deliveries -- of the entries of this heat that came before
+local before = tonumber(entry_fields(ready, entry).deliveries) or 0 -- of the entries of this heat that came before
 redis.call('XCLAIM', ready, GROUP, worker, 0, entry, 'RETRYCOUNT', args.deliveries - before, 'JUSTID')
 return 1

@@ -22,8 +22,8 @@ for i = 1, #rest, 5 do
     end
     local ready = key('ready', pair, priority)
     local pending = redis.call('XPENDING', ready, GROUP, entry, entry, 1)[1]
-    local deliveries = (pending and pending[4] or 1) + (entry_fields(ready, entry).deliveries or 0)
-    claims[#claims + 1] = {deliveries, spec, traceparent, now() - created}
+    local deliveries = (pending and pending[4] or 1) + (tonumber(entry_fields(ready, entry).deliveries) or 0)
+    claims[#claims + 1] = {deliveries, spec, traceparent, now() - (tonumber(created) or now())}
   end
 end
 dispatch(pair)

@@ -1,0 +1,203 @@
+"""Stored text that cannot be read: its job fails with a reason, and every other job goes on."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from bestofn.service.core.errors import JobUnreadable
+from bestofn.service.core.jobs import Heat, HeatOutcome, JobSpec, JobStatus
+from bestofn.service.core.settings import Settings
+from bestofn.service.queue.claims import Claim
+from bestofn.service.queue.codec import pack_leaders, read_spec, unpack_leaders
+from bestofn.service.queue.consumer import QueueConsumer
+from bestofn.service.queue.job_queue import Queue
+from bestofn.service.queue.stats import ended_jobs, read_stats
+from tests.waiting import PATIENCE
+
+MakeSpec = Callable[..., JobSpec]
+Finish = Callable[[Heat], HeatOutcome]
+OpenLane = Callable[..., Awaitable[QueueConsumer]]
+Serving = Callable[[Settings], AbstractContextManager[Any]]
+REASON = r"^the job's stored form cannot be read by this version \(.+\)$"
+TEXTS = (b"", b"{", b"\xff\x00", b'{"id": "another version"}', b"null")
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Queue]:
+    queue = await Queue.connect(settings)
+    try:
+        yield queue
+    finally:
+        await queue.aclose()
+
+
+async def drain(lane: QueueConsumer, finish: Finish) -> list[Claim]:
+    """Claims and completes all there is."""
+    done = []
+    while claims := await lane.claim(1, 0):
+        for claim in claims:
+            await lane.complete(claim, finish(claim.heat))
+            done.append(claim)
+    return done
+
+
+async def write(queue: Queue, job: JobSpec, field: str, text: bytes) -> None:
+    await queue.redis.hset(queue.keys("job", job.id), field, text)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("stop", [None, {"confidence": 0.999}])
+async def test_an_unreadable_job_fails_after_its_deliveries_and_others_go_on(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane, text: bytes, stop: object
+) -> None:
+    async with opened(settings) as queue:
+        lane = await open_lane(queue, capacity=16)
+        bad, good = make_spec(num_samples=8, stop=stop), make_spec()
+        for spec in (bad, good):
+            await queue.submit(spec, cost=1)
+        await write(queue, bad, "spec", text)
+        assert {claim.entry.job for claim in await drain(lane, finish)} == {good.id}
+        assert (await queue.record(good.id)).status is JobStatus.SUCCEEDED
+        with pytest.raises(JobUnreadable, match=REASON) as caught:
+            await queue.record(bad.id)
+        assert caught.value.job_status == JobStatus.FAILED
+        assert caught.value.job_error == caught.value.detail
+        letters = [fields async for fields in _letters(queue)]
+        assert {fields[b"job"].decode() for fields in letters} == {bad.id}
+        assert {int(fields[b"deliveries"]) for fields in letters} == {settings.max_deliveries + 1}
+        assert [event.type async for event in queue.events(bad.id)][-1] == "failed"
+        assert (await queue.backlog()).candidates == 0
+
+
+async def _letters(queue: Queue) -> AsyncIterator[dict[bytes, bytes]]:
+    for _, fields in await queue.redis.xrange(queue.keys("dead_letters")):
+        yield fields
+
+
+@pytest.mark.parametrize("stop", [None, {"confidence": 0.999}])
+async def test_an_entry_that_cannot_be_read_fails_its_job(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane, stop: object
+) -> None:
+    async with opened(settings) as queue:
+        lane = await open_lane(queue)
+        ready = queue.keys("ready", lane.pair, "interactive")
+        await queue.redis.xadd(ready, {"nothing": "known"})
+        bad, good = make_spec(stop=stop), make_spec()
+        await queue.submit(bad, cost=1)
+        await queue.redis.xadd(ready, {"job": bad.id, "heat": "x", "count": "", "deliveries": "y"})
+        while await lane.claim(1, 0):
+            pass
+        record = await queue.record(bad.id)
+        assert record.status is JobStatus.FAILED
+        assert record.error == "an entry of the job cannot be read by this version (ValueError)"
+        await lane.leave(())
+        await lane.heartbeat((), 3600)
+        await queue.submit(good, cost=1)
+        await drain(lane, finish)
+        assert (await queue.record(good.id)).status is JobStatus.SUCCEEDED
+
+
+async def test_a_job_whose_heats_are_unknown_does_not_stop_the_dispatch(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async with opened(settings) as queue:
+        lane = await open_lane(queue)
+        first, bad, good = make_spec(), make_spec(), make_spec()
+        for spec in (first, bad, good):
+            await queue.submit(spec, cost=1)
+        await queue.redis.hdel(queue.keys("job", bad.id), "first_heats", "gflop", "leaders", "thumbnail_bytes")
+        await drain(lane, finish)
+        assert (await queue.record(good.id)).status is JobStatus.SUCCEEDED
+        assert await queue.redis.hget(queue.keys("job", bad.id), "status") == b"failed"
+
+
+async def test_unreadable_workers_and_ended_jobs_are_left_out(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async with opened(settings) as queue:
+        lane = await open_lane(queue)
+        await open_lane(queue, "other")
+        await queue.redis.hset(queue.keys("infos", lane.pair), "other", '{"worker": "other"}')
+        await queue.redis.hset(queue.keys("pairs"), "another", "{")
+        assert [info.worker for info in await queue.workers()] == ["one"]
+        assert len(await queue.announced()) == 1
+        await queue.redis.xadd(queue.keys("ended"), {"status": "succeeded", "leaders": "["})
+        await queue.submit(make_spec(), cost=1)
+        await drain(lane, finish)
+        assert [job.status for job in (await ended_jobs(queue, "0-0"))[0]] == [JobStatus.SUCCEEDED]
+        assert len((await read_stats(queue)).workers) == 1
+
+
+async def test_unreadable_results_leave_the_end_of_the_job_readable(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async with opened(settings) as queue:
+        lane = await open_lane(queue)
+        spec = make_spec()
+        await queue.submit(spec, cost=1)
+        await drain(lane, finish)
+        await queue.redis.hset(queue.keys("heats", spec.id), "0", '{"first": 0}')
+        with pytest.raises(JobUnreadable, match=r"^a stored result of the job") as caught:
+            await queue.record(spec.id)
+        assert caught.value.job_status == JobStatus.SUCCEEDED
+        assert unpack_leaders(spec, pack_leaders([])) == []
+        for text in ("", "{", "[1]", "[[0]]", "3"):
+            with pytest.raises(JobUnreadable, match=r"^the stored leaders"):
+                unpack_leaders(spec, text)
+
+
+def test_the_reason_never_quotes_the_prompt(make_spec: MakeSpec) -> None:
+    text = make_spec(prompt="a secret").model_dump_json().replace('"seed":7', '"seed":"a secret"')
+    with pytest.raises(JobUnreadable) as caught:
+        read_spec(text)
+    assert caught.value.detail == "the job's stored form cannot be read by this version (seed: int_parsing)"
+
+
+async def _answers(queue: Queue, url: str, job: JobSpec) -> dict[str, httpx.Response]:
+    job_url = f"{url}/jobs/{job.id}"
+    async with httpx.AsyncClient(timeout=PATIENCE) as http:
+        return {
+            "get": await http.get(job_url),
+            "wait": await http.get(job_url, headers={"Prefer": "wait=0.1"}),
+            "events": await http.get(f"{job_url}/events"),
+            "image": await http.get(f"{job_url}/images/1"),
+            "delete": await http.delete(job_url),
+        }
+
+
+async def test_the_routes_of_an_unreadable_job_answer(
+    settings: Settings,
+    make_spec: MakeSpec,
+    finish: Finish,
+    open_lane: OpenLane,
+    serving: Callable[..., AbstractContextManager[Any]],
+) -> None:
+    async with opened(settings) as queue:
+        lane = await open_lane(queue)
+        dead, canceled, done = make_spec(), make_spec(), make_spec()
+        await queue.submit(done, cost=1)
+        await drain(lane, finish)
+        await write(queue, done, "spec", b"{")
+        await queue.submit(dead, cost=1)
+        await write(queue, dead, "spec", b"{")
+        await drain(lane, finish)
+        await queue.submit(canceled, cost=1)
+        await write(queue, canceled, "spec", b"{")
+        with serving(settings) as served:
+            found = {spec.id: await _answers(queue, served.url, spec) for spec in (dead, canceled, done)}
+            async with httpx.AsyncClient(base_url=served.url, timeout=PATIENCE) as http:
+                assert (await http.get("/status")).status_code == 200
+        body = found[dead.id]["get"].json()
+        assert (found[dead.id]["get"].status_code, body["status"]) == (200, "failed")
+        assert body["error"].startswith("the job's stored form cannot be read")
+        assert found[dead.id]["delete"].json()["status"] == "failed"
+        assert found[canceled.id]["get"].json()["status"] == "queued"
+        assert found[canceled.id]["wait"].json()["warnings"]
+        assert found[canceled.id]["delete"].json()["status"] == "canceled"
+        for answers in found.values():
+            assert answers["events"].json()["code"] == "job_unreadable"
+        assert found[dead.id]["image"].status_code == 404
+        assert {answer.json()["code"] for answer in found[done.id].values()} == {"job_unreadable"}
