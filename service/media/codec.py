@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bestofn.service.core.jobs import ImageFormat
 from bestofn.service.media.metadata import Story
@@ -53,17 +53,28 @@ def thumbnail(pixels: NDArray[np.uint8] | Image.Image, side: int = THUMBNAIL_SID
 
 
 def decode(data: bytes) -> Image.Image:
-    """The RGB image in a file's bytes, fully read.
+    """The RGB image in a file's bytes, as viewers show it: upright, on white where it is transparent.
+
+    Samples of 16 bits are scaled to 8. An animation gives its first frame.
 
     Raises:
         ValueError: the bytes are not a PNG, WebP or JPEG, cut short, or of more than 179 million pixels.
     """
     try:
         with Image.open(io.BytesIO(data), formats=READABLE) as image:
-            return image.convert("RGB")
+            return _shown(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
         said = str(error).partition(" <_io.")[0]  # without the object's address in memory
         raise ValueError(f"not a readable PNG, WebP or JPEG ({len(data)} bytes): {said}") from error
+
+
+def _shown(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # grey of 16 bits, which Pillow would cut at 255
+        image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def _image(pixels: NDArray[np.uint8] | Image.Image) -> Image.Image:

@@ -3,7 +3,6 @@
 C channels, h w latent pixels, L text tokens, E their width.
 """
 
-import io
 import json
 import tarfile
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.errors import ModelError
 from bestofn.models.safetensors_writer import write_json
 from bestofn.models.text import PromptTokenizer, encode, load_text_encoder
+from bestofn.service.media.codec import decode
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 CAPTION = ".txt"
@@ -88,10 +88,7 @@ def _sample(path: Path, key: str, parts: dict[str, bytes]) -> Iterator[ImageText
 
 def pixels(image: bytes, width: int, height: int) -> Tensor:
     """The middle of an image at the given size, on white where it is transparent.  # -> (3, H, W) in -1..1"""
-    with Image.open(io.BytesIO(image), formats=("PNG", "WEBP", "JPEG")) as opened:
-        shown = ImageOps.exif_transpose(opened).convert("RGBA")
-    white = Image.new("RGBA", shown.size, "white")
-    fitted = ImageOps.fit(Image.alpha_composite(white, shown).convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+    fitted = ImageOps.fit(decode(image), (width, height), Image.Resampling.LANCZOS)
     values: Tensor = torch.from_numpy(np.array(fitted))
     return values.permute(2, 0, 1).float() / 127.5 - 1
 
