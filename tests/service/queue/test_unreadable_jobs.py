@@ -1,5 +1,6 @@
 """Stored text that cannot be read: its job fails with a reason, and every other job goes on."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from bestofn.service.core.errors import JobUnreadable
 from bestofn.service.core.jobs import Heat, HeatOutcome, JobSpec, JobStatus
 from bestofn.service.core.settings import Settings
+from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.queue.claims import Claim
 from bestofn.service.queue.codec import pack_leaders, read_spec, unpack_leaders
 from bestofn.service.queue.consumer import QueueConsumer
@@ -201,3 +203,22 @@ async def test_the_routes_of_an_unreadable_job_answer(
             assert answers["events"].json()["code"] == "job_unreadable"
         assert found[dead.id]["image"].status_code == 404
         assert {answer.json()["code"] for answer in found[done.id].values()} == {"job_unreadable"}
+
+
+async def test_a_caller_who_waits_gets_the_reason(
+    settings: Settings, finish: Finish, open_lane: OpenLane, serving: Serving
+) -> None:
+    async with opened(settings) as queue, httpx.AsyncClient(timeout=PATIENCE) as http:
+        lane = await open_lane(queue)
+        await lane.store_tokenizer(FakeEngine().tokenizer_json)
+        with serving(settings) as served:
+            request = {"prompt": "a star", "num_samples": 4}
+            waiting = asyncio.create_task(http.post(f"{served.url}/generate", json=request))
+            while not (queued := await queue.redis.zrange(queue.keys("queued"), 0, 0)):
+                await asyncio.sleep(0.02)
+            await queue.redis.hset(queue.keys("job", queued[0].decode()), "spec", "{")
+            await drain(lane, finish)
+            answer = await waiting
+        assert (answer.status_code, answer.json()["code"]) == (500, "job_failed")
+        assert answer.headers["x-should-retry"] == "false"
+        assert answer.json()["detail"].startswith("the job's stored form cannot be read")
