@@ -38,8 +38,8 @@ def encode(pixels: NDArray[np.uint8] | Image.Image, format: ImageFormat, story: 
     if format not in MEDIA_TYPES:
         raise ValueError(f"an image's format is one of {', '.join(MEDIA_TYPES)}, got {format!r}")
     file = io.BytesIO()
-    told = {} if story is None else story.save_options(format)
-    _image(pixels).save(file, format.upper(), **_OPTIONS[format], **told)
+    metadata = {} if story is None else story.save_options(format)
+    _image(pixels).save(file, format.upper(), **_OPTIONS[format], **metadata)
     return file.getvalue()
 
 

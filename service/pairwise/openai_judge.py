@@ -159,12 +159,12 @@ class VisionJudge:
         attempt = 0
         while True:
             asked = {"model": self.address.model, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
-            told = self._logprobs
+            logprobs = self._logprobs
             delay = backoff(attempt)
             attempt += 1
             try:
                 async with asyncio.timeout(CALL_SECONDS):
-                    response = await self._post(url, asked | told)
+                    response = await self._post(url, asked | logprobs)
             except (httpx.RequestError, TimeoutError) as error:  # lost, or slow
                 if attempt >= self._attempts:
                     said = str(error) or type(error).__name__
@@ -172,7 +172,7 @@ class VisionJudge:
             else:
                 if response.is_success:
                     return response
-                if told and response.status_code in (400, 422):  # some servers know no log-probabilities
+                if logprobs and response.status_code in (400, 422):  # some servers know no log-probabilities
                     self._logprobs = {}
                     continue
                 again = response.status_code in _PASSING or response.status_code >= 500

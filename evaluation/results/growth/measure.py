@@ -1,8 +1,7 @@
 """Measures growth and pruning on one thread: `python evaluation/results/growth/measure.py WORK` starts or resumes.
 
-Growth uses scenes of one object of twelve kinds. A transformer of width 64 learns them over the shipped text encoder
-and autoencoder, both frozen. One of the grown models is then pruned. So is the shipped checkpoint, on the benchmark.
-WORK keeps weights. runs.jsonl gets one line for each figure; draw.py makes the tables of it.
+Growth: a transformer of width 64 learns scenes of one object of twelve kinds. One grown model is then pruned, and so is
+the shipped checkpoint. WORK keeps weights; runs.jsonl gets one line for each figure.
 """
 
 import copy
