@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bestofn.evaluation.curve import auc, curve, share_of_the_way
 from bestofn.evaluation.stats import Prompts
 from bestofn.evaluation.tasks import benchmark
-from bestofn.judge.judge import Judge
+from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.models.shapes.evaluator import evaluate
 from bestofn.models.shapes.prompts import benchmark_prompts
 from bestofn.training.judge.drawing import Drawer
@@ -23,7 +23,7 @@ from bestofn.training.judge.image_pool import DrawJob, fill_pool
 
 HERE = Path(__file__).parent
 MARGINS = HERE / "margins.npz"
-JUDGES = {"shipped": "shapes", "new": str(HERE / "weights")}
+JUDGES = {"shipped": EMBEDDED, "new": HERE / "weights"}
 SAMPLES, STEPS = 32, 12
 TASKS = benchmark()
 PROMPTS = Prompts([task.tag for task in TASKS])
