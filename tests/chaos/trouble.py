@@ -11,7 +11,7 @@ from bestofn.service.engine.fake import KILLS, RAMBLES
 
 
 async def poison(rounds: int) -> list[Figure]:
-    """Jobs whose heats kill their worker, among jobs of others; whoever looks after workers starts each one anew."""
+    """Jobs whose heats kill their worker, among jobs of others. Their supervisor starts each worker again."""
     name = "poison"
     async with place(lease_seconds=1.0, heartbeat_seconds=0.2) as here:
         crew = await here.workers(3)

@@ -18,7 +18,7 @@ class Clock:
 
 
 def tokens(refusal_limiter: RefusalLimiter, caller: str, tries: int) -> int:
-    """How many of so many refused tries have looked."""
+    """Number of refused attempts that checked the queue."""
     count = 0
     for _ in range(tries):
         with contextlib.suppress(Overloaded):

@@ -1,4 +1,4 @@
-"""Jobs that may stop: their end is that of one worker who draws heat after heat, whoever draws what and when."""
+"""Jobs that may stop end as with one worker that draws heat after heat, whatever the order of the workers."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ def outcome_of(heat: Heat, verdicts: list[Verdict]) -> HeatOutcome:
 
 
 def one_by_one(spec: JobSpec, verdicts: list[Verdict]) -> JobResult:
-    """The definition: after each heat in turn, is it enough? Written anew, without any of the code under test."""
+    """The definition: after each heat in turn, is it enough? It uses none of the code under test."""
     assert spec.stop is not None
     outcomes: list[HeatOutcome] = []
     stopped = None
