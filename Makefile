@@ -41,10 +41,10 @@ test-busy: setup  ## the same with eight busy loops; they end with this shell
 	$(BIN)/pytest $(PARALLEL) $(TESTS)
 
 test-latest:  ## the suite with the newest versions that pyproject.toml allows, in .venv-latest
-	.ci/suite latest $(ARGS)
+	.ci/suite latest $(PARALLEL) $(TESTS)
 
 test-lowest:  ## the suite with the lowest versions that pyproject.toml allows, in .venv-lowest
-	.ci/suite lowest $(ARGS)
+	.ci/suite lowest $(PARALLEL) $(TESTS)
 
 check: setup
 	$(BIN)/ruff format --check .
