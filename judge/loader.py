@@ -126,7 +126,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def _tokenizer(folder: Path) -> Any:
     # AutoTokenizer would rebuild Qwen2's pre-tokenizer for any llm/ of type qwen2, whatever tokenizer.json says.
     kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
-    return kind.from_pretrained(folder, trust_remote_code=False)
+    try:
+        return kind.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # each tokenizer library has errors of its own
+        raise JudgeFolderError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
@@ -163,6 +166,7 @@ def _pretrained(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> 
 
 
 def _llm(folder: Path, dtype: torch.dtype, vocabulary: int) -> Any:
+    read_json(folder / "config.json")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type != "qwen2":
         raise ValueError(f"llm/ is of type {config.model_type!r}, only 'qwen2' is supported")

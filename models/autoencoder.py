@@ -3,6 +3,7 @@
 B images, C latent channels, (h, w) latent grid, (H, W) pixels.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from diffusers import AutoencoderDC
 from torch import Tensor
 
 from bestofn.models.errors import CheckpointError
+from bestofn.models.weight_files import read_json
 
 # Smaller tiles show seams in DC-AE's images; neighbours share an eighth of a tile.
 TILE = 1024
@@ -27,8 +29,11 @@ class Decoder:
         """Load the ``vae`` folder; the encoder half is dropped.
 
         Raises:
-            CheckpointError: when a weight is missing.
+            CheckpointError: a weight is missing, or the scaling factor is no number above 0.
         """
+        factor = read_json(folder / "config.json").get("scaling_factor", 1.0)
+        if type(factor) not in (int, float) or not 0 < factor < math.inf:
+            raise CheckpointError(f"{folder}: scaling_factor = {factor!r}, a finite number above 0 is needed")
         vae, loading = AutoencoderDC.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, use_safetensors=True
         )

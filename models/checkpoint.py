@@ -1,28 +1,24 @@
 """Checkpoints: a name becomes a local folder in diffusers layout, its revision, and its further files."""
 
 import hashlib
-import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bestofn.models.errors import CheckpointError
+from bestofn.models.hub import download, local_folder
 from bestofn.models.instruction import COMPLEX_HUMAN_INSTRUCTION
+from bestofn.models.weight_files import check_part, read_json
 
 EMBEDDED = {"shapes": Path(__file__).parent / "weights" / "shapes"}
 PIPELINES = ("SanaPipeline", "SanaSprintPipeline")
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+WITH_WEIGHTS = ("transformer", "text_encoder", "vae")
 
 IMPORTANCE = "importance.json"
 """File with the importance of each layer of the transformer. It is not part of the revision: it only affects jobs that
 ask for another depth, and these name the layers that they run."""
-
-# Files that are read; variants (fp16) and duplicates in other formats stay on the hub.
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-HUB_IGNORE = ["*.fp16.safetensors", "*.fp16*", "*.bf16.safetensors"]
 
 # A file above this size is identified by its size, its header and samples spread over it.
 WHOLE_FILE = 64 * 2**20
@@ -68,20 +64,16 @@ class Checkpoint:
         Raises:
             CheckpointError: saying what was looked for and where.
         """
-        folder = EMBEDDED.get(name, Path(name).expanduser())
-        if folder.is_dir():
+        folder = EMBEDDED.get(name) or local_folder(name, "checkpoint")
+        if folder is not None:
             return cls(name, _checked(folder), folder_revision(folder))
         repository, _, revision = name.partition("@")
-        if name in EMBEDDED or not HUB_NAME.fullmatch(repository) or name.startswith((".", "/", "~")):
-            raise CheckpointError(
-                f"no checkpoint {name!r}: {folder} is no folder, and a hub name looks like owner/name@revision"
-            )
         path = download(repository, revision or "main")
         return cls(repository, _checked(path), path.name)
 
     def config(self, *parts: str) -> dict[str, Any]:
         """Parse one of the checkpoint's JSON files, such as ``config("scheduler", "scheduler_config.json")``."""
-        return _read_json(self.path.joinpath(*parts))
+        return read_json(self.path.joinpath(*parts))
 
     @property
     def is_sprint(self) -> bool:
@@ -98,12 +90,13 @@ class Checkpoint:
         path = self.path / "bestofn.json"
         if not path.exists():
             return base
-        given = _read_json(path)
+        given = read_json(path)
         unknown = sorted(given.keys() - vars(base).keys())
         if unknown:
             raise CheckpointError(f"{path}: unknown field {unknown[0]!r}, known are {', '.join(vars(base))}")
         merged = vars(base) | given
         merged["complex_human_instruction"] = tuple(merged["complex_human_instruction"] or ())
+        _check_calls(merged, path)
         return CallDefaults(**merged)
 
     def block_importance(self) -> tuple[float, ...] | None:
@@ -115,7 +108,7 @@ class Checkpoint:
         path = self.path / IMPORTANCE
         if not path.exists():
             return None
-        values: Any = _read_json(path).get("block_importance")
+        values: Any = read_json(path).get("block_importance")
         layers = self.config("transformer", "config.json")["num_layers"]
         numbers = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
         if not numbers or len(values) != layers or not all(map(math.isfinite, values)):
@@ -130,22 +123,10 @@ def importance_order(importance: Sequence[float]) -> list[int]:
     return sorted(range(len(importance)), key=lambda block: -importance[block])
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return content
-
-
 def _checked(folder: Path) -> Path:
     if not (folder / "model_index.json").exists():
         raise CheckpointError(f"{folder.absolute()} has no model_index.json: a folder in diffusers layout is needed")
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     name = index.get("_class_name")
     if name not in PIPELINES:
         raise CheckpointError(
@@ -154,66 +135,23 @@ def _checked(folder: Path) -> Path:
     for part in ("transformer", "text_encoder", "tokenizer", "vae", "scheduler"):
         if part not in index or not (folder / part).is_dir():
             raise CheckpointError(f"{folder} has no {part!r}: the whole diffusers layout is needed")
+        if not (isinstance(index[part], list) and len(index[part]) == 2):
+            raise CheckpointError(
+                f"{folder / 'model_index.json'}: {part} must be [library, class], got {index[part]!r}"
+            )
+        check_part(folder / part, weights=part in WITH_WEIGHTS)
     return folder
 
 
-def download(repository: str, revision: str) -> Path:
-    """The folder of a hub repository's commit, fetched if it is not in the local cache; its name is the commit's hash.
-
-    Raises:
-        CheckpointError: the repository or the revision is neither on the hub nor in the cache.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    try:
-        return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=HUB_PATTERNS, ignore_patterns=HUB_IGNORE)
-        )
-    except (OSError, ValueError) as error:  # the hub's errors derive from these
-        where = "the local cache (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else "the hub or the local cache"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{repository}@{revision} was not found in {where}: {reason}") from error
-
-
-def bytes_to_download(repository: str, revision: str) -> int:
-    """What `download` would fetch.
-
-    Raises:
-        CheckpointError: the hub cannot be reached, or does not have the repository or the revision.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        files = snapshot_download(
-            repository, revision=revision, allow_patterns=HUB_PATTERNS, ignore_patterns=HUB_IGNORE, dry_run=True
-        )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"the hub does not find {repository}@{revision}: {error}") from error
-    return sum(file.file_size for file in files if file.will_download)
-
-
-def cached(repository: str, revision: str) -> Path | None:
-    """The folder of a hub repository's commit in the local cache, or None; asks no network.
-
-    The hub's client stores the list of a commit's files before the first of them. Each file gets its name in the folder
-    when all its bytes are there. So an interrupted download is None. Without a list, as older clients leave the cache,
-    any folder counts.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=HUB_PATTERNS,
-                ignore_patterns=HUB_IGNORE,
-                local_files_only=True,
-            )
-        )
-    except (OSError, ValueError):
-        return None
+def _check_calls(calls: dict[str, Any], path: Path) -> None:
+    for name in ("num_inference_steps", "max_sequence_length"):
+        if type(calls[name]) is not int or calls[name] < 1:
+            raise CheckpointError(f"{path}: {name} = {calls[name]!r}, a whole number above 0 is needed")
+    guidance = calls["guidance_scale"]
+    if type(guidance) not in (int, float) or not 0 <= guidance < math.inf:
+        raise CheckpointError(f"{path}: guidance_scale = {guidance!r}, a finite number from 0 on is needed")
+    if not all(isinstance(line, str) for line in calls["complex_human_instruction"]):
+        raise CheckpointError(f"{path}: complex_human_instruction must be a list of lines")
 
 
 def folder_revision(folder: Path) -> str:

@@ -89,10 +89,11 @@ class Generator:
             raise CheckpointError(
                 f"{checkpoint.path}/vae: only AutoencoderDC is supported, got {self.vae_config.get('_class_name')!r}"
             )
-        if self.vae_config["latent_channels"] != self.config.in_channels:
+        channels = self.vae_config.get("latent_channels")
+        if channels != self.config.in_channels:
             raise CheckpointError(
                 f"{checkpoint.path}: the transformer takes {self.config.in_channels} latent channels, "
-                f"the autoencoder makes {self.vae_config['latent_channels']}"
+                f"the autoencoder makes {channels}"
             )
         self.tokenizer = PromptTokenizer.load(
             checkpoint.path / "tokenizer",

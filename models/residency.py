@@ -1,23 +1,19 @@
 """Which parts of a generator stay in memory when not all of them fit. Pure policy, and how much memory there is."""
 
-import json
+import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from bestofn.models.errors import CheckpointError
+from bestofn.models.weight_files import header, weight_files
 
 # Parts in the order in which they give way to another: text is needed once a prompt, the transformer at every step.
 RELEASE_ORDER = ("text_encoder", "decoder", "transformer")
 
 # Share of the memory that weights may take; the rest is for activations and everything else on the machine.
 WEIGHTS_SHARE = 0.8
-
-VARIANT = re.compile(r"\.(fp16|bf16)\b")
 
 
 def to_release(wanted: str, sizes: Mapping[str, int], resident: Sequence[str], budget: int) -> list[str]:
@@ -41,16 +37,8 @@ def to_release(wanted: str, sizes: Mapping[str, int], resident: Sequence[str], b
 
 def weight_bytes(folder: Path, itemsize: int) -> int:
     """Bytes of a part's weights when held with ``itemsize`` bytes a value; reads only the files' headers."""
-    files = weight_files(folder)
-    if not files:
-        raise CheckpointError(f"{folder} holds no safetensors file")
-    return sum(itemsize * _product(tensor["shape"]) for file in files for tensor in header(file).values())
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """A part's safetensors files, without variants such as ``model.fp16-00001-of-00002.safetensors``, which nothing
-    reads."""
-    return [file for file in sorted(folder.glob("*.safetensors")) if not VARIANT.search(file.name)]
+    shapes = (tensor["shape"] for file in weight_files(folder) for tensor in header(file).values())
+    return sum(itemsize * math.prod(shape) for shape in shapes)
 
 
 def stored_dtype(folder: Path) -> str:
@@ -58,23 +46,8 @@ def stored_dtype(folder: Path) -> str:
     counts: dict[str, int] = {}
     for file in weight_files(folder):
         for tensor in header(file).values():
-            counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + _product(tensor["shape"])
+            counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
     return max(counts, key=lambda name: counts[name]) if counts else "F32"
-
-
-def header(file: Path) -> dict[str, dict[str, Any]]:
-    """A safetensors file's table of contents."""
-    with file.open("rb") as stream:
-        table = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    table.pop("__metadata__", None)
-    return table  # type: ignore[no-any-return]
-
-
-def _product(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -124,7 +124,7 @@ def solver_table(config: dict[str, Any], steps: int, timestep_scale: float = 1.0
         updates = [(after / now, 1 - after / now, 0.0) for now, after in itertools.pairwise(sigmas)]
     elif name == SCM:
         _require(config, {"prediction_type": ("trigflow", ("trigflow",))})
-        if steps > config.get("num_train_timesteps", 1000):
+        if steps > _positive(config, "num_train_timesteps", 1000):
             raise UnsupportedScheduler(f"SCMScheduler takes at most num_train_timesteps steps, got {steps}")
         angles, rows = scm_rows(steps)
         return SolverTable(torch.tensor(rows, dtype=torch.float32), torch.tensor(angles, dtype=torch.float32))
@@ -144,6 +144,15 @@ def _require(config: dict[str, Any], allowed: dict[str, tuple[Any, tuple[Any, ..
         if value not in values:
             only = " or ".join(repr(v) for v in values)
             raise UnsupportedScheduler(f"{config['_class_name']}: {field} = {value!r} is not supported, only {only}")
+
+
+def _positive(config: dict[str, Any], field: str, default: int | float) -> Any:
+    value = config.get(field, default)
+    whole = isinstance(default, int)
+    if type(value) not in ((int,) if whole else (int, float)) or not 0 < value < math.inf:
+        wanted = "a whole number above 0" if whole else "a finite number above 0"
+        raise UnsupportedScheduler(f"{config['_class_name']}: {field} = {value!r}, {wanted} is needed")
+    return value
 
 
 def _shift(sigma: float, shift: float) -> float:
@@ -179,7 +188,7 @@ def _dpm_sigmas(config: dict[str, Any], steps: int) -> tuple[list[float], list[f
             "use_dynamic_shifting": (False, (False,)),
         },
     )
-    train, shift = config.get("num_train_timesteps", 1000), config.get("flow_shift", 1.0)
+    train, shift = _positive(config, "num_train_timesteps", 1000), _positive(config, "flow_shift", 1.0)
     levels = [_shift(1.0 - alpha, shift) for alpha in _linspace(1.0, 1 / train, steps + 1)]
     sigmas = levels[:0:-1]
     return _float32([*sigmas, 0.0]), [float(int(sigma * train)) for sigma in sigmas]
@@ -229,7 +238,7 @@ def _euler_sigmas(config: dict[str, Any], steps: int) -> tuple[list[float], list
             "stochastic_sampling": (False, (False,)),
         },
     )
-    train, shift = config.get("num_train_timesteps", 1000), config.get("shift", 1.0)
+    train, shift = _positive(config, "num_train_timesteps", 1000), _positive(config, "shift", 1.0)
     # diffusers shifts twice: the range ends at the shifted lowest training level, and every level is shifted again
     ends = torch.tensor([train, 1], dtype=torch.float32) / train
     highest, lowest = (float(v) for v in shift * ends / (1 + (shift - 1) * ends))

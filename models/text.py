@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from bestofn.models.errors import CheckpointError, PromptTooLong
+from bestofn.models.weight_files import one_line, read_json
 
 WORD = re.compile(r"\w+(?:[-']\w+)*")
 
@@ -63,7 +64,11 @@ class PromptTokenizer:
         kind = getattr(transformers, class_name, None)
         if kind is None:
             raise CheckpointError(f"{folder}: transformers has no tokenizer class {class_name!r}")
-        return cls(kind.from_pretrained(folder, trust_remote_code=False), max_sequence_length, instruction)
+        try:
+            tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # each tokenizer library has errors of its own
+            raise CheckpointError(f"{folder}: the tokenizer cannot be read: {one_line(error)}") from error
+        return cls(tokenizer, max_sequence_length, instruction)
 
     @property
     def limit(self) -> int:
@@ -117,11 +122,9 @@ class PromptTokenizer:
 
 def load_text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """Load Gemma-2 from the ``text_encoder`` folder, in evaluation mode."""
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if config.model_type != "gemma2":
-        raise CheckpointError(
-            f"{folder / 'config.json'}: model_type = {config.model_type!r} is not supported, only 'gemma2'"
-        )
+    model_type = read_json(folder / "config.json").get("model_type")
+    if model_type != "gemma2":
+        raise CheckpointError(f"{folder / 'config.json'}: model_type = {model_type!r} is not supported, only 'gemma2'")
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # it would break into the program's own
     try:

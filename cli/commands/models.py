@@ -220,15 +220,15 @@ def _fetch(name: str) -> str:
     """Downloads what is missing of a checkpoint, and returns its name with the commit."""
     from huggingface_hub.constants import HF_HOME
 
-    from bestofn.models import checkpoint
+    from bestofn.models import hub
     from bestofn.models.errors import CheckpointError
 
     repository, _, revision = name.partition("@")
     revision = revision or "main"
     try:
-        missing = checkpoint.bytes_to_download(repository, revision)
+        missing = hub.bytes_to_download(repository, revision)
     except CheckpointError as error:
-        here = checkpoint.cached(repository, revision)
+        here = hub.cached(repository, revision)
         if here is None:
             raise
         say(f"{error}; what is in {HF_HOME} stays in use")
@@ -241,7 +241,7 @@ def _fetch(name: str) -> str:
             "free some, or set HF_HOME to another disk"
         )
     say(f"{repository}: {missing / 2**30:.2f} GiB to fetch into {HF_HOME}")
-    return f"{repository}@{checkpoint.download(repository, revision).name}"
+    return f"{repository}@{hub.download(repository, revision).name}"
 
 
 def _about(name: str) -> dict[str, dict[str, Any]]:

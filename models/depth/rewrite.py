@@ -17,9 +17,9 @@ from bestofn.models.checkpoint import IMPORTANCE, Checkpoint
 from bestofn.models.errors import ModelError
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.model import LinearDiT
-from bestofn.models.linear_dit.weights import check_keys, file_shapes, weight_files
-from bestofn.models.residency import header
+from bestofn.models.linear_dit.weights import check_keys, file_shapes
 from bestofn.models.safetensors_writer import ITEMSIZE, StoredTensor, write_json, write_shards
+from bestofn.models.weight_files import header, weight_files
 
 CHUNK = 2**20  # bytes copied, or values drawn, at a time
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

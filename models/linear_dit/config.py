@@ -1,14 +1,16 @@
 """The shape of a linear DiT, read strictly from a diffusers ``config.json``."""
 
-import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from bestofn.models.errors import CheckpointError
+from bestofn.models.weight_files import read_json
 
 CLASS_NAME = "SanaTransformer2DModel"
 QK_NORM = "rms_norm_across_heads"
+OPTIONAL = ("out_channels", "cross_attention_dim")  # compared with other fields; None is allowed
 
 # What diffusers assumes for a field that config.json leaves out.
 _DIFFUSERS_DEFAULTS: dict[str, Any] = {
@@ -94,6 +96,8 @@ class LinearDiTConfig:
         if unknown:
             raise CheckpointError(f"{source}: unknown field {unknown[0]!r} = {given[unknown[0]]!r}")
         full = _DIFFUSERS_DEFAULTS | given
+        for name, default in _DIFFUSERS_DEFAULTS.items():
+            _check_number(name, full[name], default, source)
         width = full["num_attention_heads"] * full["attention_head_dim"]
         supported: dict[str, tuple[Any, ...]] = {
             "out_channels": (None, full["in_channels"]),
@@ -105,9 +109,6 @@ class LinearDiTConfig:
             if full[name] not in allowed:
                 wanted = " or ".join(repr(value) for value in allowed)
                 raise CheckpointError(f"{source}: {name} = {full[name]!r} is not supported, only {wanted}")
-        for name in ("num_cross_attention_heads", "cross_attention_head_dim"):
-            if not isinstance(full[name], int):
-                raise CheckpointError(f"{source}: {name} = {full[name]!r} is not supported, only an integer")
         if full["interpolation_scale"] is not None and width % 4:
             raise CheckpointError(f"{source}: interpolation_scale needs a width that is a multiple of 4, got {width}")
         return cls(**{field.name: full[field.name] for field in fields(cls)})
@@ -115,11 +116,7 @@ class LinearDiTConfig:
     @classmethod
     def from_file(cls, path: Path) -> "LinearDiTConfig":
         """Read ``config.json`` at ``path``."""
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CheckpointError(f"{path} does not exist") from None
-        return cls.from_dict(raw, source=str(path))
+        return cls.from_dict(read_json(path), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """The diffusers ``config.json`` of this shape."""
@@ -129,3 +126,11 @@ class LinearDiTConfig:
             "out_channels": self.in_channels,
             "cross_attention_dim": self.width,
         }
+
+
+def _check_number(name: str, value: Any, default: Any, source: str) -> None:
+    """Raise CheckpointError unless a field has the kind of number that diffusers' default has."""
+    if type(default) is int and name not in OPTIONAL and (type(value) is not int or value < 1):
+        raise CheckpointError(f"{source}: {name} = {value!r} is not supported, only a whole number above 0")
+    if type(default) is float and (type(value) not in (int, float) or not 0 <= value < math.inf):
+        raise CheckpointError(f"{source}: {name} = {value!r} is not supported, only a finite number from 0 on")

@@ -14,6 +14,7 @@ from bestofn.models.errors import CheckpointError
 from bestofn.models.linear_dit.blocks import PointwiseConv
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.model import LinearDiT, PatchEmbed
+from bestofn.models.weight_files import weight_files
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
@@ -28,20 +29,6 @@ def file_shapes(model: LinearDiT) -> dict[str, tuple[int, ...]]:
             channels = module.proj.in_features // module.patch**2
             shapes[f"{name}.proj.weight"] = (module.proj.out_features, channels, module.patch, module.patch)
     return shapes
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a ``transformer`` folder; CheckpointError when one is missing."""
-    single, index = folder / WEIGHTS_NAME, folder / f"{WEIGHTS_NAME}.index.json"
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [folder / name for name in names]
-    else:
-        files = [single]
-    for file in files:
-        if not file.exists():
-            raise CheckpointError(f"{file} does not exist")
-    return files
 
 
 def check_keys(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], folder: Path) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bestofn.models.hub import cached, is_hub_name
 from bestofn.service.core.settings import Settings
 from bestofn.service.doctor.findings import Finding, State
 from bestofn.service.doctor.published_sizes import published
-from bestofn.service.host.licences import HUB, is_hub_name, licences
+from bestofn.service.host.licences import HUB, licences
 from bestofn.service.host.packages import can_draw_here
 
 GIB = 2**30
@@ -99,7 +100,7 @@ def locate(name: str, judge: bool = False) -> Located:
     """A checkpoint by name, without asking the network for it."""
     from bestofn.judge.judge import EMBEDDED as EMBEDDED_JUDGE
     from bestofn.judge.loader import revision as judge_revision
-    from bestofn.models.checkpoint import EMBEDDED, cached, folder_revision
+    from bestofn.models.checkpoint import EMBEDDED, folder_revision
 
     folder = Path(name).expanduser()
     if name == "shapes":
@@ -144,6 +145,8 @@ def _broken(folder: Path, judge: bool) -> Iterator[str]:
     """Defects of a checkpoint's folder: missing parts, missing files of an index, truncated files."""
     from bestofn.judge.loader import PARTS
     from bestofn.models.defaults import FOLDERS
+    from bestofn.models.errors import CheckpointError
+    from bestofn.models.weight_files import check_part
 
     parts = PARTS if judge else (*FOLDERS.values(), "tokenizer", "scheduler")
     if not (folder / ("config.json" if judge else "model_index.json")).is_file():
@@ -151,34 +154,11 @@ def _broken(folder: Path, judge: bool) -> Iterator[str]:
     for part in parts:
         if not (folder / part).is_dir():
             yield f"no {part}/"
-        elif part not in ("tokenizer", "scheduler"):
-            yield from _broken_weights(folder / part)
-
-
-def _broken_weights(part: Path) -> Iterator[str]:
-    import json
-
-    from bestofn.models.residency import header
-
-    files = {file.name for file in part.glob("*.safetensors")}
-    for index in part.glob("*.safetensors.index.json"):
-        if ".fp16." in index.name:
             continue
-        named = set(json.loads(index.read_text())["weight_map"].values())
-        yield from (f"{part.name}/{name} is missing" for name in sorted(named - files))
-    if not files:
-        yield f"no weights in {part.name}/"
-    for name in sorted(files):
-        file = part / name
         try:
-            ends = max((tensor["data_offsets"][1] for tensor in header(file).values()), default=0)
-            with file.open("rb") as stream:
-                whole = 8 + int.from_bytes(stream.read(8), "little") + ends
-        except (OSError, ValueError, KeyError):
-            yield f"{part.name}/{name} cannot be read"
-            continue
-        if file.stat().st_size < whole:
-            yield f"{part.name}/{name} is cut off at {file.stat().st_size / whole:.0%}"
+            check_part(folder / part, weights=part not in ("tokenizer", "scheduler"))
+        except CheckpointError as error:
+            yield str(error).replace(f"{folder}/", "")
 
 
 def _hub(settings: Settings) -> Iterator[Finding]:

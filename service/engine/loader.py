@@ -17,11 +17,13 @@ from bestofn.judge.calibration import read as read_calibration
 from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.judge.loader import PARTS, JudgeFolderError, revision
 from bestofn.models import residency
-from bestofn.models.checkpoint import HUB_NAME, Checkpoint, cached, download, importance_order
+from bestofn.models.checkpoint import Checkpoint, importance_order
 from bestofn.models.defaults import FOLDERS, part_dtypes
 from bestofn.models.errors import ModelError
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
+from bestofn.models.hub import cached, download, local_folder
+from bestofn.models.weight_files import check_part
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
 from bestofn.service.core.settings import Settings
@@ -144,22 +146,25 @@ def find_judge(name: str, max_tiles: int | None = None) -> JudgeCheckpoint:
             f"{name} compares two images and cannot judge one: use it as --pairwise-judge (BESTOFN_PAIRWISE_JUDGE) "
             "for finals, with a --judge that is shapes, a folder or a hub name"
         )
-    folder = EMBEDDED if name == "shapes" else Path(name).expanduser()
+    folder = EMBEDDED if name == "shapes" else local_folder(name, "judge")
     tiles = "" if max_tiles is None else f"+{max_tiles}-tiles"
-    if folder.is_dir():
-        if not all((folder / part).is_dir() for part in PARTS):
-            raise JudgeFolderError(
-                f"{folder.absolute()} has not all of {', '.join(f'{part}/' for part in PARTS)}: not a VILA checkpoint"
-            )
+    if folder is not None:
+        _check_judge(folder)
         return JudgeCheckpoint(folder, Revision(name=name, revision=revision(folder) + tiles), max_tiles)
     repository, _, commit = name.partition("@")
-    if name == "shapes" or name.startswith((".", "/", "~")) or not HUB_NAME.fullmatch(repository):
-        raise JudgeFolderError(
-            f"no judge {name!r}: {folder} is no folder, and a hub name looks like owner/name@revision"
-        )
     _say_licence(name)
     path = download(repository, commit or "main")
+    _check_judge(path)
     return JudgeCheckpoint(path, Revision(name=repository, revision=path.name + tiles), max_tiles)
+
+
+def _check_judge(folder: Path) -> None:
+    if not all((folder / part).is_dir() for part in PARTS):
+        raise JudgeFolderError(
+            f"{folder.absolute()} has not all of {', '.join(f'{part}/' for part in PARTS)}: not a VILA checkpoint"
+        )
+    for part in PARTS:
+        check_part(folder / part)
 
 
 def share_memory(generator: dict[str, int], judge: int, memory: int) -> tuple[bool, int]:

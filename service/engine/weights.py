@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from bestofn.models.checkpoint import cached
+from bestofn.models.hub import cached, is_hub_name
 from bestofn.service.core.settings import Settings
-from bestofn.service.host.licences import is_hub_name
 
 
 def missing_weights(settings: Settings) -> list[str]:

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from bestofn.models.hub import is_hub_name
+
 _GEMMA_LINK = "https://ai.google.dev/gemma/terms"
 HUB = "https://huggingface.co/"
 
@@ -86,8 +88,3 @@ def notice(name: str) -> str | None:
     first, *others = known
     also = "".join(f"; {licence.part}: {licence.name}" for licence in others if licence.link)
     return f"{repository} is not ours. {first.part}: {first.name} ({first.means}){also}. Read {first.link}"
-
-
-def is_hub_name(repository: str) -> bool:
-    """Whether this is spelled like a repository of the hub, owner/name, and not like a folder."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repository) is not None

@@ -181,7 +181,7 @@ def test_saved_weights_are_diffusers_weights(tmp_path):
         ("qk_norm", "layer_norm", "qk_norm = 'layer_norm' is not supported, only None or 'rms_norm_across_heads'"),
         ("cross_attention_dim", 64, "cross_attention_dim = 64 is not supported, only 48"),
         ("out_channels", 8, "out_channels = 8 is not supported, only None or 4"),
-        ("num_cross_attention_heads", None, "num_cross_attention_heads = None is not supported, only an integer"),
+        ("num_cross_attention_heads", None, "num_cross_attention_heads = None is not supported, only a whole number"),
         ("_class_name", "FluxTransformer2DModel", "_class_name is 'FluxTransformer2DModel'"),
     ],
 )
