@@ -24,7 +24,7 @@ from bestofn.service.engine.loader import find_judge
 from tests.hub import hub
 
 JUDGE = Path(__file__).parent.parent / "fixtures" / "vila" / "checkpoint"
-NOT_READ = {"special_tokens_map.json", "generation_config.json", "added_tokens.json"}  # no loader of ours needs them
+NOT_READ = {"special_tokens_map.json", "generation_config.json", "added_tokens.json", "vocab.json"}  # by no loader
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
 
 
