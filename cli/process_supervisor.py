@@ -11,6 +11,7 @@ from types import FrameType
 
 from bestofn.cli.console import say
 from bestofn.service.core.errors import SetupError
+from bestofn.service.host.parent_death import end_with_parent
 
 POLL_SECONDS = 0.1
 WATCH_POLLS = 10
@@ -78,7 +79,13 @@ class Supervisor:
     def _spawn(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-P", "-m", "bestofn.cli", *arguments]
         # In a session of its own, so that Ctrl-C in the terminal reaches this process alone, which stops them in order.
-        return subprocess.Popen(command, env=self._environment, stdin=subprocess.DEVNULL, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=end_with_parent(),
+        )
 
     def _check(self, *, restart: bool) -> None:
         for child in self._children:

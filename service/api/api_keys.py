@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
@@ -64,6 +65,9 @@ class Keyring:
     async def watch(self) -> None:
         """Read the file every second in the background and log every change."""
         logged = None
+        loop = asyncio.get_running_loop()
+        # A thread of its own: lookups of host names may hold all of the loop's threads for seconds.
+        reader = ThreadPoolExecutor(1, "keys")
         while True:
             now = self.on, self.trouble, self._keys
             if self.on and now != logged:
@@ -75,6 +79,6 @@ class Keyring:
             logged = now
             await asyncio.sleep(READ_SECONDS)
             try:
-                await asyncio.to_thread(self.refresh)
+                await loop.run_in_executor(reader, self.refresh)
             except Exception:  # or no key could be revoked any more
                 log.exception("the keys could not be looked at")

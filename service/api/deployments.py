@@ -1,7 +1,7 @@
 """What is deployed, as workers' cards say: looked up at most a few times a second, however many requests come."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bestofn.judge.verdict import Rule
@@ -10,6 +10,14 @@ from bestofn.service.core.errors import BestOfNError
 from bestofn.service.queue.job_queue import Queue
 
 FRESH_SECONDS = 0.25
+
+
+def _without_workers(announced: Deployment, live: Sequence[Deployment]) -> Deployment:
+    """A deployment as a worker once announced it. Its pairwise judge counts until other workers say otherwise."""
+    pairs = ((deployment.model.revision, deployment.judge.revision) for deployment in live)
+    replaced = (announced.model.revision, announced.judge.revision) in pairs
+    pairwise = None if replaced else announced.pairwise_judge
+    return replace(announced, capacities=(), tflops_per_second=0.0, pairwise_judge=pairwise)
 
 
 class Deployed:
@@ -37,12 +45,6 @@ class Deployed:
             except BestOfNError:
                 pass
         live, announced = deployments_of(await self._queue.workers()), deployments_of(await self._queue.announced())
-        self._live, self._announced = (
-            live,
-            [
-                replace(deployment, capacities=(), tflops_per_second=0.0, pairwise_judge=None)
-                for deployment in announced
-            ],
-        )
+        self._live, self._announced = live, [_without_workers(deployment, live) for deployment in announced]
         self._stale_at = self._clock() + FRESH_SECONDS
         return choose_deployment(self._live, self._announced, model, judge, rule, finals=finals)

@@ -17,6 +17,7 @@ from bestofn.service.core.request_checks import (
     checked_depth,
     checked_draft,
     checked_size,
+    is_blank,
     stop_of,
 )
 from bestofn.service.core.request_warnings import request_warnings
@@ -60,7 +61,7 @@ def job_spec(
         raise no_second_judge(deployment)
     check_text("prompt", request.prompt)
     check_text("negative_prompt", request.negative_prompt)
-    if not request.prompt.strip():
+    if is_blank(request.prompt):
         raise InvalidRequest("prompt is blank; say what the image should show", field="prompt")
     steps = info.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
     check_at_most("num_inference_steps", steps, settings.max_steps, "the limit of BESTOFN_MAX_STEPS")

@@ -1,11 +1,15 @@
 """Checks of a request's fields against the model, the judge and the server's limits."""
 
+import unicodedata
+
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.jobs import Draft, Stop
 from bestofn.service.core.schemas import MAX_SEED, GenerateRequest
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
+
+FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols that show nothing
 
 
 def checked_depth(field: str, asked: int | None, info: ModelInfo) -> int | None:
@@ -62,6 +66,11 @@ def check_text(field: str, text: str) -> None:
             raise InvalidRequest(f"{field} holds a NUL character at position {position}; remove it", field=field)
         if "\ud800" <= character <= "\udfff":
             raise InvalidRequest(f"{field} holds a lone surrogate at position {position}; remove it", field=field)
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: only separators, controls, zero-width characters and fillers."""
+    return all(unicodedata.category(character)[0] in "ZC" or character in FILLERS for character in text)
 
 
 def check_at_most(field: str, value: float, limit: float, what: str) -> None:

@@ -10,6 +10,8 @@ from types import FrameType
 
 import structlog
 
+from bestofn.service.host.parent_death import end_with_parent
+
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 HEALTHY_SECONDS = 60.0  # a worker that ran this long starts again without a pause
@@ -44,7 +46,7 @@ class _Child:
     failures: int = field(default=0)
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self.command)
+        self.process = subprocess.Popen(self.command, preexec_fn=end_with_parent())
         self.started = time.monotonic()
 
     def ended(self) -> bool:

@@ -479,6 +479,13 @@ def test_a_server_that_is_slow_to_answer_is_waited_for(tmp_path: Path) -> None:
     assert running_server(settings) is None
 
 
+def answers(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/livez", timeout=PATIENCE).is_success
+    except httpx.HTTPError:
+        return False
+
+
 def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
     data = tempfile.mkdtemp(prefix="bestofn-")  # short, for its socket
     try:
@@ -500,6 +507,13 @@ def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, 
             assert up.stderr.readline().startswith("the API is at")
             second = run("up", "--port", address.rpartition(":")[2], BESTOFN_DATA_DIR=data)
             assert (second[0], f"already runs at {address}: " in second[2]) == (1, True)
+            up.kill()
+            until(lambda: not answers(address))
+        port = address.rpartition(":")[2]
+        with start("up", "--port", port, cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
+            assert up.stderr is not None
+            assert "ready at" in [up.stderr.readline() for _ in range(3)][-1]
+            children = subprocess.run(["pgrep", "-P", str(up.pid)], capture_output=True, text=True).stdout.split()
             up.send_signal(signal.SIGINT)
             up.communicate(timeout=PATIENCE)
         assert up.returncode == 0

@@ -68,6 +68,7 @@ def test_what_is_given_is_kept_at_the_edges_of_the_limits() -> None:
 
 REFUSED = {
     "blank prompt": ({"prompt": " \n"}, "prompt", "blank"),
+    "prompt that shows nothing": ({"prompt": "\u200b\ufeff\u2060 \u3164\xad"}, "prompt", "blank"),
     "NUL": ({"prompt": "a\0"}, "prompt", "NUL character at position 1"),
     "lone surrogate": ({"negative_prompt": "\udfff"}, "negative_prompt", "surrogate at position 0"),
     "too many tokens": ({"prompt": "a " * 10}, "prompt", "11 tokens, but shapes reads 8; shorten it by 3"),
