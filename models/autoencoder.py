@@ -69,6 +69,7 @@ class Decoder:
 
 
 def to_pixels(image: Tensor) -> Tensor:
-    """(B, 3, H, W) in -1..1 -> (B, H, W, 3) uint8, rounded half to even."""
+    """(B, 3, H, W) in -1..1 -> (B, H, W, 3) uint8, rounded half to even; black where an image is not finite."""
+    image = image.where(image.isfinite().all(dim=(1, 2, 3), keepdim=True), -1)
     shown = (image * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float()
     return (shown * 255).round().to(torch.uint8)

@@ -1,8 +1,9 @@
 """State of a heat in the engine: verdicts, images still in play, and its cost."""
 
+import math
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -29,6 +30,7 @@ class HeatWork:
         counts: forwards of the "transformer" and of the "judge".
         tflops, seconds: as in `Usage`.
         clocks: a stage, a clock of work that may not be done yet, and the heat's share of it.
+        unsound: candidates without an image, of the drafts (True) and of the full solutions (False).
         warnings: sentences for the user, each once.
     """
 
@@ -43,6 +45,7 @@ class HeatWork:
     tflops: float = 0.0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     clocks: list[tuple[str, Clock, float]] = field(default_factory=list)
+    unsound: dict[bool, list[int]] = field(default_factory=lambda: {False: [], True: []})
     warnings: dict[str, None] = field(default_factory=dict)
 
     @property
@@ -93,6 +96,17 @@ class HeatWork:
         self.drafts[index] = verdict
         candidate = Candidate(index, self.heat.job.seed + index, verdict, verdict, solved_in_full=False)
         return candidate, self._thumbnail(copy)
+
+    def note_unsound(self, index: int, reason: str, draft: bool) -> bool:
+        """Note a candidate without an image, which ranks last; False if no draft, or no full solution, has one."""
+        self.unsound[draft].append(index)
+        self.warn(f"{reason} for {'the draft of ' if draft else ''}candidate {index}: it ranks last")
+        return len(self.unsound[draft]) < (self.heat.count if draft else self.heat.promoted)
+
+    def broken_verdict(self, draft: bool) -> Verdict:
+        """The verdict on a candidate without an image."""
+        broken = Verdict("other", math.nan, math.nan)
+        return replace(broken, second=broken, bound=math.nan) if len(self.heat.job.judges) > 1 and not draft else broken
 
     def _thumbnail(self, copy: Tensor | None) -> bytes | None:
         if copy is None:

@@ -64,10 +64,14 @@ class Image:
 
 
 class Decoded(NamedTuple):
-    """An image on the device and, where a small one is shown, on the host."""
+    """An image on the device and, where a small one is shown, on the host.
+
+    `checks` is the bool[2] of its batch row: whether the latent is finite, and whether the image shows anything.
+    """
 
     pixels: Tensor
     copy: Tensor | None
+    checks: Tensor
 
 
 @dataclass(slots=True)
@@ -197,15 +201,23 @@ class Postprocess:
         self._judge.offload()
         with self._beside.queue(), Clock(self._generator.device) as clock:
             images = self._decoding.run([item.latent for item in due], size)
-            pairs = zip(due, images, strict=True)
-            results = [None if pixels is None else self._shown(item, pixels) for item, pixels in pairs]
+            rows = [
+                torch.stack([item.latent.isfinite().all(), (pixels != pixels[0, 0]).any()])
+                for item, pixels in zip(due, images, strict=True)
+                if pixels is not None
+            ]
+            checks = iter(torch.stack(rows).to("cpu", non_blocking=True) if rows else ())
+            results = [
+                None if pixels is None else self._shown(item, pixels, next(checks))
+                for item, pixels in zip(due, images, strict=True)
+            ]
         self._decoded.append(Queued(due, results, clock, size))
 
-    def _shown(self, item: Latent, pixels: Tensor) -> Decoded:
+    def _shown(self, item: Latent, pixels: Tensor, checks: Tensor) -> Decoded:
         shown = self._heats[item.owner].heat.job.has_thumbnail(item.candidate)
-        return Decoded(pixels, pixels.to("cpu", non_blocking=True) if shown else None)
+        return Decoded(pixels, pixels.to("cpu", non_blocking=True) if shown else None, checks)
 
-    def _read_images(self, queued: Queued[Latent, Decoded, Size]) -> Iterator[HeatFailed]:
+    def _read_images(self, queued: Queued[Latent, Decoded, Size]) -> Iterator[Judged | HeatFailed]:
         size, share = queued.what, 1 / max(1, len(queued.items))
         flops = self._flops(*size).decode
         for item, decoded in queued.read():
@@ -219,6 +231,20 @@ class Postprocess:
             work.seconds["decode"] += queued.clock.seconds * share
             work.tflops += flops / TERA
             work.warn(self._decoding.shrunk(size))
+            finite, shows = decoded.checks.tolist()
+            if not (finite and shows):
+                reason = (
+                    "decoding gave an image of one colour" if finite else "denoising gave numbers that are not finite"
+                )
+                if not work.note_unsound(item.candidate, reason, item.draft):
+                    yield HeatFailed(
+                        *item.owner, f"{reason}, for all candidates: try another dtype or model", final=True
+                    )
+                    continue
+                note = work.drafted if item.draft else work.judged
+                broken = work.broken_verdict(item.draft)
+                yield Judged(*item.owner, *note(item.candidate, broken, decoded.pixels, decoded.copy))
+                continue
             prompt = work.heat.job.prompt
             image = Image(item.owner, item.candidate, decoded.pixels, prompt, item.draft, copy=decoded.copy)
             self._images.setdefault((Look(size, item.draft), prompt), []).append(image)

@@ -38,11 +38,12 @@ class HeatFinished:
 
 @dataclass(frozen=True, slots=True)
 class HeatFailed:
-    """A heat could not be finished here; `reason` is for the user, in plain words."""
+    """A heat could not be finished here; `reason` is for the user, in plain words. `final`: no attempt can succeed."""
 
     job: str
     heat: int
     reason: str
+    final: bool = False
 
 
 EngineEvent = Stepped | Judged | HeatFinished | HeatFailed

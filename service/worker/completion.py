@@ -40,8 +40,8 @@ class Completion:
                 case HeatFinished(job, outcome):
                     context.tflops_per_second = speed_after(context.tflops_per_second, outcome.usage)
                     context.end((job, outcome.heat), Completed(outcome))
-                case HeatFailed(job, heat, reason):
-                    context.end((job, heat), Failed(reason))
+                case HeatFailed(job, heat, reason, final):
+                    context.end((job, heat), Failed(reason, final))
 
     async def publish_loop(self) -> None:
         """Publish progress every `REPORT_SECONDS` while there is any."""

@@ -29,6 +29,7 @@ from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.slot_group import SlotGroup
 from bestofn.service.media.codec import decode, encode
 from bestofn.service.media.metadata import Story
+from bestofn.service.queue.codec import pack_heat, unpack_heat
 
 JUDGE = Path(__file__).parents[2] / "fixtures" / "vila" / "checkpoint"
 SIZES = Sizes(slots=6, strict=True, rows=4, decode=4, judge=3)
@@ -484,6 +485,57 @@ def test_what_fits_not_even_alone_fails_in_plain_words_and_the_engine_lives(what
     assert "needs more memory than is free" in failed[0].reason
     setattr(generator, what, 1000)
     assert len(images(run(engine, spec("next", num_samples=2)), "next")) == 2
+
+
+class OverflowingGenerator(Generator):
+    """Some candidates' numbers overflow, as in half precision, or their images show nothing."""
+
+    overflowing: frozenset[int] | set[int] = frozenset()
+    flat: frozenset[int] | set[int] = frozenset()
+    decoded = 0
+
+    def decode(self, latents, **options):
+        images = super().decode(latents, **options).clone()
+        for image in images:
+            if self.decoded in self.flat:
+                image.fill_(7)
+            self.decoded += 1
+        return images
+
+    def noise(self, seed, *size, **options):
+        drawn = super().noise(seed, *size, **options)
+        return drawn * float("inf") if seed - 11 in self.overflowing else drawn
+
+
+@pytest.mark.parametrize("draft", [None, {"num_inference_steps": 1, "keep": 1.0}])
+def test_engine_with_candidates_that_overflow_ranks_them_last(make, spec, checkpoints, draft):
+    generator = OverflowingGenerator.load(str(checkpoints["tiny"]))
+    generator.overflowing, generator.flat = {1, 3}, {4} if draft is None else set()
+    (outcome,) = [
+        event.outcome
+        for event in run(make(generator=generator), spec("job", num_samples=5, draft=draft, top_k=2))
+        if isinstance(event, HeatFinished)
+    ]
+    broken = [candidate.index for candidate in outcome.candidates if candidate.verdict.broken]
+    assert broken == sorted(generator.overflowing | generator.flat)
+    assert outcome.images.keys().isdisjoint(broken)
+    assert "denoising gave numbers that are not finite for candidate 3: it ranks last" in outcome.warnings
+    assert ("decoding gave an image of one colour for candidate 4: it ranks last" in outcome.warnings) is (
+        draft is None
+    )
+    assert unpack_heat(spec("job", num_samples=5, draft=draft), 0, pack_heat(outcome)).candidates[3].verdict.broken
+
+
+def test_engine_with_nothing_but_overflows_fails_for_good_and_names_the_stage(make, spec, checkpoints):
+    generator = OverflowingGenerator.load(str(checkpoints["tiny"]))
+    generator.overflowing = set(range(3))
+    failed = [
+        event for event in run(make(generator=generator), spec("job", num_samples=3)) if isinstance(event, HeatFailed)
+    ]
+    reason = "denoising gave numbers that are not finite, for all candidates: try another dtype or model"
+    assert failed == [HeatFailed("job", 0, reason, final=True)]
+    generator.overflowing = set()
+    assert len(images(run(make(generator=generator), spec("next", num_samples=2)), "next")) == 2
 
 
 class CrampedMemory(TorchDispatchMode):
