@@ -147,6 +147,26 @@ class Judge:
         """Projected tokens of one tile, the newline after them not counted."""
         return self.model.tokens_per_tile(self.image_mode.size)
 
+    def prompt_limit(self, tiles: int) -> int:
+        """Maximum tokens of the question with the prompt in it, beside an image of ``tiles`` tiles."""
+        return (
+            self._folder.max_positions - 1 - (len(self.ids("", tiles)) - self.count("")) - tiles * self.tokens_per_tile
+        )
+
+    def count(self, prompt: str) -> int:
+        """Tokens of the question with a prompt in it."""
+        return len(self._folder.question.user_ids(self.question_text.replace("{prompt}", prompt)))
+
+    @property
+    def question_text(self) -> str:
+        """The question, with ``{prompt}`` once."""
+        return self._folder.question.text
+
+    @property
+    def tokenizer_json(self) -> bytes:
+        """The tokenizer as a tokenizer.json."""
+        return bytes(self._folder.question.tokenizer.backend_tokenizer.to_str().encode())
+
     @property
     def known_words(self) -> frozenset[str] | None:
         """The words of the judge's world, lower-cased, or None for a judge that speaks freely."""

@@ -59,9 +59,13 @@ class Question:
 
     def conversation(self, user_text: str, tiles: int) -> list[int]:
         """As `ids`, for the user's text as a whole."""
+        return self.prefix + [self.media_id, self.newline_id] * tiles + self.user_ids(user_text) + self.suffix
+
+    def user_ids(self, user_text: str) -> list[int]:
+        """Ids of the user's text alone."""
         text = plain(user_text).rstrip()
-        user: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return self.prefix + [self.media_id, self.newline_id] * tiles + user + self.suffix
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids
 
 
 def plain(text: str) -> str:

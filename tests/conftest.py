@@ -159,7 +159,7 @@ def idle(queue_server: Path, open_lane: Callable[..., Awaitable[QueueConsumer]])
     async def announce() -> None:
         queue = await Queue.connect(settings)
         lane = await open_lane(queue)
-        await lane.store_tokenizer(FakeEngine().tokenizer_json)
+        await lane.store_tokenizers(FakeEngine().tokenizer_files)
         await queue.aclose()
 
     asyncio.run(announce())

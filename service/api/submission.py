@@ -39,7 +39,8 @@ async def submit(
     """
     queue = context.queue
     deployment = await context.deployed.choose(body.model, body.judge, body.rule, finals=body.finals is not None)
-    await context.counters.load(deployment.model.tokenizer_sha256)
+    for sha256 in deployment.tokenizers:
+        await context.counters.load(sha256)
     spec = job_spec(
         body,
         deployment,

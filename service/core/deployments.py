@@ -27,6 +27,16 @@ class Deployment:
     tflops_per_second: float = 0.0
     pairwise_judge: str | None = None
 
+    @property
+    def judges(self) -> list[JudgeInfo]:
+        """Its judge and, where there is one, the second judge."""
+        return [self.judge, *([] if self.judge.second is None else [self.judge.second])]
+
+    @property
+    def tokenizers(self) -> list[str]:
+        """SHA-256 of the tokenizer.json files with which its prompts are counted."""
+        return [self.model.tokenizer_sha256, *(j.prompt_limit.tokenizer_sha256 for j in self.judges if j.prompt_limit)]
+
 
 def deployments_of(workers: Iterable[WorkerInfo]) -> list[Deployment]:
     """The deployments of live workers, the one that started last first: during an upgrade the new revision."""

@@ -1,7 +1,5 @@
 """Planning: validate a request against the live workers and build its JobSpec, every default filled in."""
 
-from collections.abc import Callable
-
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.budget import Budget, Prices, best, frontier, plan, planned
 from bestofn.service.core.deployments import Deployment, no_second_judge
@@ -10,7 +8,9 @@ from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE
 from bestofn.service.core.job_cost import prices_of, second_verdict_tflops, tflops
 from bestofn.service.core.jobs import ImageFormat, JobSpec, Plan
 from bestofn.service.core.request_checks import (
+    TokenCounter,
     check_at_most,
+    check_readable,
     check_seed,
     check_text,
     check_tokens,
@@ -26,9 +26,6 @@ from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
 
 PLANNED = ("num_samples", "draft", "stop")  # fields that an effort or a budget chooses
-
-# (tokenizer's hash, text) -> number of tokens, control tokens included
-TokenCounter = Callable[[str, str], int]
 
 
 def job_spec(
@@ -90,6 +87,8 @@ def job_spec(
     for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
         if text:
             check_tokens(field, count_tokens(info.tokenizer_sha256, text.lower().strip()), info)
+    for judge in deployment.judges[: 1 + bound]:
+        check_readable(request.prompt, judge, count_tokens)
     draft = checked_draft(request, steps, depth, info)
     spec = JobSpec(
         id=job_id,

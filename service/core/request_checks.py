@@ -1,6 +1,7 @@
 """Checks of a request's fields against the model, the judge and the server's limits."""
 
 import unicodedata
+from collections.abc import Callable
 
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.errors import InvalidRequest
@@ -8,6 +9,9 @@ from bestofn.service.core.jobs import Draft, Stop
 from bestofn.service.core.schemas import MAX_SEED, GenerateRequest
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
+
+TokenCounter = Callable[[str, str], int]
+"""(SHA-256 of a tokenizer.json, text) -> number of tokens, control tokens included."""
 
 FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols that show nothing
 
@@ -99,6 +103,20 @@ def check_tokens(field: str, tokens: int, info: ModelInfo) -> None:
             f"{field} has {tokens} tokens, but {info.revision.name} reads {info.token_limit}; shorten it by "
             f"{excess} (about {round(0.75 * excess) or 1} words)",
             field=field,
+        )
+
+
+def check_readable(prompt: str, judge: JudgeInfo, count_tokens: TokenCounter) -> None:
+    """Raise InvalidRequest if the judge cannot read the question with this prompt in it."""
+    limit = judge.prompt_limit
+    if limit is None:
+        return
+    tokens = count_tokens(limit.tokenizer_sha256, limit.question.replace("{prompt}", prompt))
+    if tokens > limit.tokens:
+        raise InvalidRequest(
+            f"prompt makes a question of {tokens} tokens, but the judge {judge.revision.name} reads {limit.tokens}; "
+            f"shorten it by {tokens - limit.tokens} tokens",
+            field="prompt",
         )
 
 

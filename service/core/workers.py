@@ -50,11 +50,27 @@ class ModelInfo(BaseModel):
         return None if depth is None or self.layer_order is None else tuple(sorted(self.layer_order[:depth]))
 
 
+class PromptLimit(BaseModel):
+    """How long a prompt a judge reads beside an image of the generator's default size.
+
+    Attributes:
+        tokenizer_sha256: hash of the judge's tokenizer.json; Redis holds the file under it.
+        question: text of the question, with `{prompt}` once.
+        tokens: maximum tokens of the question with the prompt in it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    tokenizer_sha256: str
+    question: str
+    tokens: int
+
+
 class JudgeInfo(BaseModel):
     model_config = ConfigDict(frozen=True)
     revision: Revision
     tflops_per_forward: float
     calibration: Calibration | None = None
+    prompt_limit: PromptLimit | None = None  # None: published by an older worker
     second: "JudgeInfo | None" = None  # used by jobs with rule lower_bound
 
 

@@ -42,7 +42,7 @@ class Engine:
         judge: JudgeResidency,
         model_info: ModelInfo,
         judge_info: JudgeInfo,
-        tokenizer_json: bytes,
+        tokenizer_files: Sequence[bytes],
         sizes: Sizes,
         side_stream: SideStream | None = None,
         record: Recorder = Recorded,
@@ -53,7 +53,7 @@ class Engine:
             generator: the generator.
             judge: the judge, on the same device.
             model_info, judge_info: infos to announce; heats for other revisions are refused.
-            tokenizer_json: file whose hash `model_info` names.
+            tokenizer_files: files whose hashes the infos name, the model's first.
             sizes: batch sizes.
             side_stream: stream of decoding and judging; None: chosen by the device.
             record: how a forward that is repeated is called, where all weights stay in memory.
@@ -63,7 +63,7 @@ class Engine:
         self.sizes = sizes
         self.model_info = model_info
         self.judge_info = judge_info
-        self.tokenizer_json = tokenizer_json
+        self.tokenizer_files = tokenizer_files
         self._judge = judge
         self._prompts = PromptCache(generator.prompt_contexts)
         self._last: policy.Group | None = None
@@ -218,7 +218,7 @@ class Engine:
             if out_of_memory(error):
                 yield HeatFailed(*owner, f"{stage} needs more memory than is free")
             elif isinstance(error, ValueError):  # too long for the generator or the judge
-                yield HeatFailed(*owner, str(error))
+                yield HeatFailed(*owner, str(error), final=True)
             else:
                 raise
 

@@ -68,7 +68,7 @@ class FakeEngine:
     ) -> None:
         self.slots = slots
         self.step_seconds = step_seconds
-        self.tokenizer_json = _tokenizer()
+        self.tokenizer_files = (_tokenizer(),)
         self.model_info = ModelInfo(
             revision=Revision(name=name, revision=revision),
             width=size,
@@ -78,7 +78,7 @@ class FakeEngine:
             num_inference_steps=4,
             guidance_scale=4.5,
             token_limit=300,
-            tokenizer_sha256=hashlib.sha256(self.tokenizer_json).hexdigest(),
+            tokenizer_sha256=hashlib.sha256(self.tokenizer_files[0]).hexdigest(),
             tflops_per_forward=0.001,
             tflops_per_decode=0.001,
             depth=4,

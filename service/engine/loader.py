@@ -27,7 +27,7 @@ from bestofn.models.weight_files import check_part
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import JudgeInfo, ModelInfo
+from bestofn.service.core.workers import JudgeInfo, ModelInfo, PromptLimit
 from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.engine.cuda_graph import Recorded, plain
 from bestofn.service.engine.engine import Engine
@@ -102,11 +102,12 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
             judge_info(residence.get(number), judge.revision, generator, calibration_of(judge, files[number]))
             for number, judge in enumerate(judges)
         ]
+        tokenizers = [tokenizer, *(residence.get(number).tokenizer_json for number in range(len(judges)))]
         judged_by = (
             judge_infos[0].model_copy(update={"second": judge_infos[1]}) if len(judge_infos) > 1 else judge_infos[0]
         )
         record = Recorded if settings.cuda_graphs else plain
-        engine = Engine(generator, residence, info, judged_by, tokenizer, sizes, record=record, fp8_drafts=eight_bit)
+        engine = Engine(generator, residence, info, judged_by, tokenizers, sizes, record=record, fp8_drafts=eight_bit)
         engine.warm_up()
     except (ModelError, JudgeFolderError) as error:
         raise SetupError(str(error)) from error
@@ -251,8 +252,17 @@ def model_info(generator: Generator, tokenizer: bytes, max_size: int, fp8_drafts
 
 def judge_info(judge: Judge, revision: Revision, generator: Generator, calibration: Calibration | None) -> JudgeInfo:
     """What the API has to know of a judge; its cost is that of an image of the generator's default size."""
-    tflops = judge.flops(generator.defaults.width, generator.defaults.height) / TERA
-    return JudgeInfo(revision=revision, tflops_per_forward=tflops, calibration=calibration)
+    size = generator.defaults.width, generator.defaults.height
+    return JudgeInfo(
+        revision=revision,
+        tflops_per_forward=judge.flops(*size) / TERA,
+        calibration=calibration,
+        prompt_limit=PromptLimit(
+            tokenizer_sha256=hashlib.sha256(judge.tokenizer_json).hexdigest(),
+            question=judge.question_text,
+            tokens=judge.prompt_limit(judge.tiles(*size)),
+        ),
+    )
 
 
 def calibration_of(judge: JudgeCheckpoint, file: Path | None) -> Calibration | None:

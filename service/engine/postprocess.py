@@ -262,7 +262,7 @@ class Postprocess:
             with self._beside.queue(), Clock(self._generator.device) as clock:
                 results = self._judging.run(due, look)
         except ValueError as error:  # the prompt is too long for the judge
-            yield from (HeatFailed(*owner, str(error)) for owner in dict.fromkeys(item.owner for item in due))
+            yield from (HeatFailed(*owner, str(error), True) for owner in dict.fromkeys(item.owner for item in due))
             return
         self._judged.append(Queued(due, results, clock, look))
 

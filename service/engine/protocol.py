@@ -1,5 +1,6 @@
 """What a worker needs of an engine; `engine.engine.Engine` is the real one, `engine.fake.FakeEngine` needs no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,8 +60,8 @@ class Engine(Protocol):
     def judge_info(self) -> JudgeInfo: ...
 
     @property
-    def tokenizer_json(self) -> bytes:
-        """The tokenizer.json whose hash the model card names."""
+    def tokenizer_files(self) -> Sequence[bytes]:
+        """The tokenizer.json files whose hashes the infos of model and judges name; the model's comes first."""
         ...
 
     @property

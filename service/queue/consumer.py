@@ -1,5 +1,6 @@
 """The queue for a worker: claims, leases and completions of heats of one (model, judge) pair."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -71,11 +72,12 @@ class QueueConsumer:
         )
         return {entry.decode() for entry in lost}
 
-    async def store_tokenizer(self, tokenizer: bytes) -> None:
-        """Store the tokenizer.json under the hash that the worker's ModelInfo names."""
-        key = self.queue.keys("tokenizer", self.info.model.tokenizer_sha256)
-        if not await self.queue.redis.exists(key):  # a full server refuses to write even what is there
-            await self.queue.redis.set(key, tokenizer, nx=True)
+    async def store_tokenizers(self, files: Sequence[bytes]) -> None:
+        """Store tokenizer.json files under their hashes, which the worker's info names."""
+        for content in files:
+            key = self.queue.keys("tokenizer", hashlib.sha256(content).hexdigest())
+            if not await self.queue.redis.exists(key):  # a full server refuses to write even what is there
+                await self.queue.redis.set(key, content, nx=True)
 
     async def claim(self, count: int, block_seconds: float) -> list[Claim]:
         """Claim at most `count` new heats, interactive ones first. Wait at most `block_seconds` for the first."""

@@ -98,7 +98,7 @@ class WorkerContext:
         """Publish this worker, which creates its consumer groups, and renew its leases."""
         engine = self.engine_thread.engine
         drop = self.queue.drop_connections
-        await retried(lambda: self.consumer.store_tokenizer(engine.tokenizer_json), reconnect=drop)
+        await retried(lambda: self.consumer.store_tokenizers(engine.tokenizer_files), reconnect=drop)
         await retried(self._heartbeat, reconnect=drop)
 
     async def _heartbeat(self) -> None:

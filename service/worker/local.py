@@ -1,6 +1,7 @@
 """A job in this process: the engine without server and queue."""
 
 import asyncio
+import hashlib
 import math
 import secrets
 import signal
@@ -55,17 +56,20 @@ def local_spec(request: GenerateRequest, engine: Engine, settings: Settings) -> 
         SetupError: the pairwise judge of the settings is none.
     """
     pairwise_judge = parse_address(settings.pairwise_judge).model if settings.pairwise_judge else None
-    tokenizer = Tokenizer.from_buffer(engine.tokenizer_json)
-    # The file may ask for cutting or padding, which would hide how long a text is.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizers = {}
+    for content in engine.tokenizer_files:
+        tokenizer = Tokenizer.from_buffer(content)
+        # The file may ask for cutting or padding, which would hide how long a text is.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizers[hashlib.sha256(content).hexdigest()] = tokenizer
     return job_spec(
         request.model_copy(update={"model": None, "judge": None}),
         Deployment(engine.model_info, engine.judge_info, (engine.slots,), pairwise_judge=pairwise_judge),
         settings,
         job_id=secrets.token_hex(8),
         random_seed=secrets.randbelow(RANDOM_SEEDS),
-        count_tokens=lambda _, text: len(tokenizer.encode(text).ids),
+        count_tokens=lambda sha256, text: len(tokenizers[sha256].encode(text).ids),
     )
 
 

@@ -89,7 +89,7 @@ def cramped(notes: Path) -> "Engine":
         JudgeResidency(lambda: judge, generator, shared=True),
         loaded.model_info,
         loaded.judge_info,
-        loaded.tokenizer_json,
+        loaded.tokenizer_files,
         Sizes(slots=8, strict=True, rows=8, decode=4, judge=4),
     )
 

@@ -61,7 +61,7 @@ def make(loaded):
     def make(sizes=SIZES, generator=None, judge=None, **options):
         held = JudgeResidency(lambda: judge or loaded._judge.get(), loaded.generator, shared=True)
         workers = loaded.model_info, loaded.judge_info
-        return Engine(generator or loaded.generator, held, *workers, loaded.tokenizer_json, sizes, **options)
+        return Engine(generator or loaded.generator, held, *workers, loaded.tokenizer_files, sizes, **options)
 
     return make
 
@@ -604,7 +604,7 @@ def test_generator_and_judge_take_turns_where_memory_is_short(loaded, spec, chec
         return judge
 
     residence = JudgeResidency(watched, generator, shared=False)
-    engine = Engine(generator, residence, loaded.model_info, loaded.judge_info, loaded.tokenizer_json, SIZES)
+    engine = Engine(generator, residence, loaded.model_info, loaded.judge_info, loaded.tokenizer_files, SIZES)
     job = spec("job", num_samples=2)
     assert len(images(run(engine, job), "job")) == 2
     assert loads == [[]], "the judge came when the generator's parts had left"

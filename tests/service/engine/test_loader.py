@@ -1,15 +1,19 @@
 """From settings to an engine: devices, judges by name, memory shared out, and what the card says."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
+from bestofn.judge.judge import Judge
 from bestofn.models.errors import CheckpointError
-from bestofn.service.core.errors import SetupError
+from bestofn.service.core.errors import InvalidRequest, SetupError
+from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.loader import calibration_of, devices, find_judge, known_words, load_engine, share_memory
+from bestofn.service.worker.local import local_spec
 
 JUDGE = Path(__file__).parents[2] / "fixtures" / "vila" / "checkpoint"
 GIB = 2**30
@@ -82,3 +86,20 @@ def test_only_a_tokenizer_of_words_has_known_words():
     words = {"model": {"type": "WordLevel", "vocab": {"<pad>": 0, "star": 1, "a": 2, ",": 3}}}
     assert known_words(json.dumps(words).encode()) == ("a", "star")
     assert known_words(json.dumps({"model": {"type": "BPE", "vocab": {"a": 0}}}).encode()) is None
+
+
+def test_prompt_limit_refuses_what_the_judge_cannot_read_and_nothing_else():
+    """The generator's tokenizer of words counts a run of signs as one; the judge's counts each."""
+    engine = load_engine(Settings(threads=1, devices="cpu"))
+    judge, limit = Judge.load(), engine.judge_info.prompt_limit
+    assert limit is not None
+    most = limit.tokens - judge.count("a ring ")
+    for signs, fits in ((most, True), (most + 1, False)):
+        request = GenerateRequest(prompt="a ring " + "!" * signs, num_samples=1)
+        said = (
+            "" if fits else f"question of {limit.tokens + 1} tokens, but the judge shapes reads {limit.tokens}; shorten"
+        )
+        with nullcontext() if fits else pytest.raises(InvalidRequest, match=said):
+            local_spec(request, engine, Settings())
+        with nullcontext() if fits else pytest.raises(ValueError, match="shorten the prompt"):
+            judge.ids(request.prompt, judge.tiles(64, 64))

@@ -210,7 +210,7 @@ async def test_a_caller_who_waits_gets_the_reason(
 ) -> None:
     async with opened(settings) as queue, httpx.AsyncClient(timeout=PATIENCE) as http:
         lane = await open_lane(queue)
-        await lane.store_tokenizer(FakeEngine().tokenizer_json)
+        await lane.store_tokenizers(FakeEngine().tokenizer_files)
         with serving(settings) as served:
             request = {"prompt": "a star", "num_samples": 4}
             waiting = asyncio.create_task(http.post(f"{served.url}/generate", json=request))

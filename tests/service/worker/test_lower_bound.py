@@ -136,7 +136,7 @@ def test_beside_others_in_turns_and_a_tick_later_it_is_the_same(loaded, spec, un
     others = [spec("margin", rule="margin", num_samples=4), spec("drafts", num_samples=4, **drafted)]
     assert candidates(loaded, *others, job)["job"] == alone
 
-    workers = loaded.model_info, loaded.judge_info, loaded.tokenizer_json, loaded.sizes
+    workers = loaded.model_info, loaded.judge_info, loaded.tokenizer_files, loaded.sizes
 
     def engine(shared, side_stream=None):
         held = JudgeResidency(Judge.load, loaded.generator, shared=shared, load_second=lambda: Judge.load(unlike))
@@ -151,7 +151,7 @@ def test_the_same_judge_twice_has_the_winner_of_margin(loaded, spec):
     margin = ranked(spec(rule="margin"), candidates(loaded, spec(rule="margin"))["job"][0])
     info = loaded.judge_info.model_copy(update={"second": loaded.judge_info.model_copy(update={"second": None})})
     held = JudgeResidency(Judge.load, loaded.generator, shared=True, load_second=Judge.load)
-    twice = Engine(loaded.generator, held, loaded.model_info, info, loaded.tokenizer_json, loaded.sizes)
+    twice = Engine(loaded.generator, held, loaded.model_info, info, loaded.tokenizer_files, loaded.sizes)
     job = local_spec(GenerateRequest(**SHORT, rule="lower_bound"), twice, Settings())
     assert "then ranks as margin does" in job.warnings[0]
     outcome, _ = candidates(twice, job)[job.id]

@@ -442,7 +442,7 @@ async def test_a_queue_that_has_forgotten_all_hears_all_again_from_a_worker_with
             spec = make_spec()
             await queue.submit(spec, cost=1)
             assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
-            assert await queue.tokenizer(engine.model_info.tokenizer_sha256) == engine.tokenizer_json
+            assert await queue.tokenizer(engine.model_info.tokenizer_sha256) == engine.tokenizer_files[0]
     await queue.aclose()
 
 
