@@ -20,7 +20,7 @@ from bestofn.service.core.request_checks import (
     is_blank,
     stop_of,
 )
-from bestofn.service.core.request_warnings import request_warnings
+from bestofn.service.core.request_warnings import request_warnings, unread_negative
 from bestofn.service.core.scheduling import heat_size
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
@@ -90,10 +90,11 @@ def job_spec(
     for judge in deployment.judges[: 1 + bound]:
         check_readable(request.prompt, judge, count_tokens)
     draft = checked_draft(request, steps, depth, info)
+    unread = unread_negative(request, guidance, info)
     spec = JobSpec(
         id=job_id,
         prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
+        negative_prompt="" if unread else request.negative_prompt,
         num_samples=N,
         top_k=request.top_k,
         seed=seed,
@@ -125,7 +126,7 @@ def job_spec(
         model=info.revision,
         judge=deployment.judge.revision,
         second_judge=None if second is None else second.revision,
-        warnings=request_warnings(request, info, deployment.judge, chosen),
+        warnings=(*([unread] if unread else []), *request_warnings(request, info, deployment.judge, chosen)),
     )
     check_at_most(
         "top_k", spec.top_k, spec.schedule.num_promoted, "the candidates that are solved in full; raise draft.keep"

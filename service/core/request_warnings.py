@@ -29,6 +29,16 @@ def request_warnings(
     )
 
 
+def unread_negative(request: GenerateRequest, guidance: float, model: ModelInfo) -> str | None:
+    """The warning of a negative prompt that is not read; None if it is read, or left out."""
+    if not request.negative_prompt or (guidance > 1 and not model.guidance_embeds):
+        return None
+    why = (
+        f"{model.revision.name} reads none" if model.guidance_embeds else f"guidance_scale {guidance:g} is not above 1"
+    )
+    return f"negative_prompt has no effect: {why}"
+
+
 def _measured_elsewhere(chosen: Plan | None, info: ModelInfo) -> Iterable[str]:
     if chosen is not None and info.revision.name != "shapes":
         yield f"the options were chosen from measurements on shapes; {info.revision.name} may differ"

@@ -21,6 +21,7 @@ class ModelInfo(BaseModel):
         depth: number of layers; None: published by an older worker.
         layer_order: layers by importance, the most important first; None: all layers always run.
         tflops_per_layer: share of one layer in `tflops_per_forward`.
+        guidance_embeds: whether guidance is an input of the model (SANA-Sprint), so no negative prompt is read.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
@@ -39,6 +40,7 @@ class ModelInfo(BaseModel):
     depth: int | None = None
     layer_order: tuple[int, ...] | None = None
     tflops_per_layer: float = 0.0
+    guidance_embeds: bool = False
 
     @property
     def depths(self) -> list[int]:

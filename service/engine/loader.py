@@ -245,6 +245,7 @@ def model_info(generator: Generator, tokenizer: bytes, max_size: int, fp8_drafts
         tflops_per_forward=flops.forward / TERA,
         tflops_per_decode=flops.decode / TERA,
         depth=layers,
+        guidance_embeds=generator.config.guidance_embeds,
         layer_order=None if importance is None else tuple(importance_order(importance)),
         tflops_per_layer=(flops.forward - generator.flops(defaults.width, defaults.height, 0).forward) / layers / TERA,
     )

@@ -66,6 +66,23 @@ def test_what_is_given_is_kept_at_the_edges_of_the_limits() -> None:
     assert (spec.seed, spec.width, spec.height, spec.guidance_scale) == (2**63 - 1000, 256, 32, 0)
 
 
+@pytest.mark.parametrize(
+    ("guidance", "embeds", "said"),
+    [
+        (1.5, False, None),
+        (1.0, False, "negative_prompt has no effect: guidance_scale 1 is not above 1"),
+        (4.5, True, "negative_prompt has no effect: shapes reads none"),
+    ],
+)
+def test_negative_prompt_that_is_not_read_is_warned_of_and_left_out(
+    guidance: float, embeds: bool, said: str | None
+) -> None:
+    deployment = replace(DEPLOYMENT, model=MODEL.model_copy(update={"guidance_embeds": embeds}))
+    request = GenerateRequest(prompt="a red star", negative_prompt="red", guidance_scale=guidance)
+    spec = job_spec(request, deployment, SETTINGS, job_id="j", random_seed=7, count_tokens=count_words)
+    assert (spec.negative_prompt, spec.warnings) == (("red", ()) if said is None else ("", (said,)))
+
+
 REFUSED = {
     "blank prompt": ({"prompt": " \n"}, "prompt", "blank"),
     "prompt that shows nothing": ({"prompt": "\u200b\ufeff\u2060 \u3164\xad"}, "prompt", "blank"),
