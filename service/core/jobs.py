@@ -11,6 +11,11 @@ from bestofn.judge.calibration import Calibration
 from bestofn.judge.verdict import Rule, Verdict
 from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE, HeatSchedule
 
+SCHEMA_VERSION = 1
+"""Version of the stored form of jobs: raised with every change of `JobSpec` or of what a worker makes of it.
+
+Workers run jobs of their own version only. During an upgrade old workers finish the old jobs."""
+
 THUMBNAILS_KEPT = 512  # thumbnails of a job: those of its first candidates
 
 
@@ -115,6 +120,7 @@ class JobSpec(BaseModel):
         heat_size: candidates of a heat; the first heats of a job that may stop are smaller.
         second_judge: second judge of the workers that may run the job; used with rule lower_bound.
         warnings: sentences for the caller.
+        schema_version: `SCHEMA_VERSION` of the server that accepted the job; 0: older than this field.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -148,6 +154,7 @@ class JobSpec(BaseModel):
     second_judge: Revision | None = None
     plan: Plan | None = None
     warnings: tuple[str, ...] = ()
+    schema_version: int = Field(default_factory=lambda: SCHEMA_VERSION)
 
     @property
     def revisions(self) -> Revisions:

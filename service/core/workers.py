@@ -1,8 +1,9 @@
 """WorkerInfo: what a worker publishes about its model and judge, so that the API checks requests without torch."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from bestofn.judge.calibration import Calibration
+from bestofn.service.core import jobs
 from bestofn.service.core.jobs import Revision, Revisions
 
 
@@ -77,7 +78,10 @@ class JudgeInfo(BaseModel):
 
 
 class WorkerInfo(BaseModel):
-    """One worker process. `capacity` is the number of candidates that it holds at once."""
+    """One worker process. `capacity` is the number of candidates that it holds at once.
+
+    `schema_version` is that of the jobs that it runs.
+    """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
     worker: str
@@ -91,6 +95,7 @@ class WorkerInfo(BaseModel):
     state: str = "ready"  # ready, busy, draining
     version: str | None = None  # version of bestofn; None: older than this field
     pairwise_judge: str | None = None  # model of the pairwise judge; its address stays private
+    schema_version: int = Field(default_factory=lambda: jobs.SCHEMA_VERSION)
     tflops_per_second: float | None = None  # recent speed of its device; None: no heat yet
 
     @property

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from bestofn.judge.verdict import ANSWERS, Verdict
 from bestofn.service.core.errors import JobUnreadable
 from bestofn.service.core.finals import FinalsOutcome, FinalsState
+from bestofn.service.core import jobs
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
 from bestofn.service.core.results import ranked
 from bestofn.service.core.schemas import CandidateOut, FinalsProgress, JobProgress, VerdictOut
@@ -91,15 +92,18 @@ class QueuePosition:
 @reading("the job's stored form")
 def read_spec(text: str | bytes | None) -> JobSpec:
     """A stored specification. Raises JobUnreadable."""
-    return JobSpec.model_validate_json(text or b"")
+    fields = json.loads(text or b"")
+    return JobSpec.model_validate({"schema_version": 0, **fields})
 
 
 def read_workers(texts: Iterable[str | bytes]) -> list[WorkerInfo]:
-    """Announcements of workers, without those that this version cannot read."""
+    """Announcements of workers that run jobs of this version."""
     found = []
     for text in texts:
-        with suppress(ValidationError):
-            found.append(WorkerInfo.model_validate_json(text))
+        with suppress(ValueError):  # garbage, or of another version; a ValidationError is one
+            fields = json.loads(text)
+            if isinstance(fields, dict) and fields.get("schema_version", 0) == jobs.SCHEMA_VERSION:
+                found.append(WorkerInfo.model_validate(fields))
     return found
 
 

@@ -40,7 +40,7 @@ class QueueConsumer:
     def __init__(self, queue: Queue, info: WorkerInfo) -> None:
         self.queue = queue
         self.info = info
-        self.pair = pair_id(*info.revisions)
+        self.pair = pair_id(info.schema_version, *info.revisions)
         self.worker = info.worker
         self._ready = {priority: queue.keys("ready", self.pair, priority) for priority in PRIORITIES}
         self._reclaim_from = dict.fromkeys(PRIORITIES, "0-0")

@@ -135,7 +135,7 @@ class Queue:
                 "submit",
                 job=spec.id,
                 spec=spec.model_dump_json(),
-                pair=pair_id(*spec.revisions),
+                pair=pair_id(spec.schema_version, *spec.revisions),
                 priority=spec.priority,
                 num_samples=spec.num_samples,
                 heat_size=spec.heat_size,
@@ -197,7 +197,7 @@ class Queue:
 
     async def position(self, spec: JobSpec) -> QueuePosition:
         """Queue position of a waiting job and the time until its start; empty for a job that has started."""
-        pair = pair_id(*spec.revisions)
+        pair = pair_id(spec.schema_version, *spec.revisions)
         async with self.redis.pipeline(transaction=False) as pipe:
             pipe.lpos(self.keys("ring", pair, spec.priority), spec.id)
             pipe.hmget(self.keys("job", spec.id), ["status", "next"])
@@ -223,14 +223,21 @@ class Queue:
             raise ImageNotFound(f"job {job} has no image of candidate {candidate}")
         return await self.images.get(job, candidate, image)
 
-    async def sweep(self) -> None:
-        """Delete image files of jobs that have expired."""
-        jobs = await self.images.jobs()
+    async def sweep(self) -> list[str]:
+        """Fail jobs of other versions whose workers are gone, and delete image files of jobs that have expired.
+
+        Returns:
+            The jobs that failed.
+        """
+        patience = int(1000 * ORPHAN_SECONDS)
+        failed = await self.scripts("orphans", schema_version=jobs.SCHEMA_VERSION, patience=patience)
+        stored = await self.images.jobs()
         async with self.redis.pipeline(transaction=False) as pipe:
-            for job in jobs:
+            for job in stored:
                 pipe.exists(self.keys("job", job))
             known = await pipe.execute()
-        await self.images.forget(job for job, there in zip(jobs, known, strict=True) if not there)
+        await self.images.forget(job for job, there in zip(stored, known, strict=True) if not there)
+        return [job.decode() for job in failed]
 
     async def thumbnail(self, job: str, candidate: int) -> bytes:
         """Thumbnail (WebP) of one candidate. Raises JobNotFound, JobGone, ImageNotFound."""

@@ -122,10 +122,11 @@ class Keys:
         )
 
 
-def pair_id(model: Revision, judge: Revision, second: Revision | None = None) -> str:
-    """Short name of a (model revision, judge revision) pair; with a second judge it is another pair."""
+def pair_id(schema_version: int, model: Revision, judge: Revision, second: Revision | None = None) -> str:
+    """Short name of a (model revision, judge revision) pair. A second judge or another schema version is another pair."""
     revisions = [revision.model_dump() for revision in (model, judge, second) if revision is not None]
-    return hashlib.sha256(json.dumps(revisions).encode()).hexdigest()[:16]
+    named = [schema_version, *revisions] if schema_version else revisions
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
 
 def opaque(key: str) -> str:

@@ -20,6 +20,7 @@ Script = Literal[
     "give_back",
     "cancel",
     "expire",
+    "orphans",
     "set_deliveries",
     "record",
     "probe",

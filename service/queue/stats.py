@@ -126,7 +126,7 @@ async def ended_jobs(queue: Queue, after: str) -> tuple[list[EndedJob], str]:
         return [], after
     names: dict[str, tuple[str, str]] = {}
     for info in await queue.announced():
-        names[pair_id(*info.revisions)] = (info.model.revision.name, info.judge.revision.name)
+        names[pair_id(info.schema_version, *info.revisions)] = (info.model.revision.name, info.judge.revision.name)
     jobs = []
     for _, fields in found:
         with suppress(JobUnreadable):  # left out, or no later job would ever be counted
