@@ -94,6 +94,15 @@ def read_spec(text: str | bytes | None) -> JobSpec:
     return JobSpec.model_validate_json(text or b"")
 
 
+def without_prompt(text: bytes) -> str:
+    """A stored specification without its prompts and warnings, for a canceled job; "" if it cannot be read."""
+    try:
+        spec = read_spec(text)
+    except JobUnreadable:
+        return ""
+    return spec.model_copy(update={"prompt": "", "negative_prompt": "", "warnings": ()}).model_dump_json()
+
+
 def read_workers(texts: Iterable[str | bytes]) -> list[WorkerInfo]:
     """Announcements of workers, without those that this version cannot read."""
     found = []

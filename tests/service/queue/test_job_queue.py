@@ -257,8 +257,8 @@ async def test_jobs_that_have_ended_leave_the_ring_though_nobody_deals(
             await queue.submit(spec, cost=1)
         await queue.cancel(canceled.id)
         assert (await types(queue, late.id))[-1] == "failed"
-        ring = await queue.redis.lrange(queue.keys("ring", lane.pair, stays.priority), 0, -1)
-        assert ring == [stays.id.encode()]
+        jobs = await queue.redis.lrange(queue.keys("jobs", lane.pair, stays.priority, ""), 0, -1)
+        assert jobs == [stays.id.encode()]
         assert (await queue.position(stays)).position == 1
 
 
