@@ -262,7 +262,7 @@ class QueueConsumer:
         Its job fails when all of them have refused it, or its deliveries are spent.
         """
         again = delivery_action(deliveries, self.queue.settings.max_deliveries) is DeliveryAction.RUN
-        named: dict[str, Argument] = dict(pair=self.pair, worker=self.worker, job=entry.job, heat=entry.heat)
+        named: dict[str, Argument] = {"pair": self.pair, "worker": self.worker, "job": entry.job, "heat": entry.heat}
         outcome = "retried" if await self.queue.scripts("refuse", **named) and again else "dead_lettered"
         metrics.HEATS.labels(outcome).inc()
         log.warning("heat", job_id=entry.job, heat=entry.heat, deliveries=deliveries, outcome=outcome, reason=reason)

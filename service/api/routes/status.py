@@ -151,9 +151,7 @@ async def status(request: Request, context: ContextDep) -> Status:
     return status_of(stats, holdings, context.settings, context.keyring)
 
 
-def status_of(
-    stats: QueueStats | None, holdings: Holdings | None, settings: Settings, keyring: Keyring
-) -> Status:
+def status_of(stats: QueueStats | None, holdings: Holdings | None, settings: Settings, keyring: Keyring) -> Status:
     """The status that these queue stats give; None: the queue's server is away. `holdings`: of the key that asks."""
     workers = stats.workers if stats is not None else ()
     return Status(

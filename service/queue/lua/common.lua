@@ -15,7 +15,7 @@ local DEAD_KEPT = 1000
 local ENDED_KEPT = 4096
 local TOMBSTONE_MS = 24 * 3600 * 1000
 local CANCELED_EVENTS_MS = 10 * 1000 -- the last event of a canceled job, for those who follow it now
-local CANCELED_KEPT = 3072 -- bytes of a canceled job, until it expires
+local CANCELED_KEPT = 4096 -- bytes of a canceled job, until it expires
 local EXPIRED_AT_ONCE = 1000
 local UNREADABLE = "the job's stored fields cannot be read by this version"
 

@@ -22,8 +22,8 @@ local function heat_schedule(job)
   return self
 end
 
-local COUNTED = {'heats', 'next', 'done', 'waiting', 'gflop', 'version', 'num_samples', 'total_steps', 'judged', 'steps',
-  'forwards', 'thumbnail_bytes'}
+local COUNTED = {'heats', 'next', 'done', 'waiting', 'gflop', 'version', 'num_samples', 'heat_size', 'total_steps', 'judged',
+  'steps', 'forwards', 'thumbnail_bytes'}
 
 -- Whether the fields that scripts count with can be read.
 local function countable(job)
@@ -33,7 +33,8 @@ local function countable(job)
     end
   end
   local decided = redis.call('HGET', key('job', job), 'decided')
-  return pcall(heat_schedule, job) and (not decided or integer(decided))
+  local cut = pcall(function() return heat_schedule(job).first(1) end)
+  return cut and (not decided or integer(decided))
 end
 
 -- The ring of a pair and priority: callers with heats to dispatch, each at the start of its next turn on the ring's clock, which
