@@ -41,7 +41,7 @@ class Settings(BaseSettings):
         65_536, ge=1, description="Maximum waiting candidates; submissions beyond it get 429."
     )
     max_queued_candidates_per_key: int | None = Field(
-        None, ge=1, description="Maximum waiting candidates of each API key; no limit if unset."
+        None, ge=1, description="Maximum waiting candidates of each API key; its share of the other limit if unset."
     )
     max_queued_tflops: float | None = Field(
         None, gt=0, description="Maximum estimated work that waits; submissions beyond it get 429."

@@ -1,13 +1,52 @@
-"""Admission: the error for each refusal of the submission script, with its limit and the time to retry."""
+"""Admission: bytes that a job may take, and the error for each refusal of the submission script."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from bestofn.service.core.errors import BestOfNError, IdempotencyMismatch, Overloaded, Unavailable
-from bestofn.service.core.jobs import JobSpec
+from bestofn.service.core.errors import BestOfNError, IdempotencyMismatch, InvalidRequest, Overloaded, Unavailable
+from bestofn.service.core.jobs import THUMBNAILS_KEPT, ImageFormat, JobSpec
 from bestofn.service.core.settings import Settings
 
 BUSY_RETRY_SECONDS = 5.0  # where nothing better is known
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 1.0, 60.0
+OWN_SHARE = 0.75
+"""A key's share of what the other keys leave of a limit: alone it gets three quarters, and some is always left."""
+KEPT_SHARE = 0.5
+"""Share of the server's memory for all that is kept of jobs with a key, images aside."""
+
+# Upper bounds of an image in bytes a pixel: admission reserves them until the image is stored.
+_BYTES_A_PIXEL: Mapping[ImageFormat, float] = {"png": 3.1, "webp": 1.5, "jpeg": 1.5}
+_BYTES_A_THUMBNAIL = 8 * 1024
+_BYTES_A_STORY, _BYTES_A_CHARACTER = 2048, 16  # a file holds its prompt twice: as UTF-8, and escaped in its metadata
+_BYTES_A_JOB, _BYTES_A_CANDIDATE = 10 * 1024, 600  # upper bounds of what else the queue keeps
+
+
+def image_bytes(spec: JobSpec, *, apart: bool) -> int:
+    """Upper bound of the bytes of a job's images in the queue's server; `apart`: winners' images are files."""
+    story = _BYTES_A_STORY + _BYTES_A_CHARACTER * len(spec.prompt + spec.negative_prompt)
+    image = int(spec.width * spec.height * _BYTES_A_PIXEL[spec.format] + story)
+    thumbnails = min(spec.num_samples, THUMBNAILS_KEPT) * _BYTES_A_THUMBNAIL if spec.thumbnails else 0
+    return thumbnails + (0 if apart else min(spec.num_images_kept, spec.num_samples) * image)
+
+
+def job_bytes(spec: JobSpec, text: bytes) -> int:
+    """Upper bound of the bytes of all else that is kept of a job. `text`: its stored form."""
+    return _BYTES_A_JOB + len(text) + _BYTES_A_CANDIDATE * spec.num_samples
+
+
+def own_limit(own: int, everyone: int, limit: int) -> int:
+    """What a key that has `own` may have of a limit, of which all callers have `everyone`; as in submit.lua."""
+    return max(0, int(OWN_SHARE * (limit - everyone + own)))
+
+
+def check_image_bytes(images: int, budget: int, caller: str) -> None:
+    """Raise InvalidRequest if a job's `images` bytes can never fit into the budget, or into a key's share of it."""
+    most = int(OWN_SHARE * budget) if caller else budget
+    if images > most:
+        raise InvalidRequest(
+            f"the images of this job may take {images:,} bytes, and this server keeps at most {most:,} bytes"
+            f"{' for a key' if caller else ''}; ask for fewer or smaller images, or for webp or jpeg",
+            field="top_k",
+        )
 
 
 def refusal(reply: Sequence[bytes | int], spec: JobSpec, settings: Settings, speed: float) -> BestOfNError:
@@ -35,24 +74,35 @@ def refusal(reply: Sequence[bytes | int], spec: JobSpec, settings: Settings, spe
         case "memory":
             return Unavailable(f"{nearly_full(*numbers)}; try again later", retry_after=BUSY_RETRY_SECONDS)
         case "candidates" | "caller" | "work":
-            held, gflop = numbers
+            held, gflop, *limit = numbers
             limits = {
                 "candidates": f"{held} candidates wait, and {spec.num_samples} more would pass the limit of "
                 f"{settings.max_queued_candidates}",
                 "caller": f"{held} candidates of this key wait, and {spec.num_samples} more would pass its limit of "
-                f"{settings.max_queued_candidates_per_key}",
+                f"{limit[0] if limit else 0}",
                 "work": f"about {held / 1000:,.0f} TFLOP of work wait, and this job would pass the limit of "
                 f"{settings.max_queued_tflops or 0:,.0f}",
             }
             return Overloaded(f"{limits[reason]}; try again later", retry_after=retry_seconds(gflop / 1000, speed))
-        case "images":
-            held, soonest = numbers
+        case "images" | "own_images" | "own_kept":
+            soonest, held, *own = numbers
             return Overloaded(
-                f"results of other jobs hold {held >> 20} of {settings.image_budget_bytes >> 20} MiB for images; "
-                "try again when some have expired, or ask for fewer or smaller images",
+                _no_room(reason, held, *own, budget=settings.image_budget_bytes),
                 retry_after=max(LEAST_RETRY_SECONDS, soonest / 1000) if soonest >= 0 else BUSY_RETRY_SECONDS,
             )
     raise AssertionError(f"submit.lua returned {reply!r}")
+
+
+def _no_room(reason: str, held: int, more: int = 0, limit: int = 0, *, budget: int) -> str:
+    if reason == "images":
+        return (
+            f"results of other jobs hold {held >> 20} of {budget >> 20} MiB for images; "
+            "try again when some have expired, or ask for fewer or smaller images"
+        )
+    own = f"hold {held:,} bytes, and {more:,} more would pass its limit of {limit:,}; try again when some have expired"
+    if reason == "own_images":
+        return f"images of this key {own}, or ask for fewer or smaller images"
+    return f"jobs of this key {own}, or ask for fewer candidates or shorter prompts"
 
 
 def nearly_full(used: int, limit: int) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from bestofn.judge.verdict import ANSWERS, Verdict
+from bestofn.service.core import jobs
 from bestofn.service.core.errors import JobUnreadable
 from bestofn.service.core.finals import FinalsOutcome, FinalsState
-from bestofn.service.core import jobs
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
 from bestofn.service.core.results import ranked
 from bestofn.service.core.schemas import CandidateOut, FinalsProgress, JobProgress, VerdictOut
@@ -94,6 +94,15 @@ def read_spec(text: str | bytes | None) -> JobSpec:
     """A stored specification. Raises JobUnreadable."""
     fields = json.loads(text or b"")
     return JobSpec.model_validate({"schema_version": 0, **fields})
+
+
+def without_prompt(text: bytes) -> str:
+    """A stored specification without its prompts and warnings, for a canceled job; "" if it cannot be read."""
+    try:
+        spec = read_spec(text)
+    except JobUnreadable:
+        return ""
+    return spec.model_copy(update={"prompt": "", "negative_prompt": "", "warnings": ()}).model_dump_json()
 
 
 def read_workers(texts: Iterable[str | bytes]) -> list[WorkerInfo]:

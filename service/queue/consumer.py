@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import structlog
-from redis.exceptions import OutOfMemoryError, ResponseError
 
 from bestofn.service.core.early_stopping import Prefix, decide
 from bestofn.service.core.errors import JobUnreadable
@@ -27,8 +26,9 @@ from bestofn.service.queue.codec import (
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import GROUP, PRIORITIES, pair_id
 from bestofn.service.queue.scripts import Argument
+from bestofn.service.queue.staging import stage
+from bestofn.service.telemetry import worker_metrics as metrics
 
-STAGED_MS = 600_000  # images of a heat that was never completed go after this
 MOST_PENDING = 1000
 
 log = structlog.get_logger()
@@ -120,6 +120,7 @@ class QueueConsumer:
 
         Raises:
             ImageNotStored: the images cannot be written into the images folder.
+            JobUnreadable: the job's fields cannot be read.
         """
         spec, redis, keys = claim.heat.job, self.queue.redis, self.queue.keys
         job, heat = claim.key
@@ -129,14 +130,16 @@ class QueueConsumer:
         while True:
             known = await redis.hmget(keys("job", job), ["version", "leaders", "decided", "done"])
             version, text, decided, done = known
-            before = Prefix(int(decided or 0), tuple(unpack_leaders(spec, text or b"[]")))
+            with reading("the job's stored record"):
+                before = Prefix(int(decided or 0), tuple(unpack_leaders(spec, text or b"[]")))
+                done = int(done or 0)
             finished = {} if spec.stop is None else await self._ahead(spec, before.heats)
-            decision = decide(spec, before, outcome, finished, int(done or 0))
+            decision = decide(spec, before, outcome, finished, done)
             kept = sorted(decision.in_play & {candidate.index for candidate in outcome.candidates})
             new = {index: outcome.images[index] for index in kept if index not in stored}
             stored |= await self.queue.images.put(job, self.worker, new)
             images = {index: stored[index] for index in kept}
-            if images and not inline and not await self._stage(staged, images):
+            if images and not inline and not await stage(redis, staged, images):
                 inline = [part for image in images.items() for part in image]
             reply = await self.queue.scripts(
                 "complete",
@@ -242,7 +245,7 @@ class QueueConsumer:
         for entry in entries:
             arguments += [entry.priority, entry.id, entry.job, entry.heat, entry.count]
         claims = []
-        replies = await self.queue.scripts("start", *arguments, pair=self.pair)
+        replies = await self.queue.scripts("start", *arguments, pair=self.pair, worker=self.worker)
         for entry, (deliveries, spec, traceparent, waited) in zip(entries, replies, strict=True):
             if not deliveries:
                 continue
@@ -256,11 +259,18 @@ class QueueConsumer:
         return claims
 
     async def _refuse(self, entry: Entry, deliveries: int, reason: str) -> None:
-        """Spend a delivery of a heat that cannot be read: another worker may have another version of the code."""
+        """Leave a heat that cannot be read to live workers, which may run another version, once its lease lapses.
+
+        Its job fails when all of them have refused it, or its deliveries are spent.
+        """
         again = delivery_action(deliveries, self.queue.settings.max_deliveries) is DeliveryAction.RUN
-        outcome = "retried" if again else "dead_lettered"
+        named: dict[str, Argument] = {"pair": self.pair, "worker": self.worker, "job": entry.job, "heat": entry.heat}
+        outcome = "retried" if await self.queue.scripts("refuse", **named) and again else "dead_lettered"
+        metrics.HEATS.labels(outcome).inc()
         log.warning("heat", job_id=entry.job, heat=entry.heat, deliveries=deliveries, outcome=outcome, reason=reason)
-        await self._give_back(entry, deliveries, outcome, reason)
+        if outcome == "dead_lettered":
+            metrics.DEAD.inc()
+            await self._give_back(entry, deliveries, outcome, reason)
 
     async def _ahead(self, spec: JobSpec, decided: int) -> dict[int, tuple[Candidate, ...]]:
         """Finished heats beyond the prefix of `decided` heats."""
@@ -273,26 +283,6 @@ class QueueConsumer:
             for heat, record in zip(beyond, records, strict=True)
             if record is not None
         }
-
-    async def _stage(self, staged: str, images: Mapping[int, bytes]) -> bool:
-        """Store images outside the scripts, which would block the server; they replace those of an earlier attempt.
-
-        Returns:
-            False: the server's memory is full.
-        """
-        try:
-            async with self.queue.redis.pipeline(transaction=False) as pipe:
-                pipe.unlink(staged)
-                pipe.hset(staged, mapping={str(index): image for index, image in images.items()})
-                pipe.pexpire(staged, STAGED_MS)
-                await pipe.execute()
-        except OutOfMemoryError:
-            return False
-        except ResponseError as error:  # of a pipeline, with the command put in front
-            if "OOM" not in str(error):
-                raise
-            return False
-        return True
 
     async def _give_back(self, entry: Entry, deliveries: int, outcome: str, reason: str = "") -> None:
         await self.queue.scripts(

@@ -2,31 +2,47 @@
 
 import json
 import math
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from typing import Any, NoReturn
 
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
-from bestofn.service.core.errors import ImageNotFound, InvalidRequest, JobGone, JobNotFound, SetupError, Unavailable
-from bestofn.service.core.jobs import THUMBNAILS_KEPT, ImageFormat, JobSpec, JobStatus
-from bestofn.service.core.scheduling import Backlog, wait_seconds
+from bestofn.service.core import jobs
+from bestofn.service.core.errors import ImageNotFound, JobGone, JobNotFound, SetupError, Unavailable
+from bestofn.service.core.jobs import JobSpec, JobStatus
+from bestofn.service.core.scheduling import Backlog
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerInfo
-from bestofn.service.queue.admission import BUSY_RETRY_SECONDS, nearly_full, refusal
-from bestofn.service.queue.codec import Event, JobRecord, QueuePosition, read_record, read_spec, read_workers
+from bestofn.service.queue.admission import (
+    BUSY_RETRY_SECONDS,
+    KEPT_SHARE,
+    OWN_SHARE,
+    check_image_bytes,
+    image_bytes,
+    job_bytes,
+    nearly_full,
+    refusal,
+)
+from bestofn.service.queue.codec import (
+    Event,
+    JobRecord,
+    QueuePosition,
+    read_record,
+    read_spec,
+    read_workers,
+    without_prompt,
+)
 from bestofn.service.queue.connection import check_server, connect_redis
 from bestofn.service.queue.connection_errors import away, refused, why
 from bestofn.service.queue.embedded_server import find_redis
 from bestofn.service.queue.image_store import ImageStore
 from bestofn.service.queue.job_events import follow
-from bestofn.service.queue.keys import PRIORITIES, Keys, opaque, pair_id
+from bestofn.service.queue.keys import Keys, opaque, pair_id
+from bestofn.service.queue.queue_position import read_position
 from bestofn.service.queue.scripts import Scripts
 
-# Upper bounds of an image in bytes a pixel: admission reserves them until the image is stored.
-_BYTES_A_PIXEL: Mapping[ImageFormat, float] = {"png": 3.1, "webp": 1.5, "jpeg": 1.5}
-_BYTES_A_THUMBNAIL = 8 * 1024
-_BYTES_A_STORY, _BYTES_A_CHARACTER = 2048, 16  # a file holds its prompt twice: as UTF-8, and escaped in its metadata
+ORPHAN_SECONDS = 600.0  # jobs of another version wait this long for a worker of that version
 
 
 class Queue:
@@ -119,22 +135,14 @@ class Queue:
         trouble = await self.images.trouble()
         if trouble is not None:
             raise Unavailable(f"{trouble}; try again later", retry_after=BUSY_RETRY_SECONDS)
-        story_bytes = _BYTES_A_STORY + _BYTES_A_CHARACTER * len(spec.prompt + spec.negative_prompt)
-        image_bytes = int(spec.width * spec.height * _BYTES_A_PIXEL[spec.format] + story_bytes)
-        image_bytes = 0 if self.images.apart else min(spec.num_images_kept, spec.num_samples) * image_bytes
-        if spec.thumbnails:
-            image_bytes += min(spec.num_samples, THUMBNAILS_KEPT) * _BYTES_A_THUMBNAIL
-        if image_bytes > settings.image_budget_bytes:
-            raise InvalidRequest(
-                f"the images of this job may take {image_bytes:,} bytes, and this server keeps at most "
-                f"{settings.image_budget_bytes:,} bytes; ask for fewer or smaller images, or for webp or jpeg",
-                field="top_k",
-            )
+        images = image_bytes(spec, apart=self.images.apart)
+        check_image_bytes(images, settings.image_budget_bytes, caller)
+        text = spec.model_dump_json().encode()
         try:
             reply = await self.scripts(
                 "submit",
                 job=spec.id,
-                spec=spec.model_dump_json(),
+                spec=text,
                 pair=pair_id(spec.schema_version, *spec.revisions),
                 priority=spec.priority,
                 num_samples=spec.num_samples,
@@ -144,7 +152,8 @@ class Queue:
                 may_stop=int(spec.stop is not None),
                 total_steps=spec.total_steps,
                 gflop=round(1000 * cost),
-                image_bytes=image_bytes,
+                image_bytes=images,
+                job_bytes=job_bytes(spec, text),
                 ttl=1000 * settings.result_ttl_seconds,
                 idempotency=opaque(idempotency_key) if idempotency_key is not None else "",
                 fingerprint=fingerprint or "",
@@ -155,6 +164,8 @@ class Queue:
                 max_candidates_per_caller=settings.max_queued_candidates_per_key or 0,
                 max_gflop=round(1000 * (settings.max_queued_tflops or 0)),
                 max_image_bytes=settings.image_budget_bytes,
+                own_share=OWN_SHARE,
+                kept_share=KEPT_SHARE,
             )
         except OutOfMemoryError as error:
             raise Unavailable("the queue's memory is full; try again later", retry_after=BUSY_RETRY_SECONDS) from error
@@ -197,20 +208,7 @@ class Queue:
 
     async def position(self, spec: JobSpec) -> QueuePosition:
         """Queue position of a waiting job and the time until its start; empty for a job that has started."""
-        pair = pair_id(spec.schema_version, *spec.revisions)
-        async with self.redis.pipeline(transaction=False) as pipe:
-            pipe.lpos(self.keys("ring", pair, spec.priority), spec.id)
-            pipe.hmget(self.keys("job", spec.id), ["status", "next"])
-            for priority in PRIORITIES[: PRIORITIES.index(spec.priority) + 1]:
-                pipe.get(self.keys("dispatched", pair, priority))
-            place, (status, own), *dealt = await pipe.execute()
-        if status != JobStatus.QUEUED.encode():
-            return QueuePosition()
-        workers = [info for info in await self.workers() if info.revisions == spec.revisions]
-        # One heat of each job before this one in the ring, and what is dealt already, its own heats aside.
-        others = sum(int(count or 0) for count in dealt) - spec.schedule.first(int(own))
-        ahead = max(0, others) + int(place or 0) * spec.heat_size
-        return QueuePosition(int(place or 0) + 1, wait_seconds(ahead, await self.backlog(), workers))
+        return await read_position(self, spec)
 
     async def image(self, job: str, candidate: int) -> bytes:
         """File bytes of the image of one leader. Raises JobNotFound, JobGone, ImageNotFound."""
@@ -224,7 +222,7 @@ class Queue:
         return await self.images.get(job, candidate, image)
 
     async def sweep(self) -> list[str]:
-        """Fail jobs of other versions whose workers are gone, and delete image files of jobs that have expired.
+        """Fail jobs of other versions whose workers are gone; delete images of jobs that are expired or canceled.
 
         Returns:
             The jobs that failed.
@@ -234,9 +232,10 @@ class Queue:
         stored = await self.images.jobs()
         async with self.redis.pipeline(transaction=False) as pipe:
             for job in stored:
-                pipe.exists(self.keys("job", job))
+                pipe.hget(self.keys("job", job), "status")
             known = await pipe.execute()
-        await self.images.forget(job for job, there in zip(stored, known, strict=True) if not there)
+        gone = (None, JobStatus.CANCELED.encode())
+        await self.images.forget(job for job, status in zip(stored, known, strict=True) if status in gone)
         return [job.decode() for job in failed]
 
     async def thumbnail(self, job: str, candidate: int) -> bytes:
@@ -249,8 +248,13 @@ class Queue:
         return bytes(image)
 
     async def cancel(self, job: str) -> JobStatus:
-        """Cancel a job unless it has ended; returns its status. Raises JobNotFound, JobGone."""
-        status = await self.scripts("cancel", job=job)
+        """Cancel a job unless it has ended; returns its status. Its prompt and candidates are forgotten.
+
+        Raises:
+            JobNotFound, JobGone: there is no such job.
+        """
+        text = await self.redis.hget(self.keys("job", job), "spec")
+        status = await self.scripts("cancel", job=job, spec=without_prompt(text or b""))
         if status is None:
             await self.missing(job)
         return JobStatus(status.decode())
@@ -280,6 +284,10 @@ class Queue:
     async def announced(self) -> list[WorkerInfo]:
         """The last announced worker of every pair, to check requests while no worker is warm."""
         return read_workers(await self.redis.hvals(self.keys("pairs")))
+
+    async def only_other_versions(self) -> bool:
+        """Whether workers have announced themselves, but none that runs jobs of this version."""
+        return not await self.announced() and bool(await self.redis.exists(self.keys("pairs")))
 
     async def tokenizer(self, sha256: str) -> bytes:
         """The tokenizer.json with this hash. Raises Unavailable if no worker has stored it yet."""

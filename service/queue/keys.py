@@ -4,7 +4,9 @@ pairs                            hash    pair -> WorkerInfo of the worker that l
 pair:<pair>:workers              zset    worker -> time (ms) at which its announcement expires
 pair:<pair>:capacity             hash    worker -> candidates it holds at once
 pair:<pair>:infos                hash    worker -> its WorkerInfo
-pair:<pair>:<priority>:ring      list    jobs with heats to dispatch, next first
+pair:<pair>:<priority>:callers   zset    caller -> start of its next turn, of callers with heats to dispatch: the ring
+pair:<pair>:<priority>:jobs:<caller>  list  its jobs with heats to dispatch, next first
+pair:<pair>:<priority>:clock     hash    now: start of the last turn; of:<caller>: end of its last turn; in candidates
 pair:<pair>:<priority>:ready     stream  heats dispatched and not finished; read by one consumer group
 pair:<pair>:<priority>:dispatched  int   candidates of those heats
 job:<job>                        hash    specification, status, counters, leaders; dead:<heat>: why it failed
@@ -15,7 +17,7 @@ job:<job>:winner_images          hash    candidate -> heat, of the images that a
 job:<job>:images:<heat>          hash    candidate -> bytes, or a reference to their file (image_store.py)
 job:<job>:staged:<heat>:<by>     hash    the same of a heat that is not yet completed
 job:<job>:thumbnails             hash    candidate -> bytes, of jobs that asked
-tombstone:<job>                  string  "status caller" of an expired job
+tombstone:<job>                  string  "status caller" of an expired job that had been started
 idempotency:<key>                hash    job, fingerprint of its request
 backlog                          hash    jobs, candidates, gflop that wait or run; <priority>:jobs ... of a priority
 callers                          hash    caller -> candidates of its jobs that wait or run
@@ -24,6 +26,9 @@ deadlines                        zset    job -> time (ms) at which it has to end
 ended                            stream  how jobs have ended, for metrics; capped
 images                           hash    job -> bytes of images it holds or may come to hold; "total"
 images:expiry                    zset    job -> time (ms) at which those expire
+holdings                         hash    job -> "images kept caller": bytes of its images, and of all else that is kept
+held                             hash    kept: the sum of all jobs; images:<caller>, kept:<caller>: of one API key
+abandoned                        hash    pair of another schema version -> time (ms) since when it has no worker
 dead_letters                     stream  heats that failed for good
 tokenizer:<sha256>               string  a tokenizer.json
 control                          channel jobs that have ended before their heats did
@@ -45,6 +50,8 @@ Name = Literal[
     "capacity",
     "infos",
     "ring",
+    "jobs",
+    "clock",
     "ready",
     "dispatched",
     "job",
@@ -64,6 +71,9 @@ Name = Literal[
     "ended",
     "reserved",
     "reserved_until",
+    "abandoned",
+    "holdings",
+    "held",
     "dead_letters",
     "tokenizer",
     "control",
@@ -73,7 +83,9 @@ _TEMPLATES: dict[Name, str] = {
     "workers": "pair:%s:workers",
     "capacity": "pair:%s:capacity",
     "infos": "pair:%s:infos",
-    "ring": "pair:%s:%s:ring",
+    "ring": "pair:%s:%s:callers",
+    "jobs": "pair:%s:%s:jobs:%s",
+    "clock": "pair:%s:%s:clock",
     "ready": "pair:%s:%s:ready",
     "dispatched": "pair:%s:%s:dispatched",
     "job": "job:%s",
@@ -93,6 +105,9 @@ _TEMPLATES: dict[Name, str] = {
     "ended": "ended",
     "reserved": "images",
     "reserved_until": "images:expiry",
+    "abandoned": "abandoned",
+    "holdings": "holdings",
+    "held": "held",
     "dead_letters": "dead_letters",
     "tokenizer": "tokenizer:%s",
     "control": "control",
@@ -123,7 +138,7 @@ class Keys:
 
 
 def pair_id(schema_version: int, model: Revision, judge: Revision, second: Revision | None = None) -> str:
-    """Short name of a (model revision, judge revision) pair. A second judge or another schema version is another pair."""
+    """Short name of a pair of model and judge; with a second judge or another schema version it is another pair."""
     revisions = [revision.model_dump() for revision in (model, judge, second) if revision is not None]
     named = [schema_version, *revisions] if schema_version else revisions
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]

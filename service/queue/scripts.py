@@ -22,10 +22,12 @@ Script = Literal[
     "expire",
     "orphans",
     "set_deliveries",
+    "refuse",
     "record",
     "probe",
 ]
 SCRIPTS: tuple[Script, ...] = get_args(Script)
+SHARED = ("common", "ring", "ending")
 Argument = str | int | float | bytes
 
 
@@ -60,4 +62,5 @@ def _source(name: Script, keys: Keys) -> str:
     """One script: its first line (the flags), the keys, what all share, the rest."""
     folder = files("bestofn.service.queue") / "lua"
     flags, _, body = folder.joinpath(f"{name}.lua").read_text().partition("\n")
-    return "\n".join((flags, keys.lua(), folder.joinpath("common.lua").read_text(), body))
+    shared = (folder.joinpath(f"{part}.lua").read_text() for part in SHARED)
+    return "\n".join((flags, keys.lua(), *shared, body))

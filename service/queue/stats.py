@@ -9,7 +9,9 @@ from bestofn.judge.verdict import Verdict
 from bestofn.service.core.errors import JobUnreadable
 from bestofn.service.core.jobs import JobStatus, Priority
 from bestofn.service.core.scheduling import Backlog, wait_seconds
+from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerInfo
+from bestofn.service.queue.admission import KEPT_SHARE, own_limit
 from bestofn.service.queue.codec import read_verdict, reading
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import PRIORITIES, pair_id
@@ -39,6 +41,7 @@ class QueueStats:
         oldest_wait_seconds: longest wait of a job that has not started; 0 if none waits.
         estimated_wait_seconds: seconds for the whole backlog; None while no worker's speed is known.
         image_bytes: bytes reserved for winner images.
+        kept_bytes, kept_budget_bytes: bytes of all else that is kept of jobs, at most, and their limit.
         dead: number of heats in the dead-letter stream.
         workers: warm workers.
         refuses: reason why no job is accepted now; None if jobs are accepted.
@@ -50,6 +53,8 @@ class QueueStats:
     oldest_wait_seconds: float
     estimated_wait_seconds: float | None
     image_bytes: int
+    kept_bytes: int
+    kept_budget_bytes: int
     dead: int
     workers: tuple[WorkerInfo, ...]
     server: Server
@@ -82,12 +87,13 @@ async def read_stats(queue: Queue) -> QueueStats:
     async with queue.redis.pipeline(transaction=False) as pipe:
         pipe.hgetall(keys("backlog"))
         pipe.hget(keys("reserved"), "total")
+        pipe.hget(keys("held"), "kept")
         pipe.zcard(keys("queued"))
         pipe.zrange(keys("queued"), 0, 0, withscores=True)
         pipe.xlen(keys("dead_letters"))
         pipe.time()
         pipe.info()
-        backlog, reserved, queued, oldest, dead, (seconds, micros), info = await pipe.execute()
+        backlog, reserved, kept, queued, oldest, dead, (seconds, micros), info = await pipe.execute()
     load = {name.decode(): max(0, int(value)) for name, value in backlog.items()}
     workers = tuple(await queue.workers())
     whole = _backlog(load, "")
@@ -99,6 +105,8 @@ async def read_stats(queue: Queue) -> QueueStats:
         oldest_wait_seconds=max(0.0, seconds + micros / 1e6 - oldest[0][1] / 1000) if oldest else 0.0,
         estimated_wait_seconds=wait_seconds(whole.candidates, whole, workers),
         image_bytes=int(reserved or 0),
+        kept_bytes=int(kept or 0),
+        kept_budget_bytes=int(KEPT_SHARE * (int(info["maxmemory"]) or int(info["total_system_memory"]))),
         dead=dead,
         workers=workers,
         server=Server(
@@ -110,6 +118,35 @@ async def read_stats(queue: Queue) -> QueueStats:
             append_only=bool(info["aof_enabled"]),
         ),
         refuses=await queue.refuses(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What one caller has of the queue: candidates that wait or run, and bytes of images and of all else."""
+
+    candidates: int
+    image_bytes: int
+    kept_bytes: int
+
+
+async def read_holdings(queue: Queue, caller: str) -> Holdings:
+    """What the jobs of an API key hold. Raises redis' errors if the server is away."""
+    async with queue.redis.pipeline(transaction=False) as pipe:
+        pipe.hget(queue.keys("callers"), caller)
+        pipe.hmget(queue.keys("held"), [f"images:{caller}", f"kept:{caller}"])
+        candidates, held = await pipe.execute()
+    return Holdings(int(candidates or 0), *(int(value or 0) for value in held))
+
+
+def max_holdings(stats: QueueStats, own: Holdings, settings: Settings) -> Holdings:
+    """The most that a caller who has `own` may have now."""
+    everyone = sum(load.candidates for load in stats.loads.values())
+    candidates = own_limit(own.candidates, everyone, settings.max_queued_candidates)
+    return Holdings(
+        min(candidates, settings.max_queued_candidates_per_key or candidates),
+        own_limit(own.image_bytes, stats.image_bytes, settings.image_budget_bytes),
+        own_limit(own.kept_bytes, stats.kept_bytes, stats.kept_budget_bytes),
     )
 
 

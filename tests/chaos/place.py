@@ -231,7 +231,7 @@ async def gauges(queue: Queue) -> dict[str, int]:
             place = pair.decode(), priority
             found[f"dealt {priority}"] = int(await redis.get(keys("dispatched", *place)) or 0)
             found[f"ready {priority}"] = await redis.xlen(keys("ready", *place))
-            found[f"ring {priority}"] = await redis.llen(keys("ring", *place))
+            found[f"ring {priority}"] = await redis.zcard(keys("ring", *place))
     return {name: value for name, value in found.items() if value}
 
 

@@ -3,10 +3,11 @@
 import time
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 
+from bestofn.service.api.access import caller_of
 from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.dependencies import ContextDep
 from bestofn.service.core.jobs import Priority, Revision
@@ -14,7 +15,7 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.queue.connection_errors import away
-from bestofn.service.queue.stats import QueueStats, read_stats
+from bestofn.service.queue.stats import Holdings, QueueStats, max_holdings, read_holdings, read_stats
 
 router = APIRouter()
 _STARTED = time.monotonic()
@@ -70,7 +71,23 @@ class QueueOut(BaseModel):
     estimated_wait_seconds: float | None
     image_bytes: int
     image_budget_bytes: int
+    kept_bytes: int
+    kept_budget_bytes: int
     dead_heats: int
+
+
+class CallerOut(BaseModel):
+    """What the jobs of the key that asks hold, each with its limit now: a share of what other keys leave.
+
+    `candidates` wait or run; `kept_bytes` are an upper bound of all that is kept of its jobs but images.
+    """
+
+    candidates: int
+    max_candidates: int
+    image_bytes: int
+    max_image_bytes: int
+    kept_bytes: int
+    max_kept_bytes: int
 
 
 class ServerOut(BaseModel):
@@ -103,7 +120,7 @@ class LimitsOut(BaseModel):
 class Status(BaseModel):
     """`queue` and `server` are null while the queue's server is away; `refuses` says why no job is taken now.
 
-    `keys` are stale while their file cannot be read: those read last are in force.
+    `caller` is null without keys. `keys` are stale while their file cannot be read: those read last are in force.
     """
 
     status: Literal["ready", "no worker", "no queue", "not_accepting_jobs"]
@@ -114,25 +131,28 @@ class Status(BaseModel):
     models: list[ModelStatus]
     judges: list[JudgeOut]
     queue: QueueOut | None
+    caller: CallerOut | None
     server: ServerOut | None
     keys: Literal["off", "on", "stale"]
     limits: LimitsOut
 
 
 @router.get("/status", summary="Workers, models, the queue and the limits")
-async def status(context: ContextDep) -> Status:
+async def status(request: Request, context: ContextDep) -> Status:
     """200 whatever the state; `status` says whether a request would be served now."""
+    caller = caller_of(request)
     try:
         stats = await read_stats(context.queue)
+        holdings = await read_holdings(context.queue, caller) if caller else None
     except RedisError as error:
         if not away(error):
             raise
-        stats = None
-    return status_of(stats, context.settings, context.keyring)
+        stats = holdings = None
+    return status_of(stats, holdings, context.settings, context.keyring)
 
 
-def status_of(stats: QueueStats | None, settings: Settings, keyring: Keyring) -> Status:
-    """The status that these queue stats give; None: the queue's server is away."""
+def status_of(stats: QueueStats | None, holdings: Holdings | None, settings: Settings, keyring: Keyring) -> Status:
+    """The status that these queue stats give; None: the queue's server is away. `holdings`: of the key that asks."""
     workers = stats.workers if stats is not None else ()
     return Status(
         status=_state(stats),
@@ -143,6 +163,7 @@ def status_of(stats: QueueStats | None, settings: Settings, keyring: Keyring) ->
         models=_models(workers),
         judges=_judges(workers),
         queue=_queue(stats, settings) if stats is not None else None,
+        caller=_caller(stats, holdings, settings) if stats is not None and holdings is not None else None,
         server=ServerOut.model_validate(stats.server) if stats is not None else None,
         keys="off" if not keyring.on else "on" if keyring.trouble is None else "stale",
         limits=LimitsOut.model_validate(settings),
@@ -214,5 +235,19 @@ def _queue(stats: QueueStats, settings: Settings) -> QueueOut:
         estimated_wait_seconds=stats.estimated_wait_seconds,
         image_bytes=stats.image_bytes,
         image_budget_bytes=settings.image_budget_bytes,
+        kept_bytes=stats.kept_bytes,
+        kept_budget_bytes=stats.kept_budget_bytes,
         dead_heats=stats.dead,
+    )
+
+
+def _caller(stats: QueueStats, holdings: Holdings, settings: Settings) -> CallerOut:
+    limits = max_holdings(stats, holdings, settings)
+    return CallerOut(
+        candidates=holdings.candidates,
+        max_candidates=limits.candidates,
+        image_bytes=holdings.image_bytes,
+        max_image_bytes=limits.image_bytes,
+        kept_bytes=holdings.kept_bytes,
+        max_kept_bytes=limits.kept_bytes,
     )

@@ -16,6 +16,13 @@ if not wanted(job, heat) then
   dispatch(pair)
   return 'duplicate'
 end
+if not countable(job) then
+  release(pair, priority, entry, count)
+  redis.call('UNLINK', staged)
+  give_up(job, UNREADABLE)
+  dispatch(pair)
+  return 'duplicate'
+end
 if version_now ~= args.version then
   return 'conflict'
 end
@@ -50,7 +57,7 @@ if before then
   redis.call('HSET', hash, 'decided', decided)
   local cut = heat_schedule(job)
   if tonumber(next_heat) < tonumber(heats) and not cut.may_run(next_heat, before) and cut.may_run(next_heat, decided) then
-    redis.call('RPUSH', key('ring', pair, priority), job)
+    enter_ring(pair, priority, caller, job)
   end
 end
 if stopped ~= '' then

@@ -12,7 +12,7 @@ if wanted(job, heat) then
     redis.call('XADD', key('dead_letters'), 'MAXLEN', '~', DEAD_KEPT, '*',
       'job', job, 'heat', heat, 'deliveries', deliveries, 'worker', worker, 'reason', reason)
     local decided, finals = unpack(redis.call('HMGET', key('job', job), 'decided', 'finals'))
-    if decided and finals ~= 'due' and tonumber(heat) > tonumber(decided) then -- the job may end before this heat
+    if decided and finals ~= 'due' and tonumber(heat) > (integer(decided) or 0) then -- the job may end before this heat
       redis.call('HSET', key('job', job), 'dead:' .. heat, reason)
     else
       give_up(job, reason)

@@ -22,7 +22,13 @@ for i = 1, #rest, 2 do -- (priority, entry) of each heat it holds
 end
 
 -- A consumer that still has heats stays until others have taken them over: deleting it would lose them.
-for _, gone in ipairs(redis.call('ZRANGEBYSCORE', key('workers', pair), '-inf', time)) do
+local gone_workers = redis.call('ZRANGEBYSCORE', key('workers', pair), '-inf', time)
+-- An announcement far beyond this one's was made before the server's clock was set back; a live worker makes another.
+local ahead = time + math.max(2 * args.ttl, MOST_AHEAD_MS)
+for _, stale in ipairs(redis.call('ZRANGEBYSCORE', key('workers', pair), '(' .. ahead, '+inf')) do
+  gone_workers[#gone_workers + 1] = stale
+end
+for _, gone in ipairs(gone_workers) do
   redis.call('HDEL', key('capacity', pair), gone)
   redis.call('HDEL', key('infos', pair), gone)
   local left = 0

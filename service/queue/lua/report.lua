@@ -5,6 +5,10 @@ local job, heats = args.job, 4 * args.heats
 if not ACTIVE[status_of(job)] or redis.call('HGET', key('job', job), 'finals') == 'due' then
   return 0
 end
+if not countable(job) then
+  give_up(job, UNREADABLE)
+  return 0
+end
 for i = 1, heats, 4 do
   if redis.call('HEXISTS', key('heats', job), rest[i]) == 0 then
     advance(job, unpack(rest, i, i + 3))

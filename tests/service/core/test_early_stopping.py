@@ -111,9 +111,10 @@ async def nothing_is_left(queue: Queue, spec: JobSpec, result: JobResult) -> Non
     """No work of anybody, no entries, no turns, and images of the winners alone."""
     held = await queue.redis.hgetall(queue.keys("backlog")) | await queue.redis.hgetall(queue.keys("callers"))
     assert set(held.values()) <= {b"0"}, held
-    for key in (queue.keys("ready", "*", "*"), queue.keys("ring", "*", "*")):
-        for name in await queue.redis.keys(key):
-            assert await (queue.redis.llen(name) if name.endswith(b"ring") else queue.redis.xlen(name)) == 0
+    for name in await queue.redis.keys(queue.keys("ready", "*", "*")):
+        assert await queue.redis.xlen(name) == 0
+    for turns in (queue.keys("ring", "*", "*"), queue.keys("jobs", "*", "*", "*"), queue.keys("clock", "*", "*")):
+        assert await queue.redis.keys(turns) == []
     images = {
         int(candidate)
         for name in await queue.redis.keys(queue.keys("images", spec.id, "*"))

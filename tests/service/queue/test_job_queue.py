@@ -257,8 +257,8 @@ async def test_jobs_that_have_ended_leave_the_ring_though_nobody_deals(
             await queue.submit(spec, cost=1)
         await queue.cancel(canceled.id)
         assert (await types(queue, late.id))[-1] == "failed"
-        ring = await queue.redis.lrange(queue.keys("ring", lane.pair, stays.priority), 0, -1)
-        assert ring == [stays.id.encode()]
+        jobs = await queue.redis.lrange(queue.keys("jobs", lane.pair, stays.priority, ""), 0, -1)
+        assert jobs == [stays.id.encode()]
         assert (await queue.position(stays)).position == 1
 
 
@@ -528,3 +528,13 @@ async def test_a_caller_and_the_work_have_limits_of_their_own(
         await drain(lane, finish)
         assert await queue.redis.hgetall(queue.keys("callers")) == {}
         await queue.submit(make_spec(num_samples=10), cost=1, caller="one")
+
+
+async def test_worker_that_died_before_the_clock_was_set_back_is_not_live(queue: Queue, open_lane: OpenLane) -> None:
+    await open_lane(queue, "dead")
+    live = await open_lane(queue, "live")
+    seconds, _ = await queue.redis.time()
+    workers = queue.keys("workers", live.pair)
+    await queue.redis.zadd(workers, {"dead": 1000 * (seconds + 2 * 3600)})  # as the clock would have it
+    await live.heartbeat((), 10.0)
+    assert [info.worker for info in await queue.workers()] == ["live"]

@@ -12,11 +12,12 @@ from bestofn.service.core.errors import JobUnreadable
 from bestofn.service.core.jobs import Heat, HeatOutcome, JobSpec, JobStatus
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.queue.claims import Claim
+from bestofn.service.queue.claims import Claim, HeatProgress
 from bestofn.service.queue.codec import pack_leaders, read_spec, unpack_leaders
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.stats import ended_jobs, read_stats
+from bestofn.service.telemetry.worker_metrics import HEATS
 from tests.waiting import PATIENCE
 
 MakeSpec = Callable[..., JobSpec]
@@ -52,7 +53,7 @@ async def write(queue: Queue, job: JobSpec, field: str, text: bytes) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("stop", [None, {"confidence": 0.999}])
-async def test_an_unreadable_job_fails_after_its_deliveries_and_others_go_on(
+async def test_an_unreadable_job_fails_when_all_workers_have_refused_it_and_others_go_on(
     settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane, text: bytes, stop: object
 ) -> None:
     async with opened(settings) as queue:
@@ -69,9 +70,75 @@ async def test_an_unreadable_job_fails_after_its_deliveries_and_others_go_on(
         assert caught.value.job_error == caught.value.detail
         letters = [fields async for fields in _letters(queue)]
         assert {fields[b"job"].decode() for fields in letters} == {bad.id}
-        assert {int(fields[b"deliveries"]) for fields in letters} == {settings.max_deliveries + 1}
+        assert {int(fields[b"deliveries"]) for fields in letters} == {1}
         assert [event.type async for event in queue.events(bad.id)][-1] == "failed"
         assert (await queue.backlog()).candidates == 0
+
+
+async def test_a_worker_that_cannot_read_a_heat_leaves_it_to_one_that_can(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async with opened(settings) as queue:
+        old, new = await open_lane(queue, "old"), await open_lane(queue, "new")
+        spec = make_spec(num_samples=4)
+        await queue.submit(spec, cost=1)
+        text = await queue.redis.hget(queue.keys("job", spec.id), "spec")
+        await write(queue, spec, "spec", b"{")
+        counted = {outcome: HEATS.labels(outcome)._value.get() for outcome in ("retried", "dead_lettered")}
+        assert await old.claim(1, 0) == []
+        for _ in range(settings.max_deliveries + 1):  # its own lease lapses again and again: no delivery is spent
+            assert await old.reclaim(1, 0) == await old.claim(1, 0) == []
+        await write(queue, spec, "spec", text)
+        [claim] = await new.reclaim(1, 0)
+        assert claim.deliveries == 2
+        await write(queue, spec, "spec", b"{")
+        await new.give_back(claim, "released")
+        assert await new.claim(1, 0) == []  # now all have refused it
+        assert await queue.redis.hget(queue.keys("job", spec.id), "status") == b"failed"
+        assert [HEATS.labels(name)._value.get() - before for name, before in counted.items()] == [1, 1]
+
+
+NUMBERS = ("heats", "next", "done", "waiting", "gflop", "version", "decided", "judged", "total_steps", "first_heats")
+
+
+@pytest.mark.parametrize("text", ["x", "", "1.5", "9" * 30])
+@pytest.mark.parametrize("call", ["complete", "report"])
+async def test_fields_that_scripts_cannot_count_with_fail_their_job(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane, call: str, text: str
+) -> None:
+    async with opened(settings) as queue:
+        lane = await open_lane(queue)
+        for field in NUMBERS:
+            bad = make_spec(num_samples=4, stop={"confidence": 0.999} if field == "decided" else None)
+            await queue.submit(bad, cost=1)
+            [claim] = await lane.claim(1, 0)
+            await write(queue, bad, field, text.encode())
+            if call == "report":
+                assert not await lane.report(bad.id, [HeatProgress(0, 1, 1, 1)])
+            elif field in ("decided", "done") and text != "9" * 30 and text:
+                with pytest.raises(JobUnreadable, match=r"^the job's stored record"):
+                    await lane.complete(claim, finish(claim.heat))
+                await lane.give_back(claim, "dead_lettered", "it cannot be read")
+            else:
+                assert not await lane.complete(claim, finish(claim.heat))
+            assert await queue.redis.hget(queue.keys("job", bad.id), "status") == b"failed", field
+        good = make_spec()
+        await queue.submit(good, cost=1)
+        await drain(lane, finish)
+        assert (await queue.record(good.id)).status is JobStatus.SUCCEEDED
+
+
+@pytest.mark.parametrize("field", ["status", "deadline"])
+async def test_whoever_follows_a_job_without_a_readable_state_gets_the_reason(
+    settings: Settings, make_spec: MakeSpec, open_lane: OpenLane, field: str
+) -> None:
+    async with opened(settings) as queue:
+        await open_lane(queue)
+        spec = make_spec()
+        await queue.submit(spec, cost=1)
+        await write(queue, spec, field, b"\xff?")
+        with pytest.raises(JobUnreadable, match=r"^the job's stored status cannot be read"):
+            [event async for event in queue.events(spec.id)]
 
 
 async def _letters(queue: Queue) -> AsyncIterator[dict[bytes, bytes]]:
