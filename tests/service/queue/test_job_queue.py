@@ -530,11 +530,14 @@ async def test_a_caller_and_the_work_have_limits_of_their_own(
         await queue.submit(make_spec(num_samples=10), cost=1, caller="one")
 
 
-async def test_worker_that_died_before_the_clock_was_set_back_is_not_live(queue: Queue, open_lane: OpenLane) -> None:
-    await open_lane(queue, "dead")
-    live = await open_lane(queue, "live")
-    seconds, _ = await queue.redis.time()
-    workers = queue.keys("workers", live.pair)
-    await queue.redis.zadd(workers, {"dead": 1000 * (seconds + 2 * 3600)})  # as the clock would have it
-    await live.heartbeat((), 10.0)
-    assert [info.worker for info in await queue.workers()] == ["live"]
+async def test_worker_that_died_before_the_clock_was_set_back_is_not_live(
+    settings: Settings, open_lane: OpenLane
+) -> None:
+    async with opened(settings) as queue:
+        await open_lane(queue, "dead")
+        live = await open_lane(queue, "live")
+        seconds, _ = await queue.redis.time()
+        workers = queue.keys("workers", live.pair)
+        await queue.redis.zadd(workers, {"dead": 1000 * (seconds + 2 * 3600)})  # as the clock would have it
+        await live.heartbeat((), 10.0)
+        assert [info.worker for info in await queue.workers()] == ["live"]
