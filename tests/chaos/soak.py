@@ -3,7 +3,8 @@
     python tests/chaos/soak.py --minutes 30
 
 One API, one worker with the shapes checkpoint, three with the sleeping engine, of which two are killed in turn and
-one is not; a queue's server of their own. Prints a table, writes soak.json and soak.png into
+one is not; a queue's server of their own. As root a fourth one has a network of its own, which is cut for 20 s every
+minute. Prints a table, writes soak.json and soak.png into
 evaluation/results/reliability (or --out) and the table in its README.md; ends with 1 if a promise is broken.
 """
 
@@ -24,13 +25,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))  # which -P leaves out
+sys.path.insert(0, str(Path(__file__).parents[2]))  # which -P leaves out, as the next one
+sys.path.insert(0, str(Path(__file__).parent))
 
 import httpx
 import psutil
 import soak_watch as watch
 from figures import ROOT, Figure, machine, table
-from place import PATIENCE_SECONDS, Api, Place, at_rest, place
+from place import ENGINE, PATIENCE_SECONDS, Api, Place, at_rest, place
 from soak_book import Book, status_word
 from soak_figures import Found, figures, publish
 from soak_load import WAITING_SECONDS, Load, arrivals
@@ -38,6 +40,7 @@ from soak_load import WAITING_SECONDS, Load, arrivals
 import bestofn
 from bestofn.service.core.deployments import deployments_of
 from bestofn.service.core.jobs import ENDED, JobStatus
+from tests.network import Namespace, forwarded, namespace
 
 SHARE = 0.8  # of capacity
 SLOTS, STEP_SECONDS = 8, 0.1  # of a sleeping worker
@@ -45,6 +48,7 @@ KILLED = 2  # sleeping workers that are killed in turn
 WARM_UP_SECONDS = 60.0
 SAMPLE_SECONDS = 10.0
 KILL_SECONDS = 60.0
+CUT_SECONDS = 20.0  # more than the lease
 REFUSED_SECONDS = 3.0  # between two bodies that are refused
 DRAIN_SECONDS = 300.0
 SETTINGS: dict[str, Any] = {"lease_seconds": 15.0, "heartbeat_seconds": 3.0, "result_ttl_seconds": 180}
@@ -62,6 +66,7 @@ class Run:
     server: watch.Server = field(default_factory=watch.Server)
     origin: float = field(default_factory=time.monotonic)
     kills: int = 0
+    cuts: int = 0
 
     @property
     def seconds(self) -> float:
@@ -86,6 +91,16 @@ class Run:
                 self.say(", ".join(f"{one.role} {one.samples[-1].rss // watch.MB} MB" for one in self.lasting()))
             await asyncio.sleep(SAMPLE_SECONDS)
 
+    async def cut(self, space: Namespace) -> None:
+        """Cuts a worker off its queue once a minute for longer than its lease, until it is canceled."""
+        await asyncio.sleep(KILL_SECONDS / 2)
+        while True:
+            space.link(False)
+            await asyncio.sleep(CUT_SECONDS)
+            space.link(True)
+            self.cuts += 1
+            await asyncio.sleep(KILL_SECONDS - CUT_SECONDS)
+
     async def kill(self) -> None:
         """Kills the oldest of the crew every minute, until it is canceled."""
         while True:
@@ -103,7 +118,7 @@ class Run:
 
 async def soak(minutes: float, out: Path) -> list[Figure]:
     """Runs it; writes samples and plot into `out`."""
-    async with place(**SETTINGS) as here, _crew(here) as crew:
+    async with place(**SETTINGS) as here, _crew(here) as crew, _cut_off(here) as space:
         program = [sys.executable, "-P", "-m", "bestofn.cli", "worker", "--devices", "cpu", "--threads", "1"]
         torch, sleeping = here.start(program, here.folder / "torch.log"), here.worker(SLOTS, STEP_SECONDS)
         await here.warm([torch, sleeping])
@@ -111,7 +126,7 @@ async def soak(minutes: float, out: Path) -> list[Figure]:
         process_id = (await here.queue.redis.info("server"))["process_id"]
         lasting = {"API": api.process.pid, TORCH: torch.pid, SLEEPING: sleeping.pid, "queue's server": process_id}
         run = Run(here, api, crew, [watch.Watched(role, pid, lasting=True) for role, pid in lasting.items()])
-        await _all_warm(here, 1 + KILLED)
+        await _all_warm(here, 1 + KILLED + (space is not None))
         limits = httpx.Limits(max_connections=None, keepalive_expiry=5.0)
         async with (
             httpx.AsyncClient(base_url=api.url, timeout=180, limits=limits) as http,
@@ -135,6 +150,7 @@ async def soak(minutes: float, out: Path) -> list[Figure]:
             before = {name: load.book.work for name, load in loads.items()}
             begun, until = run.seconds, time.monotonic() + 60 * minutes
             killing = asyncio.create_task(run.kill())
+            cutting = [] if space is None else [asyncio.create_task(run.cut(space))]
             await asyncio.gather(
                 *(
                     loads[name].arrive(
@@ -145,7 +161,11 @@ async def soak(minutes: float, out: Path) -> list[Figure]:
                 loads["fake"].refused(REFUSED_SECONDS, until),
             )
             ended = run.seconds
-            killing.cancel()
+            for task in (killing, *cutting):
+                task.cancel()
+            if space is not None:
+                await asyncio.gather(*cutting, return_exceptions=True)
+                space.link(True)
             run.say("the load is over")
             unfinished = sum(await asyncio.gather(*(load.drained(DRAIN_SECONDS) for load in loads.values())))
         done = {name: load.book.work - before[name] for name, load in loads.items()}
@@ -171,6 +191,7 @@ async def soak(minutes: float, out: Path) -> list[Figure]:
             states=states,
             unfinished=unfinished,
             killed=run.kills,
+            cut=run.cuts,
             begun_again=_begun_again(here),
             died=sum(one.gone for one in run.lasting()),
             dead=await here.queue.redis.xlen(here.queue.keys("dead_letters")),
@@ -217,6 +238,21 @@ async def _crew(here: Place) -> "AsyncIterator[subprocess.Popen[bytes]]":
     finally:
         process.terminate()
         await asyncio.to_thread(process.wait)
+
+
+@contextlib.asynccontextmanager
+async def _cut_off(here: Place) -> AsyncIterator[Namespace | None]:
+    """A namespace with a sleeping worker in it; None where there can be none."""
+    with namespace() as space:
+        if space is None:
+            yield None
+            return
+        async with forwarded(space.here, here.server.folder / "queue.sock") as port:
+            worker = [sys.executable, "-P", str(ENGINE), "fake", str(SLOTS), str(STEP_SECONDS), str(here.notes)]
+            address = {"redis_url": f"redis://{space.here}:{port}"}
+            process = here.start([*space.prefix, *worker], here.folder / "cut-off.log", address)
+            yield space
+            here.end(process)
 
 
 async def _all_warm(here: Place, sleeping: int) -> None:

@@ -32,6 +32,7 @@ class Found:
     states: Mapping[str, JobStatus | None]  # of every job that was accepted
     unfinished: int  # callers who still wait for their job
     killed: int
+    cut: int  # times that the network of a worker was cut
     begun_again: int  # heats
     died: int  # processes that nobody killed
     dead: int  # heats in the dead-letter stream
@@ -54,6 +55,7 @@ def figures(found: Found) -> list[Figure]:
         _none("jobs failed", ends["failed"]),
         _none("heats in the dead-letter stream", found.dead),
         _told("workers killed; heats that were begun again for it", f"{found.killed}; {found.begun_again}"),
+        _told("network of a worker cut, for 20 s each", str(found.cut)),
         _none("answers or streams other than they should be", odd),
         _none("answers of 5xx, but for 503 and 504", mistakes),
         _none("processes that ended though nobody killed them", found.died),

@@ -27,6 +27,7 @@ from bestofn.service.queue.connection_errors import NOT_HERE, NOT_NOW, REFUSED, 
 from bestofn.service.queue.embedded_server import LocalServer, embedded_binary
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.worker.worker import Worker
+from tests import network
 from tests.waiting import PATIENCE, until
 
 BODY = {"prompt": "a red star", "num_samples": 4}
@@ -145,40 +146,24 @@ def test_replies_to_faults_of_ours_are_not_waited_for(text: str) -> None:
     assert not away(ResponseError(text))
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root and iproute2")
+@pytest.mark.skipif(not network.POSSIBLE, reason="needs root and iproute2")
 def test_a_silent_network_ends_no_worker_and_keeps_it_answering(tmp_path: Path) -> None:
     """Packets vanish and nothing is reset; keep-alive then fails the socket that listens for canceled jobs."""
-    space, found = f"bestofn-{os.getpid()}", shutil.which("redis-server") or embedded_binary()
+    found = shutil.which("redis-server") or embedded_binary()
     if found is None:
         pytest.skip("no redis-server here")
-    here, there = f"bo{os.getpid()}a"[:15], f"bo{os.getpid()}b"[:15]
-
-    def ip(*arguments: str) -> None:
-        subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-    try:
-        ip("netns", "add", space)
-        ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", space)
-    except subprocess.CalledProcessError:
-        subprocess.run(["ip", "netns", "del", space], capture_output=True)
-        pytest.skip("no network namespaces here")
-    command = [str(found), "--port", "7777", "--bind", "10.213.7.2", "--protected-mode", "no", "--save", ""]
-    process = None
-    try:
-        ip("addr", "add", "10.213.7.1/24", "dev", here)
-        ip("link", "set", here, "up")
-        ip("-n", space, "addr", "add", "10.213.7.2/24", "dev", there)
-        ip("-n", space, "link", "set", there, "up")
-        process = subprocess.Popen(["ip", "netns", "exec", space, *command], stdout=subprocess.DEVNULL)
-        settings = Settings(
-            redis_url="redis://10.213.7.2:7777", data_dir=tmp_path, heartbeat_seconds=0.2, metrics_port=0
-        )
-        asyncio.run(_silence(settings, lambda up: ip("-n", space, "link", "set", there, "up" if up else "down")))
-    finally:
-        if process is not None:
+    with network.namespace() as space:
+        if space is None:
+            pytest.skip("no network namespaces here")
+        command = [str(found), "--port", "7777", "--bind", space.there, "--protected-mode", "no", "--save", ""]
+        process = subprocess.Popen([*space.prefix, *command], stdout=subprocess.DEVNULL)
+        address = f"redis://{space.there}:7777"
+        settings = Settings(redis_url=address, data_dir=tmp_path, heartbeat_seconds=0.2, metrics_port=0)
+        try:
+            asyncio.run(_silence(settings, space.link))
+        finally:
             process.kill()
             process.wait()
-        subprocess.run(["ip", "netns", "del", space], capture_output=True)
 
 
 async def _silence(settings: Settings, link: Callable[[bool], None]) -> None:
