@@ -148,7 +148,7 @@ class Judge:
         return self.model.tokens_per_tile(self.image_mode.size)
 
     def prompt_limit(self, tiles: int) -> int:
-        """Maximum tokens of the question with the prompt in it, beside an image of ``tiles`` tiles."""
+        """Maximum tokens of the question with the prompt in it, for an image of ``tiles`` tiles."""
         return (
             self._folder.max_positions - 1 - (len(self.ids("", tiles)) - self.count("")) - tiles * self.tokens_per_tile
         )

@@ -22,7 +22,7 @@ LONGEST_HEADER = 100 * 2**20  # the format's own limit
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that the loader of a part reads: those of its index, or the one file.
 
-    Variants beside them (``model.fp16.safetensors``, ``diffusion_pytorch_model.int4.safetensors``) do not count.
+    Variants in the same folder (``model.fp16.safetensors``, ``diffusion_pytorch_model.int4.safetensors``) do not count.
 
     Raises:
         CheckpointError: there are none, one is missing, or the index names something else than files of the folder.

@@ -54,7 +54,7 @@ class ModelInfo(BaseModel):
 
 
 class PromptLimit(BaseModel):
-    """How long a prompt a judge reads beside an image of the generator's default size.
+    """Longest prompt that a judge reads with an image of the generator's default size.
 
     Attributes:
         tokenizer_sha256: hash of the judge's tokenizer.json; Redis holds the file under it.
