@@ -19,6 +19,7 @@ from bestofn.cli.process_supervisor import Supervisor
 from bestofn.service.client.discovery import address_file, is_bestofn
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, load_settings
+from bestofn.service.queue.connection import without_password
 from bestofn.service.queue.embedded_server import LocalServer
 from bestofn.service.queue.job_queue import Queue
 
@@ -79,7 +80,7 @@ def up(
         raise SetupError("a worker needs its packages: pip install 'bestofn[worker]' (or start `bestofn serve` alone)")
     settings = settings.model_copy(update={"port": _open_port(settings)})
     with _queue(settings) as (redis_url, keep_queue):
-        say(f"queue at {redis_url}")
+        say(f"queue at {without_password(redis_url)}")
         flags = ["--host", settings.host, "--port", str(settings.port)]
         supervisor = Supervisor(
             {

@@ -16,7 +16,7 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.doctor.findings import Finding
-from bestofn.service.queue.connection import check_server, connect_redis
+from bestofn.service.queue.connection import SENTINEL, check_server, connect_redis
 from bestofn.service.queue.embedded_server import find_redis, server_binary
 from bestofn.service.queue.job_queue import Queue
 
@@ -115,7 +115,7 @@ def acl(url: str, *, valkey: bool) -> Iterator[Finding]:
     Redis replays its append-only file as user default and checks the rights of this user inside every MULTI
     (redis/redis#14541). A user default without rights makes the replay drop the queue. Valkey does not check.
     """
-    if valkey:
+    if valkey or SENTINEL in url:
         return
     options = parse_url(url) | {"username": "default", "password": "none"}  # type: ignore[no-untyped-call]
     pool = ConnectionPool(**options)

@@ -1,12 +1,15 @@
 """Connection to the queue's server: client options, and the check that the server can hold a queue."""
 
+import re
 import socket
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ConstantBackoff
 
 from bestofn.service.core.errors import SetupError
@@ -14,22 +17,65 @@ from bestofn.service.core.errors import SetupError
 CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 10.0  # longest wait for a reply, above the longest blocking read
 OLDEST_SERVER = (7, 0)
+SENTINEL, SENTINEL_PORT = "+sentinel", 26379
 
 log = structlog.get_logger()
 
 
 def connect_redis(url: str) -> Redis:
-    """A client of the server at `url`. A call is repeated once if the connection breaks."""
-    keepalive: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": _keepalive()}
-    return Redis.from_url(
-        url,
-        socket_connect_timeout=CONNECT_SECONDS,
-        socket_timeout=REPLY_SECONDS,
-        **({} if url.startswith("unix:") else keepalive),
-        retry=Retry(ConstantBackoff(0.05), 1),
-        max_connections=4096,
-        protocol=2,
+    """A client of the server at `url`. A call is repeated once if the connection breaks.
+
+    `redis+sentinel://host:26379,host:26379/NAME/0` (`rediss+sentinel` with TLS) asks these sentinels for the primary of
+    that name, and again after every break.
+
+    Raises:
+        SetupError: the address cannot be read; the message holds no part of it that may be a password.
+    """
+    options: dict[str, Any] = {
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "socket_timeout": REPLY_SECONDS,
+        "retry": Retry(ConstantBackoff(0.05), 1),
+        "max_connections": 4096,
+        "protocol": 2,
+    }
+    if not url.startswith("unix:"):
+        options |= {"socket_keepalive": True, "socket_keepalive_options": _keepalive()}
+    parts = urlsplit(url)
+    try:
+        if not url.startswith("unix:") and "@" in parts.path + parts.query + parts.fragment:
+            raise ValueError  # a password with / ? or # in it: its start would be taken for the host
+        if not parts.scheme.endswith(SENTINEL):
+            return Redis.from_url(url, **options)
+        return _of_sentinels(parts, options)
+    except ValueError:
+        raise SetupError(
+            "REDIS_URL cannot be read: an address looks like redis://user:password@host:6379/0; in the password, "
+            "characters such as @ / ? # are written %40 %2F %3F %23"
+        ) from None
+
+
+def _of_sentinels(parts: SplitResult, options: dict[str, Any]) -> Redis:
+    login, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    name, _, database = parts.path.strip("/").partition("/")
+    if not name or not hosts:
+        raise ValueError
+    places = [urlsplit(f"//{host}") for host in hosts.split(",")]
+    shared = {"username": unquote(user) or None, "password": unquote(password) or None, **options}
+    shared["ssl"] = parts.scheme == f"rediss{SENTINEL}"
+    sentinels = Sentinel(  # type: ignore[no-untyped-call]
+        [(place.hostname, place.port or SENTINEL_PORT) for place in places],
+        sentinel_kwargs={name: value for name, value in shared.items() if name != "max_connections"},
+        db=int(database or 0),
+        **shared,
     )
+    primary: Redis = sentinels.master_for(name)
+    return primary
+
+
+def without_password(url: str) -> str:
+    """An address of a queue's server as it may be shown."""
+    return re.sub(r"(?<=://)[^/]*@", "", url)
 
 
 def _keepalive() -> dict[int, int]:
@@ -39,11 +85,15 @@ def _keepalive() -> dict[int, int]:
 
 
 def check_server(info: Mapping[str, Any]) -> None:
-    """Raise SetupError if a server with this `info` is too old, or deletes keys when its memory is full."""
+    """Raise SetupError if a server with this `info` is too old, of a cluster, or deletes keys when it is full."""
     valkey = info.get("server_name") == "valkey"
     version = str(info.get("valkey_version" if valkey else "redis_version", "0.0"))
     if not valkey and tuple(map(int, version.split(".")[:2])) < OLDEST_SERVER:
         raise SetupError(f"the queue needs Redis 7.0 or newer, or Valkey 8 or newer; this is Redis {version}")
+    if info.get("redis_mode", "standalone") == "cluster":
+        raise SetupError(
+            "the queue's server is in cluster mode, which the queue's scripts cannot use; use a single server"
+        )
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         fix = "run `redis-cli config set maxmemory-policy noeviction`, or put it into the server's configuration"

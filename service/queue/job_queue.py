@@ -78,6 +78,8 @@ class Queue:
         except RedisError as error:
             if refused(error):
                 raise SetupError(why(error)) from error
+            if "DB index" in str(error):
+                raise SetupError("REDIS_URL names a database that its server does not have: end it with /0") from error
             raise
         check_server(info)
 

@@ -11,8 +11,22 @@ from place import Place
 
 MB = 2**20
 # Of keys that live as long as the namespace, as bestofn.service.queue.keys lists them.
-LASTING = ("pairs", "pair:", "backlog", "callers", "queued", "deadlines", "ended", "images", "dead", "tokenizer:")
-OF_JOBS = ("job:", "gone:", "idempotency:")
+LASTING = (
+    "pairs",
+    "pair:",
+    "backlog",
+    "callers",
+    "queued",
+    "deadlines",
+    "ended",
+    "images",
+    "hold",
+    "held",
+    "abandoned",
+    "dead",
+    "tokenizer:",
+)
+OF_JOBS = ("job:", "tombstone:", "idempotency:")
 
 
 @dataclass(frozen=True, slots=True)
