@@ -147,7 +147,7 @@ async def status(request: Request, context: ContextDep) -> Status:
     except RedisError as error:
         if not away(error):
             raise
-        stats = holdings = None
+        stats, holdings = None, None
     return status_of(stats, holdings, context.settings, context.keyring)
 
 

@@ -218,6 +218,33 @@ def test_a_foreign_job_is_no_job(served: Any, serving: Serving, keys: Any, tmp_p
         assert http.delete(f"/jobs/{runs}", headers=bearer("ali")).json()["status"] == "canceled"
 
 
+def test_a_canceled_job_says_so_and_status_says_what_a_key_holds(idle: Settings, serving: Serving, keys: Any) -> None:
+    settings = idle.model_copy(update=keys("ali", "bea") | {"max_queued_candidates": 100})
+    with serving(settings) as api, httpx.Client(base_url=api.url, timeout=PATIENCE) as http:
+
+        def holdings(key: str) -> Any:
+            return http.get("/status", headers=bearer(key)).json()["caller"]
+
+        job = http.post("/generate", json=BODY | {"num_samples": 40}, headers=bearer("ali") | ASYNC).json()["id"]
+        assert [holdings(key)["candidates"] for key in ("ali", "bea")] == [40, 0]
+        assert [holdings(key)["max_candidates"] for key in ("ali", "bea")] == [75, 45]
+        assert holdings("ali")["kept_bytes"] > 40 * 600
+        refused = http.post("/generate", json=BODY | {"num_samples": 60}, headers=bearer("ali") | ASYNC)
+        assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+        assert "40 candidates of this key wait, and 60 more would pass its limit of 75" in refused.json()["detail"]
+        for answer in (
+            http.delete(f"/jobs/{job}", headers=bearer("ali")),
+            http.get(f"/jobs/{job}", headers=bearer("ali")),
+        ):
+            assert (answer.json()["status"], answer.json()["prompt"]) == ("canceled", "")
+        events = http.get(f"/jobs/{job}/events", headers=bearer("ali")).text
+        assert "job_canceled" in events
+        assert holdings("ali") == {
+            "candidates": 0, "max_candidates": 75, "image_bytes": 0, "max_image_bytes": 402_653_184,
+            "kept_bytes": 4096, "max_kept_bytes": holdings("bea")["max_kept_bytes"] + 3072,
+        }  # fmt: skip
+
+
 def test_callers_do_not_share_idempotency_keys(served: Any, serving: Serving, keys: Any) -> None:
     with (
         serving(served.settings.model_copy(update=keys("k1", "k2"))) as api,
