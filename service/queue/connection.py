@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ConstantBackoff
 
 from bestofn.service.core.errors import SetupError
@@ -71,6 +71,14 @@ def _of_sentinels(parts: SplitResult, options: dict[str, Any]) -> Redis:
     )
     primary: Redis = sentinels.master_for(name)
     return primary
+
+
+async def close_redis(client: Redis) -> None:
+    """Close a client's connections, to sentinels too."""
+    await client.aclose()
+    if isinstance(client.connection_pool, SentinelConnectionPool):
+        for sentinel in client.connection_pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 def without_password(url: str) -> str:

@@ -33,7 +33,7 @@ from bestofn.service.queue.codec import (
     read_workers,
     without_prompt,
 )
-from bestofn.service.queue.connection import check_server, connect_redis
+from bestofn.service.queue.connection import check_server, close_redis, connect_redis
 from bestofn.service.queue.connection_errors import away, refused, why
 from bestofn.service.queue.embedded_server import find_redis
 from bestofn.service.queue.image_store import ImageStore
@@ -89,7 +89,7 @@ class Queue:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self.redis.aclose()
+        await close_redis(self.redis)
 
     async def refuses(self, *, jobs: bool = True) -> str | None:
         """Reason why running jobs make no progress or, with `jobs`, no job is accepted; None: all is well.

@@ -128,9 +128,11 @@ async def endpoint(target: list[int]) -> AsyncIterator[int]:
                     await sink.drain()
             sink.close()
 
-        with contextlib.suppress(OSError):
+        try:
             inner, out = await asyncio.open_connection("127.0.0.1", target[0])
             await asyncio.gather(copy(reader, out), copy(inner, writer))
+        except OSError:
+            writer.close()
 
     listening = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
