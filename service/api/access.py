@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Sequence
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
 from bestofn.service.api.api_keys import Keyring
+from bestofn.service.api.open_calls import AT_END
 from bestofn.service.api.problem_details import problem_of
 from bestofn.service.api.routes import docs as manual
 from bestofn.service.api.routes import web as page
@@ -117,4 +119,5 @@ class Guard:
                 bind_contextvars(caller=scope["caller"])  # for the request's line in the log
         except BestOfNError as error:
             return await problem_of(error)(scope, receive, send)
-        await self._app(scope, receive, send)
+        with ExitStack() as scope[AT_END]:
+            await self._app(scope, receive, send)

@@ -12,6 +12,7 @@ from fastapi import Depends, Path, Request
 from bestofn.service.api.access import caller_of
 from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.deployments import Deployed
+from bestofn.service.api.open_calls import OpenCalls
 from bestofn.service.api.queue_health import Standstill
 from bestofn.service.api.queue_metrics import EndedJobs
 from bestofn.service.api.rate_limit import RefusalLimiter
@@ -33,12 +34,14 @@ class Context:
     counters: TokenCounters
     ended: EndedJobs = field(default_factory=EndedJobs)
     refusal_limiter: RefusalLimiter = field(default_factory=RefusalLimiter)
+    open_calls: OpenCalls = field(init=False)
     deployed: Deployed = field(init=False)
     standstill: Standstill = field(init=False)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.open_calls = OpenCalls(self.settings.max_open_calls_per_key)
         self.deployed = Deployed(self.queue)
         self.standstill = Standstill(self.queue)
 

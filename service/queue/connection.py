@@ -1,11 +1,13 @@
 """Connection to the queue's server: client options, and the check that the server can hold a queue."""
 
+import asyncio
 import socket
 from collections.abc import Mapping
 from typing import Any
 
 import structlog
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
@@ -13,23 +15,36 @@ from bestofn.service.core.errors import SetupError
 
 CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 10.0  # longest wait for a reply, above the longest blocking read
+MAX_CONNECTIONS = 32  # of a process
 OLDEST_SERVER = (7, 0)
 
 log = structlog.get_logger()
 
 
+class _Pool(BlockingConnectionPool):
+    """At most `max_connections`; a caller that is cancelled still gives its connection back."""
+
+    async def release(self, connection: AbstractConnection) -> None:
+        await asyncio.shield(super().release(connection))
+
+
 def connect_redis(url: str) -> Redis:
-    """A client of the server at `url`. A call is repeated once if the connection breaks."""
+    """A client of the server at `url`. A call is repeated once if the connection breaks.
+
+    Calls are short, except for one or two blocking reads a process: further ones wait for a connection.
+    """
     keepalive: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": _keepalive()}
-    return Redis.from_url(
+    pool = _Pool.from_url(
         url,
         socket_connect_timeout=CONNECT_SECONDS,
         socket_timeout=REPLY_SECONDS,
         **({} if url.startswith("unix:") else keepalive),
         retry=Retry(ConstantBackoff(0.05), 1),
-        max_connections=4096,
+        max_connections=MAX_CONNECTIONS,
+        timeout=REPLY_SECONDS,
         protocol=2,
     )
+    return Redis.from_pool(pool)
 
 
 def _keepalive() -> dict[int, int]:

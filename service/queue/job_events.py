@@ -1,10 +1,11 @@
-"""Events of a job: one reader follows the job's stream up to its end."""
+"""Events of a job: readers follow the job's stream up to its end, or wait for its end alone."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
 from bestofn.service.core.jobs import ACTIVE, JobStatus
 from bestofn.service.queue.codec import ENDINGS, Event
+from bestofn.service.queue.event_feed import MAX_ENTRIES, Entry
 
 if TYPE_CHECKING:
     from bestofn.service.queue.job_queue import Queue
@@ -21,36 +22,59 @@ async def follow(queue: "Queue", job: str, after: str) -> AsyncGenerator[Event, 
         JobNotFound, JobGone: there is no such job, at the start or while following it.
     """
     key = queue.keys("events", job)
-    block: int | None = None
+    seconds = 0.0
     ended = False
     while True:
-        reply = await queue.redis.xread({key: after}, block=block, count=256)
-        for entry, fields in reply[0][1] if reply else ():
+        for entry, fields in (entries := await _entries(queue, key, after, seconds)):
             event = Event.read(entry, fields)
             yield event
             if event.type in ENDINGS:
                 return
             after = event.id
-        if not reply:
+        if not entries:
             if ended:
                 return  # `after` was the last event
-            status, deadline = await queue.redis.hmget(queue.keys("job", job), ["status", "deadline"])
-            if status is None:
-                await queue.missing(job)
-            # A job that has ended may have done so since the read: then its last event is there now.
-            ended = JobStatus(status.decode()) not in ACTIVE
-            block = None if ended else await _patience(queue, deadline)
+            ended, seconds = await _patience(queue, job)
 
 
-async def _patience(queue: "Queue", deadline: bytes | None) -> int | None:
-    """Milliseconds to wait for the next event of a job with this deadline; None: the deadline has just ended it."""
+async def wait_for_end(queue: "Queue", job: str) -> None:
+    """Return at the job's end, without reading its events.
+
+    Raises:
+        JobNotFound, JobGone: there is no such job, at the start or meanwhile.
+    """
+    key = queue.keys("events", job)
+    last = await queue.redis.xrevrange(key, count=1)
+    after = last[0][0].decode() if last else "0"
+    while True:
+        ended, seconds = await _patience(queue, job)
+        if ended or (seconds and await queue.feed.read(key, after, seconds, endings_only=True)):
+            return
+
+
+async def _entries(queue: "Queue", key: str, after: str, seconds: float) -> Sequence[Entry]:
+    """Entries after `after`: those that are there, or with `seconds` the next ones within that time."""
+    if seconds:
+        return await queue.feed.read(key, after, seconds)
+    reply = await queue.redis.xread({key: after}, count=MAX_ENTRIES)
+    return reply[0][1] if reply else ()
+
+
+async def _patience(queue: "Queue", job: str) -> tuple[bool, float]:
+    """Whether the job has ended, and the seconds to wait for its next event; 0: its deadline has just ended it."""
+    status, deadline = await queue.redis.hmget(queue.keys("job", job), ["status", "deadline"])
+    if status is None:
+        await queue.missing(job)
+    # A job that has ended may have done so since the last read: then its last event is there now.
+    if JobStatus(status.decode()) not in ACTIVE:
+        return True, 0.0
     if deadline is None:
-        return int(1000 * BLOCK_SECONDS)
-    left = int(deadline) - await _now(queue)
+        return False, BLOCK_SECONDS
+    left = (int(deadline) - await _now(queue)) / 1000
     if left <= 0:
         await queue.expire_jobs()
-        return None
-    return min(int(1000 * BLOCK_SECONDS), left + 1)
+        return False, 0.0
+    return False, min(BLOCK_SECONDS, left + 0.001)
 
 
 async def _now(queue: "Queue") -> int:

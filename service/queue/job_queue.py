@@ -19,7 +19,8 @@ from bestofn.service.queue.connection import check_server, connect_redis
 from bestofn.service.queue.connection_errors import away, refused, why
 from bestofn.service.queue.embedded_server import find_redis
 from bestofn.service.queue.image_store import ImageStore
-from bestofn.service.queue.job_events import follow
+from bestofn.service.queue.event_feed import EventFeed
+from bestofn.service.queue.job_events import follow, wait_for_end
 from bestofn.service.queue.keys import PRIORITIES, Keys, opaque, pair_id
 from bestofn.service.queue.scripts import Scripts
 
@@ -39,6 +40,7 @@ class Queue:
         self.keys = Keys(settings.namespace)
         self.scripts = Scripts(redis, self.keys)
         self.images = ImageStore(settings)
+        self.feed = EventFeed(self.redis)
 
     @classmethod
     async def connect(cls, settings: Settings) -> "Queue":
@@ -71,6 +73,7 @@ class Queue:
 
     async def aclose(self) -> None:
         """Close the connections."""
+        await self.feed.aclose()
         await self.redis.aclose()
 
     async def refuses(self, *, jobs: bool = True) -> str | None:
@@ -251,6 +254,10 @@ class Queue:
     def events(self, job: str, after: str = "0") -> AsyncGenerator[Event, None]:
         """Events of a job, up to its last one; see `job_events.follow`."""
         return follow(self, job, after)
+
+    async def wait_for_end(self, job: str) -> None:
+        """Return when the job has ended. Raises JobNotFound, JobGone."""
+        await wait_for_end(self, job)
 
     async def expire_jobs(self) -> None:
         """End the jobs whose deadline has passed. Workers do it at every heartbeat, an API process twice a second."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import redis.exceptions
 import structlog
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from bestofn.service.api.dependencies import Context, ContextDep, JobId
@@ -34,12 +34,15 @@ router = APIRouter()
 
 
 @router.get("/jobs/{job_id}/events", response_class=EventStream, summary="A job's events, up to its result")
-async def read_events(context: ContextDep, job_id: JobId, last_event_id: LastEventId = None) -> Response:
+async def read_events(
+    request: Request, context: ContextDep, job_id: JobId, last_event_id: LastEventId = None
+) -> Response:
     """Server-sent events: `queued`, `started`, `progress`, `candidate`, `match`, `finals`; last `result` or `error`.
 
     `Last-Event-ID` resumes after that event, without a gap and without repetition. If the server no longer has the
     missed events, the stream starts with a `snapshot` of the job. The stream can be read as long as the result.
     """
+    context.open_calls.enter(request.scope, "stream")
     spec = await context.queue.spec(job_id)  # before the stream begins, so that an unknown job is a 404
     return stream_response(job_events(context, spec, last_event_id), {})
 

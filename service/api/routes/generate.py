@@ -46,6 +46,8 @@ async def generate(
     """
     accepted, wanted = _read_accept(accept, body)
     preference = read_prefer(prefer, context.settings.max_wait_seconds)
+    if accepted.events_first or preference.seconds > 0:
+        context.open_calls.enter(request.scope, "stream" if accepted.events_first else "wait")
     job_id, created = await submit(context, body, image_format=wanted, caller=caller_of(request), key=idempotency_key)
     headers = {}
     if preference.applied is not None and not accepted.events_first:

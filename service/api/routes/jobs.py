@@ -33,7 +33,8 @@ async def read_job(
     headers = {}
     if preference.applied is not None:
         headers["Preference-Applied"] = preference.applied
-        if result.status in ACTIVE:
+        if result.status in ACTIVE and preference.seconds > 0:
+            context.open_calls.enter(request.scope, "wait")
             await wait(context, request, job_id, preference.seconds)
             result = await result_of(context, job_id)
     return json_answer(result, 200, headers, offset=offset, limit=limit)

@@ -44,6 +44,7 @@ async def generate_images(
     start another job, so the answer asks clients not to retry.
     """
     wanted = body.generate_request(context.settings.max_samples)
+    context.open_calls.enter(request.scope, "wait")
     try:
         job_id, created = await submit(context, wanted, caller=caller_of(request), key=idempotency_key)
     except InvalidRequest as error:
