@@ -11,6 +11,7 @@ from fastapi import Depends, Path, Request
 
 from bestofn.service.api.access import caller_of
 from bestofn.service.api.api_keys import Keyring
+from bestofn.service.api.connections import Connections
 from bestofn.service.api.deployments import Deployed
 from bestofn.service.api.open_calls import OpenCalls
 from bestofn.service.api.queue_health import Standstill
@@ -32,6 +33,7 @@ class Context:
     settings: Settings
     keyring: Keyring
     counters: TokenCounters
+    connections: Connections
     ended: EndedJobs = field(default_factory=EndedJobs)
     refusal_limiter: RefusalLimiter = field(default_factory=RefusalLimiter)
     open_calls: OpenCalls = field(init=False)

@@ -18,8 +18,8 @@ from bestofn.service.queue.codec import Event, JobRecord, QueuePosition, read_re
 from bestofn.service.queue.connection import check_server, connect_redis
 from bestofn.service.queue.connection_errors import away, refused, why
 from bestofn.service.queue.embedded_server import find_redis
-from bestofn.service.queue.image_store import ImageStore
 from bestofn.service.queue.event_feed import EventFeed
+from bestofn.service.queue.image_store import ImageStore
 from bestofn.service.queue.job_events import follow, wait_for_end
 from bestofn.service.queue.keys import PRIORITIES, Keys, opaque, pair_id
 from bestofn.service.queue.scripts import Scripts

@@ -17,6 +17,7 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.engine.protocol import Engine, EngineEvent
+from bestofn.service.host.descriptors import raise_descriptor_limit
 from bestofn.service.pairwise.openai_judge import VisionJudge
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
@@ -62,6 +63,7 @@ def run_worker(
     Raises:
         SetupError: there is no queue or no such pairwise judge, or whatever the factory raises.
     """
+    raise_descriptor_limit()
     worker = Worker(settings, engine_factory, missing_weights)
     status = asyncio.run(worker.run())
     if worker.hangs:
