@@ -14,15 +14,17 @@ from bestofn.service.core.scheduling import Backlog, wait_seconds
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS, nearly_full, refusal
-from bestofn.service.queue.codec import Event, JobRecord, QueuePosition, read_record, read_spec, read_workers
+from bestofn.service.queue.codec import Event, JobRecord, QueuePosition, read_spec, read_workers
 from bestofn.service.queue.connection import check_server, connect_redis
 from bestofn.service.queue.connection_errors import away, refused, why
 from bestofn.service.queue.embedded_server import find_redis
 from bestofn.service.queue.event_feed import EventFeed
 from bestofn.service.queue.image_store import ImageStore
 from bestofn.service.queue.job_events import follow, wait_for_end
+from bestofn.service.queue.job_reader import JobReader
 from bestofn.service.queue.keys import PRIORITIES, Keys, opaque, pair_id
 from bestofn.service.queue.scripts import Scripts
+from bestofn.service.queue.winners import Winners, read_winners
 
 # Upper bounds of an image in bytes a pixel: admission reserves them until the image is stored.
 _BYTES_A_PIXEL: Mapping[ImageFormat, float] = {"png": 3.1, "webp": 1.5, "jpeg": 1.5}
@@ -41,6 +43,7 @@ class Queue:
         self.scripts = Scripts(redis, self.keys)
         self.images = ImageStore(settings)
         self.feed = EventFeed(self.redis)
+        self.reader = JobReader(self.scripts)
 
     @classmethod
     async def connect(cls, settings: Settings) -> "Queue":
@@ -74,6 +77,7 @@ class Queue:
     async def aclose(self) -> None:
         """Close the connections."""
         await self.feed.aclose()
+        self.reader.close()
         await self.redis.aclose()
 
     async def refuses(self, *, jobs: bool = True) -> str | None:
@@ -186,12 +190,9 @@ class Queue:
 
     async def record(self, job: str) -> JobRecord:
         """The record of a job, without images. Raises JobNotFound, JobGone, JobUnreadable."""
-        fields, heats = (
-            dict(zip(flat[::2], flat[1::2], strict=True)) for flat in await self.scripts("record", job=job)
-        )
-        if not fields:
+        record = await self.reader.record(job)
+        if record is None:
             await self.missing(job)
-        record = read_record(fields, heats)
         if record.status is JobStatus.QUEUED:
             position = await self.position(record.spec)
             record.progress.position = position.position
@@ -225,6 +226,10 @@ class Queue:
         if image is None:
             raise ImageNotFound(f"job {job} has no image of candidate {candidate}")
         return await self.images.get(job, candidate, image)
+
+    async def winners(self, job: str) -> Winners:
+        """Winners of a job. Raises JobNotFound, JobGone, JobUnreadable."""
+        return await read_winners(self, job)
 
     async def sweep(self) -> None:
         """Delete image files of jobs that have expired."""

@@ -21,7 +21,7 @@ Script = Literal[
     "cancel",
     "expire",
     "set_deliveries",
-    "record",
+    "read_changes",
     "probe",
 ]
 SCRIPTS: tuple[Script, ...] = get_args(Script)

@@ -13,7 +13,6 @@ from starlette.responses import Response
 
 from bestofn.service.api.dependencies import Context, ContextDep, JobId
 from bestofn.service.api.event_translation import EventTranslator, JobEvent, Place, place_of
-from bestofn.service.api.pagination import PAGE, page
 from bestofn.service.api.problem_details import document
 from bestofn.service.api.responses import failure_of, result_of
 from bestofn.service.api.sse import EventStream, ServerSentEvent, stream_response
@@ -128,7 +127,7 @@ async def _ending(context: Context, spec: JobSpec, event: Event) -> JobEvent:
 
 
 def _json(result: JobResult) -> dict[str, Any]:
-    return page(result, 0, PAGE).model_dump(mode="json")
+    return result.model_dump(mode="json")
 
 
 def _place(event: JobEvent) -> Place:

@@ -83,7 +83,7 @@ async def _answer(
     if failure is not None:
         return problem_of(failure, job=job_id, headers=place)
     if accepted.image_first:
-        return await image_answer(context, result, 1, headers)
+        return await image_answer(context, job_id, 1, warnings=result.warnings, headers=headers)
     return json_answer(result, 200, headers)
 
 
