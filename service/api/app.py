@@ -13,6 +13,7 @@ from bestofn.service.api import access as guard
 from bestofn.service.api import problem_details as problem
 from bestofn.service.api.connections import CONNECTIONS_KEPT, DESCRIPTORS_KEPT, ConnectionLimit, Connections
 from bestofn.service.api.dependencies import Context
+from bestofn.service.api.open_calls import OpenCalls
 from bestofn.service.api.openai_errors import OpenAIErrors
 from bestofn.service.api.openapi import Described
 from bestofn.service.api.request_log import Requests, is_probe
@@ -90,18 +91,18 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
         SetupError: its keys cannot be read, or the settings would open it to other machines without any.
     """
     keyring = guard.check_binding(settings)
+    connections = Connections(_connection_limit(settings, descriptors))
+    calls = OpenCalls(settings.max_open_calls_per_key, connections.limit)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         used = queue or await _connect(settings)
         app.state.context = context = Context(
-            used, settings, keyring, TokenCounters(used.tokenizer), app.state.connections
+            used, settings, keyring, TokenCounters(used.tokenizer), connections, calls
         )
         with contextlib.suppress(redis.exceptions.RedisError):
             await context.ended.read(context.queue)  # jobs that end from now on are counted
-        tasks = [
-            asyncio.create_task(work) for work in (keyring.watch(), _expire_jobs(used), app.state.connections.sweep())
-        ]
+        tasks = [asyncio.create_task(work) for work in (keyring.watch(), _expire_jobs(used), connections.sweep())]
         try:
             yield
         finally:
@@ -126,8 +127,8 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
             "exclude": is_probe,
         },
     )
-    connections = app.state.connections = Connections(_connection_limit(settings, descriptors))
-    app.add_middleware(guard.Guard, settings=settings, keyring=keyring)
+    app.state.connections = connections
+    app.add_middleware(guard.Guard, settings=settings, keyring=keyring, calls=calls)
     app.add_middleware(ConnectionLimit, connections=connections)
     app.add_middleware(OpenAIErrors)  # around the guard, whose refusals it rewrites too
     app.add_middleware(Requests)  # around all of them

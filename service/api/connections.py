@@ -26,7 +26,7 @@ from bestofn.service.core.errors import Unavailable
 # request that is on its way just then would be lost.
 IDLE_SECONDS = 75
 SWEEP_SECONDS = 5.0
-DESCRIPTORS_KEPT = 128  # for Redis, files and logs
+DESCRIPTORS_KEPT = 256  # for Redis, files, and connections that are accepted before others are closed
 CONNECTIONS_KEPT = 16  # never busy: a probe always finds room
 RETRY_SECONDS = 1.0
 _CONNECTION = "connection"  # in the `state` of a request's scope
@@ -65,7 +65,7 @@ class Connections:
 
     @property
     def full(self) -> bool:
-        """Whether so many connections are busy that no further request is answered, except for probes."""
+        """Whether too many connections are busy to answer another request, except for probes."""
         return len(self._busy) >= self.limit - CONNECTIONS_KEPT
 
     def protocol(self) -> type[asyncio.Protocol]:
@@ -122,7 +122,7 @@ class Connections:
             self._idle[peer] = None
 
     async def sweep(self) -> None:
-        """Close connections that are idle for too long, and those whose client reads nothing, for ever."""
+        """Close connections that are idle for too long, and those whose client reads nothing, again and again."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             self.close_old()

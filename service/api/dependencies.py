@@ -18,6 +18,7 @@ from bestofn.service.api.queue_health import Standstill
 from bestofn.service.api.queue_metrics import EndedJobs
 from bestofn.service.api.rate_limit import RefusalLimiter
 from bestofn.service.api.token_counter import TokenCounters
+from bestofn.service.api.turns import Turns
 from bestofn.service.core.errors import JobNotFound
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.job_queue import Queue
@@ -34,16 +35,16 @@ class Context:
     keyring: Keyring
     counters: TokenCounters
     connections: Connections
+    open_calls: OpenCalls
     ended: EndedJobs = field(default_factory=EndedJobs)
     refusal_limiter: RefusalLimiter = field(default_factory=RefusalLimiter)
-    open_calls: OpenCalls = field(init=False)
+    turns: Turns = field(default_factory=Turns)
     deployed: Deployed = field(init=False)
     standstill: Standstill = field(init=False)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.open_calls = OpenCalls(self.settings.max_open_calls_per_key)
         self.deployed = Deployed(self.queue)
         self.standstill = Standstill(self.queue)
 

@@ -1,9 +1,11 @@
 """Answers about a job: its result as JSON with the headers that go with its state, or an image's bytes."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from functools import partial
 
+from pydantic import TypeAdapter
 from starlette.responses import Response
 
 from bestofn.service.api.dependencies import Context
@@ -18,13 +20,15 @@ from bestofn.service.core.errors import (
 )
 from bestofn.service.core.jobs import ACTIVE, Candidate, JobSpec, JobStatus
 from bestofn.service.core.results import assemble, unreadable
-from bestofn.service.core.schemas import JobResult
+from bestofn.service.core.schemas import CandidateOut, JobResult
+from bestofn.service.queue.winners import read_winners
 
 POLL_SECONDS = 1.0
+_CANDIDATES = TypeAdapter(list[CandidateOut])
 
 
 async def result_of(
-    context: Context, job_id: str, *, offset: int = 0, limit: int = PAGE, caller: str = ""
+    context: Context, job_id: str, *, offset: int = 0, limit: int = PAGE, caller: str | None = None
 ) -> JobResult:
     """A page of the job's result now, with a warning if a running job makes no progress.
 
@@ -33,7 +37,7 @@ async def result_of(
         job_id: the job.
         offset: first candidate and match of the page.
         limit: candidates and matches of the page. More than `PAGE` are put together off the event loop.
-        caller: name of the API key, whose long work takes turns with that of others.
+        caller: name of the API key, which takes its turn for this; None: it is its turn already.
 
     Raises:
         JobNotFound, JobGone: there is no such job.
@@ -59,7 +63,11 @@ async def result_of(
         limit=limit,
     )
     long = limit > PAGE and len(record.outcomes) * record.spec.heat_size > PAGE
-    result = await context.queue.reader.off_loop(caller, build) if long else build()
+    if long:
+        result = await context.queue.reader.off_loop(caller or "", build)
+    else:
+        async with contextlib.nullcontext() if caller is None else context.turns.of(caller):
+            result = build()
     if result.status in ACTIVE and (reason := await context.standstill.reason()) is not None:
         result.warnings.append(f"{reason}; the job goes on when that is over")
     return result
@@ -88,7 +96,18 @@ def json_answer(result: JobResult, status: int = 200, headers: dict[str, str] | 
         sent |= {"Retry-After": f"{POLL_SECONDS:.0f}", "retry-after-ms": f"{1000 * POLL_SECONDS:.0f}"}
     if result.next is not None:
         sent["Link"] = f'<{result.next}>; rel="next"'
-    return Response(result.model_dump_json(), status, sent, "application/json")
+    return Response(_dump(result), status, sent, "application/json")
+
+
+def _dump(result: JobResult) -> str:
+    """The result as JSON. Candidates are written in parts: Pydantic holds the interpreter while it writes one."""
+    if len(result.candidates) <= PAGE:
+        return result.model_dump_json()
+    whole = result.model_copy(update={"candidates": []}).model_dump_json()
+    parts = (result.candidates[i : i + PAGE] for i in range(0, len(result.candidates), PAGE))
+    written = ",".join(_CANDIDATES.dump_json(part)[1:-1].decode() for part in parts)
+    before, empty, after = whole.partition('"candidates":[]')  # in a text its quotes would be escaped
+    return f"{before}{empty[:-1]}{written}]{after}"
 
 
 async def image_answer(
@@ -101,7 +120,7 @@ async def image_answer(
         JobUnreadable: this version cannot read it.
         ImageNotFound: the job has no image of this rank, or none yet.
     """
-    winners = await context.queue.winners(job_id)
+    winners = await read_winners(context.queue, job_id)
     if winners.spec is None or rank > len(winners.candidates):
         if winners.status in ACTIVE:
             raise ImageNotFound(f"job {job_id} is still {winners.status}; ask again", retry_after=POLL_SECONDS)

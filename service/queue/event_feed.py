@@ -12,6 +12,8 @@ from bestofn.service.queue.codec import ENDINGS
 
 JOIN_SECONDS = 0.05  # a reader that comes while the others wait is included after this long
 PACE_SECONDS = 0.02  # between two reads that return entries: what comes meanwhile is read together
+READER_SECONDS = 0.0005  # the same for each reader that got some: hundreds of them get more at once, less often
+WOKEN_AT_ONCE = 16  # readers, before the event loop goes on
 MAX_ENTRIES = 256  # of one stream and read
 
 Entry = tuple[bytes, Mapping[bytes, bytes]]
@@ -21,7 +23,8 @@ Entry = tuple[bytes, Mapping[bytes, bytes]]
 class _Reader:
     after: str
     endings_only: bool
-    entries: "asyncio.Future[Sequence[Entry]]"
+    future: "asyncio.Future[Sequence[Entry]]"
+    entries: Sequence[Entry] = ()
 
 
 class EventFeed:
@@ -52,8 +55,8 @@ class EventFeed:
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         try:
-            await asyncio.wait([reader.entries], timeout=seconds)
-            return reader.entries.result() if reader.entries.done() else ()
+            await asyncio.wait([reader.future], timeout=seconds)
+            return reader.future.result() if reader.future.done() else reader.entries
         finally:
             self._forget(key, reader)
 
@@ -68,27 +71,41 @@ class EventFeed:
             while self._readers:
                 after = {key: min((r.after for r in readers), key=_number) for key, readers in self._readers.items()}
                 reply = await self._redis.xread(after, block=round(1000 * JOIN_SECONDS), count=MAX_ENTRIES)
+                handed = 0
                 for key, entries in reply:
-                    self._hand_out(key.decode(), entries)
-                if reply:
-                    await asyncio.sleep(PACE_SECONDS)
+                    for reader in self._next(key.decode(), entries):
+                        handed += 1
+                        if handed % WOKEN_AT_ONCE == 0:
+                            await asyncio.sleep(0)
+                        if not reader.future.done():
+                            reader.future.set_result(reader.entries)
+                if handed:
+                    await asyncio.sleep(max(PACE_SECONDS, READER_SECONDS * handed))
         except Exception as error:
             self._fail(error)
         finally:
             self._task = None
             self._fail(RedisConnectionError("the connection to the queue was closed"))
 
-    def _hand_out(self, key: str, entries: Sequence[Entry]) -> None:
+    def _next(self, key: str, entries: Sequence[Entry]) -> list[_Reader]:
+        """The readers that get some of these entries, which are noted in each; they are readers no more."""
         ended = entries[-1][1][b"type"].decode() in ENDINGS
-        last = entries[-1][0].decode()
+        found = []
         for reader in list(self._readers.get(key, ())):
             if reader.endings_only and not ended:
-                reader.after = last
+                reader.after = entries[-1][0].decode()
                 continue
-            own = [entry for entry in entries if _number(entry[0].decode()) > _number(reader.after)]
-            if own and not reader.entries.done():
-                reader.entries.set_result(own[-1:] if reader.endings_only else own)
+            after = _number(reader.after)
+            own = (
+                entries
+                if _number(entries[0][0].decode()) > after
+                else [entry for entry in entries if _number(entry[0].decode()) > after]
+            )
+            if own:
+                reader.entries = own[-1:] if reader.endings_only else own
                 self._forget(key, reader)
+                found.append(reader)
+        return found
 
     def _forget(self, key: str, reader: _Reader) -> None:
         readers = self._readers.get(key)
@@ -100,8 +117,8 @@ class EventFeed:
     def _fail(self, error: Exception) -> None:
         for readers in self._readers.values():
             for reader in readers:
-                if not reader.entries.done():
-                    reader.entries.set_exception(type(error)(*error.args))  # one each: tracebacks grow
+                if not reader.future.done():
+                    reader.future.set_exception(type(error)(*error.args))  # one each: tracebacks grow
         self._readers.clear()
 
 

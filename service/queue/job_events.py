@@ -1,6 +1,7 @@
 """Events of a job: readers follow the job's stream up to its end, or wait for its end alone."""
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from bestofn.service.core.jobs import ACTIVE, JobStatus
@@ -21,17 +22,30 @@ async def follow(queue: "Queue", job: str, after: str) -> AsyncGenerator[Event, 
     Raises:
         JobNotFound, JobGone: there is no such job, at the start or while following it.
     """
+    async with aclosing(follow_entries(queue, job, after)) as batches:
+        async for entries in batches:
+            for entry in entries:
+                yield Event.read(*entry)
+
+
+async def follow_entries(queue: "Queue", job: str, after: str) -> AsyncGenerator[Sequence[Entry], None]:
+    """The same events as they are stored, for `Event.read`: as many at once as there are, at most 256.
+
+    Raises:
+        JobNotFound, JobGone: there is no such job, at the start or while following it.
+    """
     key = queue.keys("events", job)
     seconds = 0.0
     ended = False
     while True:
-        for entry, fields in (entries := await _entries(queue, key, after, seconds)):
-            event = Event.read(entry, fields)
-            yield event
-            if event.type in ENDINGS:
+        entries = await _entries(queue, key, after, seconds)
+        if entries:
+            yield entries
+            last, fields = entries[-1]
+            if fields[b"type"].decode() in ENDINGS:
                 return
-            after = event.id
-        if not entries:
+            after = last.decode()
+        else:
             if ended:
                 return  # `after` was the last event
             ended, seconds = await _patience(queue, job)

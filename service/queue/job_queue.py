@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from redis.asyncio import Redis
@@ -18,13 +18,12 @@ from bestofn.service.queue.codec import Event, JobRecord, QueuePosition, read_sp
 from bestofn.service.queue.connection import check_server, connect_redis
 from bestofn.service.queue.connection_errors import away, refused, why
 from bestofn.service.queue.embedded_server import find_redis
-from bestofn.service.queue.event_feed import EventFeed
+from bestofn.service.queue.event_feed import Entry, EventFeed
 from bestofn.service.queue.image_store import ImageStore
-from bestofn.service.queue.job_events import follow, wait_for_end
+from bestofn.service.queue.job_events import follow, follow_entries, wait_for_end
 from bestofn.service.queue.job_reader import JobReader
 from bestofn.service.queue.keys import PRIORITIES, Keys, opaque, pair_id
 from bestofn.service.queue.scripts import Scripts
-from bestofn.service.queue.winners import Winners, read_winners
 
 # Upper bounds of an image in bytes a pixel: admission reserves them until the image is stored.
 _BYTES_A_PIXEL: Mapping[ImageFormat, float] = {"png": 3.1, "webp": 1.5, "jpeg": 1.5}
@@ -227,10 +226,6 @@ class Queue:
             raise ImageNotFound(f"job {job} has no image of candidate {candidate}")
         return await self.images.get(job, candidate, image)
 
-    async def winners(self, job: str) -> Winners:
-        """Winners of a job. Raises JobNotFound, JobGone, JobUnreadable."""
-        return await read_winners(self, job)
-
     async def sweep(self) -> None:
         """Delete image files of jobs that have expired."""
         jobs = await self.images.jobs()
@@ -257,8 +252,12 @@ class Queue:
         return JobStatus(status.decode())
 
     def events(self, job: str, after: str = "0") -> AsyncGenerator[Event, None]:
-        """Events of a job, up to its last one; see `job_events.follow`."""
+        """Events of a job, up to its last one; see `job_events`."""
         return follow(self, job, after)
+
+    def stored_events(self, job: str) -> AsyncGenerator[Sequence[Entry], None]:
+        """The same as they are stored, several at once."""
+        return follow_entries(self, job, "0")
 
     async def wait_for_end(self, job: str) -> None:
         """Return when the job has ended. Raises JobNotFound, JobGone."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -71,10 +72,28 @@ class JobReader:
                 self._forget(job, known)
 
     async def off_loop(self, caller: str, work: Callable[[], T]) -> T:
-        """Run work in the one thread for it. Callers take turns, so that one does not fill the thread's queue."""
+        """Run work in the one thread for it.
+
+        Callers take turns. After its turn, a caller's next one waits as long as the work took: the event loop, which
+        shares the interpreter with the thread, gets at least as much time.
+        """
+        spent = 0.0
+
+        def timed() -> T:
+            nonlocal spent
+            begun = time.monotonic()
+            try:
+                return work()
+            finally:
+                spent = time.monotonic() - begun
+
         turn = self._turns.setdefault(caller, asyncio.Lock())
-        async with turn:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        await turn.acquire()
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, timed)
+        finally:
+            loop.call_later(spent, turn.release)
 
     def close(self) -> None:
         """End the thread."""

@@ -46,10 +46,10 @@ async def read_job(
 
 
 @router.delete("", response_model=JobResult, summary="Cancel a job")
-async def cancel_job(context: ContextDep, job_id: JobId) -> Response:
+async def cancel_job(request: Request, context: ContextDep, job_id: JobId) -> Response:
     """Canceling twice, or a job that has ended, changes nothing. The answer is the job."""
     await context.queue.cancel(job_id)
-    return json_answer(await result_of(context, job_id))
+    return json_answer(await result_of(context, job_id, caller=caller_of(request)))
 
 
 @router.get("/images/{rank}", response_class=Response, summary="A winner's image")

@@ -1,12 +1,17 @@
-"""Accept, Prefer and Host: what the headers of a call mean."""
+"""Accept, Prefer and Host: what the headers of a call mean, and what JSON answers it."""
+
+from collections.abc import Callable
 
 import pytest
 from starlette.datastructures import Headers
 
+from bestofn.judge.verdict import Verdict
 from bestofn.service.api.access import check_host, is_loopback
 from bestofn.service.api.content_negotiation import image_format, read_accept, read_prefer
+from bestofn.service.api.responses import json_answer
 from bestofn.service.core.errors import HostNotAllowed
-from bestofn.service.core.jobs import ImageFormat
+from bestofn.service.core.jobs import Candidate, HeatOutcome, ImageFormat, JobSpec, JobStatus, Usage
+from bestofn.service.core.results import assemble
 
 ACCEPT = {
     None: "json",
@@ -101,3 +106,10 @@ def test_pages_of_others_are_refused(headers: dict[str, str]) -> None:
 def test_own_pages_and_programs_are_not() -> None:
     check_host(Headers({"host": "localhost:8000"}))
     check_host(Headers({"host": "[::1]:8000", "origin": "http://[::1]:8000"}))
+
+
+def test_json_of_a_large_page_is_that_of_the_whole_model(make_spec: Callable[..., JobSpec]) -> None:
+    spec = make_spec(num_samples=600, prompt='"candidates":[] \\"candidates":[]')
+    candidates = tuple(Candidate(i, 7 + i, Verdict("yes", float(i % 7), 0.0)) for i in range(600))
+    result = assemble(spec, JobStatus.SUCCEEDED, [HeatOutcome(0, candidates, {}, Usage(600))])
+    assert json_answer(result).body == result.model_dump_json().encode()
