@@ -74,8 +74,8 @@ class JobReader:
     async def off_loop(self, caller: str, work: Callable[[], T]) -> T:
         """Run work in the one thread for it.
 
-        Callers take turns. After its turn, a caller's next one waits as long as the work took: the event loop, which
-        shares the interpreter with the thread, gets at least as much time.
+        Callers take turns. After its turn, a caller's next one waits as long as the work took. The event loop shares
+        the interpreter with the thread, and so gets at least as much time.
         """
         spent = 0.0
 
