@@ -21,6 +21,8 @@ UNITS = {  # by the end of a name; the rest are words, numbers or switches
     "_candidates_per_key": "candidates",
     "max_samples": "candidates",
     "max_size": "pixels",
+    "max_open_calls_per_key": "calls",
+    "max_connections": "connections",
 }
 
 

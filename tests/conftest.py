@@ -27,7 +27,7 @@ import uvicorn
 
 from bestofn.service.api.app import create_app
 from bestofn.service.api.key_file import Key, sha256
-from bestofn.service.api.server import address_of, listen
+from bestofn.service.api.server import address_of, listen, server_config
 from bestofn.service.core.jobs import Heat, HeatOutcome, JobSpec
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerInfo
@@ -101,7 +101,7 @@ class Served(NamedTuple):
 @contextlib.contextmanager
 def _serving(settings: Settings) -> Iterator[Served]:
     listening = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, lifespan="on"))
+    server = uvicorn.Server(server_config(create_app(settings)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Sequence
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
 from bestofn.service.api.api_keys import Keyring
+from bestofn.service.api.open_calls import AT_END, OpenCalls
 from bestofn.service.api.problem_details import problem_of
 from bestofn.service.api.routes import docs as manual
 from bestofn.service.api.routes import web as page
@@ -98,8 +100,9 @@ def _name(url: str) -> str:
 class Guard:
     """ASGI middleware in front of everything, so that a refused call costs neither parsing nor a look at the queue."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, keyring: Keyring) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, keyring: Keyring, calls: OpenCalls) -> None:
         self._app = app
+        self._calls = calls
         self._keyring = keyring
         self._open = OPEN_PATHS | ({"/metrics"} if settings.metrics_without_key else frozenset())
         self._loopback = is_loopback(reached_at(settings))
@@ -117,4 +120,12 @@ class Guard:
                 bind_contextvars(caller=scope["caller"])  # for the request's line in the log
         except BestOfNError as error:
             return await problem_of(error)(scope, receive, send)
-        await self._app(scope, receive, send)
+        with ExitStack() as scope[AT_END]:
+            if scope["path"] not in self._open:
+                try:
+                    self._calls.admit(scope)
+                except BestOfNError as error:
+                    return await problem_of(error)(scope, receive, send)
+                if scope["method"] != "POST":  # a submission takes its turn once its body is here
+                    await self._calls.take_turn(scope)
+            await self._app(scope, receive, send)

@@ -11,7 +11,9 @@ from fastapi import FastAPI
 
 from bestofn.service.api import access as guard
 from bestofn.service.api import problem_details as problem
+from bestofn.service.api.connections import CONNECTIONS_KEPT, DESCRIPTORS_KEPT, ConnectionLimit, Connections
 from bestofn.service.api.dependencies import Context
+from bestofn.service.api.open_calls import OpenCalls
 from bestofn.service.api.openai_errors import OpenAIErrors
 from bestofn.service.api.openapi import Described
 from bestofn.service.api.request_log import Requests, is_probe
@@ -71,21 +73,36 @@ async def _expire_jobs(queue: Queue) -> None:
         await asyncio.sleep(EXPIRE_SECONDS)
 
 
-def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
-    """The application. It connects to the queue of `settings` unless it is given one, which it then does not close.
+def _connection_limit(settings: Settings, descriptors: int | None) -> int:
+    if descriptors is None:
+        return settings.max_connections
+    return max(2 * CONNECTIONS_KEPT, min(settings.max_connections, descriptors - DESCRIPTORS_KEPT))
+
+
+def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: int | None = None) -> FastAPI:
+    """The application.
+
+    Args:
+        settings: settings of the API.
+        queue: its queue, which it does not close; if left out, it connects to that of `settings`.
+        descriptors: file descriptors that the process may have open; None: as many as it needs.
 
     Raises:
         SetupError: its keys cannot be read, or the settings would open it to other machines without any.
     """
     keyring = guard.check_binding(settings)
+    connections = Connections(_connection_limit(settings, descriptors))
+    calls = OpenCalls(settings.max_open_calls_per_key, connections.limit)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         used = queue or await _connect(settings)
-        app.state.context = context = Context(used, settings, keyring, TokenCounters(used.tokenizer))
+        app.state.context = context = Context(
+            used, settings, keyring, TokenCounters(used.tokenizer), connections, calls
+        )
         with contextlib.suppress(redis.exceptions.RedisError):
             await context.ended.read(context.queue)  # jobs that end from now on are counted
-        tasks = [asyncio.create_task(keyring.watch()), asyncio.create_task(_expire_jobs(used))]
+        tasks = [asyncio.create_task(work) for work in (keyring.watch(), _expire_jobs(used), connections.sweep())]
         try:
             yield
         finally:
@@ -110,7 +127,9 @@ def create_app(settings: Settings, queue: Queue | None = None) -> FastAPI:
             "exclude": is_probe,
         },
     )
-    app.add_middleware(guard.Guard, settings=settings, keyring=keyring)
+    app.state.connections = connections
+    app.add_middleware(guard.Guard, settings=settings, keyring=keyring, calls=calls)
+    app.add_middleware(ConnectionLimit, connections=connections)
     app.add_middleware(OpenAIErrors)  # around the guard, whose refusals it rewrites too
     app.add_middleware(Requests)  # around all of them
     problem.install(app)

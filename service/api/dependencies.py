@@ -11,11 +11,14 @@ from fastapi import Depends, Path, Request
 
 from bestofn.service.api.access import caller_of
 from bestofn.service.api.api_keys import Keyring
+from bestofn.service.api.connections import Connections
 from bestofn.service.api.deployments import Deployed
+from bestofn.service.api.open_calls import OpenCalls
 from bestofn.service.api.queue_health import Standstill
 from bestofn.service.api.queue_metrics import EndedJobs
 from bestofn.service.api.rate_limit import RefusalLimiter
 from bestofn.service.api.token_counter import TokenCounters
+from bestofn.service.api.turns import Turns
 from bestofn.service.core.errors import JobNotFound
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.job_queue import Queue
@@ -31,8 +34,11 @@ class Context:
     settings: Settings
     keyring: Keyring
     counters: TokenCounters
+    connections: Connections
+    open_calls: OpenCalls
     ended: EndedJobs = field(default_factory=EndedJobs)
     refusal_limiter: RefusalLimiter = field(default_factory=RefusalLimiter)
+    turns: Turns = field(default_factory=Turns)
     deployed: Deployed = field(init=False)
     standstill: Standstill = field(init=False)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -60,7 +60,7 @@ _SAID: Mapping[int, str] = {
     413: "The body is too long.",
     415: "The body is no JSON.",
     422: "The request cannot be served as written: `field` is at fault, `detail` says what to change.",
-    429: "Too much waits already.",
+    429: "Too much waits already, or too many calls of this key are open.",
     500: "The job has failed, or the server made a mistake.",
     503: "The queue is away or full, or no worker has been ready yet.",
     504: "The job is not done yet, or its deadline has passed.",
@@ -72,11 +72,11 @@ _SUBMISSION = (409, 413, 415, 422, 429, 500, 504)
 _REFUSALS: Mapping[str, tuple[int, ...]] = {
     "generate": (406, *_SUBMISSION),
     "generate_images": _SUBMISSION,
-    "read_job": _JOB,
+    "read_job": (*_JOB, 429),
     "cancel_job": _JOB,
     "read_image": _JOB,
     "read_thumbnail": _JOB,
-    "read_events": _JOB,
+    "read_events": (*_JOB, 429),
     "read_model": (404,),
 }
 

@@ -1,9 +1,15 @@
 """Answers about a job: its result as JSON with the headers that go with its state, or an image's bytes."""
 
+import contextlib
+import math
+from collections.abc import Sequence
+from functools import partial
+
+from pydantic import TypeAdapter
 from starlette.responses import Response
 
 from bestofn.service.api.dependencies import Context
-from bestofn.service.api.pagination import PAGE, page
+from bestofn.service.api.pagination import PAGE
 from bestofn.service.core.errors import (
     BestOfNError,
     DeadlinePassed,
@@ -12,15 +18,26 @@ from bestofn.service.core.errors import (
     JobFailed,
     JobUnreadable,
 )
-from bestofn.service.core.jobs import ACTIVE, JobStatus
+from bestofn.service.core.jobs import ACTIVE, Candidate, JobSpec, JobStatus
 from bestofn.service.core.results import assemble, unreadable
-from bestofn.service.core.schemas import ImageOut, JobResult
+from bestofn.service.core.schemas import CandidateOut, JobResult
+from bestofn.service.queue.winners import read_winners
 
 POLL_SECONDS = 1.0
+_CANDIDATES = TypeAdapter(list[CandidateOut])
 
 
-async def result_of(context: Context, job_id: str) -> JobResult:
-    """The job's result now, with a warning if a running job makes no progress.
+async def result_of(
+    context: Context, job_id: str, *, offset: int = 0, limit: int = PAGE, caller: str | None = None
+) -> JobResult:
+    """A page of the job's result now, with a warning if a running job makes no progress.
+
+    Args:
+        context: of this process.
+        job_id: the job.
+        offset: first candidate and match of the page.
+        limit: candidates and matches of the page. More than `PAGE` are put together off the event loop.
+        caller: name of the API key, which takes its turn for this; None: it is its turn already.
 
     Raises:
         JobNotFound, JobGone: there is no such job.
@@ -30,7 +47,8 @@ async def result_of(context: Context, job_id: str) -> JobResult:
         record = await context.queue.record(job_id)
     except JobUnreadable as error:
         return unreadable(job_id, error)
-    result = assemble(
+    build = partial(
+        assemble,
         record.spec,
         record.status,
         record.outcomes,
@@ -40,7 +58,16 @@ async def result_of(context: Context, job_id: str) -> JobResult:
         thumbnails=record.thumbnails,
         discarded_forwards=record.discarded_forwards,
         finals=record.finals,
+        ranking=record.ranking,
+        offset=offset,
+        limit=limit,
     )
+    long = limit > PAGE and len(record.outcomes) * record.spec.heat_size > PAGE
+    if long:
+        result = await context.queue.reader.off_loop(caller or "", build)
+    else:
+        async with contextlib.nullcontext() if caller is None else context.turns.of(caller):
+            result = build()
     if result.status in ACTIVE and (reason := await context.standstill.reason()) is not None:
         result.warnings.append(f"{reason}; the job goes on when that is over")
     return result
@@ -62,56 +89,66 @@ def location_of(job_id: str) -> str:
     return f"/jobs/{job_id}"
 
 
-def json_answer(
-    result: JobResult, status: int = 200, headers: dict[str, str] | None = None, *, offset: int = 0, limit: int = PAGE
-) -> Response:
+def json_answer(result: JobResult, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A page of the result, with Location, Retry-After while the job goes on, and a Link to the next page."""
-    shown = page(result, offset, limit)
     sent = {"Location": location_of(result.id), "Cache-Control": "no-store", **(headers or {})}
     if result.status in ACTIVE:
         sent |= {"Retry-After": f"{POLL_SECONDS:.0f}", "retry-after-ms": f"{1000 * POLL_SECONDS:.0f}"}
-    if shown.next is not None:
-        sent["Link"] = f'<{shown.next}>; rel="next"'
-    return Response(shown.model_dump_json(), status, sent, "application/json")
+    if result.next is not None:
+        sent["Link"] = f'<{result.next}>; rel="next"'
+    return Response(_dump(result), status, sent, "application/json")
+
+
+def _dump(result: JobResult) -> str:
+    """The result as JSON. Candidates are written in parts: Pydantic holds the interpreter while it writes one."""
+    if len(result.candidates) <= PAGE:
+        return result.model_dump_json()
+    whole = result.model_copy(update={"candidates": []}).model_dump_json()
+    parts = (result.candidates[i : i + PAGE] for i in range(0, len(result.candidates), PAGE))
+    written = ",".join(_CANDIDATES.dump_json(part)[1:-1].decode() for part in parts)
+    before, empty, after = whole.partition('"candidates":[]')  # in a text its quotes would be escaped
+    return f"{before}{empty[:-1]}{written}]{after}"
 
 
 async def image_answer(
-    context: Context, result: JobResult, rank: int, headers: dict[str, str] | None = None
+    context: Context, job_id: str, rank: int, *, warnings: Sequence[str] = (), headers: dict[str, str] | None = None
 ) -> Response:
     """The bytes of the image of this rank (1 is the best), with its seed and score in headers.
 
     Raises:
+        JobNotFound, JobGone: there is no such job.
+        JobUnreadable: this version cannot read it.
         ImageNotFound: the job has no image of this rank, or none yet.
     """
-    image = next((image for image in result.images if image.rank == rank), None)
-    if image is None:
-        if result.status in ACTIVE:
-            raise ImageNotFound(f"job {result.id} is still {result.status}; ask again", retry_after=POLL_SECONDS)
+    winners = await read_winners(context.queue, job_id)
+    if winners.spec is None or rank > len(winners.candidates):
+        if winners.status in ACTIVE:
+            raise ImageNotFound(f"job {job_id} is still {winners.status}; ask again", retry_after=POLL_SECONDS)
         raise ImageNotFound(
-            f"job {result.id} {result.status} with {len(result.images)} images; there is no rank {rank}"
+            f"job {job_id} {winners.status} with {len(winners.candidates)} images; there is no rank {rank}"
         )
-    content = await context.queue.image(result.id, image.candidate)
-    kind = str(result.parameters["format"])
-    described = _describe(result, image)
-    described["Content-Disposition"] = f'inline; filename="bestofn-{result.id}-{rank}.{kind}"'
-    return Response(content, 200, described | (headers or {}), f"image/{kind}")
+    spec, candidate = winners.spec, winners.candidates[rank - 1]
+    content = await context.queue.image(job_id, candidate.index)
+    described = _describe(spec, rank, candidate, [*dict.fromkeys([*spec.warnings, *warnings])])
+    described["Content-Disposition"] = f'inline; filename="bestofn-{job_id}-{rank}.{spec.format}"'
+    return Response(content, 200, described | (headers or {}), f"image/{spec.format}")
 
 
-def _describe(result: JobResult, image: ImageOut) -> dict[str, str]:
+def _describe(spec: JobSpec, rank: int, candidate: Candidate, warnings: Sequence[str]) -> dict[str, str]:
     described = {
-        "Location": location_of(result.id),
+        "Location": location_of(spec.id),
         "Cache-Control": "private, max-age=3600, immutable",
-        "X-Bestofn-Job": result.id,
-        "X-Bestofn-Rank": str(image.rank),
-        "X-Bestofn-Candidate": str(image.candidate),
-        "X-Bestofn-Seed": str(image.seed),
-        "X-Bestofn-Answer": image.verdict.answer,
-        "X-Bestofn-Model": f"{result.model.name}@{result.model.revision}",
-        "X-Bestofn-Judge": f"{result.judge.name}@{result.judge.revision}",
+        "X-Bestofn-Job": spec.id,
+        "X-Bestofn-Rank": str(rank),
+        "X-Bestofn-Candidate": str(candidate.index),
+        "X-Bestofn-Seed": str(candidate.seed),
+        "X-Bestofn-Answer": candidate.verdict.answer,
+        "X-Bestofn-Model": f"{spec.model.name}@{spec.model.revision}",
+        "X-Bestofn-Judge": f"{spec.judge.name}@{spec.judge.revision}",
     }
-    if image.verdict.p_yes is not None:
-        described["X-Bestofn-Score"] = f"{image.verdict.p_yes:.6f}"
-    if result.warnings:
-        described["X-Bestofn-Warning"] = "; ".join(result.warnings)[:1000]
+    if math.isfinite(candidate.verdict.p_yes):
+        described["X-Bestofn-Score"] = f"{candidate.verdict.p_yes:.6f}"
+    if warnings:
+        described["X-Bestofn-Warning"] = "; ".join(warnings)[:1000]
     # Headers are Latin-1 at best, and names and warnings may hold anything.
     return {name: value.encode("ascii", "backslashreplace").decode() for name, value in described.items()}

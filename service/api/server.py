@@ -2,22 +2,25 @@
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from bestofn.service.api.app import check_queue, create_app
+from bestofn.service.api.connections import IDLE_SECONDS, AcceptErrors
 from bestofn.service.api.dependencies import Context
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
+from bestofn.service.host.descriptors import raise_descriptor_limit
 from bestofn.service.telemetry import traces
 
 GRACE_SECONDS = 10
-BACKLOG = 2048
-# Longer than clients (httpx, openai: 5 s) and load balancers (60 s) keep an idle connection: if we closed it first, a
-# request that is on its way just then would be lost.
-IDLE_SECONDS = 75
+BACKLOG = 2048  # connections that wait in the system to be accepted
+ACCEPTED_AT_ONCE = 32  # before the event loop goes on, and idle connections are closed for them
+SWITCH_SECONDS = 0.001  # a thread that reads a large job lets the event loop go on after this long
 
 
 class _Server(uvicorn.Server):
@@ -32,6 +35,9 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._loop = asyncio.get_running_loop()
+            self._loop.set_exception_handler(AcceptErrors())
+            for listening in sockets or ():
+                listening.listen(BACKLOG)  # asyncio has set it to the number that it accepts at once
             self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -70,24 +76,31 @@ def address_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def server_config(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        app,
+        http=app.state.connections.protocol(),
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        backlog=ACCEPTED_AT_ONCE,
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        server_header=False,
+    )
+
+
 def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; `on_ready` gets the address once calls are answered.
 
     Raises:
         SetupError: the address cannot be used, the queue is unfit, or other machines could call without keys.
     """
-    app = create_app(settings)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    app = create_app(settings, descriptors=raise_descriptor_limit())
     # Once more before the start, since what the application raises then is buried in uvicorn's traceback.
     asyncio.run(check_queue(settings))
     with listen(settings.host, settings.port) as listening:
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="on",
-            timeout_keep_alive=IDLE_SECONDS,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-            server_header=False,
-        )
-        server = _Server(config, lambda: app.state.context, lambda: on_ready(address_of(listening)))
+        server = _Server(server_config(app), lambda: app.state.context, lambda: on_ready(address_of(listening)))
         server.run(sockets=[listening])

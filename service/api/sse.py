@@ -32,37 +32,49 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
 
-def stream_response(events: AsyncGenerator[ServerSentEvent, None], headers: dict[str, str]) -> EventStream:
-    """Send events as they come. The generator is closed at the end of the stream.
+def encode(event: ServerSentEvent) -> bytes:
+    """The event as it is sent."""
+    return format_sse_event(
+        data_str=json.dumps(event.data, ensure_ascii=False, separators=(",", ":")),
+        event=event.type,
+        id=event.id,
+        retry=event.retry_ms,
+    )
+
+
+def stream_response(events: AsyncGenerator[bytes, None], headers: dict[str, str]) -> EventStream:
+    """Send encoded events as they come. The generator is closed at the end of the stream.
 
     Args:
-        events: of one reader.
+        events: events of one reader, one or several at once.
         headers: sent with the status 200, before the first event.
     """
-    return EventStream(_encoded(events), headers=HEADERS | headers)
+    return EventStream(_kept_alive(events), headers=HEADERS | headers)
 
 
-async def _encoded(events: AsyncGenerator[ServerSentEvent, None]) -> AsyncIterator[bytes]:
-    async with contextlib.aclosing(events):
-        coming: asyncio.Task[ServerSentEvent] | None = None
-        try:
-            while True:
-                coming = coming or asyncio.ensure_future(anext(events))
-                done, _ = await asyncio.wait({coming}, timeout=KEEP_ALIVE_SECONDS)
-                if not done:
-                    yield format_sse_event(comment="keep-alive")
-                    continue
-                try:
-                    event = coming.result()
-                except StopAsyncIteration:
-                    return
-                coming = None
-                yield format_sse_event(
-                    data_str=json.dumps(event.data, ensure_ascii=False, separators=(",", ":")),
-                    event=event.type,
-                    id=event.id,
-                    retry=event.retry_ms,
-                )
-        finally:
-            if coming is not None:
-                await end_tasks({coming})
+async def _kept_alive(events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    coming: asyncio.Task[bytes] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(events))
+            done, _ = await asyncio.wait({coming}, timeout=KEEP_ALIVE_SECONDS)
+            if not done:
+                yield format_sse_event(comment="keep-alive")
+                continue
+            try:
+                encoded = coming.result()
+            except StopAsyncIteration:
+                return
+            coming = None
+            yield encoded
+    finally:
+        # A task of its own: Starlette cancels the stream of a caller who has gone at every step, this one included.
+        ending = asyncio.create_task(_end(events, coming))
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(ending)
+
+
+async def _end(events: AsyncGenerator[bytes, None], coming: "asyncio.Task[bytes] | None") -> None:
+    if coming is not None:
+        await end_tasks({coming})
+    await events.aclose()

@@ -37,37 +37,38 @@ async def submit(
     Raises:
         InvalidRequest, IdempotencyMismatch, Overloaded, Unavailable: as `job_spec` and `Queue.submit` say.
     """
-    queue = context.queue
-    deployment = await context.deployed.choose(body.model, body.judge, body.rule, finals=body.finals is not None)
-    for sha256 in deployment.tokenizers:
-        await context.counters.load(sha256)
-    spec = job_spec(
-        body,
-        deployment,
-        context.settings,
-        job_id=secrets.token_hex(12),
-        random_seed=secrets.randbelow(RANDOM_SEEDS),
-        count_tokens=context.counters.count,
-        image_format=image_format,
-    )
-    scoped = fingerprint = None
-    if key is not None:
-        if not (0 < len(key) <= MAX_KEY and key.isprintable()):
-            raise InvalidRequest(
-                f"Idempotency-Key must have 1 to {MAX_KEY} printable characters", field="Idempotency-Key"
-            )
-        # Two callers who pick the same key must not get each other's images.
-        scoped = f"{caller}:{key}"
-        asked = body.model_dump(mode="json", exclude_unset=True) | {"format": spec.format}
-        fingerprint = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    job, created = await queue.submit(
-        spec,
-        idempotency_key=scoped,
-        fingerprint=fingerprint,
-        cost=tflops(spec, deployment),
-        caller=caller,
-        traceparent=traceparent(),
-    )
+    async with context.open_calls.turn(caller):
+        queue = context.queue
+        deployment = await context.deployed.choose(body.model, body.judge, body.rule, finals=body.finals is not None)
+        for sha256 in deployment.tokenizers:
+            await context.counters.load(sha256)
+        spec = job_spec(
+            body,
+            deployment,
+            context.settings,
+            job_id=secrets.token_hex(12),
+            random_seed=secrets.randbelow(RANDOM_SEEDS),
+            count_tokens=context.counters.count,
+            image_format=image_format,
+        )
+        scoped = fingerprint = None
+        if key is not None:
+            if not (0 < len(key) <= MAX_KEY and key.isprintable()):
+                raise InvalidRequest(
+                    f"Idempotency-Key must have 1 to {MAX_KEY} printable characters", field="Idempotency-Key"
+                )
+            # Two callers who pick the same key must not get each other's images.
+            scoped = f"{caller}:{key}"
+            asked = body.model_dump(mode="json", exclude_unset=True) | {"format": spec.format}
+            fingerprint = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        job, created = await queue.submit(
+            spec,
+            idempotency_key=scoped,
+            fingerprint=fingerprint,
+            cost=tflops(spec, deployment),
+            caller=caller,
+            traceparent=traceparent(),
+        )
     context.refusal_limiter.accepted(caller)
     logged = {"prompt": spec.prompt} if context.settings.log_prompts else {"prompt_sha256": _short_hash(spec.prompt)}
     bind_contextvars(job_id=job, **logged)  # for the request's line in the log

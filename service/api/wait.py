@@ -22,11 +22,11 @@ class Ending(Enum):
 async def wait(context: Context, request: Request, job_id: str, seconds: float) -> Ending:
     """Wait until the job has ended, at most `seconds`.
 
-    The wait costs one blocking read of the job's events and nothing else, so hundreds of callers may wait together.
+    All waits of a process share one blocking read, so hundreds of callers may wait together.
     """
     if seconds <= 0:
         return Ending.TIME
-    ended = asyncio.create_task(_ended(context, job_id))
+    ended = asyncio.create_task(context.queue.wait_for_end(job_id))
     hung_up = asyncio.create_task(_hung_up(request))
     stopping = asyncio.create_task(context.stopping.wait())
     tasks = {ended, hung_up, stopping}
@@ -50,11 +50,6 @@ async def end_tasks(tasks: set[asyncio.Task[Any]]) -> None:
     for task in tasks:
         if not task.cancelled():
             task.exception()  # seen, so that the loop does not complain about it
-
-
-async def _ended(context: Context, job_id: str) -> None:
-    async for _ in context.queue.events(job_id):
-        pass
 
 
 async def _hung_up(request: Request) -> None:

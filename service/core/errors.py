@@ -11,6 +11,7 @@ BestOfNError
 ├── JobGone                 410  the job ended longer ago than results are kept
 ├── UnsupportedMediaType    415
 ├── Overloaded              429  refused at submission; carries Retry-After
+├── TooManyCalls            429  too many waiting calls or event streams of one key; carries Retry-After
 ├── Unavailable             503  no warm worker, or the queue cannot be reached; carries Retry-After
 ├── WaitTimeout             504  the job took longer than the server waits
 ├── DeadlinePassed          504  the job's deadline passed before anything could be returned
@@ -89,6 +90,11 @@ class UnsupportedMediaType(BestOfNError):
 class Overloaded(BestOfNError):
     status = 429
     code = "overloaded"
+
+
+class TooManyCalls(BestOfNError):
+    status = 429
+    code = "too_many_calls"
 
 
 class Unavailable(BestOfNError):

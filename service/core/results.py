@@ -1,8 +1,11 @@
 """Results: ranks, leaders, bracket and usage of a job from its heats' verdicts. Pure, without torch."""
 
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-from bestofn.judge.bracket import knockout
+from bestofn.judge.bracket import Match, knockout
 from bestofn.judge.calibration import probability
 from bestofn.judge.verdict import Verdict, rank
 from bestofn.service.core.errors import JobUnreadable
@@ -50,6 +53,52 @@ def leaders(spec: JobSpec, candidates: Iterable[Candidate]) -> list[int]:
     return [candidate.index for candidate in best_of(spec, candidates)]
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """Ranks of the judged candidates of a job: what all pages of its result have in common.
+
+    Attributes:
+        by_verdict: candidates, best first by their verdicts.
+        order: candidates, best first after the finals.
+        usage: work of all finished heats; None if there is none.
+        warnings: warnings of all finished heats.
+        unusable: number of candidates without a usable verdict.
+    """
+
+    by_verdict: tuple[Candidate, ...]
+    order: tuple[Candidate, ...]
+    usage: Usage | None
+    warnings: tuple[str, ...]
+    unusable: int
+
+    @classmethod
+    def of(cls, spec: JobSpec, outcomes: Collection[HeatOutcome], finals: FinalsOutcome | None = None) -> "Ranking":
+        """Rank the candidates of finished heats, in any order."""
+        by_verdict = ranked(spec, (candidate for outcome in outcomes for candidate in outcome.candidates))
+        return cls(
+            by_verdict=tuple(by_verdict),
+            order=tuple(reordered(by_verdict, finals)),
+            usage=sum((outcome.usage for outcome in outcomes), Usage()) if outcomes else None,
+            warnings=tuple(dict.fromkeys(text for outcome in outcomes for text in outcome.warnings)),
+            unusable=sum(not candidate.verdict.usable for candidate in by_verdict),
+        )
+
+    def prepare(self, *, bracket: bool) -> None:
+        """Compute now what pages of the result need, and with `bracket` the knockout too."""
+        _ = self.places, self.rounds if bracket else ()
+
+    @cached_property
+    def places(self) -> Sequence[tuple[int, Candidate]]:
+        """Candidates in index order, each with its place in `order`."""
+        return sorted(enumerate(self.order), key=lambda entry: entry[1].index)
+
+    @cached_property
+    def rounds(self) -> Sequence[Sequence[Match]]:
+        """Rounds of the knockout by verdicts among the candidates solved in full."""
+        indices = [candidate.index for candidate in self.by_verdict if candidate.solved_in_full]
+        return knockout(sorted(indices), indices).rounds if indices else ()
+
+
 def unreadable(job: str, error: JobUnreadable) -> JobResult:
     """The little that is known of a job that cannot be read. Raises `error` if that job has images."""
     if error.job_status not in (*ACTIVE, JobStatus.FAILED, JobStatus.CANCELED):
@@ -79,8 +128,16 @@ def assemble(
     thumbnails: Collection[int] = (),
     discarded_forwards: int = 0,
     finals: FinalsOutcome | None = None,
+    ranking: Ranking | None = None,
+    offset: int = 0,
+    limit: int | None = None,
 ) -> JobResult:
-    """The result of a job from its finished heats, in any order.
+    """The result of a job from its finished heats, in any order, or one page of it.
+
+    A page has the candidates and matches number `offset` to `offset + limit - 1`, and the url of the next page, if any.
+    Matches are numbered round after round. Every page lists all rounds, most of them empty, so that a reader appends
+    round r of each page to its round r. N candidates play at most N - 1 matches and byes a round, so matches may need
+    a page or so more than candidates.
 
     A job that has not succeeded shows its verdicts so far and no images, because its ranks may still change.
 
@@ -94,16 +151,20 @@ def assemble(
         thumbnails: candidates with a thumbnail.
         discarded_forwards: transformer forwards for candidates that the end left out.
         finals: result of the finals; the bracket remains that of the verdicts.
+        ranking: ranks of these outcomes, if they are known; then `outcomes` is not read.
+        offset: first candidate and match of the page.
+        limit: candidates and matches of the page; None: all.
     """
-    by_verdict = ranked(spec, (candidate for outcome in outcomes for candidate in outcome.candidates))
-    order = reordered(by_verdict, finals)
+    ranking = ranking or Ranking.of(spec, outcomes, finals)
+    by_verdict, order = ranking.by_verdict, ranking.order
+    end = sys.maxsize if limit is None else offset + limit
     succeeded = status is JobStatus.SUCCEEDED
-    warnings = [*spec.warnings, *(text for outcome in outcomes for text in outcome.warnings)]
-    unusable = sum(not candidate.verdict.usable for candidate in order)
-    if unusable:
+    rounds = ranking.rounds if succeeded else ()
+    warnings = [*spec.warnings, *ranking.warnings]
+    if ranking.unusable:
         warnings.append(
-            f"the judge gave {unusable} of {len(order)} candidates no usable verdict (neither yes nor no, or not "
-            "finite); they rank last"
+            f"the judge gave {ranking.unusable} of {len(order)} candidates no usable verdict (neither yes nor no, or "
+            "not finite); they rank last"
         )
     if succeeded and stopped == "deadline":
         warnings.append(
@@ -130,10 +191,11 @@ def assemble(
         status=status,
         prompt=spec.prompt,
         images=_images(spec, order) if succeeded else [],
-        bracket=_bracket(by_verdict) if succeeded else [],
+        bracket=_bracket(rounds, offset, end),
         finals=_finals(finals) if succeeded else None,
-        candidates=_candidates(spec, order, thumbnails),
-        usage=_usage(outcomes, discarded_forwards, finals) if outcomes else None,
+        candidates=_candidates(spec, ranking.places[offset:end], thumbnails),
+        next=f"/jobs/{spec.id}?offset={end}&limit={limit}" if end < max(len(order), sum(map(len, rounds))) else None,
+        usage=_usage(ranking.usage, discarded_forwards, finals) if ranking.usage is not None else None,
         progress=progress,
         complete=succeeded and stopped != "deadline",
         stopped=stopped,
@@ -163,29 +225,30 @@ def _images(spec: JobSpec, order: Sequence[Candidate]) -> list[ImageOut]:
     ]
 
 
-def _candidates(spec: JobSpec, order: Sequence[Candidate], thumbnails: Collection[int]) -> list[CandidateOut]:
-    """In index order, each with its rank."""
-    places = sorted(
-        ((candidate.index, place, candidate) for place, candidate in enumerate(order)), key=lambda entry: entry[0]
-    )
+def _candidates(
+    spec: JobSpec, places: Iterable[tuple[int, Candidate]], thumbnails: Collection[int]
+) -> list[CandidateOut]:
     return [
         CandidateOut(
-            index=index,
+            index=candidate.index,
             seed=candidate.seed,
             verdict=VerdictOut.of(candidate.verdict),
             rank=place + 1,
             solved_in_full=candidate.solved_in_full,
             draft=VerdictOut.of(candidate.draft) if candidate.draft is not None else None,
-            thumbnail=f"/jobs/{spec.id}/thumbnails/{index}" if index in thumbnails else None,
+            thumbnail=f"/jobs/{spec.id}/thumbnails/{candidate.index}" if candidate.index in thumbnails else None,
         )
-        for index, place, candidate in places
+        for place, candidate in places
     ]
 
 
-def _bracket(order: Sequence[Candidate]) -> list[list[MatchOut]]:
-    indices = [candidate.index for candidate in order if candidate.solved_in_full]
-    rounds = knockout(sorted(indices), indices).rounds
-    return [[MatchOut(a=match.a, b=match.b, winner=match.winner) for match in matches] for matches in rounds]
+def _bracket(rounds: Iterable[Sequence[Match]], offset: int, end: int) -> list[list[MatchOut]]:
+    shown, number = [], 0
+    for matches in rounds:
+        part = matches[max(0, offset - number) : max(0, end - number)]
+        shown.append([MatchOut(a=match.a, b=match.b, winner=match.winner) for match in part])
+        number += len(matches)
+    return shown
 
 
 def _finals(finals: FinalsOutcome | None) -> FinalsOut | None:
@@ -196,8 +259,7 @@ def _confidence(spec: JobSpec, order: Sequence[Candidate]) -> float | None:
     return None if spec.stop is None else probability(order[0].verdict, spec.calibration)
 
 
-def _usage(outcomes: Sequence[HeatOutcome], discarded_forwards: int, finals: FinalsOutcome | None) -> UsageOut:
-    usage = sum((outcome.usage for outcome in outcomes), Usage())
+def _usage(usage: Usage, discarded_forwards: int, finals: FinalsOutcome | None) -> UsageOut:
     return UsageOut(
         candidates=usage.candidates,
         transformer_forwards=usage.transformer_forwards,

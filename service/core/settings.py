@@ -70,6 +70,15 @@ class Settings(BaseSettings):
         False, description="Serve other machines without API keys, on a protected network."
     )
     max_wait_seconds: float = Field(120.0, gt=0, description="A waiting call gets 202 after this long.")
+    max_open_calls_per_key: int = Field(
+        256, ge=1, description="Maximum waiting calls and event streams of each API key; more get 429."
+    )
+    max_connections: int = Field(
+        4096,
+        ge=32,
+        description="Maximum connections of an API process; fewer if it may open fewer files. A new one replaces the "
+        "connection that has been idle the longest.",
+    )
     max_body_bytes: int = Field(64 * 1024, description="Maximum body of a request; longer ones get 413.")
 
     # Client

@@ -13,7 +13,7 @@ from bestofn.service.core import jobs
 from bestofn.service.core.errors import JobUnreadable
 from bestofn.service.core.finals import FinalsOutcome, FinalsState
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
-from bestofn.service.core.results import ranked
+from bestofn.service.core.results import Ranking
 from bestofn.service.core.schemas import CandidateOut, FinalsProgress, JobProgress, VerdictOut
 from bestofn.service.core.workers import WorkerInfo
 
@@ -79,6 +79,7 @@ class JobRecord:
     thumbnails: frozenset[int] = frozenset()  # candidates with a thumbnail
     discarded_forwards: int = 0  # forwards for candidates that an early end left out
     finals: FinalsOutcome | None = None
+    ranking: Ranking | None = None  # of `outcomes`
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +117,57 @@ def read_workers(texts: Iterable[str | bytes]) -> list[WorkerInfo]:
     return found
 
 
-def read_record(fields: Mapping[bytes, bytes], heats: Mapping[bytes, bytes]) -> JobRecord:
-    """The record of a job, without its queue position.
+@dataclass(frozen=True, slots=True)
+class DecodedHeats:
+    """The decoded heats of one job so far.
+
+    Attributes:
+        text: stored form of `spec`.
+        spec: the job.
+        outcomes: finished heats by index, without image bytes.
+        finals: result of the finals.
+        ranking: ranks of all their candidates.
+    """
+
+    text: bytes
+    spec: JobSpec
+    outcomes: Mapping[int, HeatOutcome]
+    finals: FinalsOutcome | None
+    ranking: Ranking
+
+    @property
+    def heats(self) -> list[int]:
+        """Indices of the decoded records; the finals' comes last."""
+        return [*self.outcomes, *([self.spec.schedule.num_heats] if self.finals is not None else [])]
+
+
+@reading("the job's stored record")
+def decode_heats(text: bytes | None, heats: Mapping[bytes, bytes], before: DecodedHeats | None = None) -> DecodedHeats:
+    """Decode heats of a job.
 
     Args:
-        fields: the job's hash.
-        heats: records of its completed heats by heat; the finals' record comes last.
+        text: stored form of its specification.
+        heats: records of completed heats by heat; the finals' record comes last.
+        before: heats of the same job that are decoded already.
 
     Raises:
-        JobUnreadable: with the job's status and error.
+        JobUnreadable: one of them cannot be read.
     """
+    spec = before.spec if before is not None else read_spec(text)
+    last = spec.schedule.num_heats
+    new = {heat: unpack_heat(spec, heat, heats[b"%d" % heat]) for heat in map(int, heats) if heat != last}
+    outcomes = dict(sorted({**(before.outcomes if before is not None else {}), **new}.items()))
+    finals = before.finals if before is not None else None
+    if b"%d" % last in heats:
+        finals = unpack_finals(heats[b"%d" % last])
+    return DecodedHeats(text or b"", spec, outcomes, finals, Ranking.of(spec, tuple(outcomes.values()), finals))
+
+
+@contextmanager
+def naming_status(fields: Mapping[bytes, bytes]) -> Iterator[None]:
+    """Note status and error of a job, by its hash, in the JobUnreadable that this block raises."""
     try:
-        return _read_record(fields, heats)
+        yield
     except JobUnreadable as error:
         known = (fields.get(name) for name in (b"status", b"error"))
         error.job_status, error.job_error = (None if text is None else text.decode(errors="replace") for text in known)
@@ -135,35 +175,34 @@ def read_record(fields: Mapping[bytes, bytes], heats: Mapping[bytes, bytes]) -> 
 
 
 @reading("the job's stored record")
-def _read_record(fields: Mapping[bytes, bytes], heats: Mapping[bytes, bytes]) -> JobRecord:
-    spec = read_spec(fields.get(b"spec"))
+def read_record(fields: Mapping[bytes, bytes], heats: DecodedHeats) -> JobRecord:
+    """The record of a job, without its queue position, from its hash and its heats. Raises JobUnreadable."""
+    spec, ranking = heats.spec, heats.ranking
     status = JobStatus(fields[b"status"].decode())
-    last = spec.schedule.num_heats
-    outcomes = tuple(unpack_heat(spec, heat, heats[b"%d" % heat]) for heat in sorted(map(int, heats)) if heat != last)
-    finals = heats.get(b"%d" % last)
     state = fields.get(b"finals_state") if status is JobStatus.RUNNING else None
-    candidates = (candidate.index for outcome in outcomes for candidate in outcome.candidates)
+    thumbnails = (c.index for c in ranking.order if spec.has_thumbnail(c.index)) if spec.thumbnails else ()
     return JobRecord(
         spec,
         status,
         fields[b"error"].decode() if b"error" in fields else None,
         fields[b"stopped"].decode() if b"stopped" in fields else None,
-        outcomes,
+        tuple(heats.outcomes.values()),
         JobProgress(
             judged=int(fields[b"judged"]),
             num_samples=spec.num_samples,
             steps=int(fields[b"steps"]),
             total_steps=int(fields[b"total_steps"]),
             transformer_forwards=int(fields[b"forwards"]),
-            best=best(spec, outcomes),
+            best=_best(ranking),
             finals=None if state is None else FinalsProgress.model_validate_json(state),
         ),
         _seconds(fields[b"created"]),
         _seconds(fields[b"started"]) if b"started" in fields else None,
         _seconds(fields[b"ended"]) if b"ended" in fields else None,
-        frozenset(filter(spec.has_thumbnail, candidates)),
+        frozenset(thumbnails),
         int(fields.get(b"discarded", 0)),
-        None if finals is None else unpack_finals(finals),
+        heats.finals,
+        ranking,
     )
 
 
@@ -239,13 +278,12 @@ def pack_candidate(candidate: Candidate) -> str:
     return _compact({"index": candidate.index, "seed": candidate.seed, "verdict": verdict, **drafted})
 
 
-def best(spec: JobSpec, outcomes: Iterable[HeatOutcome]) -> CandidateOut | None:
-    """The leader among the candidates of finished heats."""
-    order = ranked(spec, (candidate for outcome in outcomes for candidate in outcome.candidates))
-    if not order:
+def _best(ranking: Ranking) -> CandidateOut | None:
+    if not ranking.by_verdict:
         return None
+    leader = ranking.by_verdict[0]
     return CandidateOut(
-        index=order[0].index, seed=order[0].seed, verdict=VerdictOut.of(order[0].verdict), rank=1, thumbnail=None
+        index=leader.index, seed=leader.seed, verdict=VerdictOut.of(leader.verdict), rank=1, thumbnail=None
     )
 
 

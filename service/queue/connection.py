@@ -1,5 +1,6 @@
 """Connection to the queue's server: client options, and the check that the server can hold a queue."""
 
+import asyncio
 import re
 import socket
 from collections.abc import Mapping
@@ -7,7 +8,8 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import structlog
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ConstantBackoff
@@ -16,14 +18,28 @@ from bestofn.service.core.errors import SetupError
 
 CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 10.0  # longest wait for a reply, above the longest blocking read
+MAX_CONNECTIONS = 32  # of a process
 OLDEST_SERVER = (7, 0)
 SENTINEL, SENTINEL_PORT = "+sentinel", 26379
 
 log = structlog.get_logger()
 
 
+class _Pool(BlockingConnectionPool):
+    """At most `max_connections`; a caller that is cancelled still gives its connection back."""
+
+    async def release(self, connection: AbstractConnection) -> None:
+        await asyncio.shield(super().release(connection))
+
+
+class _SentinelPool(SentinelConnectionPool, _Pool):
+    """The same, of the primary that sentinels name."""
+
+
 def connect_redis(url: str) -> Redis:
     """A client of the server at `url`. A call is repeated once if the connection breaks.
+
+    Calls are short, except for one or two blocking reads a process: further ones wait for a connection.
 
     `redis+sentinel://host:26379,host:26379/NAME/0` (`rediss+sentinel` with TLS) asks these sentinels for the primary of
     that name, and again after every break.
@@ -35,7 +51,6 @@ def connect_redis(url: str) -> Redis:
         "socket_connect_timeout": CONNECT_SECONDS,
         "socket_timeout": REPLY_SECONDS,
         "retry": Retry(ConstantBackoff(0.05), 1),
-        "max_connections": 4096,
         "protocol": 2,
     }
     if not url.startswith("unix:"):
@@ -44,9 +59,9 @@ def connect_redis(url: str) -> Redis:
     try:
         if not url.startswith("unix:") and "@" in parts.path + parts.query + parts.fragment:
             raise ValueError  # a password with / ? or # in it: its start would be taken for the host
-        if not parts.scheme.endswith(SENTINEL):
-            return Redis.from_url(url, **options)
-        return _of_sentinels(parts, options)
+        if parts.scheme.endswith(SENTINEL):
+            return Redis.from_pool(_of_sentinels(parts, options))
+        return Redis.from_pool(_Pool.from_url(url, max_connections=MAX_CONNECTIONS, timeout=REPLY_SECONDS, **options))
     except ValueError:
         raise SetupError(
             "REDIS_URL cannot be read: an address looks like redis://user:password@host:6379/0; in the password, "
@@ -54,7 +69,7 @@ def connect_redis(url: str) -> Redis:
         ) from None
 
 
-def _of_sentinels(parts: SplitResult, options: dict[str, Any]) -> Redis:
+def _of_sentinels(parts: SplitResult, options: dict[str, Any]) -> SentinelConnectionPool:
     login, _, hosts = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
     name, _, database = parts.path.strip("/").partition("/")
@@ -64,13 +79,10 @@ def _of_sentinels(parts: SplitResult, options: dict[str, Any]) -> Redis:
     shared = {"username": unquote(user) or None, "password": unquote(password) or None, **options}
     shared["ssl"] = parts.scheme == f"rediss{SENTINEL}"
     sentinels = Sentinel(  # type: ignore[no-untyped-call]
-        [(place.hostname, place.port or SENTINEL_PORT) for place in places],
-        sentinel_kwargs={name: value for name, value in shared.items() if name != "max_connections"},
-        db=int(database or 0),
-        **shared,
+        [(place.hostname, place.port or SENTINEL_PORT) for place in places], sentinel_kwargs=shared
     )
-    primary: Redis = sentinels.master_for(name)
-    return primary
+    limits = {"max_connections": MAX_CONNECTIONS, "timeout": REPLY_SECONDS}
+    return _SentinelPool(name, sentinels, db=int(database or 0), **limits, **shared)  # type: ignore[no-untyped-call]
 
 
 async def close_redis(client: Redis) -> None:

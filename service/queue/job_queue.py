@@ -2,13 +2,12 @@
 
 import json
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, NoReturn
 
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
-from bestofn.service.core import jobs
 from bestofn.service.core.errors import ImageNotFound, JobGone, JobNotFound, SetupError, Unavailable
 from bestofn.service.core.jobs import JobSpec, JobStatus
 from bestofn.service.core.scheduling import Backlog
@@ -24,25 +23,17 @@ from bestofn.service.queue.admission import (
     nearly_full,
     refusal,
 )
-from bestofn.service.queue.codec import (
-    Event,
-    JobRecord,
-    QueuePosition,
-    read_record,
-    read_spec,
-    read_workers,
-    without_prompt,
-)
+from bestofn.service.queue.codec import Event, JobRecord, QueuePosition, read_spec, read_workers, without_prompt
 from bestofn.service.queue.connection import check_server, close_redis, connect_redis
 from bestofn.service.queue.connection_errors import away, refused, why
 from bestofn.service.queue.embedded_server import find_redis
+from bestofn.service.queue.event_feed import Entry, EventFeed
 from bestofn.service.queue.image_store import ImageStore
-from bestofn.service.queue.job_events import follow
+from bestofn.service.queue.job_events import follow, follow_entries, wait_for_end
+from bestofn.service.queue.job_reader import JobReader
 from bestofn.service.queue.keys import Keys, opaque, pair_id
 from bestofn.service.queue.queue_position import read_position
 from bestofn.service.queue.scripts import Scripts
-
-ORPHAN_SECONDS = 600.0  # jobs of another version wait this long for a worker of that version
 
 
 class Queue:
@@ -55,6 +46,8 @@ class Queue:
         self.keys = Keys(settings.namespace)
         self.scripts = Scripts(redis, self.keys)
         self.images = ImageStore(settings)
+        self.feed = EventFeed(self.redis)
+        self.reader = JobReader(self.scripts)
 
     @classmethod
     async def connect(cls, settings: Settings) -> "Queue":
@@ -89,6 +82,8 @@ class Queue:
 
     async def aclose(self) -> None:
         """Close the connections."""
+        await self.feed.aclose()
+        self.reader.close()
         await close_redis(self.redis)
 
     async def refuses(self, *, jobs: bool = True) -> str | None:
@@ -196,12 +191,9 @@ class Queue:
 
     async def record(self, job: str) -> JobRecord:
         """The record of a job, without images. Raises JobNotFound, JobGone, JobUnreadable."""
-        fields, heats = (
-            dict(zip(flat[::2], flat[1::2], strict=True)) for flat in await self.scripts("record", job=job)
-        )
-        if not fields:
+        record = await self.reader.record(job)
+        if record is None:
             await self.missing(job)
-        record = read_record(fields, heats)
         if record.status is JobStatus.QUEUED:
             position = await self.position(record.spec)
             record.progress.position = position.position
@@ -222,23 +214,6 @@ class Queue:
         if image is None:
             raise ImageNotFound(f"job {job} has no image of candidate {candidate}")
         return await self.images.get(job, candidate, image)
-
-    async def sweep(self) -> list[str]:
-        """Fail jobs of other versions whose workers are gone; delete images of jobs that are expired or canceled.
-
-        Returns:
-            The jobs that failed.
-        """
-        patience = int(1000 * ORPHAN_SECONDS)
-        failed = await self.scripts("orphans", schema_version=jobs.SCHEMA_VERSION, patience=patience)
-        stored = await self.images.jobs()
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for job in stored:
-                pipe.hget(self.keys("job", job), "status")
-            known = await pipe.execute()
-        gone = (None, JobStatus.CANCELED.encode())
-        await self.images.forget(job for job, status in zip(stored, known, strict=True) if status in gone)
-        return [job.decode() for job in failed]
 
     async def thumbnail(self, job: str, candidate: int) -> bytes:
         """Thumbnail (WebP) of one candidate. Raises JobNotFound, JobGone, ImageNotFound."""
@@ -262,8 +237,16 @@ class Queue:
         return JobStatus(status.decode())
 
     def events(self, job: str, after: str = "0") -> AsyncGenerator[Event, None]:
-        """Events of a job, up to its last one; see `job_events.follow`."""
+        """Events of a job, up to its last one; see `job_events`."""
         return follow(self, job, after)
+
+    def stored_events(self, job: str) -> AsyncGenerator[Sequence[Entry], None]:
+        """The same as they are stored, several at once."""
+        return follow_entries(self, job, "0")
+
+    async def wait_for_end(self, job: str) -> None:
+        """Return when the job has ended. Raises JobNotFound, JobGone."""
+        await wait_for_end(self, job)
 
     async def expire_jobs(self) -> None:
         """End the jobs whose deadline has passed. Workers do it at every heartbeat, an API process twice a second."""
@@ -286,10 +269,6 @@ class Queue:
     async def announced(self) -> list[WorkerInfo]:
         """The last announced worker of every pair, to check requests while no worker is warm."""
         return read_workers(await self.redis.hvals(self.keys("pairs")))
-
-    async def only_other_versions(self) -> bool:
-        """Whether workers have announced themselves, but none that runs jobs of this version."""
-        return not await self.announced() and bool(await self.redis.exists(self.keys("pairs")))
 
     async def tokenizer(self, sha256: str) -> bytes:
         """The tokenizer.json with this hash. Raises Unavailable if no worker has stored it yet."""

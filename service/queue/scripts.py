@@ -23,7 +23,7 @@ Script = Literal[
     "orphans",
     "set_deliveries",
     "refuse",
-    "record",
+    "read_changes",
     "probe",
 ]
 SCRIPTS: tuple[Script, ...] = get_args(Script)

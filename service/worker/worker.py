@@ -17,9 +17,11 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.engine.protocol import Engine, EngineEvent
+from bestofn.service.host.descriptors import raise_descriptor_limit
 from bestofn.service.pairwise.openai_judge import VisionJudge
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
+from bestofn.service.queue.leftovers import sweep
 from bestofn.service.telemetry import worker_metrics as metrics
 from bestofn.service.worker.claims import ClaimLoop
 from bestofn.service.worker.completion import Completion
@@ -62,6 +64,7 @@ def run_worker(
     Raises:
         SetupError: there is no queue or no such pairwise judge, or whatever the factory raises.
     """
+    raise_descriptor_limit()
     worker = Worker(settings, engine_factory, missing_weights)
     status = asyncio.run(worker.run())
     if worker.hangs:
@@ -217,7 +220,8 @@ class Worker:
     async def _sweep(self) -> None:
         while True:
             with contextlib.suppress(RedisError, OSError):  # the queue is away, or another worker sweeps: later
-                await self._queue.sweep()
+                for job in await sweep(self._queue):
+                    log.warning("a job of another version failed: its workers are gone", job_id=job)
             await asyncio.sleep(SWEEP_SECONDS)
 
     def _condition(self) -> Condition:

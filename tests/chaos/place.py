@@ -98,10 +98,12 @@ class Place:
                     return {pid: workers[pid] for pid in wanted}
                 await asyncio.sleep(0.05)
 
-    async def api(self, port: int = 0, **settings: object) -> Api:
-        """Starts an API process and waits until it answers; port 0 takes a free one."""
+    async def api(self, port: int = 0, descriptors: int | None = None, **settings: object) -> Api:
+        """Starts an API process and waits until it answers; port 0 takes a free one. It may open so many files."""
         log = self.folder / f"api-{len(self._processes)}.log"
         command = [sys.executable, "-P", "-m", "bestofn.cli", "serve", "--port", str(port)]
+        if descriptors is not None:
+            command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
         process = self.start(command, log, settings)
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not (ready := _lines(log, "the API is ready")):

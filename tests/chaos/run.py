@@ -21,6 +21,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parent))  # which -P leaves out
 
 import bad_input
+import greedy
 import jobs
 import outages
 import overload
@@ -50,6 +51,7 @@ SECTIONS = {
     "kill-api": Section(outages.kill_api, 4, 1),
     "flood": Section(overload.flood, 60, 30),
     "fairness": Section(overload.fairness, 5, 1),
+    "greedy": Section(greedy.greedy, 20, 5),
     "idempotency": Section(overload.idempotency, 10, 1),
     "cancel-storm": Section(jobs.cancel_storm, 1000, 100),
     "hang-up": Section(jobs.hang_up, 20, 4),

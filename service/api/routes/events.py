@@ -2,28 +2,30 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import redis.exceptions
 import structlog
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
+from bestofn.service.api.access import caller_of
 from bestofn.service.api.dependencies import Context, ContextDep, JobId
 from bestofn.service.api.event_translation import EventTranslator, JobEvent, Place, place_of
-from bestofn.service.api.pagination import PAGE, page
 from bestofn.service.api.problem_details import document
 from bestofn.service.api.responses import failure_of, result_of
-from bestofn.service.api.sse import EventStream, ServerSentEvent, stream_response
+from bestofn.service.api.sse import EventStream, ServerSentEvent, encode, stream_response
 from bestofn.service.api.wait import end_tasks
 from bestofn.service.core.errors import JobGone, JobNotFound, JobUnreadable
 from bestofn.service.core.jobs import JobSpec
 from bestofn.service.core.schemas import JobResult
 from bestofn.service.queue.codec import ENDINGS, Event
+from bestofn.service.queue.event_feed import Entry
 
 POSITION_SECONDS = 1.0  # a waiting job's place is looked up this often
+TRANSLATED_AT_ONCE = 16  # events of a stream, before the event loop goes on
 RETRY_MS = 1000  # browsers come back after this long
 
 LastEventId = Annotated[str | None, Header(description="Resume after the event with this id.")]
@@ -34,37 +36,41 @@ router = APIRouter()
 
 
 @router.get("/jobs/{job_id}/events", response_class=EventStream, summary="A job's events, up to its result")
-async def read_events(context: ContextDep, job_id: JobId, last_event_id: LastEventId = None) -> Response:
+async def read_events(
+    request: Request, context: ContextDep, job_id: JobId, last_event_id: LastEventId = None
+) -> Response:
     """Server-sent events: `queued`, `started`, `progress`, `candidate`, `match`, `finals`; last `result` or `error`.
 
     `Last-Event-ID` resumes after that event, without a gap and without repetition. If the server no longer has the
     missed events, the stream starts with a `snapshot` of the job. The stream can be read as long as the result.
     """
+    context.open_calls.enter(request.scope, "stream")
     spec = await context.queue.spec(job_id)  # before the stream begins, so that an unknown job is a 404
-    return stream_response(job_events(context, spec, last_event_id), {})
+    return stream_response(job_events(context, spec, last_event_id, caller=caller_of(request)), {})
 
 
 async def job_events(
-    context: Context, spec: JobSpec, last: str | None, *, cancel: bool = False
-) -> AsyncGenerator[ServerSentEvent, None]:
-    """A job's events after the one with id `last`, for one reader.
+    context: Context, spec: JobSpec, last: str | None, *, caller: str, cancel: bool = False
+) -> AsyncGenerator[bytes, None]:
+    """A job's events after the one with id `last`, encoded, for one reader.
 
     Args:
         context: of this process.
         spec: the job.
         last: id of the last event that the reader has; None: none.
+        caller: name of the API key; its streams take turns on the event loop.
         cancel: cancel the job if the reader leaves before its end.
     """
     ended = False
     try:
-        async with contextlib.aclosing(follow(context, spec, place_of(last))) as events:
-            async for event in events:
-                ended = event.type in ("result", "error")
-                yield ServerSentEvent(event.type, event.data, event.id, RETRY_MS)
+        async with contextlib.aclosing(follow(context, spec, place_of(last), caller)) as batches:
+            async for events in batches:
+                ended = events[-1].type in ("result", "error")
+                yield b"".join(_encoded(event.type, event.data, event.id) for event in events)
     except (JobGone, JobNotFound, JobUnreadable) as error:  # it went or became unreadable while it was read
         ended = True
         problem = document(error.status, error.code, error.detail) | {"job": spec.id}
-        yield ServerSentEvent("error", problem, retry_ms=RETRY_MS)
+        yield _encoded("error", problem)
     except redis.exceptions.RedisError as error:  # the reader reconnects, and then gets the reason
         log.warning("the queue was lost under a stream", job=spec.id, error=str(error))
     finally:
@@ -72,44 +78,77 @@ async def job_events(
             context.later(context.queue.cancel(spec.id))
 
 
-async def follow(context: Context, spec: JobSpec, after: Place | None) -> AsyncGenerator[JobEvent, None]:
-    """A job's events after the one at `after`, as they come, up to its end or the server's.
+async def follow(
+    context: Context, spec: JobSpec, after: Place | None, caller: str
+) -> AsyncGenerator[list[JobEvent], None]:
+    """A job's events after the one at `after`, as they come, up to its end or the server's; a few at once.
 
     Stored events are translated from the first one on, so that all readers get the same events. If the first ones are
     no longer stored, or the reader was too slow for them, a snapshot replaces them.
     """
-    translator = EventTranslator(spec)
-    position: dict[str, Any] | None = None  # while the job waits
-    first = True
+    reader = _Reader(context, spec, after)
     async with contextlib.aclosing(_paced(context, spec.id)) as stored:
-        async for event in stored:
-            if event is None:
-                if position is not None and (now := await _position(context, spec)) != position:
-                    position = now
-                    yield JobEvent("queued", now)
-                continue
-            if (first and event.type != "queued") or translator.missed(event):
-                translator, after = EventTranslator(spec), None
-                async for translated in _snapshot(context, spec, translator):
-                    yield translated
-            first, position = False, None
-            ended = event.type in ENDINGS
-            for translated in [await _ending(context, spec, event)] if ended else translator.translate(event):
-                if translated.type == "queued":
-                    position = await _position(context, spec)
-                    translated = replace(translated, data=position)
-                if after is None or _place(translated) > after:
-                    yield translated
-            if ended:
-                return
+        async for entries in stored:
+            for part in _parts(entries) if entries else [[None]]:
+                async with context.turns.of(caller):
+                    events = [event for entry in part for event in await reader.translate(entry)]
+                if events:
+                    yield events
 
 
-async def _snapshot(context: Context, spec: JobSpec, translator: EventTranslator) -> AsyncIterator[JobEvent]:
+class _Reader:
+    """What one reader has got so far."""
+
+    def __init__(self, context: Context, spec: JobSpec, after: Place | None) -> None:
+        self._context = context
+        self._spec = spec
+        self._after = after
+        self._translator = EventTranslator(spec)
+        self._position: dict[str, Any] | None = None  # while the job waits
+        self._first = True
+
+    async def translate(self, entry: Entry | None) -> list[JobEvent]:
+        """The reader's events for a stored one; None: nothing came for a while."""
+        if entry is None:
+            return await self._wait()
+        event, found = Event.read(*entry), []
+        if (self._first and event.type != "queued") or self._translator.missed(event):
+            self._translator, self._after = EventTranslator(self._spec), None
+            found += await _snapshot(self._context, self._spec, self._translator)
+        self._first, self._position = False, None
+        if event.type in ENDINGS:
+            translated = [await _ending(self._context, self._spec, event)]
+        else:
+            translated = list(self._translator.translate(event))
+        for one in translated:
+            if one.type == "queued":
+                self._position = await _position(self._context, self._spec)
+                one = replace(one, data=self._position)
+            if self._after is None or _place(one) > self._after:
+                found.append(one)
+        return found
+
+    async def _wait(self) -> list[JobEvent]:
+        if self._position is None or (now := await _position(self._context, self._spec)) == self._position:
+            return []
+        self._position = now
+        return [JobEvent("queued", now)]
+
+
+def _parts(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+    return (entries[i : i + TRANSLATED_AT_ONCE] for i in range(0, len(entries), TRANSLATED_AT_ONCE))
+
+
+def _encoded(type: str, data: Any, id: str | None = None) -> bytes:
+    return encode(ServerSentEvent(type, data, id, RETRY_MS))
+
+
+async def _snapshot(context: Context, spec: JobSpec, translator: EventTranslator) -> list[JobEvent]:
     """The whole job, without an id: a stream that has lost events always starts with another snapshot."""
     record = await context.queue.record(spec.id)
-    yield JobEvent("snapshot", _json(await result_of(context, spec.id)))
-    for translated in translator.catch_up(candidate for outcome in record.outcomes for candidate in outcome.candidates):
-        yield translated
+    candidates = (candidate for outcome in record.outcomes for candidate in outcome.candidates)
+    snapshot = JobEvent("snapshot", _json(await result_of(context, spec.id)))
+    return [snapshot, *translator.catch_up(candidates)]
 
 
 async def _position(context: Context, spec: JobSpec) -> dict[str, Any]:
@@ -125,7 +164,7 @@ async def _ending(context: Context, spec: JobSpec, event: Event) -> JobEvent:
 
 
 def _json(result: JobResult) -> dict[str, Any]:
-    return page(result, 0, PAGE).model_dump(mode="json")
+    return result.model_dump(mode="json")
 
 
 def _place(event: JobEvent) -> Place:
@@ -134,11 +173,11 @@ def _place(event: JobEvent) -> Place:
     return place
 
 
-async def _paced(context: Context, job_id: str) -> AsyncGenerator[Event | None, None]:
+async def _paced(context: Context, job_id: str) -> AsyncGenerator[Sequence[Entry] | None, None]:
     """The job's stored events, and None whenever nothing came for a while; ends when the server stops."""
-    source = context.queue.events(job_id)
+    source = context.queue.stored_events(job_id)
     stopping = asyncio.create_task(context.stopping.wait())
-    coming: asyncio.Task[Event] | None = None
+    coming: asyncio.Task[Sequence[Entry]] | None = None
     try:
         while True:
             coming = coming or asyncio.ensure_future(anext(source))
@@ -147,11 +186,11 @@ async def _paced(context: Context, job_id: str) -> AsyncGenerator[Event | None, 
             )
             if coming in done:
                 try:
-                    event = coming.result()
+                    entries = coming.result()
                 except StopAsyncIteration:
                     return
                 coming = None
-                yield event
+                yield entries
             elif stopping in done:
                 return
             else:

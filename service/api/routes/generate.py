@@ -46,6 +46,8 @@ async def generate(
     """
     accepted, wanted = _read_accept(accept, body)
     preference = read_prefer(prefer, context.settings.max_wait_seconds)
+    if accepted.events_first or preference.seconds > 0:
+        context.open_calls.enter(request.scope, "stream" if accepted.events_first else "wait")
     job_id, created = await submit(context, body, image_format=wanted, caller=caller_of(request), key=idempotency_key)
     headers = {}
     if preference.applied is not None and not accepted.events_first:
@@ -57,18 +59,19 @@ async def generate(
         if preference.cancel_on_disconnect:
             headers["Preference-Applied"] = "cancel-on-disconnect"
         spec = await context.queue.spec(job_id)
-        events = job_events(context, spec, last_event_id, cancel=cancel)
+        events = job_events(context, spec, last_event_id, caller=caller_of(request), cancel=cancel)
         return stream_response(events, {"Location": location_of(job_id)} | headers)
     ending = await wait(context, request, job_id, preference.seconds)
     if ending is Ending.HUNG_UP and created and preference.cancel_on_disconnect:
         await context.queue.cancel(job_id)
-    return await _answer(context, job_id, accepted, preference, headers)
+    result = await result_of(context, job_id, caller=caller_of(request))
+    return await _answer(context, result, accepted, preference, headers)
 
 
 async def _answer(
-    context: Context, job_id: str, accepted: Accepted, preference: Preference, headers: dict[str, str]
+    context: Context, result: JobResult, accepted: Accepted, preference: Preference, headers: dict[str, str]
 ) -> Response:
-    result = await result_of(context, job_id)
+    job_id = result.id
     place = {"Location": location_of(job_id)} | headers
     if result.status in ACTIVE:
         if accepted.image_first and preference.seconds > 0:
@@ -81,7 +84,7 @@ async def _answer(
     if failure is not None:
         return problem_of(failure, job=job_id, headers=place)
     if accepted.image_first:
-        return await image_answer(context, result, 1, headers)
+        return await image_answer(context, job_id, 1, warnings=result.warnings, headers=headers)
     return json_answer(result, 200, headers)
 
 

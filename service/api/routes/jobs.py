@@ -1,10 +1,12 @@
 """A job after its submission: its result, its images, its end."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response
 
+from bestofn.service.api.access import caller_of
 from bestofn.service.api.content_negotiation import read_prefer
 from bestofn.service.api.dependencies import ContextDep, JobId
 from bestofn.service.api.pagination import MAX_PAGE, PAGE
@@ -28,28 +30,32 @@ async def read_job(
     prefer: Annotated[str | None, Header(description="`wait=n`: answer after n seconds or at the job's end.")] = None,
 ) -> Response:
     """200 whatever the status; Retry-After while the job is queued or runs. Candidates and bracket come in pages."""
-    result = await result_of(context, job_id)
+    read = partial(result_of, context, job_id, offset=offset, limit=limit, caller=caller_of(request))
+    result = await read()
     preference = read_prefer(prefer, context.settings.max_wait_seconds)
     headers = {}
     if preference.applied is not None:
         headers["Preference-Applied"] = preference.applied
-        if result.status in ACTIVE:
+        if result.status in ACTIVE and preference.seconds > 0:
+            context.open_calls.enter(request.scope, "wait")
             await wait(context, request, job_id, preference.seconds)
-            result = await result_of(context, job_id)
-    return json_answer(result, 200, headers, offset=offset, limit=limit)
+            result = await read()
+    answer = partial(json_answer, result, 200, headers)
+    long = len(result.candidates) > PAGE
+    return await context.queue.reader.off_loop(caller_of(request), answer) if long else answer()
 
 
 @router.delete("", response_model=JobResult, summary="Cancel a job")
-async def cancel_job(context: ContextDep, job_id: JobId) -> Response:
+async def cancel_job(request: Request, context: ContextDep, job_id: JobId) -> Response:
     """Canceling twice, or a job that has ended, changes nothing. The answer is the job."""
     await context.queue.cancel(job_id)
-    return json_answer(await result_of(context, job_id))
+    return json_answer(await result_of(context, job_id, caller=caller_of(request)))
 
 
 @router.get("/images/{rank}", response_class=Response, summary="A winner's image")
 async def read_image(context: ContextDep, job_id: JobId, rank: Annotated[int, Path(ge=1, le=16)]) -> Response:
     """Rank 1 is the best. The format is the job's."""
-    return await image_answer(context, await result_of(context, job_id), rank)
+    return await image_answer(context, job_id, rank)
 
 
 @router.get("/thumbnails/{candidate}", response_class=Response, summary="A small image of any candidate")

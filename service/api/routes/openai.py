@@ -44,6 +44,7 @@ async def generate_images(
     start another job, so the answer asks clients not to retry.
     """
     wanted = body.generate_request(context.settings.max_samples)
+    context.open_calls.enter(request.scope, "wait")
     try:
         job_id, created = await submit(context, wanted, caller=caller_of(request), key=idempotency_key)
     except InvalidRequest as error:
@@ -54,7 +55,7 @@ async def generate_images(
     ending = await wait(context, request, job_id, seconds)
     if ending is Ending.HUNG_UP and created and preference.cancel_on_disconnect:
         await context.queue.cancel(job_id)
-    result = await result_of(context, job_id)
+    result = await result_of(context, job_id, limit=1, caller=caller_of(request))
     headers = {"Location": location_of(job_id)} | ({} if created else {"Idempotent-Replayed": "true"})
     refusal = _refusal(result, seconds)
     if refusal is not None:

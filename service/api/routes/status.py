@@ -8,8 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 
 from bestofn.service.api.access import caller_of
-from bestofn.service.api.api_keys import Keyring
-from bestofn.service.api.dependencies import ContextDep
+from bestofn.service.api.dependencies import Context, ContextDep
 from bestofn.service.core.jobs import Priority, Revision
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
@@ -102,8 +101,19 @@ class ServerOut(BaseModel):
     append_only: bool
 
 
+class CallsOut(BaseModel):
+    """Connections and open calls of this API process, and what its limits refused or closed since its start."""
+
+    connections: int
+    max_connections: int
+    waiting_calls: int
+    event_streams: int
+    refused_calls: int
+    closed_connections: int
+
+
 class LimitsOut(BaseModel):
-    """Of one request, but for `max_queued_candidates`: of all that wait."""
+    """Of one request, but for `max_queued_candidates`: of all that wait; and `max_open_calls_per_key`: of one key."""
 
     model_config = ConfigDict(from_attributes=True)
     max_samples: int
@@ -113,6 +123,7 @@ class LimitsOut(BaseModel):
     max_tflops: float | None
     max_body_bytes: int
     max_queued_candidates: int
+    max_open_calls_per_key: int
     max_wait_seconds: float
     result_ttl_seconds: int
 
@@ -134,6 +145,7 @@ class Status(BaseModel):
     caller: CallerOut | None
     server: ServerOut | None
     keys: Literal["off", "on", "stale"]
+    calls: CallsOut
     limits: LimitsOut
 
 
@@ -148,11 +160,12 @@ async def status(request: Request, context: ContextDep) -> Status:
         if not away(error):
             raise
         stats, holdings = None, None
-    return status_of(stats, holdings, context.settings, context.keyring)
+    return status_of(stats, holdings, context)
 
 
-def status_of(stats: QueueStats | None, holdings: Holdings | None, settings: Settings, keyring: Keyring) -> Status:
+def status_of(stats: QueueStats | None, holdings: Holdings | None, context: Context) -> Status:
     """The status that these queue stats give; None: the queue's server is away. `holdings`: of the key that asks."""
+    settings, keyring = context.settings, context.keyring
     workers = stats.workers if stats is not None else ()
     return Status(
         status=_state(stats),
@@ -166,6 +179,7 @@ def status_of(stats: QueueStats | None, holdings: Holdings | None, settings: Set
         caller=_caller(stats, holdings, settings) if stats is not None and holdings is not None else None,
         server=ServerOut.model_validate(stats.server) if stats is not None else None,
         keys="off" if not keyring.on else "on" if keyring.trouble is None else "stale",
+        calls=_calls(context),
         limits=LimitsOut.model_validate(settings),
     )
 
@@ -176,6 +190,18 @@ def _state(stats: QueueStats | None) -> Literal["ready", "no worker", "no queue"
     if stats.refuses is not None:
         return "not_accepting_jobs"
     return "ready" if stats.workers else "no worker"
+
+
+def _calls(context: Context) -> CallsOut:
+    connections, calls = context.connections, context.open_calls
+    return CallsOut(
+        connections=len(connections),
+        max_connections=connections.limit,
+        waiting_calls=calls.count("wait"),
+        event_streams=calls.count("stream"),
+        refused_calls=calls.refused + connections.refused,
+        closed_connections=connections.closed,
+    )
 
 
 def _worker(info: WorkerInfo) -> WorkerOut:

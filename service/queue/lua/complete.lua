@@ -48,9 +48,9 @@ keep_images(job, in_play)
 redis.call('HSET', hash, 'leaders', args.leaders)
 redis.call('HINCRBY', hash, 'version', 1)
 local share = math.floor(gflop * count / waiting)
-redis.call('HINCRBY', hash, 'waiting', -count)
-redis.call('HINCRBY', hash, 'gflop', -share)
-add_load(priority, caller, 0, -count, -share)
+redis.call('HINCRBY', hash, 'waiting', 0 - count)
+redis.call('HINCRBY', hash, 'gflop', 0 - share) -- and not -0, which is no integer
+add_load(priority, caller, 0, 0 - count, 0 - share)
 local news = advance(job, heat, count, args.steps, args.forwards)
 local beyond = before and redis.call('HGET', hash, 'dead:' .. decided)
 if before then

@@ -1,14 +1,17 @@
-"""Accept, Prefer, Host and pages: what the headers of a call mean."""
+"""Accept, Prefer and Host: what the headers of a call mean, and what JSON answers it."""
+
+from collections.abc import Callable
 
 import pytest
 from starlette.datastructures import Headers
 
+from bestofn.judge.verdict import Verdict
 from bestofn.service.api.access import check_host, is_loopback
 from bestofn.service.api.content_negotiation import image_format, read_accept, read_prefer
-from bestofn.service.api.pagination import page
+from bestofn.service.api.responses import json_answer
 from bestofn.service.core.errors import HostNotAllowed
-from bestofn.service.core.jobs import ImageFormat, JobStatus, Revision
-from bestofn.service.core.schemas import CandidateOut, JobResult, MatchOut, VerdictOut
+from bestofn.service.core.jobs import Candidate, HeatOutcome, ImageFormat, JobSpec, JobStatus, Usage
+from bestofn.service.core.results import assemble
 
 ACCEPT = {
     None: "json",
@@ -105,34 +108,8 @@ def test_own_pages_and_programs_are_not() -> None:
     check_host(Headers({"host": "[::1]:8000", "origin": "http://[::1]:8000"}))
 
 
-def test_pages_of_a_job_put_together_are_the_job() -> None:
-    verdict = VerdictOut(answer="yes", yes_logit=1.0, no_logit=0.0, p_yes=0.73)
-    candidates = [CandidateOut(index=i, seed=i, verdict=verdict, rank=i + 1) for i in range(11)]
-    rounds = [
-        [MatchOut(a=2 * i, b=2 * i + 1, winner=2 * i) for i in range(5)],
-        [MatchOut(a=0, b=2, winner=0), MatchOut(a=4, b=6, winner=4), MatchOut(a=8, b=10, winner=8)],
-        [MatchOut(a=0, b=4, winner=0)],
-        [MatchOut(a=0, b=8, winner=0)],
-    ]
-    revision = Revision(name="shapes", revision="r")
-    whole = JobResult(
-        id="j",
-        status=JobStatus.SUCCEEDED,
-        prompt="p",
-        candidates=candidates,
-        bracket=rounds,
-        model=revision,
-        judge=revision,
-    )
-    assert page(whole, 0, 256) == whole
-    read: list[CandidateOut] = []
-    bracket: list[list[MatchOut]] = [[] for _ in rounds]
-    offset, following = 0, "first"
-    while following:
-        part = page(whole, offset, 4)
-        read += part.candidates
-        for matches, more in zip(bracket, part.bracket, strict=True):
-            matches += more
-        offset += 4
-        following = part.next or ""
-    assert (read, bracket, offset) == (candidates, rounds, 12)
+def test_json_of_a_large_page_is_that_of_the_whole_model(make_spec: Callable[..., JobSpec]) -> None:
+    spec = make_spec(num_samples=600, prompt='"candidates":[] \\"candidates":[]')
+    candidates = tuple(Candidate(i, 7 + i, Verdict("yes", float(i % 7), 0.0)) for i in range(600))
+    result = assemble(spec, JobStatus.SUCCEEDED, [HeatOutcome(0, candidates, {}, Usage(600))])
+    assert json_answer(result).body == result.model_dump_json().encode()

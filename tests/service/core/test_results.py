@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from bestofn.judge.verdict import Rule, Verdict, rank
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Revision, Usage
 from bestofn.service.core.results import assemble, leaders
+from bestofn.service.core.schemas import CandidateOut, MatchOut
 
 PIN = Revision(name="fake", revision="0")
 
@@ -71,3 +72,23 @@ def test_a_job_that_runs_shows_no_images():
     running = assemble(job, JobStatus.RUNNING, outcomes(job, [Verdict("yes", 1, 0)] * 4)[:1])
     assert (running.images, running.bracket, running.complete) == ([], [], False)
     assert [candidate.index for candidate in running.candidates] == [0, 1]
+
+
+def test_pages_of_a_job_put_together_are_the_job() -> None:
+    job = spec(11, 4, 2)
+    finished = outcomes(job, [Verdict("yes", (5 * i) % 11, 0.0) for i in range(11)])
+    whole = assemble(job, JobStatus.SUCCEEDED, finished)
+    assert assemble(job, JobStatus.SUCCEEDED, finished, limit=256) == whole
+    candidates: list[CandidateOut] = []
+    bracket: list[list[MatchOut]] = [[] for _ in whole.bracket]
+    offset, following = 0, "first"
+    while following:
+        part = assemble(job, JobStatus.SUCCEEDED, finished, offset=offset, limit=4)
+        assert (part.images, part.usage, part.warnings) == (whole.images, whole.usage, whole.warnings)
+        candidates += part.candidates
+        for matches, more in zip(bracket, part.bracket, strict=True):
+            matches += more
+        offset += 4
+        following = part.next or ""
+        assert not following or following == f"/jobs/j?offset={offset}&limit=4"
+    assert (candidates, bracket, offset) == (whole.candidates, whole.bracket, 12)

@@ -15,6 +15,7 @@ import pytest
 
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.job_queue import Queue
+from bestofn.service.queue.leftovers import sweep
 from tests.chaos.disks import Disk, small_disk
 from tests.waiting import PATIENCE, until
 
@@ -66,7 +67,7 @@ def test_images_in_a_folder_are_the_same_and_go_with_their_job(
         async def swept(forgotten: str) -> list[str]:
             queue = await Queue.connect(settings.model_copy(update={"images_dir": folder}))
             await queue.redis.delete(queue.keys("job", forgotten))
-            await queue.sweep()
+            await sweep(queue)
             left = await queue.images.jobs(age=-60)
             await queue.aclose()
             return left

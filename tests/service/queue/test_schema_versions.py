@@ -15,9 +15,10 @@ from bestofn.service.core.errors import Unavailable
 from bestofn.service.core.jobs import Heat, HeatOutcome, JobSpec, JobStatus
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerInfo
-from bestofn.service.queue import job_queue
+from bestofn.service.queue import leftovers
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
+from bestofn.service.queue.leftovers import sweep
 
 MakeSpec = Callable[..., JobSpec]
 OpenLane = Callable[..., Awaitable[QueueConsumer]]
@@ -92,11 +93,11 @@ async def test_jobs_of_a_version_that_is_gone_fail_with_a_reason(
         await open_lane(queue, "new")
         own = make_spec(num_samples=4)
         await queue.submit(own, cost=1.0)
-        assert await queue.sweep() == []  # its worker lives
+        assert await sweep(queue) == []  # its worker lives
         await old.heartbeat((), 0)
-        assert await queue.sweep() == []  # it may come back
-        monkeypatch.setattr(job_queue, "ORPHAN_SECONDS", 0.0)
-        assert set(await queue.sweep()) == {queued.id, running.id}
+        assert await sweep(queue) == []  # it may come back
+        monkeypatch.setattr(leftovers, "ORPHAN_SECONDS", 0.0)
+        assert set(await sweep(queue)) == {queued.id, running.id}
         for spec in (queued, running):
             record = await queue.record(spec.id)
             assert record.status is JobStatus.FAILED

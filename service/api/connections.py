@@ -1,0 +1,203 @@
+"""Limit of connections: a new one replaces the connection that has been idle the longest.
+
+A connection is busy from the end of its request to the end of the answer. Others are idle: kept alive, opened without a
+request, or with one that is still being sent.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from bestofn.service.api.problem_details import problem_of
+from bestofn.service.api.request_log import is_probe
+from bestofn.service.core.errors import Unavailable
+
+# Longer than clients (httpx, openai: 5 s) and load balancers (60 s) keep an idle connection: if we closed it first, a
+# request that is on its way just then would be lost.
+IDLE_SECONDS = 75
+SWEEP_SECONDS = 5.0
+DESCRIPTORS_KEPT = 256  # for Redis, files, and connections that are accepted before others are closed
+CONNECTIONS_KEPT = 16  # never busy: a probe always finds room
+RETRY_SECONDS = 1.0
+_CONNECTION = "connection"  # in the `state` of a request's scope
+
+log = structlog.get_logger()
+
+
+@dataclass(eq=False, slots=True)
+class _Peer:
+    """An open connection: idle, or without a byte read by its client, since `since`; `unread` bytes are left."""
+
+    transport: asyncio.Transport
+    since: float
+    unread: int = 0
+
+
+@dataclass
+class Connections:
+    """The connections of one API process.
+
+    Attributes:
+        limit: maximum number.
+        closed: number of connections closed to make room, or because they were idle too long.
+        refused: number of requests refused because too many were being answered.
+    """
+
+    limit: int
+    clock: Callable[[], float] = time.monotonic
+    closed: int = 0
+    refused: int = 0
+    _idle: "OrderedDict[_Peer, None]" = field(default_factory=OrderedDict)  # the longest idle first
+    _busy: set[_Peer] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return len(self._idle) + len(self._busy)
+
+    @property
+    def full(self) -> bool:
+        """Whether too many connections are busy to answer another request, except for probes."""
+        return len(self._busy) >= self.limit - CONNECTIONS_KEPT
+
+    def protocol(self) -> type[asyncio.Protocol]:
+        """The HTTP protocol for uvicorn, whose connections are counted here."""
+        connections = self
+
+        class Counted(H11Protocol):
+            def __init__(
+                self,
+                config: Config,
+                server_state: ServerState,
+                app_state: dict[str, Any],
+                _loop: asyncio.AbstractEventLoop | None = None,
+            ) -> None:
+                super().__init__(config, server_state, dict(app_state), _loop)
+                self._peer: _Peer | None = None
+
+            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+                super().connection_made(transport)
+                self.app_state[_CONNECTION] = self._peer = connections.opened(transport)
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                super().connection_lost(exc)
+                if self._peer is not None:
+                    connections.lost(self._peer)
+
+        return Counted
+
+    def opened(self, transport: asyncio.Transport) -> _Peer:
+        """Count a new connection, and close another one if there are too many."""
+        peer = _Peer(transport, self.clock())
+        if len(self) >= self.limit:
+            self._make_room()
+        self._idle[peer] = None
+        return peer
+
+    def lost(self, peer: _Peer) -> None:
+        """Forget a connection."""
+        self._idle.pop(peer, None)
+        self._busy.discard(peer)
+
+    def begin(self, peer: _Peer) -> None:
+        """Note that the peer's request has arrived."""
+        if peer in self._idle:
+            del self._idle[peer]
+            peer.since, peer.unread = self.clock(), 0
+            self._busy.add(peer)
+
+    def end(self, peer: _Peer) -> None:
+        """Note that the peer's request has been answered."""
+        if peer in self._busy or peer in self._idle:  # else it was lost meanwhile
+            self.lost(peer)
+            peer.since = self.clock()
+            self._idle[peer] = None
+
+    async def sweep(self) -> None:
+        """Close connections that are idle for too long, and those whose client reads nothing, again and again."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            self.close_old()
+
+    def close_old(self) -> None:
+        """One look of `sweep`."""
+        now = self.clock()
+        for peer in (*self._idle, *self._busy):
+            unread = peer.transport.get_write_buffer_size()
+            if unread < peer.unread or (not unread and peer in self._busy):
+                peer.since = now
+            peer.unread = unread
+            if now - peer.since > IDLE_SECONDS:
+                self._close(peer)
+
+    def _make_room(self) -> None:
+        if self._idle:
+            self._close(next(iter(self._idle)))
+        elif self._busy:
+            self._close(max(self._busy, key=lambda peer: peer.transport.get_write_buffer_size()))
+
+    def _close(self, peer: _Peer) -> None:
+        self.lost(peer)
+        self.closed += 1
+        peer.transport.abort()  # `close` would wait until the client has read all
+
+
+class ConnectionLimit:
+    """ASGI middleware that notes which connections are busy, and refuses requests while too many are."""
+
+    def __init__(self, app: ASGIApp, connections: Connections) -> None:
+        self._app = app
+        self._connections = connections
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        peer = scope.get("state", {}).get(_CONNECTION)
+        if scope["type"] != "http" or not isinstance(peer, _Peer):
+            return await self._app(scope, receive, send)
+        connections = self._connections
+        if connections.full and not is_probe(scope):
+            connections.refused += 1
+            refusal = Unavailable("too many calls are being answered; try again", retry_after=RETRY_SECONDS)
+            return await problem_of(refusal)(scope, receive, send)
+
+        async def note() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                connections.begin(peer)
+            return message
+
+        headers = Headers(scope=scope)
+        if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+            connections.begin(peer)
+        try:
+            await self._app(scope, note, send)
+        finally:
+            connections.end(peer)
+
+
+class AcceptErrors:
+    """Exception handler of an event loop that logs failed accepts at most once a second.
+
+    Without descriptors asyncio reports thousands of them a second, each with a traceback.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failed = 0
+        self._quiet_until = 0.0
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not str(context.get("message", "")).startswith("socket.accept()"):
+            loop.default_exception_handler(context)
+            return
+        self._failed += 1
+        if self._clock() >= self._quiet_until:
+            log.error("connections cannot be accepted", error=str(context.get("exception")), times=self._failed)
+            self._failed, self._quiet_until = 0, self._clock() + 1.0

@@ -1,0 +1,137 @@
+"""The limit of connections: idle ones give way to new ones, busy ones stay, and failed accepts leave few lines."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from bestofn.service.api.connections import CONNECTIONS_KEPT, IDLE_SECONDS, AcceptErrors, Connections
+from bestofn.service.core.settings import Settings
+from tests.waiting import PATIENCE, until
+
+Serving = Callable[[Settings], AbstractContextManager[Any]]
+LIMIT = 40
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Transport:
+    """A connection whose client has not read `unread` bytes yet."""
+
+    unread = 0
+    aborted = False
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def is_closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def test_new_connection_at_the_limit_replaces_the_longest_idle(idle: Settings, serving: Serving) -> None:
+    settings = idle.model_copy(update={"max_connections": LIMIT})
+    with serving(settings) as api, httpx.Client(base_url=api.url, timeout=PATIENCE) as http, ExitStack() as stack:
+        job = http.post("/generate", json={"prompt": "p"}, headers={"Prefer": "respond-async"}).json()["id"]
+        stream = stack.enter_context(httpx.stream("GET", f"{api.url}/jobs/{job}/events", timeout=PATIENCE))
+        host, port = api.url.removeprefix("http://").split(":")
+        connections = []
+        for number in range(3 * LIMIT):
+            connections.append(stack.enter_context(socket.create_connection((host, int(port)))))
+            connections[-1].setblocking(False)
+            if number % 3 == 0:
+                connections[-1].send(b"GET /livez HTTP/1.1\r\nHost: local")  # never ends its request
+        until(lambda: sum(map(is_closed, connections)) > 2 * LIMIT)
+        calls = httpx.get(f"{api.url}/status", timeout=PATIENCE).json()["calls"]
+        assert calls["connections"] <= calls["max_connections"] == LIMIT
+        assert calls["closed_connections"] >= 2 * LIMIT
+        assert [is_closed(connection) for connection in connections[: 2 * LIMIT]] == [True] * 2 * LIMIT
+        assert not is_closed(connections[-1])
+        http.delete(f"/jobs/{job}")
+        assert "job_canceled" in stream.read().decode()  # busy all the time
+
+
+def test_too_many_busy_connections_leave_room_for_probes(idle: Settings, serving: Serving) -> None:
+    settings = idle.model_copy(update={"max_connections": CONNECTIONS_KEPT + 16})
+    with serving(settings) as api, ExitStack() as stack:
+        http = httpx.Client(base_url=api.url, timeout=PATIENCE)
+        stack.callback(http.close)
+        job = http.post("/generate", json={"prompt": "p"}, headers={"Prefer": "respond-async"}).json()["id"]
+        for _ in range(16):
+            stream = stack.enter_context(httpx.stream("GET", f"{api.url}/jobs/{job}/events", timeout=PATIENCE))
+            assert stream.status_code in (200, 429)
+        assert httpx.get(f"{api.url}/livez", timeout=PATIENCE).status_code == 200
+
+
+def test_connections_refuse_requests_when_all_but_a_few_are_busy() -> None:
+    connections = Connections(CONNECTIONS_KEPT + 2)
+    transports: list[Any] = [Transport() for _ in range(2)]
+    peers = [connections.opened(transport) for transport in transports]
+    for peer in peers:
+        assert not connections.full
+        connections.begin(peer)
+    assert connections.full
+    connections.end(peers[0])
+    assert not connections.full
+    connections.lost(peers[0])
+    connections.end(peers[0])
+    assert len(connections) == 1
+
+
+def test_old_connections_are_closed_when_idle_or_when_their_client_reads_nothing() -> None:
+    clock = Clock()
+    connections = Connections(100, clock)
+    idle, quiet, stuck, slow = transports = [Transport() for _ in range(4)]
+    _, *busy = [connections.opened(transport) for transport in transports]  # type: ignore[arg-type]
+    for peer in busy:
+        connections.begin(peer)
+    stuck.unread = slow.unread = 100_000
+    for _ in range(20):
+        connections.close_old()
+        clock.now += IDLE_SECONDS / 10
+        slow.unread -= 1
+    assert [transport.aborted for transport in (idle, quiet, stuck, slow)] == [True, False, True, False]
+    assert (len(connections), connections.closed) == (2, 2)
+
+
+async def test_failed_accepts_are_logged_once_a_second() -> None:
+    clock = Clock()
+    handler = AcceptErrors(clock)
+    context = {"message": "socket.accept() out of system resource", "exception": OSError(24, "Too many open files")}
+    with capture_logs() as lines:
+        for _ in range(1000):
+            handler(asyncio.get_running_loop(), context)
+        clock.now += 1.0
+        handler(asyncio.get_running_loop(), context)
+    assert [line["times"] for line in lines] == [1, 1000]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_soft_limit_of_descriptors_is_raised_to_the_hard_one() -> None:
+    program = (
+        "import resource; from bestofn.service.host.descriptors import raise_descriptor_limit as r;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 512));"
+        "print(r(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["512", "512", "512"]
