@@ -18,7 +18,7 @@ from bestofn.judge.verdict import Rule
 from bestofn.models.flops import TERA
 from bestofn.service.core.deployments import choose_deployment, deployments_of
 from bestofn.service.core.errors import InvalidRequest
-from bestofn.service.core.jobs import Draft, JobSpec
+from bestofn.service.core.jobs import SCHEMA_VERSION, Draft, JobSpec
 from bestofn.service.core.results import ranked
 from bestofn.service.core.schemas import GenerateRequest, VerdictOut
 from bestofn.service.core.settings import Settings
@@ -222,7 +222,7 @@ def test_a_job_goes_to_workers_that_hold_what_it_needs():
         False,
         True,
     ]
-    assert pair_id(*info_of(one, "one", 0.0).revisions) != pair_id(*info_of(two, "two", 0.0).revisions)
+    assert pair_id(SCHEMA_VERSION, *info_of(one, "one", 0.0).revisions) != pair_id(*info_of(two, "two", 0.0).revisions)
     with pytest.raises(InvalidRequest, match="no worker of model fake with judge fake-judge has one"):
         choose_deployment(deployments_of([info_of(one, "one", 2.0)]), live, None, None, Rule.LOWER_BOUND)
     finals = info_of(one, "one", 2.0).model_copy(update={"pairwise_judge": "looker"})
