@@ -22,7 +22,7 @@ _STARTED = time.monotonic()
 
 class WorkerOut(BaseModel):
     """A warm worker. `since` is a Unix time, `tflops_per_second` null until it has finished something,
-    `pairwise_judge` the model that it asks in finals, null without one, `commit` its image's, null without one."""
+    `pairwise_judge` the model that it asks in finals, null without one. `commit` is its image's, null without one."""
 
     name: str
     host: str
