@@ -1,6 +1,6 @@
 """A hub of this machine: serves folders as repositories in the way that huggingface_hub asks for them.
 
-`python tests/hub.py PORT owner/name=FOLDER...` runs it alone.
+`python tests/hub.py ADDRESS:PORT owner/name=FOLDER...` runs it alone.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ COMMIT = "c0ffee" + 34 * "0"  # of every repository
 
 
 @contextmanager
-def hub(repositories: Mapping[str, Path], port: int = 0) -> Iterator[str]:
+def hub(repositories: Mapping[str, Path], port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
     """Yields the address, for HF_ENDPOINT; every revision is `COMMIT`."""
-    server = ThreadingHTTPServer(("127.0.0.1", port), handler(repositories))
+    server = ThreadingHTTPServer((host, port), handler(repositories))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://{host}:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
@@ -75,7 +75,8 @@ def entry(path: str, file: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    port, *given = sys.argv[1:]
+    address, *given = sys.argv[1:]
+    host, _, port = address.rpartition(":")
     served = {name: Path(folder) for name, _, folder in (text.partition("=") for text in given)}
-    with hub(served, int(port)):
+    with hub(served, int(port), host or "127.0.0.1"):
         threading.Event().wait()

@@ -91,6 +91,13 @@ def test_images_are_built_and_not_asked_for_at_a_registry() -> None:
     assert {service["pull_policy"] for service in SERVICES.values() if "build" in service} == {"never"}
 
 
+def test_images_get_every_package() -> None:
+    """The image's context is a list of folders: one that is missing is missing in the image alone."""
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    packages = {path.name for path in (ROOT / "src" / "bestofn").iterdir() if path.is_symlink()}
+    assert {name for name in packages if f"!{name}" not in allowed} == set()
+
+
 def test_variables_can_be_listed() -> None:
     """`docker compose config --variables` splits a volume's short form at the colon of a default."""
     assert not [v for service in SERVICES.values() for v in service.get("volumes", []) if "${" in v]
@@ -138,7 +145,8 @@ def test_kubernetes_runs_what_compose_runs() -> None:
     folder = ROOT / "docker" / "kubernetes"
     about = {path.name: list(yaml.safe_load_all(path.read_text())) for path in folder.glob("*.yaml")}
     (kustomization,) = about["kustomization.yaml"]
-    assert {*kustomization["resources"], "kustomization.yaml", "keda.yaml"} == set(about)
+    apart = {"kustomization.yaml", "keda.yaml", "monitors.yaml", "ingress.yaml"}
+    assert {*kustomization["resources"], *apart} == set(about)
     redis = about["redis.yaml"][1]["spec"]["template"]["spec"]["containers"][0]
     assert redis["command"] == [default(part) for part in SERVICES["redis"]["command"]]
     assert redis["image"] == default(SERVICES["redis"]["image"])
@@ -146,12 +154,33 @@ def test_kubernetes_runs_what_compose_runs() -> None:
     assert f"BESTOFN_MODEL={worker}" in kustomization["configMapGenerator"][0]["literals"]
     for name, manifest in (("worker", about["worker.yaml"][0]), ("weights", about["weights.yaml"][1])):
         pod = manifest["spec"]["template"]["spec"]
-        assert pod["containers"][0]["args"] == SERVICES[name]["command"]
+        assert [*pod.get("initContainers", []), *pod["containers"]][0]["args"] == SERVICES[name]["command"]
         (mounted,) = (volume["secret"] for volume in pod["volumes"] if "secret" in volume)
         assert {item["path"] for item in mounted["items"]} == set(SERVICES[name]["secrets"]) - {"queue_ca"}
         assert {f"secrets/{item['key']}" for item in mounted["items"]} <= set(
             kustomization["secretGenerator"][0]["files"]
         )
+
+
+def test_kubernetes_has_the_alerts_of_prometheus() -> None:
+    printed = subprocess.run([ROOT / "docker" / "kubernetes" / "prometheus-rule"], check=True, capture_output=True)
+    alerts = yaml.safe_load((ROOT / "docker" / "prometheus" / "alerts.yml").read_text())
+    assert yaml.safe_load(printed.stdout)["spec"] == alerts
+
+
+def test_nothing_of_kubernetes_is_immutable_or_open() -> None:
+    """A later `kubectl apply` may change every pod, and the policy that denies all names every pod."""
+    folder = ROOT / "docker" / "kubernetes"
+    manifests = [one for path in folder.glob("[!k]*.yaml") for one in yaml.safe_load_all(path.read_text())]
+    assert "Job" not in {one["kind"] for one in manifests}
+    pods = [one["spec"]["template"] for one in manifests if one["kind"] in ("Deployment", "StatefulSet")]
+    (nothing,) = (one["spec"] for one in manifests if one["metadata"].get("name") == "nothing")
+    named = {pod["metadata"]["labels"]["app.kubernetes.io/name"] for pod in pods}
+    assert set(nothing["podSelector"]["matchExpressions"][0]["values"]) == named
+    for pod in pods:
+        for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
+            assert container["imagePullPolicy"]
+            assert {"cpu", "memory"} <= set(container["resources"]["limits"])
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="docker/make-secrets needs openssl")

@@ -65,6 +65,7 @@ def stated(folder: Path) -> dict[str, list[str]]:
         "pyproject.toml": r'^version = "(.*)"$',
         "docker-compose.yml": r"bestofn-(?:api|worker):([\d.]+)",
         ".env.example": r"bestofn-(?:api|worker):([\d.]+)",
+        "docker/Dockerfile": r"image\.version=([\d.]+)",
         "docker/kubernetes/kustomization.yaml": r"newTag: (.*)$",
     }
     return {name: re.findall(form, (folder / name).read_text(), re.MULTILINE) for name, form in places.items()}
@@ -81,6 +82,7 @@ def test_every_file_states_the_version_of_pyproject() -> None:
         "pyproject.toml": 1,
         "docker-compose.yml": 3,
         ".env.example": 3,
+        "docker/Dockerfile": 1,
         "docker/kubernetes/kustomization.yaml": 2,
     }
     assert {version for versions in found.values() for version in versions} == {PROJECT["version"]}

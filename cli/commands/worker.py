@@ -3,6 +3,8 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -66,6 +68,8 @@ def worker(
     from bestofn.service.engine.loader import devices as found
 
     names = found(settings)
+    if names != ["cpu"]:
+        check_kernel_caches(os.environ)
     if len(names) == 1:
         from bestofn.service.engine.weights import missing_weights
         from bestofn.service.worker.worker import run_worker
@@ -89,6 +93,24 @@ def worker(
         "--threads": threads,
     }
     raise typer.Exit(supervise(device_commands(names, flags, settings.metrics_port)))
+
+
+def check_kernel_caches(environment: Mapping[str, str]) -> None:
+    """Make the folders of compiled kernels, which the images put at /cache; without them the first job would fail.
+
+    Raises:
+        SetupError: a folder cannot be written.
+    """
+    for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        folder = environment.get(name)
+        if folder is None:
+            continue
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=folder).close()
+        except OSError as error:
+            fix = "mount a volume there that this user can write, or name another folder"
+            raise SetupError(f"{name}={folder} cannot be written ({error.strerror}): {fix}") from error
 
 
 def device_commands(

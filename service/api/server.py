@@ -1,6 +1,7 @@
 """Running the application: a listening socket, uvicorn, and an end that answers those who still wait."""
 
 import asyncio
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -47,7 +48,10 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.started:
             self._loop.call_soon_threadsafe(self._context().stopping.set)
-        super().handle_exit(sig, frame)
+        if sig == signal.SIGTERM:
+            self.should_exit = True  # an orderly end has status 0; uvicorn would raise the signal once more
+        else:
+            super().handle_exit(sig, frame)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -13,6 +13,7 @@ from bestofn.service.core.workers import JudgeInfo, ModelInfo
 TokenCounter = Callable[[str, str], int]
 """(SHA-256 of a tokenizer.json, text) -> number of tokens, control tokens included."""
 
+INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")  # categories
 FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols that show nothing
 
 
@@ -74,7 +75,7 @@ def check_text(field: str, text: str) -> None:
 
 def is_blank(text: str) -> bool:
     """Whether a text shows nothing: only separators, controls, zero-width characters and fillers."""
-    return all(unicodedata.category(character)[0] in "ZC" or character in FILLERS for character in text)
+    return all(unicodedata.category(character) in INVISIBLE or character in FILLERS for character in text)
 
 
 def check_at_most(field: str, value: float, limit: float, what: str) -> None:

@@ -94,6 +94,7 @@ class WorkerInfo(BaseModel):
     started_at: float  # Unix time of the queue server
     state: str = "ready"  # ready, busy, draining
     version: str | None = None  # version of bestofn; None: older than this field
+    commit: str | None = None  # that its image was built from; None: no image
     pairwise_judge: str | None = None  # model of the pairwise judge; its address stays private
     schema_version: int = Field(default_factory=lambda: jobs.SCHEMA_VERSION)
     tflops_per_second: float | None = None  # recent speed of its device; None: no heat yet

@@ -1,7 +1,6 @@
 """Checks of the machine: program and packages, system and container, processors, memory, devices."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.version import VERSION
+from bestofn.service.core.version import COMMIT, VERSION
 from bestofn.service.doctor.findings import Finding
 from bestofn.service.host.cgroups import cores, cpu_quota, memory_limit
 from bestofn.service.host.packages import can_draw_here
@@ -133,12 +132,7 @@ def _commit() -> str | None:
     if (_ROOT / ".git").exists():
         lines = _output("git", "-C", str(_ROOT), "describe", "--always", "--dirty=+", "--exclude=*")
         return lines[0] if lines else None
-    try:
-        origin = json.loads(importlib.metadata.distribution("bestofn").read_text("direct_url.json") or "{}")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    commit = origin.get("vcs_info", {}).get("commit_id")
-    return None if commit is None else str(commit)[:12]
+    return COMMIT
 
 
 def _container() -> str | None:

@@ -13,7 +13,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.scheduling import Backlog
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.version import VERSION
+from bestofn.service.core.version import COMMIT, VERSION
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.doctor.findings import Finding
 from bestofn.service.queue.connection import SENTINEL, check_server, connect_redis
@@ -160,6 +160,10 @@ def workers(infos: Sequence[WorkerInfo]) -> Iterator[Finding]:
     if others:
         found = f"some run {', '.join(others)}, this is {VERSION}"
         yield Finding("warn", "versions", found, "install one version on every host: they share the queue's records")
+    commits = sorted({info.commit for info in infos if info.commit is not None and COMMIT is not None} - {COMMIT})
+    if commits and not others:
+        found = f"some were built from {', '.join(commits)}, this from {COMMIT}"
+        yield Finding("warn", "commits", found, "after a `git pull`: docker compose up --build, on every host")
     for kind, revisions in (
         ("model", {c.model.revision for c in infos}),
         ("judge", {c.judge.revision for c in infos}),

@@ -12,11 +12,12 @@ from bestofn.service.core.version import VERSION
 from bestofn.service.doctor.findings import Finding
 
 ANSWER_SECONDS = 10.0  # a server of a busy machine takes its time
+PROBE_SECONDS = 3.0  # a program that is not ours may never answer
 
 
 def server(settings: Settings) -> Iterator[Finding]:
     """The server that the command line would use, or the port that a new one would take."""
-    address = settings.server or running_server(settings)
+    address = settings.server or running_server(settings) or _here(settings)
     if address is None:
         yield _port(settings)
         return
@@ -41,6 +42,17 @@ def server(settings: Settings) -> Iterator[Finding]:
         yield Finding("warn", "ready", _detail(ready), "see the queue and the workers above")
     if allowed.status_code in (401, 403):
         yield Finding("warn", "access", _detail(allowed), "set BESTOFN_API_KEY to one of the server's keys")
+
+
+def _here(settings: Settings) -> str | None:
+    """The address of a bestofn that listens where this one would, such as the API of the same container."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    address = f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    try:
+        described = httpx.get(f"{address}/openapi.json", timeout=PROBE_SECONDS).raise_for_status().json()
+        return address if described["info"]["title"] == "bestofn" else None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
+        return None
 
 
 def _port(settings: Settings) -> Finding:

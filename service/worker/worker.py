@@ -14,7 +14,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.version import VERSION
+from bestofn.service.core.version import COMMIT, VERSION
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.engine.protocol import Engine, EngineEvent
 from bestofn.service.host.descriptors import raise_descriptor_limit
@@ -155,6 +155,7 @@ class Worker:
             judge=engine.judge_info,
             started_at=seconds + micros / 1e6,
             version=VERSION,
+            commit=COMMIT,
             pairwise_judge=None if self._vision is None else self._vision.address.model,
         )
 

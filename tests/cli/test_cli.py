@@ -23,6 +23,7 @@ import redis
 from PIL import Image, PngImagePlugin
 
 from bestofn.cli import server_choice as target
+from bestofn.cli.commands.worker import check_kernel_caches
 from bestofn.cli.output import paths_of
 from bestofn.cli.process_supervisor import MAX_DEATHS, WITHIN_SECONDS, may_restart
 from bestofn.models.shapes.evaluator import evaluate
@@ -432,7 +433,15 @@ def test_waiting_calls_are_answered_when_the_server_stops(served: Any, queue_ser
                 process.terminate()
                 assert waiting.result(timeout=PATIENCE).json()["status"] in ("queued", "running")
         process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, "an orderly end"
     httpx.delete(served.url + place, timeout=PATIENCE)
+
+
+def test_a_worker_without_a_folder_for_kernels_does_not_start(tmp_path: Path) -> None:
+    check_kernel_caches({"TRITON_CACHE_DIR": str(tmp_path / "cache" / "triton")})
+    (tmp_path / "file").touch()
+    with pytest.raises(SetupError, match=r"TORCHINDUCTOR_CACHE_DIR=.*file cannot be written"):
+        check_kernel_caches({"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "file")})
 
 
 def test_the_server_does_not_close_a_connection_that_its_caller_may_be_using(

@@ -11,7 +11,7 @@ from bestofn.service.api.access import caller_of
 from bestofn.service.api.dependencies import Context, ContextDep
 from bestofn.service.core.jobs import Priority, Revision
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.version import VERSION
+from bestofn.service.core.version import COMMIT, VERSION
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.queue.connection_errors import away
 from bestofn.service.queue.stats import Holdings, QueueStats, max_holdings, read_holdings, read_stats
@@ -22,7 +22,7 @@ _STARTED = time.monotonic()
 
 class WorkerOut(BaseModel):
     """A warm worker. `since` is a Unix time, `tflops_per_second` null until it has finished something,
-    `pairwise_judge` the model that it asks in finals, null without one."""
+    `pairwise_judge` the model that it asks in finals, null without one. `commit` is its image's, null without one."""
 
     name: str
     host: str
@@ -35,6 +35,7 @@ class WorkerOut(BaseModel):
     since: float
     tflops_per_second: float | None
     pairwise_judge: str | None
+    commit: str | None
 
 
 class ModelStatus(Revision):
@@ -131,12 +132,14 @@ class LimitsOut(BaseModel):
 class Status(BaseModel):
     """`queue` and `server` are null while the queue's server is away; `refuses` says why no job is taken now.
 
-    `caller` is null without keys. `keys` are stale while their file cannot be read: those read last are in force.
+    `caller` is null without keys. `keys` are stale while their file cannot be read: those read last are in force. `commit`
+    is the API image's, null without one.
     """
 
     status: Literal["ready", "no worker", "no queue", "not_accepting_jobs"]
     refuses: str | None
     version: str
+    commit: str | None
     uptime_seconds: float
     workers: list[WorkerOut]
     models: list[ModelStatus]
@@ -171,6 +174,7 @@ def status_of(stats: QueueStats | None, holdings: Holdings | None, context: Cont
         status=_state(stats),
         refuses=stats.refuses if stats is not None else None,
         version=VERSION,
+        commit=COMMIT,
         uptime_seconds=round(time.monotonic() - _STARTED, 1),
         workers=[_worker(info) for info in workers],
         models=_models(workers),
@@ -217,6 +221,7 @@ def _worker(info: WorkerInfo) -> WorkerOut:
         since=info.started_at,
         tflops_per_second=info.tflops_per_second,
         pairwise_judge=info.pairwise_judge,
+        commit=info.commit,
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -117,7 +118,10 @@ def test_server(served: Any, tmp_path: Path) -> None:
     address_file(Settings(data_dir=tmp_path)).write_text(json.dumps({"server": served.url}))
     found = look("server", data_dir=tmp_path)
     assert (found["server"].state, found["ready"].state) == ("ok", "ok")
-    taken = look("server", data_dir=tmp_path / "empty", port=int(served.url.rpartition(":")[2]))["server"]
+    in_its_container = look("server", data_dir=tmp_path / "empty", port=int(served.url.rpartition(":")[2]))
+    assert (in_its_container["server"].state, served.url in in_its_container["server"].found) == ("ok", True)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = look("server", data_dir=tmp_path / "empty", port=other.getsockname()[1])["server"]
     assert (taken.state, "another program" in taken.fix) == ("warn", True)
     assert look("server", server="http://127.0.0.1:9")["server"].state == "fail"
     assert look("settings", host="0.0.0.0")["access"].state == "fail"

@@ -222,7 +222,9 @@ def test_a_job_goes_to_workers_that_hold_what_it_needs():
         False,
         True,
     ]
-    assert pair_id(SCHEMA_VERSION, *info_of(one, "one", 0.0).revisions) != pair_id(*info_of(two, "two", 0.0).revisions)
+    assert pair_id(SCHEMA_VERSION, *info_of(one, "one", 0.0).revisions) != pair_id(
+        SCHEMA_VERSION, *info_of(two, "two", 0.0).revisions
+    )
     with pytest.raises(InvalidRequest, match="no worker of model fake with judge fake-judge has one"):
         choose_deployment(deployments_of([info_of(one, "one", 2.0)]), live, None, None, Rule.LOWER_BOUND)
     finals = info_of(one, "one", 2.0).model_copy(update={"pairwise_judge": "looker"})

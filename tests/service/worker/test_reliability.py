@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from bestofn.service.api import rate_limit
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import RAMBLES
 from tests.waiting import PATIENCE
@@ -80,8 +81,11 @@ async def test_most_of_many_jobs_are_canceled_and_the_others_finish(served: Any)
                 await asyncio.sleep(0.05)
 
 
-def test_a_flood_is_refused_at_once_and_the_next_caller_is_not(idle: Settings, serving: Serving, keys: Any) -> None:
+def test_a_flood_is_refused_at_once_and_the_next_caller_is_not(
+    idle: Settings, serving: Serving, keys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limits = {"max_queued_candidates_per_key": 64, **keys("flood", "other")}
+    monkeypatch.setattr(rate_limit, "TOKENS_PER_SECOND", 0.0)  # a slow machine would earn tokens in between
 
     async def run(url: str) -> None:
         async with client_of(url) as http:
@@ -97,6 +101,7 @@ def test_a_flood_is_refused_at_once_and_the_next_caller_is_not(idle: Settings, s
             assert (unread.status_code, unread.json()["code"]) == (429, "overloaded")
             other = await http.post("/generate", json=body, headers={"Authorization": "Bearer other", **ASYNC})
             assert other.status_code == 202
+            monkeypatch.undo()
             await http.delete(held.headers["Location"], headers=flood)
             async with asyncio.timeout(PATIENCE):  # until the door has a look left for it
                 while (answer := await http.post("/generate", json=body, headers=flood)).status_code != 202:
