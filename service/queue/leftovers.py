@@ -1,4 +1,4 @@
-"""What nobody else ends: jobs of other versions whose workers are gone, and images of jobs that are gone."""
+"""Leftovers: jobs of other versions whose workers are gone, and image files of jobs that are gone."""
 
 from bestofn.service.core import jobs
 from bestofn.service.core.jobs import JobStatus

@@ -132,8 +132,8 @@ class LimitsOut(BaseModel):
 class Status(BaseModel):
     """`queue` and `server` are null while the queue's server is away; `refuses` says why no job is taken now.
 
-    `caller` is null without keys. `keys` are stale while their file cannot be read: those read last are in force. `commit`
-    is the API image's, null without one.
+    `caller` is null without keys. `keys` are stale while their file cannot be read: those read last are in force.
+    `commit` is that of the API's image, null without one.
     """
 
     status: Literal["ready", "no worker", "no queue", "not_accepting_jobs"]

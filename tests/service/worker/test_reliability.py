@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from bestofn.service.api import rate_limit
 from bestofn.service.core.settings import Settings
