@@ -67,6 +67,8 @@ def bytes_to_download(repository: str, revision: str) -> int:
     from huggingface_hub import snapshot_download
 
     try:
+        # A dry run asks the hub; the cache answers for a hub that cannot be reached otherwise.
+        snapshot_download(repository, revision=revision, allow_patterns=SMALL_FILES, dry_run=True)
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=SMALL_FILES))
         weights = list(parts_to_fetch(folder))
         files = snapshot_download(repository, revision=folder.name, allow_patterns=weights, dry_run=True)
