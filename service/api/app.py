@@ -13,6 +13,7 @@ from bestofn.service.api import access as guard
 from bestofn.service.api import problem_details as problem
 from bestofn.service.api.connections import CONNECTIONS_KEPT, DESCRIPTORS_KEPT, ConnectionLimit, Connections
 from bestofn.service.api.dependencies import Context
+from bestofn.service.api.http_middleware import Head, JsonGzip, Prefix
 from bestofn.service.api.open_calls import OpenCalls
 from bestofn.service.api.openai_errors import OpenAIErrors
 from bestofn.service.api.openapi import Described
@@ -131,7 +132,10 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
     app.add_middleware(guard.Guard, settings=settings, keyring=keyring, calls=calls)
     app.add_middleware(ConnectionLimit, connections=connections)
     app.add_middleware(OpenAIErrors)  # around the guard, whose refusals it rewrites too
-    app.add_middleware(Requests)  # around all of them
+    app.add_middleware(JsonGzip)
+    app.add_middleware(Head)
+    app.add_middleware(Requests)
+    app.add_middleware(Prefix, public_url=settings.public_url)  # around all of them
     problem.install(app)
     for module in (generate, jobs, events, openai, health, status, metrics, page, manual):
         app.include_router(module.router)

@@ -53,7 +53,7 @@ def checked_draft(request: GenerateRequest, steps: int, depth: int | None, info:
 def stop_of(request: GenerateRequest, judge: JudgeInfo) -> Stop | None:
     """The stopping rule. A confidence that was left out is relative to the confidence ceiling."""
     most = confidence_ceiling(request, judge)
-    if request.stop is None or most is None or "confidence" in request.stop.model_fields_set:
+    if request.stop is None or most is None or request.stop.chosen("confidence"):
         return request.stop
     return request.stop.model_copy(update={"confidence": request.stop.confidence * most[0]})
 

@@ -8,15 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from bestofn.judge.verdict import Rule, Verdict
 from bestofn.service.core.budget import Budget, Effort
 from bestofn.service.core.jobs import Draft, Finals, ImageFormat, JobStatus, Plan, Priority, Revision, Stop
+from bestofn.service.core.request_model import RequestModel
 
 MAX_SEED = 2**63
 RANDOM_SEEDS = 2**53  # random seeds stay exact in JavaScript and Lua
 
 
-class GenerateRequest(BaseModel):
-    """The body of POST /generate. Fields that are left out take the checkpoint's defaults."""
+class GenerateRequest(RequestModel):
+    """The body of POST /generate. Fields that are left out or null take the checkpoint's defaults."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
     prompt: str = Field(min_length=1, max_length=2000, examples=["a photo of a red star left of a blue circle"])
     negative_prompt: str = Field("", max_length=2000)
     num_samples: int = Field(
