@@ -38,7 +38,7 @@ Inference-time scaling of text-to-image: a prompt comes in, N candidates are dra
 tournament, the best comes back.
 
     curl -H 'Content-Type: application/json' -H 'Accept: image/png' -o best.png \\
-         -d '{"prompt": "a photo of a red star left of a blue circle", "num_samples": 32}' http://localhost:8000/generate
+         -d '{{"prompt": "a photo of a red star left of a blue circle", "num_samples": 32}}' {server}/generate
 
 Errors are `application/problem+json` (RFC 9457) with a stable `code`, and carry `Retry-After` where trying again helps.
 """
@@ -114,9 +114,10 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
 
     app = Described(
         keys=keyring.on,
+        servers=[{"url": settings.public_url}] if settings.public_url else None,
         title="bestofn",
         version=VERSION,
-        description=DESCRIPTION,
+        description=DESCRIPTION.format(server=settings.public_url or f"http://localhost:{settings.port}"),
         lifespan=lifespan,
         docs_url=None,  # of `manual`, which asks no other server for scripts
         redoc_url=None,
@@ -137,6 +138,10 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
     app.add_middleware(Requests)
     app.add_middleware(Prefix, public_url=settings.public_url)  # around all of them
     problem.install(app)
-    for module in (generate, jobs, events, openai, health, status, metrics, page, manual):
+    for module in (generate, jobs, events):
+        app.include_router(module.router, tags=["Jobs"])
+    for module in (health, status):
+        app.include_router(module.router, tags=["Service"])
+    for module in (openai, metrics, page, manual):
         app.include_router(module.router)
     return app

@@ -84,7 +84,7 @@ _TEXT = {"schema": {"type": "string"}}
 _SECONDS = {"description": "When to try again, in seconds.", "schema": {"type": "integer", "minimum": 0}}
 _MILLISECONDS = {"description": "The same in milliseconds.", "schema": {"type": "integer", "minimum": 0}}
 _LATER = {"Retry-After": _SECONDS, "retry-after-ms": _MILLISECONDS}
-_BYTES: dict[str, Any] = {}  # as OpenAPI 3.1 has it
+_BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 # A stream is described by its events (OpenAPI 3.2), because a schema would be of the whole text.
 _EVENT: Mapping[str, Mapping[str, Any]] = {
     "data": {"type": "string"},

@@ -86,16 +86,14 @@ def failure_of(result: JobResult) -> BestOfNError | None:
             return None
 
 
-def location_of(context: Context, job_id: str) -> str:
-    """The job's address."""
-    return f"{context.base}/jobs/{job_id}"
+def location_of(base: str, job_id: str) -> str:
+    """The job's address; `base` is `Context.base`."""
+    return f"{base}/jobs/{job_id}"
 
 
-def json_answer(
-    context: Context, result: JobResult, status: int = 200, headers: dict[str, str] | None = None
-) -> Response:
+def json_answer(base: str, result: JobResult, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A page of the result, with Location, Retry-After while the job goes on, and a Link to the next page."""
-    sent = {"Location": location_of(context, result.id), "Cache-Control": "no-store", **(headers or {})}
+    sent = {"Location": location_of(base, result.id), "Cache-Control": "no-store", **(headers or {})}
     if result.status in ACTIVE:
         sent |= {"Retry-After": f"{POLL_SECONDS:.0f}", "retry-after-ms": f"{1000 * POLL_SECONDS:.0f}"}
     if result.next is not None:
@@ -128,9 +126,9 @@ async def image_answer(
     if winners.spec is None or rank > len(winners.candidates):
         if winners.status in ACTIVE:
             raise ImageNotFound(f"job {job_id} is still {winners.status}; ask again", retry_after=POLL_SECONDS)
-        raise ImageNotFound(
-            f"job {job_id} {winners.status} with {len(winners.candidates)} {'image' if len(winners.candidates) == 1 else 'images'}; there is no rank {rank}"
-        )
+        number = len(winners.candidates)
+        images = "1 image" if number == 1 else f"{number} images"
+        raise ImageNotFound(f"job {job_id} {winners.status} with {images}; there is no rank {rank}")
     spec, candidate = winners.spec, winners.candidates[rank - 1]
     content = await context.queue.image(job_id, candidate.index)
     described = _describe(context, spec, rank, candidate, [*dict.fromkeys([*spec.warnings, *warnings])])
@@ -142,7 +140,7 @@ def _describe(
     context: Context, spec: JobSpec, rank: int, candidate: Candidate, warnings: Sequence[str]
 ) -> dict[str, str]:
     described = {
-        "Location": location_of(context, spec.id),
+        "Location": location_of(context.base, spec.id),
         "Cache-Control": "private, max-age=3600, immutable",
         "X-Bestofn-Job": spec.id,
         "X-Bestofn-Rank": str(rank),

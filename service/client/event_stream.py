@@ -58,7 +58,7 @@ class Following:
         return None
 
     def _message(self) -> Flow[ServerSentEvent | None]:
-        """A message, or None where the stream broke off (the connection is lost, or the server stops) or has no more."""
+        """A message; None where the stream broke off (the connection is lost, the server stops) or has no more."""
         if self._opened is None:
             headers = {"Accept": MEDIA_TYPE, "Cache-Control": "no-store"}
             if self.last is not None:

@@ -106,7 +106,7 @@ class ImagesRequest(GenerateRequest):
         return type(error)(re.sub(rf"^{field}\b", named, error.detail), field=theirs)
 
     def _twins(self) -> dict[str, Any]:
-        """Our names of the options that the caller chose by OpenAI's. A value that clients send unasked chooses none."""
+        """Our names of the options chosen by OpenAI's names. A value that clients send unasked chooses none."""
         chosen: dict[str, Any] = {}
         if self.n not in (None, 1):
             chosen["top_k"] = self.n

@@ -95,6 +95,20 @@ def checked_size(field: str, asked: int | None, default: int, info: ModelInfo, s
     return value
 
 
+def forbidden_default(info: ModelInfo, settings: Settings) -> str | None:
+    """Why a request that leaves all of a model's defaults would be refused; None if it would not."""
+    for value, limit, what, variable in (
+        (info.num_inference_steps, settings.max_steps, "num_inference_steps", "BESTOFN_MAX_STEPS"),
+        (info.guidance_scale, settings.max_guidance, "guidance_scale", "BESTOFN_MAX_GUIDANCE"),
+        (max(info.width, info.height), settings.max_size, "size", "BESTOFN_MAX_SIZE"),
+    ):
+        if value > limit:
+            return (
+                f"{variable} is {limit:g}, but {info.revision.name} has a default {what} of {value:g}: raise the limit"
+            )
+    return None
+
+
 def check_tokens(field: str, tokens: int, info: ModelInfo) -> None:
     """Raise InvalidRequest if a text has more tokens than the encoder reads."""
     if tokens > info.token_limit:

@@ -60,8 +60,8 @@ class Settings(BaseSettings):
     public_url: str | None = Field(
         None,
         pattern=r"^https?://[^/?#\s]+(/[^?#\s]*[^/?#\s])?$",
-        description="Address that callers use, such as https://example.net/bestofn: addresses in answers begin with it; "
-        "relative if unset.",
+        description="Address that callers use, such as https://example.net/bestofn; addresses in answers begin with "
+        "it, and are relative if unset.",
     )
     trusted_proxies: tuple[str, ...] = Field(
         ("127.0.0.1", "::1"),

@@ -57,7 +57,7 @@ async def generate(
         cancel = created and preference.cancel_on_disconnect
         if preference.cancel_on_disconnect:
             headers["Preference-Applied"] = "cancel-on-disconnect"
-        headers["Location"] = location_of(context, job_id)
+        headers["Location"] = location_of(context.base, job_id)
         return await stream_of(
             context, job_id, last_event_id, caller=caller_of(request), cancel=cancel, headers=headers
         )
@@ -72,20 +72,20 @@ async def _answer(
     context: Context, result: JobResult, accepted: Accepted, preference: Preference, headers: dict[str, str]
 ) -> Response:
     job_id = result.id
-    place = {"Location": location_of(context, job_id)} | headers
+    place = {"Location": location_of(context.base, job_id)} | headers
     if result.status in ACTIVE:
         if accepted.image_first and preference.seconds > 0:
             late = WaitTimeout(
                 f"the job was not done within {preference.seconds:g} s; it goes on at {place['Location']}"
             )
             return problem_of(late, job=job_id, headers=place)
-        return json_answer(context, result, 202, headers)
+        return json_answer(context.base, result, 202, headers)
     failure = failure_of(result)
     if failure is not None:
         return problem_of(failure, job=job_id, headers=place)
     if accepted.image_first:
         return await image_answer(context, job_id, 1, warnings=result.warnings, headers=headers)
-    return json_answer(context, result, 200, headers)
+    return json_answer(context.base, result, 200, headers)
 
 
 def _read_accept(header: str | None, body: GenerateRequest) -> tuple[Accepted, ImageFormat | None]:

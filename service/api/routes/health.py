@@ -6,6 +6,7 @@ from starlette.responses import JSONResponse, Response
 from bestofn.service.api.dependencies import ContextDep
 from bestofn.service.core.deployments import NO_WORKER_RETRY_SECONDS
 from bestofn.service.core.errors import Unavailable
+from bestofn.service.core.request_checks import forbidden_default
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
 
 router = APIRouter()
@@ -26,4 +27,7 @@ async def readyz(context: ContextDep) -> Response:
     workers = await context.queue.workers()
     if not workers:
         raise Unavailable("no worker is ready", retry_after=NO_WORKER_RETRY_SECONDS)
+    forbidden = [forbidden_default(info.model, context.settings) for info in workers]
+    if all(forbidden):
+        raise Unavailable(f"a request without options is refused: {forbidden[0]}", retry_after=NO_WORKER_RETRY_SECONDS)
     return JSONResponse({"status": "ready", "workers": len(workers)})

@@ -64,7 +64,7 @@ async def generate_images(
     if idempotency_key is None and (ending is Ending.HUNG_UP or stops):
         await call.leave(context, job_id)
     result = await result_of(context, job_id, limit=1, caller=caller)
-    headers = {"Location": location_of(context, job_id)} | ({} if created else {"Idempotent-Replayed": "true"})
+    headers = {"Location": location_of(context.base, job_id)} | ({} if created else {"Idempotent-Replayed": "true"})
     refusal = _refusal(context, request, result)
     if refusal is not None:
         if isinstance(refusal, WaitTimeout):

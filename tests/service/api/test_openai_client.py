@@ -106,7 +106,7 @@ def test_a_job_that_fails_is_not_tried_again(client: OpenAI) -> None:
 def test_a_job_that_takes_long_is_tried_again_only_under_its_key(client: OpenAI, served: Any) -> None:
     long = {"num_samples": 32, "num_inference_steps": 100}  # 2 s of the fake engine
     patient, short = client.with_options(max_retries=100), {"Prefer": "wait=1"}
-    with pytest.raises(openai.InternalServerError, match="it goes on at http://127.0.0.1") as caught:
+    with pytest.raises(openai.InternalServerError, match="it goes on at http://") as caught:
         patient.images.generate(prompt="p", extra_body=long, extra_headers=short)
     assert (caught.value.status_code, caught.value.request.headers["x-stainless-retry-count"]) == (504, "0")
     httpx.delete(caught.value.response.headers["location"], timeout=PATIENCE)
