@@ -76,6 +76,7 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
         lease_seconds=3.0,
         heartbeat_seconds=0.5,
         stall_seconds=PATIENCE,
+        max_wait_seconds=PATIENCE,
     )
 
 
@@ -143,7 +144,7 @@ def served(queue_server: Path) -> Iterator[Served]:
     environment = {**os.environ, "BESTOFN_DATA_DIR": str(queue_server), "REDIS_URL": ""}
     worker = subprocess.Popen([sys.executable, "-P", "-c", program], env=environment, stdout=subprocess.DEVNULL)
     try:
-        with _serving(Settings(data_dir=queue_server, redis_url=None)) as api:
+        with _serving(Settings(data_dir=queue_server, redis_url=None, max_wait_seconds=PATIENCE)) as api:
             until(lambda: httpx.get(f"{api.url}/readyz", timeout=PATIENCE).is_success)
             yield api
     finally:

@@ -1,7 +1,9 @@
 """Probes: whether this process lives, and whether a request would be served now."""
 
+from typing import Literal
+
 from fastapi import APIRouter
-from starlette.responses import JSONResponse, Response
+from pydantic import BaseModel, Field
 
 from bestofn.service.api.dependencies import ContextDep
 from bestofn.service.core.deployments import NO_WORKER_RETRY_SECONDS
@@ -18,8 +20,15 @@ async def livez() -> dict[str, str]:
     return {"status": "live"}
 
 
-@router.get("/readyz", response_class=JSONResponse, summary="The queue takes jobs and a worker is warm")
-async def readyz(context: ContextDep) -> Response:
+class Ready(BaseModel):
+    """A server that would serve a request now."""
+
+    status: Literal["ready"] = "ready"
+    workers: int = Field(description="Warm workers.")
+
+
+@router.get("/readyz", summary="The queue takes jobs and a worker is warm")
+async def readyz(context: ContextDep) -> Ready:
     """200 with the number of warm workers; else 503 with what is wrong, such as a full disk of the queue's server."""
     reason = await context.queue.refuses()
     if reason is not None:
@@ -30,4 +39,4 @@ async def readyz(context: ContextDep) -> Response:
     forbidden = [forbidden_default(info.model, context.settings) for info in workers]
     if all(forbidden):
         raise Unavailable(f"a request without options is refused: {forbidden[0]}", retry_after=NO_WORKER_RETRY_SECONDS)
-    return JSONResponse({"status": "ready", "workers": len(workers)})
+    return Ready(workers=len(workers))
