@@ -102,7 +102,7 @@ class Served(NamedTuple):
 @contextlib.contextmanager
 def _serving(settings: Settings) -> Iterator[Served]:
     listening = listen("127.0.0.1", 0)
-    server = uvicorn.Server(server_config(create_app(settings)))
+    server = uvicorn.Server(server_config(create_app(settings), settings.trusted_proxies))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

@@ -39,7 +39,7 @@ class Head:
 
         async def receive_until_answered() -> Message:
             if answered.is_set():
-                return {"type": "http.disconnect"}  # ends a stream, which would go on for nobody
+                return {"type": "http.disconnect"}  # ends a stream
             return await receive()
 
         async def send_start(message: Message) -> None:

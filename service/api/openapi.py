@@ -132,6 +132,8 @@ def _completed(document: dict[str, Any], keys: bool) -> dict[str, Any]:
             operation["responses"].pop("422", None)
             operation["responses"] |= dict(sorted(_refusal(status, path) for status in refusals))
     operations["read_events"]["responses"]["200"]["content"] = _EVENTS
+    for name in ("generate", "read_events"):
+        operations[name]["responses"]["204"] = {"description": "Last-Event-ID names the last event of the job."}
     _describe_generate(operations["generate"])
     operations["read_image"]["responses"]["200"]["content"] = _IMAGES
     operations["read_thumbnail"]["responses"]["200"]["content"] = {"image/webp": _BYTES}

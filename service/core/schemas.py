@@ -109,7 +109,7 @@ class ImageOut(BaseModel):
     candidate: int
     seed: int
     verdict: VerdictOut
-    url: str | None = Field(default=None, description="Relative to the server.")
+    url: str | None = Field(default=None, description="Relative to the server, unless BESTOFN_PUBLIC_URL is set.")
     path: str | None = Field(default=None, description="File of a local run.")
 
 
@@ -120,7 +120,7 @@ class CandidateOut(BaseModel):
     rank: int
     solved_in_full: bool = Field(default=True, description="false: drafted only.")
     draft: VerdictOut | None = Field(default=None, description="The draft's verdict, in jobs with drafts.")
-    thumbnail: str | None = Field(default=None, description="Relative URL of the thumbnail, in jobs with thumbnails.")
+    thumbnail: str | None = Field(default=None, description="URL of the thumbnail, in jobs with thumbnails.")
 
 
 class MatchOut(BaseModel):
@@ -205,7 +205,7 @@ class JobResult(BaseModel):
         default=None, description="The finals that decided the first ranks, if they were played."
     )
     candidates: list[CandidateOut] = []
-    next: str | None = Field(default=None, description="Relative url of the next page of candidates and bracket.")
+    next: str | None = Field(default=None, description="URL of the next page of candidates and bracket.")
     usage: UsageOut | None = None
     progress: JobProgress | None = None
     complete: bool = Field(default=False, description="false: a deadline ended the job before its last candidate.")

@@ -44,7 +44,7 @@ async def read_events(
 
     `Last-Event-ID` resumes after that event, without a gap and without repetition. If the server no longer has the
     missed events, the stream starts with a `snapshot` of the job. The stream can be read as long as the result. After
-    the last event the answer is 204, which tells a browser to stop.
+    the last event the answer is 204, after which a browser does not come back.
     """
     context.open_calls.enter(request.scope, "stream")
     return await stream_of(context, job_id, last_event_id, caller=caller_of(request))

@@ -1,6 +1,5 @@
 """What HTTP clients, browsers and proxies expect of every route."""
 
-import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -9,6 +8,7 @@ import httpx
 import pytest
 from httpx_sse import connect_sse
 
+import bestofn
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS
 from tests.waiting import PATIENCE
@@ -75,6 +75,20 @@ def test_models_with_a_slash_are_the_models(http: httpx.Client) -> None:
     assert http.get("/v1/models/").json() == http.get("/v1/models").json()
 
 
+@pytest.mark.parametrize(("trusted", "scheme"), [(("127.0.0.0/8",), "https"), (("10.0.0.1",), "http")])
+def test_only_a_trusted_proxy_says_what_the_scheme_is(
+    served: Any, serving: Serving, trusted: tuple[str, ...], scheme: str
+) -> None:
+    with serving(served.settings.model_copy(update={"trusted_proxies": trusted})) as api:
+        answer = httpx.post(
+            f"{api.url}/v1/images/generations",
+            json={"prompt": "p", "response_format": "url", "num_samples": 1},
+            headers={"X-Forwarded-Proto": "https"},
+            timeout=PATIENCE,
+        )
+    assert answer.json()["data"][0]["url"].startswith(f"{scheme}://")
+
+
 def test_a_limit_below_the_checkpoints_own_default_is_not_ready(served: Any, serving: Serving) -> None:
     with serving(served.settings.model_copy(update={"max_steps": 3})) as api:
         answer = httpx.get(f"{api.url}/readyz", timeout=PATIENCE)
@@ -109,6 +123,8 @@ def test_an_event_source_stops_after_the_last_event(http: httpx.Client, prompt: 
     for event, status in [(events[-2], 200), (events[-1], 204)]:
         with http.stream("GET", f"/jobs/{job}/events", headers={"Last-Event-ID": event.id}) as answer:
             assert answer.status_code == status
+    with bestofn.Client(str(http.base_url)) as client:
+        assert list(client.events(job, after=events[-1].id)) == []
 
 
 def test_an_event_source_of_a_canceled_job_stops(http: httpx.Client) -> None:
@@ -144,10 +160,5 @@ def test_addresses_are_public_behind_a_proxy(served: Any, serving: Serving) -> N
             assert theirs["data"][0]["url"] == f"{base}/jobs/{theirs['job']}/images/1"
             assert http.get("/openapi.json").json()["servers"] == [{"url": base}]
             assert http.get("/", headers={"Origin": "https://evil.example"}).status_code == 403
-        from bestofn import AsyncClient
-
-        async def whole() -> int:
-            async with AsyncClient(api.url) as client:
-                return len((await client.result(job["id"])).candidates)
-
-        assert asyncio.run(whole()) == 600
+        with bestofn.Client(api.url) as client:  # which knows another address than the public one
+            assert len(client.result(job["id"]).candidates) == 600
