@@ -20,7 +20,7 @@ async def follow(client: bestofn.AsyncClient, prompt: str) -> None:
                 print(f"{prompt}: candidate {event.index}, answer {event.verdict.answer}")
             case "match":
                 print(f"{prompt}: round {event.round}, {event.a} against {event.b}: {event.winner} wins")
-            case "error":
+            case "problem":
                 raise event.error
     generation = await client.wait(job.id)
     path = generation.save(f"{prompt.replace(' ', '-')}.png")

@@ -76,6 +76,7 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
         lease_seconds=3.0,
         heartbeat_seconds=0.5,
         stall_seconds=PATIENCE,
+        max_wait_seconds=PATIENCE,
     )
 
 
@@ -101,7 +102,7 @@ class Served(NamedTuple):
 @contextlib.contextmanager
 def _serving(settings: Settings) -> Iterator[Served]:
     listening = listen("127.0.0.1", 0)
-    server = uvicorn.Server(server_config(create_app(settings)))
+    server = uvicorn.Server(server_config(create_app(settings), settings.trusted_proxies))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -143,7 +144,7 @@ def served(queue_server: Path) -> Iterator[Served]:
     environment = {**os.environ, "BESTOFN_DATA_DIR": str(queue_server), "REDIS_URL": ""}
     worker = subprocess.Popen([sys.executable, "-P", "-c", program], env=environment, stdout=subprocess.DEVNULL)
     try:
-        with _serving(Settings(data_dir=queue_server, redis_url=None)) as api:
+        with _serving(Settings(data_dir=queue_server, redis_url=None, max_wait_seconds=PATIENCE)) as api:
             until(lambda: httpx.get(f"{api.url}/readyz", timeout=PATIENCE).is_success)
             yield api
     finally:

@@ -71,20 +71,23 @@ def check_key(headers: Headers, keyring: Keyring) -> str:
     return caller
 
 
-def check_host(headers: Headers, allowed: Sequence[str] = ()) -> None:
+def check_host(headers: Headers, allowed: Sequence[str] = (), public_url: str | None = None) -> None:
     """Raises HostNotAllowed unless Host is a loopback name, or allowed, and Origin, if sent, is this very server.
+
+    `public_url` is an address of this server too, behind a proxy.
 
     Any web page can make a browser call a loopback port. Its Origin gives it away; with DNS rebinding its Host does.
     """
     host = headers.get("host", "")
     name = _name(f"//{host}")
-    if not (is_loopback(name) or name in allowed):
+    if not (is_loopback(name) or name in allowed or (name and name == _name(public_url or ""))):
         raise HostNotAllowed(
             f"Host is {host[:100]!r}, but a server without API keys answers to localhost and 127.0.0.1 only; "
             "make a key with `bestofn keys add NAME` to serve other names"
         )
     origin = headers.get("origin")
-    if origin is not None and origin.lower().partition("://")[2] != host.lower():
+    public = "/".join((public_url or "").lower().split("/")[:3])
+    if origin is not None and origin.lower() != public and origin.lower().partition("://")[2] != host.lower():
         raise HostNotAllowed(
             f"a page of {origin[:100]!r} may not call a server without API keys; call it from {host!r}"
         )
@@ -107,6 +110,7 @@ class Guard:
         self._open = OPEN_PATHS | ({"/metrics"} if settings.metrics_without_key else frozenset())
         self._loopback = is_loopback(reached_at(settings))
         self._allowed_hosts = settings.allowed_hosts
+        self._public_url = settings.public_url
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -114,7 +118,7 @@ class Guard:
         headers = Headers(scope=scope)
         try:
             if self._loopback and not self._keyring.on:
-                check_host(headers, self._allowed_hosts)
+                check_host(headers, self._allowed_hosts, self._public_url)
             if self._keyring.on and scope["path"] not in self._open:
                 scope["caller"] = check_key(headers, self._keyring)
                 bind_contextvars(caller=scope["caller"])  # for the request's line in the log

@@ -13,6 +13,7 @@ from bestofn.service.api import access as guard
 from bestofn.service.api import problem_details as problem
 from bestofn.service.api.connections import CONNECTIONS_KEPT, DESCRIPTORS_KEPT, ConnectionLimit, Connections
 from bestofn.service.api.dependencies import Context
+from bestofn.service.api.http_middleware import Head, JsonGzip, Prefix
 from bestofn.service.api.open_calls import OpenCalls
 from bestofn.service.api.openai_errors import OpenAIErrors
 from bestofn.service.api.openapi import Described
@@ -37,7 +38,7 @@ Inference-time scaling of text-to-image: a prompt comes in, N candidates are dra
 tournament, the best comes back.
 
     curl -H 'Content-Type: application/json' -H 'Accept: image/png' -o best.png \\
-         -d '{"prompt": "a photo of a red star left of a blue circle", "num_samples": 32}' http://localhost:8000/generate
+         -d '{{"prompt": "a photo of a red star left of a blue circle", "num_samples": 32}}' {server}/generate
 
 Errors are `application/problem+json` (RFC 9457) with a stable `code`, and carry `Retry-After` where trying again helps.
 """
@@ -113,9 +114,10 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
 
     app = Described(
         keys=keyring.on,
+        servers=[{"url": settings.public_url}] if settings.public_url else None,
         title="bestofn",
         version=VERSION,
-        description=DESCRIPTION,
+        description=DESCRIPTION.format(server=settings.public_url or f"http://localhost:{settings.port}"),
         lifespan=lifespan,
         docs_url=None,  # of `manual`, which asks no other server for scripts
         redoc_url=None,
@@ -131,8 +133,15 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
     app.add_middleware(guard.Guard, settings=settings, keyring=keyring, calls=calls)
     app.add_middleware(ConnectionLimit, connections=connections)
     app.add_middleware(OpenAIErrors)  # around the guard, whose refusals it rewrites too
-    app.add_middleware(Requests)  # around all of them
+    app.add_middleware(JsonGzip)
+    app.add_middleware(Head)
+    app.add_middleware(Requests)
+    app.add_middleware(Prefix, public_url=settings.public_url)  # around all of them
     problem.install(app)
-    for module in (generate, jobs, events, openai, health, status, metrics, page, manual):
+    for module in (generate, jobs, events):
+        app.include_router(module.router, tags=["Jobs"])
+    for module in (health, status):
+        app.include_router(module.router, tags=["Service"])
+    for module in (openai, metrics, page, manual):
         app.include_router(module.router)
     return app

@@ -54,9 +54,14 @@ def read_accept(header: str | None) -> Accepted:
 
 
 def image_format(accepted: Accepted, named: ImageFormat | None, default: ImageFormat) -> ImageFormat | None:
-    """The image format for a call for bytes: the body's, or Accept's if it names none; None if they contradict."""
-    if named is not None:
-        return named if named in accepted.images or None in accepted.images else None
+    """The image format for a call for bytes: the body's, or Accept's if it names none; None if they contradict.
+
+    A body that names the default contradicts nothing: generated clients send every default.
+    """
+    if named is not None and (named in accepted.images or None in accepted.images):
+        return named
+    if named not in (None, default):
+        return None
     return accepted.images[0] or default
 
 

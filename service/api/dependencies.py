@@ -44,6 +44,15 @@ class Context:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
+    @property
+    def base(self) -> str:
+        """The public address of the API, before every path; "": addresses are relative to the server."""
+        return self.settings.public_url or ""
+
+    def absolute(self, request: Request, path: str) -> str:
+        """The address of a path for the caller of a request: public, or else as the request names the server."""
+        return (self.base or str(request.base_url).rstrip("/")) + path
+
     def __post_init__(self) -> None:
         self.deployed = Deployed(self.queue)
         self.standstill = Standstill(self.queue)

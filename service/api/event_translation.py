@@ -25,7 +25,7 @@ class JobEvent:
     finals     {"judge", "entrants", "rounds"}: state of the finals before each round; repeated if they are repeated
     snapshot   the whole job, where events were lost: a reader starts again from it (without id)
     result     the result, or its first page
-    error      a problem document: the job failed, was cancelled, or has expired under its reader
+    problem    a problem document: the job failed, was cancelled, or has expired under its reader
     """
 
     type: str
@@ -54,8 +54,10 @@ class EventTranslator:
     candidate that two workers judged, because one lost its lease, gives one event.
     """
 
-    def __init__(self, spec: JobSpec) -> None:
+    def __init__(self, spec: JobSpec, base: str = "") -> None:
+        """`base` is the public address of the API; "": addresses are relative to the server."""
         self._spec = spec
+        self._base = base
         self._decided = 0  # heats whose matches were sent, of a job that may stop
         # With drafts, promoted candidates are not known beforehand: their knockout comes with the result.
         self._knockout = None if spec.draft else LiveKnockout(spec.num_samples, spec.rule)
@@ -122,7 +124,7 @@ class EventTranslator:
         return None if self._best is None else self._shown(self._best).model_dump(mode="json")
 
     def _shown(self, candidate: Candidate) -> CandidateOut:
-        small = f"/jobs/{self._spec.id}/thumbnails/{candidate.index}"
+        small = f"{self._base}/jobs/{self._spec.id}/thumbnails/{candidate.index}"
         return CandidateOut(
             index=candidate.index,
             seed=candidate.seed,

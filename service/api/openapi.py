@@ -84,7 +84,7 @@ _TEXT = {"schema": {"type": "string"}}
 _SECONDS = {"description": "When to try again, in seconds.", "schema": {"type": "integer", "minimum": 0}}
 _MILLISECONDS = {"description": "The same in milliseconds.", "schema": {"type": "integer", "minimum": 0}}
 _LATER = {"Retry-After": _SECONDS, "retry-after-ms": _MILLISECONDS}
-_BYTES: dict[str, Any] = {}  # as OpenAPI 3.1 has it
+_BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 # A stream is described by its events (OpenAPI 3.2), because a schema would be of the whole text.
 _EVENT: Mapping[str, Mapping[str, Any]] = {
     "data": {"type": "string"},
@@ -132,6 +132,8 @@ def _completed(document: dict[str, Any], keys: bool) -> dict[str, Any]:
             operation["responses"].pop("422", None)
             operation["responses"] |= dict(sorted(_refusal(status, path) for status in refusals))
     operations["read_events"]["responses"]["200"]["content"] = _EVENTS
+    for name in ("generate", "read_events"):
+        operations[name]["responses"]["204"] = {"description": "Last-Event-ID names the last event of the job."}
     _describe_generate(operations["generate"])
     operations["read_image"]["responses"]["200"]["content"] = _IMAGES
     operations["read_thumbnail"]["responses"]["200"]["content"] = {"image/webp": _BYTES}

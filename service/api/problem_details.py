@@ -127,9 +127,10 @@ async def _http(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> list[str]:
     """What the path takes, of all routes: Starlette's own Allow header knows the first one only."""
-    scopes = [{**request.scope, "method": method} for method in ("GET", "HEAD", "POST", "DELETE")]
+    scopes = [{**request.scope, "method": method} for method in ("GET", "POST", "DELETE")]
     routes = request.app.router.routes
-    return [scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)]
+    found = [scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)]
+    return ["GET", "HEAD", *found[1:]] if "GET" in found else found
 
 
 async def _validation(request: Request, error: Exception) -> Response:

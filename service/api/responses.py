@@ -59,6 +59,7 @@ async def result_of(
         discarded_forwards=record.discarded_forwards,
         finals=record.finals,
         ranking=record.ranking,
+        base=context.base,
         offset=offset,
         limit=limit,
     )
@@ -85,13 +86,14 @@ def failure_of(result: JobResult) -> BestOfNError | None:
             return None
 
 
-def location_of(job_id: str) -> str:
-    return f"/jobs/{job_id}"
+def location_of(base: str, job_id: str) -> str:
+    """The job's address; `base` is `Context.base`."""
+    return f"{base}/jobs/{job_id}"
 
 
-def json_answer(result: JobResult, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_answer(base: str, result: JobResult, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A page of the result, with Location, Retry-After while the job goes on, and a Link to the next page."""
-    sent = {"Location": location_of(result.id), "Cache-Control": "no-store", **(headers or {})}
+    sent = {"Location": location_of(base, result.id), "Cache-Control": "no-store", **(headers or {})}
     if result.status in ACTIVE:
         sent |= {"Retry-After": f"{POLL_SECONDS:.0f}", "retry-after-ms": f"{1000 * POLL_SECONDS:.0f}"}
     if result.next is not None:
@@ -124,19 +126,21 @@ async def image_answer(
     if winners.spec is None or rank > len(winners.candidates):
         if winners.status in ACTIVE:
             raise ImageNotFound(f"job {job_id} is still {winners.status}; ask again", retry_after=POLL_SECONDS)
-        raise ImageNotFound(
-            f"job {job_id} {winners.status} with {len(winners.candidates)} images; there is no rank {rank}"
-        )
+        number = len(winners.candidates)
+        images = "1 image" if number == 1 else f"{number} images"
+        raise ImageNotFound(f"job {job_id} {winners.status} with {images}; there is no rank {rank}")
     spec, candidate = winners.spec, winners.candidates[rank - 1]
     content = await context.queue.image(job_id, candidate.index)
-    described = _describe(spec, rank, candidate, [*dict.fromkeys([*spec.warnings, *warnings])])
+    described = _describe(context, spec, rank, candidate, [*dict.fromkeys([*spec.warnings, *warnings])])
     described["Content-Disposition"] = f'inline; filename="bestofn-{job_id}-{rank}.{spec.format}"'
     return Response(content, 200, described | (headers or {}), f"image/{spec.format}")
 
 
-def _describe(spec: JobSpec, rank: int, candidate: Candidate, warnings: Sequence[str]) -> dict[str, str]:
+def _describe(
+    context: Context, spec: JobSpec, rank: int, candidate: Candidate, warnings: Sequence[str]
+) -> dict[str, str]:
     described = {
-        "Location": location_of(spec.id),
+        "Location": location_of(context.base, spec.id),
         "Cache-Control": "private, max-age=3600, immutable",
         "X-Bestofn-Job": spec.id,
         "X-Bestofn-Rank": str(rank),

@@ -4,7 +4,7 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import uvicorn
@@ -80,11 +80,12 @@ def address_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def server_config(app: FastAPI) -> uvicorn.Config:
-    """How uvicorn serves the application."""
+def server_config(app: FastAPI, trusted_proxies: Sequence[str] = ()) -> uvicorn.Config:
+    """How uvicorn serves the application. `trusted_proxies`: whose X-Forwarded headers are believed."""
     return uvicorn.Config(
         app,
         http=app.state.connections.protocol(),
+        forwarded_allow_ips=list(trusted_proxies),
         log_config=None,
         access_log=False,
         lifespan="on",
@@ -106,5 +107,9 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     # Once more before the start, since what the application raises then is buried in uvicorn's traceback.
     asyncio.run(check_queue(settings))
     with listen(settings.host, settings.port) as listening:
-        server = _Server(server_config(app), lambda: app.state.context, lambda: on_ready(address_of(listening)))
+        server = _Server(
+            server_config(app, settings.trusted_proxies),
+            lambda: app.state.context,
+            lambda: on_ready(address_of(listening)),
+        )
         server.run(sockets=[listening])

@@ -59,8 +59,7 @@ async def submit(
                 )
             # Two callers who pick the same key must not get each other's images.
             scoped = f"{caller}:{key}"
-            asked = body.model_dump(mode="json", exclude_unset=True) | {"format": spec.format}
-            fingerprint = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+            fingerprint = fingerprint_of(body, spec.format)
         job, created = await queue.submit(
             spec,
             idempotency_key=scoped,
@@ -73,6 +72,12 @@ async def submit(
     logged = {"prompt": spec.prompt} if context.settings.log_prompts else {"prompt_sha256": _short_hash(spec.prompt)}
     bind_contextvars(job_id=job, **logged)  # for the request's line in the log
     return job, created
+
+
+def fingerprint_of(body: GenerateRequest, format: ImageFormat) -> str:
+    """A hash that is the same for requests of the same values: a default that is written is one that is left out."""
+    asked = body.model_dump(mode="json", exclude_defaults=True) | {"format": format}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def _short_hash(prompt: str) -> str:

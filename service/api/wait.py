@@ -1,6 +1,7 @@
 """Waiting for a job's end, for as long as the caller, the server and patience last."""
 
 import asyncio
+import math
 from enum import Enum
 from typing import Any
 
@@ -19,7 +20,7 @@ class Ending(Enum):
     HUNG_UP = "the caller has gone"
 
 
-async def wait(context: Context, request: Request, job_id: str, seconds: float) -> Ending:
+async def wait(context: Context, request: Request, job_id: str, seconds: float = math.inf) -> Ending:
     """Wait until the job has ended, at most `seconds`.
 
     All waits of a process share one blocking read, so hundreds of callers may wait together.
@@ -31,7 +32,9 @@ async def wait(context: Context, request: Request, job_id: str, seconds: float) 
     stopping = asyncio.create_task(context.stopping.wait())
     tasks = {ended, hung_up, stopping}
     try:
-        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(
+            tasks, timeout=None if seconds == math.inf else seconds, return_when=asyncio.FIRST_COMPLETED
+        )
     finally:
         await end_tasks(tasks)
     if ended in done:

@@ -42,6 +42,8 @@ class Following:
         while not self._ended:
             message = yield from self._message()
             if message is None:
+                if self._ended:
+                    break
                 yield from self._pause()
                 continue
             event = self._read(message)
@@ -56,13 +58,16 @@ class Following:
         return None
 
     def _message(self) -> Flow[ServerSentEvent | None]:
-        """A message, or None where the stream broke off: the connection is lost, or the server stops."""
+        """A message; None where the stream broke off (the connection is lost, the server stops) or has no more."""
         if self._opened is None:
             headers = {"Accept": MEDIA_TYPE, "Cache-Control": "no-store"}
             if self.last is not None:
                 headers["Last-Event-ID"] = self.last
             stream = Open(f"/jobs/{self._job}/events", headers)
             response: httpx.Response = yield from call(stream, self._server, self._limit)
+            if response.status_code == 204:
+                self._ended = True
+                return None
             if not response.headers.get("content-type", "").startswith(MEDIA_TYPE):
                 raise BestOfNError(f"{response.request.url} has no event stream: is it a bestofn server?")
             self._opened = time.monotonic()

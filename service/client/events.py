@@ -92,10 +92,10 @@ class ResultEvent(JobEvent):
     result: JobResult
 
 
-class ErrorEvent(JobEvent):
+class ProblemEvent(JobEvent):
     """The job has failed or was cancelled."""
 
-    type = "error"
+    type = "problem"
     problem: Mapping[str, Any]
 
     @property
@@ -109,9 +109,9 @@ _WHOLE = {
     "finals": "finals",
     "snapshot": "result",
     "result": "result",
-    "error": "problem",
+    "problem": "problem",
 }  # the field that is all of the data
-ENDINGS = (ResultEvent, ErrorEvent)
+ENDINGS = (ResultEvent, ProblemEvent)
 
 
 def read_event(message: ServerSentEvent) -> JobEvent | None:

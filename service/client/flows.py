@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import ValidationError
 
 from bestofn.service.client.actions import Emit, Flow, Send
 from bestofn.service.client.event_stream import Following
-from bestofn.service.client.events import ErrorEvent, ResultEvent
+from bestofn.service.client.events import ProblemEvent, ResultEvent
 from bestofn.service.client.generation import Generation
 from bestofn.service.client.progress import Progress
 from bestofn.service.client.retries import call
@@ -69,7 +70,7 @@ class Flows:
             before, progress = progress, progress.after(event)
             if progress != before:
                 yield Emit(progress)
-            if isinstance(event, ErrorEvent):
+            if isinstance(event, ProblemEvent):
                 error = event.error
                 canceled = isinstance(error, JobCanceled)
                 raise type(error)(f"job {job.id} {'was cancelled' if canceled else f'failed: {error.detail}'}")
@@ -92,7 +93,8 @@ class Flows:
         result = yield from self._read(f"/jobs/{job_id}?limit={PAGE}")
         following = result.next
         while following is not None:
-            more = yield from self._read(following)
+            page = urlsplit(following).query  # its address may be a public one, and this client knows another
+            more = yield from self._read(f"/jobs/{job_id}?{page}")
             result.candidates += more.candidates
             for matches, others in zip(result.bracket, more.bracket, strict=True):
                 matches += others

@@ -13,12 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bestofn.service.core.heat_schedule import HeatSchedule
 from bestofn.service.core.jobs import Draft, Plan, Stop
+from bestofn.service.core.request_model import RequestModel
 
 Effort = Literal["low", "medium", "high", "max"]
 FILE = Path(__file__).with_name("frontier.json")
 
 
-class Budget(BaseModel):
+class Budget(RequestModel):
     """Average cost of a job, without its text encoding."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

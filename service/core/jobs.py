@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.verdict import Rule, Verdict
 from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE, HeatSchedule
+from bestofn.service.core.request_model import RequestModel
 
 SCHEMA_VERSION = 1
 """Version of the stored form of jobs: raised with every change of `JobSpec` or of what a worker makes of it.
@@ -53,7 +54,7 @@ class Revision(BaseModel):
 Revisions = tuple[Revision, Revision, Revision | None]  # model, judge, second judge
 
 
-class Draft(BaseModel):
+class Draft(RequestModel):
     """Drafts: each candidate's noise is solved in few steps and judged; the best of each heat are solved in full."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -72,7 +73,7 @@ class Draft(BaseModel):
     )
 
 
-class Stop(BaseModel):
+class Stop(RequestModel):
     """Early stopping: rules that are checked after each heat, over all candidates so far."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -88,7 +89,7 @@ class Stop(BaseModel):
     patience: int = Field(64, strict=True, ge=1, description="Candidates without a yes after which the job stops.")
 
 
-class Finals(BaseModel):
+class Finals(RequestModel):
     """Finals: a knockout by the operator's pairwise judge among the candidates close to the leader."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -1,5 +1,6 @@
 """The OpenAI shape of the wire: what /v1/images/generations and /v1/models take and return."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -23,8 +24,8 @@ CANDIDATES: Mapping[Quality, int] = {
     "max": 128,
 }
 
-# Fields with two names: OpenAI's, ours.
-_TWINS = (("n", ("top_k",)), ("output_format", ("format",)), ("size", ("width", "height")))
+# Our fields that have another name in OpenAI's API, with that name.
+_THEIRS = {"top_k": "n", "format": "output_format", "width": "size", "height": "size"}
 
 
 class ImagesRequest(GenerateRequest):
@@ -34,11 +35,9 @@ class ImagesRequest(GenerateRequest):
     """
 
     model_config = ConfigDict(
-        extra="forbid",
-        protected_namespaces=(),
         json_schema_extra={
             "examples": [{"prompt": "a photo of a red star left of a blue circle", "n": 2, "num_samples": 32}]
-        },
+        }
     )
     n: int | None = Field(default=None, strict=True, ge=1, le=16, description="Images returned, best first: top_k.")
     size: str | None = Field(
@@ -78,19 +77,13 @@ class ImagesRequest(GenerateRequest):
             InvalidRequest: an option is not supported, or two fields set the same option.
         """
         self._refuse_unsupported()
-        for name, ours in _TWINS:
-            twice = [twin for twin in ours if twin in self.model_fields_set]
-            if getattr(self, name) is not None and twice:
-                raise InvalidRequest(f"{name} and {' and '.join(twice)} set the same option; leave one out", field=name)
-        asked = {
-            field: getattr(self, field) for field in GenerateRequest.model_fields if field in self.model_fields_set
-        }
-        if self.n is not None:
-            asked["top_k"] = self.n
-        if self.output_format is not None:
-            asked["format"] = self.output_format
-        if self.size not in (None, "auto"):
-            asked["width"], asked["height"] = map(int, str(self.size).split("x"))
+        asked = {name: getattr(self, name) for name in GenerateRequest.model_fields if self.chosen(name)}
+        for name, theirs in self._twins().items():
+            ours = asked.setdefault(name, theirs)
+            if ours != theirs:
+                raise InvalidRequest(
+                    f"{_THEIRS[name]} and {name} set the same option; leave one out", field=_THEIRS[name]
+                )
         winners = asked.get("top_k", 1)
         if not asked.keys() & {"num_samples", "effort", "budget"}:
             asked["num_samples"] = min(max(CANDIDATES[self.quality or "auto"], winners), max_samples)
@@ -102,6 +95,26 @@ class ImagesRequest(GenerateRequest):
             )
         # Every value has been validated as a field of this class; sizes are checked against the checkpoint later.
         return GenerateRequest.model_construct(set(asked), **asked)
+
+    def in_their_words(self, error: InvalidRequest) -> InvalidRequest:
+        """The error of our field, as one of the field that the caller wrote."""
+        field = error.field or ""
+        if self.chosen(field) or field not in self._twins():
+            return error
+        theirs = _THEIRS[field]
+        named = f"the {field} in size" if theirs == "size" else theirs
+        return type(error)(re.sub(rf"^{field}\b", named, error.detail), field=theirs)
+
+    def _twins(self) -> dict[str, Any]:
+        """Our names of the options chosen by OpenAI's names. A value that clients send unasked chooses none."""
+        chosen: dict[str, Any] = {}
+        if self.n not in (None, 1):
+            chosen["top_k"] = self.n
+        if self.output_format not in (None, "png"):
+            chosen["format"] = self.output_format
+        if self.size not in (None, "auto"):
+            chosen["width"], chosen["height"] = map(int, str(self.size).split("x"))
+        return chosen
 
     def _refuse_unsupported(self) -> None:
         refusals: Sequence[tuple[str, bool, str]] = (

@@ -147,7 +147,7 @@ def _chosen(request: GenerateRequest, prices: Prices, deployment: Deployment, se
     if request.effort is None and request.budget is None:
         return None
     field = "effort" if request.effort is not None else "budget"
-    twice = [name for name in PLANNED if name in request.model_fields_set]
+    twice = [name for name in PLANNED if request.chosen(name)]
     if request.effort is not None and request.budget is not None:
         raise InvalidRequest("effort and budget both choose the options; leave one out", field="budget")
     if twice:

@@ -54,7 +54,7 @@ def checked_draft(request: GenerateRequest, steps: int, depth: int | None, info:
 def stop_of(request: GenerateRequest, judge: JudgeInfo) -> Stop | None:
     """The stopping rule. A confidence that was left out is relative to the confidence ceiling."""
     most = confidence_ceiling(request, judge)
-    if request.stop is None or most is None or "confidence" in request.stop.model_fields_set:
+    if request.stop is None or most is None or request.stop.chosen("confidence"):
         return request.stop
     return request.stop.model_copy(update={"confidence": request.stop.confidence * most[0]})
 
@@ -94,6 +94,20 @@ def checked_size(field: str, asked: int | None, default: int, info: ModelInfo, s
             field=field,
         )
     return value
+
+
+def forbidden_default(info: ModelInfo, settings: Settings) -> str | None:
+    """Why a request that leaves all of a model's defaults would be refused; None if it would not."""
+    for value, limit, what, variable in (
+        (info.num_inference_steps, settings.max_steps, "num_inference_steps", "BESTOFN_MAX_STEPS"),
+        (info.guidance_scale, settings.max_guidance, "guidance_scale", "BESTOFN_MAX_GUIDANCE"),
+        (max(info.width, info.height), settings.max_size, "size", "BESTOFN_MAX_SIZE"),
+    ):
+        if value > limit:
+            return (
+                f"{variable} is {limit:g}, but {info.revision.name} has a default {what} of {value:g}: raise the limit"
+            )
+    return None
 
 
 def check_tokens(field: str, tokens: int, info: ModelInfo) -> None:

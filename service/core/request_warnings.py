@@ -46,7 +46,7 @@ def _measured_elsewhere(chosen: Plan | None, info: ModelInfo) -> Iterable[str]:
 
 def _out_of_reach(request: GenerateRequest, judge: JudgeInfo) -> Iterable[str]:
     most = confidence_ceiling(request, judge)
-    if request.stop is None or most is None or "confidence" not in request.stop.model_fields_set:
+    if request.stop is None or most is None or not request.stop.chosen("confidence"):
         return
     if request.stop.confidence >= most[0]:
         yield (

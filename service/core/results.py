@@ -131,6 +131,7 @@ def assemble(
     ranking: Ranking | None = None,
     offset: int = 0,
     limit: int | None = None,
+    base: str = "",
 ) -> JobResult:
     """The result of a job from its finished heats, in any order, or one page of it.
 
@@ -154,6 +155,7 @@ def assemble(
         ranking: ranks of these outcomes, if they are known; then `outcomes` is not read.
         offset: first candidate and match of the page.
         limit: candidates and matches of the page; None: all.
+        base: public address of the API, before every path; "": addresses are relative to the server.
     """
     ranking = ranking or Ranking.of(spec, outcomes, finals)
     by_verdict, order = ranking.by_verdict, ranking.order
@@ -190,11 +192,13 @@ def assemble(
         id=spec.id,
         status=status,
         prompt=spec.prompt,
-        images=_images(spec, order) if succeeded else [],
+        images=_images(spec, order, base) if succeeded else [],
         bracket=_bracket(rounds, offset, end),
         finals=_finals(finals) if succeeded else None,
-        candidates=_candidates(spec, ranking.places[offset:end], thumbnails),
-        next=f"/jobs/{spec.id}?offset={end}&limit={limit}" if end < max(len(order), sum(map(len, rounds))) else None,
+        candidates=_candidates(spec, ranking.places[offset:end], thumbnails, base),
+        next=f"{base}/jobs/{spec.id}?offset={end}&limit={limit}"
+        if end < max(len(order), sum(map(len, rounds)))
+        else None,
         usage=_usage(ranking.usage, discarded_forwards, finals) if ranking.usage is not None else None,
         progress=progress,
         complete=succeeded and stopped != "deadline",
@@ -211,14 +215,14 @@ def assemble(
     )
 
 
-def _images(spec: JobSpec, order: Sequence[Candidate]) -> list[ImageOut]:
+def _images(spec: JobSpec, order: Sequence[Candidate], base: str) -> list[ImageOut]:
     return [
         ImageOut(
             rank=place + 1,
             candidate=candidate.index,
             seed=candidate.seed,
             verdict=VerdictOut.of(candidate.verdict),
-            url=f"/jobs/{spec.id}/images/{place + 1}",
+            url=f"{base}/jobs/{spec.id}/images/{place + 1}",
         )
         for place, candidate in enumerate(order[: spec.top_k])
         if candidate.solved_in_full
@@ -226,7 +230,7 @@ def _images(spec: JobSpec, order: Sequence[Candidate]) -> list[ImageOut]:
 
 
 def _candidates(
-    spec: JobSpec, places: Iterable[tuple[int, Candidate]], thumbnails: Collection[int]
+    spec: JobSpec, places: Iterable[tuple[int, Candidate]], thumbnails: Collection[int], base: str
 ) -> list[CandidateOut]:
     return [
         CandidateOut(
@@ -236,7 +240,7 @@ def _candidates(
             rank=place + 1,
             solved_in_full=candidate.solved_in_full,
             draft=VerdictOut.of(candidate.draft) if candidate.draft is not None else None,
-            thumbnail=f"/jobs/{spec.id}/thumbnails/{candidate.index}" if candidate.index in thumbnails else None,
+            thumbnail=f"{base}/jobs/{spec.id}/thumbnails/{candidate.index}" if candidate.index in thumbnails else None,
         )
         for place, candidate in places
     ]

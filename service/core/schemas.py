@@ -8,15 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from bestofn.judge.verdict import Rule, Verdict
 from bestofn.service.core.budget import Budget, Effort
 from bestofn.service.core.jobs import Draft, Finals, ImageFormat, JobStatus, Plan, Priority, Revision, Stop
+from bestofn.service.core.request_model import RequestModel
 
 MAX_SEED = 2**63
 RANDOM_SEEDS = 2**53  # random seeds stay exact in JavaScript and Lua
 
 
-class GenerateRequest(BaseModel):
-    """The body of POST /generate. Fields that are left out take the checkpoint's defaults."""
+class GenerateRequest(RequestModel):
+    """The body of POST /generate. Fields that are left out or null take the checkpoint's defaults."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
     prompt: str = Field(min_length=1, max_length=2000, examples=["a photo of a red star left of a blue circle"])
     negative_prompt: str = Field("", max_length=2000)
     num_samples: int = Field(
@@ -109,7 +109,7 @@ class ImageOut(BaseModel):
     candidate: int
     seed: int
     verdict: VerdictOut
-    url: str | None = Field(default=None, description="Relative to the server.")
+    url: str | None = Field(default=None, description="Relative to the server, unless BESTOFN_PUBLIC_URL is set.")
     path: str | None = Field(default=None, description="File of a local run.")
 
 
@@ -120,7 +120,7 @@ class CandidateOut(BaseModel):
     rank: int
     solved_in_full: bool = Field(default=True, description="false: drafted only.")
     draft: VerdictOut | None = Field(default=None, description="The draft's verdict, in jobs with drafts.")
-    thumbnail: str | None = Field(default=None, description="Relative URL of the thumbnail, in jobs with thumbnails.")
+    thumbnail: str | None = Field(default=None, description="URL of the thumbnail, in jobs with thumbnails.")
 
 
 class MatchOut(BaseModel):
@@ -205,7 +205,7 @@ class JobResult(BaseModel):
         default=None, description="The finals that decided the first ranks, if they were played."
     )
     candidates: list[CandidateOut] = []
-    next: str | None = Field(default=None, description="Relative url of the next page of candidates and bracket.")
+    next: str | None = Field(default=None, description="URL of the next page of candidates and bracket.")
     usage: UsageOut | None = None
     progress: JobProgress | None = None
     complete: bool = Field(default=False, description="false: a deadline ended the job before its last candidate.")

@@ -57,6 +57,16 @@ class Settings(BaseSettings):
     # HTTP
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
     port: int = Field(8000, ge=0, le=65_535, description="Port of the API; 0: any free port.")
+    public_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/?#\s]+(/[^?#\s]*[^/?#\s])?$",
+        description="Address that callers use, such as https://example.net/bestofn; addresses in answers begin with "
+        "it, and are relative if unset.",
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        ("127.0.0.1", "::1"),
+        description="Addresses or networks of proxies whose X-Forwarded-Proto and X-Forwarded-For are believed.",
+    )
     published_host: str | None = Field(
         None, description="In a container: the host's address that publishes `port`; `host` if unset."
     )
@@ -69,7 +79,9 @@ class Settings(BaseSettings):
     allow_unauthenticated: bool = Field(
         False, description="Serve other machines without API keys, on a protected network."
     )
-    max_wait_seconds: float = Field(120.0, gt=0, description="A waiting call gets 202 after this long.")
+    max_wait_seconds: float = Field(
+        50.0, gt=0, description="A waiting call gets 202 after this long: less than the timeout of proxies, often 60 s."
+    )
     max_open_calls_per_key: int = Field(
         256, ge=1, description="Maximum waiting calls and event streams of each API key; more get 429."
     )

@@ -74,6 +74,18 @@ async def wait_for_end(queue: "Queue", job: str) -> None:
             return
 
 
+async def last_place(queue: "Queue", job: str) -> tuple[int, int] | None:
+    """Id of the last event of a job that has ended, as numbers; None while it goes on."""
+    last = await queue.redis.xrevrange(queue.keys("events", job), count=1)
+    if not last:
+        return 0, 0  # of a canceled job whose stream is gone: readers get its end under this id
+    (entry, fields), *_ = last
+    if fields[b"type"].decode() not in ENDINGS:
+        return None
+    milliseconds, _, sequence = entry.decode().partition("-")
+    return int(milliseconds), int(sequence)
+
+
 async def _entries(queue: "Queue", key: str, after: str, seconds: float) -> Sequence[Entry]:
     """Entries after `after`: those that are there, or with `seconds` the next ones within that time."""
     if seconds:

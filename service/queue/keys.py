@@ -19,6 +19,7 @@ job:<job>:staged:<heat>:<by>     hash    the same of a heat that is not yet comp
 job:<job>:thumbnails             hash    candidate -> bytes, of jobs that asked
 tombstone:<job>                  string  "status caller" of an expired job that had been started
 idempotency:<key>                hash    job, fingerprint of its request
+orphans:<call>                   list    jobs whose caller hung up and may call again
 backlog                          hash    jobs, candidates, gflop that wait or run; <priority>:jobs ... of a priority
 callers                          hash    caller -> candidates of its jobs that wait or run
 queued                           zset    job -> time (ms) of its submission, of jobs that have not started
@@ -64,6 +65,7 @@ Name = Literal[
     "thumbnails",
     "tombstone",
     "idempotency",
+    "orphans",
     "backlog",
     "callers",
     "queued",
@@ -98,6 +100,7 @@ _TEMPLATES: dict[Name, str] = {
     "thumbnails": "job:%s:thumbnails",
     "tombstone": "tombstone:%s",
     "idempotency": "idempotency:%s",
+    "orphans": "orphans:%s",
     "backlog": "backlog",
     "callers": "callers",
     "queued": "queued",

@@ -20,8 +20,9 @@ export class Problem extends Error {
   }
 }
 
-// Relative to the page, so that it works behind a path prefix too.
-export const address = (path) => new URL(path.replace(/^\//, ""), document.baseURI.replace(/[?#].*$/, ""));
+// Relative to the page, so that it works behind a path prefix too. Addresses of the server may begin with a public one.
+export const address = (path) =>
+  new URL(path.replace(/^.*\/(?=jobs\/)|^\//, ""), document.baseURI.replace(/[?#].*$/, ""));
 
 /** The response of a call. Throws Problem; throws AbortError if `signal` ends it. */
 export async function call(path, { method = "GET", body, headers = {}, signal } = {}) {

@@ -1,7 +1,7 @@
 // State of a job, built from its events; no access to the page.
 
 /** Events after which nothing follows. */
-export const LAST = new Set(["result", "error"]);
+export const LAST = new Set(["result", "problem"]);
 
 /** A job from its JobResult, as POST /generate and GET /jobs/{id} return it. */
 export function jobOf(result) {
@@ -58,7 +58,7 @@ export function apply(job, { type, data }) {
   } else if (type === "snapshot" || type === "result") {
     standAt(job, data);
     if (type === "result") count(job, data);
-  } else if (type === "error") {
+  } else if (type === "problem") {
     job.status = data.code === "job_canceled" ? "canceled" : "failed";
     job.error = data.detail;
   }

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ from bestofn.service.core.jobs import JobSpec
 from bestofn.service.core.schemas import JobResult
 from bestofn.service.queue.codec import ENDINGS, Event
 from bestofn.service.queue.event_feed import Entry
+from bestofn.service.queue.job_events import last_place
 
 POSITION_SECONDS = 1.0  # a waiting job's place is looked up this often
 TRANSLATED_AT_ONCE = 16  # events of a stream, before the event loop goes on
@@ -39,14 +40,35 @@ router = APIRouter()
 async def read_events(
     request: Request, context: ContextDep, job_id: JobId, last_event_id: LastEventId = None
 ) -> Response:
-    """Server-sent events: `queued`, `started`, `progress`, `candidate`, `match`, `finals`; last `result` or `error`.
+    """Server-sent events: `queued`, `started`, `progress`, `candidate`, `match`, `finals`; last `result` or `problem`.
 
     `Last-Event-ID` resumes after that event, without a gap and without repetition. If the server no longer has the
-    missed events, the stream starts with a `snapshot` of the job. The stream can be read as long as the result.
+    missed events, the stream starts with a `snapshot` of the job. The stream can be read as long as the result. After
+    the last event the answer is 204, after which a browser does not come back.
     """
     context.open_calls.enter(request.scope, "stream")
+    return await stream_of(context, job_id, last_event_id, caller=caller_of(request))
+
+
+async def stream_of(
+    context: Context,
+    job_id: str,
+    last: str | None,
+    *,
+    caller: str,
+    cancel: bool = False,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """The job's events after the one with id `last`, as `job_events` has them; 204 if that was the last one.
+
+    Raises:
+        JobNotFound, JobGone: there is no such job.
+    """
     spec = await context.queue.spec(job_id)  # before the stream begins, so that an unknown job is a 404
-    return stream_response(job_events(context, spec, last_event_id, caller=caller_of(request)), {})
+    place = place_of(last)
+    if place is not None and place[:2] == await last_place(context.queue, job_id):
+        return Response(status_code=204, headers=headers)
+    return stream_response(job_events(context, spec, last, caller=caller, cancel=cancel), dict(headers or {}))
 
 
 async def job_events(
@@ -65,12 +87,12 @@ async def job_events(
     try:
         async with contextlib.aclosing(follow(context, spec, place_of(last), caller)) as batches:
             async for events in batches:
-                ended = events[-1].type in ("result", "error")
+                ended = events[-1].type in ("result", "problem")
                 yield b"".join(_encoded(event.type, event.data, event.id) for event in events)
     except (JobGone, JobNotFound, JobUnreadable) as error:  # it went or became unreadable while it was read
         ended = True
         problem = document(error.status, error.code, error.detail) | {"job": spec.id}
-        yield _encoded("error", problem)
+        yield _encoded("problem", problem)
     except redis.exceptions.RedisError as error:  # the reader reconnects, and then gets the reason
         log.warning("the queue was lost under a stream", job=spec.id, error=str(error))
     finally:
@@ -103,7 +125,7 @@ class _Reader:
         self._context = context
         self._spec = spec
         self._after = after
-        self._translator = EventTranslator(spec)
+        self._translator = EventTranslator(spec, context.base)
         self._position: dict[str, Any] | None = None  # while the job waits
         self._first = True
 
@@ -113,7 +135,7 @@ class _Reader:
             return await self._wait()
         event, found = Event.read(*entry), []
         if (self._first and event.type != "queued") or self._translator.missed(event):
-            self._translator, self._after = EventTranslator(self._spec), None
+            self._translator, self._after = EventTranslator(self._spec, self._context.base), None
             found += await _snapshot(self._context, self._spec, self._translator)
         self._first, self._position = False, None
         if event.type in ENDINGS:
@@ -160,7 +182,7 @@ async def _ending(context: Context, spec: JobSpec, event: Event) -> JobEvent:
     error = failure_of(result)
     if error is None:
         return JobEvent("result", _json(result), f"{event.id}.0")
-    return JobEvent("error", document(error.status, error.code, error.detail) | {"job": spec.id}, f"{event.id}.0")
+    return JobEvent("problem", document(error.status, error.code, error.detail) | {"job": spec.id}, f"{event.id}.0")
 
 
 def _json(result: JobResult) -> dict[str, Any]:

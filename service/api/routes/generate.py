@@ -12,8 +12,7 @@ from bestofn.service.api.dependencies import Context, ContextDep
 from bestofn.service.api.json_body import JsonRoute
 from bestofn.service.api.problem_details import problem_of
 from bestofn.service.api.responses import failure_of, image_answer, json_answer, location_of, result_of
-from bestofn.service.api.routes.events import job_events
-from bestofn.service.api.sse import stream_response
+from bestofn.service.api.routes.events import stream_of
 from bestofn.service.api.submission import submit
 from bestofn.service.api.wait import Ending, wait
 from bestofn.service.core.errors import InvalidRequest, WaitTimeout
@@ -58,9 +57,10 @@ async def generate(
         cancel = created and preference.cancel_on_disconnect
         if preference.cancel_on_disconnect:
             headers["Preference-Applied"] = "cancel-on-disconnect"
-        spec = await context.queue.spec(job_id)
-        events = job_events(context, spec, last_event_id, caller=caller_of(request), cancel=cancel)
-        return stream_response(events, {"Location": location_of(job_id)} | headers)
+        headers["Location"] = location_of(context.base, job_id)
+        return await stream_of(
+            context, job_id, last_event_id, caller=caller_of(request), cancel=cancel, headers=headers
+        )
     ending = await wait(context, request, job_id, preference.seconds)
     if ending is Ending.HUNG_UP and created and preference.cancel_on_disconnect:
         await context.queue.cancel(job_id)
@@ -72,20 +72,20 @@ async def _answer(
     context: Context, result: JobResult, accepted: Accepted, preference: Preference, headers: dict[str, str]
 ) -> Response:
     job_id = result.id
-    place = {"Location": location_of(job_id)} | headers
+    place = {"Location": location_of(context.base, job_id)} | headers
     if result.status in ACTIVE:
         if accepted.image_first and preference.seconds > 0:
             late = WaitTimeout(
                 f"the job was not done within {preference.seconds:g} s; it goes on at {place['Location']}"
             )
             return problem_of(late, job=job_id, headers=place)
-        return json_answer(result, 202, headers)
+        return json_answer(context.base, result, 202, headers)
     failure = failure_of(result)
     if failure is not None:
         return problem_of(failure, job=job_id, headers=place)
     if accepted.image_first:
         return await image_answer(context, job_id, 1, warnings=result.warnings, headers=headers)
-    return json_answer(result, 200, headers)
+    return json_answer(context.base, result, 200, headers)
 
 
 def _read_accept(header: str | None, body: GenerateRequest) -> tuple[Accepted, ImageFormat | None]:
@@ -96,7 +96,7 @@ def _read_accept(header: str | None, body: GenerateRequest) -> tuple[Accepted, I
     if not accepted.image_first:
         return accepted, None
     named = body.format if "format" in body.model_fields_set else None
-    wanted = image_format(accepted, named, body.format)
+    wanted = image_format(accepted, named, GenerateRequest.model_fields["format"].default)
     if wanted is None:
         raise InvalidRequest(
             f"Accept asks for {str(header)[:100]!a}, but format is {named}; leave one out or make them agree",

@@ -40,7 +40,7 @@ async def read_job(
             context.open_calls.enter(request.scope, "wait")
             await wait(context, request, job_id, preference.seconds)
             result = await read()
-    answer = partial(json_answer, result, 200, headers)
+    answer = partial(json_answer, context.base, result, 200, headers)
     long = len(result.candidates) > PAGE
     return await context.queue.reader.off_loop(caller_of(request), answer) if long else answer()
 
@@ -49,7 +49,7 @@ async def read_job(
 async def cancel_job(request: Request, context: ContextDep, job_id: JobId) -> Response:
     """Canceling twice, or a job that has ended, changes nothing. The answer is the job."""
     await context.queue.cancel(job_id)
-    return json_answer(await result_of(context, job_id, caller=caller_of(request)))
+    return json_answer(context.base, await result_of(context, job_id, caller=caller_of(request)))
 
 
 @router.get("/images/{rank}", response_class=Response, summary="A winner's image")

@@ -1,6 +1,7 @@
 """The OpenAI shape: POST /v1/images/generations and GET /v1/models, so that its clients work unchanged."""
 
 import base64
+import math
 import time
 from collections.abc import Sequence
 from typing import Annotated
@@ -14,7 +15,8 @@ from bestofn.service.api.dependencies import Context, ContextDep
 from bestofn.service.api.json_body import JsonRoute
 from bestofn.service.api.problem_details import problem_of
 from bestofn.service.api.responses import failure_of, location_of, result_of
-from bestofn.service.api.submission import submit
+from bestofn.service.api.retried_calls import HEADER, Call
+from bestofn.service.api.submission import fingerprint_of, submit
 from bestofn.service.api.wait import Ending, wait
 from bestofn.service.core.errors import BestOfNError, InvalidRequest, ModelNotFound, WaitTimeout
 from bestofn.service.core.jobs import ACTIVE
@@ -38,29 +40,36 @@ async def generate_images(
     prefer: Annotated[str | None, Header(description="`wait=n` seconds, `cancel-on-disconnect`.")] = None,
     idempotency_key: Annotated[str | None, Header(description="The same key and body again: the same job.")] = None,
 ) -> Response:
-    """Wait for the job's end; a job that takes longer gives 504 with its Location, and goes on.
+    """Wait for the job's end, as long as the caller does. With `Prefer: wait=n`, 504 with the job's Location after n s.
 
-    Errors have OpenAI's form. A repetition with the same `Idempotency-Key` joins the same job. Without a key it would
-    start another job, so the answer asks clients not to retry.
+    Errors have OpenAI's form. A repetition with the same `Idempotency-Key` joins the same job, which goes on without
+    callers. Without a key a caller that hangs up cancels its job, unless an OpenAI client's own retry follows.
     """
     wanted = body.generate_request(context.settings.max_samples)
     context.open_calls.enter(request.scope, "wait")
+    caller, preference = caller_of(request), read_prefer(prefer, math.inf)
+    call = Call.of(caller, fingerprint_of(wanted, wanted.format), request.headers.get(HEADER))
+    joined = await call.join(context) if idempotency_key is None else None
     try:
-        job_id, created = await submit(context, wanted, caller=caller_of(request), key=idempotency_key)
+        job_id, created = (
+            (joined, False) if joined else await submit(context, wanted, caller=caller, key=idempotency_key)
+        )
     except InvalidRequest as error:
-        error.field = _their_name(error.field, body)
-        raise
-    preference = read_prefer(prefer, context.settings.max_wait_seconds)
-    seconds = preference.seconds or context.settings.max_wait_seconds
-    ending = await wait(context, request, job_id, seconds)
+        raise body.in_their_words(error) from None
+    ending = await wait(context, request, job_id, preference.seconds or math.inf)
     if ending is Ending.HUNG_UP and created and preference.cancel_on_disconnect:
         await context.queue.cancel(job_id)
-    result = await result_of(context, job_id, limit=1, caller=caller_of(request))
-    headers = {"Location": location_of(job_id)} | ({} if created else {"Idempotent-Replayed": "true"})
-    refusal = _refusal(result, seconds)
+    # A client that retries finds another server where this one stops.
+    stops = call.retries is not None and ending is Ending.TIME and context.stopping.is_set()
+    if idempotency_key is None and (ending is Ending.HUNG_UP or stops):
+        await call.leave(context, job_id)
+    result = await result_of(context, job_id, limit=1, caller=caller)
+    headers = {"Location": location_of(context.base, job_id)} | ({} if created else {"Idempotent-Replayed": "true"})
+    refusal = _refusal(context, request, result)
     if refusal is not None:
         if isinstance(refusal, WaitTimeout):
-            headers["x-should-retry"] = "false" if idempotency_key is None else "true"
+            again = idempotency_key is not None or stops
+            headers |= {"Location": context.absolute(request, f"/jobs/{job_id}"), "x-should-retry": str(again).lower()}
         return problem_of(refusal, job=job_id, headers=headers)
     by_url = body.response_format == "url"
     response = ImagesResponse(
@@ -89,6 +98,12 @@ async def list_models(context: ContextDep) -> ModelsOut:
     return ModelsOut(data=await _models(context))
 
 
+@router.get("/models/", include_in_schema=False)
+async def list_models_too(context: ContextDep) -> ModelsOut:
+    """The same, for callers who end addresses with a slash."""
+    return await list_models(context)
+
+
 @router.get("/models/{name:path}", summary="One of them")
 async def read_model(context: ContextDep, name: str) -> OpenAIModel:
     """Names of models may hold slashes."""
@@ -100,17 +115,11 @@ async def read_model(context: ContextDep, name: str) -> OpenAIModel:
     return found
 
 
-def _their_name(field: str | None, body: ImagesRequest) -> str | None:
-    """The field at fault as the caller wrote it: our `width` came out of a `size`."""
-    theirs = {"width": "size", "height": "size", "top_k": "n", "format": "output_format"}
-    return field if field is None or field in body.model_fields_set else theirs.get(field, field)
-
-
-def _refusal(result: JobResult, seconds: float) -> BestOfNError | None:
+def _refusal(context: Context, request: Request, result: JobResult) -> BestOfNError | None:
     """Why there are no images, if there are none."""
     if result.status in ACTIVE:
         return WaitTimeout(
-            f"the job was not done within {seconds:g} s; it goes on at {location_of(result.id)}. "
+            f"the job is not done; it goes on at {context.absolute(request, f'/jobs/{result.id}')}. "
             "Fetch it there, or repeat the call with the same Idempotency-Key"
         )
     return failure_of(result)
@@ -121,7 +130,7 @@ async def _image(
 ) -> GeneratedImage:
     made = GeneratedImage(seed=image.seed, candidate=image.candidate, score=image.verdict.p_yes, verdict=image.verdict)
     if by_url:
-        made.url = f"{str(request.base_url).rstrip('/')}{image.url}"
+        made.url = context.absolute(request, f"/jobs/{result.id}/images/{image.rank}")
     else:
         made.b64_json = base64.b64encode(await context.queue.image(result.id, image.candidate)).decode()
     return made

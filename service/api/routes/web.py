@@ -32,11 +32,11 @@ class _Files(StaticFiles):
 files = _Files(directory=FOLDER)
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.get("/")
 async def read_page(request: Request) -> Response:
     return await files.get_response("index.html", request.scope)
 
 
-@router.api_route("/page/{name}", methods=["GET", "HEAD"])
+@router.get("/page/{name}")
 async def read_file(request: Request, name: str) -> Response:
     return await files.get_response(name, request.scope)

@@ -48,7 +48,8 @@ def test_accept(header: str | None, first: str) -> None:
         ("image/jpeg, image/png", "png", "png"),
         ("image/*", None, "png"),
         ("image/*", "webp", "webp"),
-        ("image/jpeg", "png", None),
+        ("image/jpeg", "png", "jpeg"),
+        ("image/jpeg", "webp", None),
     ],
 )
 def test_the_image_format_follows_accept_unless_the_body_contradicts(
@@ -112,4 +113,4 @@ def test_json_of_a_large_page_is_that_of_the_whole_model(make_spec: Callable[...
     spec = make_spec(num_samples=600, prompt='"candidates":[] \\"candidates":[]')
     candidates = tuple(Candidate(i, 7 + i, Verdict("yes", float(i % 7), 0.0)) for i in range(600))
     result = assemble(spec, JobStatus.SUCCEEDED, [HeatOutcome(0, candidates, {}, Usage(600))])
-    assert json_answer(result).body == result.model_dump_json().encode()
+    assert json_answer("", result).body == result.model_dump_json().encode()

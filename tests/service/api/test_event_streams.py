@@ -111,7 +111,7 @@ def test_a_stream_that_has_lost_events_starts_with_a_snapshot(http: httpx.Client
 def test_failure_and_cancel_end_a_stream_with_a_problem(http: httpx.Client) -> None:
     with http.stream("POST", "/generate", json={"prompt": FAILS, "num_samples": 2}, headers=EVENTS) as answer:
         *_, last = read(answer)
-    assert (last["event"], last["data"]["code"], last["data"]["status"]) == ("error", "job_failed", 500)
+    assert (last["event"], last["data"]["code"], last["data"]["status"]) == ("problem", "job_failed", 500)
     assert last["data"]["job"] in answer.headers["location"]
     long = {"prompt": "a star", "num_samples": 4096, "num_inference_steps": 100}
     with http.stream("POST", "/generate", json=long, headers=EVENTS) as answer:
@@ -119,7 +119,7 @@ def test_failure_and_cancel_end_a_stream_with_a_problem(http: httpx.Client) -> N
         assert next(events)["event"] == "queued"
         assert http.delete(answer.headers["location"]).json()["status"] == "canceled"
         *_, last = events
-    assert (last["event"], last["data"]["code"]) == ("error", "job_canceled")
+    assert (last["event"], last["data"]["code"]) == ("problem", "job_canceled")
 
 
 def test_refusals_come_before_the_stream(http: httpx.Client) -> None:
@@ -161,7 +161,7 @@ def test_a_result_that_expires_under_its_reader_ends_the_stream_with_a_problem(
         assert next(events)["event"] == "queued"
         asyncio.run(expire())
         [last] = [event for event in events if event["event"] != "queued"]
-    assert (last["event"], last["data"]["code"], last["data"]["status"]) == ("error", "job_gone", 410)
+    assert (last["event"], last["data"]["code"], last["data"]["status"]) == ("problem", "job_gone", 410)
     assert last["data"]["job"] == spec.id
 
 

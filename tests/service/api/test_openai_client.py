@@ -66,7 +66,7 @@ BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "no size": ({"size": "large"}, "size", "size:"),
     "too many": ({"n": 17}, "n", "less than or equal to 16"),
     "more than are drawn": ({"n": 4, "extra_body": {"num_samples": 3}}, "n", "at most num_samples"),
-    "said twice": ({"n": 2, "extra_body": {"top_k": 2}}, "n", "set the same option"),
+    "said twice": ({"n": 2, "extra_body": {"top_k": 3}}, "n", "set the same option"),
     "a stream": ({"stream": True}, "stream", "POST /generate"),
     "glass": ({"background": "transparent"}, "background", "opaque"),
     "a style": ({"style": "vivid"}, "style", "in the prompt"),
@@ -106,10 +106,10 @@ def test_a_job_that_fails_is_not_tried_again(client: OpenAI) -> None:
 def test_a_job_that_takes_long_is_tried_again_only_under_its_key(client: OpenAI, served: Any) -> None:
     long = {"num_samples": 32, "num_inference_steps": 100}  # 2 s of the fake engine
     patient, short = client.with_options(max_retries=100), {"Prefer": "wait=1"}
-    with pytest.raises(openai.InternalServerError, match="it goes on at /jobs/") as caught:
+    with pytest.raises(openai.InternalServerError, match="it goes on at http://") as caught:
         patient.images.generate(prompt="p", extra_body=long, extra_headers=short)
     assert (caught.value.status_code, caught.value.request.headers["x-stainless-retry-count"]) == (504, "0")
-    httpx.delete(f"{served.url}{caught.value.response.headers['location']}", timeout=PATIENCE)
+    httpx.delete(caught.value.response.headers["location"], timeout=PATIENCE)
     answer = patient.images.with_raw_response.generate(
         prompt="p", extra_body=long, extra_headers=short | {"Idempotency-Key": "long"}
     )

@@ -301,7 +301,7 @@ def test_seconds_are_those_of_the_live_workers() -> None:
 
 CHOICES_REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "effort with N": ({"effort": "low", "num_samples": 4}, "effort", "chooses num_samples; leave one of them out"),
-    "budget with stop": ({"budget": {"tflops": 9.0}, "stop": None}, "budget", "chooses stop"),
+    "budget with stop": ({"budget": {"tflops": 9.0}, "stop": {}}, "budget", "chooses stop"),
     "both": ({"effort": "low", "budget": {"tflops": 9.0}}, "budget", "leave one out"),
     "an empty budget": ({"budget": {}}, "budget", '{"tflops": X}'),
     "two budgets": ({"budget": {"tflops": 9.0, "seconds": 2.0}}, "budget", '{"seconds": X}'),

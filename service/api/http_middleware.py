@@ -1,0 +1,102 @@
+"""ASGI middleware for what HTTP expects of every route: a path prefix, HEAD where GET is, and gzip for JSON."""
+
+import asyncio
+import gzip
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LEAST_BYTES = 1024  # of a body that is worth compressing
+LEVEL = 4
+ON_LOOP_BYTES = 32 * 1024  # a longer body is compressed in a thread
+
+
+class Prefix:
+    """Removes the path of the public address, for proxies that pass it on."""
+
+    def __init__(self, app: ASGIApp, public_url: str | None) -> None:
+        self._app = app
+        self._prefix = urlsplit(public_url or "").path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._prefix and scope["type"] == "http" and f"{scope['path']}/".startswith(f"{self._prefix}/"):
+            path = scope["path"].removeprefix(self._prefix) or "/"
+            scope = {**scope, "path": path, "raw_path": path.encode()}
+        await self._app(scope, receive, send)
+
+
+class Head:
+    """Answers HEAD as GET, without a body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+        answered = asyncio.Event()
+
+        async def receive_until_answered() -> Message:
+            if answered.is_set():
+                return {"type": "http.disconnect"}  # ends a stream
+            return await receive()
+
+        async def send_start(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body", "body": b""})
+                answered.set()
+
+        await self._app({**scope, "method": "GET"}, receive_until_answered, send_start)
+
+
+class JsonGzip:
+    """Compresses JSON for callers who accept gzip. Images are compressed already, and streams must not wait."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _accepts_gzip(Headers(scope=scope).get("accept-encoding", "")):
+            return await self._app(scope, receive, send)
+        start: Message | None = None
+
+        async def compress(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                if _is_json(Headers(raw=message["headers"]).get("content-type", "")):
+                    start = message
+                    return
+            elif start is not None:
+                held, start = start, None
+                body = message.get("body", b"")
+                if len(body) >= LEAST_BYTES and not message.get("more_body", False):
+                    message = {**message, "body": await _compressed(body)}
+                    headers = MutableHeaders(scope=held)
+                    headers["Content-Encoding"] = "gzip"
+                    headers["Content-Length"] = str(len(message["body"]))
+                    headers.add_vary_header("Accept-Encoding")
+                await send(held)
+            await send(message)
+
+        await self._app(scope, receive, compress)
+
+
+def _accepts_gzip(header: str) -> bool:
+    for part in header.lower().split(","):
+        coding, _, weight = (piece.strip() for piece in part.partition(";"))
+        if coding in ("gzip", "*"):
+            return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False
+
+
+def _is_json(media_type: str) -> bool:
+    media = media_type.partition(";")[0].strip()
+    return media == "application/json" or media.endswith("+json")
+
+
+async def _compressed(body: bytes) -> bytes:
+    if len(body) <= ON_LOOP_BYTES:
+        return gzip.compress(body, LEVEL)
+    return await asyncio.to_thread(gzip.compress, body, LEVEL)
