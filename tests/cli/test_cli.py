@@ -331,7 +331,7 @@ def test_rank_warns_of_animations_and_names_the_file_that_is_cut_short(run: Run,
 
 def test_rank_holds_the_images_of_one_batch(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
-    alive: weakref.WeakSet[Image.Image] = weakref.WeakSet()
+    asked: list[weakref.ref[Image.Image]] = []
     most = 0
 
     class Watched(ImageFiles):
@@ -339,8 +339,8 @@ def test_rank_holds_the_images_of_one_batch(tmp_path: Path) -> None:
             nonlocal most
             image = super().__getitem__(index)
             if isinstance(index, int):
-                alive.add(image)
-                most = max(most, len(alive))
+                asked.append(weakref.ref(image))
+                most = max(most, sum(one() is not None for one in asked))
             return image
 
     files = Watched([tmp_path / "a.png"] * 12)
