@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -56,7 +56,7 @@ def thumbnail(pixels: NDArray[np.uint8] | Image.Image, side: int = THUMBNAIL_SID
     return file.getvalue()
 
 
-def decode(data: bytes, name: str = "") -> Image.Image:
+def decode(data: bytes, name: str = "", warn: Callable[[str], object] | None = None) -> Image.Image:
     """The RGB image in a file's bytes, as viewers show it: upright, on white where it is transparent.
 
     Samples of 16 bits are scaled to 8. An animation gives its first frame.
@@ -64,11 +64,14 @@ def decode(data: bytes, name: str = "") -> Image.Image:
     Args:
         data: the file's bytes.
         name: the file's name, for errors.
+        warn: called with a sentence about an animation.
 
     Raises:
         ValueError: the bytes are not a PNG, WebP or JPEG, cut short, or of more than MAX_PIXELS.
     """
     with _opened(io.BytesIO(data), name) as image:
+        if warn is not None and (warning := _animation(image, name)):
+            warn(warning)
         return _shown(ImageOps.exif_transpose(image))
 
 
@@ -85,10 +88,14 @@ def check_file(path: Path) -> str | None:
         OSError: the file cannot be read.
     """
     with path.open("rb") as file, _opened(file, str(path)) as image:
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format in READABLE:  # Pillow takes a photograph with a preview for a film: MPO
-            return f"{path} is an animation of {frames} frames, of which the first is read"
-    return None
+        return _animation(image, str(path))
+
+
+def _animation(image: Image.Image, name: str) -> str | None:
+    frames = getattr(image, "n_frames", 1)
+    if frames == 1 or image.format not in READABLE:  # Pillow takes a photograph with a preview for a film: MPO
+        return None
+    return f"{name} is an animation of {frames} frames, of which the first is read"
 
 
 @contextmanager
