@@ -25,8 +25,8 @@ class ClientClosed(BestOfNError):
 
     code = "client_closed"
 
-    def __init__(self) -> None:
-        super().__init__("the client is closed: make a new one")
+    def __init__(self, detail: str = "the client is closed: make a new one") -> None:
+        super().__init__(detail)
 
 
 def error_of(response: httpx.Response) -> BestOfNError:

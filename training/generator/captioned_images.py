@@ -77,7 +77,7 @@ def _read(path: Path) -> bytes:
 def _metadata(path: Path) -> dict[Path, str]:
     """Images that a metadata.jsonl names, as of Hugging Face's image folders, with their captions."""
     captions = {}
-    for number, line in enumerate(_text(str(path), _read(path)).splitlines(), 1):
+    for number, line in enumerate(_text(str(path), _read(path)).split("\n"), 1):
         if line.strip():
             where = f"{path}, line {number}"
             fields = _object(where, line)
