@@ -410,6 +410,12 @@ def test_a_judge_is_calibrated_on_images_of_ones_own(run: Run, tmp_path: Path) -
     (tmp_path / "labels.jsonl").write_text('{"image": "dot.png", "prompt": "p", "correct": 1}')
     status, _, err = run("calibrate", "labels.jsonl")
     assert (status, "labels.jsonl, line 1: correct: " in err) == (1, True)
+    (tmp_path / "labels.jsonl").write_bytes(b'\xef\xbb\xbf\n{"image": "none.png", "prompt": "p", "correct": 1}')
+    status, _, err = run("calibrate", "labels.jsonl")
+    assert (status, "labels.jsonl, line 2: correct: " in err) == (1, True)
+    (tmp_path / "labels.jsonl").write_text('{"image": "none.png", "prompt": "p", "correct": true}')
+    status, _, err = run("calibrate", "labels.jsonl", "--out", "d.json")
+    assert (status, err) == (1, "bestofn: none.png: No such file or directory\n")
 
 
 def test_a_shipped_calibration_is_not_replaced_by_chance(run: Run, tmp_path: Path) -> None:
