@@ -12,6 +12,7 @@ from PIL import Image
 from bestofn.evaluation.cost import Price, verdicts
 from bestofn.evaluation.pool import Pool, SamplingConfig
 from bestofn.evaluation.replay import Replayed
+from bestofn.evaluation.strategies import Strategy
 
 Draw = Callable[[str, int, int], NDArray[np.uint8]]  # prompt, seed, steps -> (H, W, 3)
 
@@ -50,6 +51,11 @@ def write(folder: Path, pool: Pool, replayed: Replayed, steps: int, draw: Draw) 
         best.setdefault(task.prompt, str((samples / "0000.png").resolve()))
     (key / "images.json").write_text(json.dumps(best, indent=1) + "\n", encoding="utf-8")
     return key
+
+
+def with_little_choice(strategies: Sequence[Strategy], images: int) -> list[Strategy]:
+    """Strategies of which half of the candidates or more are winners, so that their average shows no choice."""
+    return [one for one in strategies if 1 < one.num_samples <= 2 * images and images > 1]
 
 
 def summary(pool: Pool, replayed: Sequence[Replayed], steps: int, price: Price) -> dict[str, Any]:

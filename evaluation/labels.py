@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bestofn.evaluation.tasks import read_lines
 from bestofn.service.core.errors import SetupError
 
 
@@ -42,14 +43,16 @@ def read_labels(path: Path) -> LabelledPool | list[Labelled]:
         SetupError: it cannot be read, or a line is neither; with its number.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_lines(path)
+    except OSError as error:
         raise SetupError(f"{path} cannot be read: {error}") from error
-    parsed = [_line(path, number, line) for number, line in enumerate(lines, 1)]
-    if parsed and {"model", "judge", "prompts"} <= parsed[0].keys():
-        return _pool(path, parsed)
+    except ValueError as error:
+        raise SetupError(str(error)) from error
+    parsed = [(number, _line(path, number, line)) for number, line in lines]
+    if parsed and {"model", "judge", "prompts"} <= parsed[0][1].keys():
+        return _pool(path, [fields for _, fields in parsed])
     images = []
-    for number, fields in enumerate(parsed, 1):
+    for number, fields in parsed:
         try:
             one = Labelled.model_validate(fields)
         except ValidationError as error:

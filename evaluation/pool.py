@@ -12,6 +12,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import active_children, connection, get_context, parent_process
@@ -27,6 +28,7 @@ from bestofn.judge.judge import Judge
 from bestofn.models.generator import Generator
 from bestofn.models.sampling import generate
 from bestofn.models.shapes.evaluator import evaluate
+from bestofn.service.core.errors import SetupError
 from bestofn.service.engine.loader import judge_dtype
 
 CHUNK, BATCH = 32, 16
@@ -177,7 +179,13 @@ class Pool:
             with _interrupts_later():
                 futures = {workers.submit(_draw, *paths, self.source.tasks[key.number], key): key for key in missing}
             for future in as_completed(futures):
-                key, chunk = futures[future], future.result()
+                try:
+                    key, chunk = futures[future], future.result()
+                except BrokenProcessPool as error:
+                    raise SetupError(
+                        f"a process that draws was killed, mostly for lack of memory: take fewer --processes than "
+                        f"{processes}. What is drawn is kept in {self.path}"
+                    ) from error
                 self._keep(key, chunk)
                 file.write(_line(key, chunk) + "\n")
                 file.flush()

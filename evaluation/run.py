@@ -64,6 +64,26 @@ class Evaluation:
         """Of the checkpoint."""
         return self.generator.defaults.num_inference_steps
 
+    def check(self, numbers: Sequence[int]) -> None:
+        """Check that generator and judge can read these prompts.
+
+        Raises:
+            ValueError: naming the first that one cannot read, and how many more there are.
+        """
+        defaults = self.generator.defaults
+        tiles = self.judge.tiles(defaults.width, defaults.height)
+        faults = []
+        for number in numbers:
+            task = self.pool.source.tasks[number]
+            try:
+                self.generator.tokenizer.check(task.prompt)
+                self.judge.ids(task.prompt, tiles)
+            except ValueError as error:
+                faults.append(f"{task.place or f'prompt {number}'}: {error}")
+        if faults:
+            more = f" ({len(faults) - 1} more prompts are too long)" if len(faults) > 1 else ""
+            raise ValueError(f"{faults[0]}{more}")
+
     def fill(
         self,
         numbers: Sequence[int],

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bestofn.models.shapes.prompts import SEED_STRIDE, PromptSpec, benchmark_prompts, calibration_prompts
+from bestofn.service.core.errors import InvalidRequest
+from bestofn.service.core.request_checks import check_text, is_blank
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Task:
         spec: what the evaluator looks for; None outside the shapes world, where images are scored elsewhere.
         held_out: whether it names a combination that no training image shows.
         metadata: the line of a file that it was read from.
+        place: file and number of that line, for errors.
     """
 
     prompt: str
@@ -29,6 +32,7 @@ class Task:
     spec: PromptSpec | None = None
     held_out: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    place: str = ""
 
 
 def benchmark() -> tuple[Task, ...]:
@@ -42,33 +46,65 @@ def calibration() -> tuple[Task, ...]:
 
 
 def read(path: Path) -> tuple[Task, ...]:
-    """Prompts of a file: one JSON object a line.
+    """Prompts of a file: one a line, as plain text or as a JSON object.
 
-    The format is GenEval (`tag`, `include`, `prompt`), GenEval 2 (`prompt`, `atom_count`, `vqa_list`) or a `prompt`.
-    GenEval's images are evaluated by its own evaluator.
+    The objects are GenEval's (`tag`, `include`, `prompt`), GenEval 2's (`prompt`, `atom_count`, `vqa_list`) or have a
+    `prompt`. GenEval's images are evaluated by its own evaluator.
 
     The category is GenEval's tag or GenEval 2's number of atoms.
 
     Raises:
-        ValueError: naming the line that is none of these.
+        ValueError: naming the line that is none of these, or that shows nothing.
     """
     out: list[Task] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
+        place = f"{path}, line {number}"
+        fields = _fields(place, line)
+        prompt, tag = fields.get("prompt"), fields.get("tag")
+        if not isinstance(prompt, str):
+            raise ValueError(f'{place}: expected a JSON object with a "prompt", or a prompt as plain text')
         try:
-            fields = json.loads(line)
-            prompt, tag = fields["prompt"], fields.get("tag")
-            if not isinstance(prompt, str) or not prompt:
-                raise TypeError
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f'{path}, line {number}: expected a JSON object with a "prompt"') from error
+            check_text("prompt", prompt)
+        except InvalidRequest as error:
+            raise ValueError(f"{place}: {error.detail}") from error
+        if is_blank(prompt):
+            raise ValueError(f"{place}: the prompt is blank; say what the image should show, or remove the line")
         if tag is None:
             tag = f"{fields['atom_count']} atoms" if "atom_count" in fields else "prompts"
-        out.append(Task(prompt, str(tag), SEED_STRIDE * len(out), metadata=fields))
+        out.append(Task(prompt, str(tag), SEED_STRIDE * len(out), metadata=fields, place=place))
     if not out:
         raise ValueError(f"{path} holds no prompts")
     return tuple(out)
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Numbers and texts of a file's lines that are not empty, in UTF-8 with or without a byte order mark.
+
+    Raises:
+        ValueError: the file is not UTF-8.
+        OSError: it cannot be read.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    # Not splitlines(), which also cuts at characters that JSON strings may hold.
+    lines = enumerate(text.replace("\r\n", "\n").split("\n"), 1)
+    return [(number, line) for number, line in lines if line.strip()]
+
+
+def _fields(place: str, line: str) -> dict[str, Any]:
+    """The JSON object of a line, or that of a line of plain text."""
+    text = line.strip()
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if text.startswith(("{", "[{")) or text == "[":
+            raise ValueError(f'{place}: expected a JSON object with a "prompt" on one line: {error}') from error
+        return {"prompt": text}
+    if isinstance(fields, dict):
+        return fields
+    return {} if isinstance(fields, list) else {"prompt": fields if isinstance(fields, str) else text}
 
 
 def digest(tasks: Sequence[Task]) -> str:

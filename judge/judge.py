@@ -207,7 +207,7 @@ def rank_images(
     Args:
         judge: the judge.
         prompt: prompt of the images.
-        images: at least one image.
+        images: at least one image; a batch at a time is taken.
         rule: ranking rule.
         batch: number of images in one forward.
         second: second judge, for rule lower_bound.
@@ -218,7 +218,7 @@ def rank_images(
     """
 
     def all_by(one: Judge) -> list[Verdict]:
-        shares = [images[start : start + batch] for start in range(0, len(images), batch)]
+        shares = (images[start : start + batch] for start in range(0, len(images), batch))  # read when it is their turn
         return [verdict for share in shares for verdict in one.judge(share, [prompt] * len(share))]
 
     verdicts = all_by(judge)

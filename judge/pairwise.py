@@ -24,6 +24,7 @@ _LETTERS: Mapping[str, Choice] = {"A": "first", "B": "second"}
 
 # One letter, perhaps after a word that names it and with signs around it; no letter that begins a sentence.
 _ANSWER = re.compile(r"\W*(?:(?:answer|image|picture)\W+)*([AB])(?!\w)(?!\s+\w)", re.IGNORECASE)
+_THOUGHTS = re.compile(r"(?s).*</(?:think|thinking|thought|reasoning)>")  # some templates open them in the prompt
 _OPENING = re.compile(r"([<\[])(?=\S)")
 
 
@@ -50,7 +51,10 @@ class Answer:
 
 
 def read_answer(text: str, logprobs: Mapping[str, float]) -> Answer:
-    """Read a reply: its text and the log-probabilities of its first token (empty: the server returned none)."""
+    """Read a reply: its text and the log-probabilities of its first token (empty: the server returned none).
+
+    Thoughts before the answer are left out; the caller passes no log-probabilities where there are any.
+    """
     mass = dict.fromkeys(_LETTERS, 0.0)
     for token, logprob in logprobs.items():
         letter = token.strip().upper()
@@ -60,7 +64,7 @@ def read_answer(text: str, logprobs: Mapping[str, float]) -> Answer:
     if total > 0:
         p_first = mass["A"] / total
         return Answer(None if p_first == 0.5 else "first" if p_first > 0.5 else "second", p_first)
-    found = _ANSWER.match(text)
+    found = _ANSWER.match(_THOUGHTS.sub("", text))
     return Answer(_LETTERS[found[1].upper()] if found else None)
 
 

@@ -32,6 +32,10 @@ class PromptTooLong(ModelError):
         self.tokens = tokens
         self.limit = limit
 
+    def __reduce__(self) -> tuple[type["PromptTooLong"], tuple[int, int]]:
+        """As pickle needs it: an error of a worker process is raised again by its parent."""
+        return type(self), (self.tokens, self.limit)
+
 
 class UnsupportedDevice(ModelError):
     """A device that does not support the request."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bestofn.cli import server_choice as target
+from bestofn.cli.commands.rank import ImageFiles, check_images
 from bestofn.cli.console import err, say
 from bestofn.evaluation.labels import Labelled, LabelledPool, fields_of, read_labels
 from bestofn.judge.calibration import FILE
@@ -111,17 +112,15 @@ def _margins(images: list[Labelled], judge: "JudgeCheckpoint", settings: Setting
     from rich.progress import track
 
     from bestofn.service.engine.loader import devices
-    from bestofn.service.media.codec import decode
 
+    paths = [one.image for one in images]
+    check_images(list(dict.fromkeys(paths)))
     device = torch.device(devices(settings)[0])
     judging = judge.load(device)
     margins = []
-    for one in track(images, "judging", console=err, transient=True, disable=not err.is_terminal):
-        try:
-            image = decode(one.image.read_bytes())
-        except (OSError, ValueError) as error:
-            raise SetupError(f"{one.image}: {error}") from error
-        margins += [verdict.margin for verdict in judging.judge([image], [one.prompt])]
+    files = ImageFiles(paths)
+    for i in track(range(len(images)), "judging", console=err, transient=True, disable=not err.is_terminal):
+        margins += [verdict.margin for verdict in judging.judge([files[i]], [images[i].prompt])]
     return margins
 
 

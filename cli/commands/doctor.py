@@ -33,7 +33,7 @@ def doctor(
     model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.")] = None,
     judge: Annotated[str | None, typer.Option(help="As --model, for the judge.")] = None,
     second_judge: Annotated[str | None, typer.Option(metavar="JUDGE", help="As --judge: another one.")] = None,
-    devices: Annotated[str | None, typer.Option(help="all, cpu, or a list such as cuda:0,cuda:1.")] = None,
+    devices: Annotated[str | None, typer.Option(help="all, cuda, cpu, or a list: cuda:0,cuda:1.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, to paste into a report.")] = False,
 ) -> None:
     """Look at program, machine, devices, settings, queue, server, checkpoints, memory and disk, and say what to change.

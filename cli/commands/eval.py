@@ -1,16 +1,20 @@
 """bestofn eval: what strategies of spending compute bring, measured on the shapes benchmark or drawn for another."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bestofn.cli import server_choice as target
-from bestofn.cli.console import err
+from bestofn.cli.console import err, say
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import load_settings
+
+if TYPE_CHECKING:
+    from bestofn.evaluation.strategies import Strategy
 
 EPILOG = """A strategy is a line such as `n=32`, `n=16 steps=24`, `n=16 draft=4:0.125` (steps:keep) or `n=64 stop=0.97`.
 
@@ -33,7 +37,7 @@ def evaluate(
     file: Annotated[
         Path | None,
         typer.Option(
-            help="Prompts to draw winners of, instead of the benchmark: JSON lines, as GenEval's or GenEval 2's."
+            help="Prompts to draw winners of, instead of the benchmark: lines of text, or GenEval's or GenEval 2's."
         ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, max=16, help="Winners of each prompt of a file, best first.")] = 4,
@@ -63,7 +67,7 @@ def evaluate(
     from bestofn.evaluation.run import Evaluation
     from bestofn.evaluation.strategies import Strategy, parse_all
     from bestofn.evaluation.tables import tables
-    from bestofn.evaluation.tasks import benchmark, read
+    from bestofn.evaluation.tasks import benchmark, read, read_lines
     from bestofn.judge.loader import JudgeFolderError
     from bestofn.models.errors import ModelError
     from bestofn.service.engine.loader import devices
@@ -73,7 +77,7 @@ def evaluate(
         device = devices(settings)[0]
     try:
         tasks = read(file) if file else benchmark()
-        lines = [*(strategies.read_text(encoding="utf-8").splitlines() if strategies else []), *(strategy or [])]
+        lines = [*(line for _, line in (read_lines(strategies) if strategies else [])), *(strategy or [])]
         compared = parse_all(lines) or [Strategy(2**i) for i in range(samples.bit_length())]
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
@@ -83,7 +87,13 @@ def evaluate(
         raise SetupError(str(error)) from error
     count = min(prompts or len(tasks), len(tasks))
     numbers = sorted({round(i * (len(tasks) - 1) / max(1, count - 1)) for i in range(count)})
+    if file:
+        _warn_of_little_choice(folders.with_little_choice(compared, images), images)
     if not replay:
+        try:
+            evaluation.check(numbers)
+        except ValueError as error:
+            raise SetupError(str(error)) from error
         _make_folder(out)
         columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, console=err) as bar:
@@ -103,6 +113,15 @@ def evaluate(
         report.write(out, figures)
         text = tables(figures)
     typer.echo(dumps(figures, indent=1) + "\n" if json else text, nl=False)
+
+
+def _warn_of_little_choice(strategies: "Sequence[Strategy]", images: int) -> None:
+    if strategies:
+        named = ", ".join(map(str, strategies))
+        say(
+            f"warning: GenEval averages over the {images} winners of a prompt, which shows little of the choice with "
+            f"{named}: take --images 1, or a greater n"
+        )
 
 
 def _make_folder(out: Path) -> None:

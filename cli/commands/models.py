@@ -195,6 +195,7 @@ def _measure(
     source: "Checkpoint", prompts: Path | None, steps: int | None, devices: str | None, seed: int
 ) -> tuple[list[float], int]:
     """Importances of a checkpoint's layers, and the number of prompts they were measured with."""
+    from bestofn.evaluation.tasks import read_lines
     from bestofn.models.depth.pruning import block_importance, calibration_prompts
     from bestofn.models.generator import Generator
     from bestofn.service.core.settings import load_settings
@@ -203,7 +204,7 @@ def _measure(
     generator = Generator(source, found(load_settings(devices=devices))[0])
     if prompts is None and source.name != "shapes":
         say("calibrating with prompts of the drawn world; --prompts FILE takes prompts like your users'")
-    lines = prompts.read_text(encoding="utf-8").splitlines() if prompts else calibration_prompts(seed)
+    lines = [line.strip() for _, line in read_lines(prompts)] if prompts else calibration_prompts(seed)
     with Progress(console=err, transient=True) as bar:
         task = bar.add_task("calibrating", total=len(lines))
         values = block_importance(generator, lines, seed, steps, lambda done: bar.update(task, completed=done))

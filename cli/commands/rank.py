@@ -2,8 +2,9 @@
 
 import asyncio
 import json as jsonlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, overload
 
 import typer
 
@@ -52,7 +53,7 @@ def rank(
     if not prompt.strip():
         raise typer.BadParameter("the prompt is blank")
     check_text(prompt, "prompt")
-    all_images = [_open(path) for path in images]
+    check_images(images)
     settings = load_settings(judge=judge, second_judge=second_judge)
     if settings.judge.startswith(PREFIX):
         if rule is not None or second_judge is not None:
@@ -82,14 +83,15 @@ def rank(
     batch, second = 1 if device.type == "cpu" else 8, others[0] if others else None
     files = (settings.calibration, settings.second_calibration)[: 2 * len(others)]
     calibrations = [calibration_of(*one) for one in zip(checkpoints, files, strict=False)]
-    verdicts, order, bracket = rank_images(judging, prompt, all_images, rule, batch, second, calibrations)
+    files_read = ImageFiles(images)
+    verdicts, order, bracket = rank_images(judging, prompt, files_read, rule, batch, second, calibrations)
     places = {candidate: place + 1 for place, candidate in enumerate(order)}
     judged: list[dict[str, Any]] = [
         {
             "path": str(path),
             "rank": places[i],
             "verdict": verdicts[i].to_json(),
-            "tiles": judging.tiles(*all_images[i].size),
+            "tiles": judging.tiles(*files_read.sizes[i]),
         }
         for i, path in enumerate(images)
     ]
@@ -120,6 +122,8 @@ def rank(
 
 def _compare(settings: Settings, prompt: str, images: list[Path], *, json: bool) -> None:
     """The knockout by a judge that sees two images at a time, printed."""
+    for _ in ImageFiles(images):  # each is decoded once, so that an error names its file
+        pass
 
     async def play() -> tuple[tuple[Played, ...], ...]:
         async with VisionJudge(settings.judge, settings.pairwise_api_key) as judge:
@@ -153,13 +157,51 @@ def _told(match: Played, images: list[Path]) -> str:
     return f"{a} - {images[match.b].name}: {first}, then {second}: {ending}"
 
 
-def _open(path: Path) -> "Image":
-    from bestofn.service.media.codec import decode
+class ImageFiles(Sequence["Image"]):
+    """Images that are decoded whenever they are asked for, so that only the batch in work is in memory.
 
-    try:
-        return decode(path.read_bytes())
-    except ValueError as error:
-        raise SetupError(f"{path}: {error}") from error
+    Attributes:
+        sizes: (width, height) in pixels of the images that have been decoded, by index.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self.sizes: dict[int, tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> "Image": ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list["Image"]: ...
+
+    def __getitem__(self, index: int | slice) -> "Image | list[Image]":
+        """The image, or those of a slice. Raises SetupError, naming the file."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        from bestofn.service.media.codec import decode_file
+
+        try:
+            image = decode_file(self._paths[index])
+        except ValueError as error:
+            raise SetupError(str(error)) from error
+        self.sizes[index] = image.size
+        return image
+
+
+def check_images(paths: Sequence[Path]) -> None:
+    """Look at the header of each file before the judge starts. Raises SetupError, naming the file."""
+    from bestofn.service.media.codec import check_file
+
+    for path in paths:
+        try:
+            warning = check_file(path)
+        except ValueError as error:
+            raise SetupError(str(error)) from error
+        if warning:
+            say(f"warning: {warning}")
 
 
 def add_to(program: typer.Typer) -> None:

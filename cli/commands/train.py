@@ -213,7 +213,13 @@ def finetune(
         )
         first = rank_and_ranks()[0] == 0
         with _Bar() if first else nullcontext() as bar:
-            learner = training.finetune(source, settings, device, lambda f: bar.show("fine-tuning", f) if bar else None)
+            learner = training.finetune(
+                source,
+                settings,
+                device,
+                lambda figures: bar.show("fine-tuning", figures) if bar else None,
+                lambda warning: say(f"warning: {warning}"),
+            )
         training.write(learner, source, out, f"its transformer trained for {steps} steps on images with captions")
         if first:
             say(f"wrote {out}")

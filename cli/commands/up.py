@@ -49,7 +49,7 @@ def up(
         str | None,
         typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two images, for jobs with finals."),
     ] = None,
-    devices: Annotated[str | None, typer.Option(help="all, cpu, or a list such as cuda:0,cuda:1.")] = None,
+    devices: Annotated[str | None, typer.Option(help="all, cuda, cpu, or a list: cuda:0,cuda:1.")] = None,
     allow_unauthenticated: Annotated[
         bool, typer.Option("--allow-unauthenticated", help="Let other machines call without a key.")
     ] = False,

@@ -28,7 +28,7 @@ EPILOG = """Examples:
 
 def worker(
     devices: Annotated[
-        str | None, typer.Option(help="all, cpu, or a list such as cuda:0,cuda:1.", show_default="all")
+        str | None, typer.Option(help="all, cuda, cpu, or a list: cuda:0,cuda:1.", show_default="all")
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.", show_default="shapes")

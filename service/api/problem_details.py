@@ -1,6 +1,5 @@
 """Errors as RFC 9457 problem documents: one shape for refusals of ours, of FastAPI and of Starlette."""
 
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -9,12 +8,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from redis.exceptions import RedisError, ResponseError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 from structlog.contextvars import bind_contextvars, get_contextvars
 
+from bestofn.service.api.field_hints import hint
 from bestofn.service.core.errors import (
     BestOfNError,
     DeadlinePassed,
@@ -136,19 +137,19 @@ def _methods(request: Request) -> list[str]:
 async def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     entries = error.errors()
-    errors = [_explain(entry, _fields(request)) for entry in entries[:MOST_ERRORS]]
+    errors = [_explain(entry, _body(request)) for entry in entries[:MOST_ERRORS]]
     left = len(entries) - len(errors)
     detail = "; ".join([entry["detail"] for entry in errors] + ([f"{left} more of the kind"] if left else []))
     return problem(422, InvalidRequest.code, detail, field=errors[0].get("field"), errors=errors)
 
 
-def _fields(request: Request) -> list[str]:
-    """The fields of the body that the route takes."""
+def _body(request: Request) -> type[BaseModel] | None:
+    """The model of the body that the route takes."""
     body = getattr(request.scope.get("route"), "body_field", None)
-    return list(body.field_info.annotation.model_fields) if body is not None else []
+    return None if body is None else body.field_info.annotation
 
 
-def _explain(entry: Mapping[str, Any], known: Sequence[str]) -> dict[str, str]:
+def _explain(entry: Mapping[str, Any], body: type[BaseModel] | None) -> dict[str, str]:
     """One entry of a validation error in plain words, without the caller's input, which may be long or unprintable."""
     place = [part for part in entry["loc"][1:] if isinstance(part, str)]
     if entry["type"] == "json_invalid":
@@ -160,9 +161,7 @@ def _explain(entry: Mapping[str, Any], known: Sequence[str]) -> dict[str, str]:
         return {"detail": 'the body must be a JSON object with at least "prompt", such as {"prompt": "a red star"}'}
     field = _printable(".".join(place))
     if entry["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(field, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(known)}"
-        return {"field": field, "detail": f"{field} is not a field; {hint}"}
+        return {"field": field, "detail": f"{field} is not a field; {hint(place, body)}"}
     if entry["type"] == "missing":
         return {"field": field, "detail": f"{field} is required"}
     message = str(entry["msg"])

@@ -17,7 +17,7 @@ class Send:
 
     Attributes:
         timeout: seconds; None: the client's.
-        shielded: whether it is made even though the task it is made in is cancelled.
+        shielded: whether it is made even though its task is cancelled or the client is being closed; with `timeout`.
     """
 
     method: str

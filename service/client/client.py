@@ -76,8 +76,8 @@ class Client:
         Raises:
             SetupError: no server is named and none is running.
         """
-        self._http, self._flows = _connect(httpx.Client, server, api_key, timeout, retries, reconnects)
-        self._driver = Driver(self._http)
+        http, self._flows = _connect(httpx.Client, server, api_key, timeout, retries, reconnects)
+        self._driver = Driver(http)
         self.server = self._flows.server
 
     def __enter__(self) -> "Client":
@@ -89,7 +89,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._http.close()
+        """Cancel the jobs that other threads draw, wait for these calls, and close the connections."""
+        self._driver.close(self._flows.cancel_drawing())
 
     def generate(
         self,
@@ -112,6 +113,7 @@ class Client:
             InvalidRequest: with the field at fault.
             JobFailed, JobCanceled: how the job ended.
             Unavailable: the server cannot be reached, or has no worker; Overloaded: it has no room.
+            ClientClosed: the client was closed, which has canceled the job.
         """
         return self._driver.run(self._flows.generate(_request(prompt, options), idempotency_key), on_progress)
 
@@ -184,8 +186,8 @@ class AsyncClient:
         reconnects: int = RECONNECTS,
     ) -> None:
         """As `Client`."""
-        self._http, self._flows = _connect(httpx.AsyncClient, server, api_key, timeout, retries, reconnects)
-        self._driver = AsyncDriver(self._http)
+        http, self._flows = _connect(httpx.AsyncClient, server, api_key, timeout, retries, reconnects)
+        self._driver = AsyncDriver(http)
         self.server = self._flows.server
 
     async def __aenter__(self) -> "AsyncClient":
@@ -197,7 +199,11 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        """End the calls that run, cancel the jobs that they draw, and close the connections.
+
+        Such a call raises ClientClosed, or CancelledError in a task that was cancelled.
+        """
+        await self._driver.aclose()
 
     async def generate(
         self,

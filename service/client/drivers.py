@@ -1,9 +1,11 @@
 """Drivers of flows over httpx: one blocks, the other awaits."""
 
 import inspect
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, aclosing, closing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
@@ -11,9 +13,12 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
 from bestofn.service.client.actions import Action, Close, Cursor, Emit, Flow, Next, Open, Send, Sleep
+from bestofn.service.client.errors import ClientClosed
+from bestofn.service.core.errors import JobCanceled
 
 T = TypeVar("T")
 
+CLOSING_SECONDS = 10.0  # that a blocking client which is being closed waits for calls of other threads
 SILENCE_SECONDS = 45.0  # a stream that lives says something, at least a comment, every 15 s
 # Every job that is followed holds a connection, so their number is the caller's affair.
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
@@ -30,6 +35,12 @@ def _options(action: Send | Open, timeout: httpx.Timeout) -> dict[str, Any]:
     if action.timeout is not None:
         options["timeout"] = action.timeout
     return options
+
+
+def _check_open(action: Action, closing: bool) -> None:
+    """Raise ClientClosed for an action that reaches for the server while the client is being closed."""
+    if closing and (isinstance(action, Open) or (isinstance(action, Send) and not action.shielded)):
+        raise ClientClosed
 
 
 class _Stream:
@@ -58,13 +69,55 @@ class _Stream:
 
 
 class Driver:
-    """Runs flows with blocking calls."""
+    """Runs flows with blocking calls, in any number of threads."""
 
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
+        self._closing = False
+        self._calls: list[int] = []  # the thread of each
+        self._changed = threading.Condition()
+
+    def close(self, cancel_drawing: Flow[None]) -> None:
+        """Close the connections, once the calls of other threads have ended or CLOSING_SECONDS are over.
+
+        A call that closes the client within its callback ends before the connections do.
+        """
+        with self._changed:
+            first, self._closing = not self._closing, True
+        if first:
+            with closing(
+                _Stream(self._http)
+            ) as stream:  # the events of canceled jobs wake the threads that follow them
+                self._next(Cursor(cancel_drawing), stream)
+        own = threading.get_ident()
+        with self._changed:
+            self._changed.wait_for(lambda: set(self._calls) <= {own}, CLOSING_SECONDS)
+            within_call = own in self._calls
+        if not within_call:
+            self._http.close()
 
     def run(self, flow: Flow[T], tell: Callable[[Any], object] | None = None) -> T:
-        """The flow's value; `tell` gets what the flow emits."""
+        """The flow's value; `tell` gets what the flow emits. Raises ClientClosed."""
+        own = threading.get_ident()
+        with self._changed:
+            if self._closing:
+                raise ClientClosed
+            self._calls.append(own)
+        try:
+            return self._run(flow, tell)
+        except JobCanceled as error:
+            if self._closing:
+                raise ClientClosed from error
+            raise
+        finally:
+            with self._changed:
+                self._calls.remove(own)
+                self._changed.notify_all()
+                last = self._closing and not self._calls
+            if last:
+                self._http.close()
+
+    def _run(self, flow: Flow[T], tell: Callable[[Any], object] | None) -> T:
         cursor = Cursor(flow)
         with closing(_Stream(self._http)) as stream:
             while (emitted := self._next(cursor, stream)) is not None:
@@ -91,6 +144,7 @@ class Driver:
             if isinstance(action, Emit):
                 return action
             try:
+                _check_open(action, self._closing)
                 outcome = self._perform(action, stream)
             except BaseException as error:  # Ctrl-C too: the flow may have a last wish
                 cursor.throw(error)
@@ -137,14 +191,56 @@ class _AsyncStream:
         await self._open.aclose()
 
 
+@dataclass(frozen=True, eq=False)
+class _AsyncCall:
+    task: int
+    scope: anyio.CancelScope
+    ended: anyio.Event
+
+
 class AsyncDriver:
     """Runs flows with awaited calls."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
+        self._closing = False
+        self._calls: list[_AsyncCall] = []
+
+    async def aclose(self) -> None:
+        """End all calls, wait for the last requests of their flows, and close the connections.
+
+        A call that closes the client within its callback ends before the connections do.
+        """
+        self._closing = True
+        own = anyio.get_current_task().id
+        for call in self._calls:
+            call.scope.cancel()
+        with anyio.CancelScope(shield=True):
+            for call in [call for call in self._calls if call.task != own]:
+                await call.ended.wait()
+        if not self._calls:
+            await self._http.aclose()
 
     async def run(self, flow: Flow[T], tell: Callable[[Any], object] | None = None) -> T:
-        """The flow's value; `tell` gets what the flow emits, and what it returns is awaited if it can be."""
+        """The flow's value; `tell` gets what the flow emits, and what it returns is awaited if it can be.
+
+        Raises ClientClosed.
+        """
+        if self._closing:
+            raise ClientClosed
+        call = _AsyncCall(anyio.get_current_task().id, anyio.CancelScope(), anyio.Event())
+        self._calls.append(call)
+        try:
+            with call.scope:
+                return await self._run(flow, tell)
+            raise ClientClosed
+        finally:
+            self._calls.remove(call)
+            call.ended.set()
+            if self._closing and not self._calls:
+                await self._http.aclose()
+
+    async def _run(self, flow: Flow[T], tell: Callable[[Any], object] | None) -> T:
         cursor = Cursor(flow)
         async with aclosing(_AsyncStream(self._http)) as stream:
             while (emitted := await self._next(cursor, stream)) is not None:
@@ -171,6 +267,7 @@ class AsyncDriver:
             if isinstance(action, Emit):
                 return action
             try:
+                _check_open(action, self._closing)
                 outcome = await self._perform(action, stream)
             except BaseException as error:  # a cancellation too: the flow may have a last wish
                 cursor.throw(error)
@@ -180,9 +277,11 @@ class AsyncDriver:
 
     async def _perform(self, action: Action, stream: _AsyncStream) -> Any:
         match action:
-            case Send():
-                with anyio.CancelScope(shield=action.shielded):
+            case Send(shielded=True):
+                with anyio.fail_after(action.timeout, shield=True):
                     return await self._http.request(**_options(action, self._http.timeout))
+            case Send():
+                return await self._http.request(**_options(action, self._http.timeout))
             case Open():
                 return await stream.open(action)
             case Next():

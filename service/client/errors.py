@@ -1,4 +1,4 @@
-"""From a problem document to the error of `bestofn.service.core.errors` that it names."""
+"""Errors of the client: from a problem document to the error that it names, and calls of a closed client."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +18,15 @@ def _by_code(root: type[BestOfNError]) -> dict[str, type[BestOfNError]]:
 
 
 _KINDS = _by_code(BestOfNError)
+
+
+class ClientClosed(BestOfNError):
+    """The client was closed before the call or during it; jobs that the client was drawing are canceled."""
+
+    code = "client_closed"
+
+    def __init__(self, detail: str = "the client is closed: make a new one") -> None:
+        super().__init__(detail)
 
 
 def error_of(response: httpx.Response) -> BestOfNError:

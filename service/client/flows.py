@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,6 +11,7 @@ import httpx
 from pydantic import ValidationError
 
 from bestofn.service.client.actions import Emit, Flow, Send
+from bestofn.service.client.errors import ClientClosed
 from bestofn.service.client.event_stream import Following
 from bestofn.service.client.events import ProblemEvent, ResultEvent
 from bestofn.service.client.generation import Generation
@@ -28,6 +29,9 @@ LAST_WISH_SECONDS = 5.0
 class Flows:
     """The flows of one server. Each raises the `bestofn.service.core.errors` that the server names.
 
+    Attributes:
+        drawing: ids of the jobs whose `generate` runs.
+
     Raises:
         Unavailable: the server cannot be reached.
     """
@@ -35,6 +39,7 @@ class Flows:
     server: str
     retries: int
     reconnects: int
+    drawing: set[str] = field(default_factory=set)
 
     def generate(self, request: Mapping[str, Any], key: str | None) -> Flow[Generation]:
         """Submit, follow, fetch; emits Progress. Whatever interrupts it cancels the job."""
@@ -42,12 +47,22 @@ class Flows:
         job: JobResult | None = None
         try:
             job = yield from self.submit(request, key)
+            self.drawing.add(job.id)
             return (yield from self._follow(job))
-        except BestOfNError:
-            raise  # the job does not exist, has ended, or its server cannot be reached
-        except BaseException:
-            yield from self._abandon(request, key, job)
+        except BaseException as error:
+            # After other errors of ours the job does not exist, has ended, or its server cannot be reached.
+            if isinstance(error, ClientClosed) or not isinstance(error, BestOfNError):
+                yield from self._abandon(request, key, job)
             raise
+        finally:
+            if job is not None:
+                self.drawing.discard(job.id)
+
+    def cancel_drawing(self) -> Flow[None]:
+        """Cancel the jobs whose `generate` runs, each tried once."""
+        for job in tuple(self.drawing):
+            with suppress(Exception):
+                yield _last_wish(Send("DELETE", f"/jobs/{job}"))
 
     def submit(self, request: Mapping[str, Any], key: str | None) -> Flow[JobResult]:
         """The job, once it is queued; an answer that got lost does not queue it twice."""
@@ -127,7 +142,7 @@ class Flows:
     def _abandon(self, request: Mapping[str, Any], key: str, job: JobResult | None) -> Flow[None]:
         """Cancel the job of a caller who is being interrupted; one whose submission was not answered yet is asked
         for by its key. Tried once: what interrupts the caller matters more than what goes wrong here."""
-        with suppress(httpx.HTTPError, BestOfNError):
+        with suppress(Exception):
             if job is None:
                 answer: httpx.Response = yield _last_wish(_submission(request, key))
                 if not answer.is_success:

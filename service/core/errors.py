@@ -140,3 +140,7 @@ class JudgeAway(SetupError):
         """`quiet` is the detail for logs: without the server's answer, which may quote a prompt."""
         super().__init__(detail)
         self.quiet = quiet
+
+    def __reduce__(self) -> tuple[type["JudgeAway"], tuple[str, str]]:
+        """As pickle needs it, which would call `__init__` with the detail alone."""
+        return type(self), (self.detail, self.quiet)

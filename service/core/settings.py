@@ -125,7 +125,10 @@ class Settings(BaseSettings):
         description="Pairwise judge of finals: openai:<address>#<model>, such as openai:http://host:8000/v1#llava.",
     )
     pairwise_api_key: str | None = Field(None, description="API key of the pairwise judge's server.")
-    devices: str = Field("all", description="all, cpu, or a list such as cuda:0,cuda:1.")
+    devices: str = Field(
+        "all",
+        description="all (the CPU where no GPU is), cuda (every GPU, or an error), cpu, or a list: cuda:0,cuda:1.",
+    )
     slots: int | None = Field(None, ge=1, description="Candidates denoised together; chosen for the device if unset.")
     reproducible: str | None = Field(None, pattern="^(strict|fast)$", description="strict pins one batch shape.")
     threads: int | None = Field(None, ge=1, description="CPU threads of a worker; all cores if unset.")

@@ -115,17 +115,22 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
 
 
 def devices(settings: Settings) -> list[str]:
-    """The devices that the settings name: "all" is every CUDA device, or the CPU where there is none.
+    """The devices that the settings name: "cuda" is every CUDA device; "all" too, or the CPU where there is none.
 
     Raises:
         SetupError: a device that this machine does not have.
     """
-    count = torch.cuda.device_count()
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     if settings.devices == "all":
-        return [f"cuda:{i}" for i in range(count)] or ["cpu"]
+        return gpus or ["cpu"]
     named = [name.strip() for name in settings.devices.split(",") if name.strip()]
-    known = {"cpu", *(f"cuda:{i}" for i in range(count))}
-    named = ["cuda:0" if name == "cuda" else name for name in named]
+    if "cuda" in named and not gpus:
+        raise SetupError(
+            "devices: cuda asks for a GPU, and torch sees none here. Check that nvidia-smi sees one and that a "
+            "container is given it, or set BESTOFN_DEVICES=cpu"
+        )
+    known = {"cpu", *gpus}
+    named = list(dict.fromkeys(one for name in named for one in (gpus if name == "cuda" else [name])))
     unknown = [name for name in named if name not in known]
     if unknown or not named:
         raise SetupError(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 from PIL import Image, ImageOps
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:  # the API and clients run without numpy
     from numpy.typing import NDArray
 
 THUMBNAIL_SIDE = 256  # pixels, the longer side
+MAX_PIXELS = 2**27  # of an image that is decoded: 11,585 x 11,585, half a gigabyte
 READABLE = ("PNG", "WEBP", "JPEG")  # Pillow starts programs for others: Ghostscript for an EPS, whatever its name
 MEDIA_TYPES: Mapping[ImageFormat, str] = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 
@@ -52,25 +56,74 @@ def thumbnail(pixels: NDArray[np.uint8] | Image.Image, side: int = THUMBNAIL_SID
     return file.getvalue()
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, name: str = "", warn: Callable[[str], object] | None = None) -> Image.Image:
     """The RGB image in a file's bytes, as viewers show it: upright, on white where it is transparent.
 
     Samples of 16 bits are scaled to 8. An animation gives its first frame.
 
+    Args:
+        data: the file's bytes.
+        name: the file's name, for errors.
+        warn: called with a sentence about an animation.
+
     Raises:
-        ValueError: the bytes are not a PNG, WebP or JPEG, cut short, or of more than 179 million pixels.
+        ValueError: the bytes are not a PNG, WebP or JPEG, cut short, or of more than MAX_PIXELS.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=READABLE) as image:
-            return _shown(ImageOps.exif_transpose(image))
-    except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
-        said = str(error).partition(" <_io.")[0]  # without the object's address in memory
-        raise ValueError(f"not a readable PNG, WebP or JPEG ({len(data)} bytes): {said}") from error
+    with _opened(io.BytesIO(data), name) as image:
+        if warn is not None and (warning := _animation(image, name)):
+            warn(warning)
+        return _shown(ImageOps.exif_transpose(image))
+
+
+def decode_file(path: Path) -> Image.Image:
+    """`decode` of a file; its errors name it."""
+    return decode(path.read_bytes(), str(path))
+
+
+def check_file(path: Path) -> str | None:
+    """Look at a file's header without decoding its pixels: a warning about it, or None.
+
+    Raises:
+        ValueError: as `decode`, except that a file which is cut short may go unnoticed.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file, _opened(file, str(path)) as image:
+        return _animation(image, str(path))
+
+
+def _animation(image: Image.Image, name: str) -> str | None:
+    frames = getattr(image, "n_frames", 1)
+    if frames == 1 or image.format not in READABLE:  # Pillow takes a photograph with a preview for a film: MPO
+        return None
+    return f"{name} is an animation of {frames} frames, of which the first is read"
+
+
+@contextmanager
+def _opened(file: IO[bytes], name: str) -> Iterator[Image.Image]:
+    """A file's image. What goes wrong with it in the block is a ValueError, and no warning of Pillow's gets out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd EXIF or palettes: what can be read is read
+        try:
+            with Image.open(file, formats=READABLE) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise ValueError(f"{width}x{height} pixels; at most {MAX_PIXELS >> 20} Mi are decoded: shrink it")
+                yield image
+        except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
+            said = str(error).partition(" <_io.")[0].partition(" '<_io.")[0] or type(error).__name__
+            size = file.seek(0, io.SEEK_END)
+            of = f"{name}: " if name else ""
+            raise ValueError(f"{of}not a readable PNG, WebP or JPEG ({size} bytes): {said}") from error
 
 
 def _shown(image: Image.Image) -> Image.Image:
+    clear = image.info.get("transparency")
     if image.mode.startswith("I"):  # grey of 16 bits, which Pillow would cut at 255
         image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
+        if isinstance(clear, int):
+            image.info["transparency"] = (clear + 128) // 257
+    elif image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:  # of 16 bits too, and Pillow cuts them
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")

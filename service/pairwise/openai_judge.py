@@ -6,6 +6,7 @@ The prompt and both images leave this machine. The images are encoded as JPEG fr
 import asyncio
 import base64
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -25,6 +26,7 @@ TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 CALL_SECONDS = 120.0  # for all of a call; the limits above are of each read
 MAX_ANSWER_BYTES = 1 << 20  # an answer is one letter, with log-probabilities of five tokens
 MAX_TOKENS = 8  # one letter, and room for signs around it
+MAX_THINKING_TOKENS = 4096  # for a model that does not come to its letter within MAX_TOKENS
 TOP_LOGPROBS = 5
 _PASSING = frozenset({408, 409, 425, 429})  # and all from 500 on
 _ADVICE = {
@@ -87,7 +89,13 @@ class VisionJudge:
         self._http = httpx.AsyncClient(timeout=TIMEOUT, headers=headers)
         self._attempts = attempts
         self._room = asyncio.Semaphore(AT_ONCE)
-        self._logprobs: dict[str, object] = {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        self._options: dict[str, object] = {  # changed for servers that refuse one, and for models that think
+            "temperature": 0,
+            "max_tokens": MAX_TOKENS,
+            "logprobs": True,
+            "top_logprobs": TOP_LOGPROBS,
+        }
+        self._unread: Counter[str] = Counter()  # what it said in place of an answer
 
     async def __aenter__(self) -> Self:
         return self
@@ -115,7 +123,7 @@ class VisionJudge:
             before_round: awaited before each round, with the rounds that are played.
 
         Raises:
-            JudgeAway: an answer was not to be had.
+            JudgeAway: an answer was not to be had, or none named an image.
             ValueError: an image cannot be read.
         """
         shown = {one: await asyncio.to_thread(data_url, images[one]) for one in order} if len(order) > 1 else {}
@@ -131,7 +139,12 @@ class VisionJudge:
                 pairings, rounds = game.send(answers)
         except StopIteration as end:
             played: Rounds = end.value
-            return played
+        named = [answer is not None for matches in played for match in matches for answer in match.answers]
+        if named and not any(named):
+            example = f", such as {self._unread.most_common(1)[0][0]}" if self._unread else ""
+            what = f"named neither image in any of its {len(named)} answers"
+            raise self._away(what, "choose a model that answers with A or B", example)
+        return played
 
     async def _compare_all(self, prompt: str, pairs: Sequence[tuple[str, str]]) -> list[Answer]:
         try:
@@ -146,25 +159,36 @@ class VisionJudge:
         images = [{"type": "image_url", "image_url": {"url": url}} for url in (first, second)]
         texts = [{"type": "text", "text": text} for text in (*LABELS, question(prompt))]
         content = [texts[0], images[0], texts[1], images[1], texts[2]]
-        async with self._room:
-            reply = await self._ask([{"role": "user", "content": content}])
-        try:
-            choice = reply.json()["choices"][0]
-            return read_answer(choice["message"]["content"] or "", _first_token(choice))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise self._away("answered with something else than a chat completion", "is it an OpenAI API?") from error
+        while True:
+            options = self._options
+            async with self._room:
+                reply = await self._ask([{"role": "user", "content": content}])
+            try:
+                choice = reply.json()["choices"][0]
+                answer = _read(choice)
+                cut = answer.choice is None and choice.get("finish_reason") == "length"
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+                away = self._away("answered with something else than a chat completion", "is it an OpenAI API?")
+                raise away from error
+            if not (cut and MAX_TOKENS in options.values()):
+                break
+            self._options = {
+                name: MAX_THINKING_TOKENS if value == MAX_TOKENS else value for name, value in self._options.items()
+            }
+        if answer.choice is None:
+            self._unread[_shown(choice)] += 1
+        return answer
 
     async def _ask(self, messages: Sequence[Mapping[str, Any]]) -> httpx.Response:
         url = f"{self.address.base_url}/chat/completions"
         attempt = 0
         while True:
-            asked = {"model": self.address.model, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
-            logprobs = self._logprobs
+            options = self._options
             delay = backoff(attempt)
             attempt += 1
             try:
                 async with asyncio.timeout(CALL_SECONDS):
-                    response = await self._post(url, asked | logprobs)
+                    response = await self._post(url, {"model": self.address.model, "messages": messages, **options})
             except (httpx.RequestError, TimeoutError) as error:  # lost, or slow
                 if attempt >= self._attempts:
                     said = str(error) or type(error).__name__
@@ -172,9 +196,11 @@ class VisionJudge:
             else:
                 if response.is_success:
                     return response
-                if logprobs and response.status_code in (400, 422):  # some servers know no log-probabilities
-                    self._logprobs = {}
-                    continue
+                if response.status_code in (400, 422):
+                    other = _without_refused(options, response.text)
+                    if other is not None:
+                        self._options = other if self._options is options else self._options
+                        continue
                 again = response.status_code in _PASSING or response.status_code >= 500
                 waits = asked_delay(response.headers) or 0.0
                 if not again or attempt >= self._attempts or waits > LONGEST_ASKED_SECONDS:
@@ -209,6 +235,50 @@ def data_url(image: bytes) -> str:
     pixels = decode(image)
     pixels.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
     return f"data:{MEDIA_TYPES['jpeg']};base64,{base64.b64encode(encode(pixels, 'jpeg')).decode()}"
+
+
+def _without_refused(options: dict[str, object], said: str) -> dict[str, object] | None:
+    """Options that a server which refused others may take; None: there is nothing left to change."""
+    if "max_tokens" in options and "max_completion_tokens" in said:  # OpenAI's models that think
+        rest = {name: value for name, value in options.items() if name != "max_tokens"}
+        return {**rest, "max_completion_tokens": options["max_tokens"]}
+    if "temperature" in options and "temperature" in said:
+        return {name: value for name, value in options.items() if name != "temperature"}
+    if "logprobs" in options:  # some servers know no log-probabilities, and do not say so
+        return {name: value for name, value in options.items() if "logprobs" not in name}
+    return None
+
+
+def _read(choice: Mapping[str, Any]) -> Answer:
+    """The answer in a completion's choice.
+
+    Raises:
+        TypeError, LookupError, AttributeError, ValueError: it is not a choice of a completion.
+    """
+    message = choice["message"]
+    text = _text(message["content"])
+    thought = message.get("reasoning_content") or message.get("reasoning") or "</" in text
+    letter_first = not thought and text.strip()[:1] not in ("", "<")  # else the first token is one of the thoughts
+    return read_answer(text, _first_token(choice) if letter_first else {})
+
+
+def _text(content: Any) -> str:
+    """The text of a message's content: a string, null, or parts, of which thoughts are left out."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part.get("type", "text") in ("text", "output_text"))
+    if not isinstance(content, str | None):
+        raise TypeError(f"content is text or parts, got {type(content).__name__}")
+    return content or ""
+
+
+def _shown(choice: Mapping[str, Any]) -> str:
+    """What a model said in place of an answer, on one short line."""
+    message = choice["message"]
+    text = _text(message["content"]) or str(message.get("refusal") or "")
+    line = re.sub(r"[^\x20-\x7e]+", " ", text).strip()
+    if choice.get("finish_reason") == "length":
+        return f"{line[:80]!r}, cut at {MAX_THINKING_TOKENS} tokens"
+    return repr(line[:80]) if line else "an empty message"
 
 
 def _first_token(choice: Mapping[str, Any]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +24,11 @@ import redis
 from PIL import Image, PngImagePlugin
 
 from bestofn.cli import server_choice as target
+from bestofn.cli.commands.rank import ImageFiles
 from bestofn.cli.commands.worker import check_kernel_caches
 from bestofn.cli.output import paths_of
 from bestofn.cli.process_supervisor import MAX_DEATHS, WITHIN_SECONDS, may_restart
+from bestofn.judge.judge import Judge, rank_images
 from bestofn.models.shapes.evaluator import evaluate
 from bestofn.models.shapes.prompts import pair
 from bestofn.models.shapes.world import SHAPES, Scene, Thing, render
@@ -315,6 +318,49 @@ def test_a_judge_that_compares_plays_the_knockout_match_by_match(run: Run, tmp_p
     assert run(*asked, "--rule", "official")[0] == 2
 
 
+def test_rank_warns_of_animations_and_names_the_file_that_is_cut_short(run: Run, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(whole[:-30])
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "film.webp", save_all=True, append_images=frames[1:])
+    status, out, err = run("rank", "a red star", "a.png", "film.webp", "b.png")
+    assert (status, out) == (1, "")
+    first, second = err.splitlines()
+    assert first == "warning: film.webp is an animation of 2 frames, of which the first is read"
+    assert second.startswith("bestofn: b.png: not a readable PNG, WebP or JPEG")
+
+
+def test_rank_holds_the_images_of_one_batch(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    asked: list[weakref.ref[Image.Image]] = []
+    most = 0
+
+    class Watched(ImageFiles):
+        def __getitem__(self, index: Any) -> Any:
+            nonlocal most
+            image = super().__getitem__(index)
+            if isinstance(index, int):
+                asked.append(weakref.ref(image))
+                most = max(most, sum(one() is not None for one in asked))
+            return image
+
+    files = Watched([tmp_path / "a.png"] * 12)
+    verdicts, _, _ = rank_images(Judge.load(), "a red star", files, batch=2)
+    assert (len(verdicts), len(files.sizes)) == (12, 12)
+    assert most <= 4  # a batch, and the one before it while it is replaced
+
+
+def test_a_judge_that_never_answers_is_a_failure(run: Run, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / name)
+    with vision_server() as vision:
+        vision.mode = "rambles"
+        status, out, err = run("rank", "a red star", "a.png", "b.png", "--judge", vision.url)
+    assert (status, out) == (1, "")
+    assert "named neither image in any of its 2 answers, such as 'An image is worth a thousand words'" in err
+
+
 def test_finals_of_a_job_in_this_process(run: Run, tmp_path: Path) -> None:
     wanted = pair("star", "circle", ("red", "blue"), "left of")
     asked = (
@@ -366,6 +412,12 @@ def test_a_judge_is_calibrated_on_images_of_ones_own(run: Run, tmp_path: Path) -
     (tmp_path / "labels.jsonl").write_text('{"image": "dot.png", "prompt": "p", "correct": 1}')
     status, _, err = run("calibrate", "labels.jsonl")
     assert (status, "labels.jsonl, line 1: correct: " in err) == (1, True)
+    (tmp_path / "labels.jsonl").write_bytes(b'\xef\xbb\xbf\n{"image": "none.png", "prompt": "p", "correct": 1}')
+    status, _, err = run("calibrate", "labels.jsonl")
+    assert (status, "labels.jsonl, line 2: correct: " in err) == (1, True)
+    (tmp_path / "labels.jsonl").write_text('{"image": "none.png", "prompt": "p", "correct": true}')
+    status, _, err = run("calibrate", "labels.jsonl", "--out", "d.json")
+    assert (status, err) == (1, "bestofn: none.png: No such file or directory\n")
 
 
 def test_a_shipped_calibration_is_not_replaced_by_chance(run: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 import runpy
 import signal
 import subprocess
@@ -18,14 +19,19 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from bestofn.evaluation.curve import auc, chosen, curve, share_of_the_way, sizes
+from bestofn.evaluation.geneval_export import with_little_choice
 from bestofn.evaluation.pool import CHUNK, Chunk, Pool, SampleRequest, SamplingConfig, Source
 from bestofn.evaluation.regret import preset, regret
 from bestofn.evaluation.replay import replay
 from bestofn.evaluation.strategies import Strategy
-from bestofn.evaluation.tasks import benchmark
+from bestofn.evaluation.tasks import Task, benchmark
 from bestofn.evaluation.tasks import read as read_tasks
+from bestofn.judge.loader import JudgeFolderError
+from bestofn.models.errors import ModelError, PromptTooLong
 from bestofn.models.sampling import generate
+from bestofn.service.client.errors import ClientClosed
 from bestofn.service.core.budget import frontier
+from bestofn.service.core.errors import BestOfNError, JudgeAway
 from bestofn.service.core.jobs import Draft
 
 SCALING = Path(__file__).parents[2] / "evaluation" / "results" / "scaling"
@@ -243,9 +249,83 @@ def test_winners_of_a_file_are_laid_out_for_their_evaluators(tmp_path):
     named = json.loads((tmp_path / "n=4" / "images.json").read_text())
     assert list(named) == ["a photo of a red ring", "two stars"]
     assert figures["strategies"][0]["candidates"] == 4
-    file.write_text('{"tag": "colors"}\n')
-    with pytest.raises(ValueError, match="line 1: expected"):
+
+
+def test_read_takes_json_and_plain_lines_with_or_without_bom(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(
+        '\ufeff{"prompt": "a red\u2028star", "tag": "colors"}\r\n\r\n  two hearts\n"a blue ring"\n42'.encode()
+    )
+    tasks = read_tasks(file)
+    assert [task.prompt for task in tasks] == ["a red\u2028star", "two hearts", "a blue ring", "42"]
+    assert [task.tag for task in tasks] == ["colors", "prompts", "prompts", "prompts"]
+    assert [task.place for task in tasks] == [f"{file}, line {number}" for number in (1, 3, 4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"tag": "colors"}', "line 2: expected a JSON object"),
+        (b'{"prompt": 3}', "line 2: expected a JSON object"),
+        (b'{"prompt": "a star"', "line 2: expected a JSON object .* on one line"),
+        (b"[", "line 2: expected a JSON object .* on one line"),
+        (b'["a star"]', "line 2: expected a JSON object"),
+        (b'{"prompt": " \\u200b"}', "line 2: the prompt is blank"),
+        ("\u3164".encode(), "line 2: the prompt is blank"),
+        (b'{"prompt": "\\ud800"}', "line 2: prompt holds a lone surrogate"),
+        (b"a caf\xe9", "is not UTF-8 .byte 12.: save it as UTF-8"),
+    ],
+)
+def test_read_names_the_line_that_is_no_prompt(tmp_path, line, said):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(b"a star\n" + line + b"\n")
+    with pytest.raises(ValueError, match=said):
         read_tasks(file)
+
+
+def test_check_finds_prompts_too_long_for_generator_or_judge_before_any_is_drawn(tmp_path):
+    from bestofn.evaluation.run import Evaluation
+
+    file = tmp_path / "prompts.txt"
+    lines = ["a star", "a ring " + "!" * 240, "a star " * 400]
+    file.write_text("\n".join(lines))
+    evaluation = Evaluation.of("shapes", "shapes", "cpu", read_tasks(file), tmp_path)
+    evaluation.check([0])
+    with pytest.raises(ValueError, match=r"prompts\.txt, line 2: .*the judge reads.*\(1 more prompts are too long\)"):
+        evaluation.check([0, 1, 2])
+    with pytest.raises(ValueError, match=r"prompts\.txt, line 3: the prompt has \d+ tokens"):
+        evaluation.check([2])
+
+
+def test_an_error_of_a_worker_process_arrives_whole(tmp_path):
+    from bestofn.judge.judge import EMBEDDED
+    from bestofn.models.checkpoint import EMBEDDED as GENERATORS
+
+    source = Source(str(GENERATORS["shapes"]), "m", str(EMBEDDED), "j", (Task("a star " * 400, "t", 0),))
+    pool = Pool(tmp_path / "pool.jsonl", source)
+    with pytest.raises(PromptTooLong, match="the text encoder takes at most") as error:
+        pool.fill([SampleRequest(SamplingConfig(1), 1, [0])], 1, lambda done, wanted: None)
+    assert error.value.tokens > error.value.limit
+    missing = replace(source, judge="/nowhere")
+    with pytest.raises(JudgeFolderError, match="/nowhere"):
+        Pool(tmp_path / "other.jsonl", missing).fill([SampleRequest(SamplingConfig(1), 1, [0])], 1, lambda *_: None)
+
+
+def test_every_error_of_ours_survives_a_pickle():
+    def kinds(root):
+        return [root, *(kind for child in root.__subclasses__() for kind in kinds(child))]
+
+    for kind in [*kinds(BestOfNError), *kinds(ModelError), JudgeFolderError]:
+        arguments = {PromptTooLong: (9, 8), JudgeAway: ("away", "quiet"), ClientClosed: ()}.get(kind, ("what",))
+        error = kind(*arguments)
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), vars(again)) == (kind, str(error), vars(error))
+
+
+def test_images_close_to_n_show_no_choice():
+    strategies = [Strategy(n) for n in (1, 2, 4, 8, 16, 32)]
+    assert [one.num_samples for one in with_little_choice(strategies, 4)] == [2, 4, 8]
+    assert with_little_choice(strategies, 1) == []
 
 
 def test_what_the_efforts_are_on_fresh_candidates_is_what_the_page_says():

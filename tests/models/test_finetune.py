@@ -20,8 +20,9 @@ from bestofn.cli.commands.train import program
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.errors import ModelError
 from bestofn.models.generator import Generator
+from bestofn.training.generator.captioned_images import ImageTextPair, pairs
 from bestofn.training.generator.finetune import FinetuneSettings, LinearAttention, finetune, write
-from bestofn.training.generator.image_dataset import pairs, pixels
+from bestofn.training.generator.image_dataset import pixels
 from bestofn.training.runs import Run
 
 CPU = torch.device("cpu")
@@ -163,7 +164,7 @@ def test_shards_hold_the_pairs_of_a_folder(tmp_path: Path, album: Path) -> None:
     plain, packed = list(pairs(album)), list(pairs(shards))
     assert [(p.image, p.caption) for p in plain] == [(p.image, p.caption) for p in packed]
     assert [p.caption for p in plain] == [f"a {colour} wall" for colour in COLOURS]
-    assert pixels(plain[0].image, 64, 32)[:, 5, 5].tolist() == [1, -1, -1]
+    assert pixels(plain[0], 64, 32)[:, 5, 5].tolist() == [1, -1, -1]
 
 
 def test_a_distilled_checkpoint_is_refused(tmp_path: Path, album: Path, tiny_checkpoints: dict[str, Path]) -> None:
@@ -178,3 +179,104 @@ def test_what_is_no_pair_is_named(tmp_path: Path, album: Path) -> None:
     shutil.copyfile(album / "0.png", tmp_path / "alone.png")
     with pytest.raises(ModelError, match=r"alone\.png has no caption: write it to alone\.txt"):
         list(pairs(tmp_path))
+
+
+def png(colour: str = "red") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def tar_of(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+CAPTION_FILES = {
+    "a.txt": b"a fox\n",
+    "a.TXT": "\ufeffa fox".encode(),
+    "a.caption": b"a fox",
+    "a.json": b'{"prompt": "a fox", "clipscore": 0.3}',
+    "metadata.jsonl": b'{"file_name": "a.png", "text": "a fox"}\n',
+}
+
+
+@pytest.mark.parametrize(("file", "content"), CAPTION_FILES.items(), ids=CAPTION_FILES.keys())
+def test_pairs_captions_are_read_as_people_write_them(tmp_path: Path, file: str, content: bytes) -> None:
+    members = {"._a.png": b"\0\5\x16\7", f"._{file}": b"\0\5\x16\7", "a.png": png(), file: content}
+    folder = tmp_path / "folder" / "sub"
+    folder.mkdir(parents=True)
+    for name, body in members.items():
+        (folder / name).write_bytes(body)
+    assert [(pair.name, pair.caption) for pair in pairs(tmp_path / "folder")] == [(str(folder / "a.png"), "a fox")]
+    if file != "metadata.jsonl":
+        tar_of(tmp_path / "a.tar", {f"./{name}": body for name, body in members.items()})
+        (pair,) = [pair for pair in pairs(tmp_path) if ".tar" in pair.name]
+        assert (pair.name, pair.image, pair.caption) == (f"{tmp_path / 'a.tar'}:./a.png", png(), "a fox")
+
+
+def test_pairs_metadata_above_its_images_names_them_by_their_path(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.PNG").write_bytes(png())
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "./sub/a.PNG", "caption": "a fox"}')
+    assert [pair.caption for pair in pairs(tmp_path)] == ["a fox"]
+
+
+BROKEN_CAPTIONS = {
+    "not UTF-8": ("a.txt", "f\xfcchs".encode("latin-1"), r"a\.txt is not UTF-8 \(byte 1\)"),
+    "no JSON": ("a.json", b"{", r"a\.json is not JSON"),
+    "no object": ("a.json", b"[1]", r"a\.json must hold a JSON object"),
+    "no caption": ("a.json", b'{"width": 3}', r"a\.json has no caption: one of prompt, caption, text"),
+    "nothing": ("a.npy", b"", r"a\.png has no caption"),
+}
+
+
+@pytest.mark.parametrize(("file", "content", "said"), BROKEN_CAPTIONS.values(), ids=BROKEN_CAPTIONS.keys())
+def test_pairs_errors_name_the_file_and_the_member(tmp_path: Path, file: str, content: bytes, said: str) -> None:
+    members = {"a.png": png(), file: content}
+    (tmp_path / "folder").mkdir()
+    for name, body in members.items():
+        (tmp_path / "folder" / name).write_bytes(body)
+    tar_of(tmp_path / "a.tar", members)
+    with pytest.raises(ModelError, match=f"folder/{said}"):
+        list(pairs(tmp_path / "folder"))
+    with pytest.raises(ModelError, match=rf"a\.tar:{said}"):
+        list(pairs(tmp_path))
+
+
+def test_pairs_metadata_errors_name_the_line(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    for line, said in (
+        ('{"file_name": "b.png", "text": "x"}', ": \"file_name\" must name a file in that folder, got 'b.png'"),
+        ('{"file_name": "a.png"}', " has no caption"),
+        ("a.png, a fox", " is not JSON"),
+    ):
+        (tmp_path / "metadata.jsonl").write_text(f"\n{line}\n")
+        with pytest.raises(ModelError, match=rf"metadata\.jsonl, line 2{said}"):
+            list(pairs(tmp_path))
+
+
+def test_pairs_a_shard_that_is_cut_short_names_the_member(tmp_path: Path) -> None:
+    noise = os.urandom(4096)
+    tar_of(tmp_path / "a.tar", {"a.png": png(), "a.txt": b"a fox", "b.png": noise, "b.txt": b"a hen"})
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: whole.index(noise) + 100])
+    with pytest.raises(ModelError, match=r"a\.tar:b\.png cannot be read: unexpected end of data"):
+        list(pairs(tmp_path))
+    (tmp_path / "a.tar").write_bytes(b"not a tar at all")
+    with pytest.raises(ModelError, match=r"a\.tar cannot be read"):
+        list(pairs(tmp_path))
+
+
+def test_pixels_names_a_broken_image_and_warns_of_an_animation() -> None:
+    with pytest.raises(ModelError, match=r"^shard\.tar:a\.png: not a readable PNG, WebP or JPEG"):
+        pixels(ImageTextPair("shard.tar:a.png", png()[:40], "a fox"), 8, 8)
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    file, said = io.BytesIO(), []
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    first = pixels(ImageTextPair("film.webp", file.getvalue(), "a fox"), 8, 8, said.append)
+    assert first[:, 0, 0].tolist() == [1, -1, -1]
+    assert said == ["film.webp is an animation of 2 frames, of which the first is read"]

@@ -105,7 +105,7 @@ def build_finetune_state(checkpoint: Checkpoint, settings: FinetuneSettings, dev
     return FinetuneState(transformer, build_optimizer(settings.optimizer, groups), mean)
 
 
-def prepared(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.device) -> Features:
+def prepared(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.device, warn: images.Warn) -> Features:
     """The images' features: encoded once, each process its share, and kept in the run's folder."""
     rank, ranks = rank_and_ranks()
     folder = settings.folder / "features"
@@ -118,7 +118,7 @@ def prepared(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.d
     barrier()  # all processes have checked before one writes
     if features is None:
         count = images.encode_pairs(
-            checkpoint, settings.images, folder, settings.width, settings.height, device, rank, ranks
+            checkpoint, settings.images, folder, settings.width, settings.height, device, rank, ranks, warn
         )
         barrier()
         if rank == 0:
@@ -163,9 +163,15 @@ def _padded(x: Tensor, length: int) -> Tensor:
 
 
 def finetune(
-    checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.device, progress: Progress
+    checkpoint: Checkpoint,
+    settings: FinetuneSettings,
+    device: torch.device,
+    progress: Progress,
+    warn: images.Warn = images.ignore,
 ) -> FinetuneState:
     """Train, or go on training, the run of a folder. In a `torch.distributed` group every process calls it.
+
+    `warn` gets sentences about images that are not read as a person may expect.
 
     Raises:
         ModelError: images, a checkpoint or an optimizer that do not serve, with the remedy.
@@ -176,7 +182,7 @@ def finetune(
         raise ModelError("Muon needs whole matrices: take came8bit where weights are spread over processes")
     rank, ranks = rank_and_ranks()
     run = Run(settings.folder, f"checkpoint-{rank}-of-{ranks}.pt")
-    features = prepared(checkpoint, settings, device)
+    features = prepared(checkpoint, settings, device, warn)
     finetuned = build_finetune_state(checkpoint, settings, device)
     done = _restore(run, finetuned)
     shift = float(checkpoint.config("scheduler", "scheduler_config.json").get("flow_shift", 1.0))

@@ -1,11 +1,10 @@
-"""Images with captions, from a folder or from webdataset shards, as the frozen encoders see them, kept on disk.
+"""Images with captions as the frozen encoders see them, kept on disk.
 
 C channels, h w latent pixels, L text tokens, E their width.
 """
 
 import json
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,73 +21,29 @@ from bestofn.models.errors import ModelError
 from bestofn.models.safetensors_writer import write_json
 from bestofn.models.text import PromptTokenizer, encode, load_text_encoder
 from bestofn.service.media.codec import decode
+from bestofn.training.generator.captioned_images import ImageTextPair, pairs
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-CAPTION = ".txt"
 EMPTY = "empty"
 
-
-@dataclass(frozen=True)
-class ImageTextPair:
-    """An image's encoded bytes and what it shows."""
-
-    name: str
-    image: bytes
-    caption: str
+Warn = Callable[[str], object]
+"""Called with a sentence for the person who trains."""
 
 
-def pairs(source: Path) -> Iterator[ImageTextPair]:
-    """The pairs of a folder, in order of their names: ``a.png`` with ``a.txt``, and pairs in ``*.tar``.
+def ignore(_: str) -> None:
+    pass
+
+
+def pixels(pair: ImageTextPair, width: int, height: int, warn: Warn = ignore) -> Tensor:
+    """The middle of an image at the given size, on white where it is transparent.  # -> (3, H, W) in -1..1
 
     Raises:
-        ModelError: there are no pairs, or an image has no caption.
+        ModelError: the image cannot be read; with its name.
     """
-    found = False
-    for path in sorted(source.rglob("*")):
-        if path.suffix == ".tar":
-            for pair in _shard(path):
-                found = True
-                yield pair
-        elif path.suffix.lower() in PICTURES:
-            found = True
-            caption = path.with_suffix(CAPTION)
-            if not caption.exists():
-                raise ModelError(f"{path} has no caption: write it to {caption.name} in the same folder")
-            yield ImageTextPair(str(path), path.read_bytes(), caption.read_text(encoding="utf-8").strip())
-    if not found:
-        raise ModelError(
-            f"{source} has no images: it takes {', '.join(PICTURES)} with a {CAPTION} file of the same name for each, "
-            "or webdataset shards (*.tar) of such pairs"
-        )
-
-
-def _shard(path: Path) -> Iterator[ImageTextPair]:
-    """Neighbouring members of one name up to its first dot are a sample, as webdataset has it."""
-    key = ""
-    parts: dict[str, bytes] = {}
-    with tarfile.open(path) as tar:
-        for member in (*tar, None):
-            folder, _, file = (member.name if member else "").rpartition("/")
-            stem, _, ending = file.partition(".")
-            if (name := f"{folder}/{stem}") != key:
-                yield from _sample(path, key, parts)
-                key, parts = name, {}
-            if member is not None and member.isfile():
-                stream = tar.extractfile(member)
-                assert stream is not None
-                parts[f".{ending.lower()}"] = stream.read()
-
-
-def _sample(path: Path, key: str, parts: dict[str, bytes]) -> Iterator[ImageTextPair]:
-    for image in (parts[ending] for ending in PICTURES if ending in parts):
-        if CAPTION not in parts:
-            raise ModelError(f"{path}: sample {key.strip('/')!r} has no {CAPTION}")
-        yield ImageTextPair(f"{path}:{key.strip('/')}", image, parts[CAPTION].decode().strip())
-
-
-def pixels(image: bytes, width: int, height: int) -> Tensor:
-    """The middle of an image at the given size, on white where it is transparent.  # -> (3, H, W) in -1..1"""
-    fitted = ImageOps.fit(decode(image), (width, height), Image.Resampling.LANCZOS)
+    try:
+        image = decode(pair.image, pair.name, warn)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+    fitted = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     values: Tensor = torch.from_numpy(np.array(fitted))
     return values.permute(2, 0, 1).float() / 127.5 - 1
 
@@ -121,6 +76,7 @@ def encode_pairs(
     device: torch.device,
     part: int,
     of: int,
+    warn: Warn = ignore,
 ) -> int:
     """Write the features of every ``of``-th pair from the ``part``-th on; returns how many pairs there are in all.
 
@@ -136,10 +92,7 @@ def encode_pairs(
     vae = vae.to(device).eval()
     for index, pair in enumerate(pairs(source)):
         if index % of == part:
-            try:
-                image = pixels(pair.image, width, height)
-            except OSError as error:
-                raise ModelError(f"{pair.name} is no image that can be read: {error}") from None
+            image = pixels(pair, width, height, warn)
             latent = vae.encode(image[None].to(device, dtype)).latent[0].float() * vae.config.scaling_factor
             save_file({"latent": latent.cpu().contiguous()}, folder / f"{index}.latent.safetensors")
     return count

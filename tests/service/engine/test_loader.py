@@ -39,6 +39,9 @@ def test_devices():
     assert devices(Settings(devices="all"))
     with pytest.raises(SetupError, match=r"cuda:99 not found; this machine has .*cpu"):
         devices(Settings(devices="cpu, cuda:99"))
+    count = torch.cuda.device_count()
+    with nullcontext() if count else pytest.raises(SetupError, match=r"cuda asks for a GPU.*BESTOFN_DEVICES=cpu"):
+        assert devices(Settings(devices="cuda")) == [f"cuda:{i}" for i in range(count)]
     with pytest.raises(SetupError, match="none not found"):
         devices(Settings(devices=","))
 

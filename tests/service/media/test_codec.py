@@ -1,12 +1,17 @@
 """Images in the formats of the wire."""
 
 import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bestofn.service.media.codec import MEDIA_TYPES, decode, encode, thumbnail
+from bestofn.service.media.codec import MEDIA_TYPES, check_file, decode, decode_file, encode, thumbnail
 
 
 @pytest.fixture
@@ -70,6 +75,70 @@ def test_decode_an_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     shown = decode(saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True))
     assert shown.getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(("mode", "clear"), [("I;16", 0), ("RGB", (0, 0, 0)), ("L", 0)], ids=lambda value: str(value))
+def test_decode_one_colour_that_is_transparent_is_white(mode: str, clear: object):
+    image = Image.new("L" if mode == "L" else mode, (8, 8), 0 if mode != "RGB" else (0, 0, 0))
+    assert np.asarray(decode(saved(image, transparency=clear))).min() == 255
+
+
+def test_decode_sixteen_bits_of_colour_keep_their_transparent_colour():
+    """Pillow cuts samples to 8 bits, but not the colour that is transparent."""
+    rows = b"".join(b"\0" + b"\x12\x34" * 3 * 4 for _ in range(4))
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    parts = {b"IHDR": struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0), b"tRNS": b"\x12\x34" * 3}
+    parts |= {b"IDAT": zlib.compress(rows), b"IEND": b""}
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, body) for kind, body in parts.items())
+    assert np.asarray(decode(data)).min() == 255
+
+
+@pytest.mark.parametrize("alpha", [b"\0", b"\0\xff"], ids=["one entry", "two entries"])
+def test_decode_palettes_with_alpha_are_on_white(alpha: bytes):
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.paste(1, (0, 0, 8, 4))
+    shown = np.asarray(decode(saved(image, transparency=alpha)))
+    assert shown[6, 6].tolist() == [255, 255, 255]
+    assert shown[1, 1].tolist() == [255, 0, 0]
+
+
+def test_decode_cmyk_is_rgb():
+    shown = decode(saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95))
+    red, green, blue = shown.getpixel((8, 8))
+    assert (shown.mode, red > 245, green < 10, blue < 10) == ("RGB", True, True, True)
+
+
+def test_check_file_warns_of_animations_and_of_nothing_else(tmp_path: Path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "white")]
+    for suffix in ("png", "webp"):
+        frames[0].save(tmp_path / f"film.{suffix}", save_all=True, append_images=frames[1:])
+        said = check_file(tmp_path / f"film.{suffix}")
+        assert said == f"{tmp_path / 'film'}.{suffix} is an animation of 3 frames, of which the first is read"
+    frames[0].save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=frames[1:2])
+    frames[0].save(tmp_path / "plain.png")
+    assert check_file(tmp_path / "photo.jpg") is check_file(tmp_path / "plain.png") is None
+    assert decode_file(tmp_path / "photo.jpg").size == (8, 8)
+
+
+def test_pixels_beyond_the_limit_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "huge.png"
+    header = saved(Image.new("L", (12_000, 12_000)))[:200]  # no pixels at all
+    file.write_bytes(header)
+    for read in (check_file, decode_file):
+        with pytest.raises(ValueError, match=r"huge\.png: .*: 12000x12000 pixels; at most 128 Mi are decoded"):
+            read(file)
+    assert not warnings_of(lambda: decode(saved(Image.new("1", (10_000, 10_000)))))  # Pillow warns from 89 million on
+
+
+def warnings_of(call: Callable[[], object]) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [str(one.message) for one in caught]
 
 
 @pytest.mark.parametrize("format", ["EPS", "TIFF", "BMP", "GIF"])

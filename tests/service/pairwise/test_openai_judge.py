@@ -112,11 +112,36 @@ def test_a_body_that_harms_its_reader_is_a_judge_that_is_away(
     assert said in error.value.detail
 
 
-def test_a_judge_that_names_no_letter_decides_nothing(vision: Vision) -> None:
-    vision.mode = "rambles"
-    rounds = play(vision)
-    assert {answer for matches in rounds for match in matches for answer in match.answers} == {None}
-    assert ranking(list(PICTURES), rounds)[0] == 7
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("rambles", "such as 'An image is worth a thousand words'"),
+        ("null", "such as an empty message"),
+        ("thoughts", "such as '<think>The first image is', cut at 4096 tokens"),
+    ],
+)
+def test_knockout_of_a_judge_that_never_answers_says_what_it_said(vision: Vision, mode: str, said: str) -> None:
+    vision.mode = mode
+    with pytest.raises(JudgeAway, match="named neither image in any of its 8 answers") as error:
+        play(vision)
+    assert said in error.value.detail
+    assert said not in error.value.quiet
+
+
+@pytest.mark.parametrize("mode", ["thinks", "parts"])
+def test_knockout_reads_the_letter_behind_thoughts_and_in_parts(vision: Vision, mode: str) -> None:
+    vision.mode = mode
+    assert ranking(list(PICTURES), play(vision))[0] == 3
+
+
+def test_knockout_leaves_out_the_options_that_a_server_refuses(vision: Vision) -> None:
+    """OpenAI's models that think refuse all of these."""
+    vision.mode, vision.tells = "thinks", None
+    vision.refuses = {
+        "max_tokens": "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+        "temperature": "'temperature' does not support 0 with this model.",
+    }
+    assert ranking(list(PICTURES), play(vision))[0] == 3
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,12 @@ class Vision:
         url: its name as a judge.
         score: how well an image shows a prompt; the greater wins.
         mode: looks; first (names the first image, whatever it shows); garbage (no completion); rambles (no letter);
-            nested, long and dripping (bodies that harm a reader without limits).
+            nested, long and dripping (bodies that harm a reader without limits); null and thoughts (no letter);
+            thinks (for 100 tokens before the letter); parts (content as a list).
         failures: so many calls are answered 500 first.
         pause: set while calls may be answered.
         tells: whether log-probabilities are told; None: asking for them is a 400.
+        refuses: options that are a 400, and what that says.
         key: that callers must send; None: none is asked for.
         encoding: that answers claim to have; None: none.
         calls: what was asked: prompt, sizes of both images, headers.
@@ -48,6 +50,7 @@ class Vision:
     mode: str = "looks"
     failures: int = 0
     tells: bool | None = True
+    refuses: dict[str, str] = field(default_factory=dict)
     key: str | None = None
     encoding: str | None = None
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -67,7 +70,10 @@ class Vision:
                 return 500, {"error": {"message": "out of luck"}}
         if self.tells is None and "logprobs" in body:
             return 400, {"error": {"message": "logprobs is not supported"}}
-        assert (body["temperature"], len(body["messages"])) == (0, 1)
+        for name, said in self.refuses.items():
+            if name in body:
+                return 400, {"error": {"message": said}}
+        assert (body.get("temperature", 0), len(body["messages"])) == (0, 1)
         content = body["messages"][0]["content"]
         texts = [part["text"] for part in content if part["type"] == "text"]
         images = [_decode(part["image_url"]["url"]) for part in content if part["type"] == "image_url"]
@@ -81,8 +87,19 @@ class Vision:
                 return 200, _completion("An image is worth a thousand words", None)
             case "first":
                 return 200, _completion("A", None)
+            case "null":
+                return 200, _completion(None, None)
+            case "thoughts":
+                return 200, _completion("<think>The first image is", None, "length")
         first, second = (self.score(found[1], image) for image in images)
         letter = "A" if first >= second else "B"
+        if self.mode == "thinks":
+            if (body.get("max_tokens") or body["max_completion_tokens"]) < 100:
+                return 200, _completion("<think>A", {"A": -0.1}, "length")
+            return 200, _completion(f"<think>A is good, B is better</think>\n\n{letter}", {"A": -0.1})
+        if self.mode == "parts":
+            parts = [{"type": "thinking", "thinking": "A"}, {"type": "text", "text": letter}]
+            return 200, _completion(parts, None)
         return 200, _completion(letter, None if not self.tells else {letter: -0.1, "BA"[letter == "B"]: -2.4})
 
 
@@ -93,10 +110,11 @@ def _decode(url: str) -> Image.Image:
         return image.convert("RGB")
 
 
-def _completion(text: str, logprobs: dict[str, float] | None) -> dict[str, Any]:
+def _completion(text: Any, logprobs: dict[str, float] | None, reason: str = "stop") -> dict[str, Any]:
     top = [{"token": token, "logprob": value} for token, value in (logprobs or {}).items()]
     told = {"content": [{"token": text, "top_logprobs": top}]} if logprobs else None
-    return {"choices": [{"message": {"role": "assistant", "content": text}, "logprobs": told}]}
+    message = {"role": "assistant", "content": text}
+    return {"choices": [{"message": message, "logprobs": told, "finish_reason": reason}]}
 
 
 @contextmanager

@@ -1,0 +1,147 @@
+"""Clients that are cancelled or closed while calls run: every job they started is canceled, and callers see why."""
+
+import asyncio
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from bestofn.service.client.client import AsyncClient, Client
+from bestofn.service.client.errors import ClientClosed
+from bestofn.service.client.options import Options
+from bestofn.service.core.errors import JobCanceled
+from tests.waiting import PATIENCE
+
+LONG: Options = {"num_samples": 4096, "num_inference_steps": 100}  # minutes of the fake engine
+
+
+def setting(event: asyncio.Event) -> Callable[[object], None]:
+    return lambda _: event.set()
+
+
+async def drawing(client: AsyncClient, keys: Sequence[str]) -> list[asyncio.Task[Any]]:
+    """Calls that are under way, and one whose submission is not answered yet."""
+    started = [asyncio.Event() for _ in keys]
+    calls = [
+        asyncio.create_task(client.generate("p", idempotency_key=key, on_progress=setting(event), **LONG))
+        for key, event in zip(keys, started, strict=True)
+    ]
+    await asyncio.gather(*(event.wait() for event in started[:-1]))
+    return calls
+
+
+async def canceled(url: str, keys: Sequence[str]) -> None:
+    async with AsyncClient(url, timeout=PATIENCE) as direct:
+        for key in keys:
+            with pytest.raises(JobCanceled):
+                await direct.submit("p", idempotency_key=key, **LONG)
+
+
+@pytest.fixture
+def keys() -> tuple[str, ...]:
+    """Idempotency keys of three jobs."""
+    return tuple(uuid.uuid4().hex for _ in range(3))
+
+
+async def test_generate_cancelled_among_others_raises_cancelled_error(served: Any, keys: Sequence[str]) -> None:
+    """The others go on until the client is closed by the error that leaves its `async with`."""
+    calls: list[asyncio.Task[Any]] = []
+
+    async def gathered() -> None:
+        async with AsyncClient(served.url, timeout=PATIENCE) as client:
+            calls.extend(await drawing(client, keys))
+            calls[0].cancel()
+            await asyncio.gather(*calls)
+
+    with pytest.raises(asyncio.CancelledError):
+        await gathered()
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError, ClientClosed, ClientClosed]
+    await canceled(served.url, keys)
+
+
+async def test_generate_of_a_task_group_that_fails_cancels_every_job(served: Any, keys: Sequence[str]) -> None:
+    async def grouped() -> None:
+        async with AsyncClient(served.url, timeout=PATIENCE) as client, asyncio.TaskGroup() as group:
+            for key in keys:
+                group.create_task(client.generate("p", idempotency_key=key, **LONG))
+            await asyncio.sleep(0.2)
+            raise ZeroDivisionError
+
+    with pytest.raises(ExceptionGroup) as errors:
+        await grouped()
+    assert [type(error) for error in errors.value.exceptions] == [ZeroDivisionError]
+    await canceled(served.url, keys)
+
+
+def test_generate_in_a_loop_that_ends_cancels_every_job(served: Any, keys: Sequence[str]) -> None:
+    """`asyncio.run` cancels all tasks at once, also that which closes the client."""
+
+    async def main() -> None:
+        async with AsyncClient(served.url, timeout=PATIENCE) as client:
+            calls = await drawing(client, keys)
+            asyncio.get_running_loop().call_soon(asyncio.current_task().cancel)  # type: ignore[union-attr]
+            await asyncio.gather(*calls)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())
+    asyncio.run(canceled(served.url, keys))
+
+
+async def test_aclose_within_a_callback_ends_its_own_call(served: Any, keys: Sequence[str]) -> None:
+    client = AsyncClient(served.url, timeout=PATIENCE)
+    with pytest.raises(ClientClosed):
+        await client.generate("p", idempotency_key=keys[0], on_progress=lambda _: client.aclose(), **LONG)
+    with pytest.raises(ClientClosed, match="make a new one"):
+        await client.models()
+    async with AsyncClient(served.url, timeout=PATIENCE) as direct:
+        with pytest.raises(JobCanceled):
+            await direct.submit("p", idempotency_key=keys[0], **LONG)
+
+
+async def test_aclose_of_a_server_that_does_not_answer_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bestofn.service.client.flows.LAST_WISH_SECONDS", 0.1)
+    arrived = asyncio.Event()
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        arrived.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(swallow, "127.0.0.1", 0) as server:
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        client = AsyncClient(address, timeout=PATIENCE)
+        call = asyncio.create_task(client.generate("p"))
+        await arrived.wait()
+        async with asyncio.timeout(PATIENCE / 2):
+            await client.aclose()
+        with pytest.raises(ClientClosed):
+            await call
+
+
+def test_close_in_another_thread_cancels_the_jobs_of_all_threads(served: Any, keys: Sequence[str]) -> None:
+    client = Client(served.url, timeout=PATIENCE)
+    started = [threading.Event() for _ in keys]
+    outcomes: list[BaseException] = []
+
+    def draw(key: str, event: threading.Event) -> None:
+        try:
+            client.generate("p", idempotency_key=key, on_progress=lambda _: event.set(), **LONG)
+        except Exception as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=draw, args=pair) for pair in zip(keys, started, strict=True)]
+    for thread in threads:
+        thread.start()
+    for event in started:
+        assert event.wait(PATIENCE)
+    client.close()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert len(outcomes) == len(keys)
+    assert all(isinstance(error, ClientClosed | JobCanceled) for error in outcomes), outcomes
+    asyncio.run(canceled(served.url, keys))
+    with pytest.raises(ClientClosed):
+        client.models()
