@@ -292,7 +292,7 @@ def test_when_a_request_is_made_again(status: int, headers: dict[str, str], dela
 
 
 def test_errors_are_those_that_the_server_names(client: Client, serving: Serving, served: Any, keys: Any) -> None:
-    with pytest.raises(InvalidRequest, match="did you mean top_k") as refused:
+    with pytest.raises(InvalidRequest, match="topk is not a field; use top_k") as refused:
         client.submit("p", topk=3)  # type: ignore[call-arg]
     assert refused.value.field == "topk"
     with pytest.raises(JobFailed, match=r"job \w+ failed: the prompt asked for it"):

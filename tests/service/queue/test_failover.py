@@ -12,7 +12,7 @@ import pytest
 import redis
 from redis.asyncio.sentinel import SentinelConnectionPool
 
-from bestofn.service.core.errors import SetupError
+from bestofn.service.core.errors import SetupError, Unavailable
 from bestofn.service.core.jobs import JobSpec, JobStatus
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.connection import check_server, connect_redis, without_password
@@ -103,8 +103,8 @@ async def succeeds(queue: Queue, spec: JobSpec, submit: bool = True) -> None:
         while True:
             try:
                 return await call()
-            except (redis.RedisError, SetupError) as error:
-                if not (isinstance(error, redis.RedisError) and away(error)):
+            except (redis.RedisError, Unavailable) as error:  # Unavailable: no worker has announced itself here yet
+                if isinstance(error, redis.RedisError) and not away(error):
                     raise
                 await queue.drop_connections()
                 await asyncio.sleep(0.05)
@@ -120,25 +120,28 @@ async def succeeds(queue: Queue, spec: JobSpec, submit: bool = True) -> None:
 async def endpoint(target: list[int]) -> AsyncIterator[int]:
     """One port for the server that `target` names: what is connected stays where it is when the target changes."""
 
+    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while content := await source.read(1 << 16):
+                sink.write(content)
+                await sink.drain()
+        sink.close()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(OSError):
-                while content := await source.read(1 << 16):
-                    sink.write(content)
-                    await sink.drain()
-            sink.close()
-
-        try:
+        serving.add(asyncio.current_task())
+        with contextlib.closing(writer), contextlib.suppress(OSError):
             inner, out = await asyncio.open_connection("127.0.0.1", target[0])
-            await asyncio.gather(copy(reader, out), copy(inner, writer))
-        except OSError:
-            writer.close()
+            with contextlib.closing(out):
+                await asyncio.gather(copy(reader, out), copy(inner, writer))
 
+    serving: set[asyncio.Task[None] | None] = set()
     listening = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
         yield int(listening.sockets[0].getsockname()[1])
     finally:
         listening.close()
+        async with asyncio.timeout(PATIENCE):  # each ends when its client has closed its connection
+            await asyncio.gather(*filter(None, serving))
 
 
 def linked(port: int) -> bool:
@@ -163,6 +166,7 @@ async def test_endpoint_that_fails_over_goes_on_with_the_replica(
         ):
             await asyncio.to_thread(until, lambda: ask(one).exists("bestofn:pairs"))
             await succeeds(queue, make_spec())
+            await asyncio.to_thread(until, lambda: ask(two).exists("bestofn:ended"))
             target[0] = two
             ask(two).replicaof("NO", "ONE")
             ask(one).replicaof("127.0.0.1", str(two))  # old connections stay on a replica
