@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bestofn.evaluation.text_lines import read_lines
 from bestofn.models.shapes.prompts import SEED_STRIDE, PromptSpec, benchmark_prompts, calibration_prompts
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.request_checks import check_text, is_blank
@@ -75,22 +76,6 @@ def read(path: Path) -> tuple[Task, ...]:
     if not out:
         raise ValueError(f"{path} holds no prompts")
     return tuple(out)
-
-
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Numbers and texts of a file's lines that are not empty, in UTF-8 with or without a byte order mark.
-
-    Raises:
-        ValueError: the file is not UTF-8.
-        OSError: it cannot be read.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    # Not splitlines(), which also cuts at characters that JSON strings may hold.
-    lines = enumerate(text.replace("\r\n", "\n").split("\n"), 1)
-    return [(number, line) for number, line in lines if line.strip()]
 
 
 def _fields(place: str, line: str) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def evaluate(
     from bestofn.evaluation.run import Evaluation
     from bestofn.evaluation.strategies import Strategy, parse_all
     from bestofn.evaluation.tables import tables
-    from bestofn.evaluation.tasks import benchmark, read, read_lines
+    from bestofn.evaluation.tasks import benchmark, read
+    from bestofn.evaluation.text_lines import read_lines
     from bestofn.judge.loader import JudgeFolderError
     from bestofn.models.errors import ModelError
     from bestofn.service.engine.loader import devices
