@@ -32,7 +32,7 @@ def test_the_page_may_talk_to_this_server_only_and_is_fresh_after_an_upgrade(cal
     assert caller.head("/").status_code == 200
 
 
-@pytest.mark.parametrize(("path", "ready"), [("/docs", "#operations-default-generate"), ("/redoc", "h1")])
+@pytest.mark.parametrize(("path", "ready"), [("/docs", "#operations-Jobs-generate"), ("/redoc", "h1")])
 def test_the_description_needs_no_key_and_reaches_no_other_server(browser, keyed_api, path, ready):
     page = browser.new_page(base_url=keyed_api.url)
     page.set_default_timeout(1000 * PATIENCE)
