@@ -19,7 +19,7 @@ SLOWER, MORE_SECONDS = 2.0, 2.0
 
 
 async def greedy(rounds: int) -> list[Figure]:
-    """Idle connections without a key, then streams and waits of one key, then reads of large jobs; each so many s."""
+    """Idle connections without a key, then streams and waits of one key, then reads of large jobs."""
     name = "greedy"
     figures: list[Figure] = []
     async with place(max_queued_candidates=10**6) as here:

@@ -1,4 +1,4 @@
-"""The shipped judge: its size, its words, and that it tells right images from wrong ones."""
+"""The shipped judge: its size, its words, and that it separates right images from wrong ones."""
 
 from __future__ import annotations
 
