@@ -99,7 +99,7 @@ class Place:
                 await asyncio.sleep(0.05)
 
     async def api(self, port: int = 0, descriptors: int | None = None, **settings: object) -> Api:
-        """Starts an API process and waits until it answers; port 0 takes a free one. `descriptors`: its limit of open files."""
+        """Starts an API process and waits until it answers; port 0 takes a free one. `descriptors`: limit of files."""
         log = self.folder / f"api-{len(self._processes)}.log"
         command = [sys.executable, "-P", "-m", "bestofn.cli", "serve", "--port", str(port)]
         if descriptors is not None:
