@@ -3,7 +3,7 @@
 import asyncio
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -34,6 +34,22 @@ class _Pool(BlockingConnectionPool):
 
 class _SentinelPool(SentinelConnectionPool, _Pool):
     """The same, of the primary that sentinels name."""
+
+
+class _Sentinel(Sentinel):
+    """Sentinels that are asked by one caller at a time.
+
+    redis-py swaps two of its list after an answer: two callers at once would overwrite one, which is then never asked
+    again, nor closed.
+    """
+
+    def __init__(self, places: Sequence[tuple[str | None, int]], options: dict[str, Any]) -> None:
+        super().__init__(places, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+        self._asking = asyncio.Lock()
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        async with self._asking:
+            return await super().discover_master(service_name)  # type: ignore[no-any-return]
 
 
 def connect_redis(url: str) -> Redis:
@@ -78,9 +94,7 @@ def _of_sentinels(parts: SplitResult, options: dict[str, Any]) -> SentinelConnec
     places = [urlsplit(f"//{host}") for host in hosts.split(",")]
     shared = {"username": unquote(user) or None, "password": unquote(password) or None, **options}
     shared["ssl"] = parts.scheme == f"rediss{SENTINEL}"
-    sentinels = Sentinel(  # type: ignore[no-untyped-call]
-        [(place.hostname, place.port or SENTINEL_PORT) for place in places], sentinel_kwargs=shared
-    )
+    sentinels = _Sentinel([(place.hostname, place.port or SENTINEL_PORT) for place in places], shared)
     limits = {"max_connections": MAX_CONNECTIONS, "timeout": REPLY_SECONDS}
     return _SentinelPool(name, sentinels, db=int(database or 0), **limits, **shared)  # type: ignore[no-untyped-call]
 

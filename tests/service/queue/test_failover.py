@@ -181,13 +181,14 @@ async def test_sentinels_replace_a_killed_primary_under_a_running_job(
     primary = servers(one)
     servers(two, "--replicaof", f"127.0.0.1 {one}")
     await asyncio.to_thread(until, lambda: linked(two))
+    sentinels = []
     for port in ports:
         config = tmp_path / f"sentinel-{port}.conf"
         config.write_text(
             f"sentinel monitor main 127.0.0.1 {one} 2\nsentinel down-after-milliseconds main 500\n"
             "sentinel failover-timeout main 2000\n"
         )
-        servers(port, "--sentinel", config=config)
+        sentinels.append(servers(port, "--sentinel", config=config))
 
     def known(port: int) -> bool:
         state = ask(port, decode_responses=True).sentinel_master("main")
@@ -203,4 +204,10 @@ async def test_sentinels_replace_a_killed_primary_under_a_running_job(
         await asyncio.to_thread(until, lambda: ask(two).exists(f"bestofn:job:{job.id}"))
         primary.kill()
         await succeeds(queue, job, submit=False)
+        manager = queue.redis.connection_pool.sentinel_manager
+        first = manager.sentinels[0].connection_pool.connection_kwargs["port"]
+        sentinels[ports.index(first)].kill()
+        found = await asyncio.gather(*(manager.discover_master("main") for _ in range(8)))
+        assert found == [("127.0.0.1", two)] * 8
+        assert len(set(manager.sentinels)) == 3  # callers at once overwrite none
         await succeeds(queue, make_spec())
