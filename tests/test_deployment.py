@@ -118,6 +118,15 @@ def test_health_checks_say_when_a_service_is_of_use() -> None:
     assert f"monitor-uri /{path}\n" in config
 
 
+def test_each_kind_of_worker_has_the_names_that_prometheus_looks_up() -> None:
+    """A name that nobody has is a warning in its log, every time."""
+    jobs = yaml.safe_load((ROOT / "docker" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    wanted = {name for job in jobs for found in job.get("dns_sd_configs", []) for name in found["names"]}
+    for service in ("worker", "worker-cpu"):
+        aliases = dict(SERVICES[service]["networks"])["queue"]["aliases"] if service != "worker" else []
+        assert wanted == {"worker"} <= {service, *aliases}
+
+
 def test_every_variable_is_explained() -> None:
     used = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
     explained = set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
