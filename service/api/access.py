@@ -15,6 +15,7 @@ from bestofn.service.api.open_calls import AT_END, OpenCalls
 from bestofn.service.api.problem_details import problem_of
 from bestofn.service.api.routes import docs as manual
 from bestofn.service.api.routes import web as page
+from bestofn.service.api.signed_addresses import is_signed
 from bestofn.service.core.errors import BestOfNError, HostNotAllowed, NotAuthorized, SetupError
 from bestofn.service.core.settings import Settings
 
@@ -120,8 +121,11 @@ class Guard:
             if self._loopback and not self._keyring.on:
                 check_host(headers, self._allowed_hosts, self._public_url)
             if self._keyring.on and scope["path"] not in self._open:
-                scope["caller"] = check_key(headers, self._keyring)
-                bind_contextvars(caller=scope["caller"])  # for the request's line in the log
+                if "authorization" not in headers and is_signed(scope):
+                    scope["signed"] = True  # the job's route checks the signature, which needs the queue
+                else:
+                    scope["caller"] = check_key(headers, self._keyring)
+                bind_contextvars(caller=scope.get("caller", ""))  # for the request's line in the log
         except BestOfNError as error:
             return await problem_of(error)(scope, receive, send)
         with ExitStack() as scope[AT_END]:

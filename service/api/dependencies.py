@@ -17,11 +17,13 @@ from bestofn.service.api.open_calls import OpenCalls
 from bestofn.service.api.queue_health import Standstill
 from bestofn.service.api.queue_metrics import EndedJobs
 from bestofn.service.api.rate_limit import RefusalLimiter
+from bestofn.service.api.signed_addresses import check_signature
 from bestofn.service.api.token_counter import TokenCounters
 from bestofn.service.api.turns import Turns
 from bestofn.service.core.errors import JobNotFound
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.job_queue import Queue
+from bestofn.service.queue.signing_key import signing_key
 
 log = structlog.get_logger()
 
@@ -87,9 +89,12 @@ async def _checked_id(
 
     Raises:
         JobNotFound: the id is malformed, unknown, or of a job of another key.
+        NotAuthorized: the request came with a signature in place of a key, and it is wrong or has expired.
     """
     if not re.fullmatch(r"[0-9a-f]{1,64}", job_id):
         raise JobNotFound(f"there is no job {job_id[:64]!a}")
+    if "signed" in request.scope:
+        check_signature(await signing_key(context.queue.redis, context.queue.keys), request.scope)
     caller = caller_of(request)
     if caller and await context.queue.owner(job_id) != caller:
         raise JobNotFound(f"there is no job {job_id}")

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from bestofn.service.api.dependencies import Context
 from bestofn.service.api.pagination import PAGE
+from bestofn.service.api.signed_addresses import sign
 from bestofn.service.core.errors import (
     BestOfNError,
     DeadlinePassed,
@@ -21,6 +22,7 @@ from bestofn.service.core.errors import (
 from bestofn.service.core.jobs import ACTIVE, Candidate, JobSpec, JobStatus
 from bestofn.service.core.results import assemble, unreadable
 from bestofn.service.core.schemas import CandidateOut, JobResult
+from bestofn.service.queue.signing_key import signing_key
 from bestofn.service.queue.winners import read_winners
 
 POLL_SECONDS = 1.0
@@ -69,6 +71,11 @@ async def result_of(
     else:
         async with contextlib.nullcontext() if caller is None else context.turns.of(caller):
             result = build()
+    if context.keyring.on and result.images:
+        secret, start = await signing_key(context.queue.redis, context.queue.keys), len(context.base)
+        for image in result.images:
+            path = (image.url or "")[start:]
+            image.url = context.base + sign(secret, path)
     if result.status in ACTIVE and (reason := await context.standstill.reason()) is not None:
         result.warnings.append(f"{reason}; the job goes on when that is over")
     return result

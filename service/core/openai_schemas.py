@@ -53,7 +53,7 @@ class ImagesRequest(GenerateRequest):
         + "; never fewer than n.",
     )
     response_format: Literal["b64_json", "url"] | None = Field(
-        default=None, description="b64_json by default; a url wants the same Authorization header as this call."
+        default=None, description="b64_json by default; a url works without a key for an hour or more."
     )
     output_format: ImageFormat | None = Field(default=None, description="png by default.")
     background: Literal["auto", "opaque", "transparent"] | None = None
@@ -137,7 +137,7 @@ class GeneratedImage(BaseModel):
     """One winner. `b64_json` or `url` is OpenAI's, the rest is ours."""
 
     b64_json: str | None = None
-    url: str | None = Field(default=None, description="Absolute; fetched with the same Authorization header.")
+    url: str | None = Field(default=None, description="Absolute; works without a key for an hour or more.")
     seed: int
     candidate: int
     score: float | None = Field(description="p_yes of the verdict.")

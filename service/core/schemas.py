@@ -109,7 +109,10 @@ class ImageOut(BaseModel):
     candidate: int
     seed: int
     verdict: VerdictOut
-    url: str | None = Field(default=None, description="Relative to the server, unless BESTOFN_PUBLIC_URL is set.")
+    url: str | None = Field(
+        default=None,
+        description="Needs no key for an hour or more. Relative to the server, unless BESTOFN_PUBLIC_URL is set.",
+    )
     path: str | None = Field(default=None, description="File of a local run.")
 
 

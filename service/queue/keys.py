@@ -32,6 +32,7 @@ held                             hash    kept: the sum of all jobs; images:<call
 abandoned                        hash    pair of another schema version -> time (ms) since when it has no worker
 dead_letters                     stream  heats that failed for good
 tokenizer:<sha256>               string  a tokenizer.json
+signing_key                      string  secret of the addresses of pictures that need no key (signing_key.py)
 control                          channel jobs that have ended before their heats did
 """
 
@@ -78,6 +79,7 @@ Name = Literal[
     "held",
     "dead_letters",
     "tokenizer",
+    "signing_key",
     "control",
 ]
 _TEMPLATES: dict[Name, str] = {
@@ -113,6 +115,7 @@ _TEMPLATES: dict[Name, str] = {
     "held": "held",
     "dead_letters": "dead_letters",
     "tokenizer": "tokenizer:%s",
+    "signing_key": "signing_key",
     "control": "control",
 }
 

@@ -13,6 +13,7 @@ MB = 2**20
 # Of keys that live as long as the namespace, as bestofn.service.queue.keys lists them.
 LASTING = (
     "pairs",
+    "signing_key",
     "pair:",
     "backlog",
     "callers",

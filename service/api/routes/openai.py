@@ -130,7 +130,7 @@ async def _image(
 ) -> GeneratedImage:
     made = GeneratedImage(seed=image.seed, candidate=image.candidate, score=image.verdict.p_yes, verdict=image.verdict)
     if by_url:
-        made.url = context.absolute(request, f"/jobs/{result.id}/images/{image.rank}")
+        made.url = context.absolute(request, (image.url or "").removeprefix(context.base))
     else:
         made.b64_json = base64.b64encode(await context.queue.image(result.id, image.candidate)).decode()
     return made
