@@ -1,0 +1,134 @@
+"""Proxies that end TLS in front of the API, as docs/operate/deployment.md configures them."""
+
+import os
+import re
+import shutil
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bestofn.service.core.settings import Settings
+from tests.service.queue.test_failover import free_ports
+from tests.waiting import PATIENCE, until
+
+PAGE = Path(__file__).parents[3] / "docs" / "operate" / "deployment.md"
+NGINX = """
+daemon off; pid {folder}/pid; error_log {folder}/log;
+events {{}}
+http {{
+    access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    server {{
+        listen 127.0.0.1:{port} ssl; ssl_certificate {folder}/certificate; ssl_certificate_key {folder}/key;
+        {location}
+    }}
+}}
+"""
+CADDY = """
+{{
+    admin off
+    auto_https off
+}}
+https://localhost:{port} {{
+    tls {folder}/certificate {folder}/key
+    {location}
+}}
+"""
+Serving = Callable[[Settings], AbstractContextManager[Any]]
+
+
+def documented(proxy: str) -> str:
+    """The configuration of the documentation, for nginx or Caddy."""
+    pattern = {"nginx": r"```nginx\n(.*?)```", "caddy": r"`(handle_path .*?)`"}[proxy]
+    found = re.search(pattern, PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    return found[1].replace("{ reverse_proxy", "{\n reverse_proxy").replace(":8000 }", ":8000\n}")
+
+
+@pytest.fixture(params=["nginx", "caddy"])
+def proxied(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[int, str], httpx.Client]]:
+    """A client of a proxy: `proxied(port, "http://127.0.0.1:1")` listens on the port for that upstream."""
+    proxy = request.param
+    if (program := shutil.which(proxy, path="/usr/sbin:/usr/bin:/bin:/usr/local/bin")) is None:
+        pytest.skip(f"no {proxy} here")
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    made = ["-nodes", "-keyout", tmp_path / "key", "-out", tmp_path / "certificate"]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", *subject, *made],
+        check=True,
+        capture_output=True,
+    )
+    running: list[Any] = []
+
+    def start(port: int, upstream: str) -> httpx.Client:
+        location = documented(proxy).replace("127.0.0.1:8000", upstream.removeprefix("http://"))
+        config = tmp_path / "config"
+        config.write_text({"nginx": NGINX, "caddy": CADDY}[proxy].format(folder=tmp_path, port=port, location=location))
+        options = {
+            "nginx": ["-p", str(tmp_path), "-e", str(tmp_path / "log"), "-c", str(config)],
+            "caddy": ["run", "--adapter", "caddyfile", "--config", str(config)],
+        }[proxy]
+        with (tmp_path / "out").open("wb") as out:
+            folders = {"XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+            running.append(subprocess.Popen([program, *options], stdout=out, stderr=out, env=os.environ | folders))
+        trust = ssl.create_default_context(cafile=str(tmp_path / "certificate"))
+        running.append(
+            http := httpx.Client(base_url=f"https://localhost:{port}/bestofn", verify=trust, timeout=PATIENCE)
+        )
+
+        def answers() -> bool:
+            assert running[0].poll() is None, (tmp_path / "out").read_text()
+            try:
+                return http.get("/livez").is_success
+            except httpx.TransportError:
+                return False
+
+        until(answers)
+        return http
+
+    yield start
+    process, http = running
+    http.close()
+    process.terminate()
+    process.wait()
+
+
+def test_documented_proxy_keeps_addresses_and_streams(
+    served: Any, serving: Serving, proxied: Callable[[int, str], httpx.Client]
+) -> None:
+    (port,) = free_ports(1)
+    base = f"https://localhost:{port}/bestofn"
+    with serving(served.settings.model_copy(update={"public_url": base})) as api:
+        http = proxied(port, api.url)
+        answer = http.post(
+            "/generate", json={"prompt": "p", "num_samples": 4}, headers={"Origin": f"https://localhost:{port}"}
+        )
+        job = answer.json()
+        assert answer.headers["location"] == f"{base}/jobs/{job['id']}"
+        assert http.get(job["images"][0]["url"]).headers["content-type"] == "image/png"
+        theirs = http.post("/v1/images/generations", json={"prompt": "p", "response_format": "url"}).json()
+        assert http.get(theirs["data"][0]["url"]).headers["content-type"] == "image/png"
+        assert http.get("/openapi.json").json()["servers"] == [{"url": base}]
+        assert [http.get(path).status_code for path in ("/", "/docs")] == [200, 200]
+        body = {"prompt": "p", "num_samples": 4096, "num_inference_steps": 100}
+        with http.stream("POST", "/generate", json=body, headers={"Accept": "text/event-stream"}) as stream:
+            assert next(stream.iter_lines())  # long before the end of the job
+            place = stream.headers["location"]
+            assert http.get(place).json()["status"] in ("queued", "running")
+        assert http.delete(place).json()["status"] == "canceled"
+
+
+def test_trusted_proxy_says_how_callers_reach_it(
+    served: Any, serving: Serving, proxied: Callable[[int, str], httpx.Client]
+) -> None:
+    (port,) = free_ports(1)
+    with serving(served.settings.model_copy(update={"allowed_hosts": ["localhost"]})) as api:
+        http = proxied(port, api.url)
+        body = {"prompt": "p", "response_format": "url"}
+        assert http.post("/v1/images/generations", json=body).json()["data"][0]["url"].startswith("https://localhost")
