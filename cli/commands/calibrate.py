@@ -23,7 +23,7 @@ EPILOG = """Examples:
 
 `bestofn calibrate labels.jsonl --judge Efficient-Large-Model/NVILA-Lite-2B-Verifier@main --out calibration.json`
 
-`bestofn calibrate pool.jsonl --out calibration.json`
+`bestofn calibrate labels.jsonl --out calibration.json --curve curve.png`
 """
 
 FEW = 100  # prompts; with fewer a reliability table says little
@@ -47,18 +47,24 @@ def calibrate(
             help="The file to write; name it in BESTOFN_CALIBRATION.", show_default=f"{FILE} in the judge's folder"
         ),
     ] = None,
+    curve: Annotated[
+        Path | None,
+        typer.Option(help="A plot to write: is the judge right more often among more images?", show_default="none"),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what is written as JSON.")] = False,
 ) -> None:
     """Fit a judge's probabilities on labelled images, for `stop` and its `confidence`.
 
     Images of one prompt (or `group`) count as candidates of one job. The fit uses the best of the first 4, 8, 16 and 32
-    of them, because choosing the best inflates the judge's numbers. Use images such as your users see: four or more of
-    each prompt, a hundred prompts or more, and none that you evaluate on.
+    of them, because choosing the best inflates the judge's numbers. The last table says how often the best of N is
+    right: where it falls, search fools the judge. Use images such as your users see: four or more of each prompt, a
+    hundred prompts or more, and none that you evaluate on.
     """
     if not target.can_draw_here():
         raise SetupError("calibrating needs the worker's packages: pip install 'bestofn[worker]'")
     read = read_labels(labels)
 
+    from bestofn.evaluation.labelled_curve import LabelledCurve
     from bestofn.service.engine.loader import find_judge
     from bestofn.training.judge.calibration_fit import calibrate as fit
 
@@ -90,6 +96,11 @@ def calibrate(
         file.write_text(written, encoding="utf-8")
     except OSError as error:
         raise SetupError(f"{file} cannot be written ({error.strerror}): choose another file with --out") from error
+    searched = LabelledCurve.of(fields)
+    if curve is not None:
+        from bestofn.evaluation import plots
+
+        plots.deep(curve, searched.points)
     if json:
         typer.echo(written, nl=False)
         return
@@ -104,6 +115,8 @@ def calibrate(
     typer.echo(
         f"{file}  temperature {fitted.temperature:.3f}, bias {fitted.bias:.3f}, never more than {fitted.ceiling:.3f}"
     )
+    for line in searched.lines():
+        typer.echo(line)
 
 
 def _margins(images: list[Labelled], judge: "JudgeCheckpoint", settings: Settings) -> list[float]:

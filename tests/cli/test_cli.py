@@ -409,6 +409,9 @@ def test_a_judge_is_calibrated_on_images_of_ones_own(run: Run, tmp_path: Path) -
         "labels.jsonl",
     )
     assert f"{len(SHAPES)} prompts are few" in err
+    status, out, err = run("calibrate", "labels.jsonl", "--out", "c.json", "--curve", "curve.png")
+    assert (status, "up to N = 2 nothing shows that more search fools this judge" in out) == (0, True), err
+    assert decode((tmp_path / "curve.png").read_bytes()).width > 100
     (tmp_path / "labels.jsonl").write_text('{"image": "dot.png", "prompt": "p", "correct": 1}')
     status, _, err = run("calibrate", "labels.jsonl")
     assert (status, "labels.jsonl, line 1: correct: " in err) == (1, True)
