@@ -1,5 +1,7 @@
 """Under /v1 a caller that hangs up cancels its job, unless it holds a key or the OpenAI client calls again."""
 
+import contextlib
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -28,9 +30,16 @@ def active(http: httpx.Client) -> int:
     return sum(load["jobs"] for load in http.get("/status").json()["queue"]["by_priority"].values())
 
 
-def hang_up(http: httpx.Client, prompt: str, headers: dict[str, str] | None = None) -> None:
-    with pytest.raises(httpx.ReadTimeout):
-        http.post(PATH, json={"prompt": prompt, **LONG}, headers=headers, timeout=1.0)
+def hang_up(http: httpx.Client, prompt: str, headers: dict[str, str] | None = None, calls: int = 1) -> None:
+    """Call, several times at once, and hang up when the jobs are accepted, however long that takes."""
+    before = active(http)
+    request = http.build_request("POST", PATH, json={"prompt": prompt, **LONG}, headers=headers)
+    lines = [f"POST {PATH} HTTP/1.1", *(f"{name}: {value}" for name, value in request.headers.items()), "", ""]
+    with contextlib.ExitStack() as open_calls:
+        for _ in range(calls):
+            caller = socket.create_connection((request.url.host, request.url.port), PATIENCE)
+            open_calls.enter_context(caller).sendall("\r\n".join(lines).encode() + request.content)
+        until(lambda: active(http) == before + calls)
 
 
 def test_a_caller_that_hangs_up_cancels_its_job(http: httpx.Client) -> None:
@@ -69,9 +78,7 @@ def test_a_retry_gets_the_images_of_the_job_that_the_first_request_began(served:
 
 def test_equal_calls_at_once_stay_two_jobs(http: httpx.Client) -> None:
     first = {"x-stainless-retry-count": "4"}  # a client that comes back late
-    for _ in range(2):
-        hang_up(http, "twins", first)
-    assert active(http) == 2
+    hang_up(http, "twins", first, calls=2)
     jobs = set()
     for _ in range(2):
         retry = {"x-stainless-retry-count": "5", "Prefer": "wait=1"}

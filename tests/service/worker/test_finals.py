@@ -399,8 +399,9 @@ async def test_finals_are_handed_on_like_any_heat(
 async def test_a_worker_without_a_judge_leaves_finals_to_one_that_has_it_or_ends_them(
     settings: Settings, make_spec: Callable[..., JobSpec]
 ) -> None:
+    settings = settings.model_copy(update={"lease_seconds": PATIENCE})  # neither takes over what the other claimed
     queue = await Queue.connect(settings)
-    async with worker(settings.model_copy(update={"lease_seconds": PATIENCE})):
+    async with worker(settings):
         while not (workers := await queue.workers()):
             await asyncio.sleep(0.01)
         spec = make_spec(**FIELDS)
