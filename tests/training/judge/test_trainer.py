@@ -13,6 +13,7 @@ import pytest
 from bestofn.judge.calibration import FILE
 from bestofn.judge.judge import Judge
 from bestofn.judge.loader import revision
+from bestofn.training.judge import trainer
 from bestofn.training.judge.settings import BatchMix, JudgeSettings
 from bestofn.training.judge.trainer import stages, train_judge
 
@@ -48,7 +49,8 @@ class Stopped(Exception):
     pass
 
 
-def test_an_interrupted_run_ends_with_the_same_judge(tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_with_the_same_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "STEPS", 2)  # of the images, which need not be good
     shown: list[tuple[str, float]] = []
 
     def show(stage: str, figures: Mapping[str, float]) -> None:
