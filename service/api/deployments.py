@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.deployments import NO_WORKER_RETRY_SECONDS, Deployment, choose_deployment, deployments_of
@@ -32,17 +33,25 @@ class Deployed:
         self._stale_at = 0.0
 
     async def choose(
-        self, model: str | None, judge: str | None, rule: Rule = Rule.MARGIN, *, finals: bool = False
+        self,
+        model: str | None,
+        judge: str | None,
+        rule: Rule = Rule.MARGIN,
+        *,
+        finals: bool = False,
+        any_model: bool = False,
     ) -> Deployment:
-        """The pair that serves a request with these names, this rule, and finals or none. What was refused with an old
-        list is tried with a new one.
+        """The pair that serves a request, chosen as by `choose_deployment`.
+
+        What was refused with an old list is tried with a new one.
 
         Raises:
             Unavailable, InvalidRequest: as `choose_deployment`.
         """
+        choose = partial(choose_deployment, model=model, judge=judge, rule=rule, finals=finals, any_model=any_model)
         if self._live and self._clock() < self._stale_at:
             try:
-                return choose_deployment(self._live, self._announced, model, judge, rule, finals=finals)
+                return choose(self._live, self._announced)
             except BestOfNError:
                 pass
         live, announced = deployments_of(await self._queue.workers()), deployments_of(await self._queue.announced())
@@ -53,4 +62,4 @@ class Deployed:
                 "the workers run another version of bestofn, whose jobs differ: update them, or this server",
                 retry_after=NO_WORKER_RETRY_SECONDS,
             )
-        return choose_deployment(self._live, self._announced, model, judge, rule, finals=finals)
+        return choose(self._live, self._announced)

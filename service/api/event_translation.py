@@ -7,7 +7,7 @@ from typing import Any
 from bestofn.judge.bracket import Decided, LiveKnockout
 from bestofn.judge.verdict import Verdict
 from bestofn.service.core.jobs import Candidate, JobSpec
-from bestofn.service.core.results import ranked
+from bestofn.service.core.results import name_of, ranked
 from bestofn.service.core.schemas import CandidateOut, VerdictOut
 from bestofn.service.queue.codec import Event
 
@@ -128,6 +128,7 @@ class EventTranslator:
         return CandidateOut(
             index=candidate.index,
             seed=candidate.seed,
+            name=name_of(self._spec, candidate.index),
             verdict=VerdictOut.of(candidate.verdict),
             rank=1,
             solved_in_full=candidate.solved_in_full,

@@ -139,8 +139,9 @@ async def image_answer(
     spec, candidate = winners.spec, winners.candidates[rank - 1]
     content = await context.queue.image(job_id, candidate.index)
     described = _describe(context, spec, rank, candidate, [*dict.fromkeys([*spec.warnings, *warnings])])
-    described["Content-Disposition"] = f'inline; filename="bestofn-{job_id}-{rank}.{spec.format}"'
-    return Response(content, 200, described | (headers or {}), f"image/{spec.format}")
+    kind = spec.format_of(candidate.index)
+    described["Content-Disposition"] = f'inline; filename="bestofn-{job_id}-{rank}.{kind}"'
+    return Response(content, 200, described | (headers or {}), f"image/{kind}")
 
 
 def _describe(
@@ -152,11 +153,12 @@ def _describe(
         "X-Bestofn-Job": spec.id,
         "X-Bestofn-Rank": str(rank),
         "X-Bestofn-Candidate": str(candidate.index),
-        "X-Bestofn-Seed": str(candidate.seed),
         "X-Bestofn-Answer": candidate.verdict.answer,
         "X-Bestofn-Model": f"{spec.model.name}@{spec.model.revision}",
         "X-Bestofn-Judge": f"{spec.judge.name}@{spec.judge.revision}",
     }
+    if candidate.seed is not None:
+        described["X-Bestofn-Seed"] = str(candidate.seed)
     if math.isfinite(candidate.verdict.p_yes):
         described["X-Bestofn-Score"] = f"{candidate.verdict.p_yes:.6f}"
     if warnings:

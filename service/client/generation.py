@@ -6,13 +6,12 @@ import io
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 from PIL import Image
 
 from bestofn.service.core.jobs import ImageFormat
 from bestofn.service.core.schemas import CandidateOut, FinalsOut, JobResult, MatchOut, UsageOut, VerdictOut
-from bestofn.service.media.codec import MEDIA_TYPES
+from bestofn.service.media.codec import MEDIA_TYPES, read_header
 
 _STYLE = "margin:0;display:inline-block;max-width:min(100%,512px);font:14px/1.4 system-ui,sans-serif"
 
@@ -24,7 +23,7 @@ class Winner:
     Attributes:
         rank: 1 is the best.
         candidate: its number in the job, from 0.
-        seed: of its noise; the same seed and parameters draw the same image.
+        seed: of its noise; the same seed and parameters draw the same image. None: the image was sent.
         verdict: the judge's answer on it.
         data: the file's bytes, as the server made them.
         format: of `data`.
@@ -32,7 +31,7 @@ class Winner:
 
     rank: int
     candidate: int
-    seed: int
+    seed: int | None
     verdict: VerdictOut
     data: bytes = field(repr=False)
     format: ImageFormat = "png"
@@ -90,12 +89,12 @@ class Generation:
     @classmethod
     def of(cls, result: JobResult, images: list[bytes]) -> "Generation":
         """From a result with its winners' files, best first."""
-        kind = cast(ImageFormat, result.parameters["format"])
         winners = zip(result.images, images, strict=True)
         return cls(
             result,
             tuple(
-                Winner(shown.rank, shown.candidate, shown.seed, shown.verdict, data, kind) for shown, data in winners
+                Winner(shown.rank, shown.candidate, shown.seed, shown.verdict, data, read_header(data).format)
+                for shown, data in winners
             ),
         )
 
@@ -110,7 +109,7 @@ class Generation:
         return self.best.image
 
     @property
-    def seed(self) -> int:
+    def seed(self) -> int | None:
         """The winner's."""
         return self.best.seed
 

@@ -63,6 +63,7 @@ def choose_deployment(
     rule: Rule = Rule.MARGIN,
     *,
     finals: bool = False,
+    any_model: bool = False,
 ) -> Deployment:
     """The deployment for a request. A name may be left out if only one is deployed.
 
@@ -73,6 +74,7 @@ def choose_deployment(
         judge: name of the judge, or None.
         rule: ranking rule; lower_bound needs a second judge.
         finals: prefer deployments with a pairwise judge.
+        any_model: the model has no effect, so that none is chosen.
 
     Raises:
         Unavailable: no worker was ever announced.
@@ -85,8 +87,12 @@ def choose_deployment(
             retry_after=NO_WORKER_RETRY_SECONDS,
         )
     current = live or announced
-    model = _choose("model", model, [p.model.revision.name for p in current], [p.model.revision.name for p in known])
-    current, known = ([p for p in deployments if p.model.revision.name == model] for deployments in (current, known))
+    if not any_model:
+        names = ([p.model.revision.name for p in deployments] for deployments in (current, known))
+        model = _choose("model", model, *names)
+        current, known = (
+            [p for p in deployments if p.model.revision.name == model] for deployments in (current, known)
+        )
     judge = _choose(
         "judge", judge, [p.judge.revision.name for p in current or known], [p.judge.revision.name for p in known]
     )

@@ -8,6 +8,9 @@ from bestofn.service.core.jobs import JobSpec
 
 def tflops(spec: JobSpec, deployment: Deployment) -> float:
     """Estimated work of a job in TFLOP; linear attention makes a forward proportional to the number of pixels."""
+    if spec.sent:
+        second = second_verdict_tflops(deployment) if spec.rule is Rule.LOWER_BOUND else 0.0
+        return spec.num_samples * (deployment.judge.tflops_per_forward + second)
     asked = spec.width, spec.height, spec.num_inference_steps, spec.guidance_scale
     prices = prices_of(deployment, *asked, spec.depth)
     steps = spec.schedule.num_promoted * spec.num_inference_steps * prices.step

@@ -10,9 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.verdict import Rule, Verdict
 from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE, HeatSchedule
-from bestofn.service.core.request_model import RequestModel
+from bestofn.service.core.job_options import Draft as Draft
+from bestofn.service.core.job_options import Finals as Finals
+from bestofn.service.core.job_options import Plan as Plan
+from bestofn.service.core.job_options import Stop as Stop
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the stored form of jobs: raised with every change of `JobSpec` or of what a worker makes of it.
 
 Workers run jobs of their own version only. During an upgrade old workers finish the old jobs."""
@@ -54,59 +57,13 @@ class Revision(BaseModel):
 Revisions = tuple[Revision, Revision, Revision | None]  # model, judge, second judge
 
 
-class Draft(RequestModel):
-    """Drafts: each candidate's noise is solved in few steps and judged; the best of each heat are solved in full."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    num_inference_steps: int = Field(
-        4, strict=True, ge=1, description="Steps of a draft; fewer than those of a full solution."
-    )
-    keep: float = Field(
-        0.125, strict=True, gt=0, le=1, description="Share of a heat that is solved in full, at least one."
-    )
-    depth: int | None = Field(
-        default=None,
-        strict=True,
-        ge=1,
-        exclude_if=lambda depth: depth is None,
-        description="Number of layers that a draft uses; those of a full solution if left out.",
-    )
-
-
-class Stop(RequestModel):
-    """Early stopping: rules that are checked after each heat, over all candidates so far."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    confidence: float = Field(
-        0.97,
-        strict=True,
-        gt=0,
-        lt=1,
-        description="Stop at this calibrated probability that the best candidate is right. If left out: 0.97 of the "
-        "greatest probability that the judge's calibration gives.",
-    )
-    min_samples: int = Field(4, strict=True, ge=1, description="Minimum candidates before a job may stop.")
-    patience: int = Field(64, strict=True, ge=1, description="Candidates without a yes after which the job stops.")
-
-
-class Finals(RequestModel):
-    """Finals: a knockout by the operator's pairwise judge among the candidates close to the leader."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    max_entrants: int = Field(4, strict=True, ge=2, le=16, description="Maximum number of candidates in the finals.")
-    margin: float = Field(1.0, strict=True, ge=0, description="Maximum distance to the leader, in log-odds.")
-
-
-class Plan(BaseModel):
-    """Options chosen for an effort or a budget, with their expected cost."""
+class SentImage(BaseModel):
+    """An image that a caller sent to be judged: the name of its file ("": unknown), its format, its size in bytes."""
 
     model_config = ConfigDict(frozen=True)
-    num_samples: int
-    draft: Draft | None = None
-    stop: Stop | None = None
-    expected_tflops: float = Field(description="Expected work; `usage` holds the actual work.")
-    at_most_tflops: float = Field(description="Work if the job does not stop early.")
-    score_on_shapes: float = Field(description="Share of correct winners on the shapes benchmark with these options.")
+    name: str = ""
+    format: ImageFormat
+    size: int
 
 
 class JobSpec(BaseModel):
@@ -120,6 +77,7 @@ class JobSpec(BaseModel):
         second_calibration: of the second judge, for jobs that two judges decide.
         heat_size: candidates of a heat; the first heats of a job that may stop are smaller.
         second_judge: second judge of the workers that may run the job; used with rule lower_bound.
+        sent: the caller's images, which are judged instead of drawn candidates; empty: candidates are drawn.
         warnings: sentences for the caller.
         schema_version: `SCHEMA_VERSION` of the server that accepted the job; 0: older than this field.
     """
@@ -154,6 +112,7 @@ class JobSpec(BaseModel):
     judge: Revision
     second_judge: Revision | None = None
     plan: Plan | None = None
+    sent: tuple[SentImage, ...] = ()
     warnings: tuple[str, ...] = ()
     schema_version: int = Field(default_factory=lambda: SCHEMA_VERSION)
 
@@ -173,6 +132,14 @@ class JobSpec(BaseModel):
     def layers_of(self, draft: bool) -> tuple[int, ...] | None:
         """Layers that run for a draft or for a full solution; None: all."""
         return self.draft_layers if draft else self.layers
+
+    def seed_of(self, candidate: int) -> int | None:
+        """Seed of a candidate's noise; None: the caller sent its image."""
+        return None if self.sent else self.seed + candidate
+
+    def format_of(self, candidate: int) -> ImageFormat:
+        """Format of a candidate's image."""
+        return self.sent[candidate].format if self.sent else self.format
 
     def has_thumbnail(self, candidate: int) -> bool:
         """Whether a thumbnail of this candidate is kept."""
@@ -216,12 +183,16 @@ class JobSpec(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Heat:
-    """`count` consecutive candidates of one job, starting at `first`: the unit of queueing, leasing and retrying."""
+    """`count` consecutive candidates of one job, starting at `first`: the unit of queueing, leasing and retrying.
+
+    `images` are the sent ones by candidate, as bytes, once a worker has fetched them.
+    """
 
     job: JobSpec
     index: int
     first: int
     count: int
+    images: Mapping[int, bytes] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_finals(self) -> bool:
@@ -247,13 +218,14 @@ class Candidate:
     """One judged candidate of a job.
 
     Attributes:
+        seed: of its noise; None: its image was sent.
         verdict: last verdict: on the full solution, or on the draft if there is no full solution.
         draft: verdict on the draft, in jobs with drafts.
         solved_in_full: False: drafted only.
     """
 
     index: int
-    seed: int
+    seed: int | None
     verdict: Verdict
     draft: Verdict | None = None
     solved_in_full: bool = True

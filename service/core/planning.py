@@ -6,10 +6,11 @@ from bestofn.service.core.deployments import Deployment, no_second_judge
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE
 from bestofn.service.core.job_cost import prices_of, second_verdict_tflops, tflops
-from bestofn.service.core.jobs import ImageFormat, JobSpec, Plan
+from bestofn.service.core.jobs import Finals, ImageFormat, JobSpec, Plan
 from bestofn.service.core.request_checks import (
     TokenCounter,
     check_at_most,
+    check_prompt,
     check_readable,
     check_seed,
     check_text,
@@ -17,7 +18,6 @@ from bestofn.service.core.request_checks import (
     checked_depth,
     checked_draft,
     checked_size,
-    is_blank,
     stop_of,
 )
 from bestofn.service.core.request_warnings import request_warnings, unread_negative
@@ -56,10 +56,8 @@ def job_spec(
     bound = request.rule is Rule.LOWER_BOUND
     if bound and second is None:
         raise no_second_judge(deployment)
-    check_text("prompt", request.prompt)
+    check_prompt(request.prompt)
     check_text("negative_prompt", request.negative_prompt)
-    if is_blank(request.prompt):
-        raise InvalidRequest("prompt is blank; say what the image should show", field="prompt")
     steps = info.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
     check_at_most("num_inference_steps", steps, settings.max_steps, "the limit of BESTOFN_MAX_STEPS")
     guidance = info.guidance_scale if request.guidance_scale is None else request.guidance_scale
@@ -73,12 +71,7 @@ def job_spec(
     chosen = _chosen(request, prices, deployment, settings)
     if chosen is not None:
         request = request.model_copy(update={name: getattr(chosen, name) for name in PLANNED})
-    if request.finals is not None and deployment.pairwise_judge is None:
-        raise InvalidRequest(
-            f"finals need a pairwise judge, and no live worker of {info.revision.name} has one: start workers with "
-            "BESTOFN_PAIRWISE_JUDGE, or leave finals out",
-            field="finals",
-        )
+    check_finals(request.finals, deployment)
     check_at_most("num_samples", request.num_samples, settings.max_samples, "the limit of BESTOFN_MAX_SAMPLES")
     check_at_most("top_k", request.top_k, request.num_samples, "num_samples")
     N = request.num_samples
@@ -131,15 +124,29 @@ def job_spec(
     check_at_most(
         "top_k", spec.top_k, spec.schedule.num_promoted, "the candidates that are solved in full; raise draft.keep"
     )
-    work = tflops(spec, deployment)
-    if settings.max_tflops is not None and work > settings.max_tflops:
-        raise InvalidRequest(
-            f"the job would take about {work:,.0f} TFLOP, but this server takes jobs of at most "
-            f"{settings.max_tflops:,.0f}; ask for at most {int(N * settings.max_tflops / work)} candidates, "
-            "fewer steps or a smaller image",
-            field="num_samples",
-        )
+    check_work(spec, deployment, settings, "num_samples", "fewer steps or a smaller image")
     return spec
+
+
+def check_finals(finals: Finals | None, deployment: Deployment) -> None:
+    """Raise InvalidRequest for finals where no worker has a pairwise judge."""
+    if finals is not None and deployment.pairwise_judge is None:
+        raise InvalidRequest(
+            f"finals need a pairwise judge, and no live worker of {deployment.model.revision.name} has one: start "
+            "workers with BESTOFN_PAIRWISE_JUDGE, or leave finals out",
+            field="finals",
+        )
+
+
+def check_work(spec: JobSpec, deployment: Deployment, settings: Settings, field: str, fix: str) -> None:
+    """Raise InvalidRequest for a job of more work than BESTOFN_MAX_TFLOPS, naming `field` and another `fix`."""
+    work, most = tflops(spec, deployment), settings.max_tflops
+    if most is not None and work > most:
+        raise InvalidRequest(
+            f"the job would take about {work:,.0f} TFLOP, but this server takes jobs of at most {most:,.0f}; "
+            f"ask for at most {int(spec.num_samples * most / work)} candidates, {fix}",
+            field=field,
+        )
 
 
 def _chosen(request: GenerateRequest, prices: Prices, deployment: Deployment, settings: Settings) -> Plan | None:

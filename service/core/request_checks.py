@@ -73,6 +73,12 @@ def check_text(field: str, text: str) -> None:
             raise InvalidRequest(f"{field} holds a lone surrogate at position {position}; remove it", field=field)
 
 
+def check_prompt(prompt: str) -> None:
+    check_text("prompt", prompt)
+    if is_blank(prompt):
+        raise InvalidRequest("prompt is blank; say what the image should show", field="prompt")
+
+
 def is_blank(text: str) -> bool:
     """Whether a text shows nothing: only separators, controls, zero-width characters and fillers."""
     return all(unicodedata.category(character) in INVISIBLE or character in FILLERS for character in text)

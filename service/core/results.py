@@ -22,6 +22,16 @@ from bestofn.service.core.schemas import (
     VerdictOut,
 )
 
+JUDGING = frozenset(
+    {"prompt", "num_samples", "top_k", "finals", "rule", "priority", "heat_size", "deadline_seconds", "thumbnails"}
+)
+"""Parameters of a job whose images were sent: the others are of their drawing."""
+
+
+def name_of(spec: JobSpec, candidate: int) -> str | None:
+    """File name of a candidate's image, if the caller sent it under one."""
+    return (spec.sent[candidate].name or None) if spec.sent else None
+
 
 def ranked(spec: JobSpec, candidates: Iterable[Candidate]) -> list[Candidate]:
     """Candidates best first. The order of the input has no effect: ties are broken by candidate index.
@@ -186,8 +196,9 @@ def assemble(
             for name in uncalibrated
         )
     decides_alone = len(spec.judges) == 1
-    unsaid = {"id", "model", "judge", "second_judge", "warnings", "plan"}
-    parameters = spec.model_dump(mode="json", exclude=unsaid | ({"second_calibration"} if decides_alone else set()))
+    unsaid = {"id", "model", "judge", "second_judge", "warnings", "plan", "sent"}
+    unsaid |= {"second_calibration"} if decides_alone else set()
+    parameters = spec.model_dump(mode="json", include=set(JUDGING) if spec.sent else None, exclude=unsaid)
     return JobResult(
         id=spec.id,
         status=status,
@@ -221,6 +232,7 @@ def _images(spec: JobSpec, order: Sequence[Candidate], base: str) -> list[ImageO
             rank=place + 1,
             candidate=candidate.index,
             seed=candidate.seed,
+            name=name_of(spec, candidate.index),
             verdict=VerdictOut.of(candidate.verdict),
             url=f"{base}/jobs/{spec.id}/images/{place + 1}",
         )
@@ -236,6 +248,7 @@ def _candidates(
         CandidateOut(
             index=candidate.index,
             seed=candidate.seed,
+            name=name_of(spec, candidate.index),
             verdict=VerdictOut.of(candidate.verdict),
             rank=place + 1,
             solved_in_full=candidate.solved_in_full,

@@ -107,7 +107,8 @@ class VerdictOut(BaseModel):
 class ImageOut(BaseModel):
     rank: int = Field(description="1 is the best.")
     candidate: int
-    seed: int
+    seed: int | None = Field(description="null: the image was sent to be judged.")
+    name: str | None = Field(default=None, exclude_if=_is_none, description="File name of a sent image.")
     verdict: VerdictOut
     url: str | None = Field(
         default=None,
@@ -118,7 +119,8 @@ class ImageOut(BaseModel):
 
 class CandidateOut(BaseModel):
     index: int
-    seed: int
+    seed: int | None = Field(description="null: the image was sent to be judged.")
+    name: str | None = Field(default=None, exclude_if=_is_none, description="File name of a sent image.")
     verdict: VerdictOut = Field(description="Verdict on the full solution, or on the draft if there is no other.")
     rank: int
     solved_in_full: bool = Field(default=True, description="false: drafted only.")

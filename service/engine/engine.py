@@ -18,9 +18,10 @@ from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.cuda_graph import Recorded, Recorder, plain
 from bestofn.service.engine.heat_state import HeatWork, Owner
+from bestofn.service.engine.items import Latent
 from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.microbatch import out_of_memory
-from bestofn.service.engine.postprocess import Latent, Postprocess
+from bestofn.service.engine.postprocess import Postprocess
 from bestofn.service.engine.prompt_cache import PromptCache
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Stepped
 from bestofn.service.engine.side_stream import SideStream
@@ -132,6 +133,9 @@ class Engine:
                 raise ValueError(f"this engine holds {holds}, the heat asks for {asks}")
         if owner in self._heats or owner in self._outcomes:
             raise ValueError(f"heat {heat.index} of job {spec.id} is held already")
+        if spec.sent:
+            self._heats[owner] = HeatWork(heat, drawing=0, decoding=heat.count)
+            return self._finishing.read(owner, heat)
         self.generator.latent_shape(spec.width, spec.height)
         depth = self.generator.config.num_layers
         if wrong := [layer for layer in (spec.layers or ()) + (spec.draft_layers or ()) if not 0 <= layer < depth]:
@@ -178,7 +182,7 @@ class Engine:
         if busy:
             self._last = policy.turn(busy, self._last)
             yield from self._step(self._last, self._groups[self._last])
-        yield from self._finishing.run()
+        yield from self._finishing.run(idle=not busy)
         for owner, work in list(self._heats.items()):
             if work.heat.job.draft is not None and work.choose_finalists():
                 # Before all heats that wait: theirs is the first in its group to be finished.

@@ -20,7 +20,7 @@ from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, Revision, Us
 from bestofn.service.core.results import leaders, promoted
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Judged, Stepped
-from bestofn.service.media.codec import encode, thumbnail
+from bestofn.service.media.codec import decode, encode, thumbnail
 from bestofn.service.media.metadata import Story
 
 FAILS = "this heat fails"
@@ -45,6 +45,8 @@ class _Run:
 
 class FakeEngine:
     """Sleeps `step_seconds` a tick. An image is one colour, made from its seed; a verdict hashes prompt and seed.
+
+    The verdict on a sent image hashes prompt and file.
 
     Words in a prompt cause faults:
     `FAILS`: every heat fails.
@@ -145,14 +147,16 @@ class FakeEngine:
 
     def _advance(self, run: _Run) -> list[EngineEvent]:
         spec, heat = run.heat.job, run.heat.index
-        events: list[EngineEvent] = [Stepped(spec.id, heat, len(run.steps), 2 * len(run.steps))]
+        events: list[EngineEvent] = []
+        if not spec.sent:
+            events.append(Stepped(spec.id, heat, len(run.steps), 2 * len(run.steps)))
         steps = spec.draft.num_inference_steps if spec.draft and not run.promoted else spec.num_inference_steps
         for index in list(run.steps):
             run.steps[index] += 1
-            if run.steps[index] == steps:
+            if run.steps[index] >= steps:  # a sent image takes one tick
                 del run.steps[index]
                 candidate = _judge(run, index)
-                image = fake_image(candidate.seed, spec.width, spec.height)
+                image = _image(run.heat, index)
                 events.append(Judged(spec.id, heat, candidate, thumbnail(image) if spec.has_thumbnail(index) else None))
         if spec.draft and not run.promoted and len(run.drafts) == run.heat.count:
             run.promoted = promoted(spec, run.drafts)
@@ -162,17 +166,30 @@ class FakeEngine:
 
 def _judge(run: _Run, index: int) -> Candidate:
     spec = run.heat.job
-    seed = spec.seed + index
+    seed = _seed(run.heat, index)
     if spec.draft and not run.promoted:
         run.drafts[index] = verdict = fake_verdict(spec.prompt, seed, draft=True)
-        return Candidate(index, seed, verdict, verdict, solved_in_full=False)
+        return Candidate(index, spec.seed_of(index), verdict, verdict, solved_in_full=False)
     verdict = fake_verdict(spec.prompt, seed)
     if len(spec.judges) > 1:
         other = fake_verdict(f"{spec.prompt}, says the other", seed)
         verdict = bounded(verdict, other, (spec.calibration, spec.second_calibration))
-    candidate = Candidate(index, seed, verdict, run.drafts.get(index))
+    candidate = Candidate(index, spec.seed_of(index), verdict, run.drafts.get(index))
     run.judged.append(candidate)
     return candidate
+
+
+def _seed(heat: Heat, index: int) -> int:
+    """What a candidate's verdict and image are made from: its seed, or the bytes of its sent image."""
+    if not heat.job.sent:
+        return heat.job.seed + index
+    return int.from_bytes(hashlib.sha256(heat.images[index]).digest()[:6])
+
+
+def _image(heat: Heat, index: int) -> Image.Image:
+    if heat.job.sent:
+        return decode(heat.images[index])
+    return fake_image(_seed(heat, index), heat.job.width, heat.job.height)
 
 
 def fake_verdict(prompt: str, seed: int, *, draft: bool = False) -> Verdict:
@@ -203,7 +220,8 @@ def _outcome(run: _Run, seconds: float) -> HeatOutcome:
         run.heat.index,
         candidates,
         {
-            one.index: encode(fake_image(one.seed, spec.width, spec.height), spec.format, Story.of(spec, one))
+            one.index: run.heat.images.get(one.index)
+            or encode(_image(run.heat, one.index), spec.format, Story.of(spec, one))
             for one in candidates
             if one.index in best
         },

@@ -23,10 +23,10 @@ class HeatWork:
 
     Attributes:
         drawing: candidates whose latent is not finished, of the drafts and later of the finalists.
-        decoding: candidates whose latent waits to be decoded.
+        decoding: candidates whose latent, or whose sent image, waits to be decoded.
         drafts: verdicts on drafts.
         finalists: who is solved in full, once that is known.
-        images: (H, W, 3) uint8 on the device, of those still in play; at the end on the host.
+        images: (H, W, 3) uint8 on the device, of those still in play; at the end on the host. None if they were sent.
         counts: forwards of the "transformer" and of the "judge".
         tflops, seconds: as in `Usage`.
         clocks: a stage, a clock of work that may not be done yet, and the heat's share of it.
@@ -82,8 +82,10 @@ class HeatWork:
             The candidate, and a small image of it if the job asked.
         """
         spec = self.heat.job
-        candidate = Candidate(index, spec.seed + index, verdict, self.drafts.get(index))
+        candidate = Candidate(index, spec.seed_of(index), verdict, self.drafts.get(index))
         self.candidates.append(candidate)
+        if spec.sent:
+            return candidate, self._thumbnail(copy)
         self.images[index] = pixels
         in_play = set(leaders(spec, self.candidates))
         self.images = {i: image for i, image in self.images.items() if i in in_play}
@@ -139,6 +141,8 @@ class HeatWork:
             for candidate in candidates
             if candidate.index in self.images
         }
+        if spec.sent:
+            encoded = {index: self.heat.images[index] for index in leaders(spec, candidates)}
         self.seconds["encode"] += time.perf_counter() - started
         return HeatOutcome(
             heat=self.heat.index,

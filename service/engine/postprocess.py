@@ -1,8 +1,7 @@
 """From finished latents to verdicts: decode and judge in micro-batches of their own."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,85 +11,18 @@ from bestofn.judge.verdict import Verdict
 from bestofn.models.defaults import Flops
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
-from bestofn.service.core.jobs import JobSpec
+from bestofn.service.core.jobs import Heat, JobSpec
 from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.heat_state import HeatWork, Owner
+from bestofn.service.engine.items import Decoded, Image, Latent, Look, Queued
 from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.microbatch import MicroBatches
 from bestofn.service.engine.protocol import HeatFailed, Judged
 from bestofn.service.engine.scheduler import Size, split_due
+from bestofn.service.engine.sent_images import SentImages
 from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.timing import Clock
-
-Item = TypeVar("Item", "Latent", "Image")
-What = TypeVar("What")
-Result = TypeVar("Result")
-
-
-class Look(NamedTuple):
-    """Key of a judge's batch: size of the images, whether they are drafts (one tile), number of the judge."""
-
-    size: Size
-    draft: bool = False
-    judge: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Latent:
-    """A finished latent (C, h, w) that waits to be decoded."""
-
-    owner: Owner
-    candidate: int
-    latent: Tensor
-    draft: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """A decoded image (H, W, 3) uint8 on the device that waits for its verdict.
-
-    `first` is the first judge's, where it waits for the second's. `copy` is the image on the host, where a small one
-    is shown.
-    """
-
-    owner: Owner
-    candidate: int
-    pixels: Tensor
-    prompt: str
-    draft: bool = False
-    first: Verdict | None = None
-    copy: Tensor | None = None
-
-
-class Decoded(NamedTuple):
-    """An image on the device and, where a small one is shown, on the host.
-
-    `checks` is the bool[2] of its batch row: whether the latent is finite, and whether the image shows anything.
-    """
-
-    pixels: Tensor
-    copy: Tensor | None
-    checks: Tensor
-
-
-@dataclass(slots=True)
-class Queued(Generic[Item, Result, What]):
-    """Work that the device was given for some items. When its clock has stopped, the results may be read: each item's
-    image or logits, None where memory did not suffice."""
-
-    items: list[Item]
-    results: list[Result | None]
-    clock: Clock
-    what: What
-
-    def read(self) -> Iterator[tuple[Item, Result | None]]:
-        self.clock.wait()
-        return zip(self.items, self.results, strict=True)
-
-    def drop(self, owner: Owner) -> None:
-        kept = [i for i, item in enumerate(self.items) if item.owner != owner]
-        self.items, self.results = [self.items[i] for i in kept], [self.results[i] for i in kept]
 
 
 class Postprocess:
@@ -127,6 +59,7 @@ class Postprocess:
         self._sizes = sizes
         self._flops = flops
         self._beside = side_stream
+        self._sent = SentImages()
         self._latents: dict[Size, list[Latent]] = {}
         self._decoded: list[Queued[Latent, Decoded, Size]] = []
         self._images: dict[tuple[Look, str], list[Image]] = {}
@@ -161,8 +94,27 @@ class Postprocess:
         self._heats[latent.owner].decoding += 1
         self._latents.setdefault(size, []).append(latent)
 
+    def read(self, owner: Owner, heat: Heat) -> None:
+        """Starts with the sent images of a heat."""
+        self._sent.add(owner, heat)
+
+    def _add_sent(self, owner: Owner, images: Mapping[int, Tensor]) -> None:
+        """Adds the sent images of a heat, (H, W, 3) uint8 on the host by candidate."""
+        work = self._heats[owner]
+        spec, work.decoding = work.heat.job, 0
+        for candidate, pixels in images.items():
+            copy = pixels if spec.has_thumbnail(candidate) else None
+            image = Image(owner, candidate, pixels, spec.prompt, copy=copy, sent=True)
+            self._images.setdefault((self._sent_look(pixels, 0), spec.prompt), []).append(image)
+
+    def _sent_look(self, pixels: Tensor, number: int) -> Look:
+        mode = self._judge.get(number).image_mode
+        columns, rows = mode.grid(pixels.shape[1], pixels.shape[0])
+        return Look((columns * mode.size, rows * mode.size), judge=number, sent=True)
+
     def drop(self, owner: Owner) -> None:
         """Forgets a heat's latents and images."""
+        self._sent.drop(owner)
         for size, latents in self._latents.items():
             self._latents[size] = [latent for latent in latents if latent.owner != owner]
         for decoded in self._decoded:
@@ -172,8 +124,16 @@ class Postprocess:
         for judged in self._judged:
             judged.drop(owner)
 
-    def run(self) -> Iterator[Judged | HeatFailed]:
-        """Decode and judge full batches. After HeatFailed, call `drop(owner)` before resuming the iterator."""
+    def run(self, *, idle: bool) -> Iterator[Judged | HeatFailed]:
+        """Decode and judge full batches. After HeatFailed, call `drop(owner)` before resuming the iterator.
+
+        `idle`: there is nothing to denoise meanwhile.
+        """
+        for read in self._sent.read(idle=idle):
+            if isinstance(read, HeatFailed):
+                yield read
+            else:
+                self._add_sent(*read)
         decoded, judged = self._decoded, self._judged
         self._decoded, self._judged = [], []
         for size in list(self._latents):
@@ -288,8 +248,8 @@ class Postprocess:
             if item.first is not None:
                 verdict = bounded(item.first, verdict, (spec.calibration, spec.second_calibration))
             elif len(spec.judges) > 1 and not look.draft:
-                on = look._replace(judge=1), item.prompt
-                self._images.setdefault(on, []).append(replace(item, first=verdict))
+                then = self._sent_look(item.pixels, 1) if look.sent else look._replace(judge=1)
+                self._images.setdefault((then, item.prompt), []).append(replace(item, first=verdict))
                 continue
             note = work.drafted if look.draft else work.judged
             yield Judged(*item.owner, *note(item.candidate, verdict, item.pixels, item.copy))
@@ -308,8 +268,8 @@ class Postprocess:
     def _judge_batch(self, images: Sequence[Image]) -> Sequence[Tensor]:
         pixels, prompts = [item.pixels for item in images], [item.prompt for item in images]
         judge = self._judge.get(0 if images[0].first is None else 1)
-        # PIL is the faster one on a CPU, where it makes the same tiles.
-        cut_there = self._beside.late or self._generator.device.type != "cpu"
+        # PIL is the faster one on a CPU, where it makes the same tiles. Sent images are on the host, of several sizes.
+        cut_there = (self._beside.late or self._generator.device.type != "cpu") and not images[0].sent
         given = torch.stack(pixels) if cut_there else [image.numpy() for image in pixels]
         return list(judge.ask(given, prompts, one_tile=images[0].draft, non_blocking=True))
 

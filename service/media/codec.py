@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from PIL import Image, ImageOps
 
@@ -75,6 +75,21 @@ def decode(data: bytes, name: str = "", warn: Callable[[str], object] | None = N
         return _shown(ImageOps.exif_transpose(image))
 
 
+class Header(NamedTuple):
+    """Format of an image's file, and its width and height in pixels as they are stored."""
+
+    format: ImageFormat
+    width: int
+    height: int
+
+
+def read_header(data: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> Header:
+    """The header of a file's bytes, whose pixels are not decoded. Raises ValueError as `decode`."""
+    with _opened(io.BytesIO(data), name, max_pixels) as image:
+        formats: Mapping[str | None, ImageFormat] = {"PNG": "png", "WEBP": "webp"}
+        return Header(formats.get(image.format, "jpeg"), *image.size)  # a photograph with a preview is an MPO
+
+
 def decode_file(path: Path) -> Image.Image:
     """`decode` of a file; its errors name it."""
     return decode(path.read_bytes(), str(path))
@@ -99,15 +114,15 @@ def _animation(image: Image.Image, name: str) -> str | None:
 
 
 @contextmanager
-def _opened(file: IO[bytes], name: str) -> Iterator[Image.Image]:
+def _opened(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """A file's image. What goes wrong with it in the block is a ValueError, and no warning of Pillow's gets out."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd EXIF or palettes: what can be read is read
         try:
             with Image.open(file, formats=READABLE) as image:
                 width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise ValueError(f"{width}x{height} pixels; at most {MAX_PIXELS >> 20} Mi are decoded: shrink it")
+                if width * height > max_pixels:
+                    raise ValueError(f"{width}x{height} pixels; at most {max_pixels >> 20} Mi are decoded: shrink it")
                 yield image
         except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
             said = str(error).partition(" <_io.")[0].partition(" '<_io.")[0] or type(error).__name__

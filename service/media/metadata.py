@@ -57,7 +57,7 @@ class Story(BaseModel):
         return cls(
             prompt=spec.prompt if spec.embed_prompt else None,
             negative_prompt=spec.negative_prompt if spec.embed_prompt else None,
-            seed=candidate.seed,
+            seed=spec.seed + candidate.index,
             width=spec.width,
             height=spec.height,
             num_inference_steps=spec.num_inference_steps,

@@ -22,9 +22,12 @@ _BYTES_A_JOB, _BYTES_A_CANDIDATE = 10 * 1024, 600  # upper bounds of what else t
 
 def image_bytes(spec: JobSpec, *, apart: bool) -> int:
     """Upper bound of the bytes of a job's images in the queue's server; `apart`: winners' images are files."""
+    thumbnails = min(spec.num_samples, THUMBNAILS_KEPT) * _BYTES_A_THUMBNAIL if spec.thumbnails else 0
+    if spec.sent:  # until its end a job holds its sent images, and copies of those in play
+        sizes = sorted((sent.size for sent in spec.sent), reverse=True)
+        return thumbnails + (0 if apart else sum(sizes) + sum(sizes[: spec.num_images_kept]))
     story = _BYTES_A_STORY + _BYTES_A_CHARACTER * len(spec.prompt + spec.negative_prompt)
     image = int(spec.width * spec.height * _BYTES_A_PIXEL[spec.format] + story)
-    thumbnails = min(spec.num_samples, THUMBNAILS_KEPT) * _BYTES_A_THUMBNAIL if spec.thumbnails else 0
     return thumbnails + (0 if apart else min(spec.num_images_kept, spec.num_samples) * image)
 
 

@@ -13,7 +13,7 @@ from bestofn.service.core import jobs
 from bestofn.service.core.errors import JobUnreadable
 from bestofn.service.core.finals import FinalsOutcome, FinalsState
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
-from bestofn.service.core.results import Ranking
+from bestofn.service.core.results import Ranking, name_of
 from bestofn.service.core.schemas import CandidateOut, FinalsProgress, JobProgress, VerdictOut
 from bestofn.service.core.workers import WorkerInfo
 
@@ -103,7 +103,9 @@ def without_prompt(text: bytes) -> str:
         spec = read_spec(text)
     except JobUnreadable:
         return ""
-    return spec.model_copy(update={"prompt": "", "negative_prompt": "", "warnings": ()}).model_dump_json()
+    nameless = tuple(image.model_copy(update={"name": ""}) for image in spec.sent)
+    forgotten = {"prompt": "", "negative_prompt": "", "warnings": (), "sent": nameless}
+    return spec.model_copy(update=forgotten).model_dump_json()
 
 
 def read_workers(texts: Iterable[str | bytes]) -> list[WorkerInfo]:
@@ -193,7 +195,7 @@ def read_record(fields: Mapping[bytes, bytes], heats: DecodedHeats) -> JobRecord
             steps=int(fields[b"steps"]),
             total_steps=int(fields[b"total_steps"]),
             transformer_forwards=int(fields[b"forwards"]),
-            best=_best(ranking),
+            best=_best(spec, ranking),
             finals=None if state is None else FinalsProgress.model_validate_json(state),
         ),
         _seconds(fields[b"created"]),
@@ -246,7 +248,7 @@ def unpack_heat(spec: JobSpec, heat: int, record: str | bytes) -> HeatOutcome:
     for index, (letter, yes, no) in enumerate(judged, fields["first"]):
         verdict = read_verdict([answers[letter], yes, no, *seconds.get(index, ())])
         draft = None if spec.draft is None else drafts.get(index, verdict)
-        candidates.append(Candidate(index, spec.seed + index, verdict, draft, spec.draft is None or index in drafts))
+        candidates.append(Candidate(index, spec.seed_of(index), verdict, draft, spec.draft is None or index in drafts))
     return HeatOutcome(heat, tuple(candidates), {}, Usage(*fields["usage"]), warnings=tuple(fields["warnings"]))
 
 
@@ -267,7 +269,7 @@ def pack_leaders(leaders: Sequence[Candidate]) -> str:
 
 @reading("the stored leaders of the job")
 def unpack_leaders(spec: JobSpec, leaders: str | bytes) -> list[Candidate]:
-    return [Candidate(i, spec.seed + i, read_verdict(verdict)) for i, *verdict in json.loads(leaders)]
+    return [Candidate(i, spec.seed_of(i), read_verdict(verdict)) for i, *verdict in json.loads(leaders)]
 
 
 def pack_candidate(candidate: Candidate) -> str:
@@ -278,12 +280,17 @@ def pack_candidate(candidate: Candidate) -> str:
     return _compact({"index": candidate.index, "seed": candidate.seed, "verdict": verdict, **drafted})
 
 
-def _best(ranking: Ranking) -> CandidateOut | None:
+def _best(spec: JobSpec, ranking: Ranking) -> CandidateOut | None:
     if not ranking.by_verdict:
         return None
     leader = ranking.by_verdict[0]
     return CandidateOut(
-        index=leader.index, seed=leader.seed, verdict=VerdictOut.of(leader.verdict), rank=1, thumbnail=None
+        index=leader.index,
+        seed=leader.seed,
+        name=name_of(spec, leader.index),
+        verdict=VerdictOut.of(leader.verdict),
+        rank=1,
+        thumbnail=None,
     )
 
 

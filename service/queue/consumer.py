@@ -26,6 +26,7 @@ from bestofn.service.queue.codec import (
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import GROUP, PRIORITIES, pair_id
 from bestofn.service.queue.scripts import Argument
+from bestofn.service.queue.sent_images import with_images
 from bestofn.service.queue.staging import stage
 from bestofn.service.telemetry import worker_metrics as metrics
 
@@ -252,10 +253,12 @@ class QueueConsumer:
             try:
                 with reading("an entry of the job"):
                     heat, trace = read_spec(spec).heat(entry.heat), (traceparent or b"").decode()
+                held = await with_images(self.queue, heat)
             except JobUnreadable as error:
                 await self._refuse(entry, deliveries, error.detail)
             else:
-                claims.append(Claim(entry, heat, deliveries, trace, waited / 1000))
+                if held is not None:  # else its job has ended, and its entry goes once the lease lapses
+                    claims.append(Claim(entry, held, deliveries, trace, waited / 1000))
         return claims
 
     async def _refuse(self, entry: Entry, deliveries: int, reason: str) -> None:

@@ -34,6 +34,7 @@ from bestofn.service.queue.job_reader import JobReader
 from bestofn.service.queue.keys import Keys, opaque, pair_id
 from bestofn.service.queue.queue_position import read_position
 from bestofn.service.queue.scripts import Scripts
+from bestofn.service.queue.sent_images import submit_staged
 
 
 class Queue:
@@ -108,6 +109,7 @@ class Queue:
         cost: float,
         caller: str = "",
         traceparent: str = "",
+        sent: Sequence[bytes] = (),
     ) -> tuple[str, bool]:
         """Accept a job or refuse it.
 
@@ -118,6 +120,7 @@ class Queue:
             cost: estimated TFLOP of the job.
             caller: name of the API key, for its limits and its jobs; "": none.
             traceparent: trace context of the request.
+            sent: files of the images that `spec.sent` describes.
 
         Returns:
             The job's id and whether this call made it.
@@ -136,8 +139,9 @@ class Queue:
         check_image_bytes(images, settings.image_budget_bytes, caller)
         text = spec.model_dump_json().encode()
         try:
-            reply = await self.scripts(
-                "submit",
+            reply = await submit_staged(
+                self,
+                sent,
                 job=spec.id,
                 spec=text,
                 pair=pair_id(spec.schema_version, *spec.revisions),

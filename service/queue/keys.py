@@ -15,7 +15,8 @@ job:<job>:progress               hash    heat -> "judged steps forwards"
 job:<job>:events                 stream  capped
 job:<job>:winner_images          hash    candidate -> heat, of the images that are stored
 job:<job>:images:<heat>          hash    candidate -> bytes, or a reference to their file (image_store.py)
-job:<job>:staged:<heat>:<by>     hash    the same of a heat that is not yet completed
+job:<job>:staged:<heat>:<by>     hash    the same of a heat that is not yet completed, or of a job not yet accepted
+job:<job>:sent                   hash    the same of the images that the caller sent, until the job ends
 job:<job>:thumbnails             hash    candidate -> bytes, of jobs that asked
 tombstone:<job>                  string  "status caller" of an expired job that had been started
 idempotency:<key>                hash    job, fingerprint of its request
@@ -63,6 +64,7 @@ Name = Literal[
     "winner_images",
     "images",
     "staged",
+    "sent",
     "thumbnails",
     "tombstone",
     "idempotency",
@@ -99,6 +101,7 @@ _TEMPLATES: dict[Name, str] = {
     "winner_images": "job:%s:winner_images",
     "images": "job:%s:images:%s",
     "staged": "job:%s:staged:%s:%s",
+    "sent": "job:%s:sent",
     "thumbnails": "job:%s:thumbnails",
     "tombstone": "tombstone:%s",
     "idempotency": "idempotency:%s",

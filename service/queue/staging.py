@@ -1,4 +1,4 @@
-"""Staging of a heat's images: they are in the queue's server before the script that completes their heat."""
+"""Staging of images: they are stored before the script that accepts their job or completes their heat."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ STAGED_MS = 600_000  # images of a heat that was never completed go after this
 
 
 async def stage(redis: Any, key: str, images: Mapping[int, bytes]) -> bool:
-    """Store images outside the scripts, which would block the server; they replace those of an earlier attempt.
+    """Store images outside of scripts, which would block the server; they replace those of an earlier attempt.
 
     Args:
         redis: the queue's client.

@@ -128,6 +128,7 @@ def _refusal(context: Context, request: Request, result: JobResult) -> BestOfNEr
 async def _image(
     request: Request, context: Context, result: JobResult, image: ImageOut, *, by_url: bool
 ) -> GeneratedImage:
+    assert image.seed is not None
     made = GeneratedImage(seed=image.seed, candidate=image.candidate, score=image.verdict.p_yes, verdict=image.verdict)
     if by_url:
         made.url = context.absolute(request, (image.url or "").removeprefix(context.base))

@@ -34,6 +34,7 @@ local function finish(job, status, type, data)
       redis.call('UNLINK', images)
     end
   end
+  redis.call('UNLINK', key('sent', job))
   local canceled = status == 'canceled'
   hold(job, caller, canceled and 0 or bytes, canceled and CANCELED_KEPT or nil)
   redis.call('ZADD', key('reserved_until'), time + ttl, job)

@@ -1,5 +1,6 @@
 #!lua
--- Accepts a job, or says why not. Without the allow-oom flag: a full server refuses it before it runs.
+-- Accepts a job, or says why not. Without the allow-oom flag: a full server refuses it before it runs. A job whose images
+-- were sent is first answered "stage": its images are then stored under `staged`, and the script is called again.
 local job, pair, priority, caller = args.job, args.pair, args.priority, args.caller -- caller '': not known
 local num_samples, gflop = tonumber(args.num_samples), tonumber(args.gflop)
 local image_bytes, idempotency = tonumber(args.image_bytes), args.idempotency
@@ -69,6 +70,13 @@ if caller ~= '' then
   end
 end
 
+if args.staged ~= '' then
+  if redis.call('EXISTS', args.staged) == 0 then
+    return {'stage'}
+  end
+  redis.call('RENAME', args.staged, key('sent', job))
+  redis.call('PERSIST', key('sent', job))
+end
 redis.call('HSET', key('job', job),
   'spec', args.spec, 'status', 'queued', 'pair', pair, 'priority', priority, 'created', now(), 'ttl', args.ttl,
   'num_samples', num_samples, 'heat_size', args.heat_size, 'first_heats', args.first_heats, 'heats', args.heats,

@@ -1,0 +1,86 @@
+"""What passes through the stages after denoising: latents, decoded images, and batches that the device works on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+from torch import Tensor
+
+from bestofn.judge.verdict import Verdict
+from bestofn.service.engine.heat_state import Owner
+from bestofn.service.engine.scheduler import Size
+from bestofn.service.engine.timing import Clock
+
+Item = TypeVar("Item", "Latent", "Image")
+What = TypeVar("What")
+Result = TypeVar("Result")
+
+
+class Look(NamedTuple):
+    """Key of a judge's batch: size of the images, whether they are drafts (one tile), number of the judge.
+
+    Sent images are of any size: `size` is that of the grid of tiles which the judge cuts from them.
+    """
+
+    size: Size
+    draft: bool = False
+    judge: int = 0
+    sent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """A finished latent (C, h, w) that waits to be decoded."""
+
+    owner: Owner
+    candidate: int
+    latent: Tensor
+    draft: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A decoded image (H, W, 3) uint8 that waits for its verdict: on the device, or on the host if it was sent.
+
+    `first` is the first judge's, where it waits for the second's. `copy` is the image on the host, where a small one
+    is shown. `sent`: it was not drawn.
+    """
+
+    owner: Owner
+    candidate: int
+    pixels: Tensor
+    prompt: str
+    draft: bool = False
+    first: Verdict | None = None
+    copy: Tensor | None = None
+    sent: bool = False
+
+
+class Decoded(NamedTuple):
+    """An image on the device and, where a small one is shown, on the host.
+
+    `checks` is the bool[2] of its batch row: whether the latent is finite, and whether the image shows anything.
+    """
+
+    pixels: Tensor
+    copy: Tensor | None
+    checks: Tensor
+
+
+@dataclass(slots=True)
+class Queued(Generic[Item, Result, What]):
+    """Work that the device was given for some items. When its clock has stopped, the results may be read: each item's
+    image or logits, None where memory did not suffice."""
+
+    items: list[Item]
+    results: list[Result | None]
+    clock: Clock
+    what: What
+
+    def read(self) -> Iterator[tuple[Item, Result | None]]:
+        self.clock.wait()
+        return zip(self.items, self.results, strict=True)
+
+    def drop(self, owner: Owner) -> None:
+        kept = [i for i, item in enumerate(self.items) if item.owner != owner]
+        self.items, self.results = [self.items[i] for i in kept], [self.results[i] for i in kept]
