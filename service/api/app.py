@@ -19,7 +19,7 @@ from bestofn.service.api.openai_errors import OpenAIErrors
 from bestofn.service.api.openapi import Described
 from bestofn.service.api.request_log import Requests, is_probe
 from bestofn.service.api.routes import docs as manual
-from bestofn.service.api.routes import events, generate, health, jobs, metrics, openai, status
+from bestofn.service.api.routes import events, generate, health, jobs, metrics, openai, rank, status
 from bestofn.service.api.routes import web as page
 from bestofn.service.api.token_counter import TokenCounters
 from bestofn.service.core.errors import SetupError
@@ -138,7 +138,7 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
     app.add_middleware(Requests)
     app.add_middleware(Prefix, public_url=settings.public_url)  # around all of them
     problem.install(app)
-    for module in (generate, jobs, events):
+    for module in (generate, rank, jobs, events):
         app.include_router(module.router, tags=["Jobs"])
     for module in (health, status):
         app.include_router(module.router, tags=["Service"])

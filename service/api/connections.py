@@ -26,6 +26,7 @@ from bestofn.service.core.errors import Unavailable
 # request that is on its way just then would be lost.
 IDLE_SECONDS = 75
 SWEEP_SECONDS = 5.0
+PACE_BYTES = 64 * 1024  # of a body that is being sent, within IDLE_SECONDS
 DESCRIPTORS_KEPT = 256  # for Redis, files, and connections that are accepted before others are closed
 CONNECTIONS_KEPT = 16  # never busy: a probe always finds room
 RETRY_SECONDS = 1.0
@@ -36,11 +37,15 @@ log = structlog.get_logger()
 
 @dataclass(eq=False, slots=True)
 class _Peer:
-    """An open connection: idle, or without a byte read by its client, since `since`; `unread` bytes are left."""
+    """An open connection: idle, or without a byte read by its client, since `since`; `unread` bytes are left.
+
+    `received` bytes of a body have come since then.
+    """
 
     transport: asyncio.Transport
     since: float
     unread: int = 0
+    received: int = 0
 
 
 @dataclass
@@ -114,6 +119,13 @@ class Connections:
             peer.since, peer.unread = self.clock(), 0
             self._busy.add(peer)
 
+    def received(self, peer: _Peer, size: int) -> None:
+        """Note `size` more bytes of the peer's body: one that comes at a fair pace is not idle."""
+        peer.received += size
+        if peer.received >= PACE_BYTES and peer in self._idle:
+            peer.received, peer.since = 0, self.clock()
+            self._idle.move_to_end(peer)
+
     def end(self, peer: _Peer) -> None:
         """Note that the peer's request has been answered."""
         if peer in self._busy or peer in self._idle:  # else it was lost meanwhile
@@ -169,8 +181,11 @@ class ConnectionLimit:
 
         async def note() -> Message:
             message = await receive()
-            if message["type"] == "http.request" and not message.get("more_body", False):
-                connections.begin(peer)
+            if message["type"] == "http.request":
+                if message.get("more_body", False):
+                    connections.received(peer, len(message.get("body", b"")))
+                else:
+                    connections.begin(peer)
             return message
 
         headers = Headers(scope=scope)

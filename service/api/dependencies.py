@@ -20,6 +20,7 @@ from bestofn.service.api.rate_limit import RefusalLimiter
 from bestofn.service.api.signed_addresses import check_signature
 from bestofn.service.api.token_counter import TokenCounters
 from bestofn.service.api.turns import Turns
+from bestofn.service.api.uploads import UploadTurns
 from bestofn.service.core.errors import JobNotFound
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.job_queue import Queue
@@ -41,6 +42,7 @@ class Context:
     ended: EndedJobs = field(default_factory=EndedJobs)
     refusal_limiter: RefusalLimiter = field(default_factory=RefusalLimiter)
     turns: Turns = field(default_factory=Turns)
+    upload_turns: UploadTurns = field(default_factory=UploadTurns)
     deployed: Deployed = field(init=False)
     standstill: Standstill = field(init=False)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -22,6 +22,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "deadline_seconds": ("deadline", "timeout", "timeout_seconds", "max_seconds"),
     "effort": ("quality", "preset"),
     "confidence": ("threshold", "probability", "p_yes"),
+    "images": ("image", "image[]", "file", "files", "files[]", "picture", "pictures", "urls", "candidates"),
     "max_entrants": ("entrants", "finalists", "most"),
 }  # fmt: skip
 # What there is no field for, and what to do.

@@ -1,4 +1,4 @@
-"""JSON bodies of limited size; everything else is refused before it is read."""
+"""Bodies of limited size, in JSON or a form; everything else is refused before it is read."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -10,46 +10,79 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from bestofn.service.api.access import caller_of
+from bestofn.service.api.uploads import FORM, is_form
 from bestofn.service.core.errors import Overloaded, Unavailable, UnsupportedMediaType
+from bestofn.service.core.rank_request import MAX_BODY_BYTES
+from bestofn.service.core.settings import Settings
 
 
-class JsonRoute(APIRoute):
-    """A route for submissions as JSON of limited size.
+class SubmissionRoute(APIRoute):
+    """A route for submissions in bodies of limited size.
 
     Other bodies, and callers over their rate limit, are refused before the body is read.
     """
 
+    def check(self, content_type: str) -> None:
+        """Raise UnsupportedMediaType for a Content-Type that the route does not take."""
+        raise NotImplementedError
+
+    def limit(self, settings: Settings) -> tuple[int, str]:
+        """Maximum bytes of a body, and what to say of a longer one."""
+        raise NotImplementedError
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def handle_json(request: Request) -> Response:
+        async def handle_submission(request: Request) -> Response:
             context = request.app.state.context
             caller = caller_of(request)
             context.refusal_limiter.enter(caller)
-            _check_media_type(request.headers.get("content-type"))
+            self.check(request.headers.get("content-type", ""))
             try:
-                return await handle(_limited(request, context.settings.max_body_bytes))
+                return await handle(_limited(request, *self.limit(context.settings)))
             except (Overloaded, Unavailable) as refusal:
                 context.refusal_limiter.refused(caller, refusal)
                 raise
 
-        return handle_json
+        return handle_submission
 
 
-def _check_media_type(header: str | None) -> None:
-    media = (header or "").partition(";")[0].strip().lower()
+class JsonRoute(SubmissionRoute):
+    """A route for submissions as JSON."""
+
+    def check(self, content_type: str) -> None:
+        _check_json(content_type, "application/json")
+
+    def limit(self, settings: Settings) -> tuple[int, str]:
+        return settings.max_body_bytes, "a request needs a few hundred"
+
+
+class UploadRoute(SubmissionRoute):
+    """A route for images, in a form or as JSON with data URLs."""
+
+    def check(self, content_type: str) -> None:
+        if not is_form(content_type):
+            _check_json(content_type, FORM)
+
+    def limit(self, settings: Settings) -> tuple[int, str]:
+        return MAX_BODY_BYTES, "send fewer or smaller images, or JPEG or WebP"
+
+
+def _check_json(header: str, fix: str) -> None:
+    media = header.partition(";")[0].strip().lower()
     if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
         said = f"Content-Type is {media[:100]!a}" if media else "the header Content-Type is missing"
         raise UnsupportedMediaType(
-            f"{said}; send Content-Type: application/json (curl: -H 'Content-Type: application/json')",
+            f"{said}; send Content-Type: {fix} "
+            + ("(curl: -F images=@FILE)" if fix == FORM else f"(curl: -H 'Content-Type: {fix}')"),
             field="Content-Type",
         )
 
 
-def _limited(request: Request, limit: int) -> Request:
+def _limited(request: Request, limit: int, fix: str) -> Request:
     """The same request, whose body raises a 413 as soon as it is known to be longer than `limit` bytes."""
     # An HTTPException, since FastAPI turns every other error while it reads a body into "cannot be parsed".
-    too_long = HTTPException(413, f"the body is longer than {limit:,} bytes; a request needs a few hundred")
+    too_long = HTTPException(413, f"the body is longer than {limit:,} bytes; {fix}")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
         raise too_long

@@ -10,6 +10,8 @@ from bestofn.service.api.access import OPEN_PATHS
 from bestofn.service.api.content_negotiation import EVENTS, FORMATS
 from bestofn.service.api.openai_errors import PREFIX, STATUS_UNDER_V1
 from bestofn.service.api.problem_details import MEDIA_TYPE
+from bestofn.service.api.uploads import FORM
+from bestofn.service.core.rank_request import RankOptions, RankRequest
 
 
 class FieldError(BaseModel):
@@ -55,10 +57,11 @@ _SAID: Mapping[int, str] = {
     403: "Host or Origin do not belong to this loopback server.",
     404: "There is none.",
     406: "Nothing that Accept names can be had.",
+    408: "The body took too long.",
     409: "The job was cancelled.",
     410: "The job ended longer ago than results are kept.",
     413: "The body is too long.",
-    415: "The body is no JSON.",
+    415: "The body is of another media type.",
     422: "The request cannot be served as written: `field` is at fault, `detail` says what to change.",
     429: "Too much waits already, or too many calls of this key are open.",
     500: "The job has failed, or the server made a mistake.",
@@ -71,6 +74,7 @@ _JOB = (404, 410, 422)
 _SUBMISSION = (409, 413, 415, 422, 429, 500, 504)
 _REFUSALS: Mapping[str, tuple[int, ...]] = {
     "generate": (406, *_SUBMISSION),
+    "rank": (406, 408, *_SUBMISSION),
     "generate_images": _SUBMISSION,
     "read_job": (*_JOB, 429),
     "cancel_job": _JOB,
@@ -132,9 +136,11 @@ def _completed(document: dict[str, Any], keys: bool) -> dict[str, Any]:
             operation["responses"].pop("422", None)
             operation["responses"] |= dict(sorted(_refusal(status, path) for status in refusals))
     operations["read_events"]["responses"]["200"]["content"] = _EVENTS
-    for name in ("generate", "read_events"):
+    for name in ("generate", "rank", "read_events"):
         operations[name]["responses"]["204"] = {"description": "Last-Event-ID names the last event of the job."}
-    _describe_generate(operations["generate"])
+    _describe_submission(operations["generate"], _IMAGES)
+    _describe_submission(operations["rank"], {})
+    operations["rank"]["requestBody"] = {"required": True, "content": _rank_bodies(schemas)}
     operations["read_image"]["responses"]["200"]["content"] = _IMAGES
     operations["read_thumbnail"]["responses"]["200"]["content"] = {"image/webp": _BYTES}
     for name in ("read_job", "cancel_job"):
@@ -154,7 +160,27 @@ def _refusal(status: int, path: str) -> tuple[str, dict[str, Any]]:
     return str(STATUS_UNDER_V1.get(status, status) if theirs else status), described
 
 
-def _describe_generate(operation: dict[str, Any]) -> None:
+def _rank_bodies(schemas: dict[str, Any]) -> dict[str, Any]:
+    """The two kinds of body of POST /rank. Its schemas are added here, since the route reads the body itself."""
+    reference = "#/components/schemas/{model}"
+    json_body = RankRequest.model_json_schema(ref_template=reference)
+    schemas |= json_body.pop("$defs", {}) | {"RankRequest": json_body}
+    files = {name: json_body["properties"]["images"][name] for name in ("minItems", "maxItems")}
+    form = RankOptions.model_json_schema(ref_template=reference)
+    form.pop("$defs", None)
+    form["properties"]["images"] = {"type": "array", "items": _BYTES["schema"], "title": "Images", **files}
+    schemas["RankForm"] = form | {
+        "title": "RankForm",
+        "required": [*form["required"], "images"],
+        "description": "A form with the files of images. Fields but text are JSON.",
+    }
+    return {
+        media: {"schema": {"$ref": reference.format(model=model)}}
+        for media, model in ((FORM, "RankForm"), ("application/json", "RankRequest"))
+    }
+
+
+def _describe_submission(operation: dict[str, Any], images: Mapping[str, Any]) -> None:
     """Its two good answers, and where a job's id goes next. Accept is no parameter in OpenAPI: media types say it."""
     operation["parameters"] = [p for p in operation["parameters"] if p["name"] != "accept"]
     answers = operation["responses"]
@@ -170,8 +196,10 @@ def _describe_generate(operation: dict[str, Any]) -> None:
         "links": onward,
     }
     answers["200"] |= {
-        "description": "The job's result, or its winner's image, or its events.",
-        "content": content | _IMAGES | _EVENTS,
+        "description": "The job's result, or its winner's image, or its events."
+        if images
+        else "The job's result, or its events.",
+        "content": content | images | _EVENTS,
         "headers": _LOCATION,
         "links": onward,
     }

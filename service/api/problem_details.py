@@ -35,7 +35,13 @@ QUEUE_RETRY_SECONDS = 2.0  # a restarted queue server answers again within secon
 
 # Errors that would come again if the same request were sent again, whatever their status suggests to a client.
 _FINAL = (JobFailed, JobUnreadable, JobCanceled, DeadlinePassed)
-_CODES = {404: "not_found", 405: "method_not_allowed", 406: "not_acceptable", 413: "payload_too_large"}
+_CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    406: "not_acceptable",
+    408: "request_timeout",
+    413: "payload_too_large",
+}
 
 
 def document(status: int, code: str, detail: str) -> dict[str, Any]:
@@ -137,7 +143,8 @@ def _methods(request: Request) -> list[str]:
 async def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     entries = error.errors()
-    errors = [_explain(entry, _body(request)) for entry in entries[:MOST_ERRORS]]
+    body = error.body if isinstance(error.body, type) else _body(request)
+    errors = [_explain(entry, body) for entry in entries[:MOST_ERRORS]]
     left = len(entries) - len(errors)
     detail = "; ".join([entry["detail"] for entry in errors] + ([f"{left} more of the kind"] if left else []))
     return problem(422, InvalidRequest.code, detail, field=errors[0].get("field"), errors=errors)

@@ -1,16 +1,22 @@
 """Submission: from a request to a job in the queue, the same for every route that takes requests."""
 
+import asyncio
 import hashlib
 import json
 import secrets
+from collections.abc import Sequence
 
 from structlog.contextvars import bind_contextvars
 
 from bestofn.service.api.dependencies import Context
+from bestofn.service.api.uploads import Upload
+from bestofn.service.core.deployments import Deployment
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.job_cost import tflops
-from bestofn.service.core.jobs import ImageFormat
+from bestofn.service.core.jobs import ImageFormat, JobSpec
 from bestofn.service.core.planning import job_spec
+from bestofn.service.core.rank_planning import rank_spec
+from bestofn.service.core.rank_request import RankOptions
 from bestofn.service.core.schemas import RANDOM_SEEDS, GenerateRequest
 from bestofn.service.telemetry.traces import traceparent
 
@@ -38,7 +44,6 @@ async def submit(
         InvalidRequest, IdempotencyMismatch, Overloaded, Unavailable: as `job_spec` and `Queue.submit` say.
     """
     async with context.open_calls.turn(caller):
-        queue = context.queue
         deployment = await context.deployed.choose(body.model, body.judge, body.rule, finals=body.finals is not None)
         for sha256 in deployment.tokenizers:
             await context.counters.load(sha256)
@@ -51,23 +56,55 @@ async def submit(
             count_tokens=context.counters.count,
             image_format=image_format,
         )
-        scoped = fingerprint = None
-        if key is not None:
-            if not (0 < len(key) <= MAX_KEY and key.isprintable()):
-                raise InvalidRequest(
-                    f"Idempotency-Key must have 1 to {MAX_KEY} printable characters", field="Idempotency-Key"
-                )
-            # Two callers who pick the same key must not get each other's images.
-            scoped = f"{caller}:{key}"
-            fingerprint = fingerprint_of(body, spec.format)
-        job, created = await queue.submit(
-            spec,
-            idempotency_key=scoped,
-            fingerprint=fingerprint,
-            cost=tflops(spec, deployment),
-            caller=caller,
-            traceparent=traceparent(),
+        fingerprint = fingerprint_of(body, spec.format)
+        return await _queued(context, spec, deployment, caller=caller, key=key, fingerprint=fingerprint)
+
+
+async def submit_rank(context: Context, upload: Upload, *, caller: str, key: str | None = None) -> tuple[str, bool]:
+    """Submit the job that judges sent images; arguments, result and errors as of `submit`."""
+    body = upload.options
+    async with context.open_calls.turn(caller):
+        wanted = {"finals": body.finals is not None, "any_model": True}
+        deployment = await context.deployed.choose(None, body.judge, body.rule, **wanted)
+        for sha256 in deployment.tokenizers:
+            await context.counters.load(sha256)
+        spec = rank_spec(
+            body,
+            upload.images,
+            deployment,
+            context.settings,
+            job_id=secrets.token_hex(12),
+            count_tokens=context.counters.count,
         )
+        spec = spec.model_copy(update={"warnings": upload.warnings})
+        files = [file.data for file in upload.files]
+        fingerprint = await asyncio.to_thread(fingerprint_of_rank, body, files)
+        return await _queued(context, spec, deployment, caller=caller, key=key, fingerprint=fingerprint, sent=files)
+
+
+async def _queued(
+    context: Context,
+    spec: JobSpec,
+    deployment: Deployment,
+    *,
+    caller: str,
+    key: str | None,
+    fingerprint: str,
+    sent: Sequence[bytes] = (),
+) -> tuple[str, bool]:
+    """Queue a job, or find the one that the Idempotency-Key names."""
+    if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
+        raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY} printable characters", field="Idempotency-Key")
+    job, created = await context.queue.submit(
+        spec,
+        # Two callers who pick the same key must not get each other's images.
+        idempotency_key=None if key is None else f"{caller}:{key}",
+        fingerprint=None if key is None else fingerprint,
+        cost=tflops(spec, deployment),
+        caller=caller,
+        traceparent=traceparent(),
+        sent=sent,
+    )
     context.refusal_limiter.accepted(caller)
     logged = {"prompt": spec.prompt} if context.settings.log_prompts else {"prompt_sha256": _short_hash(spec.prompt)}
     bind_contextvars(job_id=job, **logged)  # for the request's line in the log
@@ -77,6 +114,13 @@ async def submit(
 def fingerprint_of(body: GenerateRequest, format: ImageFormat) -> str:
     """A hash that is the same for requests of the same values: a default that is written is one that is left out."""
     asked = body.model_dump(mode="json", exclude_defaults=True) | {"format": format}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint_of_rank(body: RankOptions, files: Sequence[bytes]) -> str:
+    """The same of a request with sent images, in either kind of body. Names of files have no effect."""
+    asked = body.model_dump(mode="json", exclude_defaults=True, exclude={"images"})
+    asked["images"] = [hashlib.sha256(data).hexdigest() for data in files]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 

@@ -48,6 +48,29 @@ async def generate(
     if accepted.events_first or preference.seconds > 0:
         context.open_calls.enter(request.scope, "stream" if accepted.events_first else "wait")
     job_id, created = await submit(context, body, image_format=wanted, caller=caller_of(request), key=idempotency_key)
+    return await answer(context, request, job_id, created, accepted, preference, last_event_id)
+
+
+async def answer(
+    context: Context,
+    request: Request,
+    job_id: str,
+    created: bool,
+    accepted: Accepted,
+    preference: Preference,
+    last_event_id: str | None,
+) -> Response:
+    """Follow a submitted job as its caller wants, and answer.
+
+    Args:
+        context: of this process.
+        request: the submission.
+        job_id: the job.
+        created: whether the submission made it; else it is another one's, by its Idempotency-Key.
+        accepted: kind of the answer.
+        preference: how long to wait for it.
+        last_event_id: of a stream, the last event that the caller has.
+    """
     headers = {}
     if preference.applied is not None and not accepted.events_first:
         headers["Preference-Applied"] = preference.applied

@@ -1,0 +1,68 @@
+"""POST /rank: judge images that exist, and answer as POST /generate does."""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from bestofn.service.api.access import caller_of
+from bestofn.service.api.content_negotiation import EVENTS, read_accept, read_prefer
+from bestofn.service.api.dependencies import Context, ContextDep
+from bestofn.service.api.json_body import UploadRoute
+from bestofn.service.api.routes.generate import answer
+from bestofn.service.api.submission import submit_rank
+from bestofn.service.api.uploads import read_upload
+from bestofn.service.core.schemas import JobResult
+
+UPLOAD_SECONDS = 300.0
+
+router = APIRouter(route_class=UploadRoute)
+
+
+@router.post("/rank", response_model=JobResult, summary="Judge 2 to 64 images that exist, and rank them")
+async def rank(
+    request: Request,
+    context: ContextDep,
+    accept: Annotated[str | None, Header(description=f"`application/json` or `{EVENTS}`.")] = None,
+    prefer: Annotated[
+        str | None, Header(description="`respond-async`, `wait=n` seconds, `cancel-on-disconnect`.")
+    ] = None,
+    idempotency_key: Annotated[str | None, Header(description="The same key and body again: the same job.")] = None,
+    last_event_id: Annotated[
+        str | None, Header(description="Of a stream: resume after the event with this id.")
+    ] = None,
+) -> Response:
+    """The job has one candidate an image, in their order: verdicts, ranks, bracket and events as of POST /generate.
+
+    A form (`multipart/form-data`) has `prompt` and one part `images` a file. JSON has data URLs. Files are PNG, WebP or
+    JPEG: each at most 16 MiB and 16 Mi pixels, together at most 32 MiB and 128 Mi pixels. The job keeps them until its
+    end, and then the images of the first `top_k` ranks.
+    """
+    accepted = read_accept(accept)
+    if not (accepted.json or accepted.events_first):
+        raise HTTPException(406, f"Accept asks for {str(accept)[:100]!a}; there is application/json, {EVENTS}")
+    preference = read_prefer(prefer, context.settings.max_wait_seconds)
+    if accepted.events_first or preference.seconds > 0:
+        context.open_calls.enter(request.scope, "stream" if accepted.events_first else "wait")
+    job_id, created = await _submitted(context, request, idempotency_key)
+    as_json = accepted if accepted.events_first else read_accept(None)
+    return await answer(context, request, job_id, created, as_json, preference, last_event_id)
+
+
+async def _submitted(context: Context, request: Request, key: str | None) -> tuple[str, bool]:
+    """Read the body in the caller's turn, and submit its job; the body is dropped before the wait for the result."""
+    caller = caller_of(request)
+    async with context.upload_turns.of(caller):
+        try:
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                body = await request.body()
+        except ClientDisconnect as error:
+            raise HTTPException(400) from error
+        except TimeoutError as error:
+            late = f"the body took longer than {UPLOAD_SECONDS:.0f} s; send fewer or smaller images"
+            raise HTTPException(408, late) from error
+        upload = await asyncio.to_thread(read_upload, request.headers.get("content-type", ""), body)
+        return await submit_rank(context, upload, caller=caller, key=key)

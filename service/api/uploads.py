@@ -1,0 +1,198 @@
+"""Bodies of POST /rank: a form with files, or JSON with data URLs; and the checks of the images in them."""
+
+import asyncio
+import base64
+import binascii
+import json
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from email.parser import HeaderParser
+from typing import Any
+from weakref import WeakValueDictionary
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from bestofn.service.core.errors import InvalidRequest
+from bestofn.service.core.jobs import SentImage
+from bestofn.service.core.rank_request import (
+    MAX_IMAGE_PIXELS,
+    MAX_IMAGES,
+    RankOptions,
+    RankRequest,
+    check_number,
+    check_pixels,
+    check_sizes,
+)
+from bestofn.service.media.codec import decode, read_header
+
+FORM = "multipart/form-data"
+TEXTS = ("prompt", "judge", "rule", "priority")  # fields of a form that are text; the others are JSON
+MOST_PARTS = MAX_IMAGES + 64  # of a form; what is beyond is not split
+MOST_HEAD = 4096  # bytes of a part's headers
+MOST_NAME = 255  # characters of a file's name
+AT_ONCE, AT_ONCE_OF_CALLER = 4, 2  # bodies in memory
+
+
+@dataclass(frozen=True, slots=True)
+class SentFile:
+    """An image's file and its name, "" if there is none."""
+
+    name: str
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What a body says, checked: options, files, their description, and warnings about them."""
+
+    options: RankOptions
+    files: tuple[SentFile, ...]
+    images: tuple[SentImage, ...]
+    warnings: tuple[str, ...]
+
+
+class UploadTurns:
+    """Turns of uploads: a body is read into memory in its turn, so that few are there at a time."""
+
+    def __init__(self) -> None:
+        self._all = asyncio.Semaphore(AT_ONCE)
+        self._callers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def of(self, caller: str) -> AsyncIterator[None]:
+        """A turn of a caller, in the order of asking."""
+        own = self._callers.setdefault(caller, asyncio.Semaphore(AT_ONCE_OF_CALLER))
+        async with own, self._all:
+            yield
+
+
+def read_upload(content_type: str, body: bytes) -> Upload:
+    """Read and check a body; every image is decoded once. This may take seconds.
+
+    Args:
+        content_type: the header.
+        body: the whole body.
+
+    Raises:
+        RequestValidationError: a field is wrong.
+        InvalidRequest: an image is wrong, or too large, or there are too many.
+    """
+    options, files = _read_form(content_type, body) if is_form(content_type) else _read_json(body)
+    names = [_shown(number, file.name) for number, file in enumerate(files)]
+    check_number(len(files))
+    check_sizes(names, [len(file.data) for file in files])
+    try:
+        headers = [read_header(file.data, name, MAX_IMAGE_PIXELS) for name, file in zip(names, files, strict=True)]
+        check_pixels(sum(header.width * header.height for header in headers))
+        warnings: list[str] = []
+        for name, file in zip(names, files, strict=True):
+            decode(file.data, name, warnings.append)
+    except ValueError as error:
+        raise InvalidRequest(str(error), field="images") from error
+    images = [
+        SentImage(name=file.name, format=header.format, size=len(file.data))
+        for file, header in zip(files, headers, strict=True)
+    ]
+    return Upload(options, tuple(files), tuple(images), tuple(warnings))
+
+
+def is_form(content_type: str) -> bool:
+    """Whether a Content-Type header names a form with files."""
+    return content_type.partition(";")[0].strip().lower() == FORM
+
+
+def _shown(number: int, name: str) -> str:
+    return f"images[{number}] ({name})" if name else f"images[{number}]"
+
+
+def _read_json(body: bytes) -> tuple[RankOptions, list[SentFile]]:
+    try:
+        sent = json.loads(body)
+    except ValueError as error:
+        place = error.pos if isinstance(error, json.JSONDecodeError) else 0
+        said = error.msg if isinstance(error, json.JSONDecodeError) else "not in UTF-8"
+        entry = {"type": "json_invalid", "loc": ("body", place), "msg": "", "ctx": {"error": said}}
+        raise RequestValidationError([entry], body=RankRequest) from error
+    request = _validated(RankRequest, sent)
+    check_number(len(request.images))
+    return request, [SentFile("", _data_of(_shown(number, ""), url)) for number, url in enumerate(request.images)]
+
+
+def _data_of(name: str, url: str) -> bytes:
+    """The bytes in a data URL. Raises InvalidRequest."""
+    head, _, data = url.partition(",")
+    try:
+        if not re.fullmatch(r"data:[^,]*;base64", head, re.IGNORECASE):
+            raise ValueError(f"it begins with {url[:24]!a}")
+        return base64.b64decode(data, validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise InvalidRequest(
+            f'{name} is no data URL such as "data:image/png;base64,iVBOR...": {error}. This server fetches no '
+            "addresses; send the file itself",
+            field="images",
+        ) from error
+
+
+def _read_form(content_type: str, body: bytes) -> tuple[RankOptions, list[SentFile]]:
+    fields: dict[str, Any] = {}
+    files: list[SentFile] = []
+    for name, filename, data in _parts(content_type, body):
+        if name in ("images", "images[]"):
+            files.append(SentFile(_last_part(filename or ""), data))
+        elif name in fields:
+            raise InvalidRequest(f"{_printable(name)} comes twice; send it once", field=_printable(name))
+        else:
+            fields[name] = _value(name, data)
+    return _validated(RankOptions, fields), files
+
+
+def _value(name: str, data: bytes) -> Any:
+    """The value of a form's field: text, or JSON as in the other kind of body."""
+    try:
+        text = data.decode()
+        return text if name in TEXTS or name not in RankOptions.model_fields else json.loads(text)
+    except ValueError as error:
+        what = "text in UTF-8" if name in TEXTS else "a JSON value, such as 2 or true"
+        raise InvalidRequest(f"{_printable(name)} is not {what}", field=_printable(name)) from error
+
+
+def _parts(content_type: str, body: bytes) -> list[tuple[str, str | None, bytes]]:
+    """Name, file name and content of each part of a form (RFC 7578)."""
+    boundary = HeaderParser().parsestr(f"Content-Type: {content_type}\n\n").get_boundary()
+    if not boundary:
+        raise InvalidRequest(f"Content-Type {FORM} names no boundary; let the client set it", field="Content-Type")
+    _, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"), MOST_PARTS)
+    if not parts or not parts[-1].startswith(b"--"):
+        fault = "has too many parts" if len(parts) == MOST_PARTS else "is cut short: its last boundary is not there"
+        raise InvalidRequest(f"the form {fault}; send prompt and images", field="images")
+    found = []
+    for part in parts[:-1]:
+        head, blank, content = part.partition(b"\r\n\r\n")
+        headers = HeaderParser().parsestr(head[:MOST_HEAD].decode("utf-8", "replace").strip())
+        name = headers.get_param("name", header="content-disposition")
+        if not blank or not isinstance(name, str):
+            raise InvalidRequest("a part of the form has no name; send prompt and images", field="images")
+        found.append((name, headers.get_filename(), content))
+    return found
+
+
+def _last_part(filename: str) -> str:
+    """A file's name without its folders; "" if it cannot be shown."""
+    name = re.split(r"[\\/]", filename)[-1][:MOST_NAME]
+    return name if name.isprintable() else ""
+
+
+def _printable(name: str) -> str:
+    return name if name and name.isprintable() and len(name) <= 64 else ascii(name[:64])
+
+
+def _validated(model: type[RankOptions], sent: Any) -> Any:
+    """The options in `sent`. Raises RequestValidationError as FastAPI does for a declared body."""
+    try:
+        return model.model_validate(sent)
+    except ValidationError as error:
+        entries: Sequence[Any] = [entry | {"loc": ("body", *entry["loc"])} for entry in error.errors()]
+        raise RequestValidationError(entries, body=RankRequest) from error
