@@ -39,11 +39,16 @@ class JobBar:
     def show(self, progress: Progress) -> None:
         """Draw the bar for a job that is this far."""
         best = progress.best and progress.best.verdict.p_yes
+        done, total = progress.steps, progress.total_steps
+        if progress.finals is not None:
+            done, total = progress.finals.played, progress.finals.matches
+        elif not total:  # nothing is drawn
+            done, total = progress.judged, progress.num_samples
         self._bar.update(
             self._task,
             description=describe(progress),
-            completed=progress.steps if progress.finals is None else progress.finals.played,
-            total=progress.total_steps if progress.finals is None else progress.finals.matches,
+            completed=done,
+            total=total,
             judged=f"{progress.judged}/{progress.num_samples}",
             best="" if best is None else f", best {best:.3f}",
         )
@@ -54,7 +59,7 @@ def describe(progress: Progress) -> str:
     if progress.finals is not None:
         return f"finals: {progress.finals.played} of {progress.finals.matches} matches"
     if progress.status is not JobStatus.QUEUED:
-        return "drawing"
+        return "drawing" if progress.total_steps else "judging"
     place = "" if progress.position is None else f", place {progress.position}"
     seconds = progress.estimated_wait_seconds
     if seconds is None:

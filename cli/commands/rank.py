@@ -11,7 +11,7 @@ import typer
 from bestofn.cli import server_choice as target
 from bestofn.cli.console import check_text, say
 from bestofn.judge.pairwise import Played, ranking
-from bestofn.judge.verdict import Rule
+from bestofn.judge.verdict import Rule, Verdict
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, load_settings
 from bestofn.service.pairwise.openai_judge import PREFIX, VisionJudge
@@ -24,6 +24,8 @@ EPILOG = """Examples:
 `bestofn rank "a red star left of a blue circle" a.png b.png c.png`
 
 `bestofn rank "two hearts" *.png --judge ./NVILA-Lite-2B-Verifier --rule official --json`
+
+`bestofn rank "two hearts" *.png --server http://gpu-host:8000`
 
 `bestofn rank "two hearts" *.png --judge openai:http://localhost:8000/v1#Qwen/Qwen2.5-VL-7B-Instruct`
 """
@@ -43,9 +45,15 @@ def rank(
     second_judge: Annotated[
         str | None, typer.Option(metavar="JUDGE", help="As --judge, for rule lower_bound, which it implies.")
     ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Judge there, on its workers; --judge is then a name that it deploys."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print verdicts, ranks and bracket as JSON.")] = False,
 ) -> None:
     """Judge images of PROMPT: per image the verdict, both logits, tiles and rank, and the knockout among them.
+
+    The judge runs in this process, or with --server on a server's workers, which do not say the number of tiles.
 
     A judge openai:ADDRESS#MODEL compares two images at a time, in both orders. If the orders disagree, the image that
     is named earlier goes on. BESTOFN_PAIRWISE_API_KEY is its key. Images and PROMPT are sent to its server.
@@ -54,6 +62,9 @@ def rank(
         raise typer.BadParameter("the prompt is blank")
     check_text(prompt, "prompt")
     check_images(images)
+    if server is not None:
+        _report(_judged_there(server, prompt, images, judge, rule, second_judge), json=json)
+        return
     settings = load_settings(judge=judge, second_judge=second_judge)
     if settings.judge.startswith(PREFIX):
         if rule is not None or second_judge is not None:
@@ -95,26 +106,66 @@ def rank(
         }
         for i, path in enumerate(images)
     ]
+    report = {
+        "prompt": prompt,
+        "rule": rule.value,
+        "judge": checkpoints[0].revision.model_dump(),
+        **({"second_judge": checkpoints[1].revision.model_dump()} if others else {}),
+        "images": judged,
+        "bracket": bracket.to_json()["rounds"],
+    }
+    _report(report, json=json)
+
+
+def _judged_there(
+    server: str, prompt: str, images: list[Path], judge: str | None, rule: Rule | None, second_judge: str | None
+) -> dict[str, Any]:
+    """The report of a server's judge: as of this process, without the number of tiles."""
+    if second_judge is not None or (judge or "").startswith(PREFIX):
+        raise typer.BadParameter("a server has its workers' own judges: leave --second-judge and openai: out")
+    from bestofn.cli.progress_bar import JobBar
+    from bestofn.service.client.client import Client
+
+    rule = rule or Rule.MARGIN
+    with Client(server, load_settings().api_key) as client, JobBar() as bar:
+        result = client.rank(prompt, images, judge=judge, rule=rule, on_progress=bar.show)
+    for warning in result.warnings:
+        say(f"warning: {warning}")
+    return {
+        "prompt": prompt,
+        "rule": rule.value,
+        "judge": result.judge.model_dump(),
+        **({"second_judge": result.second_judge.model_dump()} if result.second_judge else {}),
+        "images": [
+            {
+                "path": str(images[one.index]),
+                "rank": one.rank,
+                "verdict": one.verdict.model_dump(mode="json"),
+                "tiles": None,
+            }
+            for one in result.candidates
+        ],
+        "bracket": [[match.model_dump() for match in matches] for matches in result.bracket],
+    }
+
+
+def _report(report: dict[str, Any], *, json: bool) -> None:
+    """Print verdicts, ranks and knockout."""
     if json:
-        report = {
-            "prompt": prompt,
-            "rule": rule.value,
-            "judge": checkpoints[0].revision.model_dump(),
-            **({"second_judge": checkpoints[1].revision.model_dump()} if others else {}),
-            "images": judged,
-            "bracket": bracket.to_json()["rounds"],
-        }
         typer.echo(jsonlib.dumps(report, indent=2))
         return
     typer.echo("rank  answer  p(yes)     yes      no  tiles  image")
-    for i in order:
-        verdict = verdicts[i]
+    for image in sorted(report["images"], key=lambda image: int(image["rank"])):
+        verdict = Verdict.from_json(image["verdict"])
         numbers = f"{verdict.p_yes:6.4f}  {verdict.yes_logit:6.2f}  {verdict.no_logit:6.2f}"
-        typer.echo(f"{places[i]:4}  {verdict.answer:6}  {numbers}  {judged[i]['tiles']:5}  {images[i]}")
-    for number, matches in enumerate(bracket.rounds, 1):
+        tiles = "-" if image["tiles"] is None else image["tiles"]
+        typer.echo(f"{image['rank']:4}  {verdict.answer:6}  {numbers}  {tiles:>5}  {image['path']}")
+    names = [Path(image["path"]).name for image in report["images"]]
+    for number, matches in enumerate(report["bracket"], 1):
         played = (
-            f"{images[m.a].name} {'has a bye' if m.b is None else 'beats' if m.winner == m.a else 'loses to'}"
-            + ("" if m.b is None else f" {images[m.b].name}")
+            f"{names[m['a']]} "
+            + ("has a bye" if m["b"] is None else "beats" if m["winner"] == m["a"] else "loses to")
+            + ("" if m["b"] is None else f" {names[m['b']]}")
             for m in matches
         )
         typer.echo(f"round {number}: {'; '.join(played)}")

@@ -142,8 +142,10 @@ def _read_form(content_type: str, body: bytes) -> tuple[RankOptions, list[SentFi
     for name, filename, data in _parts(content_type, body):
         if name in ("images", "images[]"):
             files.append(SentFile(_last_part(filename or ""), data))
+        elif name not in RankOptions.model_fields:
+            fields[name] = None  # refused below, with the right name
         elif name in fields:
-            raise InvalidRequest(f"{_printable(name)} comes twice; send it once", field=_printable(name))
+            raise InvalidRequest(f"{name} comes twice; send it once", field=name)
         else:
             fields[name] = _value(name, data)
     return _validated(RankOptions, fields), files
@@ -153,10 +155,10 @@ def _value(name: str, data: bytes) -> Any:
     """The value of a form's field: text, or JSON as in the other kind of body."""
     try:
         text = data.decode()
-        return text if name in TEXTS or name not in RankOptions.model_fields else json.loads(text)
+        return text if name in TEXTS else json.loads(text)
     except ValueError as error:
         what = "text in UTF-8" if name in TEXTS else "a JSON value, such as 2 or true"
-        raise InvalidRequest(f"{_printable(name)} is not {what}", field=_printable(name)) from error
+        raise InvalidRequest(f"{name} is not {what}", field=name) from error
 
 
 def _parts(content_type: str, body: bytes) -> list[tuple[str, str | None, bytes]]:
@@ -183,10 +185,6 @@ def _last_part(filename: str) -> str:
     """A file's name without its folders; "" if it cannot be shown."""
     name = re.split(r"[\\/]", filename)[-1][:MOST_NAME]
     return name if name.isprintable() else ""
-
-
-def _printable(name: str) -> str:
-    return name if name and name.isprintable() and len(name) <= 64 else ascii(name[:64])
 
 
 def _validated(model: type[RankOptions], sent: Any) -> Any:

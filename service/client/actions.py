@@ -4,7 +4,7 @@ A flow is the client's policy, written once: a generator that yields actions. Th
 raises its error at the `yield`. `drivers` runs a flow with blocking calls or with awaited ones.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +16,7 @@ class Send:
     """One request; its outcome is the httpx.Response, read to its end, whatever its status.
 
     Attributes:
+        data, files: of a form, in place of `json`.
         timeout: seconds; None: the client's.
         shielded: whether it is made even though its task is cancelled or the client is being closed; with `timeout`.
     """
@@ -24,6 +25,8 @@ class Send:
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     json: Any = None
+    data: Mapping[str, str] | None = None
+    files: Sequence[tuple[str, tuple[str, bytes]]] | None = None
     timeout: float | None = None
     shielded: bool = False
 

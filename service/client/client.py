@@ -1,9 +1,10 @@
 """The two clients of the HTTP API: `Client` blocks, `AsyncClient` awaits; both run the same flows."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
+import anyio.to_thread
 import httpx
 
 from bestofn.service.client.discovery import find_server
@@ -13,6 +14,7 @@ from bestofn.service.client.flows import Flows
 from bestofn.service.client.generation import Generation
 from bestofn.service.client.options import Options
 from bestofn.service.client.progress import Progress
+from bestofn.service.client.rank_form import ImageSource, RankOptions, fields_of, files_of
 from bestofn.service.core.errors import Unavailable
 from bestofn.service.core.openai_schemas import OpenAIModel
 from bestofn.service.core.schemas import JobResult
@@ -117,6 +119,33 @@ class Client:
         """
         return self._driver.run(self._flows.generate(_request(prompt, options), idempotency_key), on_progress)
 
+    def rank(
+        self,
+        prompt: str,
+        images: Sequence[ImageSource],
+        *,
+        on_progress: OnProgress | None = None,
+        idempotency_key: str | None = None,
+        **options: Unpack[RankOptions],
+    ) -> JobResult:
+        """Judge 2 to 64 images that exist; the job's `candidates` are these images, each with verdict and rank.
+
+        >>> result = client.rank("two hearts", ["a.png", "b.png", "c.png"])
+        >>> result.images[0].name, result.images[0].verdict.p_yes
+        ('b.png', 0.943)
+
+        Args:
+            images: paths, bytes of files, or PIL images. Files are PNG, WebP or JPEG.
+            on_progress, idempotency_key: as of `generate`.
+            options: `top_k`, `judge`, `rule`, ...: the fields of POST /rank.
+
+        Raises:
+            OSError: a file cannot be read.
+            InvalidRequest, JobFailed, JobCanceled, Unavailable, Overloaded, ClientClosed: as `generate`.
+        """
+        flow = self._flows.rank(fields_of(prompt, options), files_of(images), idempotency_key)
+        return self._driver.run(flow, on_progress)
+
     def submit(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> JobResult:
         """Queue a job and return at once; its `id` is what the other methods take. Arguments as of `generate`."""
         return self._driver.run(self._flows.submit(_request(prompt, options), idempotency_key))
@@ -215,6 +244,19 @@ class AsyncClient:
     ) -> Generation:
         """As `Client.generate`; `on_progress` may be a coroutine function."""
         return await self._driver.run(self._flows.generate(_request(prompt, options), idempotency_key), on_progress)
+
+    async def rank(
+        self,
+        prompt: str,
+        images: Sequence[ImageSource],
+        *,
+        on_progress: OnProgressAsync | None = None,
+        idempotency_key: str | None = None,
+        **options: Unpack[RankOptions],
+    ) -> JobResult:
+        """As `Client.rank`; files are read in a thread."""
+        files = await anyio.to_thread.run_sync(files_of, images)
+        return await self._driver.run(self._flows.rank(fields_of(prompt, options), files, idempotency_key), on_progress)
 
     async def submit(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> JobResult:
         """As `Client.submit`."""

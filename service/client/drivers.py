@@ -32,6 +32,8 @@ def _options(action: Send | Open, timeout: httpx.Timeout) -> dict[str, Any]:
     options: dict[str, Any] = {"method": action.method, "url": action.path, "headers": action.headers}
     if action.json is not None:
         options["json"] = action.json
+    if action.files is not None:
+        options |= {"data": action.data, "files": action.files}
     if action.timeout is not None:
         options["timeout"] = action.timeout
     return options

@@ -16,6 +16,7 @@ from bestofn.service.client.event_stream import Following
 from bestofn.service.client.events import ProblemEvent, ResultEvent
 from bestofn.service.client.generation import Generation
 from bestofn.service.client.progress import Progress
+from bestofn.service.client.rank_form import Files
 from bestofn.service.client.retries import call
 from bestofn.service.core.errors import BestOfNError, JobCanceled
 from bestofn.service.core.openai_schemas import ModelsOut, OpenAIModel
@@ -43,16 +44,24 @@ class Flows:
 
     def generate(self, request: Mapping[str, Any], key: str | None) -> Flow[Generation]:
         """Submit, follow, fetch; emits Progress. Whatever interrupts it cancels the job."""
-        key = key or uuid.uuid4().hex
+        result = yield from self._run(_submission(request, key))
+        return (yield from self._fetch(result))
+
+    def rank(self, fields: Mapping[str, str], files: Files, key: str | None) -> Flow[JobResult]:
+        """Submit images and follow their job; emits Progress. Whatever interrupts it cancels the job."""
+        return (yield from self._run(replace(_submission({}, key), path="/rank", json=None, data=fields, files=files)))
+
+    def _run(self, submission: Send) -> Flow[JobResult]:
+        """Submit a job and follow it to its end; emits Progress."""
         job: JobResult | None = None
         try:
-            job = yield from self.submit(request, key)
+            job = _job((yield from self._call(submission)))
             self.drawing.add(job.id)
             return (yield from self._follow(job))
         except BaseException as error:
             # After other errors of ours the job does not exist, has ended, or its server cannot be reached.
             if isinstance(error, ClientClosed) or not isinstance(error, BestOfNError):
-                yield from self._abandon(request, key, job)
+                yield from self._abandon(submission, job)
             raise
         finally:
             if job is not None:
@@ -66,8 +75,7 @@ class Flows:
 
     def submit(self, request: Mapping[str, Any], key: str | None) -> Flow[JobResult]:
         """The job, once it is queued; an answer that got lost does not queue it twice."""
-        submission = _submission(request, key or uuid.uuid4().hex)
-        return _job((yield from call(submission, self.server, self.retries)))
+        return _job((yield from self._call(_submission(request, key))))
 
     def wait(self, job_id: str) -> Flow[Generation]:
         """Follow a job to its end and fetch its images; emits Progress.
@@ -75,9 +83,11 @@ class Flows:
         Raises:
             JobFailed, JobCanceled: how it ended.
         """
-        return (yield from self._follow((yield from self._read(f"/jobs/{job_id}?limit=1"))))
+        result = yield from self._follow((yield from self._read(f"/jobs/{job_id}?limit=1")))
+        return (yield from self._fetch(result))
 
-    def _follow(self, job: JobResult) -> Flow[Generation]:
+    def _follow(self, job: JobResult) -> Flow[JobResult]:
+        """The result of a job at its end; emits Progress."""
         progress = Progress.of(job)
         yield Emit(progress)
         stream = Following(self.server, job.id, None, self.reconnects)
@@ -90,12 +100,14 @@ class Flows:
                 canceled = isinstance(error, JobCanceled)
                 raise type(error)(f"job {job.id} {'was cancelled' if canceled else f'failed: {error.detail}'}")
             if isinstance(event, ResultEvent):
-                result = event.result if event.result.next is None else (yield from self.result(job.id))
-                images: list[bytes] = []
-                for image in result.images:
-                    images += [(yield from self.image(job.id, image.rank))]
-                return Generation.of(result, images)
+                return event.result if event.result.next is None else (yield from self.result(job.id))
         raise AssertionError("a stream ends with a result or an error")
+
+    def _fetch(self, result: JobResult) -> Flow[Generation]:
+        images: list[bytes] = []
+        for image in result.images:
+            images += [(yield from self.image(result.id, image.rank))]
+        return Generation.of(result, images)
 
     def events(self, job_id: str, after: str | None) -> Flow[None]:
         """Emits the job's events, each once."""
@@ -139,20 +151,20 @@ class Flows:
     def _read(self, path: str) -> Flow[JobResult]:
         return _job((yield from self._call(Send("GET", path))))
 
-    def _abandon(self, request: Mapping[str, Any], key: str, job: JobResult | None) -> Flow[None]:
+    def _abandon(self, submission: Send, job: JobResult | None) -> Flow[None]:
         """Cancel the job of a caller who is being interrupted; one whose submission was not answered yet is asked
         for by its key. Tried once: what interrupts the caller matters more than what goes wrong here."""
         with suppress(Exception):
             if job is None:
-                answer: httpx.Response = yield _last_wish(_submission(request, key))
+                answer: httpx.Response = yield _last_wish(submission)
                 if not answer.is_success:
                     return
                 job = _job(answer)
             yield _last_wish(Send("DELETE", f"/jobs/{job.id}"))
 
 
-def _submission(request: Mapping[str, Any], key: str) -> Send:
-    headers = {"Prefer": "respond-async", "Idempotency-Key": key}
+def _submission(request: Mapping[str, Any], key: str | None) -> Send:
+    headers = {"Prefer": "respond-async", "Idempotency-Key": key or uuid.uuid4().hex}
     return Send("POST", "/generate", headers, dict(request))
 
 

@@ -46,14 +46,15 @@ class Progress(BaseModel):
 
     @property
     def fraction(self) -> float:
-        """Of the denoising steps, 0 to 1."""
-        return self.steps / self.total_steps if self.total_steps else 0.0
+        """Of the denoising steps, or of the verdicts where nothing is drawn: 0 to 1."""
+        return self.steps / self.total_steps if self.total_steps else self.judged / self.num_samples
 
     @classmethod
     def of(cls, result: JobResult) -> Self:
         """The progress of a job as it was read."""
         counted = {} if result.progress is None else result.progress.model_dump()
-        N, steps = (int(result.parameters.get(name, 1)) for name in ("num_samples", "num_inference_steps"))
+        N = int(result.parameters.get("num_samples", 1))
+        steps = int(result.parameters.get("num_inference_steps", 0))
         return cls.model_validate(
             {"num_samples": N, "total_steps": N * steps, **counted, "job": result.id, "status": result.status}
         )

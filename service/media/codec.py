@@ -126,6 +126,8 @@ def _opened(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Iterato
                 yield image
         except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
             said = str(error).partition(" <_io.")[0].partition(" '<_io.")[0] or type(error).__name__
+            if isinstance(error, Image.DecompressionBombError):  # beyond a limit of Pillow's own, far above ours
+                said = f"far too many pixels; at most {max_pixels >> 20} Mi are decoded: shrink it"
             size = file.seek(0, io.SEEK_END)
             of = f"{name}: " if name else ""
             raise ValueError(f"{of}not a readable PNG, WebP or JPEG ({size} bytes): {said}") from error

@@ -1,0 +1,57 @@
+"""The form of POST /rank: a prompt, options, and the files of images."""
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from PIL import Image
+
+from bestofn.judge.verdict import Rule
+from bestofn.service.core.jobs import Priority
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image
+"""A file's path, a file's bytes, or an image, which is sent as PNG."""
+
+Files = Sequence[tuple[str, tuple[str, bytes]]]
+"""Field, name and bytes of each file."""
+
+
+class RankOptions(TypedDict, total=False):
+    """Options of POST /rank. Options that are left out take the server's defaults."""
+
+    top_k: int
+    judge: str | None
+    rule: Rule | Literal["margin", "official", "lower_bound"]
+    finals: Mapping[str, float] | None
+    priority: Priority
+    deadline_seconds: float | None
+    thumbnails: bool
+
+
+def fields_of(prompt: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """The form's fields: text as it is, other values as JSON."""
+    given = {"prompt": prompt} | {name: value for name, value in options.items() if value is not None}
+    return {name: str(value) if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+
+
+def files_of(images: Sequence[ImageSource]) -> Files:
+    """The form's files. Raises OSError for a file that cannot be read."""
+    return [("images", (_name(image), _bytes(image))) for image in images]
+
+
+def _name(image: ImageSource) -> str:
+    named = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "")
+    return Path(named).name or "image"
+
+
+def _bytes(image: ImageSource) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if not isinstance(image, Image.Image):
+        return Path(image).read_bytes()
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
