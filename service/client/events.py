@@ -48,11 +48,15 @@ class ProgressEvent(JobEvent):
 
 
 class CandidateEvent(JobEvent):
-    """A candidate is judged; `thumbnail` is the url of its small image, if the job asked for them."""
+    """A candidate is judged; `thumbnail` is the url of its small image, if the job asked for them.
+
+    A sent image has no `seed`; `name` is that of its file.
+    """
 
     type = "candidate"
     index: int
-    seed: int
+    seed: int | None
+    name: str | None = None
     verdict: VerdictOut
     thumbnail: str | None = None
 

@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.jobs import Priority
 
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 """A file's path, a file's bytes, or an image, which is sent as PNG."""
+
 
 Files = Sequence[tuple[str, tuple[str, bytes]]]
 """Field, name and bytes of each file."""
@@ -44,7 +47,7 @@ def files_of(images: Sequence[ImageSource]) -> Files:
 
 def _name(image: ImageSource) -> str:
     named = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "")
-    return Path(named).name or "image"
+    return Path(named).name
 
 
 def _bytes(image: ImageSource) -> bytes:
@@ -52,6 +55,7 @@ def _bytes(image: ImageSource) -> bytes:
         return image
     if not isinstance(image, Image.Image):
         return Path(image).read_bytes()
+    upright = ImageOps.exif_transpose(image)
     file = io.BytesIO()
-    image.save(file, "PNG")
+    (upright if upright.mode in _PNG_MODES else upright.convert("RGB")).save(file, "PNG")
     return file.getvalue()
