@@ -6,6 +6,7 @@ import binascii
 import json
 import re
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.parser import HeaderParser
@@ -55,11 +56,12 @@ class Upload:
 
 
 class UploadTurns:
-    """Turns of uploads: a body is read into memory in its turn, so that few are there at a time."""
+    """Turns of uploads: a body is read into memory in its turn, so that few are there; one at a time is decoded."""
 
     def __init__(self) -> None:
         self._all = asyncio.Semaphore(AT_ONCE)
         self._callers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="uploads")
 
     @asynccontextmanager
     async def of(self, caller: str) -> AsyncIterator[None]:
@@ -67,6 +69,10 @@ class UploadTurns:
         own = self._callers.setdefault(caller, asyncio.Semaphore(AT_ONCE_OF_CALLER))
         async with own, self._all:
             yield
+
+    async def read(self, content_type: str, body: bytes) -> Upload:
+        """`read_upload`, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, read_upload, content_type, body)
 
 
 def read_upload(content_type: str, body: bytes) -> Upload:
@@ -111,9 +117,9 @@ def _shown(number: int, name: str) -> str:
 def _read_json(body: bytes) -> tuple[RankOptions, list[SentFile]]:
     try:
         sent = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         place = error.pos if isinstance(error, json.JSONDecodeError) else 0
-        said = error.msg if isinstance(error, json.JSONDecodeError) else "not in UTF-8"
+        said = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8, or too deeply nested"
         entry = {"type": "json_invalid", "loc": ("body", place), "msg": "", "ctx": {"error": said}}
         raise RequestValidationError([entry], body=RankRequest) from error
     request = _validated(RankRequest, sent)
@@ -156,7 +162,7 @@ def _value(name: str, data: bytes) -> Any:
     try:
         text = data.decode()
         return text if name in TEXTS else json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         what = "text in UTF-8" if name in TEXTS else "a JSON value, such as 2 or true"
         raise InvalidRequest(f"{name} is not {what}", field=name) from error
 

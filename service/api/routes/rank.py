@@ -14,7 +14,6 @@ from bestofn.service.api.dependencies import Context, ContextDep
 from bestofn.service.api.json_body import UploadRoute
 from bestofn.service.api.routes.generate import answer
 from bestofn.service.api.submission import submit_rank
-from bestofn.service.api.uploads import read_upload
 from bestofn.service.core.schemas import JobResult
 
 UPLOAD_SECONDS = 300.0
@@ -58,11 +57,11 @@ async def _submitted(context: Context, request: Request, key: str | None) -> tup
     async with context.upload_turns.of(caller):
         try:
             async with asyncio.timeout(UPLOAD_SECONDS):
-                body = await request.body()
+                body = b"".join([chunk async for chunk in request.stream()])  # which the request does not keep
         except ClientDisconnect as error:
             raise HTTPException(400) from error
         except TimeoutError as error:
             late = f"the body took longer than {UPLOAD_SECONDS:.0f} s; send fewer or smaller images"
             raise HTTPException(408, late) from error
-        upload = await asyncio.to_thread(read_upload, request.headers.get("content-type", ""), body)
+        upload = await context.upload_turns.read(request.headers.get("content-type", ""), body)
         return await submit_rank(context, upload, caller=caller, key=key)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from bestofn.service.api.connections import CONNECTIONS_KEPT, IDLE_SECONDS, AcceptErrors, Connections
+from bestofn.service.api.connections import CONNECTIONS_KEPT, IDLE_SECONDS, PACE_BYTES, AcceptErrors, Connections
 from bestofn.service.core.settings import Settings
 from tests.waiting import PATIENCE, until
 
@@ -38,6 +38,21 @@ class Transport:
 
     def abort(self) -> None:
         self.aborted = True
+
+
+def test_a_body_at_a_fair_pace_is_not_idle() -> None:
+    clock = Clock()
+    connections = Connections(LIMIT, clock)
+    fair, trickling = (Transport() for _ in range(2))
+    peers = [connections.opened(one) for one in (fair, trickling)]  # type: ignore[arg-type]
+    for _ in range(3):
+        clock.now += IDLE_SECONDS
+        for peer, size in zip(peers, (PACE_BYTES, 1000), strict=True):
+            connections.received(peer, size)
+        connections.close_old()
+        clock.now += 1
+        connections.close_old()
+    assert (fair.aborted, trickling.aborted) == (False, True)
 
 
 def is_closed(connection: socket.socket) -> bool:

@@ -4,12 +4,14 @@ import base64
 import hashlib
 import io
 import json
+import socket
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -18,7 +20,7 @@ from PIL import Image
 
 from bestofn.judge.bracket import knockout
 from bestofn.judge.verdict import rank as ranked
-from bestofn.service.api.uploads import read_upload
+from bestofn.service.api.uploads import AT_ONCE, read_upload
 from bestofn.service.core import rank_request
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.settings import Settings
@@ -169,6 +171,7 @@ def test_other_faults_of_a_request_name_their_field(served: Any) -> None:
         ({"files": two, "data": {"prompt": [PROMPT] * 2}}, 422, "prompt", "prompt comes twice; send it once"),
         ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, 415, "Content-Type", "multipart/form-data"),
         ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 422, None, "the body is not valid JSON"),
+        ({"content": b"[" * 99_999, "headers": {"Content-Type": "application/json"}}, 422, None, "too deeply nested"),
     ):
         got = refusal(**sent)
         assert got[0] == status, got
@@ -182,6 +185,23 @@ def test_bodies_longer_than_the_limit_are_refused(served: Any, monkeypatch: pyte
     monkeypatch.setattr("bestofn.service.api.json_body.MAX_BODY_BYTES", 1000)  # of the API, which is a thread
     answer = rank(served.url, PICTURES * 2)
     assert (answer.status_code, "send fewer or smaller images" in answer.json()["detail"]) == (413, True)
+
+
+def test_a_body_that_does_not_come_is_given_up(
+    idle: Settings, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is 408; a caller who hangs up meanwhile is no mistake of the server, and holds no turn."""
+    head = b"POST /rank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    with serving(idle) as api:
+        place = urlsplit(api.url).hostname, urlsplit(api.url).port
+        for _ in range(AT_ONCE + 1):
+            with socket.create_connection(place) as gone:
+                gone.sendall(head)
+        monkeypatch.setattr("bestofn.service.api.routes.rank.UPLOAD_SECONDS", 0.01)  # of the API, which is a thread
+        with socket.create_connection(place) as slow:
+            slow.sendall(head)
+            answer = slow.makefile("rb").readline()
+    assert answer == b"HTTP/1.1 408 Request Timeout\r\n"
 
 
 def test_forms_are_read_byte_by_byte() -> None:

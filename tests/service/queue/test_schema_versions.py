@@ -26,7 +26,7 @@ Finish = Callable[[Heat], HeatOutcome]
 NEXT = jobs.SCHEMA_VERSION + 1
 
 # Fields, types and defaults of what is stored. A change of it needs a new SCHEMA_VERSION and a new line here.
-FORMS = {1: "eef6c12655bcf1c9"}
+FORMS = {1: "eef6c12655bcf1c9", 2: "44fd8891233d86ce"}
 
 
 def form_of(model: type[BaseModel]) -> dict[str, str]:
@@ -102,7 +102,7 @@ async def test_jobs_of_a_version_that_is_gone_fail_with_a_reason(
             record = await queue.record(spec.id)
             assert record.status is JobStatus.FAILED
             assert str(record.error).startswith(
-                "the job was accepted by another version of bestofn (stored form 1, here 2)"
+                f"the job was accepted by another version of bestofn (stored form {NEXT - 1}, here {NEXT})"
             )
         assert (await queue.record(own.id)).status is JobStatus.QUEUED
         backlog = await queue.backlog()
