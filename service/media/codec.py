@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -126,8 +127,9 @@ def _opened(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Iterato
                 yield image
         except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
             said = str(error).partition(" <_io.")[0].partition(" '<_io.")[0] or type(error).__name__
-            if isinstance(error, Image.DecompressionBombError):  # beyond a limit of Pillow's own, far above ours
-                said = f"far too many pixels; at most {max_pixels >> 20} Mi are decoded: shrink it"
+            if isinstance(error, Image.DecompressionBombError):  # beyond a limit of Pillow's own, above ours
+                pixels = re.search(r"\d+ pixels", said)
+                said = f"{pixels[0] if pixels else said}; at most {max_pixels >> 20} Mi are decoded: shrink it"
             size = file.seek(0, io.SEEK_END)
             of = f"{name}: " if name else ""
             raise ValueError(f"{of}not a readable PNG, WebP or JPEG ({size} bytes): {said}") from error

@@ -240,7 +240,7 @@ NO_PICTURES: dict[str, tuple[bytes, str]] = {
     "text": (b"a red star", "cannot identify image file"),
     "truncated": (_png(64, 64, bytes(65 * 64))[:50], "runcated"),
     "broken inside": (_png(64, 64, bytes(100)), "truncated"),
-    "a decompression bomb": (_png(60_000, 60_000), "3600000000 pixels"),
+    "a decompression bomb": (_png(60_000, 60_000), "3600000000 pixels; at most 128 Mi are decoded: shrink it"),
     "a bomb in its text": (_png(8, 8, bytes(72), _chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2**21)))), "too large"),
 }
 

@@ -122,7 +122,11 @@ REFUSED: Mapping[str, Any] = {
     "no picture": ([RED, b"GIF89a what else"], "images[1] (1.png): not a readable PNG, WebP or JPEG (16 bytes)"),
     "cut short": ([RED, picture("blue", "JPEG")[:-40]], "images[1] (1.png): not a readable PNG, WebP or JPEG"),
     "empty": ([b"", RED], "images[0] (0.png) is an empty file; leave it out"),
-    "bomb": ([RED, RED, bomb(20_000, 20_000)], "images[2] (2.png)", "far too many pixels; at most 16 Mi are decoded"),
+    "bomb": (
+        [RED, RED, bomb(20_000, 20_000)],
+        "images[2] (2.png)",
+        "400000000 pixels; at most 16 Mi are decoded: shrink it",
+    ),
     "large": ([bomb(5000, 5000), RED], "images[0] (0.png)", "5000x5000 pixels; at most 16 Mi are decoded: shrink it"),
     "bombs": ([bomb(4096, 4096)] * 9, "images have 150,994,944 pixels together, and may have 134,217,728"),
     "one too large": (

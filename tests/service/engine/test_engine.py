@@ -5,8 +5,10 @@ import subprocess
 import sys
 import weakref
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +19,7 @@ from bestofn.judge.verdict import Rule
 from bestofn.models.generator import Generator
 from bestofn.models.random_init.checkpoint import SCM, make_random_checkpoint
 from bestofn.models.sampling import generate
-from bestofn.service.core.jobs import Candidate, Draft, JobSpec, Usage
+from bestofn.service.core.jobs import Candidate, Draft, JobSpec, SentImage, Usage
 from bestofn.service.core.results import promoted, ranked
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.batch_sizes import Sizes, sizes_for
@@ -366,6 +368,33 @@ class Replayed:
                 args, kwargs = tree_map_only(torch.Tensor, current, (args, kwargs))
                 result = operator(*args, **kwargs)
                 now.update((id(old), new) for old, new in zip(tree_leaves(then), tree_leaves(result), strict=True))
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "a tick later, as on a GPU"])
+def test_sent_images_are_judged_at_their_own_size_beside_drawn_ones(make, spec, loaded, late):
+    rng = np.random.default_rng(5)
+    sizes = [(32, 32), (96, 32), (33, 31), (40, 90), (300, 20)]
+    arrays = [rng.integers(0, 256, (height, width, 3), np.uint8) for width, height in sizes]
+    files = {i: encode(pixels, "png") for i, pixels in enumerate(arrays)}
+    judge = loaded._judge.get()
+    assert len({judge.tiles(*size) for size in sizes}) > 1
+    fields = {"num_inference_steps": 0, "seed": 0, "width": 0, "height": 0, "guidance_scale": 0.0}
+    sent = [SentImage(format="png", size=len(data)) for data in files.values()]
+    job = spec("r", num_samples=5, heat_size=5, top_k=2, thumbnails=True, sent=sent, **fields)
+    engine = make(side_stream=Late(loaded.generator.device, one_queue=True) if late else None)
+    engine.admit(replace(job.heat(0), images=files))
+    engine.admit(replace(job.model_copy(update={"id": "canceled"}).heat(0), images=files))
+    engine.cancel("canceled")
+    events = run(engine, spec("d", num_samples=3, prompt=job.prompt))
+    assert {event.job for event in events} == {"r", "d"}
+    assert sum(event.thumbnail is not None for event in events if isinstance(event, Judged)) == 5
+    (outcome,) = (event.outcome for event in events if isinstance(event, HeatFinished) and event.job == "r")
+    for candidate, pixels in zip(outcome.candidates, arrays, strict=True):
+        (alone,) = judge.judge([pixels], [job.prompt])
+        assert candidate.verdict.answer == alone.answer
+        assert candidate.verdict.margin == pytest.approx(alone.margin, abs=1e-3)
+    assert len(outcome.images) == 2
+    assert all(outcome.images[index] == files[index] for index in outcome.images)
 
 
 @pytest.mark.parametrize("strict", [True, False])

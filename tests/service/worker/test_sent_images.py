@@ -29,6 +29,7 @@ from bestofn.service.engine.loader import load_engine
 from bestofn.service.engine.protocol import HeatFailed, HeatFinished
 from bestofn.service.media.codec import decode
 from bestofn.service.queue.job_queue import Queue
+from tests.service.pairwise.vision_server import vision_server
 from tests.waiting import PATIENCE, until
 
 MakeSpec = Callable[..., JobSpec]
@@ -150,6 +151,24 @@ async def test_cancel_drops_the_images_at_once(
     assert await left(queue, spec.id) == []
     assert [image.name for image in (await queue.spec(spec.id)).sent] == [""] * 8
     assert await lane.claim(8, 0) == []
+
+
+@embedded
+async def test_finals_are_played_among_sent_images(settings: Settings, make_spec: MakeSpec, start: Start) -> None:
+    with vision_server() as vision:  # which prefers the brighter image, here the last
+        settings = settings.model_copy(update={"pairwise_judge": vision.url})
+        async with aclosing(await Queue.connect(settings)) as queue:
+            start(settings)
+            while not await queue.workers():
+                await asyncio.sleep(0.02)
+            spec, files = job_of(make_spec, 8, finals={"max_entrants": 8, "margin": 100.0})
+            await queue.submit(spec, cost=1, sent=files)
+            assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
+            record = await queue.record(spec.id)
+            assert record.finals is not None
+            assert len(record.finals.rounds) == 3
+            assert await queue.image(spec.id, 7) == files[7]
+            assert await left(queue, spec.id) == []
 
 
 async def test_a_refused_job_leaves_no_images(queue: Queue, make_spec: MakeSpec) -> None:
