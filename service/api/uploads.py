@@ -26,6 +26,7 @@ from bestofn.service.core.rank_request import (
     check_number,
     check_pixels,
     check_sizes,
+    shown_name,
 )
 from bestofn.service.media.codec import decode, read_header
 
@@ -87,7 +88,7 @@ def read_upload(content_type: str, body: bytes) -> Upload:
         InvalidRequest: an image is wrong, or too large, or there are too many.
     """
     options, files = _read_form(content_type, body) if is_form(content_type) else _read_json(body)
-    names = [_shown(number, file.name) for number, file in enumerate(files)]
+    names = [shown_name(number, file.name) for number, file in enumerate(files)]
     check_number(len(files))
     check_sizes(names, [len(file.data) for file in files])
     try:
@@ -110,10 +111,6 @@ def is_form(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == FORM
 
 
-def _shown(number: int, name: str) -> str:
-    return f"images[{number}] ({name})" if name else f"images[{number}]"
-
-
 def _read_json(body: bytes) -> tuple[RankOptions, list[SentFile]]:
     try:
         sent = json.loads(body)
@@ -124,7 +121,7 @@ def _read_json(body: bytes) -> tuple[RankOptions, list[SentFile]]:
         raise RequestValidationError([entry], body=RankRequest) from error
     request = _validated(RankRequest, sent)
     check_number(len(request.images))
-    return request, [SentFile("", _data_of(_shown(number, ""), url)) for number, url in enumerate(request.images)]
+    return request, [SentFile("", _data_of(shown_name(number, ""), url)) for number, url in enumerate(request.images)]
 
 
 def _data_of(name: str, url: str) -> bytes:

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.jobs import Priority
+from bestofn.service.core.rank_request import check_number, check_sizes, shown_name
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
@@ -41,8 +42,17 @@ def fields_of(prompt: str, options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def files_of(images: Sequence[ImageSource]) -> Files:
-    """The form's files. Raises OSError for a file that cannot be read."""
-    return [("images", (_name(image), _bytes(image))) for image in images]
+    """The form's files, within the limits of a request: a server may hang up on more before it has answered.
+
+    Raises:
+        OSError: a file cannot be read.
+        InvalidRequest: there are too many, or they are too large.
+    """
+    check_number(len(images))
+    files = [(_name(image), _bytes(image)) for image in images]
+    names = [shown_name(number, name) for number, (name, _) in enumerate(files)]
+    check_sizes(names, [len(data) for _, data in files])
+    return [("images", file) for file in files]
 
 
 def _name(image: ImageSource) -> str:

@@ -54,6 +54,11 @@ def check_number(images: int) -> None:
         raise InvalidRequest(f"images must be {MIN_IMAGES} to {MAX_IMAGES} files, got {images}; {fix}", field="images")
 
 
+def shown_name(number: int, name: str) -> str:
+    """What errors call an image: its number, from 0, and the name of its file."""
+    return f"images[{number}] ({name})" if name else f"images[{number}]"
+
+
 def check_sizes(names: list[str], sizes: list[int]) -> None:
     """Raise InvalidRequest if a file is empty or too large, or all together are.
 

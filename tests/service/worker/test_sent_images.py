@@ -282,6 +282,8 @@ def test_the_right_picture_wins_on_a_server_with_the_shapes_judge(
             assert client.wait(result.id).image.size == (64, 64)
             with pytest.raises(bestofn.BestOfNError, match=r"the judge shapes reads \d+; shorten it by"):
                 client.rank("red " * 400, pictures)
+            with pytest.raises(bestofn.BestOfNError, match=r"images\[1\] has 16,777,217 bytes"):
+                client.rank(PROMPT, [data[0], bytes(2**24 + 1)])
         assert (result.images[0].name, result.images[0].verdict.answer) == ("right.png", "yes")
         assert seen[-1] == 5
 
