@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from email.parser import HeaderParser
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -36,6 +35,7 @@ MOST_PARTS = MAX_IMAGES + 64  # of a form; what is beyond is not split
 MOST_HEAD = 4096  # bytes of a part's headers
 MOST_NAME = 255  # characters of a file's name
 AT_ONCE, AT_ONCE_OF_CALLER = 4, 2  # bodies in memory
+_PARAMETER = re.compile(r';\s*([\w*-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))')
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def _read_form(content_type: str, body: bytes) -> tuple[RankOptions, list[SentFi
     files: list[SentFile] = []
     for name, filename, data in _parts(content_type, body):
         if name in ("images", "images[]"):
-            files.append(SentFile(_last_part(filename or ""), data))
+            files.append(SentFile(_last_part(filename), data))
         elif name not in RankOptions.model_fields:
             fields[name] = None  # refused below, with the right name
         elif name in fields:
@@ -164,9 +164,9 @@ def _value(name: str, data: bytes) -> Any:
         raise InvalidRequest(f"{name} is not {what}", field=name) from error
 
 
-def _parts(content_type: str, body: bytes) -> list[tuple[str, str | None, bytes]]:
+def _parts(content_type: str, body: bytes) -> list[tuple[str, str, bytes]]:
     """Name, file name and content of each part of a form (RFC 7578)."""
-    boundary = HeaderParser().parsestr(f"Content-Type: {content_type}\n\n").get_boundary()
+    boundary = _parameter(content_type, "boundary")
     if not boundary:
         raise InvalidRequest(f"Content-Type {FORM} names no boundary; let the client set it", field="Content-Type")
     _, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"), MOST_PARTS)
@@ -176,12 +176,21 @@ def _parts(content_type: str, body: bytes) -> list[tuple[str, str | None, bytes]
     found = []
     for part in parts[:-1]:
         head, blank, content = part.partition(b"\r\n\r\n")
-        headers = HeaderParser().parsestr(head[:MOST_HEAD].decode("utf-8", "replace").strip())
-        name = headers.get_param("name", header="content-disposition")
-        if not blank or not isinstance(name, str):
+        lines = head[:MOST_HEAD].decode("utf-8", "replace").splitlines()
+        header = next((line for line in lines if line.lower().startswith("content-disposition:")), "")
+        name = _parameter(header, "name")
+        if not blank or not name:
             raise InvalidRequest("a part of the form has no name; send prompt and images", field="images")
-        found.append((name, headers.get_filename(), content))
+        found.append((name, _parameter(header, "filename"), content))
     return found
+
+
+def _parameter(header: str, wanted: str) -> str:
+    """A parameter of a header's line, such as `name="images"`; "" if there is none."""
+    for name, quoted, token in _PARAMETER.findall(header):
+        if name.lower() == wanted:
+            return str(token or quoted.replace('\\"', '"'))
+    return ""
 
 
 def _last_part(filename: str) -> str:

@@ -47,6 +47,8 @@ class SentImages:
                     yield owner, future.result()
                 except ValueError as error:
                     yield HeatFailed(*owner, str(error), final=True)
+                except MemoryError:
+                    yield HeatFailed(*owner, "decoding the sent images needs more memory than is free")
 
 
 def _decoded(files: Mapping[int, bytes]) -> dict[int, Tensor]:
