@@ -2,7 +2,7 @@
 
 import { imagePath } from "./job.js";
 import { imageUrl } from "./images.js";
-import { $, drawing, element, plural } from "./text.js";
+import { $, drawing, element, plural, score } from "./text.js";
 
 const SIZES = [84, 64, 50, 40, 30]; // of an image in the last round, the one before, ...
 const GAP = 24;
@@ -100,7 +100,9 @@ export class BracketView {
 
   clear() {
     this.#drawn = null;
+    this.#played = 0;
     this.#box.replaceChildren();
+    $("matches").replaceChildren();
     $("earlier").open = false;
   }
 
@@ -140,7 +142,10 @@ export class BracketView {
     this.#box.firstChild.setAttribute("aria-label", `Knockout of ${sizes[0]} candidates, ${played} matches played`);
     $("earlier").hidden = first === 0;
     $("earlier").firstElementChild.textContent = first === 1 ? "The round before" : `The ${first} rounds before`;
-    if (played !== this.#played) this.#unfold();
+    if (played !== this.#played) {
+      this.#unfold();
+      $("matches").replaceChildren(...sentences(job, first).map((said) => element("li", {}, said)));
+    }
     this.#played = played;
   }
 
@@ -174,6 +179,16 @@ export class BracketView {
     });
     $("earlier").lastElementChild.replaceChildren(...rounds);
   }
+}
+
+/** Matches from round `first` on, a sentence each: the tree as text. */
+export function sentences(job, first) {
+  const named = (index) => `candidate ${index} (${score(job.candidates.get(index).verdict)})`;
+  return job.bracket.slice(first).flatMap((matches, i) =>
+    (matches ?? [])
+      .filter((match) => match && match.b !== null && match.winner !== null)
+      .map(({ a, b, winner }) => `Round ${first + i + 1}: ${named(winner)} beat ${named(winner === a ? b : a)}`),
+  );
 }
 
 /** A candidate as a small button, with its fate in a word. */

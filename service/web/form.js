@@ -132,6 +132,19 @@ export class Form {
     this.#unfold(true);
   }
 
+  /** Ask for this seed. */
+  useSeed(seed) {
+    $("seed").value = seed;
+    this.lockSeed();
+  }
+
+  /** Ask for a single candidate, solved in full. */
+  one() {
+    this.#spending.show({ num_samples: 1 });
+    $("top_k").value = 1;
+    for (const name of ["draft", "stop", "finals", "second"]) if ($(name).checked) $(name).click();
+  }
+
   /** Show what is wrong: next to the control of `field`, or below the box where there is none; null: nothing is. */
   complain(message, field = null) {
     const said = $("problem");

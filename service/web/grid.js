@@ -5,11 +5,13 @@ import { imageUrl } from "./images.js";
 import { $, element, score } from "./text.js";
 
 const SHOWN = 512; // the server keeps no more thumbnails of a job
+const FOLDED = 32; // tiles of a job that has ended: the knockout stays in sight
 
 export class Grid {
   #list = $("grid");
   #tiles = new Map(); // index -> tile
   #open;
+  all = false; // whether all tiles of a job that has ended are shown
 
   /** `open(index)` shows a candidate large. */
   constructor(open) {
@@ -23,6 +25,7 @@ export class Grid {
 
   clear() {
     this.#tiles.clear();
+    this.all = false;
     this.#list.replaceChildren();
   }
 
@@ -34,6 +37,10 @@ export class Grid {
     const waiting = all.filter((index) => !job.candidates.has(index));
     const order = ended(job) ? judged : bestFirst ? [...judged, ...waiting] : all;
     order.splice(count);
+    const folded = ended(job) && !this.all && order.length > FOLDED;
+    $("all").hidden = !folded;
+    $("all").textContent = `Show all ${order.length}`;
+    if (folded) order.splice(FOLDED);
     for (const index of order) this.#update(job, index);
     const tiles = order.map((index) => this.#tiles.get(index).parentElement);
     // Elements that stay where they are keep their focus and are not laid out again.

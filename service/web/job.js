@@ -120,10 +120,11 @@ function count(job, { candidates }) {
   for (const { index } of candidates) job.counted.add(index);
   if (job.next !== null || job.counted.size === job.candidates.size) return;
   for (const index of [...job.candidates.keys()]) if (!job.counted.has(index)) job.candidates.delete(index);
-  let best = 0;
+  let best = null;
   job.curve = ordered(job, false).map((index, i) => {
-    best = Math.max(best, job.candidates.get(index).verdict.p_yes ?? 0);
-    return [i + 1, best];
+    const candidate = job.candidates.get(index);
+    if (!best || better(candidate, best)) best = candidate;
+    return [i + 1, best.verdict.p_yes ?? 0];
   });
   job.judged = job.candidates.size;
 }
@@ -143,7 +144,7 @@ function judged(job, candidate) {
   job.judged = Math.max(job.judged, job.candidates.size);
   const leader = job.candidates.get(job.leader);
   if (!leader || better(candidate, leader)) job.leader = candidate.index;
-  const best = Math.max(candidate.verdict.p_yes ?? 0, job.curve.at(-1)?.[1] ?? 0);
+  const best = job.candidates.get(job.leader).verdict.p_yes ?? 0; // of who leads, whatever the judge's answer
   if (known) job.curve.at(-1)[1] = best;
   else job.curve.push([job.candidates.size, best]);
 }

@@ -13,7 +13,7 @@ import { forget, miniature } from "./images.js";
 import { drawJob, stateOf } from "./show.js";
 import { Spending } from "./spending.js";
 import { follow, sleep } from "./stream.js";
-import { $, copy, score, sentence } from "./text.js";
+import { $, score, sentence } from "./text.js";
 import { Viewer } from "./viewer.js";
 
 const ADVICE = {
@@ -25,7 +25,7 @@ const ADVICE = {
 
 const form = new Form();
 // Closing the viewer focuses the tile of the last image; the browser restores the focus for other openers.
-const viewer = new Viewer((index) => $("grid").contains(document.activeElement) && grid.focus(index));
+const viewer = new Viewer((index) => $("grid").contains(document.activeElement) && grid.focus(index), useSeed, drawInFull);
 const open = (index) => viewer.open(job, index, ordered(job, bestFirst));
 const grid = new Grid(open);
 const bracket = new BracketView(open);
@@ -81,12 +81,26 @@ async function cancel() {
     form.complain(null);
     return idle();
   }
-  say("Cancelling");
+  say("Canceling");
   try {
     await call(`jobs/${job.id}`, { method: "DELETE" }); // its stream brings the rest
   } catch (error) {
     form.complain(plain(error));
   }
+}
+
+/** Fill in a seed, and keep it. */
+function useSeed(seed) {
+  viewer.close();
+  form.useSeed(seed);
+  $("prompt").focus();
+}
+
+/** Draw one candidate of the job alone: as a winner its image is kept whole. */
+function drawInFull(seed) {
+  useSeed(seed);
+  form.one();
+  generate();
 }
 
 /** Show a job that exists already: after a reload, from the history, or from a link. */
@@ -299,7 +313,8 @@ $("by-rank").addEventListener("click", () => ((bestFirst = true), draw()));
 $("by-index").addEventListener("click", () => ((bestFirst = false), draw()));
 $("frame").addEventListener("click", () => open(job.leader));
 $("remake").addEventListener("click", () => open(job.leader));
-$("copy-seed").addEventListener("click", ({ target }) => copy(job.candidates.get(job.leader).seed, target));
+$("use-seed").addEventListener("click", () => useSeed(job.candidates.get(job.leader).seed));
+$("all").addEventListener("click", () => ((grid.all = true), draw()));
 $("winners").addEventListener("click", ({ target }) => {
   const picked = target.closest("[data-index]");
   if (picked) open(Number(picked.dataset.index));

@@ -52,7 +52,7 @@ export function stateOf(job, lost) {
     return `Finals: ${played} of ${plural(matches, "match", "matches")} played`;
   }
   if (job.status === "running") return job.candidates.size ? `${share} judged` : "Drawing the first candidates";
-  if (job.status === "canceled") return `Cancelled after ${share} candidates.`;
+  if (job.status === "canceled") return `Canceled after ${share} candidates.`;
   if (job.status === "failed") return `Failed after ${share} candidates.`;
   if (job.leader === null) return "Ended before a candidate was judged.";
   const { verdict, seed } = job.candidates.get(job.leader);
@@ -97,6 +97,8 @@ function drawLeader(job, done) {
       : [],
   );
   $("winner-actions").hidden = !won;
+  $("hero").hidden = done && !leader; // ended before a candidate was judged: nothing to show but the reason
+  $("candidates").hidden = done && !leader;
   const path = leader ? imagePath(job, leader.index) : null;
   if ($("frame").dataset.path === `${path}`) return;
   $("frame").dataset.path = `${path}`;
@@ -114,8 +116,9 @@ function drawLeader(job, done) {
 }
 
 function wordsOf({ answer }) {
+  // The score is the judge's probability of yes.
   if (answer === "other") return "the judge said neither yes nor no";
-  return answer === "yes" ? "the judge says it shows the prompt" : "the judge says it does not show the prompt";
+  return answer === "yes" ? "probability that it shows the prompt, by the judge" : "probability that it shows the prompt: the judge says no";
 }
 
 /** Further winners, if more than one was asked for. */

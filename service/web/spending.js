@@ -4,18 +4,24 @@ import { $, positive, whole } from "./text.js";
 
 const FIELDS = ["num_samples", "effort", "budget", "stop", "draft"];
 const MOST = 4096;
+const USUAL = "16"; // candidates, where the field is left empty
 
 export class Spending {
   constructor() {
     for (const choice of choices()) choice.addEventListener("change", () => this.#fold());
     for (const choice of quick()) choice.addEventListener("change", () => ($("num_samples").value = ""));
     $("num_samples").addEventListener("input", () => sayCount($("num_samples").value));
+    $("num_samples").addEventListener("blur", () => Spending.#counted || sayCount(USUAL));
     for (const name of ["stop", "draft"]) $(name).addEventListener("change", () => this.#fold());
   }
 
   /** The current choice: an input with the name of an effort, `budget` or `own`. */
   static get chosen() {
     return choices().find((choice) => choice.checked);
+  }
+
+  static get #counted() {
+    return quick().some((choice) => choice.checked) || $("num_samples").value !== "";
   }
 
   /** Of a request: the fields that say how much is spent. */

@@ -12,12 +12,13 @@ export class Viewer {
   #order = [];
   #index = null;
 
-  /** `closed(index)` gets the index of the last image. */
-  constructor(closed) {
+  /** `closed(index)` gets the index of the last image; `useSeed(seed)` and `inFull(seed)` do as their buttons say. */
+  constructor(closed, useSeed, inFull) {
     $("viewer-previous").addEventListener("click", () => this.#step(-1));
     $("viewer-next").addEventListener("click", () => this.#step(1));
     $("viewer-close").addEventListener("click", () => this.#dialog.close());
-    $("viewer-copy-seed").addEventListener("click", ({ target }) => copy(this.#candidate.seed, target));
+    $("viewer-use-seed").addEventListener("click", () => useSeed(this.#candidate.seed));
+    $("viewer-in-full").addEventListener("click", () => inFull(this.#candidate.seed));
     $("viewer-copy-call").addEventListener("click", ({ target }) => copy($("viewer-call").textContent, target));
     this.#dialog.addEventListener("close", () => closed(this.#index));
     this.#dialog.addEventListener("click", ({ target }) => target === this.#dialog && this.#dialog.close());
@@ -67,6 +68,7 @@ export class Viewer {
       ...(verdict.second ? [["Its logits", logits(verdict.second)]] : []),
       ["Seed", seed],
     ]);
+    $("viewer-in-full").hidden = Boolean(won);
     $("viewer-note").textContent = note(job, this.#candidate, won, path);
     $("viewer-call").textContent = diffusersCall(job, seed);
     const at = this.#order.indexOf(index);
@@ -84,7 +86,8 @@ export class Viewer {
     if (!url) return;
     image.src = url;
     image.alt = `${this.#job.prompt}, candidate ${this.#index}`;
-    Object.assign(download, { hidden: false, href: url, download: name });
+    const whole = this.#job.images.some((image) => image.candidate === this.#index);
+    Object.assign(download, { hidden: !whole, href: url, download: name });
   }
 }
 

@@ -18,6 +18,8 @@ def ask(page, prompt: str, samples: int) -> None:
 
 
 def judged(page) -> int:
+    if page.locator("#all").is_visible():
+        page.locator("#all").click()
     return page.locator(".tile:not(:disabled)").count()
 
 
@@ -83,7 +85,7 @@ def test_escape_cancels(page, api, hold):
     page.keyboard.press("Escape")
     wait_for(page, "canceled")
     assert job_of(page, api)["status"] == "canceled"
-    assert "Cancelled after" in page.locator("#progress-text").inner_text()
+    assert "Canceled after" in page.locator("#progress-text").inner_text()
     assert page.locator("#go").inner_text() == "Generate"
 
 
