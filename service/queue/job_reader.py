@@ -15,6 +15,7 @@ from bestofn.service.queue.codec import DecodedHeats, JobRecord, decode_heats, n
 from bestofn.service.queue.scripts import Scripts
 
 KEPT_BYTES = 64 * 2**20
+KEPT_SECONDS = 60.0  # after the last read: long enough for a caller who polls, and less than results live
 CANDIDATE_BYTES = 1024  # of memory that a decoded candidate takes; a second verdict takes as much again
 RECORD_BYTES = 48  # of the stored record of a candidate, at least
 AT_ONCE = 256  # candidates that the event loop decodes by itself
@@ -26,6 +27,7 @@ T = TypeVar("T")
 class _Known:
     decoded: DecodedHeats | None = None
     size: int = 0
+    read_at: float = 0.0
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -37,11 +39,14 @@ class JobReader:
         kept_bytes: estimated memory of the decoded heats that are kept, at most `max_bytes`.
     """
 
-    def __init__(self, scripts: Scripts, max_bytes: int = KEPT_BYTES) -> None:
+    def __init__(
+        self, scripts: Scripts, max_bytes: int = KEPT_BYTES, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.decoded = 0
         self.kept_bytes = 0
         self._scripts = scripts
         self._max_bytes = max_bytes
+        self._clock = clock
         self._known: OrderedDict[str, _Known] = OrderedDict()  # the last read is the last
         self._thread = ThreadPoolExecutor(1, "job-reader")
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -54,7 +59,7 @@ class JobReader:
         Raises:
             JobUnreadable: with the job's status and error.
         """
-        known = self._known.setdefault(job, _Known())
+        known = self._known.setdefault(job, _Known(read_at=self._clock()))
         try:
             async with known.reading:
                 fields, new = await self._changes(job, known)
@@ -129,8 +134,12 @@ class JobReader:
         self._known[job] = known
         known.size = _size(known.decoded)
         self.kept_bytes += known.size
-        while self.kept_bytes > self._max_bytes:
-            self._forget(*next(iter(self._known.items())))
+        known.read_at = now = self._clock()
+        while self._known:
+            name, other = next(iter(self._known.items()))
+            if self.kept_bytes <= self._max_bytes and now - other.read_at <= KEPT_SECONDS:
+                break
+            self._forget(name, other)
 
     def _forget(self, job: str, known: _Known | None) -> None:
         if known is not None and self._known.get(job) is known:

@@ -59,7 +59,9 @@ def test_knockout_is_a_list_too(page) -> None:
     wait_for(page, "succeeded")
     matches = page.locator("#matches li")
     assert matches.count() == 7
-    assert re.fullmatch(r"Round 3: candidate \d \([01]\.\d+\) beat candidate \d \([01]\.\d+\)", matches.last.inner_text())
+    assert re.fullmatch(
+        r"Round 3: candidate \d \([01]\.\d+\) beat candidate \d \([01]\.\d+\)", matches.last.inner_text()
+    )
 
 
 def test_a_candidate_is_drawn_in_full(page, api) -> None:

@@ -15,7 +15,7 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.queue.codec import decode_heats, pack_heat
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.queue.job_reader import AT_ONCE, CANDIDATE_BYTES, JobReader
+from bestofn.service.queue.job_reader import AT_ONCE, CANDIDATE_BYTES, KEPT_SECONDS, JobReader
 from bestofn.service.queue.winners import read_winners
 
 MakeSpec = Callable[..., JobSpec]
@@ -114,6 +114,26 @@ async def test_kept_heats_stay_within_the_bound(
                 assert [c.index for outcome in record.outcomes for c in outcome.candidates] == list(range(16))
                 assert 0 < reader.kept_bytes <= bound
         assert reader.decoded > 4 * 16  # some had to go, and were decoded again
+        reader.close()
+
+
+async def test_heats_of_a_job_that_nobody_reads_are_not_kept(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async with opened(settings) as queue:
+        lane = await open_lane(queue)
+        specs = [make_spec(num_samples=4) for _ in range(3)]
+        for spec in specs:
+            await queue.submit(spec, cost=1)
+        await complete(lane, finish, 3)
+        now = [0.0]
+        reader = JobReader(queue.scripts, clock=lambda: now[0])
+        for spec in specs:
+            await reader.record(spec.id)
+        three = reader.kept_bytes
+        now[0] = KEPT_SECONDS + 1
+        await reader.record(specs[0].id)
+        assert (reader.decoded, reader.kept_bytes) == (3 * 4, three / 3)
         reader.close()
 
 
