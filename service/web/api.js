@@ -28,10 +28,11 @@ export const address = (path) =>
 export async function call(path, { method = "GET", body, headers = {}, signal } = {}) {
   const sent = { Accept: "application/json", ...headers };
   if (key.get()) sent.Authorization = `Bearer ${key.get()}`;
-  if (body !== undefined) sent["Content-Type"] = "application/json";
+  const form = body instanceof FormData; // the browser writes its type
+  if (body !== undefined && !form) sent["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(address(path), { method, body: body && writeJson(body), headers: sent, signal });
+    response = await fetch(address(path), { method, body: form ? body : body && writeJson(body), headers: sent, signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem({ detail: "the server does not answer" });

@@ -28,6 +28,7 @@ const FIELDS = {
   top_k: ["the number of winners", () => $("top_k")],
   model: ["the model", () => $("model")],
   judge: ["the judge", () => $("judge")],
+  images: ["the images", () => $("pictures")],
 };
 const known = (field) => FIELDS[field] ?? FIELDS[field.split(".")[0]] ?? [field, () => null];
 

@@ -13,6 +13,7 @@ export function jobOf(result) {
     judge: result.judge,
     second: result.second_judge, // null: one judge decides
     count: result.parameters.num_samples,
+    sent: !("num_inference_steps" in result.parameters), // its images came from the caller, and are judged alone
     status: result.status,
     position: null,
     wait: null,

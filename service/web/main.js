@@ -10,6 +10,7 @@ import { drawHistory, forgetAll, recall, remember } from "./history.js";
 import { append, apply, ended, jobOf, LAST, ordered } from "./job.js";
 import { askForKey, offerKey } from "./keys.js";
 import { forget, miniature } from "./images.js";
+import { Sent } from "./sent.js";
 import { drawJob, stateOf } from "./show.js";
 import { Spending } from "./spending.js";
 import { follow, sleep } from "./stream.js";
@@ -24,6 +25,7 @@ const ADVICE = {
 };
 
 const form = new Form();
+const sent = new Sent();
 // Closing the viewer focuses the tile of the last image; the browser restores the focus for other openers.
 const viewer = new Viewer((index) => $("grid").contains(document.activeElement) && grid.focus(index), useSeed, drawInFull);
 const open = (index) => viewer.open(job, index, ordered(job, bestFirst));
@@ -43,7 +45,7 @@ let drawing = 0;
 async function generate() {
   let body;
   try {
-    body = form.read();
+    body = sent.any ? sent.read($("prompt").value) : form.read();
   } catch ({ field, message }) {
     return form.complain(message, field);
   }
@@ -53,14 +55,14 @@ async function generate() {
   const headers = { Prefer: "respond-async", "Idempotency-Key": hex(crypto.getRandomValues(new Uint8Array(16))) };
   for (let attempt = 0; ; attempt++) {
     try {
-      const result = await json("generate", { method: "POST", body, headers, signal });
+      const result = await json(sent.any ? "rank" : "generate", { method: "POST", body, headers, signal });
       form.complain(null);
       remember(result.id, {
         prompt: result.prompt,
         count: result.parameters.num_samples,
         status: "running",
         parameters: kept(result),
-        asked: Spending.of(body),
+        asked: sent.any ? undefined : Spending.of(body),
       });
       since = Date.now();
       history.pushState(null, "", `#job=${result.id}`);
@@ -125,11 +127,12 @@ function expired(id) {
   idle();
   leave();
   const entry = recall(id);
-  if (entry) {
+  const drawn = entry?.parameters.num_inference_steps;
+  if (drawn) {
     form.show(entry.parameters);
     form.lockSeed();
   }
-  const known = entry
+  const known = drawn
     ? " Its parameters are filled in above, with its seed: Generate draws the same images again."
     : "";
   form.complain(`This job is no longer on the server.${known}`);
@@ -143,7 +146,8 @@ async function watch(result, signal) {
   // Events start with the first one, also for a job that has ended.
   const untold = { status: "queued", images: [], candidates: [], bracket: [], finals: null, progress: null, usage: null };
   job = jobOf({ ...result, ...untold });
-  form.show(kept(result), recall(result.id)?.asked);
+  if (job.sent) $("prompt").value = job.prompt;
+  else form.show(kept(result), recall(result.id)?.asked);
   bestFirst = false;
   busy(true);
   $("examples").hidden = true;
@@ -219,7 +223,7 @@ function begin() {
 }
 
 function busy(on) {
-  $("go").textContent = on ? "Cancel" : "Generate";
+  $("go").textContent = on ? "Cancel" : sent.verb;
   $("go").title = on ? "Esc" : "Enter";
   $("ask").classList.toggle("busy", on);
 }

@@ -51,24 +51,27 @@ export function stateOf(job, lost) {
     const { played, matches } = matchesOf(job.finals);
     return `Finals: ${played} of ${plural(matches, "match", "matches")} played`;
   }
-  if (job.status === "running") return job.candidates.size ? `${share} judged` : "Drawing the first candidates";
+  if (job.status === "running") return job.candidates.size ? `${share} judged` : (job.sent ? "Judging the first images" : "Drawing the first candidates");
   if (job.status === "canceled") return `Canceled after ${share} candidates.`;
   if (job.status === "failed") return `Failed after ${share} candidates.`;
   if (job.leader === null) return "Ended before a candidate was judged.";
   const { verdict, seed } = job.candidates.get(job.leader);
   const early = job.candidates.size < job.count ? ` after ${share} candidates` : "";
   const won = job.finals ? "won the finals" : "won";
-  return `Done${early}: candidate ${job.leader} ${won} with score ${score(verdict)}, seed ${seed}.`;
+  const which = job.sent ? "" : `, seed ${seed}`;
+  return `Done${early}: candidate ${job.leader} ${won} with score ${score(verdict)}${which}.`;
 }
 
 /** How far the job is, or its finals, 0 to 1. */
-function shareOf({ finals, steps, totalSteps }) {
+function shareOf({ finals, steps, totalSteps, sent, candidates, count }) {
+  if (sent && !finals) return candidates.size / count;
   if (!finals) return steps / totalSteps;
   const { played, matches } = matchesOf(finals);
   return played / matches;
 }
 
-function facts({ parameters: p, model, judge, second }) {
+function facts({ parameters: p, model, judge, second, sent }) {
+  if (sent) return `images of your own · judge ${judge.name}`;
   return [
     `${p.width} × ${p.height}`,
     plural(p.num_inference_steps, "step"),
@@ -92,11 +95,12 @@ function drawLeader(job, done) {
     leader
       ? [
           ["Candidate", `${leader.index}`],
-          ["Seed", leader.seed],
+          leader.seed === null ? ["File", leader.name ?? ""] : ["Seed", leader.seed],
         ]
       : [],
   );
   $("winner-actions").hidden = !won;
+  $("use-seed").hidden = $("remake").hidden = job.sent;
   $("hero").hidden = done && !leader; // ended before a candidate was judged: nothing to show but the reason
   $("candidates").hidden = done && !leader;
   const path = leader ? imagePath(job, leader.index) : null;
@@ -111,7 +115,7 @@ function drawLeader(job, done) {
     if ($("frame").dataset.path !== path || !url) return;
     $("leader").hidden = false;
     $("leader").src = url;
-    Object.assign($("download"), { href: url, download: fileName(job, leader.seed, won) });
+    Object.assign($("download"), { href: url, download: fileName(job, leader, won) });
   });
 }
 

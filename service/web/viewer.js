@@ -66,15 +66,16 @@ export class Viewer {
       ["Logits", logits(verdict)],
       ...(verdict.second ? [["Second judge", verdict.second.answer]] : []),
       ...(verdict.second ? [["Its logits", logits(verdict.second)]] : []),
-      ["Seed", seed],
+      seed === null ? ["File", this.#candidate.name ?? ""] : ["Seed", seed],
     ]);
-    $("viewer-in-full").hidden = Boolean(won);
+    $("viewer-in-full").hidden = Boolean(won) || job.sent;
+    $("viewer-use-seed").hidden = $("viewer-remake").hidden = job.sent;
     $("viewer-note").textContent = note(job, this.#candidate, won, path);
-    $("viewer-call").textContent = diffusersCall(job, seed);
+    $("viewer-call").textContent = job.sent ? "" : diffusersCall(job, seed);
     const at = this.#order.indexOf(index);
     $("viewer-previous").disabled = at <= 0;
     $("viewer-next").disabled = at < 0 || at === this.#order.length - 1;
-    this.#paint(path, fileName(job, seed, won));
+    this.#paint(path, fileName(job, this.#candidate, won));
   }
 
   async #paint(path, name) {
@@ -91,16 +92,17 @@ export class Viewer {
   }
 }
 
-/** A file name for an image: the prompt's first words and the seed. */
-export function fileName(job, seed, won) {
+/** A file name for an image: the prompt's first words and the seed; a sent image keeps its own. */
+export function fileName(job, { seed, name }, won) {
+  if (seed === null && name) return name;
   const words = job.prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["image"];
-  return `${words.slice(0, 8).join("-").slice(0, 60)}-${seed}.${won ? job.parameters.format : "webp"}`;
+  return `${words.slice(0, 8).join("-").slice(0, 60)}-${seed ?? "ranked"}.${(won && job.parameters.format) || "webp"}`;
 }
 
 const logits = ({ yes_logit: yes, no_logit: no }) => `yes ${logit(yes)}, no ${logit(no)}`;
 
-function note({ parameters }, { solved_in_full }, won, path) {
-  if (won) return "";
+function note({ parameters, sent }, { solved_in_full }, won, path) {
+  if (won || sent) return "";
   if (solved_in_full === false) return `Only a draft, in ${draftOf(parameters.draft)}. The call below draws it in full.`;
   if (!path) return "No image was kept of this candidate. The call below draws it.";
   return "A small copy: full images are kept of winners only. The call below draws this one in full.";

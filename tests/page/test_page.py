@@ -3,6 +3,7 @@
 import re
 
 import httpx
+from PIL import Image
 
 from tests.waiting import PATIENCE
 
@@ -238,3 +239,30 @@ def test_a_job_that_is_gone_can_be_drawn_again(page):
     wait_for(page, "succeeded")
     assert page.locator("#winners button").count() == 1
     assert int(page.input_value("#seed")) == 77
+
+
+def test_images_that_a_person_has_are_ranked(page, api, tmp_path):
+    files = []
+    for number, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (64, 64), colour).save(file := tmp_path / f"{number}.png")
+        files.append(file)
+    page.goto("/")
+    page.fill("#prompt", STAR)
+    page.click("#more-button")
+    page.set_input_files("#pictures", files[:1])
+    page.click("#go")
+    page.get_by_text("Choose 2 to 64 images, not 1.").wait_for()
+    page.set_input_files("#pictures", files)
+    assert "3 images to rank" in page.locator("#sent").inner_text()
+    assert page.locator("#go").inner_text() == "Rank"
+    page.click("#go")
+    wait_for(page, "succeeded")
+    assert judged(page) == 3
+    winner = job_of(page, api)["images"][0]
+    assert winner["name"] in page.locator("#leader-pairs").inner_text()
+    assert "2 of 2 matches" in page.locator("#knockout-facts").inner_text()
+    assert page.locator("#remake").is_hidden()
+    page.reload()
+    wait_for(page, "succeeded")
+    assert page.input_value("#prompt") == STAR
+    assert page.locator("#go").inner_text() == "Generate"
