@@ -1,5 +1,6 @@
 """The OpenAI shape of the wire: what /v1/images/generations and /v1/models take and return."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -24,6 +25,8 @@ CANDIDATES: Mapping[Quality, int] = {
     "max": 128,
 }
 
+CELL = 32  # pixels; one latent token of SANA has this side
+
 # Our fields that have another name in OpenAI's API, with that name.
 _THEIRS = {"top_k": "n", "format": "output_format", "width": "size", "height": "size"}
 
@@ -31,7 +34,7 @@ _THEIRS = {"top_k": "n", "format": "output_format", "width": "size", "height": "
 class ImagesRequest(GenerateRequest):
     """OpenAI's fields on top of all of POST /generate (the openai package sends those as `extra_body`).
 
-    `user`, `safety_identifier`, `moderation` and an opaque `background` are accepted and change nothing.
+    Fields that clients send unasked and that change nothing here give a warning in the answer.
     """
 
     model_config = ConfigDict(
@@ -53,25 +56,29 @@ class ImagesRequest(GenerateRequest):
         + "; never fewer than n.",
     )
     response_format: Literal["b64_json", "url"] | None = Field(
-        default=None, description="b64_json by default; a url works without a key for an hour or more."
+        default=None,
+        description="b64_json, unless the server has another default; a url works without a key for an hour or more.",
     )
     output_format: ImageFormat | None = Field(default=None, description="png by default.")
-    background: Literal["auto", "opaque", "transparent"] | None = None
+    background: Literal["auto", "opaque", "transparent"] | None = Field(
+        default=None, description="Images are opaque: transparent is refused."
+    )
     moderation: Literal["auto", "low"] | None = Field(default=None, description="Ignored: nothing is moderated.")
     output_compression: int | None = Field(
-        default=None, strict=True, description="Refused: WebP and JPEG are at quality 95."
+        default=None, strict=True, ge=0, le=100, description="Ignored: WebP and JPEG are at quality 95."
     )
-    style: str | None = Field(default=None, description="Refused: say it in the prompt.")
+    style: str | None = Field(default=None, description="Ignored: say it in the prompt.")
     stream: bool | None = Field(default=None, strict=True, description="Refused: POST /generate streams events.")
     partial_images: int | None = Field(default=None, strict=True, description="Refused, but for 0.")
-    user: str | None = Field(default=None, description="Ignored.")
-    safety_identifier: str | None = Field(default=None, description="Ignored.")
+    user: str | None = Field(default=None, description="Repeated as `safety_identifier` of the answer.")
+    safety_identifier: str | None = Field(default=None, description="Repeated in the answer.")
 
-    def generate_request(self, max_samples: int) -> GenerateRequest:
+    def generate_request(self, max_samples: int, aliases: Mapping[str, str] | None = None) -> GenerateRequest:
         """The equivalent body of POST /generate.
 
         Args:
             max_samples: limit of the server for the candidates of each `quality`.
+            aliases: further names of models, each with the name that is deployed.
 
         Raises:
             InvalidRequest: an option is not supported, or two fields set the same option.
@@ -84,6 +91,8 @@ class ImagesRequest(GenerateRequest):
                 raise InvalidRequest(
                     f"{_THEIRS[name]} and {name} set the same option; leave one out", field=_THEIRS[name]
                 )
+        if "model" in asked:
+            asked["model"] = (aliases or {}).get(asked["model"], asked["model"])
         winners = asked.get("top_k", 1)
         if not asked.keys() & {"num_samples", "effort", "budget"}:
             asked["num_samples"] = min(max(CANDIDATES[self.quality or "auto"], winners), max_samples)
@@ -105,6 +114,17 @@ class ImagesRequest(GenerateRequest):
         named = f"the {field} in size" if theirs == "size" else theirs
         return type(error)(re.sub(rf"^{field}\b", named, error.detail), field=theirs)
 
+    @property
+    def unused(self) -> list[str]:
+        """Warnings about fields that have no effect."""
+        lossy = "WebP and JPEG are at quality 95, PNG is lossless"
+        reasons: Sequence[tuple[str, bool, str]] = (
+            ("style", self.style is not None, "say it in the prompt"),
+            ("output_compression", self.output_compression not in (None, 100), lossy),
+            ("moderation", self.moderation is not None, "nothing is moderated"),
+        )
+        return [f"{field} has no effect: {reason}" for field, unused, reason in reasons if unused]
+
     def _twins(self) -> dict[str, Any]:
         """Our names of the options chosen by OpenAI's names. A value that clients send unasked chooses none."""
         chosen: dict[str, Any] = {}
@@ -121,12 +141,6 @@ class ImagesRequest(GenerateRequest):
             ("stream", bool(self.stream), "POST /generate with Accept: text/event-stream streams the candidates"),
             ("partial_images", bool(self.partial_images), "leave it out"),
             ("background", self.background == "transparent", "images are always opaque"),
-            ("style", self.style is not None, "say it in the prompt"),
-            (
-                "output_compression",
-                self.output_compression not in (None, 100),
-                "WebP and JPEG are always at quality 95, PNG is lossless",
-            ),
         )
         for field, refused, reason in refusals:
             if refused:
@@ -144,15 +158,49 @@ class GeneratedImage(BaseModel):
     verdict: VerdictOut
 
 
+class InputTokens(BaseModel):
+    text_tokens: int
+    image_tokens: int = 0
+
+
+class TokenUsage(BaseModel):
+    """OpenAI's usage, in tokens; GET /jobs/{job} has the cost in TFLOPs and seconds."""
+
+    input_tokens: int = Field(description="Tokens of the prompts, as the text encoder counts them.")
+    input_tokens_details: InputTokens
+    output_tokens: int = Field(description="Cells of 32 x 32 pixels, of all candidates that were drawn.")
+    total_tokens: int
+
+    @classmethod
+    def of(cls, text_tokens: int, candidates: int, width: int, height: int) -> "TokenUsage":
+        """The usage of a job whose prompts have `text_tokens`, and whose images have these sides in pixels."""
+        drawn = candidates * math.ceil(width / CELL) * math.ceil(height / CELL)
+        return cls(
+            input_tokens=text_tokens,
+            input_tokens_details=InputTokens(text_tokens=text_tokens),
+            output_tokens=drawn,
+            total_tokens=text_tokens + drawn,
+        )
+
+
+def quality_of(num_samples: int) -> Quality:
+    """OpenAI's name of the greatest quality that draws no more than this number of candidates."""
+    names: Sequence[Quality] = ("max", "xhigh", "high", "medium")
+    return next((name for name in names if CANDIDATES[name] <= num_samples), "low")
+
+
 class ImagesResponse(BaseModel):
-    """Winners, best first. OpenAI's `usage` counts tokens and is left out; GET /jobs/{job} has the job's cost."""
+    """Winners, best first."""
 
     model_config = ConfigDict(protected_namespaces=())
     created: int = Field(description="Unix time in seconds.")
     data: list[GeneratedImage]
     output_format: ImageFormat
     size: str
+    quality: Quality = Field(description="low, medium, high, xhigh or max, by the number of candidates.")
     background: Literal["opaque"] = "opaque"
+    usage: TokenUsage | None = None
+    safety_identifier: str | None = Field(default=None, description="That of the request, or its `user`.")
     job: str = Field(description="Id of the job: GET /jobs/{job} has all candidates and the bracket.")
     num_samples: int
     stopped: str | None = Field(default=None, description="With `stop`: `confident` or `patience`, if it ended early.")

@@ -1,11 +1,14 @@
 """Settings: one class, the only reader of the environment (BESTOFN_*, REDIS_URL, files in /run/secrets)."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SECRETS = Path("/run/secrets")
+
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s*]+)$")]
 
 
 class Settings(BaseSettings):
@@ -92,6 +95,34 @@ class Settings(BaseSettings):
         "connection that has been idle the longest.",
     )
     max_body_bytes: int = Field(64 * 1024, description="Maximum body of a request; longer ones get 413.")
+    cors_origins: tuple[Origin, ...] = Field(
+        (),
+        description="Origins of other sites whose pages may call the API, such as https://example.net; `*`: all. None "
+        "if unset.",
+    )
+
+    # OpenAI's API
+    model_aliases: dict[str, str] = Field(
+        {},
+        description='Further names of deployed models under /v1, such as {"gpt-image-1": "shapes", "dall-e-3": '
+        '"shapes"}.',
+    )
+    response_format: Literal["b64_json", "url"] = Field(
+        "b64_json", description="Default of `response_format` under /v1: b64_json or url."
+    )
+
+    # Webhooks
+    webhook_secret: str | None = Field(
+        None,
+        pattern=r"^(whsec_([A-Za-z0-9+/]{4}){8,20}([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)?$",
+        description="Secret that signs webhooks: `whsec_` and 24 to 64 bytes in base64. Without it jobs with a "
+        "webhook are refused.",
+    )
+    webhook_hosts: tuple[str, ...] = Field(
+        (),
+        description="Host names, addresses or networks that webhooks may reach by http or inside the network; others "
+        "are reached by https and at public addresses only.",
+    )
 
     # Client
     server: str | None = Field(None, description="Server for the command line, such as http://host:8000.")

@@ -1,9 +1,7 @@
 """The OpenAI shape: POST /v1/images/generations and GET /v1/models, so that its clients work unchanged."""
 
-import base64
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request
@@ -13,15 +11,14 @@ from bestofn.service.api.access import caller_of
 from bestofn.service.api.content_negotiation import read_prefer
 from bestofn.service.api.dependencies import Context, ContextDep
 from bestofn.service.api.json_body import JsonRoute
+from bestofn.service.api.openai_answers import images_answer, refusal_of
 from bestofn.service.api.problem_details import problem_of
-from bestofn.service.api.responses import failure_of, location_of, result_of
+from bestofn.service.api.responses import location_of, result_of
 from bestofn.service.api.retried_calls import HEADER, Call
 from bestofn.service.api.submission import fingerprint_of, submit
 from bestofn.service.api.wait import Ending, wait
-from bestofn.service.core.errors import BestOfNError, InvalidRequest, ModelNotFound, WaitTimeout
-from bestofn.service.core.jobs import ACTIVE
-from bestofn.service.core.openai_schemas import GeneratedImage, ImagesRequest, ImagesResponse, ModelsOut, OpenAIModel
-from bestofn.service.core.schemas import ImageOut, JobResult
+from bestofn.service.core.errors import InvalidRequest, ModelNotFound, WaitTimeout
+from bestofn.service.core.openai_schemas import ImagesRequest, ImagesResponse, ModelsOut, OpenAIModel
 from bestofn.service.core.workers import WorkerInfo
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
@@ -45,7 +42,7 @@ async def generate_images(
     Errors have OpenAI's form. A repetition with the same `Idempotency-Key` joins the same job, which goes on without
     callers. Without a key a caller that hangs up cancels its job, unless an OpenAI client's own retry follows.
     """
-    wanted = body.generate_request(context.settings.max_samples)
+    wanted = body.generate_request(context.settings.max_samples, context.settings.model_aliases)
     context.open_calls.enter(request.scope, "wait")
     caller, preference = caller_of(request), read_prefer(prefer, math.inf)
     call = Call.of(caller, fingerprint_of(wanted, wanted.format), request.headers.get(HEADER))
@@ -65,28 +62,15 @@ async def generate_images(
         await call.leave(context, job_id)
     result = await result_of(context, job_id, limit=1, caller=caller)
     headers = {"Location": location_of(context.base, job_id)} | ({} if created else {"Idempotent-Replayed": "true"})
-    refusal = _refusal(context, request, result)
+    refusal = refusal_of(context, request, result)
     if refusal is not None:
         if isinstance(refusal, WaitTimeout):
             again = idempotency_key is not None or stops
             headers |= {"Location": context.absolute(request, f"/jobs/{job_id}"), "x-should-retry": str(again).lower()}
         return problem_of(refusal, job=job_id, headers=headers)
-    by_url = body.response_format == "url"
-    response = ImagesResponse(
-        created=int(time.time()),
-        data=[await _image(request, context, result, image, by_url=by_url) for image in result.images],
-        output_format=result.parameters["format"],
-        size=f"{result.parameters['width']}x{result.parameters['height']}",
-        job=job_id,
-        num_samples=result.parameters["num_samples"],
-        stopped=result.stopped,
-        confidence=result.confidence,
-        model=result.model,
-        judge=result.judge,
-        warnings=result.warnings,
-    )
     headers["Cache-Control"] = "no-store"
-    return Response(response.model_dump_json(exclude_none=True), 200, headers, "application/json")
+    answer = await images_answer(context, request, body, result)
+    return Response(answer.model_dump_json(exclude_none=True), 200, headers, "application/json")
 
 
 router.include_router(_images)
@@ -115,41 +99,32 @@ async def read_model(context: ContextDep, name: str) -> OpenAIModel:
     return found
 
 
-def _refusal(context: Context, request: Request, result: JobResult) -> BestOfNError | None:
-    """Why there are no images, if there are none."""
-    if result.status in ACTIVE:
-        return WaitTimeout(
-            f"the job is not done; it goes on at {context.absolute(request, f'/jobs/{result.id}')}. "
-            "Fetch it there, or repeat the call with the same Idempotency-Key"
-        )
-    return failure_of(result)
-
-
-async def _image(
-    request: Request, context: Context, result: JobResult, image: ImageOut, *, by_url: bool
-) -> GeneratedImage:
-    assert image.seed is not None
-    made = GeneratedImage(seed=image.seed, candidate=image.candidate, score=image.verdict.p_yes, verdict=image.verdict)
-    if by_url:
-        made.url = context.absolute(request, (image.url or "").removeprefix(context.base))
-    else:
-        made.b64_json = base64.b64encode(await context.queue.image(result.id, image.candidate)).decode()
-    return made
-
-
 async def _models(context: Context) -> list[OpenAIModel]:
-    return models_of(await context.queue.workers(), await context.queue.announced())
+    workers, announced = await context.queue.workers(), await context.queue.announced()
+    return models_of(workers, announced, context.settings.model_aliases)
 
 
-def models_of(live: Sequence[WorkerInfo], announced: Sequence[WorkerInfo]) -> list[OpenAIModel]:
-    """One entry a name: of two revisions side by side, the one that a request gets, which came up last."""
+def models_of(
+    live: Sequence[WorkerInfo], announced: Sequence[WorkerInfo], aliases: Mapping[str, str] | None = None
+) -> list[OpenAIModel]:
+    """One entry a name: of two revisions side by side, the one that a request gets, which came up last.
+
+    `aliases` are further names, each with the name of the model that it means.
+    """
     by_name: dict[str, list[WorkerInfo]] = {}
     for infos in (live, announced):
         for info in sorted(infos, key=lambda info: -info.started_at):
             by_name.setdefault(info.model.revision.name, []).append(info)
-    return [
-        _model(name, infos, sum(info.model.revision.name == name for info in live)) for name, infos in by_name.items()
-    ]
+    models = {
+        name: _model(name, infos, sum(info.model.revision.name == name for info in live))
+        for name, infos in by_name.items()
+    }
+    named = {
+        alias: models[name].model_copy(update={"id": alias})
+        for alias, name in (aliases or {}).items()
+        if name in models
+    }
+    return list((models | named).values())
 
 
 def _model(name: str, infos: Sequence[WorkerInfo], workers: int) -> OpenAIModel:

@@ -60,6 +60,54 @@ def test_or_as_addresses(client: OpenAI) -> None:
     assert (answer.num_samples, answer.data[0].b64_json) == (4, None)
 
 
+def test_an_answer_has_what_openais_has(client: OpenAI) -> None:
+    fields = {"num_samples": 40, "num_inference_steps": 1}
+    answer = client.images.generate(prompt="a red star", size="96x64", user="u7", extra_body=fields)
+    assert (answer.quality, answer.background, answer.safety_identifier) == ("high", "opaque", "u7")
+    assert answer.usage is not None
+    text = answer.usage.input_tokens_details.text_tokens
+    assert text == answer.usage.input_tokens > 0
+    assert answer.usage.output_tokens == 40 * 3 * 2
+    assert answer.usage.total_tokens == text + 240
+
+
+def test_what_has_no_effect_gives_a_warning(client: OpenAI) -> None:
+    answer = client.images.generate(
+        prompt="p",
+        style="vivid",
+        quality="low",
+        background="auto",
+        moderation="low",
+        output_compression=60,
+        partial_images=0,
+        stream=False,
+        user="u",
+    )
+    assert [warning.partition(" ")[0] for warning in answer.warnings] == ["style", "output_compression", "moderation"]
+    assert all("has no effect" in warning for warning in answer.warnings)
+    assert client.images.generate(prompt="p", quality="low", output_compression=100).warnings == []
+
+
+def test_models_have_the_names_that_the_server_gives_them(served: Any, serving: Serving) -> None:
+    aliases = {"gpt-image-1": "fake", "dall-e-3": "fake", "dall-e-2": "away"}
+    named = served.settings.model_copy(update={"model_aliases": aliases, "response_format": "url"})
+    with (
+        serving(named) as api,
+        OpenAI(base_url=f"{api.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as client,
+    ):
+        answer = client.images.generate(model="gpt-image-1", prompt="p", quality="low")
+        assert (answer.model["name"], answer.data and answer.data[0].b64_json) == ("fake", None)
+        assert answer.data is not None
+        assert httpx.get(answer.data[0].url or "", timeout=PATIENCE).headers["content-type"] == "image/png"
+        shown = client.images.generate(model="dall-e-3", prompt="p", quality="low", response_format="b64_json")
+        assert shown.data is not None
+        assert shown.data[0].b64_json
+        assert [model.id for model in client.models.list().data] == ["fake", "gpt-image-1", "dall-e-3"]
+        assert client.models.retrieve("dall-e-3").width == 64
+        with pytest.raises(openai.BadRequestError, match="model 'away' is not deployed"):
+            client.images.generate(model="dall-e-2", prompt="p")
+
+
 BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "no such model": ({"model": "dall-e-3"}, "model", "choose from fake"),
     "an odd size": ({"size": "100x64"}, "size", "multiple of 32"),
@@ -69,7 +117,6 @@ BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "said twice": ({"n": 2, "extra_body": {"top_k": 3}}, "n", "set the same option"),
     "a stream": ({"stream": True}, "stream", "POST /generate"),
     "glass": ({"background": "transparent"}, "background", "opaque"),
-    "a style": ({"style": "vivid"}, "style", "in the prompt"),
     "a format": ({"output_format": "gif"}, "output_format", "'png', 'webp' or 'jpeg'"),
     "a typing mistake": ({"extra_body": {"qualty": "low"}}, "qualty", "did you mean quality?"),
     "a value of ours": ({"extra_body": {"num_inference_steps": 101}}, "num_inference_steps", "at most 100"),
@@ -179,7 +226,7 @@ def test_of_two_revisions_the_one_that_came_up_last_is_shown() -> None:
         ({"quality": "max"}, {"num_samples": 100}),
         ({"quality": "high", "num_samples": 5}, {"num_samples": 5}),
         ({"size": "64x32", "format": "webp"}, {"num_samples": 16, "width": 64, "height": 32, "format": "webp"}),
-        ({"background": "opaque", "moderation": "low", "stream": False, "style": None}, {"num_samples": 16}),
+        ({"background": "opaque", "moderation": "low", "stream": False, "style": "vivid"}, {"num_samples": 16}),
     ],
 )
 def test_what_a_request_means(fields: dict[str, Any], expected: dict[str, Any]) -> None:
