@@ -72,10 +72,12 @@ def check_key(headers: Headers, keyring: Keyring) -> str:
     return caller
 
 
-def check_host(headers: Headers, allowed: Sequence[str] = (), public_url: str | None = None) -> None:
+def check_host(
+    headers: Headers, allowed: Sequence[str] = (), public_url: str | None = None, origins: Sequence[str] = ()
+) -> None:
     """Raises HostNotAllowed unless Host is a loopback name, or allowed, and Origin, if sent, is this very server.
 
-    `public_url` is an address of this server too, behind a proxy.
+    `public_url` is an address of this server too, behind a proxy. `origins` are other sites whose pages may call.
 
     Any web page can make a browser call a loopback port. Its Origin gives it away; with DNS rebinding its Host does.
     """
@@ -87,10 +89,13 @@ def check_host(headers: Headers, allowed: Sequence[str] = (), public_url: str | 
             "make a key with `bestofn keys add NAME` to serve other names"
         )
     origin = headers.get("origin")
+    if origin is not None and ("*" in origins or origin.lower() in origins):
+        return
     public = "/".join((public_url or "").lower().split("/")[:3])
     if origin is not None and origin.lower() != public and origin.lower().partition("://")[2] != host.lower():
         raise HostNotAllowed(
-            f"a page of {origin[:100]!r} may not call a server without API keys; call it from {host!r}"
+            f"a page of {origin[:100]!r} may not call a server without API keys; call it from {host!r}, or name the "
+            "page's origin in BESTOFN_CORS_ORIGINS"
         )
 
 
@@ -112,6 +117,7 @@ class Guard:
         self._loopback = is_loopback(reached_at(settings))
         self._allowed_hosts = settings.allowed_hosts
         self._public_url = settings.public_url
+        self._origins = [origin.lower() for origin in settings.cors_origins]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -119,7 +125,7 @@ class Guard:
         headers = Headers(scope=scope)
         try:
             if self._loopback and not self._keyring.on:
-                check_host(headers, self._allowed_hosts, self._public_url)
+                check_host(headers, self._allowed_hosts, self._public_url, self._origins)
             if self._keyring.on and scope["path"] not in self._open:
                 if "authorization" not in headers and is_signed(scope):
                     scope["signed"] = True  # the job's route checks the signature, which needs the queue

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from bestofn.service.api import access as guard
 from bestofn.service.api import problem_details as problem
 from bestofn.service.api.connections import CONNECTIONS_KEPT, DESCRIPTORS_KEPT, ConnectionLimit, Connections
+from bestofn.service.api.cors import Cors
 from bestofn.service.api.dependencies import Context
 from bestofn.service.api.http_middleware import Head, JsonGzip, Prefix
 from bestofn.service.api.open_calls import OpenCalls
@@ -136,6 +137,8 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
     app.add_middleware(JsonGzip)
     app.add_middleware(Head)
     app.add_middleware(Requests)
+    if settings.cors_origins:
+        app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(Prefix, public_url=settings.public_url)  # around all of them
     problem.install(app)
     for module in (generate, rank, jobs, events):
