@@ -93,6 +93,16 @@ class EventTranslator:
             if type != "candidate"
         ]
 
+    @property
+    def judged(self) -> int:
+        """Candidates judged so far."""
+        return len(self._known)
+
+    @property
+    def leader(self) -> Candidate | None:
+        """The best of them."""
+        return self._best
+
     def missed(self, event: Event) -> bool:
         """Whether a completed heat has candidates without an event: the reader was too slow for the stream."""
         return event.type == "heat" and not self._known.keys() >= set(self._spec.heat(event.data["heat"]).candidates)

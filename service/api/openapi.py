@@ -136,6 +136,7 @@ def _completed(document: dict[str, Any], keys: bool) -> dict[str, Any]:
             operation["responses"].pop("422", None)
             operation["responses"] |= dict(sorted(_refusal(status, path) for status in refusals))
     operations["read_events"]["responses"]["200"]["content"] = _EVENTS
+    operations["generate_images"]["responses"]["200"]["content"] |= _EVENTS
     for name in ("generate", "rank", "read_events"):
         operations[name]["responses"]["204"] = {"description": "Last-Event-ID names the last event of the job."}
     _describe_submission(operations["generate"], _IMAGES)

@@ -68,8 +68,12 @@ class ImagesRequest(GenerateRequest):
         default=None, strict=True, ge=0, le=100, description="Ignored: WebP and JPEG are at quality 95."
     )
     style: str | None = Field(default=None, description="Ignored: say it in the prompt.")
-    stream: bool | None = Field(default=None, strict=True, description="Refused: POST /generate streams events.")
-    partial_images: int | None = Field(default=None, strict=True, description="Refused, but for 0.")
+    stream: bool | None = Field(
+        default=None, strict=True, description="Server-sent events: partial images, then the completed one."
+    )
+    partial_images: int | None = Field(
+        default=None, strict=True, ge=0, le=3, description="With stream: times at which the best so far is sent."
+    )
     user: str | None = Field(default=None, description="Repeated as `safety_identifier` of the answer.")
     safety_identifier: str | None = Field(default=None, description="Repeated in the answer.")
 
@@ -93,6 +97,8 @@ class ImagesRequest(GenerateRequest):
                 )
         if "model" in asked:
             asked["model"] = (aliases or {}).get(asked["model"], asked["model"])
+        if self.stream and self.partial_images:
+            asked["thumbnails"] = True  # the best so far is shown by its thumbnail until its heat is done
         winners = asked.get("top_k", 1)
         if not asked.keys() & {"num_samples", "effort", "budget"}:
             asked["num_samples"] = min(max(CANDIDATES[self.quality or "auto"], winners), max_samples)
@@ -138,13 +144,12 @@ class ImagesRequest(GenerateRequest):
 
     def _refuse_unsupported(self) -> None:
         refusals: Sequence[tuple[str, bool, str]] = (
-            ("stream", bool(self.stream), "POST /generate with Accept: text/event-stream streams the candidates"),
-            ("partial_images", bool(self.partial_images), "leave it out"),
-            ("background", self.background == "transparent", "images are always opaque"),
+            ("background", self.background == "transparent", "transparent is not supported here: images are opaque"),
+            ("partial_images", bool(self.partial_images) and not self.stream, "need stream: true, or leave them out"),
         )
         for field, refused, reason in refusals:
             if refused:
-                raise InvalidRequest(f"{field} is not supported here: {reason}", field=field)
+                raise InvalidRequest(f"{field}: {reason}", field=field)
 
 
 class GeneratedImage(BaseModel):
@@ -208,6 +213,32 @@ class ImagesResponse(BaseModel):
     model: Revision
     judge: Revision
     warnings: list[str] = []
+
+
+class PartialImage(BaseModel):
+    """An event of a stream: the best candidate so far. `candidate` to `num_samples` are ours."""
+
+    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
+    partial_image_index: int = Field(description="0 for the first one.")
+    b64_json: str
+    created_at: int = Field(description="Unix time in seconds.")
+    output_format: ImageFormat = Field(description="webp: a thumbnail, as the candidate's heat is not done yet.")
+    size: str
+    quality: Quality
+    background: Literal["opaque"] = "opaque"
+    candidate: int
+    seed: int
+    verdict: VerdictOut
+    judged: int = Field(description="Candidates judged so far.")
+    num_samples: int
+
+
+class CompletedImage(ImagesResponse):
+    """The last event of a stream: the answer of a call without one, with the winner's bytes at its top."""
+
+    type: Literal["image_generation.completed"] = "image_generation.completed"
+    b64_json: str = Field(description="The winner; `data` has it too, and the others of n.")
+    created_at: int
 
 
 class OpenAIModel(BaseModel):

@@ -109,9 +109,9 @@ async def follow(
     no longer stored, or the reader was too slow for them, a snapshot replaces them.
     """
     reader = _Reader(context, spec, after)
-    async with contextlib.aclosing(_paced(context, spec.id)) as stored:
+    async with contextlib.aclosing(paced(context, spec.id)) as stored:
         async for entries in stored:
-            for part in _parts(entries) if entries else [[None]]:
+            for part in parts(entries) if entries else [[None]]:
                 async with context.turns.of(caller):
                     events = [event for entry in part for event in await reader.translate(entry)]
                 if events:
@@ -157,7 +157,7 @@ class _Reader:
         return [JobEvent("queued", now)]
 
 
-def _parts(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+def parts(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
     return (entries[i : i + TRANSLATED_AT_ONCE] for i in range(0, len(entries), TRANSLATED_AT_ONCE))
 
 
@@ -195,7 +195,7 @@ def _place(event: JobEvent) -> Place:
     return place
 
 
-async def _paced(context: Context, job_id: str) -> AsyncGenerator[Sequence[Entry] | None, None]:
+async def paced(context: Context, job_id: str) -> AsyncGenerator[Sequence[Entry] | None, None]:
     """The job's stored events, and None whenever nothing came for a while; ends when the server stops."""
     source = context.queue.stored_events(job_id)
     stopping = asyncio.create_task(context.stopping.wait())

@@ -12,9 +12,11 @@ from bestofn.service.api.content_negotiation import read_prefer
 from bestofn.service.api.dependencies import Context, ContextDep
 from bestofn.service.api.json_body import JsonRoute
 from bestofn.service.api.openai_answers import images_answer, refusal_of
+from bestofn.service.api.openai_stream import image_events
 from bestofn.service.api.problem_details import problem_of
 from bestofn.service.api.responses import location_of, result_of
 from bestofn.service.api.retried_calls import HEADER, Call
+from bestofn.service.api.sse import stream_response
 from bestofn.service.api.submission import fingerprint_of, submit
 from bestofn.service.api.wait import Ending, wait
 from bestofn.service.core.errors import InvalidRequest, ModelNotFound, WaitTimeout
@@ -41,9 +43,12 @@ async def generate_images(
 
     Errors have OpenAI's form. A repetition with the same `Idempotency-Key` joins the same job, which goes on without
     callers. Without a key a caller that hangs up cancels its job, unless an OpenAI client's own retry follows.
+
+    With `stream: true` the answer is a stream of events. `image_generation.partial_image` has the best candidate so
+    far, up to `partial_images` times. `image_generation.completed` or `error` comes last.
     """
     wanted = body.generate_request(context.settings.max_samples, context.settings.model_aliases)
-    context.open_calls.enter(request.scope, "wait")
+    context.open_calls.enter(request.scope, "stream" if body.stream else "wait")
     caller, preference = caller_of(request), read_prefer(prefer, math.inf)
     call = Call.of(caller, fingerprint_of(wanted, wanted.format), request.headers.get(HEADER))
     joined = await call.join(context) if idempotency_key is None else None
@@ -53,6 +58,10 @@ async def generate_images(
         )
     except InvalidRequest as error:
         raise body.in_their_words(error) from None
+    headers = {"Location": location_of(context.base, job_id)} | ({} if created else {"Idempotent-Replayed": "true"})
+    if body.stream:
+        leave = call if idempotency_key is None or (created and preference.cancel_on_disconnect) else None
+        return stream_response(image_events(context, request, body, job_id, leave), headers)
     ending = await wait(context, request, job_id, preference.seconds or math.inf)
     if ending is Ending.HUNG_UP and created and preference.cancel_on_disconnect:
         await context.queue.cancel(job_id)
@@ -61,7 +70,6 @@ async def generate_images(
     if idempotency_key is None and (ending is Ending.HUNG_UP or stops):
         await call.leave(context, job_id)
     result = await result_of(context, job_id, limit=1, caller=caller)
-    headers = {"Location": location_of(context.base, job_id)} | ({} if created else {"Idempotent-Replayed": "true"})
     refusal = refusal_of(context, request, result)
     if refusal is not None:
         if isinstance(refusal, WaitTimeout):

@@ -115,7 +115,6 @@ BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "too many": ({"n": 17}, "n", "less than or equal to 16"),
     "more than are drawn": ({"n": 4, "extra_body": {"num_samples": 3}}, "n", "at most num_samples"),
     "said twice": ({"n": 2, "extra_body": {"top_k": 3}}, "n", "set the same option"),
-    "a stream": ({"stream": True}, "stream", "POST /generate"),
     "glass": ({"background": "transparent"}, "background", "opaque"),
     "a format": ({"output_format": "gif"}, "output_format", "'png', 'webp' or 'jpeg'"),
     "a typing mistake": ({"extra_body": {"qualty": "low"}}, "qualty", "did you mean quality?"),
