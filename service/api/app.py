@@ -23,6 +23,8 @@ from bestofn.service.api.routes import docs as manual
 from bestofn.service.api.routes import events, generate, health, jobs, metrics, openai, rank, status
 from bestofn.service.api.routes import web as page
 from bestofn.service.api.token_counter import TokenCounters
+from bestofn.service.api.wait import end_tasks
+from bestofn.service.api.webhooks import WebhookSender
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
@@ -104,12 +106,14 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
         )
         with contextlib.suppress(redis.exceptions.RedisError):
             await context.ended.read(context.queue)  # jobs that end from now on are counted
-        tasks = [asyncio.create_task(work) for work in (keyring.watch(), _expire_jobs(used), connections.sweep())]
+        works = [keyring.watch(), _expire_jobs(used), connections.sweep()]
+        if settings.webhook_secret:
+            works.append(WebhookSender(context, settings.webhook_secret).run())
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
+            await end_tasks(set(tasks))
             if queue is None:
                 await used.aclose()
 

@@ -18,6 +18,7 @@ from bestofn.service.core.planning import job_spec
 from bestofn.service.core.rank_planning import rank_spec
 from bestofn.service.core.rank_request import RankOptions
 from bestofn.service.core.schemas import RANDOM_SEEDS, GenerateRequest
+from bestofn.service.core.webhooks import check_webhook
 from bestofn.service.telemetry.traces import traceparent
 
 MAX_KEY = 255
@@ -43,6 +44,8 @@ async def submit(
     Raises:
         InvalidRequest, IdempotencyMismatch, Overloaded, Unavailable: as `job_spec` and `Queue.submit` say.
     """
+    if body.webhook is not None:
+        check_webhook(body.webhook, context.settings)
     async with context.open_calls.turn(caller):
         deployment = await context.deployed.choose(body.model, body.judge, body.rule, finals=body.finals is not None)
         for sha256 in deployment.tokenizers:
@@ -57,7 +60,9 @@ async def submit(
             image_format=image_format,
         )
         fingerprint = fingerprint_of(body, spec.format)
-        return await _queued(context, spec, deployment, caller=caller, key=key, fingerprint=fingerprint)
+        return await _queued(
+            context, spec, deployment, caller=caller, key=key, fingerprint=fingerprint, webhook=body.webhook
+        )
 
 
 async def submit_rank(context: Context, upload: Upload, *, caller: str, key: str | None = None) -> tuple[str, bool]:
@@ -91,6 +96,7 @@ async def _queued(
     key: str | None,
     fingerprint: str,
     sent: Sequence[bytes] = (),
+    webhook: str | None = None,
 ) -> tuple[str, bool]:
     """Queue a job, or find the one that the Idempotency-Key names."""
     if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
@@ -104,6 +110,7 @@ async def _queued(
         caller=caller,
         traceparent=traceparent(),
         sent=sent,
+        webhook=webhook or "",
     )
     context.refusal_limiter.accepted(caller)
     logged = {"prompt": spec.prompt} if context.settings.log_prompts else {"prompt_sha256": _short_hash(spec.prompt)}

@@ -38,3 +38,4 @@ class Options(TypedDict, total=False):
     format: ImageFormat
     embed_prompt: bool
     thumbnails: bool
+    webhook: str | None

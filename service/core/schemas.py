@@ -67,6 +67,11 @@ class GenerateRequest(RequestModel):
     thumbnails: bool = Field(
         False, strict=True, description="Keep a thumbnail of each candidate, at most 512 of a job."
     )
+    webhook: str | None = Field(
+        default=None,
+        description="Address (https) that is called at the job's end, signed as Standard Webhooks has it.",
+        examples=["https://example.net/hook"],
+    )
 
 
 def _is_none(value: object) -> bool:

@@ -76,6 +76,11 @@ def refusal(reply: Sequence[bytes | int], spec: JobSpec, settings: Settings, spe
             )
         case "memory":
             return Unavailable(f"{nearly_full(*numbers)}; try again later", retry_after=BUSY_RETRY_SECONDS)
+        case "webhooks":
+            return Overloaded(
+                f"{numbers[0]} webhooks wait to be sent, as many as the limit; try again later, or without webhook",
+                retry_after=MOST_RETRY_SECONDS,
+            )
         case "candidates" | "caller" | "work":
             held, gflop, *limit = numbers
             limits = {

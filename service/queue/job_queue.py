@@ -110,6 +110,7 @@ class Queue:
         caller: str = "",
         traceparent: str = "",
         sent: Sequence[bytes] = (),
+        webhook: str = "",
     ) -> tuple[str, bool]:
         """Accept a job or refuse it.
 
@@ -121,6 +122,7 @@ class Queue:
             caller: name of the API key, for its limits and its jobs; "": none.
             traceparent: trace context of the request.
             sent: files of the images that `spec.sent` describes.
+            webhook: address that is called at the job's end; "": none.
 
         Returns:
             The job's id and whether this call made it.
@@ -159,6 +161,7 @@ class Queue:
                 idempotency=opaque(idempotency_key) if idempotency_key is not None else "",
                 fingerprint=fingerprint or "",
                 traceparent=traceparent,
+                webhook=webhook,
                 deadline=math.ceil(1000 * (spec.deadline_seconds or 0)),
                 caller=caller,
                 max_candidates=settings.max_queued_candidates,

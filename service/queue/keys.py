@@ -31,6 +31,8 @@ images:expiry                    zset    job -> time (ms) at which those expire
 holdings                         hash    job -> "images kept caller": bytes of its images, and of all else that is kept
 held                             hash    kept: the sum of all jobs; images:<caller>, kept:<caller>: of one API key
 abandoned                        hash    pair of another schema version -> time (ms) since when it has no worker
+webhooks                         zset    job -> time (ms) of the next attempt at its webhook, of jobs that have ended
+webhook:<job>                    hash    url, status, ended, attempts; body: what the attempts so far have sent
 dead_letters                     stream  heats that failed for good
 tokenizer:<sha256>               string  a tokenizer.json
 signing_key                      string  secret of the addresses of pictures that need no key (signing_key.py)
@@ -79,6 +81,8 @@ Name = Literal[
     "abandoned",
     "holdings",
     "held",
+    "webhooks",
+    "webhook",
     "dead_letters",
     "tokenizer",
     "signing_key",
@@ -116,6 +120,8 @@ _TEMPLATES: dict[Name, str] = {
     "abandoned": "abandoned",
     "holdings": "holdings",
     "held": "held",
+    "webhooks": "webhooks",
+    "webhook": "webhook:%s",
     "dead_letters": "dead_letters",
     "tokenizer": "tokenizer:%s",
     "signing_key": "signing_key",

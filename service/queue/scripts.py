@@ -25,6 +25,8 @@ Script = Literal[
     "refuse",
     "read_changes",
     "probe",
+    "claim_webhooks",
+    "settle_webhook",
 ]
 SCRIPTS: tuple[Script, ...] = get_args(Script)
 SHARED = ("common", "ring", "ending")

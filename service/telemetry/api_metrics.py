@@ -15,4 +15,5 @@ REQUEST_SECONDS = Histogram(
     registry=REGISTRY,
 )
 REFUSED = Counter("bestofn_refused", "Requests answered with an error, by its code.", ("code",), registry=REGISTRY)
+WEBHOOKS = Counter("bestofn_webhooks", "Attempts at webhooks, by outcome.", ("outcome",), registry=REGISTRY)
 EVENT_STREAMS = Gauge("bestofn_event_streams_open", "Event streams that are being sent.", registry=REGISTRY)

@@ -17,6 +17,8 @@ local TOMBSTONE_MS = 24 * 3600 * 1000
 local MOST_AHEAD_MS = 600 * 1000 -- an announcement reaches less far into the future, unless heartbeats are slow
 local CANCELED_EVENTS_MS = 10 * 1000 -- the last event of a canceled job, for those who follow it now
 local CANCELED_KEPT = 4096 -- bytes of a canceled job, until it expires
+local WEBHOOK_MS = 48 * 3600 * 1000 -- attempts end after half of this
+local WEBHOOKS_KEPT = 10000 -- to be sent; jobs with another one are refused
 local EXPIRED_AT_ONCE = 1000
 local UNREADABLE = "the job's stored fields cannot be read by this version"
 

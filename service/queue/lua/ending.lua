@@ -24,6 +24,12 @@ local function finish(job, status, type, data)
     'waited', (started or time) - created, 'took', time - created, 'leaders', leaders or '[]',
     'stopped', stopped or '')
   emit(job, type, data)
+  local webhook = redis.call('HGET', hash, 'webhook')
+  if webhook then
+    redis.call('HSET', key('webhook', job), 'url', webhook, 'status', status, 'ended', time, 'attempts', 0)
+    redis.call('PEXPIRE', key('webhook', job), WEBHOOK_MS)
+    redis.call('ZADD', key('webhooks'), time, job)
+  end
   local kept = redis.call('HGETALL', key('winner_images', job))
   for i = 1, #kept, 2 do
     local images = key('images', job, kept[i + 1])

@@ -24,6 +24,10 @@ local full, memory = nearly_full()
 if full then
   return full
 end
+local webhooks = args.webhook ~= '' and redis.call('ZCARD', key('webhooks')) or 0
+if webhooks >= WEBHOOKS_KEPT then
+  return {'webhooks', webhooks}
+end
 -- Each refusal for lack of room returns the amount that waits, and the work (GFLOP) to do before there is room.
 local waiting, work = unpack(redis.call('HMGET', key('backlog'), 'candidates', 'gflop'))
 waiting, work = tonumber(waiting or 0), tonumber(work or 0)
@@ -84,6 +88,9 @@ redis.call('HSET', key('job', job),
   'judged', 0, 'steps', 0, 'total_steps', args.total_steps,
   'forwards', 0, 'thumbnail_bytes', 0, 'version', 0, 'leaders', '[]', 'idempotency', idempotency,
   'traceparent', args.traceparent, 'caller', caller)
+if args.webhook ~= '' then
+  redis.call('HSET', key('job', job), 'webhook', args.webhook)
+end
 if args.may_stop == '1' then
   redis.call('HSET', key('job', job), 'decided', 0)
 end
