@@ -215,6 +215,9 @@ def test_secrets_are_made_once_and_read_by_the_settings(tmp_path: Path, monkeypa
     gpu_host = Settings(_secrets_dir=folder / "gpu-host")
     remote = gpu_host.redis_url or ""
     assert (gpu_host.pairwise_api_key, edge.pairwise_api_key) == ("open-sesame", "")
+    assert edge.webhook_secret is not None
+    assert edge.webhook_secret.startswith("whsec_")
+    assert not Settings(_secrets_dir=ROOT / "docker" / "secrets" / "none").webhook_secret
     password = edge.redis_url.removeprefix("redis://bestofn:").removesuffix("@redis:6379/0")
     assert remote == f"rediss://bestofn:{password}@queue.example.net:6380/0?ssl_ca_certs=/run/secrets/queue_ca"
     assert folder.stat().st_mode & 0o077 == (folder / "gpu-host").stat().st_mode & 0o077 == 0

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ WRITES = {
 
 def test_every_example_is_run_and_in_the_index() -> None:
     examples = {path.name for path in FOLDER.iterdir()} - {"README.md", "__pycache__"}
-    assert examples == {*WRITES, "notebook.ipynb"}
+    assert examples == {*WRITES, "notebook.ipynb", "openai_node.mjs", "browser.html"}
     index = (FOLDER / "README.md").read_text()
     assert [name for name in examples if f"[{name}]({name})" not in index] == []
 
@@ -48,6 +49,28 @@ def test_scripts(name: str, served: Any, tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         Image.open(path).verify()
         assert path.name in printed
+
+
+def test_the_openai_package_of_npm(served: Any, tmp_path: Path) -> None:
+    modules = Path(os.environ.get("BESTOFN_NODE_MODULES", FOLDER.parent / "node_modules"))
+    if shutil.which("node") is None or not (modules / "openai").is_dir():
+        pytest.skip("needs node, and `npm install openai` in the checkout or in the parent of BESTOFN_NODE_MODULES")
+    (tmp_path / "node_modules").symlink_to(modules)
+    shutil.copy(FOLDER / "openai_node.mjs", tmp_path)
+    done = subprocess.run(
+        ["node", "openai_node.mjs"],
+        cwd=tmp_path,
+        env={**os.environ, "BESTOFN_SERVER": served.url},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    *partial, winner, refused = done.stdout.splitlines()
+    assert 1 <= len(partial) <= 2
+    assert all(re.fullmatch(r"best of \d+: candidate \d+", line) for line in partial)
+    assert re.fullmatch(r"winner: seed \d+, 256 tokens, openai-node.png", winner)
+    assert "less than or equal to 16" in refused
+    Image.open(tmp_path / "openai-node.png").verify()
 
 
 def test_readme(served: Any, tmp_path: Path) -> None:

@@ -278,9 +278,12 @@ async def test_a_kill_of_the_api_loses_no_webhook(hooked: Settings, receiver: Re
     assert len(call.event["data"]["images"]) == 1
 
 
-async def test_a_late_attempt_settles_nothing(
-    hooked: Settings, queue: Queue, make_spec: Callable[..., Any], open_lane: Callable[..., Any]
-) -> None:
+async def test_a_late_attempt_settles_nothing(idle: Settings) -> None:
+    async with aclosing(await Queue.connect(idle)) as queue:
+        await settle_late(queue)
+
+
+async def settle_late(queue: Queue) -> None:
     await queue.redis.hset(queue.keys("webhook", "j"), mapping={"url": "u", "status": "failed", "ended": 0})
     await queue.redis.zadd(queue.keys("webhooks"), {"j": 0})
     (first,) = await webhooks.claim(queue, 1, 0.0)
