@@ -52,9 +52,9 @@ def test_scripts(name: str, served: Any, tmp_path: Path) -> None:
 
 
 def test_the_openai_package_of_npm(served: Any, tmp_path: Path) -> None:
-    modules = Path(os.environ.get("BESTOFN_NODE_MODULES", FOLDER.parent / "node_modules"))
+    modules = FOLDER.parent / "tests" / "clients" / "node_modules"
     if shutil.which("node") is None or not (modules / "openai").is_dir():
-        pytest.skip("needs node, and `npm install openai` in the checkout or in the parent of BESTOFN_NODE_MODULES")
+        pytest.skip("needs node and npm install --prefix tests/clients --no-package-lock")
     (tmp_path / "node_modules").symlink_to(modules)
     shutil.copy(FOLDER / "openai_node.mjs", tmp_path)
     done = subprocess.run(

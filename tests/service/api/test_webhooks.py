@@ -169,6 +169,15 @@ def test_a_job_under_v1_has_one_too(http: httpx.Client, receiver: Receiver) -> N
     assert refused["param"] == "webhook"
 
 
+def test_the_images_of_an_event_need_no_key(hooked: Settings, serving: Serving, keys: Any, receiver: Receiver) -> None:
+    keyed = hooked.model_copy(update=keys("sesame"))
+    with serving(keyed) as api, httpx.Client(base_url=api.url, timeout=PATIENCE) as client:
+        client.headers["Authorization"] = "Bearer sesame"
+        submit(client, SHORT, receiver.url)
+        (image,) = receiver.next().event["data"]["images"]
+        assert httpx.get(f"{api.url}{image['url']}", timeout=PATIENCE).headers["content-type"] == "image/png"
+
+
 def test_a_receiver_that_is_down_gets_it_once_it_is_up(http: httpx.Client) -> None:
     down = Receiver()
     down.close()
