@@ -125,6 +125,7 @@ async def _shown(context: Context, spec: JobSpec, candidate: Candidate) -> tuple
 def _partial(
     spec: JobSpec, leader: Candidate, index: int, judged: int, shown: tuple[bytes, ImageFormat]
 ) -> PartialImage:
+    assert leader.seed is not None  # the job draws its candidates
     content, format = shown
     with Image.open(io.BytesIO(content)) as image:  # reads the header alone
         width, height = image.size
