@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from bestofn.service.api.app import create_app
 from bestofn.service.core.settings import Settings
 
+Serving = Callable[[Settings], AbstractContextManager[Any]]
 HERE = Path(__file__).parent
 PROGRAMS = HERE / ".venv" / "bin"
 pytestmark = pytest.mark.skipif(not PROGRAMS.is_dir(), reason="needs the environment of tests/clients/requirements.txt")
@@ -27,6 +30,11 @@ def python(script: str, *arguments: str, **environment: str) -> Any:
 
 def test_litellm(served: Any) -> None:
     assert python("with_litellm.py", served.url) == ["iVBOR", "iVBOR"]  # PNG
+
+
+def test_langchain_which_expects_addresses(served: Any, serving: Serving) -> None:
+    with serving(served.settings.model_copy(update={"response_format": "url"})) as api:
+        assert python("with_langchain.py", api.url) == "image/png"
 
 
 def test_client_of_openapi_python_client_makes_a_round_trip(served: Any, tmp_path: Path) -> None:
