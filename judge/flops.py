@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,26 +12,33 @@ from torch.utils.flop_counter import FlopCounterMode
 from bestofn.judge.nvila import Nvila
 
 # Held by the model: a cache that held the models would keep gigabytes of released weights in memory.
-_counted: WeakKeyDictionary[Nvila, dict[tuple[str, int], int]] = WeakKeyDictionary()
+_counted: WeakKeyDictionary[Nvila, dict[int, int]] = WeakKeyDictionary()
 
 
 def vision_flops(model: Nvila, S: int) -> int:
-    """Of the vision tower and the projector for one tile of S x S pixels (a multiply-add is two)."""
-    return _once(model, ("vision", S), lambda: _count(_See(model), torch.empty(1, 3, S, S, device="meta")))
+    """Of the vision tower and the projector for one tile of S x S pixels (a multiply-add is two).
+
+    Counted once per model and side, with a forward over shapes alone; a judge's tiles have one side.
+    """
+    counts = _counted.setdefault(model, {})
+    if S not in counts:
+        counts[S] = _count(_See(model), torch.empty(1, 3, S, S, device="meta"))
+    return counts[S]
 
 
 def language_flops(model: Nvila, L: int) -> int:
-    """Of the language model for one conversation of L positions, the head for its last one only."""
-    D = int(model.llm.config.hidden_size)
-    head = 2 * D * model.vocabulary
-    return _once(model, ("language", L), lambda: _count(_Read(model), torch.empty(1, L, D, device="meta")) + head)
+    """Of the language model for one conversation of L positions, the head for its last one only.
 
-
-def _once(model: Nvila, key: tuple[str, int], count: Callable[[], int]) -> int:
-    counts = _counted.setdefault(model, {})
-    if key not in counts:
-        counts[key] = count()
-    return counts[key]
+    A closed form, because L changes with every prompt. Qwen2: width D, inner width F, H heads and G key heads of K
+    channels.
+    """
+    config = model.llm.config
+    D, F = int(config.hidden_size), int(config.intermediate_size)
+    H, G = int(config.num_attention_heads), int(config.num_key_value_heads)
+    K = int(getattr(config, "head_dim", None) or D // H)
+    products = 2 * L * (D * K * (H + 2 * G) + H * K * D + 3 * D * F)
+    attention = 2 * 2 * L * L * H * K
+    return int(config.num_hidden_layers) * (products + attention) + 2 * D * model.vocabulary
 
 
 class _See(nn.Module):
@@ -42,15 +48,6 @@ class _See(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.model.see(pixels)
-
-
-class _Read(nn.Module):
-    def __init__(self, model: Nvila) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model.read(x)
 
 
 def _count(module: nn.Module, x: Tensor) -> int:

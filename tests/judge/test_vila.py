@@ -13,9 +13,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2ForCausalLM
 
 from bestofn.judge.bracket import script_sub_brackets
-from bestofn.judge.judge import Judge, rank_images
+from bestofn.judge.flops import language_flops
+from bestofn.judge.judge import EMBEDDED, Judge, rank_images
 from bestofn.judge.verdict import Rule
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "vila"
@@ -125,6 +129,33 @@ def test_fewer_tiles_on_request_and_arrays_like_images() -> None:
     assert judge().flops(*image.size) > 4 * one.flops(*image.size)
     assert one.judge([np.asarray(image)], ["a cat"]) == one.judge([image], ["a cat"])
     assert judge().judge([], []) == []
+
+
+@pytest.mark.parametrize("folder", [EMBEDDED, FIXTURE / "checkpoint"], ids=["shapes", "grouped keys"])
+@pytest.mark.parametrize("length", [1, 2, 7, 333])
+def test_language_flops_are_those_that_torch_counts(folder: Path, length: int) -> None:
+    model = Judge.load(folder).model
+    with torch.device("meta"):
+        read = Qwen2ForCausalLM(model.llm.config).model
+        embedded = torch.empty(1, length, model.llm.config.hidden_size)
+    with FlopCounterMode(display=False) as counter:
+        read(inputs_embeds=embedded, attention_mask={"full_attention": None}, use_cache=False)
+    head = 2 * model.llm.config.hidden_size * model.vocabulary
+    assert language_flops(model, length) == counter.get_total_flops() + head
+
+
+def test_flops_of_a_new_prompt_are_known_without_a_forward() -> None:
+    one = Judge.load(FIXTURE / "checkpoint")
+    one.flops(448, 448)  # the tower's, once
+    with NoOperators():
+        assert one.flops(448, 448, "a cat on a mat of another length") > one.flops(448, 448)
+
+
+class NoOperators(TorchDispatchMode):
+    """Fails at the first operator."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(f"{function} was called")
 
 
 def test_what_cannot_be_judged_is_refused_with_numbers() -> None:

@@ -124,7 +124,12 @@ def lower(name: str, architecture: int) -> dict[str, int]:
         file.flush()
         listing = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     used = {what: int(number) for what, number in re.findall(r"\b([A-Z]+):(\d+)", listing)}
-    return {"registers": used["REG"], "spills": used["STACK"] + used["LOCAL"], "shared": binary.metadata.shared}
+    return {
+        "registers": used["REG"],
+        "spills": used["STACK"] + used["LOCAL"],
+        "shared": binary.metadata.shared,
+        "float64": binary.asm["ptx"].count(".f64"),
+    }
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -145,6 +150,8 @@ def test_binary_fits_the_multiprocessor(name, architecture):
     assert used["spills"] <= PARKED.get((name, architecture), 0)
     assert used["registers"] <= registers
     assert used["shared"] <= shared
+    # Triton computes in float64 with a literal below 2**-126, the least normal float32.
+    assert used["float64"] == 0
 
 
 if __name__ == "__main__":
