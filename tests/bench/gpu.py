@@ -4,8 +4,9 @@
     python -P tests/bench/gpu.py ceilings forward        some sections
     python -P tests/bench/gpu.py --device cpu --tiny     every section at toy sizes, to see that it runs
 
-Each section is a process of its own, so that one that breaks or hangs costs the others nothing. What it has measured is
-written to SECTION.json as it goes; one that would not fit into the time that is left is not begun.
+Each section is a fresh interpreter, so that one that breaks or hangs costs the others nothing. A fork would not do:
+libraries ask for the number of devices at import, and a forked child cannot use CUDA after that. What a section has
+measured is written to SECTION.json as it goes; one that would not fit into the time that is left is not begun.
 """
 
 # ruff: noqa: T201
@@ -13,15 +14,14 @@ written to SECTION.json as it goes; one that would not fit into the time that is
 import argparse
 import contextlib
 import importlib
-import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +48,26 @@ def main() -> int:
         "--budget", type=float, default=BUDGET, help=f"seconds of all sections, {BUDGET:.0f} if left out"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "evaluation" / "results" / "bench" / "gpu")
+    parser.add_argument("--child", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)  # of a section's checkpoints
+    parser.add_argument("--on", help=argparse.SUPPRESS)  # the machine, as a section's page names it
     flags = parser.parse_args()
+    if flags.child is not None:
+        return _child(flags)
     unknown = set(flags.sections) - SECTIONS.keys()
     if unknown:
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
     if flags.device == "cpu" and not flags.tiny:
         parser.error("--device cpu takes --tiny: true shapes take a CPU hours")
     deadline = time.monotonic() + flags.budget
-    device = _in_fork(_name, flags.device, seconds=flags.budget)  # torch may take a minute to import
-    if device is None:
-        print(
-            "bench-gpu needs a CUDA device and found none; --device cpu --tiny runs its code without", file=sys.stderr
-        )
-        return 2
+    same = ["--device", flags.device, *(["--tiny"] if flags.tiny else [])]
     with tempfile.TemporaryDirectory() as folder:
-        place = _place(flags.device, flags.tiny, folder)
+        named, device = _interpreter([*same, "--child", folder], flags.budget, capture=True)
+        if not named:  # torch may take a minute to import
+            print(
+                "bench-gpu needs a CUDA device and found none; --device cpu --tiny runs its code without",
+                file=sys.stderr,
+            )
+            return 2
         on = f"{device}; {machine()}"
         print(on, flush=True)
         broken = 0
@@ -72,7 +77,7 @@ def main() -> int:
                 print(f"{name}: skipped, {left:.0f} s are left and it takes about {takes}", flush=True)
                 continue
             begun = time.monotonic()
-            ended = _in_fork(_section, name, place, flags.out, on, seconds=left)
+            ended, _ = _interpreter([*same, "--out", str(flags.out), "--on", on, "--child", folder, name], left)
             seconds = time.monotonic() - begun
             broken += not ended
             print(f"{name}: {seconds:.0f} s{'' if ended else ', broken off'}\n", flush=True)
@@ -81,20 +86,24 @@ def main() -> int:
     return 1 if broken else 0
 
 
-def _name(device: str) -> str | None:
-    """What the device is called; None if there is none."""
+def _child(flags: argparse.Namespace) -> int:
+    """The work of one interpreter: a section, or without one the device's name on stdout; status 1 for none."""
+    if flags.sections:
+        (name,) = flags.sections
+        return 0 if _section(name, _place(flags.device, flags.tiny, flags.child), flags.out, flags.on) else 1
     import torch
 
-    if device == "cpu":
-        return "no GPU, toy sizes"
-    if not torch.cuda.is_available():
-        return None
-    have = torch.cuda.get_device_properties(0)
-    return f"{have.name}, {have.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    if flags.device == "cpu":
+        print("no GPU, toy sizes")
+    elif torch.cuda.is_available():
+        have = torch.cuda.get_device_properties(0)
+        print(f"{have.name}, {have.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
+    else:
+        return 1
+    return 0
 
 
-def _place(device: str, tiny: bool, folder: str) -> Any:
-    """Imports what takes long, so that each section's fork has it at once; this process never touches the device."""
+def _place(device: str, tiny: bool, folder: Path) -> Any:
     import diffusers
     import torch
     import transformers
@@ -103,7 +112,7 @@ def _place(device: str, tiny: bool, folder: str) -> Any:
     diffusers.utils.logging.set_verbosity_error()
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    return Place(torch.device(device), tiny, Path(folder))
+    return Place(torch.device(device), tiny, folder)
 
 
 def _section(name: str, place: Any, out: Path, on: str) -> bool:
@@ -130,28 +139,20 @@ def _section(name: str, place: Any, out: Path, on: str) -> bool:
     return True
 
 
-def _in_fork(call: Callable[..., Any], *args: object, seconds: float) -> Any:
-    """The result of a call in a process of its own; None if that breaks or is not done in time."""
-    fork = multiprocessing.get_context("fork")
-    inbox, outbox = fork.Pipe(duplex=False)
-
-    def child() -> None:
-        os.setpgrp()
-        outbox.send(call(*args))
-
-    process = fork.Process(target=child)
-    process.start()
-    outbox.close()
+def _interpreter(arguments: list[str], seconds: float, capture: bool = False) -> tuple[bool, str]:
+    """Runs this program in a fresh interpreter; whether it ended well in time, and its stdout if captured."""
+    command = [sys.executable, "-P", __file__, *arguments]
+    output = subprocess.PIPE if capture else None
+    process = subprocess.Popen(command, stdout=output, text=True, start_new_session=True)
     try:
-        return inbox.recv() if inbox.poll(seconds) else None
-    except EOFError:
-        return None
+        printed, _ = process.communicate(timeout=seconds)
+        return process.returncode == 0, (printed or "").strip()
+    except subprocess.TimeoutExpired:
+        return False, ""
     finally:
-        process.join(5.0)
-        process.kill()
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.ident, signal.SIGKILL)  # what it has started
-        process.join()
+            os.killpg(process.pid, signal.SIGKILL)  # what it has started too
+        process.wait()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ beside other jobs and in another process."""
 import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from figures import Measured, Table, at_most
@@ -61,15 +62,6 @@ def _hashes(outcomes: Sequence[HeatOutcome]) -> Bytes:
 
 
 def _apart(call: Callable[[Place], dict[str, Bytes]], place: Place) -> dict[str, Bytes]:
-    """A call's result, in a fork: this process has not touched the device, or its children could not."""
-    fork = multiprocessing.get_context("fork")
-    inbox, outbox = fork.Pipe(duplex=False)
-    process = fork.Process(target=lambda: outbox.send(call(place)), daemon=True)
-    process.start()
-    outbox.close()
-    try:
-        found: dict[str, Bytes] = inbox.recv()
-    except EOFError:
-        raise RuntimeError("the process that draws has ended without a result") from None
-    process.join()
-    return found
+    """A call's result in a fresh interpreter: a fork cannot use CUDA after a library has asked for its devices."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(call, place).result()

@@ -1,6 +1,7 @@
 """bench-gpu runs at toy sizes on a CPU, keeps what it has measured, and says so in one line where there is no GPU."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,27 @@ import torch
 PROGRAM = Path(__file__).with_name("gpu.py")
 
 
-def bench(*args: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-P", PROGRAM, *map(str, args)], capture_output=True, text=True)
+# A forked child of a process that has asked for the devices cannot use CUDA, so no process of the bench may fork.
+NO_FORKS = "import os; os.register_at_fork(before=lambda: os._exit(13))\n"
+
+
+def bench(*args: object, customised: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    paths = [str(path) for path in (customised, os.environ.get("PYTHONPATH")) if path]
+    return subprocess.run(
+        [sys.executable, "-P", PROGRAM, *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )
 
 
 def test_sections_run_at_toy_sizes(tmp_path: Path) -> None:
-    done = bench("--device", "cpu", "--tiny", "--out", tmp_path, "ceilings", "kernels", "forward", "engine")
+    (tmp_path / "sitecustomize.py").write_text(NO_FORKS)
+    sections = ("ceilings", "kernels", "forward", "engine", "strict")
+    done = bench("--device", "cpu", "--tiny", "--out", tmp_path, *sections, customised=tmp_path)
     assert done.returncode == 0, done.stderr
-    told = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("ceilings", "forward", "engine")}
+    told = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in sections if name != "kernels"}
+    assert [row[2] for row in told["strict"]["tables"][0]["rows"]] == [0] * 4
     assert all(table["rows"] for section in told.values() for table in section["tables"])
     header, *rows = (told["engine"]["tables"][0]["header"], *told["engine"]["tables"][0]["rows"])
     rates = {(row[0], row[1]): row[header.index("candidates/s")] for row in rows}
