@@ -70,9 +70,10 @@ class CrossAttention(nn.Module):
         v = self.to_v(caption).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, L, K)
         return k, v
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """(B, N, D), (B, H, L, K) twice, (B, 1, 1, L) -> (B, N, D)."""
-        out = cross_attention(self.to_q(x), keys, values, bias, _weight(self.norm_q), QK_NORM_EPS)  # (B, N, W)
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """(B, N, D), (P, H, L, K) twice, (P, 1, 1, L), each row's prompt (B,) -> (B, N, D)."""
+        norm = _weight(self.norm_q), QK_NORM_EPS
+        out = cross_attention(self.to_q(x), keys, values, bias, *norm, prompts)  # (B, N, W)
         return self.to_out[0](out)  # type: ignore[no-any-return]
 
 
@@ -121,9 +122,11 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(6, D) / D**0.5)
 
     def forward(
-        self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, modulation: Tensor, height: int, width: int
-    ) -> Tensor:
-        """Tokens (B, N, D), the block's keys and values (B, H, L, K), bias (B, 1, 1, L), modulation (B, 6, D)."""
+        self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, modulation: Tensor, height: int, width: int,
+        prompts: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Tokens (B, N, D), the block's keys and values (P, H, L, K), bias (P, 1, 1, L), modulation (B, 6, D), and the
+        prompt (B,) of each row; None: P = B."""
         rows = (self.scale_shift_table + modulation).chunk(6, dim=1)  # six of (B, 1, D)
         shift_attention, scale_attention, gate_attention, shift_ffn, scale_ffn, gate_ffn = rows
         ffn_norm = (shift_ffn, scale_ffn, self.eps, self.norm2.weight, self.norm2.bias)
@@ -131,6 +134,6 @@ class Block(nn.Module):
         h = modulated_norm(x, shift_attention, scale_attention, self.eps)  # (B, N, D)
         x = gated_residual(x, gate_attention, self.attn1(h))
 
-        x, h = residual_norm(x, None, self.attn2(x, keys, values, bias), *ffn_norm)  # (B, N, D) twice
+        x, h = residual_norm(x, None, self.attn2(x, keys, values, bias, prompts), *ffn_norm)  # (B, N, D) twice
 
         return gated_residual(x, gate_ffn, self.ff(h, height, width))

@@ -1,10 +1,10 @@
 """The prompt as the transformer sees it: every block's cross-attention keys and values, computed once.
 
-Y layers, B prompts, H cross-attention heads, L text tokens, K channels per head.
+Y layers, P prompts, B rows of a batch, H cross-attention heads, L text tokens, K channels per head.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,20 +20,22 @@ def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class PromptContext:
-    """What cross-attention needs of B prompts. It depends neither on the timestep nor on the noise, so one serves all
+    """What cross-attention needs of P prompts. It depends neither on the timestep nor on the noise, so one serves all
     steps of all candidates of a prompt.
 
     Attributes:
-        keys, values: (Y, B, H, L, K).
-        bias: (B, 1, 1, L), 0 for text and -10,000 for padding.
+        keys, values: (Y, P, H, L, K).
+        bias: (P, 1, 1, L), 0 for text and -10,000 for padding.
+        prompts: (B,) int64, the prompt that each row of a batch reads; None: row b reads prompt b, and B = P.
     """
 
     keys: Tensor
     values: Tensor
     bias: Tensor
+    prompts: Tensor | None = None
 
     def __len__(self) -> int:
-        return self.bias.shape[0]
+        return len(self.bias if self.prompts is None else self.prompts)
 
     @property
     def tokens(self) -> int:
@@ -53,17 +55,9 @@ class PromptContext:
         )
 
     def select(self, index: Tensor | Sequence[int]) -> "PromptContext":
-        """The prompts at ``index``, repeats allowed: one context per row of a batch that mixes prompts."""
-        rows = torch.as_tensor(index, device=self.bias.device)
-        return PromptContext(
-            keys=self.keys.index_select(1, rows),
-            values=self.values.index_select(1, rows),
-            bias=self.bias.index_select(0, rows),
-        )
-
-    def rows(self, start: int, stop: int) -> "PromptContext":
-        """Rows start..stop-1 as a view, without a copy."""
-        return PromptContext(self.keys[:, start:stop], self.values[:, start:stop], self.bias[start:stop])
+        """The context of a batch whose row b reads prompt ``index[b]``, repeats allowed; keys and values are shared."""
+        prompts = torch.as_tensor(index, device=self.bias.device)
+        return replace(self, prompts=prompts if self.prompts is None else self.prompts[prompts])
 
     def empty_slots(self, slots: int) -> "PromptContext":
         """Buffers for ``slots`` prompts shaped like this one: zero keys and values, nothing masked."""

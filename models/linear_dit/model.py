@@ -104,7 +104,7 @@ class LinearDiT(nn.Module):
         Args:
             latent: (B, C, h, w), h and w multiples of the patch side.
             timestep: (B,), as the scheduler counts (0 to 1000), times ``config.timestep_scale``.
-            context: of B prompts, row by row.
+            context: of a batch of B rows.
             guidance: (B,), guidance scale times ``config.guidance_embeds_scale``; only with ``config.guidance_embeds``.
             blocks: indices of the blocks that run, ascending; all if None. A few make a shallower model of the same
                 weights, and the context of the whole model serves it.
@@ -119,7 +119,7 @@ class LinearDiT(nn.Module):
                 f"latent must be (B, {self.config.in_channels}, multiple of {P} twice), got {(B, C, h, w)}"
             )
         if len(context) != B:
-            raise ValueError(f"a batch of {B} needs the context of {B} prompts, got {len(context)}")
+            raise ValueError(f"a batch of {B} needs the context of {B} rows, got {len(context)}")
         rows, columns = h // P, w // P
 
         x = self.patch_embed(latent.to(self.dtype))  # (B, N, D)
@@ -131,7 +131,8 @@ class LinearDiT(nn.Module):
 
         for i in range(self.config.num_layers) if blocks is None else blocks:
             block = self.transformer_blocks[i]
-            x = block(x, context.keys[i], context.values[i], context.bias, modulation, rows, columns)  # (B, N, D)
+            prompts = context.keys[i], context.values[i], context.bias
+            x = block(x, *prompts, modulation, rows, columns, context.prompts)  # (B, N, D)
 
         shift, scale = (self.scale_shift_table + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D) twice
         out: Tensor = self.proj_out(modulated_norm(x, shift, scale, NORM_OUT_EPS))  # (B, N, P P C)

@@ -133,7 +133,7 @@ def plan(needs: Needs, memory: int, device: str, slots: int | None = None) -> Me
     held = sum(needs.parts[part] for part in stay) + (sum(needs.judges) if shared else 0)
     every = (*needs.parts, *judges)
     kept = tuple(part for part in every if part in stay or (part in judges and shared))
-    sizes = sizes_for(device, slots, tflops=needs.tflops, row_bytes=needs.context, memory=memory)
+    sizes = sizes_for(device, slots, tflops=needs.tflops)
     concurrent = shared and device == "cuda"
     work = needs.at_work(sizes.slots, concurrent)
     turns = tuple(part for part in every if part not in kept)

@@ -49,7 +49,7 @@ CPU_TICK = 2.0  # TFLOP of all slots together, about half a minute of two cores:
 CPU_SLOTS = 16
 GPU_SLOTS = 32
 GPU_ROWS = 16  # of a pinned forward, whatever the slots: enough tokens to fill a GPU, little padding for one candidate
-CONTEXT_SHARE = 0.15  # of the device's memory, for the prompt contexts of all rows
+BUCKET = 8  # rows by which forwards differ
 
 
 def sizes_for(
@@ -58,8 +58,6 @@ def sizes_for(
     reproducible: str | None = None,
     *,
     tflops: float = 0.0,
-    row_bytes: int = 0,
-    memory: int = 0,
     batch_pool: int = 1,
 ) -> Sizes:
     """The sizes for a device of type `device` ("cpu", "cuda").
@@ -68,17 +66,14 @@ def sizes_for(
         slots: candidates denoised together; chosen here if None.
         reproducible: "strict" or "fast"; on a CPU strict is the default, on a GPU fast.
         tflops: of one row's forward at the model's own size.
-        row_bytes: of one row's prompt context.
-        memory: bytes of the device; 0 if memory need not be minded.
-        cores: of the CPU. With a small model each computes batches of its own, with a large one they share each.
+        batch_pool: cores of the CPU. With a small model each computes batches of its own, with a large one they
+            share each.
     """
     cpu = device != "cuda"
     if slots is None:
         slots = CPU_SLOTS if cpu else GPU_SLOTS
         if cpu and tflops > 0:
             slots = max(1, min(slots, int(CPU_TICK / (2 * tflops))))
-        if memory and row_bytes:
-            slots = max(1, min(slots, int(CONTEXT_SHARE * memory / (2 * row_bytes))))
     strict = reproducible == "strict" or (reproducible is None and cpu)
     if cpu:
         rows = min(CPU_ROWS, 2 * slots)
@@ -88,7 +83,10 @@ def sizes_for(
 
 
 def bucket(rows: int, most: int) -> int:
-    """The smallest power of two that holds `rows`, at most `most`: a few shapes serve every load."""
+    """The rows of a forward that serves `rows`, at most `most`: a power of two up to 8, then a multiple of 8.
+
+    A few shapes then serve every load, and at most seven rows are computed in vain.
+    """
     if not 1 <= rows <= most:
         raise ValueError(f"a batch has 1 to {most} rows, got {rows}")
-    return min(most, 1 << (rows - 1).bit_length())
+    return min(most, 1 << (rows - 1).bit_length() if rows <= BUCKET else -(-rows // BUCKET) * BUCKET)

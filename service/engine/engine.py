@@ -74,7 +74,10 @@ class Engine:
         self._solver_table = cache(generator.solver_table)
         self._cores = BatchPool(sizes.parallel)
         self._beside = side_stream or SideStream(generator.device, one_queue=not judge.shared)
-        self._groups = SlotGroups(generator, sizes, self._flops, self._cores, record if judge.shared else plain)
+        own = policy.Group(model_info.width, model_info.height)
+        self._own_groups = (own, *([own._replace(eight_bit=True)] if fp8_drafts else []))
+        recorder = record if judge.shared else plain
+        self._groups = SlotGroups(generator, sizes, self._flops, self._cores, recorder, self._own_groups)
         self._eight_bit_drafts = fp8_drafts
         self._steps: deque[Clock] = deque()  # that were queued and not waited for
         self._finishing = Postprocess(generator, judge, self._heats, sizes, self._flops, self._cores, self._beside)
@@ -102,6 +105,9 @@ class Engine:
         """Loads what fits into memory, so that the first job does not wait for the disk.
 
         For a GPU it also builds kernels and records forwards, for images of the model's own size.
+
+        Raises:
+            MemoryError: one image of that size does not fit into memory.
         """
         self._judge.offload()
         self.generator.warm_up()
@@ -110,9 +116,9 @@ class Engine:
         for number in range(self._judge.count):
             self._judge.get(number)
         if self.generator.device.type == "cuda":
-            group = policy.Group(self.model_info.width, self.model_info.height)
-            self._groups.open(group, *self._prompts.get([("", True)]))
-            self._groups[group].warm_up()
+            for group in self._own_groups:
+                self._groups.open(group, *self._prompts.get([("", True)]))
+                self._groups[group].warm_up()
             self._finishing.warm_up(group.size)
             torch.cuda.synchronize(self.generator.device)
 
@@ -171,17 +177,16 @@ class Engine:
             if isinstance(event, HeatFailed):
                 self._drop((event.job, event.heat))
             events.append(event)
-        for group in [group for group, slots in self._groups.items() if group != self._last and not slots.occupants]:
-            self._groups.close(group)  # sizes and depths are without number
+        self._groups.close_idle()
         with self._lock:
             return [event for event in events if event.job not in self._canceled]
 
     def _work(self) -> Iterator[EngineEvent]:
         yield from self._refill()
-        busy = {group: self._interactive(slots) for group, slots in self._groups.items() if slots.occupants}
+        busy = {group: self._interactive(slots) for group, slots in self._groups.busy.items()}
         if busy:
             self._last = policy.turn(busy, self._last)
-            yield from self._step(self._last, self._groups[self._last])
+            yield from self._step(self._last, self._groups.use(self._last))
         yield from self._finishing.run(idle=not busy)
         for owner, work in list(self._heats.items()):
             if work.heat.job.draft is not None and work.choose_finalists():
@@ -268,7 +273,7 @@ class Engine:
         steps = Counter(occupant.owner for occupant in occupants.values())
         rows: Counter[Owner] = Counter()
         for occupant in occupants.values():
-            rows[occupant.owner] += len(occupant.rows)
+            rows[occupant.owner] += len(occupant.prompts)
         self._judge.offload()
         try:
             with Clock(self.generator.device) as clock:

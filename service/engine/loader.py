@@ -91,8 +91,6 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
             settings.slots,
             settings.reproducible,
             tflops=info.tflops_per_forward,
-            row_bytes=context_bytes(generator),
-            memory=memory,
             batch_pool=settings.threads or cores(),
         )
         if sizes.parallel > 1:

@@ -1,11 +1,9 @@
-"""Scheduling: the candidates that enter free slots, their rows of the batch, and the group of the next tick.
+"""Scheduling: the candidates that enter free slots, the group of the next tick, and the groups that stay open.
 
 Pure policy over plain values, without tensors. Slots of one resolution and depth form a group; a tick steps one group.
-A slot takes one row of its group's batch, or two with guidance. The batch runs in chunks of consecutive rows, and a
-chunk without a busy row is not run, so the lowest rows are taken first.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
@@ -99,26 +97,15 @@ def turn(busy: Mapping[Group, bool], last: Group | None) -> Group:
     return next((group for group in equals if last is not None and group > last), equals[0])
 
 
-def lowest_free(taken: Collection[int], count: int) -> tuple[int, ...]:
-    """The `count` smallest numbers from 0 up that are not taken."""
-    free: list[int] = []
-    number = 0
-    while len(free) < count:
-        if number not in taken:
-            free.append(number)
-        number += 1
-    return tuple(free)
+def to_close(used: Sequence[Group], busy: Collection[Group], always: Collection[Group], kept: int) -> list[Group]:
+    """The idle groups that are closed: all but `always` and the `kept` that were used last, in order of last use.
 
-
-def chunks(rows: Iterable[int], size: int) -> list[range]:
-    """The chunks of `size` consecutive rows, each starting at a multiple of `size`, that hold at least one of `rows`.
-
-    Raises:
-        ValueError: size is below 1.
+    Args:
+        used: the open groups, the one used last at the end.
+        busy: those with an occupant.
     """
-    if size < 1:
-        raise ValueError(f"a chunk has at least one row, got {size}")
-    return [range(c * size, (c + 1) * size) for c in sorted({row // size for row in rows})]
+    idle = [group for group in used if group not in busy and group not in always]
+    return idle[: max(0, len(idle) - kept)]
 
 
 def room(slots: int, held: int) -> int:

@@ -5,7 +5,7 @@ GPU can replay it. Values from the host are uploaded without waiting for the dev
 """
 
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,8 @@ from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import bucket
 from bestofn.service.engine.cuda_graph import Recorded, Recorder
 from bestofn.service.engine.microbatch import out_of_memory, release_cache
-from bestofn.service.engine.scheduler import Group, chunks, lowest_free
+from bestofn.service.engine.prompt_table import PromptTable
+from bestofn.service.engine.scheduler import Group
 from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
 
 
@@ -36,7 +37,8 @@ class Occupant:
         table: its solver; `step` is the next row.
         guidance_scale: of its request.
         noise: (draws, C, h, w) on the device, fresh noise of later steps.
-        rows: its rows of the batch: the prompt's, and the negative prompt's where guidance needs one.
+        prompts: places in the prompt table, one a row of the batch: the prompt's, and the negative prompt's where
+            guidance needs one.
         draft: whether this is its draft.
     """
 
@@ -45,7 +47,7 @@ class Occupant:
     table: SolverTable
     guidance_scale: float
     noise: Tensor
-    rows: tuple[int, ...]
+    prompts: tuple[int, ...]
     draft: bool
     step: int = 0
 
@@ -53,11 +55,11 @@ class Occupant:
 class SlotGroup:
     """S slots of one resolution and depth.
 
-    The batch's rows are cut into lanes of R rows. With strict reproducibility every forward is one whole lane: free
-    rows are padding, because a kernel may round differently for another number of rows. A lane without an occupant is
-    skipped. Otherwise there is one lane. A forward takes its first rows, rounded up to a power of two.
+    Occupants take the first rows of the batch, one or two each, dealt out again at every step. With strict
+    reproducibility a forward is a lane of R rows: free rows are padding, because a kernel may round differently for
+    another number of rows. Otherwise one forward takes all rows in use, rounded up to a bucket.
 
-    Prompt contexts are written into a lane's buffers once, when a slot is filled.
+    Rows read their prompt from the prompt table, which all groups share.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class SlotGroup:
         lane: int,
         strict: bool,
         batch_pool: BatchPool,
-        context: PromptContext,
+        prompts: PromptTable,
         most_rows: int | None = None,
         record: Recorder = Recorded,
     ) -> None:
@@ -77,8 +79,8 @@ class SlotGroup:
             group: width and height in pixels, and the transformer's blocks that run.
             slots: S.
             lane: R.
-            cores: how many forwards at once.
-            context: of any prompt, shaped like all of them.
+            batch_pool: pool of parallel forwards.
+            prompts: the prompt table.
             most_rows: of one forward, where memory is known not to suffice for more.
             record: how a forward is called.
         """
@@ -86,10 +88,11 @@ class SlotGroup:
         self._cores = batch_pool
         self._generator = generator
         self._group = group
-        self._lane = lane if strict else 2 * slots
+        most = slots * (1 if generator.config.guidance_embeds else 2)  # rows in use
+        self._lane = lane if strict else most
         self._strict = strict
         self.most_rows = min(self._lane, most_rows or self._lane)  # of one forward, as far as memory sufficed
-        rows, shape = -(-2 * slots // self._lane) * self._lane, generator.latent_shape(*group.size)
+        rows, shape = -(-most // self._lane) * self._lane, generator.latent_shape(*group.size)
         device = generator.device
         self._x = torch.zeros(slots, *shape, device=device)  # (S, C, h, w)
         self._previous = torch.zeros(slots, *shape, device=device)  # (S, C, h, w)
@@ -97,9 +100,10 @@ class SlotGroup:
         self._slots = torch.zeros(rows, dtype=torch.long, device=device)  # of each row
         self._pairs = torch.zeros(2, slots, dtype=torch.long, device=device)  # of each slot: its first and its last row
         self._output = torch.zeros(rows, *shape, device=device, dtype=generator.dtypes["transformer"])
-        self._contexts = {0: context.empty_slots(self._lane)}  # of each lane in use, R rows
+        self._reads = torch.zeros(rows, dtype=torch.long, device=device)  # of each row: its place in the prompt table
+        self._prompts = prompts
         self._forwards: dict[range, Callable[[], object]] = {}  # of rows of one lane
-        self._recorded_of: weakref.ref[Any] | None = None  # the transformer whose weights they read
+        self._recorded_of: tuple[weakref.ref[Any], ...] = ()  # the transformer and the prompts that they read
         self._pool: Any = None  # of the recorded forwards' memory
         self.occupants: dict[int, Occupant] = {}
         self.slots = slots
@@ -137,34 +141,61 @@ class SlotGroup:
             contexts: of the prompt and, where guidance needs it, of the negative prompt.
         """
         assert slot not in self.occupants
-        taken = {row for occupant in self.occupants.values() for row in occupant.rows}
-        rows = lowest_free(taken, len(contexts))
-        for row, context in zip(rows, contexts, strict=True):
-            lane, place = divmod(row, self._lane)
-            if lane not in self._contexts:
-                self._contexts[lane] = context.empty_slots(self._lane)
-            self._contexts[lane].write(place, context)
         noise = uploaded(self._generator.noise(seed, *self._group.size, draws=1 + table.noise_draws), self._x.device)
         self._x[slot] = noise[0]
         self._previous[slot] = 0.0
-        self.occupants[slot] = Occupant(owner, candidate, table, guidance_scale, noise[1:], rows, draft)
+        places = self._take(contexts)
+        self.occupants[slot] = Occupant(owner, candidate, table, guidance_scale, noise[1:], places, draft)
+
+    def _take(self, contexts: Sequence[PromptContext]) -> tuple[int, ...]:
+        places: list[int] = []
+        try:
+            places.extend(map(self._prompts.take, contexts))
+        except (MemoryError, RuntimeError):
+            for place in places:
+                self._prompts.give_back(place)
+            raise
+        return tuple(places)
 
     def drop(self, slot: int) -> None:
         """Empties a slot."""
-        del self.occupants[slot]
+        for place in self.occupants.pop(slot).prompts:
+            self._prompts.give_back(place)
 
     def close(self) -> None:
         """Forgets the recorded forwards, which would keep it in memory."""
         self._forwards.clear()
 
+    def shrink(self, rows: int) -> None:
+        """Halves the rows of a forward, of which `rows` did not fit into memory, and frees what was recorded.
+
+        Raises:
+            MemoryError: a forward has one row already.
+        """
+        if self.most_rows == 1:
+            raise MemoryError("a single row does not fit")
+        self._forwards.clear()
+        release_cache()
+        self.most_rows = max(1, min(self.most_rows, rows) // 2)
+
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Builds and records the forwards of the first lane, the largest first, since all share its memory."""
+        """Builds and records the forwards of the first lane, the largest first, since all share its memory.
+
+        Raises:
+            MemoryError: not even a single row fits into memory.
+        """
         assert not self.occupants
         sizes = {self._lane} if self._strict else {bucket(rows, self._lane) for rows in range(1, self._lane + 1)}
-        for rows in sorted(sizes, reverse=True):
-            for _ in range(2):
-                self._forward(range(rows))
+        waiting = sorted((size for size in sizes if size <= self.most_rows), reverse=True) or [self.most_rows]
+        while waiting:
+            rows = waiting[0]
+            if self._forward(range(rows)) and self._forward(range(rows)):
+                waiting.pop(0)
+            else:
+                self.shrink(rows)
+                less = {size for size in waiting if size < self.most_rows}
+                waiting = sorted(less | {self.most_rows}, reverse=True)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Tensor]]:
@@ -177,8 +208,8 @@ class SlotGroup:
             MemoryError: not even a single row fits into memory.
         """
         self._upload()
-        self._forward_all({row for occupant in self.occupants.values() for row in occupant.rows})
-        first, last = self._pairs  # the same of a slot without a negative row, which keeps its own, and of an idle one
+        self._forward_all(sum(len(occupant.prompts) for occupant in self.occupants.values()))
+        first, last = self._pairs  # the same of a slot without a negative row, and of an idle one
         at, scales = StepCoefficients.of(self._values[:, :8]), torch.where(first == last, 1.0, self._values[:, 8])
         velocity = guide(self._output[first], self._output[last], scales)  # (S, C, h, w)
         x, previous = solver_step(self._x, self._previous, velocity, at, self._fresh_noise())
@@ -197,31 +228,31 @@ class SlotGroup:
         values, pairs = torch.zeros(self._values.shape), torch.zeros(self._pairs.shape, dtype=torch.long)
         any_slot, any_one = next(iter(self.occupants.items()))
         slots = torch.full(self._slots.shape, any_slot)  # padding computes what some slot asks for
-        pairs[:] = any_one.rows[0]  # an idle slot reads any row that is computed, and nothing reads the result
+        reads = torch.full(self._reads.shape, any_one.prompts[0])
+        row = 0
         for slot, occupant in self.occupants.items():
+            count = len(occupant.prompts)
             values[slot, :8] = occupant.table.rows[occupant.step]
             values[slot, 8] = occupant.guidance_scale
-            pairs[0, slot], pairs[1, slot] = occupant.rows[0], occupant.rows[-1]
-            for row in occupant.rows:
-                slots[row] = slot
-        for here, there in ((values, self._values), (pairs, self._pairs), (slots, self._slots)):
+            pairs[0, slot], pairs[1, slot] = row, row + count - 1  # an idle slot reads row 0, and nobody its result
+            slots[row : row + count] = slot
+            reads[row : row + count] = torch.tensor(occupant.prompts)
+            row += count
+        uploads = ((values, self._values), (pairs, self._pairs), (slots, self._slots), (reads, self._reads))
+        for here, there in uploads:
             there.copy_(uploaded(here, there.device))
 
-    def _forward_all(self, used: Collection[int]) -> None:
-        """Computes the output of all lanes with a row in use."""
+    def _forward_all(self, used: int) -> None:
+        """Computes the output of the first `used` rows."""
         waiting: list[range] = []
-        for lane in chunks(used, self._lane):
-            length = len(lane) if self._strict else bucket(max(used) - lane.start + 1, len(lane))
-            waiting += self._parts(lane[:length])
+        for start in range(0, used, self._lane):
+            length = self._lane if self._strict else bucket(used - start, self._lane)
+            waiting += self._parts(range(start, start + length))
         while waiting:
             done = self._cores.map(self._forward, waiting)
             failed = [rows for rows, fitted in zip(waiting, done, strict=True) if not fitted]
             if failed:
-                if self.most_rows == 1:
-                    raise MemoryError("a single row does not fit")
-                self._forwards.clear()
-                release_cache()
-                self.most_rows = max(1, min(self.most_rows, max(map(len, failed))) // 2)
+                self.shrink(max(map(len, failed)))
             waiting = [part for rows in failed for part in self._parts(rows)]
 
     def _parts(self, rows: range) -> list[range]:
@@ -232,9 +263,10 @@ class SlotGroup:
         """The network's output for rows of one lane; False if they do not fit into memory."""
         try:
             denoiser = self._generator.denoiser
-            if self._recorded_of is None or self._recorded_of() is not denoiser:
-                self._forwards.clear()  # its weights were read again, and lie elsewhere
-                self._recorded_of = weakref.ref(denoiser)
+            read = (denoiser, self._prompts.buffers)
+            if not self._recorded_of or any(was() is not now for was, now in zip(self._recorded_of, read, strict=True)):
+                self._forwards.clear()  # weights were read again, or the table has grown: they lie elsewhere
+                self._recorded_of = tuple(map(weakref.ref, read))
             forward = self._forwards.get(rows)
             if forward is None:
                 if not self._forwards and self._x.is_cuda:  # torch takes no pool again whose graphs are all gone
@@ -250,13 +282,12 @@ class SlotGroup:
 
     @torch.inference_mode()
     def _compute(self, rows: range) -> None:
-        lane, start = divmod(rows.start, self._lane)
         slots = self._slots[rows.start : rows.stop]
         values = self._values[slots]
         self._output[rows.start : rows.stop] = self._generator.output(
             self._x[slots],
             StepCoefficients.of(values[:, :8]),
-            self._contexts[lane].rows(start, start + len(rows)),
+            self._prompts.buffers.select(self._reads[rows.start : rows.stop]),
             values[:, 8],
             self._group.layers or None,
             eight_bit=self._group.eight_bit,

@@ -1,6 +1,6 @@
 """Slot groups of an engine: one for each size, depth and precision in use, as many slots as fit into memory."""
 
-from collections.abc import Callable, ItemsView, Iterator, ValuesView
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from bestofn.models.defaults import Flops
 from bestofn.models.flops import TERA
@@ -10,33 +10,45 @@ from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.cuda_graph import Recorder
 from bestofn.service.engine.microbatch import out_of_memory, release_cache
-from bestofn.service.engine.scheduler import Group, Size
+from bestofn.service.engine.prompt_table import PromptTable
+from bestofn.service.engine.scheduler import Group, Size, to_close
 from bestofn.service.engine.slot_group import SlotGroup
 from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
 
+IDLE_GROUPS = 2  # kept open behind those in use: sizes and depths are without number
 
-class SlotGroups:
-    """The open groups. A size whose buffers did not fit is remembered with the slots and rows that did."""
+
+class SlotGroups(Mapping[Group, SlotGroup]):
+    """The open groups.
+
+    An idle group is kept for a while, since a GPU would have to record its forwards again. The model's own size is
+    never closed. A size whose buffers did not fit is remembered with the slots and rows that did.
+    """
 
     def __init__(
         self,
         generator: Generator,
         sizes: Sizes,
         flops: Callable[..., Flops],
-        cores: BatchPool,
+        batch_pool: BatchPool,
         record: Recorder,
+        always: Collection[Group] = (),
     ) -> None:
+        """
+        Args:
+            always: the groups that are never closed once they are open.
+        """
         self._generator = generator
         self._sizes = sizes
         self._flops = flops
-        self._cores = cores
+        self._cores = batch_pool
         self._record = record
-        self._groups: dict[Group, SlotGroup] = {}
+        self._always = always
+        self._prompts: PromptTable | None = None
+        self._groups: dict[Group, SlotGroup] = {}  # the one used last at the end
         self._fitting_slots: dict[Size, int] = {}
         self._fitting_rows: dict[Size, int] = {}
-
-    def __contains__(self, group: Group) -> bool:
-        return group in self._groups
+        self._halved = False
 
     def __getitem__(self, group: Group) -> SlotGroup:
         return self._groups[group]
@@ -44,37 +56,61 @@ class SlotGroups:
     def __iter__(self) -> Iterator[Group]:
         return iter(self._groups)
 
-    def items(self) -> ItemsView[Group, SlotGroup]:
-        return self._groups.items()
+    def __len__(self) -> int:
+        return len(self._groups)
 
-    def values(self) -> ValuesView[SlotGroup]:
-        return self._groups.values()
+    @property
+    def busy(self) -> dict[Group, SlotGroup]:
+        """The groups with an occupant."""
+        return {group: slots for group, slots in self._groups.items() if slots.occupants}
 
     def open(self, group: Group, context: PromptContext) -> None:
-        """Make the slots of a group, half as many until they fit into memory.
+        """Make the slots of a group, half as many until they fit into memory; idle groups give way first.
 
         Raises:
             MemoryError, RuntimeError: a single slot does not fit.
         """
+        if self._prompts is None:
+            self._prompts = PromptTable(context)
         rows = self._sizes.batch(self._sizes.rows, self._flops(*group.size, group.depth).forward / TERA)
         while group not in self._groups:
             slots = self._fitting_slots.get(group.size, self._sizes.slots)
+            sizes = (group, slots, rows, self._sizes.strict)
             known = self._fitting_rows.get(group.size)
             try:
                 self._groups[group] = SlotGroup(
-                    self._generator, group, slots, rows, self._sizes.strict, self._cores, context, known, self._record
+                    self._generator, *sizes, self._cores, self._prompts, known, self._record
                 )
             except (MemoryError, RuntimeError) as error:
-                if slots == 1 or not out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 OUT_OF_MEMORY.labels("denoising").inc()
-                self._fitting_slots[group.size] = slots // 2
+                if not self.close_idle(0):
+                    if slots == 1:
+                        raise
+                    self._fitting_slots[group.size] = slots // 2
             if group not in self._groups:
                 release_cache()  # the failed call's tensors are gone only now that its traceback is
 
-    def close(self, group: Group) -> None:
-        """Free a group's buffers."""
-        slots = self._groups.pop(group)
-        if slots.shrunk:
-            self._fitting_rows[group.size] = slots.most_rows
-        slots.close()
+    def use(self, group: Group) -> SlotGroup:
+        """A group that is about to be stepped, from now on the one used last."""
+        self._groups[group] = self._groups.pop(group)
+        return self._groups[group]
+
+    def close_idle(self, kept: int = IDLE_GROUPS) -> bool:
+        """Free the buffers of idle groups but for those used last; returns whether there was one."""
+        closing = to_close(list(self._groups), self.busy, self._always, kept)
+        for group in closing:
+            slots = self._groups.pop(group)
+            if slots.shrunk:
+                self._fitting_rows[group.size] = slots.most_rows
+            slots.close()
+        return bool(closing)
+
+    def halve_rows(self) -> bool:
+        """Halve the rows of all forwards, once, for what else needs memory; returns whether that was possible."""
+        halving = [] if self._halved else [slots for slots in self._groups.values() if slots.most_rows > 1]
+        self._halved = self._halved or bool(halving)
+        for slots in halving:
+            slots.shrink(slots.most_rows)
+        return bool(halving)

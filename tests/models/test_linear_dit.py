@@ -112,10 +112,11 @@ def test_slots_mix_prompts_and_text_padding_is_exact():
 
     for context in (stacked, slots, stacked.select([2, 1, 0]).select(torch.tensor([2, 1, 0]))):
         assert relative_error(model(latent, timestep, context), torch.cat(alone)) < 1e-5
-    assert len(stacked.rows(1, 3)) == 2
+    twice = stacked.select([1, 1])
+    assert (len(twice), twice.nbytes) == (2, stacked.nbytes), "rows of one prompt share its keys and values"
     with pytest.raises(ValueError, match=r"one text length, got lengths \[9, 12\]"):
         PromptContext.stack([padded[0], model.prompt_context(texts[1], torch.ones(1, 9))])
-    with pytest.raises(ValueError, match="a batch of 3 needs the context of 3 prompts, got 1"):
+    with pytest.raises(ValueError, match="a batch of 3 needs the context of 3 rows, got 1"):
         model(latent, timestep, padded[0])
 
 

@@ -26,9 +26,12 @@ from bestofn.service.engine.batch_sizes import Sizes, sizes_for
 from bestofn.service.engine.engine import Engine
 from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.loader import load_engine
+from bestofn.service.engine.prompt_table import STEP
 from bestofn.service.engine.protocol import HeatFailed, HeatFinished, Judged, Stepped
+from bestofn.service.engine.scheduler import Group
 from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.slot_group import SlotGroup
+from bestofn.service.engine.slot_groups import IDLE_GROUPS
 from bestofn.service.media.codec import decode, encode
 from bestofn.service.media.metadata import Story
 from bestofn.service.queue.codec import pack_heat, unpack_heat
@@ -304,7 +307,24 @@ def test_sizes_that_nobody_draws_any_more_take_no_memory(make, spec):
     for number, (width, height) in enumerate([(32, 32), (64, 32), (32, 64), (64, 64), (96, 32), (32, 32)]):
         events = run(engine, spec(f"job-{number}", width=width, height=height))
         assert len(images(events, f"job-{number}")) == 1
-    assert alive() - before == 1
+    assert alive() - before == 1 + IDLE_GROUPS
+
+
+def test_recordings_of_the_own_size_and_of_those_used_last_are_kept(make, spec):
+    made = []
+
+    def record(work, device, pool):
+        made.append(work)
+        return work
+
+    engine = make(record=record)
+    own, others = (32, 32), [(64, 32), (32, 64), (64, 64), (96, 32)]
+    for number, (width, height) in enumerate([own, *others, own, others[-1], own]):
+        if number == len(others) + 1:
+            first = len(made)
+        run(engine, spec(f"job-{number}", width=width, height=height))
+    assert first == 1 + len(others)
+    assert len(made) == first, "going back to a size that is kept records nothing"
 
 
 def test_refill_leaves_no_slot_empty_while_candidates_wait(make, spec):
@@ -568,7 +588,7 @@ def test_engine_with_nothing_but_overflows_fails_for_good_and_names_the_stage(ma
 
 
 class CrampedMemory(TorchDispatchMode):
-    """Memory for buffers of so many numbers, no more."""
+    """Memory for buffers of latents of so many numbers, no more."""
 
     def __init__(self, most):
         super().__init__()
@@ -576,10 +596,59 @@ class CrampedMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         buffers = function in (torch.ops.aten.zeros.default, torch.ops.aten.new_zeros.default)
-        if buffers and torch.Size(arguments[-1]).numel() > self.most:
+        if buffers and len(arguments[-1]) == 4 and torch.Size(arguments[-1]).numel() > self.most:
             self.failures += 1
             raise torch.OutOfMemoryError(f"buffers of {arguments[-1]}")
         return function(*arguments, **(options or {}))
+
+
+def test_warm_up_that_runs_out_of_memory_leaves_recordings_that_fit(make, spec, checkpoints):
+    generator = CrampedGenerator.load(str(checkpoints["tiny"]))
+    generator.rows, made = 5, []
+
+    def record(work, device, pool):
+        made.append(work)
+        return work
+
+    engine = make(Sizes(slots=6, strict=False, rows=12, decode=4, judge=3), generator, record=record)
+    group = Group(32, 32)
+    engine._groups.open(group, *engine._prompts.get([("", True)]))
+    engine._groups[group].warm_up()
+    assert (engine._groups[group].most_rows, generator.failures) == (3, 2)
+    warmed = len(made)
+    assert len(images(run(engine, spec("job", num_samples=1)), "job")) == 1
+    assert (generator.failures, len(made)) == (2, warmed)
+    generator.rows = 0
+    with pytest.raises(MemoryError, match="a single row does not fit"):
+        engine._groups[group].warm_up()
+
+
+class CountingGenerator(Generator):
+    """Notes the rows of each forward, and the prompts that it reads."""
+
+    def output(self, x, at, context, *rest, **options):
+        assert len(context) == len(x)
+        self.forwards = [*getattr(self, "forwards", []), (len(x), context.keys.shape[1])]
+        return super().output(x, at, context, *rest, **options)
+
+
+def test_rows_that_a_finished_job_leaves_are_not_computed(make, spec, checkpoints):
+    generator = CountingGenerator.load(str(checkpoints["tiny"]))
+    engine = make(Sizes(slots=12, strict=False, rows=24, decode=4, judge=3), generator)
+    run(engine, spec("short", num_samples=8, num_inference_steps=2), spec("long", num_samples=4))
+    assert generator.forwards == [(24, STEP)] * 2 + [(8, STEP)]
+
+
+def test_rows_of_one_prompt_share_its_keys_and_values(make, spec, checkpoints):
+    generator = CountingGenerator.load(str(checkpoints["tiny"]))
+    engine = make(Sizes(slots=12, strict=True, rows=4, decode=4, judge=3), generator)
+    jobs = [spec(f"job-{i}", prompt=f"{i} stars", num_samples=1, seed=i) for i in range(STEP + 2)]
+    events = run(engine, *jobs)
+    assert {prompts for _, prompts in generator.forwards} == {2 * STEP}, (
+        "as many prompts as are drawn, and the empty one"
+    )
+    for job in jobs:
+        assert images(events, job.id) == images(run(make(), job), job.id)
 
 
 def test_what_memory_sufficed_for_is_remembered_by_size(make, spec, checkpoints, loaded):
@@ -602,10 +671,10 @@ def test_what_memory_sufficed_for_is_remembered_by_size(make, spec, checkpoints,
         assert "denoising ran in batches of 2 rows instead of 4" in " ".join(outcome.warnings)
     assert generator.failures == 2 * 3  # once a size, the forwards of three lanes
 
-    [row] = loaded.generator.prompt_contexts([("a ring", False)])
-    with CrampedMemory(6 * row.keys.numel()) as memory:  # three slots with guidance, not six
+    wide = torch.Size(loaded.generator.latent_shape(64, 32)).numel()
+    with CrampedMemory(6 * wide) as memory:  # of the wide ones three slots with guidance, not six
         drawn(make(Sizes(slots=6, strict=False, rows=12, decode=4, judge=3)))
-    assert memory.failures == 2
+    assert memory.failures == 1
 
 
 def test_a_size_of_which_not_one_slot_fits_fails_in_plain_words_and_the_engine_lives(make, spec):

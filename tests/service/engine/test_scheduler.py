@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bestofn.service.engine.batch_sizes import Sizes, bucket, sizes_for
-from bestofn.service.engine.scheduler import Waiting, chunks, lowest_free, refill, room, split_due, turn
+from bestofn.service.engine.scheduler import Group, Waiting, refill, room, split_due, to_close, turn
 
 GROUPS = [(64, 64), (96, 64), (128, 128)]
 heats = st.builds(
@@ -63,20 +63,11 @@ def test_groups_take_turns_and_interactive_ones_go_first():
         turn({}, None)
 
 
-@given(st.sets(st.integers(0, 40)), st.integers(1, 12))
-def test_chunks_hold_every_row_and_no_empty_chunk(rows, size):
-    found = chunks(rows, size)
-    assert all(set(chunk) & rows and len(chunk) == size and chunk.start % size == 0 for chunk in found)
-    assert rows <= {row for chunk in found for row in chunk}
-    assert len(found) == len({row // size for row in rows})
-
-
-@given(st.sets(st.integers(0, 20)), st.integers(0, 5))
-def test_lowest_free_rows(taken, count):
-    free = lowest_free(taken, count)
-    assert len(free) == count
-    assert not set(free) & taken
-    assert not free or set(range(max(free))) <= taken | set(free)
+def test_idle_groups_stay_open_in_order_of_their_last_use():
+    used = [Group(side, side) for side in (32, 64, 96, 128, 160)]
+    assert to_close(used, busy=used[:1], always=used[1:2], kept=2) == [used[2]]
+    assert to_close(used, busy=used[4:], always=(), kept=0) == used[:4]
+    assert to_close(used[:2], busy=(), always=(), kept=2) == []
 
 
 @given(st.lists(st.integers()), st.integers(1, 7), st.booleans())
@@ -98,7 +89,7 @@ def test_batches_shrink_with_the_work_of_an_item():
     assert sizes.batch(sizes.rows, 0.84) == 1, "a 1.6B transformer at 512 pixels pays for no padding"
     assert not sizes_for("cuda").strict
     assert sizes_for("cuda", reproducible="strict").strict
-    assert [bucket(rows, 24) for rows in (1, 2, 3, 8, 9, 17)] == [1, 2, 4, 8, 16, 24]
+    assert [bucket(rows, 60) for rows in (1, 2, 3, 8, 9, 17, 34, 57)] == [1, 2, 4, 8, 16, 24, 40, 60]
     assert sizes_for("cpu", tflops=0.0002, batch_pool=4).parallel == 4
     assert sizes_for("cpu", tflops=0.84, batch_pool=4).parallel == 1, "the cores share each operator of a large model"
     with pytest.raises(ValueError, match="at least 1"):
