@@ -16,6 +16,16 @@ from bestofn.models.weight_files import read_json
 # Smaller tiles show seams in DC-AE's images; neighbours share an eighth of a tile.
 TILE = 1024
 TILE_STRIDE = 896
+TILED_ABOVE = 2048
+"""Longest side of an image that is decoded as a whole. Beyond it memory would: 26 GiB at 4,096 x 4,096 pixels."""
+
+
+def is_tiled(width: int, height: int) -> bool:
+    """Whether an image of that size is decoded in tiles, which is not the image that untiled diffusers makes.
+
+    The size alone decides and not the free memory, so that a seed gives the same image everywhere.
+    """
+    return max(width, height) > TILED_ABOVE
 
 
 class Decoder:
@@ -44,21 +54,21 @@ class Decoder:
 
     @torch.inference_mode()
     def __call__(
-        self, latents: Tensor, micro_batch: int | None = None, tiled: bool = False, stay: bool = False
+        self, latents: Tensor, micro_batch: int | None = None, tiled: bool | None = None, stay: bool = False
     ) -> Tensor:
         """Decode to pixels as diffusers' image processor rounds them.
 
         Args:
             latents: (B, C, h, w) as the solver leaves them, scaled.
             micro_batch: images decoded at a time; all when None. Bounds the memory, which peaks here.
-            tiled: decode sides above 1,024 pixels in overlapping tiles. Saves memory, but is not the image that
-                untiled diffusers makes.
+            tiled: decode sides above 1,024 pixels in overlapping tiles; None: as `is_tiled` decides.
             stay: leave the images on the device, where they are when the current stream is done.
 
         Returns:
             (B, H, W, 3) uint8, on the CPU unless they stay.
         """
-        if tiled:
+        height, width = (side * self.vae.spatial_compression_ratio for side in latents.shape[2:])
+        if is_tiled(width, height) if tiled is None else tiled:
             self.vae.enable_tiling(TILE, TILE, TILE_STRIDE, TILE_STRIDE)
         else:
             self.vae.disable_tiling()

@@ -247,7 +247,7 @@ class Generator:
         return denoiser(at.input_scale * x, at.timestep, context, embedded, layers)  # type: ignore[no-any-return]
 
     def decode(
-        self, latents: Tensor, micro_batch: int | None = None, tiled: bool = False, stay: bool = False
+        self, latents: Tensor, micro_batch: int | None = None, tiled: bool | None = None, stay: bool = False
     ) -> Tensor:
         """Finished latents (B, C, h, w) -> (B, H, W, 3) uint8, on the CPU unless they `stay`; see `Decoder`."""
         return self.decoder(latents, micro_batch, tiled, stay)
@@ -275,14 +275,20 @@ class Generator:
             if not residency.to_release(part, self._sizes, list(self._parts), self._budget):
                 self._part(part)
 
-    def release(self, part: str) -> None:
-        """Drop ``text_encoder``, ``transformer`` or ``decoder`` from memory; it is loaded again when next needed."""
-        self._parts.pop(part, None)
+    def release(self, part: str) -> bool:
+        """Drop ``text_encoder``, ``transformer`` or ``decoder`` from memory; it is loaded again when next needed.
+
+        Returns:
+            Whether it was in memory.
+        """
+        if self._parts.pop(part, None) is None:
+            return False
         if part == "transformer":
             self._eight_bit = None  # which shares its weights
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        return True
 
     def _part(self, part: str) -> Any:
         with self._loading:

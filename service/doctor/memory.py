@@ -7,14 +7,9 @@ from bestofn.models import residency
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.service.doctor.findings import Finding
 from bestofn.service.engine.batch_sizes import sizes_for
-from bestofn.service.engine.loader import share_memory
+from bestofn.service.engine.memory_share import Work, share_memory, work_of
 
 GIB = 2**30
-# Values alive at the peak of a forward, traced once over the published shapes: a token's in the transformer, in units
-# of the Mix-FFN's width before its gate (2 F), and a pixel's in the decoder, in units of its last stage's channels.
-# A judge's are left out: 27 MiB a tile in 16 bits, so that most images take a fifth of what decoding them does.
-ROW_VALUES = 7.0
-DECODE_VALUES = 6.5
 _DEVICES = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)  # GiB that GPUs come with
 
 
@@ -25,9 +20,7 @@ class Needs:
     Attributes:
         parts: weights of text_encoder, transformer and decoder.
         judges: weights of the judge, and of a second one.
-        row: activations of one row of the transformer's batch at the default size.
-        context: keys and values of one row's prompt.
-        image: activations of decoding one image of the default size.
+        work: of one row, one prompt and one image.
         rows: of a candidate: two with guidance.
         tflops: of one row's forward.
         eight_bit: of the transformer's, those in 8 bits for drafts.
@@ -35,9 +28,7 @@ class Needs:
 
     parts: Mapping[str, int]
     judges: Sequence[int]
-    row: int
-    context: int
-    image: int
+    work: Work
     rows: int
     tflops: float
     eight_bit: int = 0
@@ -50,20 +41,20 @@ class Needs:
     @property
     def slot(self) -> int:
         """Activations of denoising in one slot; FP8 drafts have slots of their own."""
-        return (2 if self.eight_bit else 1) * self.rows * (self.row + self.context)
+        return (2 if self.eight_bit else 1) * self.rows * self.work.row
 
     def at_work(self, slots: int, concurrent: bool = False) -> int:
         """Bytes of activations for denoising `slots` candidates and decoding an image, together or in turn."""
-        drawn = slots * self.slot
-        return drawn + self.image if concurrent else max(drawn, self.image)
+        drawn, image = slots * self.slot, self.work.image
+        return self.work.prompts + (drawn + image if concurrent else max(drawn, image))
 
     @property
     def least(self) -> int:
         """What must fit whatever takes turns, two judges too: the hungriest part at its smallest work."""
         return max(
             self.parts["text_encoder"],
-            self.parts["transformer"] + self.rows * (self.row + self.context),
-            self.parts["decoder"] + self.image,
+            self.parts["transformer"] + self.rows * self.work.row + self.work.prompts,
+            self.parts["decoder"] + self.work.image,
             *self.judges,
         )
 
@@ -76,6 +67,7 @@ class MemoryPlan:
         stay: parts that stay in memory, the judges among them.
         turns: parts that are read from disk whenever they are needed.
         slots: candidates denoised together.
+        rows: rows of a forward for which memory suffices.
         work: bytes of the work of all slots.
         used: bytes of what stays, and of that work.
         fits: the largest part fits alone.
@@ -85,6 +77,7 @@ class MemoryPlan:
     stay: tuple[str, ...]
     turns: tuple[str, ...]
     slots: int
+    rows: int
     work: int
     used: int
     fits: bool
@@ -93,7 +86,7 @@ class MemoryPlan:
 
 def needs_of(
     parts: Mapping[str, int], judges: Sequence[int], config: LinearDiTConfig, cells_to_pixels: int, channels: int,
-    text: int, itemsize: int, guided: bool, tflops: float, eight_bit: int = 0,
+    text: int, itemsize: int, guided: bool, tflops: float, eight_bit: int = 0, device: str = "cuda",
 ) -> Needs:  # fmt: skip
     """From a checkpoint's shape to its needs.
 
@@ -107,15 +100,12 @@ def needs_of(
         guided: a candidate takes a second row.
         tflops: of one row's forward.
         eight_bit: bytes of the transformer's weights in 8 bits, which are counted in `parts` too.
+        device: type of the device.
     """
-    tokens = (config.sample_size // config.patch_size) ** 2
-    pixels = (config.sample_size * cells_to_pixels) ** 2
     return Needs(
         parts=parts,
         judges=judges,
-        row=int(ROW_VALUES * 2 * config.ffn_width * tokens * itemsize),
-        context=2 * config.num_layers * text * config.cross_width * itemsize,
-        image=int(DECODE_VALUES * channels * pixels * itemsize),
+        work=work_of(config, cells_to_pixels, channels, text, itemsize, device),
         rows=2 if guided else 1,
         tflops=tflops,
         eight_bit=eight_bit,
@@ -124,7 +114,7 @@ def needs_of(
 
 def plan(needs: Needs, memory: int, device: str, slots: int | None = None) -> MemoryPlan:
     """The plan of a worker for a device of type `device` ("cpu", "cuda") with `memory` bytes."""
-    shared, budget = share_memory(dict(needs.parts), sum(needs.judges), memory)
+    shared, budget = share_memory(dict(needs.parts), sum(needs.judges), memory, needs.work.reserved)
     judges = _judges(needs)
     stay: list[str] = []
     for part in reversed(residency.RELEASE_ORDER):
@@ -137,7 +127,10 @@ def plan(needs: Needs, memory: int, device: str, slots: int | None = None) -> Me
     concurrent = shared and device == "cuda"
     work = needs.at_work(sizes.slots, concurrent)
     turns = tuple(part for part in every if part not in kept)
-    return MemoryPlan(kept, turns, sizes.slots, work, held + work, needs.least <= memory, concurrent)
+    room = memory - held - needs.work.prompts - concurrent * needs.work.image - needs.work.overhead // 2
+    rows = max(0, min(needs.rows * sizes.slots, room // needs.work.row))
+    fits = needs.least + needs.work.overhead <= memory
+    return MemoryPlan(kept, turns, sizes.slots, rows, work, held + work, fits, concurrent)
 
 
 def _judges(needs: Needs) -> dict[str, int]:
@@ -161,14 +154,16 @@ def findings(needs: Needs, memory: int, free: int, device: str, slots: int | Non
         return
     work = (
         f"work takes about {_size(planned.work)} more, with {planned.slots} "
-        f"{'candidate' if planned.slots == 1 else 'candidates'} at once ({_size(needs.image)} to decode an image)"
+        f"{'candidate' if planned.slots == 1 else 'candidates'} at once ({_size(needs.work.image)} to decode an image)"
     )
     if planned.turns:
         found = f"not all stay in memory, which is slower: {' and '.join(names[part] for part in planned.turns)} "
         found += f"{'is' if len(planned.turns) == 1 else 'are'} read again when needed; {work}"
         yield Finding("warn", "memory", found, _larger(needs, device))
     elif planned.used > memory:
-        most = max(1, (memory - needs.weights - planned.concurrent * needs.image) // needs.slot)
+        most = max(
+            1, (memory - needs.weights - needs.work.prompts - planned.concurrent * needs.work.image) // needs.slot
+        )
         found = f"all parts stay in memory; {work}: {_size(planned.used)} in all"
         yield Finding("warn", "memory", found, f"set BESTOFN_SLOTS={most}, or draw smaller images")
     else:

@@ -45,6 +45,7 @@ def needs(model: Located, judges: Sequence[Located], device: torch.device, fp8_d
         needs_negative(calls.guidance_scale, config.guidance_embeds),
         forward_flops(config, config.sample_size, config.sample_size, calls.max_sequence_length) / TERA,
         weight_bytes(transformer, EIGHT_BITS.itemsize) if fp8_drafts else 0,
+        device.type,
     )
 
 

@@ -39,6 +39,10 @@ class Sizes:
             return most
         return max(1, min(most, int(self.work / tflops)))
 
+    def images(self, width: int, height: int, tflops: float) -> int:
+        """The images decoded together at that size: as many pixels as `decode` images of 1,024 px have."""
+        return min(self.batch(self.decode, tflops), max(1, self.decode * 1024**2 // (width * height)))
+
 
 # Measured on an x86 core with the shapes checkpoint (CPU seconds for 16 candidates in forwards of 2, 4, 8, 16, 32 rows:
 # 3.7, 2.7, 2.3, 2.2, 2.7): beyond 8 rows a forward brings next to nothing, and its padding costs a job of a single

@@ -17,9 +17,11 @@ from bestofn.service.engine import scheduler as policy
 from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.cuda_graph import Recorded, Recorder, plain
+from bestofn.service.engine.heat_checks import check_heat
 from bestofn.service.engine.heat_state import HeatWork, Owner
 from bestofn.service.engine.items import Latent
 from bestofn.service.engine.judge_residency import JudgeResidency
+from bestofn.service.engine.make_room import MakeRoom
 from bestofn.service.engine.microbatch import out_of_memory
 from bestofn.service.engine.postprocess import Postprocess
 from bestofn.service.engine.prompt_cache import PromptCache
@@ -80,7 +82,9 @@ class Engine:
         self._groups = SlotGroups(generator, sizes, self._flops, self._cores, recorder, self._own_groups)
         self._eight_bit_drafts = fp8_drafts
         self._steps: deque[Clock] = deque()  # that were queued and not waited for
-        self._finishing = Postprocess(generator, judge, self._heats, sizes, self._flops, self._cores, self._beside)
+        self._make_room = MakeRoom(generator, self._groups)
+        stages = self._cores, self._beside, self._make_room
+        self._finishing = Postprocess(generator, judge, self._heats, sizes, self._flops, *stages)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._outcomes: dict[Owner, Future[HeatOutcome]] = {}  # of heats that are done, while images are encoded
         self._canceled: set[str] = set()
@@ -131,21 +135,12 @@ class Engine:
         """
         self._apply_cancels()
         spec, owner = heat.job, (heat.job.id, heat.index)
-        second = self.judge_info.second
-        held = (self.model_info.revision, self.judge_info.revision, None if second is None else second.revision)
-        for asked, mine in zip(spec.revisions, held, strict=True):
-            if asked != mine:
-                holds, asks = (f"{one.name}@{one.revision}" if one else "no second judge" for one in (mine, asked))
-                raise ValueError(f"this engine holds {holds}, the heat asks for {asks}")
+        check_heat(heat, self.model_info, self.judge_info, self.generator)
         if owner in self._heats or owner in self._outcomes:
             raise ValueError(f"heat {heat.index} of job {spec.id} is held already")
         if spec.sent:
             self._heats[owner] = HeatWork(heat, drawing=0, decoding=heat.count)
             return self._finishing.read(owner, heat)
-        self.generator.latent_shape(spec.width, spec.height)
-        depth = self.generator.config.num_layers
-        if wrong := [layer for layer in (spec.layers or ()) + (spec.draft_layers or ()) if not 0 <= layer < depth]:
-            raise ValueError(f"layer {wrong[0]} does not exist: this engine's transformer has layers 0 to {depth - 1}")
         self._heats[owner] = HeatWork(heat, drawing=heat.count)
         self._waiting += (self._entry(heat, heat.candidates, draft=spec.draft is not None),)
 
@@ -210,7 +205,8 @@ class Engine:
                 work = self._heats[owner]
                 yield from self._attempt(owner, "encoding the prompt", partial(self._contexts, work))
                 if owner in self._heats:
-                    yield from self._attempt(owner, _denoising(heat.group), partial(self._open_for, heat.group, work))
+                    opening = partial(self._groups.open, heat.group, self._contexts(work)[0])
+                    yield from self._attempt(owner, _denoising(heat.group), opening)
         free = {group: slots.free for group, slots in self._groups.items()}
         placements, self._waiting = policy.refill(free, self._waiting)
         for placement in placements:
@@ -220,19 +216,21 @@ class Engine:
                 yield from self._attempt(owner, "encoding the prompt", filling)
 
     def _attempt(self, owner: Owner, stage: str, work: Callable[[], object]) -> Iterator[HeatFailed]:
-        """Does work for a heat, which fails if that needs more memory than is free, or cannot be done at all."""
-        try:
-            work()
-        except (ValueError, MemoryError, RuntimeError) as error:
-            if out_of_memory(error):
-                yield HeatFailed(*owner, f"{stage} needs more memory than is free")
-            elif isinstance(error, ValueError):  # too long for the generator or the judge
-                yield HeatFailed(*owner, str(error), final=True)
+        """Does work for a heat, which fails if that cannot be done, or needs more memory than can be freed."""
+        for retry in (True, False):
+            try:
+                work()
+            except (ValueError, MemoryError, RuntimeError) as error:
+                if isinstance(error, ValueError):  # too long for the generator or the judge
+                    yield HeatFailed(*owner, str(error), final=True)
+                    return
+                if not out_of_memory(error):
+                    raise
             else:
-                raise
-
-    def _open_for(self, group: policy.Group, work: HeatWork) -> None:
-        self._groups.open(group, self._contexts(work)[0])
+                return
+            if not (retry and self._make_room()):  # the failed call's tensors are gone with its traceback
+                break
+        yield HeatFailed(*owner, f"{stage} needs more memory than is free")
 
     def _fill(self, placement: policy.Placement, work: HeatWork) -> None:
         spec = work.heat.job

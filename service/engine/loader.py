@@ -23,6 +23,7 @@ from bestofn.models.errors import ModelError
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
 from bestofn.models.hub import cached, download, local_folder
+from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.weight_files import check_part
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
@@ -32,6 +33,7 @@ from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.engine.cuda_graph import Recorded, plain
 from bestofn.service.engine.engine import Engine
 from bestofn.service.engine.judge_residency import JudgeResidency
+from bestofn.service.engine.memory_share import Work, share_memory, work_of
 from bestofn.service.host.cgroups import cores
 from bestofn.service.host.licences import notice
 from bestofn.service.pairwise.openai_judge import PREFIX
@@ -80,7 +82,8 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         memory = residency.memory_bytes(place)
         weights = sum(judge_bytes(judge.path, place) for judge in judges)
         eight_bit = settings.fp8_drafts
-        shared, budget = share_memory(generator_bytes(checkpoint, place, eight_bit), weights, memory)
+        reserved = checkpoint_work(checkpoint, place).reserved
+        shared, budget = share_memory(generator_bytes(checkpoint, place, eight_bit), weights, memory, reserved)
         generator = Generator(checkpoint, place, memory_budget=budget, fp8_drafts=eight_bit)
         load, *seconds = [partial(judge.load, place) for judge in judges]
         residence = JudgeResidency(load, generator, shared=shared, load_second=seconds[0] if seconds else None)
@@ -107,6 +110,9 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         record = Recorded if settings.cuda_graphs else plain
         engine = Engine(generator, residence, info, judged_by, tokenizers, sizes, record=record, fp8_drafts=eight_bit)
         engine.warm_up()
+    except MemoryError as error:
+        size = f"{info.width}x{info.height}"
+        raise SetupError(f"{place} has too little free memory to draw one image of {size} pixels: {error}") from error
     except (ModelError, JudgeFolderError) as error:
         raise SetupError(str(error)) from error
     return engine
@@ -171,23 +177,6 @@ def _check_judge(folder: Path) -> None:
         check_part(folder / part)
 
 
-def share_memory(generator: dict[str, int], judge: int, memory: int) -> tuple[bool, int]:
-    """Whether the judges stay in memory with the generator, and the bytes for the generator's weights.
-
-    They stay if the transformer and the decoder fit with them. The text encoder may be offloaded, because each prompt
-    needs it once. It must fit with the judges alone.
-
-    Args:
-        generator: bytes of each part's weights.
-        judge: bytes of all judges' weights.
-        memory: bytes of the device.
-    """
-    budget = int(residency.WEIGHTS_SHARE * memory)
-    least = max(generator["text_encoder"], generator["transformer"] + generator["decoder"])
-    shared = least + judge <= budget
-    return shared, budget - judge if shared else budget
-
-
 def generator_bytes(checkpoint: Checkpoint, device: torch.device, fp8_drafts: bool = False) -> dict[str, int]:
     """Bytes of each part's weights in its compute dtype, with an FP8 copy of the transformer for FP8 drafts.
 
@@ -198,10 +187,19 @@ def generator_bytes(checkpoint: Checkpoint, device: torch.device, fp8_drafts: bo
     return {part: residency.weight_bytes(checkpoint.path / folder, itemsizes[part]) for part, folder in FOLDERS.items()}
 
 
-def context_bytes(generator: Generator) -> int:
-    """Bytes of one prompt's keys and values in all layers."""
-    config, text = generator.config, generator.defaults.max_sequence_length
-    return 2 * config.num_layers * text * config.cross_width * generator.dtypes["transformer"].itemsize
+def checkpoint_work(checkpoint: Checkpoint, device: torch.device) -> Work:
+    """What the work of a checkpoint takes at its own size; only its configs and headers are read."""
+    config = LinearDiTConfig.from_file(checkpoint.path / "transformer" / "config.json")
+    vae = checkpoint.config("vae", "config.json")
+    dtypes = part_dtypes(device, residency.stored_dtype(checkpoint.path / FOLDERS["transformer"]))
+    return work_of(
+        config,
+        2 ** (len(vae["encoder_block_out_channels"]) - 1),
+        vae["decoder_block_out_channels"][0],
+        checkpoint.call_defaults().max_sequence_length,
+        dtypes["transformer"].itemsize,
+        device.type,
+    )
 
 
 def judge_bytes(folder: Path, device: torch.device) -> int:

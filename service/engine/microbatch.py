@@ -28,7 +28,8 @@ class MicroBatches(Generic[Item, Result, Shape]):
         stage: name of the stage, for messages.
         forward: returns the results of a batch, one an item.
         size: maximum batch for items of a shape.
-        cores: pool of parallel batches.
+        batch_pool: pool of parallel batches.
+        make_room: frees memory where one item does not fit; returns whether it did, and thus whether to try again.
         pinned: pad every batch to its size with copies of its first item. A kernel may round differently for another
             batch size. Padding costs time and has no other effect.
     """
@@ -39,6 +40,7 @@ class MicroBatches(Generic[Item, Result, Shape]):
         forward: Callable[[Sequence[Item]], Sequence[Result]],
         size: Callable[[Shape], int],
         batch_pool: BatchPool,
+        make_room: Callable[[], bool],
         *,
         pinned: bool,
     ) -> None:
@@ -47,6 +49,7 @@ class MicroBatches(Generic[Item, Result, Shape]):
         self._forward = forward
         self._size = size
         self._cores = batch_pool
+        self._make_room = make_room
         self._sizes: dict[Shape, int] = {}
         self._shrunk: set[Shape] = set()
 
@@ -85,9 +88,9 @@ class MicroBatches(Generic[Item, Result, Shape]):
                 else:
                     for place, result in zip(batch, done, strict=False):
                         results[place] = result
-            if waiting and size == 1:
+            if waiting and size == 1 and not self._make_room():
                 break
-            if waiting:
+            if waiting and size > 1:
                 # The failed calls' tensors are gone only now that their tracebacks are.
                 release_cache()
                 self._sizes[shape] = size // 2

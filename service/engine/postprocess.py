@@ -18,6 +18,7 @@ from bestofn.service.engine.heat_state import HeatWork, Owner
 from bestofn.service.engine.items import Decoded, Image, Latent, Look, Queued
 from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.microbatch import MicroBatches
+from bestofn.service.engine.postprocess_items import Decoded, Image, Latent, Look, Queued
 from bestofn.service.engine.protocol import HeatFailed, Judged
 from bestofn.service.engine.scheduler import Size, split_due
 from bestofn.service.engine.sent_images import SentImages
@@ -45,12 +46,14 @@ class Postprocess:
         flops: Callable[[int, int], Flops],
         batch_pool: BatchPool,
         side_stream: SideStream,
+        make_room: Callable[[], bool],
     ) -> None:
         """
         Args:
             flops: FLOPs of one sample of a width and height.
-            cores: pool of parallel batches.
+            batch_pool: pool of parallel batches.
             side_stream: stream of both stages.
+            make_room: frees memory where a single image does not fit.
             heats: heats in the engine; only the owner of the mapping removes entries.
         """
         self._generator = generator
@@ -65,10 +68,10 @@ class Postprocess:
         self._images: dict[tuple[Look, str], list[Image]] = {}
         self._judged: list[Queued[Image, Tensor, Look]] = []
         self._decoding: MicroBatches[Tensor, Tensor, Size] = MicroBatches(
-            "decoding", self._decode_batch, self._decode_size, batch_pool, pinned=sizes.strict
+            "decoding", self._decode_batch, self._decode_size, batch_pool, make_room, pinned=sizes.strict
         )
         self._judging: MicroBatches[Image, Tensor, Look] = MicroBatches(
-            "judging", self._judge_batch, self._judge_size, batch_pool, pinned=sizes.strict
+            "judging", self._judge_batch, self._judge_size, batch_pool, make_room, pinned=sizes.strict
         )
 
     def warm_up(self, size: Size) -> None:
@@ -255,7 +258,7 @@ class Postprocess:
             yield Judged(*item.owner, *note(item.candidate, verdict, item.pixels, item.copy))
 
     def _decode_size(self, size: Size) -> int:
-        return self._sizes.batch(self._sizes.decode, self._flops(*size).decode / TERA)
+        return self._sizes.images(*size, self._flops(*size).decode / TERA)
 
     def _decode_batch(self, latents: Sequence[Tensor]) -> Sequence[Tensor]:
         images = self._generator.decode(torch.stack(list(latents)), stay=True)

@@ -1,6 +1,7 @@
 """Decoding to pixels as diffusers' image processor makes them, in slices."""
 
 import numpy as np
+import pytest
 import torch
 from diffusers import AutoencoderDC
 from diffusers.image_processor import PixArtImageProcessor
@@ -31,6 +32,15 @@ def test_slices_decode_what_the_whole_autoencoder_decodes(tiny_checkpoints):
 def test_tiles_agree_with_the_whole_image_away_from_seams(tiny_checkpoints):
     decoder = Decoder.load(tiny_checkpoints["tiny"] / "vae", torch.device("cpu"), torch.float32)
     latents = torch.randn(1, 8, 12, 300)  # 48 x 1,200 pixels
-    tiled, whole = decoder(latents, tiled=True), decoder(latents)
+    tiled, whole = decoder(latents, tiled=True), decoder(latents, tiled=False)
     assert tiled.shape == whole.shape == (1, 48, 1200, 3)
     assert torch.equal(decoder(latents), whole), "tiling is off again"
+
+
+@pytest.mark.parametrize(("cells", "tiled"), [(512, False), (513, True)])
+def test_only_sides_above_2048_pixels_are_decoded_in_tiles(cells, tiled, tiny_checkpoints):
+    decoder = Decoder.load(tiny_checkpoints["tiny"] / "vae", torch.device("cpu"), torch.float32)
+    for shape in ((4, cells), (cells, 4)):
+        latents = torch.randn(1, 8, *shape)
+        assert torch.equal(decoder(latents), decoder(latents, tiled=tiled))
+        assert not torch.equal(decoder(latents), decoder(latents, tiled=not tiled))

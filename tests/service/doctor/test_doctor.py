@@ -156,7 +156,8 @@ def test_what_is_not_here_yet_is_not_downloaded() -> None:
 GPU = torch.device("cuda")  # for the sizes of its dtypes: no GPU is asked
 FITS: dict[str, tuple[str, float, tuple[str, ...], str]] = {
     "everything": (SANA, 80, ("ok", "ok"), "all parts stay"),
-    "4.8B on 24 with fewer slots": (LARGE, 24, ("ok", "warn"), "BESTOFN_SLOTS=7"),
+    "4.8B on 24": (LARGE, 24, ("ok", "ok"), "all parts stay"),
+    "4.8B on 23 with fewer slots": (LARGE, 23, ("ok", "warn"), "BESTOFN_SLOTS=25"),
     "4.8B on 20": (LARGE, 20, ("ok", "warn"), "text encoder is read again"),
     "1.6B on 8": (SANA, 8, ("ok", "warn"), "a GPU of 24 GiB keeps everything"),
     "nothing": (LARGE, 8, ("ok", "fail"), "the 1.6B checkpoint takes less"),
@@ -180,7 +181,7 @@ def test_a_second_judge_and_drafts_in_eight_bits_are_counted() -> None:
     weights, memory = findings(needed, gib, gib, "cuda")
     assert "transformer 4.5 GiB (1.5 GiB of it in 8 bits, for drafts), decoder 0.6 GiB, " in weights.found
     assert "judge 3.7 GiB, second judge 3.7 GiB: 17.4 GiB in all" in weights.found
-    assert (memory.state, "BESTOFN_SLOTS=6" in memory.fix) == ("warn", True)
+    assert (memory.state, "BESTOFN_SLOTS=26" in memory.fix) == ("warn", True)
     (memory,) = list(findings(needed, 12 * GIB, gib, "cuda"))[1:]
     assert "judge and second judge are read again when needed" in memory.found
     assert "without BESTOFN_FP8_DRAFTS it is 1.5 GiB less" in memory.fix
@@ -203,9 +204,10 @@ def test_the_memory_plan_is_the_engines() -> None:
     assert drafted.eight_bit == needed.parts["transformer"] // 4  # beside float32
     planned = plan(needed, 8 * GIB, "cpu")
     assert (planned.slots, planned.turns, planned.fits) == (16, (), True)
-    parts = {"text_encoder": 10, "transformer": 10, "decoder": 10}
-    small: Needs = needs_of(parts, [60], LinearDiTConfig.from_dict({}), 1, 1, 1, 1, True, 0.0)
-    assert plan(small, 100, "cuda").turns == ("text_encoder",)
+    parts = dict.fromkeys(("text_encoder", "transformer", "decoder"), 10 * GIB)
+    small: Needs = needs_of(parts, [50 * GIB], LinearDiTConfig.from_dict({}), 1, 1, 1, 1, True, 0.0)
+    assert plan(small, 100 * GIB, "cuda").turns == ()
+    assert plan(small, 94 * GIB, "cuda").turns == ("text_encoder",)
 
 
 def test_limits_of_a_container(tmp_path: Path) -> None:

@@ -536,6 +536,48 @@ def test_what_fits_not_even_alone_fails_in_plain_words_and_the_engine_lives(what
     assert len(images(run(engine, spec("next", num_samples=2)), "next")) == 2
 
 
+class FullGenerator(Generator):
+    """Memory in which an image can be decoded only with the text encoder gone and forwards of at most so many rows."""
+
+    most_rows = 1000
+    rows = 0  # of the last forward
+    log: tuple[str, ...] = ()
+
+    def output(self, x, *rest, **options):
+        self.rows = len(x)
+        return super().output(x, *rest, **options)
+
+    def decode(self, latents, **options):
+        if len(latents) > 1 or "text_encoder" in self._parts or self.rows > self.most_rows:
+            self.log += (
+                f"{len(latents)} images, {'with' if 'text_encoder' in self._parts else 'without'} the encoder",
+            )
+            raise torch.OutOfMemoryError("decoding")
+        return super().decode(latents, **options)
+
+
+def test_decoding_that_runs_out_of_memory_frees_the_text_encoder(make, spec, checkpoints):
+    generator = FullGenerator.load(str(checkpoints["tiny"]))
+    engine = make(Sizes(slots=6, strict=False, rows=12, decode=2, judge=3), generator)
+    job = spec("job", num_samples=5)
+    assert images(run(engine, job), "job").keys() == set(range(5))
+    assert generator.log == ("2 images, with the encoder",) * 2 + ("1 images, with the encoder",) * 6
+    assert all(slots.shrunk is None for slots in engine._groups.values()), "rows are the last that give way"
+    assert len(images(run(engine, spec("next", prompt="a cross")), "next")) == 1, "the encoder comes back for a prompt"
+
+
+def test_decoding_that_still_does_not_fit_frees_idle_groups_halves_rows_once_and_fails(make, spec, checkpoints):
+    generator = FullGenerator.load(str(checkpoints["tiny"]))
+    engine = make(Sizes(slots=6, strict=False, rows=12, decode=1, judge=3), generator)
+    run(engine, spec("wide", width=64))
+    assert Group(64, 32) in engine._groups
+    generator.most_rows = -1
+    for number in range(2):
+        [failed] = [e for e in run(engine, spec(f"job-{number}", num_samples=1)) if isinstance(e, HeatFailed)]
+        assert failed.reason.startswith("decoding one image of 32x32 pixels needs more memory than is free")
+        assert {group: slots.most_rows for group, slots in engine._groups.items()} == {Group(32, 32): 6}
+
+
 class OverflowingGenerator(Generator):
     """Some candidates' numbers overflow, as in half precision, or their images show nothing."""
 

@@ -12,7 +12,8 @@ from bestofn.models.errors import CheckpointError
 from bestofn.service.core.errors import InvalidRequest, SetupError
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
-from bestofn.service.engine.loader import calibration_of, devices, find_judge, known_words, load_engine, share_memory
+from bestofn.service.engine.loader import calibration_of, devices, find_judge, known_words, load_engine
+from bestofn.service.engine.memory_share import share_memory
 from bestofn.service.worker.local import local_spec
 
 JUDGE = Path(__file__).parents[2] / "fixtures" / "vila" / "checkpoint"
@@ -28,10 +29,12 @@ SANA = {"text_encoder": int(9.7 * GIB), "transformer": int(6.0 * GIB), "decoder"
 )
 def test_memory_is_shared_out(memory, shared, least):
     judge = 8 * GIB
-    fits, budget = share_memory(SANA, judge, memory * GIB)
-    assert fits is shared
-    assert budget >= least * GIB
-    assert budget + (judge if shared else 0) <= 0.8 * memory * GIB
+    for reserved in (0, 6 * GIB):
+        fits, budget = share_memory(SANA, judge, memory * GIB, reserved)
+        assert fits is shared
+        assert budget >= least * GIB
+        assert budget + (judge if shared else 0) <= min(0.8 * memory * GIB, memory * GIB - reserved)
+    assert share_memory(SANA, judge, memory * GIB, memory * GIB) == (False, 1)
 
 
 def test_devices():

@@ -87,7 +87,10 @@ def test_batches_shrink_with_the_work_of_an_item():
     assert sizes.batch(sizes.rows, 0.0002) == 8
     assert sizes.batch(sizes.rows, 0.02) == 2
     assert sizes.batch(sizes.rows, 0.84) == 1, "a 1.6B transformer at 512 pixels pays for no padding"
-    assert not sizes_for("cuda").strict
+    gpu = sizes_for("cuda")
+    decoded = [gpu.images(side, side, 1.0) for side in (512, 1024, 1536, 2048, 4096)]
+    assert decoded == [8, 8, 3, 2, 1], "as many pixels as eight images of 1,024 px have"
+    assert not gpu.strict
     assert sizes_for("cuda", reproducible="strict").strict
     assert [bucket(rows, 60) for rows in (1, 2, 3, 8, 9, 17, 34, 57)] == [1, 2, 4, 8, 16, 24, 40, 60]
     assert sizes_for("cpu", tflops=0.0002, batch_pool=4).parallel == 4

@@ -1,0 +1,25 @@
+"""Checks of a heat before the engine takes it."""
+
+from bestofn.models.generator import Generator
+from bestofn.service.core.jobs import Heat
+from bestofn.service.core.workers import JudgeInfo, ModelInfo
+
+
+def check_heat(heat: Heat, model: ModelInfo, judge: JudgeInfo, generator: Generator) -> None:
+    """Check that an engine's model and judges are those of a heat, and that its size and layers can be drawn.
+
+    Raises:
+        ValueError: another revision, size or layer is asked for.
+    """
+    spec = heat.job
+    held = (model.revision, judge.revision, None if judge.second is None else judge.second.revision)
+    for asked, mine in zip(spec.revisions, held, strict=True):
+        if asked != mine:
+            holds, asks = (f"{one.name}@{one.revision}" if one else "no second judge" for one in (mine, asked))
+            raise ValueError(f"this engine holds {holds}, the heat asks for {asks}")
+    if spec.sent:
+        return
+    generator.latent_shape(spec.width, spec.height)
+    depth = generator.config.num_layers
+    if wrong := [layer for layer in (spec.layers or ()) + (spec.draft_layers or ()) if not 0 <= layer < depth]:
+        raise ValueError(f"layer {wrong[0]} does not exist: this engine's transformer has layers 0 to {depth - 1}")
