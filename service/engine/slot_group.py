@@ -56,8 +56,8 @@ class SlotGroup:
     """S slots of one resolution and depth.
 
     Occupants take the first rows of the batch, one or two each, dealt out again at every step. With strict
-    reproducibility a forward is a lane of R rows: free rows are padding, because a kernel may round differently for
-    another number of rows. Otherwise one forward takes all rows in use, rounded up to a bucket.
+    reproducibility a forward is a lane of R rows, the free ones padding. A kernel may round differently for another
+    number of rows. Otherwise one forward takes all rows in use, rounded up to a bucket.
 
     Rows read their prompt from the prompt table, which all groups share.
     """
@@ -234,7 +234,7 @@ class SlotGroup:
             count = len(occupant.prompts)
             values[slot, :8] = occupant.table.rows[occupant.step]
             values[slot, 8] = occupant.guidance_scale
-            pairs[0, slot], pairs[1, slot] = row, row + count - 1  # an idle slot reads row 0, and nobody its result
+            pairs[0, slot], pairs[1, slot] = row, row + count - 1  # an idle slot reads row 0, in vain
             slots[row : row + count] = slot
             reads[row : row + count] = torch.tensor(occupant.prompts)
             row += count
