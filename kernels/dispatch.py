@@ -8,8 +8,10 @@ import importlib
 import importlib.util
 import inspect
 import shutil
+import sysconfig
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -92,11 +94,21 @@ def _usable(device: torch.device) -> bool:
     elif torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
         have, least = (".".join(map(str, c)) for c in (torch.cuda.get_device_capability(device), OLDEST_CAPABILITY))
         lacking = f"its compute capability is {have}, {least} is the least"
-    elif importlib.util.find_spec("triton") is None:
-        lacking = "Triton is not installed: pip install 'triton>=3.5'"
-    elif not any(map(shutil.which, ("gcc", "clang"))):
-        lacking = "Triton needs a C compiler for its launchers: install gcc"
+    elif (missing := missing_for_kernels()) is not None:
+        lacking = missing
     else:
         return True
     warnings.warn(f"{device} computes without fused kernels: {lacking}", RuntimeWarning, stacklevel=3)
     return False
+
+
+def missing_for_kernels() -> str | None:
+    """What this machine misses to build kernels, with the fix; None if it has all. Triton compiles its launchers."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install 'triton>=3.5'"
+    if not any(map(shutil.which, ("gcc", "clang"))):
+        return "Triton needs a C compiler for its launchers: install gcc"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.is_file():
+        return f"Triton needs {header} for its launchers: install python3-dev, or Python's own build"
+    return None

@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor
 from transformers.utils import logging
 
+from bestofn.kernels.transfer import uploaded
 from bestofn.models.errors import CheckpointError, PromptTooLong
 from bestofn.models.weight_files import one_line, read_json
 
@@ -157,9 +158,12 @@ def encode(encoder: Any, tokenizer: PromptTokenizer, prompt: str, instructed: bo
     """
     ids, mask = tokenizer(prompt, instructed)  # (1, window)
     device = next(encoder.parameters()).device
-    states = encoder(ids.to(device), attention_mask=mask.to(device))[0]  # (1, window, E)
-    kept = [0, *range(-tokenizer.max_sequence_length + 1, 0)] if instructed else slice(None)
-    return TextEmbedding(states[:, kept].clone(), mask[:, kept].to(device))
+    seen = uploaded(mask, device)
+    states = encoder(uploaded(ids, device), attention_mask=seen)[0]  # (1, window, E)
+    if instructed:  # slices, since a list of indices would be copied to the device, which waits for it
+        first = ids.shape[1] - tokenizer.max_sequence_length + 1
+        states, seen = (torch.cat([all_of[:, :1], all_of[:, first:]], dim=1) for all_of in (states, seen))
+    return TextEmbedding(states.clone(), seen)
 
 
 class EmbeddingCache:

@@ -92,10 +92,15 @@ def devices(settings: Settings) -> Iterator[Finding]:
     if driver and not count and settings.devices != "cpu":
         fix = "install a torch that is built for this driver's CUDA (https://pytorch.org/get-started/locally), or set "
         yield Finding("fail", "torch", "the driver has a GPU that torch cannot use", fix + "BESTOFN_DEVICES=cpu")
+    from bestofn.kernels.dispatch import missing_for_kernels
     from bestofn.service.engine.loader import devices as named
 
     names = named(settings)
     yield Finding("ok", "workers use", ", ".join(names))
+    missing = missing_for_kernels() if count else None
+    if missing is not None:
+        found, _, fix = missing.rpartition(": ")
+        yield Finding("warn", "kernels", f"GPUs compute without fused kernels, slower: {found}", fix)
     if settings.fp8_drafts:
         yield from _eight_bit_drafts(names)
 

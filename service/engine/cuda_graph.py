@@ -1,12 +1,15 @@
 """Work that is done over and over on the same tensors: a CUDA graph on a GPU, a plain call elsewhere."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
+import structlog
 import torch
 
 from bestofn.service.engine.microbatch import out_of_memory
+from bestofn.service.telemetry.worker_metrics import UNRECORDED
+
+log = structlog.get_logger()
 
 Recorder = Callable[[Callable[[], object], torch.device, Any], Callable[[], object]]  # as `Recorded` is made
 
@@ -44,15 +47,15 @@ class Recorded:
             self._graph.replay()
 
     def _record(self) -> None:
-        graph = torch.cuda.CUDAGraph()
         try:
+            graph = torch.cuda.CUDAGraph()
             # Other threads of this process may well use the device meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 self._work()
         except RuntimeError as error:
             if out_of_memory(error):
                 raise
-            reason = str(error).splitlines()[0]
-            warnings.warn(f"the forward runs without a CUDA graph, slower: {reason}", RuntimeWarning, stacklevel=3)
+            UNRECORDED.inc()
+            log.warning("a forward runs without a CUDA graph, slower", reason=str(error).splitlines()[0])
         else:
             self._graph = graph

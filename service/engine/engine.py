@@ -30,6 +30,9 @@ from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.slot_group import SlotGroup
 from bestofn.service.engine.slot_groups import SlotGroups
 from bestofn.service.engine.timing import Clock
+from bestofn.service.host.cgroups import cores
+
+ENCODERS = 4  # threads at most: a PNG of 1,024 px takes one 216 ms
 
 
 class Engine:
@@ -76,16 +79,16 @@ class Engine:
         self._solver_table = cache(generator.solver_table)
         self._cores = BatchPool(sizes.parallel)
         self._beside = side_stream or SideStream(generator.device, one_queue=not judge.shared)
-        own = policy.Group(model_info.width, model_info.height)
-        self._own_groups = (own, *([own._replace(eight_bit=True)] if fp8_drafts else []))
+        kinds = (False, True) if fp8_drafts else (False,)
+        self._own_groups = [policy.Group(model_info.width, model_info.height, (), eight) for eight in kinds]
         recorder = record if judge.shared else plain
         self._groups = SlotGroups(generator, sizes, self._flops, self._cores, recorder, self._own_groups)
         self._eight_bit_drafts = fp8_drafts
         self._steps: deque[Clock] = deque()  # that were queued and not waited for
         self._make_room = MakeRoom(generator, self._groups)
-        stages = self._cores, self._beside, self._make_room
-        self._finishing = Postprocess(generator, judge, self._heats, sizes, self._flops, *stages)
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._encoder = ThreadPoolExecutor(min(ENCODERS, cores()), thread_name_prefix="encode")
+        shared = self._cores, self._beside, self._make_room, self._encoder
+        self._finishing = Postprocess(generator, judge, self._heats, sizes, self._flops, *shared)
         self._outcomes: dict[Owner, Future[HeatOutcome]] = {}  # of heats that are done, while images are encoded
         self._canceled: set[str] = set()
         self._lock = threading.Lock()  # guards _canceled, the only thing that another thread touches
@@ -102,8 +105,7 @@ class Engine:
 
     def room(self) -> int:
         """How many more candidates it would take now without letting the device wait."""
-        held = sum(work.left for work in self._heats.values())
-        return policy.room(self.slots, held)
+        return policy.room(self.slots, sum(work.left for work in self._heats.values()))
 
     def warm_up(self) -> None:
         """Loads what fits into memory, so that the first job does not wait for the disk.
@@ -201,8 +203,7 @@ class Engine:
         fits into memory, fails here."""
         for heat in self._waiting:
             if heat.group not in self._groups:
-                owner = (heat.job, heat.heat)
-                work = self._heats[owner]
+                work = self._heats[owner := (heat.job, heat.heat)]
                 yield from self._attempt(owner, "encoding the prompt", partial(self._contexts, work))
                 if owner in self._heats:
                     opening = partial(self._groups.open, heat.group, self._contexts(work)[0])
@@ -255,8 +256,7 @@ class Engine:
         wanted = [(spec.prompt, False)]
         if self.generator.needs_negative(spec.guidance_scale):
             wanted.append((spec.negative_prompt, True))
-        missing = self._prompts.missing(wanted)
-        if missing:
+        if missing := self._prompts.missing(wanted):
             self._finishing.check(spec)
             self._judge.offload()
         with Clock(self.generator.device) as clock:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections import Counter, defaultdict
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -15,6 +16,13 @@ from bestofn.service.media.codec import encode, thumbnail
 from bestofn.service.media.metadata import Story
 
 Owner = tuple[str, int]  # job, heat
+Small = tuple[bytes, float]  # a small image, and the seconds of making it
+
+
+def shrunk(image: Tensor) -> Small:
+    """A small image of one on the host, (H, W, 3) uint8."""
+    started = time.perf_counter()
+    return thumbnail(image.numpy()), time.perf_counter() - started
 
 
 @dataclass(slots=True)
@@ -71,12 +79,12 @@ class HeatWork:
             self.warnings[text] = None
 
     def judged(
-        self, index: int, verdict: Verdict, pixels: Tensor, copy: Tensor | None
+        self, index: int, verdict: Verdict, pixels: Tensor, small: Future[Small] | None
     ) -> tuple[Candidate, bytes | None]:
         """Notes a verdict; the images of candidates that can no longer be among the best are dropped here.
 
         Args:
-            copy: of the image on the host, if a small one is shown.
+            small: of the image, if the job asked for one.
 
         Returns:
             The candidate, and a small image of it if the job asked.
@@ -85,19 +93,19 @@ class HeatWork:
         candidate = Candidate(index, spec.seed_of(index), verdict, self.drafts.get(index))
         self.candidates.append(candidate)
         if spec.sent:
-            return candidate, self._thumbnail(copy)
+            return candidate, self._thumbnail(small)
         self.images[index] = pixels
         in_play = set(leaders(spec, self.candidates))
         self.images = {i: image for i, image in self.images.items() if i in in_play}
-        return candidate, self._thumbnail(copy)
+        return candidate, self._thumbnail(small)
 
     def drafted(
-        self, index: int, verdict: Verdict, pixels: Tensor, copy: Tensor | None
+        self, index: int, verdict: Verdict, pixels: Tensor, small: Future[Small] | None
     ) -> tuple[Candidate, bytes | None]:
         """Note the verdict on a draft, whose image is not kept; returns as `judged`."""
         self.drafts[index] = verdict
         candidate = Candidate(index, self.heat.job.seed + index, verdict, verdict, solved_in_full=False)
-        return candidate, self._thumbnail(copy)
+        return candidate, self._thumbnail(small)
 
     def note_unsound(self, index: int, reason: str, draft: bool) -> bool:
         """Note a candidate without an image, which ranks last; False if no draft, or no full solution, has one."""
@@ -110,13 +118,12 @@ class HeatWork:
         broken = Verdict("other", math.nan, math.nan)
         return replace(broken, second=broken, bound=math.nan) if len(self.heat.job.judges) > 1 and not draft else broken
 
-    def _thumbnail(self, copy: Tensor | None) -> bytes | None:
-        if copy is None:
+    def _thumbnail(self, small: Future[Small] | None) -> bytes | None:
+        if small is None:
             return None
-        started = time.perf_counter()
-        small = thumbnail(copy.numpy())
-        self.seconds["encode"] += time.perf_counter() - started
-        return small
+        image, seconds = small.result()
+        self.seconds["encode"] += seconds
+        return image
 
     def bring_home(self, clock: Clock) -> None:
         """Start the copies of the best images to the host; they are complete when the clock has stopped."""

@@ -1,13 +1,14 @@
 """What passes through the stages after denoising: latents, decoded images, and batches that the device works on."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
 from bestofn.judge.verdict import Verdict
-from bestofn.service.engine.heat_state import Owner
+from bestofn.service.engine.heat_state import Owner, Small
 from bestofn.service.engine.scheduler import Size
 from bestofn.service.engine.timing import Clock
 
@@ -42,8 +43,8 @@ class Latent:
 class Image:
     """A decoded image (H, W, 3) uint8 that waits for its verdict: on the device, or on the host if it was sent.
 
-    `first` is the first judge's, where it waits for the second's. `copy` is the image on the host, where a small one
-    is shown. `sent`: it was not drawn.
+    `first` is the first judge's, where it waits for the second's. `small` is the image to show, with the seconds of
+    making it. `sent`: it was not drawn.
     """
 
     owner: Owner
@@ -52,7 +53,7 @@ class Image:
     prompt: str
     draft: bool = False
     first: Verdict | None = None
-    copy: Tensor | None = None
+    small: Future[Small] | None = None
     sent: bool = False
 
 

@@ -1,6 +1,7 @@
 """From finished latents to verdicts: decode and judge in micro-batches of their own."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
@@ -14,11 +15,10 @@ from bestofn.models.generator import Generator
 from bestofn.service.core.jobs import Heat, JobSpec
 from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
-from bestofn.service.engine.heat_state import HeatWork, Owner
+from bestofn.service.engine.heat_state import HeatWork, Owner, shrunk
 from bestofn.service.engine.items import Decoded, Image, Latent, Look, Queued
 from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.microbatch import MicroBatches
-from bestofn.service.engine.postprocess_items import Decoded, Image, Latent, Look, Queued
 from bestofn.service.engine.protocol import HeatFailed, Judged
 from bestofn.service.engine.scheduler import Size, split_due
 from bestofn.service.engine.sent_images import SentImages
@@ -47,6 +47,7 @@ class Postprocess:
         batch_pool: BatchPool,
         side_stream: SideStream,
         make_room: Callable[[], bool],
+        encoder: ThreadPoolExecutor,
     ) -> None:
         """
         Args:
@@ -54,6 +55,7 @@ class Postprocess:
             batch_pool: pool of parallel batches.
             side_stream: stream of both stages.
             make_room: frees memory where a single image does not fit.
+            encoder: threads that make small images, 14 ms each, while the device works.
             heats: heats in the engine; only the owner of the mapping removes entries.
         """
         self._generator = generator
@@ -63,6 +65,7 @@ class Postprocess:
         self._flops = flops
         self._beside = side_stream
         self._sent = SentImages()
+        self._encoder = encoder
         self._latents: dict[Size, list[Latent]] = {}
         self._decoded: list[Queued[Latent, Decoded, Size]] = []
         self._images: dict[tuple[Look, str], list[Image]] = {}
@@ -106,8 +109,8 @@ class Postprocess:
         work = self._heats[owner]
         spec, work.decoding = work.heat.job, 0
         for candidate, pixels in images.items():
-            copy = pixels if spec.has_thumbnail(candidate) else None
-            image = Image(owner, candidate, pixels, spec.prompt, copy=copy, sent=True)
+            small = self._encoder.submit(shrunk, pixels) if spec.has_thumbnail(candidate) else None
+            image = Image(owner, candidate, pixels, spec.prompt, small=small, sent=True)
             self._images.setdefault((self._sent_look(pixels, 0), spec.prompt), []).append(image)
 
     def _sent_look(self, pixels: Tensor, number: int) -> Look:
@@ -194,6 +197,7 @@ class Postprocess:
             work.seconds["decode"] += queued.clock.seconds * share
             work.tflops += flops / TERA
             work.warn(self._decoding.shrunk(size))
+            small = None if decoded.copy is None else self._encoder.submit(shrunk, decoded.copy)
             finite, shows = decoded.checks.tolist()
             if not (finite and shows):
                 reason = (
@@ -206,10 +210,10 @@ class Postprocess:
                     continue
                 note = work.drafted if item.draft else work.judged
                 broken = work.broken_verdict(item.draft)
-                yield Judged(*item.owner, *note(item.candidate, broken, decoded.pixels, decoded.copy))
+                yield Judged(*item.owner, *note(item.candidate, broken, decoded.pixels, small))
                 continue
             prompt = work.heat.job.prompt
-            image = Image(item.owner, item.candidate, decoded.pixels, prompt, item.draft, copy=decoded.copy)
+            image = Image(item.owner, item.candidate, decoded.pixels, prompt, item.draft, small=small)
             self._images.setdefault((Look(size, item.draft), prompt), []).append(image)
 
     def _ask(self, look: Look, prompt: str) -> Iterator[HeatFailed]:
@@ -255,7 +259,7 @@ class Postprocess:
                 self._images.setdefault((then, item.prompt), []).append(replace(item, first=verdict))
                 continue
             note = work.drafted if look.draft else work.judged
-            yield Judged(*item.owner, *note(item.candidate, verdict, item.pixels, item.copy))
+            yield Judged(*item.owner, *note(item.candidate, verdict, item.pixels, item.small))
 
     def _decode_size(self, size: Size) -> int:
         return self._sizes.images(*size, self._flops(*size).decode / TERA)

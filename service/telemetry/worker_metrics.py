@@ -38,6 +38,11 @@ INVALID = Counter("bestofn_judge_invalid", "Verdicts whose logits were not finit
 PROMPT_HITS = Counter("bestofn_prompt_cache_hits", "Prompt contexts found in the cache.", registry=REGISTRY)
 PROMPT_MISSES = Counter("bestofn_prompt_cache_misses", "Prompt contexts encoded.", registry=REGISTRY)
 OUT_OF_MEMORY = Counter("bestofn_oom", "Batches that did not fit into memory.", ("stage",), registry=REGISTRY)
+UNRECORDED = Counter(
+    "bestofn_unrecorded_forwards",
+    "Forwards that no CUDA graph could be made of, so that they run slower.",
+    registry=REGISTRY,
+)
 
 HEATS = Counter(
     "bestofn_heats",

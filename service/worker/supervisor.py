@@ -1,5 +1,6 @@
 """Supervisor of worker processes: one a device, restarted when it ends, until no device can be used."""
 
+import os
 import signal
 import subprocess
 import threading
@@ -11,10 +12,11 @@ from types import FrameType
 import structlog
 
 from bestofn.service.host.parent_death import end_with_parent
+from bestofn.service.worker.readiness import READY_DESCRIPTOR
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
-HEALTHY_SECONDS = 60.0  # a worker that ran this long starts again without a pause
+HEALTHY_SECONDS = 60.0  # a worker that served this long, after loading, starts again without a pause
 LOST_AFTER = 6  # short runs in a row; more than the four workers that one heat can kill before its job fails
 STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.2
@@ -40,32 +42,63 @@ def all_lost(failures: Sequence[int]) -> bool:
 class _Child:
     command: Sequence[str]
     first_pause: float
+    healthy_seconds: float
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
+    pipe: int | None = None  # on which the process says that it is ready
+    ready: float | None = None  # when it did
     due: float = 0.0
     failures: int = field(default=0)
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self.command, preexec_fn=end_with_parent())
-        self.started = time.monotonic()
+        self.pipe, theirs = os.pipe()
+        os.set_blocking(self.pipe, False)
+        environment = os.environ | {READY_DESCRIPTOR: str(theirs)}
+        begin = end_with_parent()
+        self.process = subprocess.Popen(self.command, preexec_fn=begin, env=environment, pass_fds=(theirs,))
+        os.close(theirs)
+        self.started, self.ready = time.monotonic(), None
 
     def ended(self) -> bool:
         """Whether the process has just ended; sets the time of the next start."""
-        if self.process is None or self.process.poll() is None:
+        if self.process is None:
             return False
-        ran = time.monotonic() - self.started
-        self.failures = 0 if ran >= HEALTHY_SECONDS else self.failures + 1
+        self._note_ready()
+        if self.process.poll() is None:
+            return False
+        self._note_ready(last=True)
+        now = time.monotonic()
+        ran, served = now - self.started, None if self.ready is None else now - self.ready
+        self.failures = 0 if served is not None and served >= self.healthy_seconds else self.failures + 1
         pause = pause_after(self.failures, self.first_pause)
-        self.due = time.monotonic() + pause
+        self.due = now + pause
         log.warning("worker ended", status=self.process.returncode, ran=round(ran, 1), again_in=pause)
         self.process = None
         return True
 
+    def _note_ready(self, last: bool = False) -> None:
+        if self.pipe is None:
+            return
+        try:
+            said = os.read(self.pipe, 1)
+        except BlockingIOError:
+            said = None
+        if said:
+            self.ready = time.monotonic()
+        if said is not None or last:
+            os.close(self.pipe)
+            self.pipe = None
 
-def supervise(commands: Sequence[Sequence[str]], first_pause: float = FIRST_PAUSE_SECONDS) -> int:
+
+def supervise(
+    commands: Sequence[Sequence[str]],
+    first_pause: float = FIRST_PAUSE_SECONDS,
+    healthy_seconds: float = HEALTHY_SECONDS,
+) -> int:
     """Run all commands in the main thread and restart each when it ends.
 
-    At the end every running command gets SIGTERM and `STOP_SECONDS`.
+    Loading does not count as health: a worker that dies after a minute of it would be restarted at once for ever. At
+    the end every running command gets SIGTERM and `STOP_SECONDS`.
 
     Returns:
         0 after SIGTERM or SIGINT; 1: no command can be kept running.
@@ -76,7 +109,7 @@ def supervise(commands: Sequence[Sequence[str]], first_pause: float = FIRST_PAUS
         stop.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    children = [_Child(command, first_pause) for command in commands]
+    children = [_Child(command, first_pause, healthy_seconds) for command in commands]
     try:
         while not stop.is_set():
             for child in children:

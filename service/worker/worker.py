@@ -33,6 +33,7 @@ from bestofn.service.worker.heartbeat import heartbeat_loop
 from bestofn.service.worker.held_heats import Failed, HeldHeats
 from bestofn.service.worker.job_control import JobControl
 from bestofn.service.worker.loop_monitor import LoopMonitor
+from bestofn.service.worker.readiness import announce_ready
 
 LEAVE_SECONDS = 5.0  # for giving heats back; a queue that is away for longer lets the leases expire
 CANCEL_SECONDS = 0.1
@@ -179,6 +180,7 @@ class Worker:
         metrics.SLOTS.set(info.capacity)
         metrics.LEASES.set_function(lambda: len(context.held))
         metrics.WORKER.info({"device": info.device, "model": model, "judge": judge})
+        announce_ready()
         log.info("ready", worker=info.worker, model=model, judge=judge, slots=info.capacity)
         loops = (
             heartbeat_loop(context),

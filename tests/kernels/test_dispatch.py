@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bestofn.kernels.blockwise_quant import dequantise, quantise, quantised_average
 from bestofn.kernels.cross_attention import cross_attention
+from bestofn.kernels.dispatch import missing_for_kernels
 from bestofn.kernels.fp8 import rows_in_eight_bits
 from bestofn.kernels.gated_depthwise import gated_depthwise
 from bestofn.kernels.linear_attention import relu_linear_attention
@@ -91,3 +92,14 @@ def test_reference_and_kernel_take_the_same_arguments(operator):
         importlib.import_module(operator.__module__.replace("kernels", "kernels.fused")), operator.__name__
     )
     assert [*inspect.signature(kernel).parameters] == [*inspect.signature(operator).parameters]
+
+
+def test_what_triton_needs_to_build_launchers_is_named(monkeypatch, tmp_path):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    assert "C compiler" in missing_for_kernels()
+    (tmp_path / "gcc").touch(mode=0o755)
+    assert str(tmp_path / "Python.h") in missing_for_kernels()
+    (tmp_path / "Python.h").touch()
+    assert missing_for_kernels() is None

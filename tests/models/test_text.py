@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import SanaPipeline
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast
 
 from bestofn.models.errors import PromptTooLong
@@ -40,6 +41,27 @@ def test_same_embedding_as_the_pipeline(pair, prompt):
         assert got.states.shape == (1, length, 48)
         assert torch.equal(got.mask, mask)
         assert torch.equal(got.states, states)
+
+
+class Indices(TorchDispatchMode):
+    """Counts reads by a list of indices, which is copied to the device while the host waits."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += operator is torch.ops.aten.index.Tensor
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("instructed", [True, False])
+def test_encoding_takes_its_tokens_without_an_index(pair, instructed):
+    def encoder(ids, attention_mask):
+        return [ids[..., None].expand(-1, -1, 4).float()]
+
+    encoder.parameters = lambda: iter([torch.zeros(1)])
+    with Indices() as reads:
+        encode(encoder, pair[0].tokenizer, "a cat", instructed)
+    assert reads.count == 0
 
 
 def test_a_prompt_over_the_limit_is_refused_not_cut(pair):

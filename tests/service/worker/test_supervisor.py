@@ -7,6 +7,8 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
 from bestofn.service.worker.supervisor import LOST_AFTER, all_lost, pause_after, supervise
 from tests.waiting import PATIENCE, until
 
@@ -42,3 +44,24 @@ def test_one_bad_device_is_no_reason_to_end_but_all_of_them_are() -> None:
 
 def test_the_supervisor_ends_with_a_failure_when_no_worker_can_be_kept() -> None:
     assert supervise([[sys.executable, "-c", "raise SystemExit(1)"]] * 2, first_pause=0.01) == 1
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_only_a_worker_that_was_ready_counts_as_healthy(ready: bool, tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    said = "announce_ready()" if ready else ""
+    program = (
+        f"from bestofn.service.worker.readiness import announce_ready; open({str(starts)!r}, 'a').write('x'); {said}"
+    )
+
+    def stop() -> None:
+        with contextlib.suppress(AssertionError):
+            until(lambda: not ready or (starts.is_file() and len(starts.read_text()) > LOST_AFTER + 1))
+        if ready:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    status = supervise([[sys.executable, "-P", "-c", program]], first_pause=0.01, healthy_seconds=0.0)
+    thread.join()
+    assert status == (0 if ready else 1)
