@@ -19,12 +19,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast, Qwen2ForCausalLM
 from transformers.utils import logging
 
+from bestofn.judge.layout import MODEL_TYPES, PARTS
 from bestofn.judge.nvila import Nvila, VisionTower
 from bestofn.judge.preprocess import ImageMode
 from bestofn.judge.projector import Projector
 from bestofn.judge.prompting import PUBLISHED_QUESTION, Question
-
-PARTS = ("llm", "vision_tower", "mm_projector")
 
 
 class JudgeFolderError(ValueError):
@@ -63,7 +62,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, max_tiles: int 
         JudgeFolderError: a file is missing, a field has a value this code does not know, or a weight does not fit.
     """
     config = read_json(folder / "config.json")
-    if config.get("model_type") not in ("vila", "llava_llama"):
+    if config.get("model_type") not in MODEL_TYPES:
         raise JudgeFolderError(f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, not 'vila'")
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:

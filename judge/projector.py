@@ -10,6 +10,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bestofn.judge.layout import PROJECTORS
+
 
 class SpaceToChannel(nn.Module):
     """Gathers the s x s cells of each block of the token grid into one token, row by row, channels innermost.
@@ -50,12 +52,10 @@ class Projector(nn.Module):
         ValueError: a kind this judge does not know.
     """
 
-    KINDS = ("mlp_downsample", "mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix")
-
     def __init__(self, kind: str, C: int, D: int) -> None:
         super().__init__()
-        if kind not in self.KINDS:
-            raise ValueError(f"mm_projector_type {kind!r} is not supported, only {', '.join(self.KINDS)} are")
+        if kind not in PROJECTORS:
+            raise ValueError(f"mm_projector_type {kind!r} is not supported, only {', '.join(PROJECTORS)} are")
         self.kind = kind
         self.C = C
         self.s = 3 if kind == "mlp_downsample_3x3_fix" else 2

@@ -226,6 +226,18 @@ def test_secrets_are_made_once_and_read_by_the_settings(tmp_path: Path, monkeypa
     assert {path.name for path in (folder / "gpu-host").iterdir()} == asked
 
 
+def test_weights_that_workers_would_refuse_are_named_after_their_download(tmp_path: Path) -> None:
+    judge = shutil.copytree(ROOT / "judge" / "weights" / "shapes", tmp_path / "judge")
+    (judge / "mm_projector" / "config.json").write_text('{"mm_projector_type": "linear"}')
+    name = "Efficient-Large-Model/NVILA-test"
+    command = [sys.executable, "-P", "-m", "bestofn.cli", *SERVICES["weights"]["command"], name]
+    with hub({name: judge}) as address:
+        env = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, f"{name}@{COMMIT}\n")
+    assert "workers would refuse it: mm_projector: mm_projector_type linear" in done.stderr
+
+
 def test_weights_are_fetched_with_their_licences_and_found_again_without_a_network(tmp_path: Path) -> None:
     model, judge, second = (f"Efficient-Large-Model/{name}-test" for name in ("SANA", "NVILA", "NVILA-second"))
     weights = dict.fromkeys((judge, second), ROOT / "judge" / "weights" / "shapes")

@@ -52,7 +52,7 @@ def doctor(
         for check, group in groupby(found, key=lambda pair: pair[0]):
             typer.secho(check, bold=True)
             for _, finding in group:
-                for line in _lines(finding, width=err.width if sys.stdout.isatty() else None):
+                for line in finding_lines(finding, width=err.width if sys.stdout.isatty() else None):
                     typer.echo(line)
     failed = sum(finding.state == "fail" for _, finding in found)
     if failed:
@@ -60,7 +60,7 @@ def doctor(
         raise typer.Exit(FAILURE)
 
 
-def _lines(finding: "Finding", width: int | None) -> list[str]:
+def finding_lines(finding: "Finding", width: int | None) -> list[str]:
     """A finding as it is printed, broken at `width` columns if that is given."""
     state = typer.style(f"{finding.state:4}", fg=COLOURS[finding.state])
     lines = [f"  {state}  {finding.what:12} ", *([f"{'':20} -> "] if finding.fix else [])]

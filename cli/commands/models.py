@@ -11,6 +11,8 @@ import typer
 from rich.progress import Progress
 
 from bestofn.cli import server_choice as target
+from bestofn.cli.commands.checkpoint_files import add_to as add_files
+from bestofn.cli.commands.checkpoint_files import check_fetched
 from bestofn.cli.console import err, say
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import load_settings
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 program = typer.Typer(
     no_args_is_help=True, help="Look into checkpoints, download published ones, make random, deeper or shallower ones."
 )
+
+add_files(program)
 
 Source = Annotated[str, typer.Argument(help="shapes, a folder, or a hub name with @revision.", show_default=False)]
 Calibration = Annotated[
@@ -76,7 +80,8 @@ def download(
     """Fetch checkpoints into the hub's cache (HF_HOME), and print each with the commit that a deployment should pin.
 
     It needs no torch. The licences, which are not ours, come first. Without names it fetches what workers would hold:
-    BESTOFN_MODEL, BESTOFN_JUDGE and BESTOFN_SECOND_JUDGE.
+    BESTOFN_MODEL, BESTOFN_JUDGE and BESTOFN_SECOND_JUDGE. Their files are then checked as `bestofn models check` does,
+    without names and shapes; exit status 1 if a worker would refuse them.
     """
     from bestofn.service.host.licences import notice
 
@@ -86,8 +91,11 @@ def download(
     wanted = [name for name in names if notice(name) is not None]
     for name in wanted:
         say(str(notice(name)))
+    fetched = {name: _fetch(name) for name in wanted}
     for name in names:
-        typer.echo(_fetch(name) if name in wanted else name)  # shapes and folders are here
+        typer.echo(fetched.get(name, name))  # shapes and folders are here
+    for full_name in fetched.values():
+        check_fetched(full_name)
 
 
 @program.command(epilog="Example: `bestofn models grow --to 2x shapes ./deep-shapes`")
@@ -247,7 +255,8 @@ def _fetch(name: str) -> str:
 
 def _about(name: str) -> dict[str, dict[str, Any]]:
     """What there is under a name: a generator, a judge, or ("shapes") both."""
-    from bestofn.judge.loader import PARTS, JudgeFolderError
+    from bestofn.judge.layout import PARTS
+    from bestofn.judge.loader import JudgeFolderError
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.models.defaults import FOLDERS
     from bestofn.models.errors import CheckpointError

@@ -143,7 +143,7 @@ def _found(kind: str, place: Located) -> Iterator[Finding]:
 
 def _broken(folder: Path, judge: bool) -> Iterator[str]:
     """Defects of a checkpoint's folder: missing parts, missing files of an index, truncated files."""
-    from bestofn.judge.loader import PARTS
+    from bestofn.judge.layout import PARTS
     from bestofn.models.defaults import FOLDERS
     from bestofn.models.errors import CheckpointError
     from bestofn.models.weight_files import check_part

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bestofn.judge.loader import PARTS
+from bestofn.judge.layout import PARTS
 from bestofn.kernels.fp8 import EIGHT_BITS
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.defaults import FOLDERS, part_dtypes

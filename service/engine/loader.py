@@ -15,7 +15,8 @@ from bestofn.judge.calibration import FILE as CALIBRATION
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.calibration import read as read_calibration
 from bestofn.judge.judge import EMBEDDED, Judge
-from bestofn.judge.loader import PARTS, JudgeFolderError, revision
+from bestofn.judge.layout import PARTS
+from bestofn.judge.loader import JudgeFolderError, revision
 from bestofn.models import residency
 from bestofn.models.checkpoint import Checkpoint, importance_order
 from bestofn.models.defaults import FOLDERS, part_dtypes

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from bestofn.judge.loader import PARTS, JudgeFolderError
+from bestofn.judge.layout import PARTS
+from bestofn.judge.loader import JudgeFolderError
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.errors import ModelError
 from bestofn.models.generator import Generator

@@ -1,0 +1,62 @@
+"""bestofn models check and convert: what a checkpoint's files say, and files of another layout."""
+
+import json as jsonlib
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from bestofn.cli.commands.doctor import finding_lines
+from bestofn.cli.console import FAILURE, say
+from bestofn.service.core.errors import SetupError
+
+
+def check(
+    name: Annotated[str, typer.Argument(help="shapes, a folder, or a hub name with @revision.", show_default=False)],
+    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Compare a checkpoint's configs, indexes, headers and tokenizer with what the loaders take; reads no weights.
+
+    A finding says what a disagreement would do. Names and shapes of weights are checked where torch is installed. Exit
+    status 1 if a worker would refuse the checkpoint.
+    """
+    from bestofn.models.errors import CheckpointError
+    from bestofn.service.doctor.weights.check import check as findings
+    from bestofn.service.doctor.weights.check import folders
+
+    try:
+        found = [(folder, finding) for folder in folders(name) for finding in findings(folder)]
+    except CheckpointError as error:
+        raise SetupError(str(error)) from error
+    if json:
+        told = [{"folder": str(folder), **asdict(finding)} for folder, finding in found]
+        typer.echo(jsonlib.dumps(told, indent=2))
+    else:
+        for folder in dict.fromkeys(folder for folder, _ in found):
+            typer.secho(str(folder), bold=True)
+            for line in (line for where, one in found if where == folder for line in finding_lines(one, None)):
+                typer.echo(line)
+    failed = sum(finding.state == "fail" for _, finding in found)
+    if failed:
+        say(f"bestofn: {failed} of {len(found)} findings are failures")
+        raise typer.Exit(FAILURE)
+
+
+def check_fetched(name: str) -> None:
+    """The check of a checkpoint that was just downloaded, from its files alone.
+
+    Raises:
+        SetupError: a worker would refuse it.
+    """
+    from bestofn.service.doctor.weights.check import check_files, folders
+
+    bad = [finding for folder in folders(name) for finding in check_files(folder) if finding.state != "ok"]
+    for finding in bad:
+        say(f"{name}: {finding.what}: {finding.found} ({finding.fix})")
+    failed = [finding for finding in bad if finding.state == "fail"]
+    if failed:
+        raise SetupError(f"{name} is downloaded, and workers would refuse it: {failed[0].what}: {failed[0].found}")
+
+
+def add_to(program: typer.Typer) -> None:
+    program.command(epilog="Example: `bestofn models check shapes`")(check)

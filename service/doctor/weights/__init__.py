@@ -1,0 +1,1 @@
+"""Checks of a checkpoint's folder against what the loaders take; no weight is read."""

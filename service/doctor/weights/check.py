@@ -1,0 +1,52 @@
+"""A checkpoint by name: which of its facts agree with what the loaders take, and what each disagreement would do."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bestofn.models.checkpoint import EMBEDDED
+from bestofn.models.errors import CheckpointError
+from bestofn.models.hub import cached, local_folder
+from bestofn.service.doctor.findings import Finding
+from bestofn.service.doctor.weights.generator_files import check_generator
+from bestofn.service.doctor.weights.judge_files import check_judge
+from bestofn.service.host.packages import can_draw_here
+
+JUDGE = Path(__file__).resolve().parents[3] / "judge" / "weights" / "shapes"
+
+
+def folders(name: str) -> list[Path]:
+    """The folders that a name means: shapes is a generator and a judge.
+
+    Raises:
+        CheckpointError: there is no such folder, and the hub's cache does not have the whole of it.
+    """
+    if name in EMBEDDED:
+        return [EMBEDDED[name], JUDGE]
+    folder = local_folder(name, "checkpoint")
+    repository, _, revision = name.partition("@")
+    folder = folder or cached(repository, revision or "main")
+    if folder is None:
+        raise CheckpointError(f"{name} is not whole on this machine: `bestofn models download {name}` fetches it")
+    return [folder]
+
+
+def check_files(folder: Path) -> Iterator[Finding]:
+    """Findings on one folder, a generator's or a judge's, from configs, indexes and headers; needs no torch."""
+    return check_generator(folder) if _is_generator(folder) else check_judge(folder)
+
+
+def check(folder: Path) -> Iterator[Finding]:
+    """`check_files`, and names and shapes of weights where torch is installed; no weight is read."""
+    yield from check_files(folder)
+    if not can_draw_here():
+        fix = "a worker checks them, or this command where 'bestofn[worker]' is installed"
+        yield Finding("warn", "names", "names and shapes of weights are not checked here", fix)
+        return
+    from bestofn.service.doctor.weights.keys import generator_keys, judge_keys
+
+    yield from generator_keys(folder) if _is_generator(folder) else judge_keys(folder)
+
+
+def _is_generator(folder: Path) -> bool:
+    """Whether a folder has a generator's layout rather than a judge's."""
+    return (folder / "model_index.json").exists() or not (folder / "llm").is_dir()
