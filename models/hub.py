@@ -34,7 +34,7 @@ def local_folder(name: str, kind: str) -> Path | None:
     if path.is_dir():
         return path
     if path.exists():
-        pickled = ": a .pth of the original repository needs diffusers' scripts/convert_sana_to_diffusers.py"
+        pickled = f": `bestofn models convert {path} --out FOLDER` makes one of a SANA .pth"
         hint = pickled if path.suffix in PICKLES else ""
         raise CheckpointError(f"{path} is a file, and a {kind} is a folder{hint}")
     if not is_hub_name(name.partition("@")[0]):

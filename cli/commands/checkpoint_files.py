@@ -2,6 +2,7 @@
 
 import json as jsonlib
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from bestofn.cli.commands.doctor import finding_lines
 from bestofn.cli.console import FAILURE, say
 from bestofn.service.core.errors import SetupError
+from bestofn.service.host.packages import can_draw_here
 
 
 def check(
@@ -58,5 +60,32 @@ def check_fetched(name: str) -> None:
         raise SetupError(f"{name} is downloaded, and workers would refuse it: {failed[0].what}: {failed[0].found}")
 
 
+def convert(
+    file: Annotated[Path, typer.Argument(help="A .pth of SANA's own repository.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="A new folder.", show_default=False)],
+    base: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint in diffusers layout whose other parts are copied.", show_default="none"),
+    ] = None,
+    size: Annotated[int, typer.Option(min=256, help="Pixels a side that the model was made for.")] = 1024,
+) -> None:
+    """Write SANA's own .pth layout as a checkpoint in diffusers layout, checked key by key.
+
+    Shapes are taken from the file, and no code that is pickled in it is run. Without --base only transformer/ is
+    written.
+    """
+    if not can_draw_here():
+        raise SetupError("checkpoints need the worker's packages: pip install 'bestofn[worker]'")
+    from bestofn.models.checkpoint import Checkpoint
+    from bestofn.models.sana_pth import convert as write
+
+    config = write(file, out, size, None if base is None else Checkpoint.resolve(base))
+    kind = "SANA-Sprint" if config.guidance_embeds else "SANA"
+    say(f"wrote {out}: {kind} of {config.num_layers} layers and width {config.width}")
+    if base is None:
+        say("it has no text encoder, tokenizer, autoencoder and scheduler: --base NAME copies those of a checkpoint")
+
+
 def add_to(program: typer.Typer) -> None:
     program.command(epilog="Example: `bestofn models check shapes`")(check)
+    program.command(epilog="Example: `bestofn models convert SANA1.5_1.6B.pth --out ./sana --base NAME`")(convert)
