@@ -43,7 +43,10 @@ class LinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)  # (B, N, D) each
+        return self.attend(self.to_q(x), self.to_k(x), self.to_v(x))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, N, D) three times -> (B, N, D)."""
         weights = _weight(self.norm_q), _weight(self.norm_k)
         out: Tensor = self.to_out[0](relu_linear_attention(q, k, v, self.heads, *weights, QK_NORM_EPS))  # (B, N, D)
         # SANA-1.0's float16 weights were trained with this clamp; wider dtypes do not need it.

@@ -16,6 +16,7 @@ from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.model import LinearDiT, PatchEmbed
 from bestofn.models.weight_files import weight_files
 
+DTYPES = ("BF16", "F16", "F32")
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
@@ -43,6 +44,15 @@ def check_keys(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, .
     for name, shape in wanted.items():
         if found[name] != shape:
             raise CheckpointError(f"{folder}: weight {name!r} has shape {found[name]}, config.json asks for {shape}")
+
+
+def _check_dtypes(found: dict[str, str], folder: Path) -> None:
+    """Raise CheckpointError for a weight that is stored in whole numbers or in 8 bits, which needs scales to be read."""
+    for name, dtype in found.items():
+        if dtype not in DTYPES:
+            raise CheckpointError(
+                f"{folder}: weight {name!r} is {dtype}, a quantised file: {' or '.join(DTYPES)} is needed"
+            )
 
 
 def load_weights(
@@ -77,6 +87,7 @@ def from_diffusers(
         handles = [stack.enter_context(safe_open(file, framework="pt")) for file in weight_files(folder)]
         found = {name: tuple(file.get_slice(name).get_shape()) for file in handles for name in file.keys()}  # noqa: SIM118
         check_keys(file_shapes(model), found, folder)
+        _check_dtypes({name: file.get_slice(name).get_dtype() for file in handles for name in file.keys()}, folder)  # noqa: SIM118
         names = ((name, file.get_tensor(name)) for file in handles for name in file.keys())  # noqa: SIM118
         load_weights(model, names, device, dtype)
     return model.eval()

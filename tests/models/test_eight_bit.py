@@ -1,8 +1,11 @@
 """Matrix products in 8 bits: how far they are from exact ones, what they share, and whether drafts still rank."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bestofn.kernels.fp8 import rows_in_eight_bits
 from bestofn.models.checkpoint import Checkpoint
@@ -50,6 +53,36 @@ def test_the_twin_shares_all_but_the_blocks_products(generator: Generator) -> No
     assert not any(isinstance(module, EightBitLinear) for module in model.modules())
     own = {parameter.data_ptr() for parameter in model.parameters()}
     assert all(parameter.data_ptr() in own for parameter in twin.parameters())
+
+
+class Operators(TorchDispatchMode):
+    """Notes every operator that is called, with its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls.append((operator, args, kwargs or {}))
+        return operator(*args, **(kwargs or {}))
+
+
+def test_a_block_quantises_each_input_once_and_adds_biases_within_products(generator: Generator) -> None:
+    [block, *_] = in_eight_bits(generator.denoiser).transformer_blocks
+    context = generator.prompt_contexts([("a photo of a red star", False)])[0]
+    config = generator.config
+    x, modulation = torch.randn(1, 64, config.width), torch.randn(1, 6, config.width)
+    with torch.inference_mode(), Operators() as seen:
+        block(x, context.keys[0], context.values[0], context.bias, modulation, 8, 8)
+    products = [
+        (args, kwargs) for operator, args, kwargs in seen.calls if operator is torch.ops.aten._scaled_mm.default
+    ]
+    quantised = [1 for operator, _, _ in seen.calls if operator is torch.ops.aten.amax.default]
+    assert len(products) == 8
+    assert len(quantised) == 6, "queries, keys and values of linear attention read one quantised input"
+    biased = sum((args[4] if len(args) > 4 else kwargs.get("bias")) is not None for args, kwargs in products)
+    linears = [module for module in block.modules() if isinstance(module, EightBitLinear)]
+    assert biased == sum(linear.bias is not None for linear in linears) > 0
 
 
 def test_a_forward_is_close_and_the_checkpoints_own_is_untouched(generator: Generator) -> None:

@@ -139,7 +139,8 @@ def test_path_that_exists_is_never_looked_up_on_the_hub(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     for look in (Checkpoint.resolve, find_judge):
         with pytest.raises(
-            ModelError, match=r"owner/sana\.pth is a file, and a (checkpoint|judge) is a folder: a \.pth"
+            ModelError,
+            match=r"owner/sana\.pth is a file, and a (checkpoint|judge) is a folder: `bestofn models convert owner/",
         ):
             look("owner/sana.pth")
 

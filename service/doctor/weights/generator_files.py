@@ -48,7 +48,7 @@ def _part(folder: Path, part: str, named: Any, classes: tuple[str, ...]) -> Iter
         yield Finding("fail", part, found, REFUSED)
     elif named[1] not in classes:
         found = f"model_index.json has class {named[1]}, expected {' or '.join(classes)}"
-        yield Finding("warn", part, found, "loaders go by the part's own files, which may be of another model")
+        yield Finding("warn", part, found, "loaders read the part's own files, which may be of another model")
     if part in CONFIGS:
         yield from _class(folder / part / CONFIGS[part], part, classes)
     if part in WITH_WEIGHTS:

@@ -30,7 +30,7 @@ def weights(folder: Path) -> Iterator[Finding]:
     other = [name for name, dtype in stored.items() if dtype not in DTYPES]
     if other:
         found = f"{other[0]} is {stored[other[0]]}, one of {len(other)} that are not {', '.join(DTYPES)}"
-        yield Finding("fail", part, found, "quantised weights would be read as plain numbers: take another variant")
+        yield Finding("fail", part, found, "a quantised file, which loaders refuse or misread: take another variant")
     else:
         yield Finding("ok", part, f"{len(stored)} weights in {len(tables)} files: {shown}")
 
@@ -58,7 +58,7 @@ def _index(folder: Path, tables: dict[str, dict[str, Any]]) -> Iterator[Finding]
             yield Finding("warn", folder.name, found, f"a model that needs it is refused: {AGAIN}")
         if extra:
             found = f"{extra[0]} is in a file and not in {index.name}; {len(extra)} in all"
-            yield Finding("warn", folder.name, found, "a loader that goes by the index leaves it out")
+            yield Finding("warn", folder.name, found, "a loader that reads the index leaves it out")
 
 
 class TokenizerFacts:

@@ -682,6 +682,24 @@ def test_rows_that_a_finished_job_leaves_are_not_computed(make, spec, checkpoint
     assert generator.forwards == [(24, STEP)] * 2 + [(8, STEP)]
 
 
+def test_a_model_whose_guidance_is_an_input_has_one_row_a_slot(make, spec, checkpoints):
+    generator = CountingGenerator.load(str(checkpoints["sprint"]))
+    engine = make(Sizes(slots=6, strict=False, rows=12, decode=4, judge=3), generator)
+    assert len(images(run(engine, spec("job", num_samples=6, num_inference_steps=2)), "job")) == 6
+    assert generator.forwards == [(6, STEP)] * 2
+
+
+def test_small_images_are_made_by_other_threads_before_a_heat_is_done(make, spec):
+    engine = make()
+    engine.admit(spec("job", num_samples=9, heat_size=9, thumbnails=True).heat(0))
+    events = []
+    while not any(isinstance(event, Judged) for event in events):
+        events = engine.tick()
+    assert {len(event.thumbnail or b"") > 0 for event in events if isinstance(event, Judged)} == {True}
+    assert not any(isinstance(event, HeatFinished) for event in events)
+    assert engine._encoder._threads
+
+
 def test_rows_of_one_prompt_share_its_keys_and_values(make, spec, checkpoints):
     generator = CountingGenerator.load(str(checkpoints["tiny"]))
     engine = make(Sizes(slots=12, strict=True, rows=4, decode=4, judge=3), generator)
