@@ -47,7 +47,7 @@ def check_keys(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, .
 
 
 def _check_dtypes(found: dict[str, str], folder: Path) -> None:
-    """Raise CheckpointError for a weight that is stored in whole numbers or in 8 bits, which needs scales to be read."""
+    """Raise CheckpointError for a weight in whole numbers or in 8 bits, which could not be read without scales."""
     for name, dtype in found.items():
         if dtype not in DTYPES:
             raise CheckpointError(
