@@ -51,9 +51,10 @@ def stored_dtype(folder: Path) -> str:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Memory of the device; of a CPU, the machine's or, in a container, its limit."""
+    """Memory of the device that this process may use; of a CPU, the machine's or, in a container, its limit."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+        total = torch.cuda.get_device_properties(device).total_memory
+        return int(total * torch.cuda.get_per_process_memory_fraction(device))
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and (text := limit.read_text().strip()).isdigit():

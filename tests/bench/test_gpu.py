@@ -28,10 +28,11 @@ def bench(*args: object, customised: Path | None = None) -> "subprocess.Complete
 
 def test_sections_run_at_toy_sizes(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(NO_FORKS)
-    sections = ("ceilings", "kernels", "forward", "engine", "strict")
+    sections = ("ceilings", "kernels", "forward", "engine", "strict", "cards")
     done = bench("--device", "cpu", "--tiny", "--out", tmp_path, *sections, customised=tmp_path)
     assert done.returncode == 0, done.stderr
     told = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in sections if name != "kernels"}
+    assert [row[2] for row in told["cards"]["tables"][0]["rows"]] == ["first", "again", "other size", "back"] * 3
     assert [row[2] for row in told["strict"]["tables"][0]["rows"]] == [0] * 4
     assert all(table["rows"] for section in told.values() for table in section["tables"])
     header, *rows = (told["engine"]["tables"][0]["header"], *told["engine"]["tables"][0]["rows"])
