@@ -73,6 +73,7 @@ class SlotGroup:
         prompts: PromptTable,
         most_rows: int | None = None,
         record: Recorder = Recorded,
+        make_room: Callable[[], bool] = lambda: False,
     ) -> None:
         """
         Args:
@@ -83,7 +84,9 @@ class SlotGroup:
             prompts: the prompt table.
             most_rows: of one forward, where memory is known not to suffice for more.
             record: how a forward is called.
+            make_room: frees what is idle, before forwards shrink; returns whether there was something.
         """
+        self._make_room = make_room
         self._record = record
         self._cores = batch_pool
         self._generator = generator
@@ -166,6 +169,13 @@ class SlotGroup:
         """Forgets the recorded forwards, which would keep it in memory."""
         self._forwards.clear()
 
+    def _give_way(self, rows: int) -> None:
+        """What idle groups hold goes before rows do; raises MemoryError if neither is possible."""
+        if self._make_room():
+            release_cache()
+        else:
+            self.shrink(rows)
+
     def shrink(self, rows: int) -> None:
         """Halves the rows of a forward, of which `rows` did not fit into memory, and frees what was recorded.
 
@@ -193,9 +203,9 @@ class SlotGroup:
             if self._forward(range(rows)) and self._forward(range(rows)):
                 waiting.pop(0)
             else:
-                self.shrink(rows)
-                less = {size for size in waiting if size < self.most_rows}
-                waiting = sorted(less | {self.most_rows}, reverse=True)
+                self._give_way(rows)
+                sizes = {size for size in waiting if size < self.most_rows} | {min(rows, self.most_rows)}
+                waiting = sorted(sizes, reverse=True)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Tensor]]:
@@ -252,7 +262,7 @@ class SlotGroup:
             done = self._cores.map(self._forward, waiting)
             failed = [rows for rows, fitted in zip(waiting, done, strict=True) if not fitted]
             if failed:
-                self.shrink(max(map(len, failed)))
+                self._give_way(max(map(len, failed)))
             waiting = [part for rows in failed for part in self._parts(rows)]
 
     def _parts(self, rows: range) -> list[range]:

@@ -682,6 +682,28 @@ def test_rows_that_a_finished_job_leaves_are_not_computed(make, spec, checkpoint
     assert generator.forwards == [(24, STEP)] * 2 + [(8, STEP)]
 
 
+class CrowdedGenerator(Generator):
+    """Memory for the recordings of one size only."""
+
+    groups: tuple[Group, ...] | dict[Group, SlotGroup] = ()
+
+    def output(self, x, *rest, **options):
+        if len(self.groups) > 1:
+            raise torch.OutOfMemoryError("forward")
+        return super().output(x, *rest, **options)
+
+
+def test_idle_sizes_give_their_memory_before_forwards_get_smaller(make, spec, checkpoints):
+    generator = CrowdedGenerator.load(str(checkpoints["tiny"]))
+    engine = make(Sizes(slots=6, strict=False, rows=12, decode=4, judge=3), generator)
+    generator.groups = engine._groups
+    for number, width in enumerate((64, 96, 64)):
+        events = run(engine, spec(f"job-{number}", num_samples=2, width=width))
+        [outcome] = [event.outcome for event in events if isinstance(event, HeatFinished)]
+        assert not outcome.warnings
+        assert list(engine._groups) == [Group(width, 32)]
+
+
 def test_a_model_whose_guidance_is_an_input_has_one_row_a_slot(make, spec, checkpoints):
     generator = CountingGenerator.load(str(checkpoints["sprint"]))
     engine = make(Sizes(slots=6, strict=False, rows=12, decode=4, judge=3), generator)
