@@ -17,7 +17,7 @@ from bestofn.service.engine import scheduler as policy
 from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.cuda_graph import Recorded, Recorder, plain
-from bestofn.service.engine.heat_checks import check_heat
+from bestofn.service.engine.heat_checks import check_heat, denoising
 from bestofn.service.engine.heat_state import HeatWork, Owner
 from bestofn.service.engine.items import Latent
 from bestofn.service.engine.judge_residency import JudgeResidency
@@ -207,7 +207,7 @@ class Engine:
                 yield from self._attempt(owner, "encoding the prompt", partial(self._contexts, work))
                 if owner in self._heats:
                     opening = partial(self._groups.open, heat.group, self._contexts(work)[0])
-                    yield from self._attempt(owner, _denoising(heat.group), opening)
+                    yield from self._attempt(owner, denoising(heat.group), opening)
         free = {group: slots.free for group, slots in self._groups.items()}
         placements, self._waiting = policy.refill(free, self._waiting)
         for placement in placements:
@@ -281,7 +281,7 @@ class Engine:
                 self._steps.popleft().wait()
         except MemoryError:
             for owner in steps:
-                yield HeatFailed(*owner, f"{_denoising(group)} needs more memory than is free")
+                yield HeatFailed(*owner, f"{denoising(group)} needs more memory than is free")
             return
         forward = self._flops(*group.size, group.depth).forward / TERA
         for owner, count in rows.items():
@@ -317,7 +317,3 @@ class Engine:
             for slot in [slot for slot, occupant in slots.occupants.items() if occupant.owner == owner]:
                 slots.drop(slot)
         self._finishing.drop(owner)
-
-
-def _denoising(group: policy.Group) -> str:
-    return f"denoising an image of {group.width}x{group.height} pixels"

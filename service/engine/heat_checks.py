@@ -1,8 +1,9 @@
-"""Checks of a heat before the engine takes it."""
+"""Checks of a heat before the engine takes it, and words for what fails."""
 
 from bestofn.models.generator import Generator
 from bestofn.service.core.jobs import Heat
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
+from bestofn.service.engine.scheduler import Group
 
 
 def check_heat(heat: Heat, model: ModelInfo, judge: JudgeInfo, generator: Generator) -> None:
@@ -23,3 +24,8 @@ def check_heat(heat: Heat, model: ModelInfo, judge: JudgeInfo, generator: Genera
     depth = generator.config.num_layers
     if wrong := [layer for layer in (spec.layers or ()) + (spec.draft_layers or ()) if not 0 <= layer < depth]:
         raise ValueError(f"layer {wrong[0]} does not exist: this engine's transformer has layers 0 to {depth - 1}")
+
+
+def denoising(group: Group) -> str:
+    """The denoising of a group, for messages."""
+    return f"denoising an image of {group.width}x{group.height} pixels"
