@@ -68,6 +68,8 @@ async def submit(
 async def submit_rank(context: Context, upload: Upload, *, caller: str, key: str | None = None) -> tuple[str, bool]:
     """Submit the job that judges sent images; arguments, result and errors as of `submit`."""
     body = upload.options
+    if body.webhook is not None:
+        check_webhook(body.webhook, context.settings)
     async with context.open_calls.turn(caller):
         wanted = {"finals": body.finals is not None, "any_model": True}
         deployment = await context.deployed.choose(None, body.judge, body.rule, **wanted)
@@ -84,7 +86,16 @@ async def submit_rank(context: Context, upload: Upload, *, caller: str, key: str
         spec = spec.model_copy(update={"warnings": upload.warnings})
         files = [file.data for file in upload.files]
         fingerprint = await asyncio.to_thread(fingerprint_of_rank, body, files)
-        return await _queued(context, spec, deployment, caller=caller, key=key, fingerprint=fingerprint, sent=files)
+        return await _queued(
+            context,
+            spec,
+            deployment,
+            caller=caller,
+            key=key,
+            fingerprint=fingerprint,
+            sent=files,
+            webhook=body.webhook,
+        )
 
 
 async def _queued(

@@ -33,6 +33,7 @@ class RankOptions(TypedDict, total=False):
     priority: Priority
     deadline_seconds: float | None
     thumbnails: bool
+    webhook: str | None
 
 
 def fields_of(prompt: str, options: Mapping[str, Any]) -> dict[str, str]:

@@ -35,6 +35,9 @@ class RankOptions(RequestModel):
         description="Seconds after which the ranks so far are returned.",
     )
     thumbnails: bool = Field(False, strict=True, description="Keep a thumbnail of each image.")
+    webhook: str | None = Field(
+        default=None, description="As of POST /generate.", examples=["https://example.net/hook"]
+    )
 
 
 class RankRequest(RankOptions):

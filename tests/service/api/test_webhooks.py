@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import httpx
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -31,6 +32,7 @@ from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.webhooks import GIVE_UP_SECONDS, check_webhook, headers_of, is_public, pause
 from bestofn.service.engine.fake import FAILS
+from bestofn.service.media.codec import encode
 from bestofn.service.queue import webhooks
 from bestofn.service.queue.job_queue import Queue
 from tests.waiting import PATIENCE, until
@@ -167,6 +169,17 @@ def test_a_job_under_v1_has_one_too(http: httpx.Client, receiver: Receiver) -> N
     assert receiver.next().event["data"]["id"] == answer.json()["job"]
     refused = http.post("/v1/images/generations", json={**SHORT, "webhook": "http://10.0.0.1/"}).json()["error"]
     assert refused["param"] == "webhook"
+
+
+def test_a_job_of_sent_images_has_one(http: httpx.Client, receiver: Receiver) -> None:
+    files = [("images", (f"{colour}.png", encode(np.full((32, 32, 3), colour, np.uint8), "png"))) for colour in (0, 99)]
+    answer = http.post("/rank", data={"prompt": "p", "webhook": receiver.url}, files=files)
+    assert answer.status_code == 200, answer.text
+    event = receiver.next().event
+    assert (event["data"]["id"], event["type"]) == (answer.json()["id"], "job.succeeded")
+    assert [image["name"] for image in event["data"]["images"]] == [answer.json()["images"][0]["name"]]
+    refused = http.post("/rank", data={"prompt": "p", "webhook": "http://10.0.0.1/"}, files=files)
+    assert (refused.status_code, refused.json()["field"]) == (422, "webhook")
 
 
 def test_the_images_of_an_event_need_no_key(hooked: Settings, serving: Serving, keys: Any, receiver: Receiver) -> None:
