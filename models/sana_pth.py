@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,10 @@ def read_pth(path: Path) -> dict[str, Tensor]:
         ModelError: the file is damaged, holds something else than tensors, or no state dict.
     """
     check_file(path)
+    if not zipfile.is_zipfile(path):
+        raise ModelError(
+            f"{path} is not a file of torch.save, or is of before torch 1.6: fetch it again, or save it anew"
+        )
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

@@ -135,7 +135,7 @@ def test_pickled_code_is_not_run_and_other_files_are_refused_by_name(tiny, tmp_p
         read_pth(path)
     assert not (tmp_path / "made").exists()
     for content, said in (
-        (pickle.dumps(Code(tmp_path / "made")), "bad.pth"),
+        (pickle.dumps(Code(tmp_path / "made")), "fetch it again"),
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ):
