@@ -92,7 +92,7 @@ def read_pth(path: Path) -> dict[str, Tensor]:
     check_file(path)
     if not zipfile.is_zipfile(path):
         raise ModelError(
-            f"{path} is not a file of torch.save, or is of before torch 1.6: fetch it again, or save it anew"
+            f"{path} is not a file of torch.save, or is of before torch 1.6: fetch it again, or save it once more"
         )
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

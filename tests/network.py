@@ -57,7 +57,10 @@ def namespace() -> Iterator[Namespace | None]:
 async def forwarded(host: str, socket: Path) -> AsyncIterator[int]:
     """A port of a host's address that passes on to a Unix socket, for a server without one."""
 
+    open_ends: dict[asyncio.Task[None] | None, asyncio.StreamWriter] = {}
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_ends[asyncio.current_task()] = writer
         inner_reader, inner_writer = await asyncio.open_unix_connection(socket)
         ways = [asyncio.create_task(_copy(reader, inner_writer)), asyncio.create_task(_copy(inner_reader, writer))]
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -66,12 +69,16 @@ async def forwarded(host: str, socket: Path) -> AsyncIterator[int]:
         await asyncio.gather(*ways, return_exceptions=True)
         for one in (writer, inner_writer):
             one.close()
+        del open_ends[asyncio.current_task()]
 
     listening = await asyncio.start_server(serve, host, 0)
     try:
         yield int(listening.sockets[0].getsockname()[1])
     finally:
         listening.close()
+        for writer in open_ends.values():
+            writer.transport.abort()  # its reader ends, and so does the task, which streams must not see canceled
+        await asyncio.gather(*filter(None, list(open_ends)))
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -172,6 +172,9 @@ async def soak(minutes: float, out: Path) -> list[Figure]:
         left = await at_rest(here.queue, PATIENCE_SECONDS)
         lines = api.requests()
         states = await _states(here, {line["job_id"] for line in lines if "job_id" in line})
+        # Nothing is left of a job that was canceled before it began, once its result has expired.
+        seen = {job: word for load in loads.values() for job, word in load.book.how.items()}
+        states = {job: state or seen.get(job) for job, state in states.items()}
         run.say("waiting until the last results expire")
         await asyncio.sleep(SETTINGS["result_ttl_seconds"] + SAMPLE_SECONDS)
         await run.sample()

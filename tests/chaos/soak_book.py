@@ -17,6 +17,7 @@ class Book:
 
     here: Place
     seconds: list[float] = field(default_factory=list)  # from submission to the end
+    how: dict[str, JobStatus] = field(default_factory=dict)  # of those that have ended
     _open: dict[str, tuple[float, float, asyncio.Event]] = field(default_factory=dict)  # TFLOP, since, end
     _part: dict[str, float] = field(default_factory=dict)  # of the open ones, how much is done
     _known: set[str] = field(default_factory=set)
@@ -52,6 +53,7 @@ class Book:
                 cost, since, end = self._open[job]
                 if word in ENDED:
                     self.seconds.append(time.monotonic() - since)
+                    self.how[job] = word
                     part = 1.0 if word is JobStatus.SUCCEEDED else self._part.get(job, 0.0)
                     self._done += cost * part
                     del self._open[job]
