@@ -121,7 +121,7 @@ def http(hooked: Settings, serving: Serving) -> Iterator[httpx.Client]:
 
 def submit(http: httpx.Client, body: Mapping[str, Any], url: str) -> str:
     answer = http.post("/generate", json={**body, "webhook": url}, headers={"Prefer": "respond-async"})
-    assert answer.status_code == 202, answer.text
+    assert answer.status_code in (200, 202), answer.text  # it may have ended already
     return str(answer.json()["id"])
 
 

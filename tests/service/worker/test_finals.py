@@ -412,7 +412,7 @@ async def test_a_worker_without_a_judge_leaves_finals_to_one_that_has_it_or_ends
         other = QueueConsumer(
             queue, workers[0].model_copy(update={"worker": "two", "capacity": 1, "pairwise_judge": "m"})
         )
-        await other.heartbeat((), 3600.0)
+        await other.heartbeat((), PATIENCE)
         spec = make_spec(**FIELDS)
         await queue.submit(spec, cost=1.0)
         await due(queue, spec.id)
