@@ -31,8 +31,8 @@ def check(
     except CheckpointError as error:
         raise SetupError(str(error)) from error
     if json:
-        told = [{"folder": str(folder), **asdict(finding)} for folder, finding in found]
-        typer.echo(jsonlib.dumps(told, indent=2))
+        listed = [{"folder": str(folder), **asdict(finding)} for folder, finding in found]
+        typer.echo(jsonlib.dumps(listed, indent=2))
     else:
         for folder in dict.fromkeys(folder for folder, _ in found):
             typer.secho(str(folder), bold=True)

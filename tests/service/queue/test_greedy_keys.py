@@ -1,8 +1,7 @@
 """One key cannot shut out another: turns, waiting candidates, bytes of images, and bytes that are kept of its jobs."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 import pytest
 from hypothesis import given
@@ -17,20 +16,12 @@ from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import GROUP
 from bestofn.service.queue.stats import max_holdings, read_holdings, read_stats
+from tests.service.queue.opening import opened
 
 MakeSpec = Callable[..., JobSpec]
 Finish = Callable[[Heat], HeatOutcome]
 OpenLane = Callable[..., Awaitable[QueueConsumer]]
 MIB = 2**20
-
-
-@asynccontextmanager
-async def opened(settings: Settings, **changes: object) -> AsyncIterator[Queue]:
-    queue = await Queue.connect(settings.model_copy(update=changes))
-    try:
-        yield queue
-    finally:
-        await queue.aclose()
 
 
 class Crew:

@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -27,19 +26,11 @@ from bestofn.service.queue.connection import check_server
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import GROUP, Keys
+from tests.service.queue.opening import opened
 
 MakeSpec = Callable[..., JobSpec]
 Finish = Callable[[Heat], HeatOutcome]
 OpenLane = Callable[..., Awaitable[QueueConsumer]]
-
-
-@asynccontextmanager
-async def opened(settings: Settings, **changes: object) -> AsyncIterator[Queue]:
-    queue = await Queue.connect(settings.model_copy(update=changes))
-    try:
-        yield queue
-    finally:
-        await queue.aclose()
 
 
 async def drain(lane: QueueConsumer, finish: Finish) -> list[Claim]:

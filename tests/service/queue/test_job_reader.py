@@ -2,8 +2,7 @@
 
 import asyncio
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -14,22 +13,13 @@ from bestofn.service.core.results import assemble
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.codec import decode_heats, pack_heat
 from bestofn.service.queue.consumer import QueueConsumer
-from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.job_reader import AT_ONCE, CANDIDATE_BYTES, KEPT_SECONDS, JobReader
 from bestofn.service.queue.winners import read_winners
+from tests.service.queue.opening import opened
 
 MakeSpec = Callable[..., JobSpec]
 Finish = Callable[[Heat], HeatOutcome]
 OpenLane = Callable[..., Awaitable[QueueConsumer]]
-
-
-@asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Queue]:
-    queue = await Queue.connect(settings)
-    try:
-        yield queue
-    finally:
-        await queue.aclose()
 
 
 async def complete(lane: QueueConsumer, finish: Finish, heats: int) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx
@@ -18,6 +18,7 @@ from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.stats import ended_jobs, read_stats
 from bestofn.service.telemetry.worker_metrics import HEATS
+from tests.service.queue.opening import opened
 from tests.waiting import PATIENCE
 
 MakeSpec = Callable[..., JobSpec]
@@ -26,15 +27,6 @@ OpenLane = Callable[..., Awaitable[QueueConsumer]]
 Serving = Callable[[Settings], AbstractContextManager[Any]]
 REASON = r"^the job's stored form cannot be read by this version \(.+\)$"
 TEXTS = (b"", b"{", b"\xff\x00", b'{"id": "another version"}', b"null")
-
-
-@asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Queue]:
-    queue = await Queue.connect(settings)
-    try:
-        yield queue
-    finally:
-        await queue.aclose()
 
 
 async def drain(lane: QueueConsumer, finish: Finish) -> list[Claim]:
