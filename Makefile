@@ -7,7 +7,7 @@ LOCK := constraints.txt
 TORCH_INDEX ?=
 OUT ?= out
 # Each process of the suite has its own servers. Tests of one module stay together until a process has nothing left.
-PARALLEL ?= -n logical --maxprocesses 8 --dist worksteal
+PARALLEL ?= -n auto --dist worksteal
 PROMPT ?= a photo of a red star left of a blue circle
 
 export PYTHONSAFEPATH := 1
