@@ -40,7 +40,7 @@ def output_of(path: Path) -> Path:
 
 def check_model_here(story: Story, model: str) -> None:
     """Raises SetupError if this process would draw with another model. A file does not choose what is downloaded."""
-    if story.model.name not in (model.partition("@")[0], PurePath(model).name):
+    if story.model.checkpoint.name not in (model.partition("@")[0], PurePath(model).name):
         raise SetupError(
             f"the image was drawn by {story.model.name}@{story.model.revision}, but this process would draw with "
             f"{model}: name the model to draw with, such as --model {story.model.name}@{story.model.revision}"

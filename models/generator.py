@@ -27,7 +27,7 @@ import gc
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import lcm
 from typing import Any
 
@@ -45,6 +45,7 @@ from bestofn.models.linear_dit.context import PromptContext
 from bestofn.models.linear_dit.fp8 import check_supported, in_eight_bits
 from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.linear_dit.weights import from_diffusers
+from bestofn.models.lora import Lora
 from bestofn.models.solver import SolverTable, StepCoefficients, solver_table
 from bestofn.models.text import EmbeddingCache, PromptTokenizer, encode, load_text_encoder
 
@@ -66,19 +67,21 @@ class Generator:
         memory_budget: int | None = None,
         *,
         fp8_drafts: bool = False,
+        loras: Sequence[Lora] = (),
     ) -> None:
         """
         Args:
             checkpoint: a resolved checkpoint.
             device: where it computes.
-            memory_budget: bytes that the weights of all parts may take together; 80 % of the device's memory if None.
+            memory_budget: bytes of all parts' weights together; 80 % of the device's memory if None.
             fp8_drafts: memory is reckoned for `output` with `eight_bit`.
+            loras: updates of the transformer, in the order in which they are added.
 
         Raises:
             CheckpointError, UnsupportedScheduler: naming what does not fit; weights are checked when they are loaded.
             UnsupportedDevice: it has no matrix products in 8 bits.
         """
-        self.checkpoint = checkpoint
+        self.checkpoint, self.loras = checkpoint, loras
         self.device = torch.device(device)
         self.warnings: list[str] = []
         self.config = LinearDiTConfig.from_file(checkpoint.path / "transformer" / "config.json")
@@ -101,9 +104,7 @@ class Generator:
             self.calls.max_sequence_length,
             self.calls.complex_human_instruction,
         )
-        self.solver_table(
-            self.calls.num_inference_steps
-        )  # a scheduler that does not fit is found now, not at the first job
+        self.solver_table(self.calls.num_inference_steps)  # finds a scheduler that does not fit now
         stored = residency.stored_dtype(checkpoint.path / "transformer")
         self.dtypes = part_dtypes(self.device, stored)
         if stored == "F16" and self.dtypes["transformer"] != torch.float16:
@@ -297,7 +298,8 @@ class Generator:
                     self.release(victim)
                     self._warn_of_turns()
                 folder = self.checkpoint.path / FOLDERS[part]
-                load: Any = {"text_encoder": load_text_encoder, "transformer": from_diffusers, "decoder": Decoder.load}
+                transformer = partial(from_diffusers, loras=self.loras)
+                load: Any = {"text_encoder": load_text_encoder, "transformer": transformer, "decoder": Decoder.load}
                 self._parts[part] = load[part](folder, self.device, self.dtypes[part])
             return self._parts[part]
 

@@ -4,6 +4,7 @@ Weights are chosen by the index that the loaders read. Variants and copies in ot
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,12 @@ def local_folder(name: str, kind: str) -> Path | None:
     return None
 
 
-def download(repository: str, revision: str) -> Path:
+def download(repository: str, revision: str, files: Sequence[str] | None = None) -> Path:
     """The folder of a hub repository's commit, fetched if it is not in the local cache; its name is the commit's hash.
+
+    Args:
+        repository, revision: of the hub.
+        files: names of all files that are needed; those of a checkpoint's parts if None.
 
     Raises:
         CheckpointError: the repository or the revision is neither on the hub nor in the cache.
@@ -51,7 +56,7 @@ def download(repository: str, revision: str) -> Path:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     try:
-        return _fetch(repository, revision)
+        return _fetch(repository, revision, files)
     except (OSError, ValueError) as error:  # the hub's errors derive from these
         where = "the local cache (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else "the hub or the local cache"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -77,7 +82,7 @@ def bytes_to_download(repository: str, revision: str) -> int:
     return sum(file.file_size for file in files if file.will_download)
 
 
-def cached(repository: str, revision: str) -> Path | None:
+def cached(repository: str, revision: str, files: Sequence[str] | None = None) -> Path | None:
     """The folder of a hub repository's commit in the local cache, or None; asks no network.
 
     The hub's client stores the list of a commit's files before the first of them. Each file gets its name in the folder
@@ -85,14 +90,16 @@ def cached(repository: str, revision: str) -> Path | None:
     any folder counts.
     """
     try:
-        return _fetch(repository, revision, local_files_only=True)
+        return _fetch(repository, revision, files, local_files_only=True)
     except (OSError, ValueError):
         return None
 
 
-def _fetch(repository: str, revision: str, **options: Any) -> Path:
+def _fetch(repository: str, revision: str, files: Sequence[str] | None, **options: Any) -> Path:
     from huggingface_hub import snapshot_download
 
+    if files is not None:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files), **options))
     folder = Path(snapshot_download(repository, revision=revision, allow_patterns=SMALL_FILES, **options))
     weights = list(parts_to_fetch(folder))
     return Path(snapshot_download(repository, revision=folder.name, allow_patterns=weights, **options))

@@ -80,12 +80,16 @@ def download(
     """Fetch checkpoints into the hub's cache (HF_HOME), and print each with the commit that a deployment should pin.
 
     It needs no torch. The licences, which are not ours, come first. Without names it fetches what workers would hold:
-    BESTOFN_MODEL, BESTOFN_JUDGE and BESTOFN_SECOND_JUDGE. Their files are then checked as `bestofn models check` does,
-    without names and shapes; exit status 1 if a worker would refuse them.
+    BESTOFN_MODEL, BESTOFN_LORA, BESTOFN_JUDGE and BESTOFN_SECOND_JUDGE. Checkpoints are then checked as `bestofn models
+    check` does, without names and shapes; exit status 1 if a worker would refuse them.
     """
+    from bestofn.models.lora import Lora, missing
     from bestofn.service.host.licences import notice
 
     settings = load_settings()
+    if not names:
+        for name in missing(settings.lora):
+            say(f"{name}: {Lora.resolve(name).file}")
     deployed = (settings.model, settings.judge, settings.second_judge)
     names = names or list(dict.fromkeys(filter(None, deployed)))
     wanted = [name for name in names if notice(name) is not None]

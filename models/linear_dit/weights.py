@@ -1,7 +1,7 @@
 """Weights of the linear DiT in and out of the diffusers layout, checked key by key."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from bestofn.models.errors import CheckpointError
 from bestofn.models.linear_dit.blocks import PointwiseConv
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.model import LinearDiT, PatchEmbed
+from bestofn.models.lora import Lora, merged
 from bestofn.models.weight_files import weight_files
 
 DTYPES = ("BF16", "F16", "F32")
@@ -68,13 +69,17 @@ def load_weights(
 
 
 def from_diffusers(
-    folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    folder: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    loras: Sequence[Lora] = (),
 ) -> LinearDiT:
     """Load the transformer of a diffusers SANA checkpoint.
 
     Args:
         folder: the ``transformer`` folder: ``config.json`` and one or several safetensors files.
         device, dtype: where and as what the weights are kept. Only one tensor at a time is held twice.
+        loras: updates that are added to the weights.
 
     Raises:
         CheckpointError: naming the config field or the weight (with both shapes) that does not fit.
@@ -86,10 +91,11 @@ def from_diffusers(
     with ExitStack() as stack:
         handles = [stack.enter_context(safe_open(file, framework="pt")) for file in weight_files(folder)]
         found = {name: tuple(file.get_slice(name).get_shape()) for file in handles for name in file.keys()}  # noqa: SIM118
-        check_keys(file_shapes(model), found, folder)
+        shapes = file_shapes(model)
+        check_keys(shapes, found, folder)
         _check_dtypes({name: file.get_slice(name).get_dtype() for file in handles for name in file.keys()}, folder)  # noqa: SIM118
         names = ((name, file.get_tensor(name)) for file in handles for name in file.keys())  # noqa: SIM118
-        load_weights(model, names, device, dtype)
+        load_weights(model, merged(names, shapes, loras), device, dtype)
     return model.eval()
 
 

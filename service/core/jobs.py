@@ -38,10 +38,14 @@ ImageFormat = Literal["png", "webp", "jpeg"]
 Priority = Literal["interactive", "batch"]
 
 
+LORA = "+lora:"  # before each LoRA's name in the name of a model
+FP8_DRAFTS = "+fp8-drafts"  # at the end of the revision of a generator with such drafts
+
+
 class Revision(BaseModel):
     """A model or judge: the name that the operator deployed it under and the revision of its weights.
 
-    Settings that change the winner, such as FP8 drafts, follow the revision after a plus sign.
+    LoRAs follow both after plus signs. So do, in the revision, settings that change the winner, such as FP8 drafts.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -50,8 +54,18 @@ class Revision(BaseModel):
 
     @property
     def weights(self) -> str:
-        """The revision of the weights alone."""
-        return self.revision.partition("+")[0]
+        """The revision of all weights that draw an image: of the checkpoint and its LoRAs."""
+        return self.revision.removesuffix(FP8_DRAFTS)
+
+    @property
+    def checkpoint(self) -> "Revision":
+        """The checkpoint without LoRAs and settings."""
+        return Revision(name=self.name.partition(LORA)[0], revision=self.revision.partition("+")[0])
+
+    @property
+    def loras(self) -> list[str]:
+        """Names of the LoRAs."""
+        return self.name.split(LORA)[1:]
 
 
 Revisions = tuple[Revision, Revision, Revision | None]  # model, judge, second judge

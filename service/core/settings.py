@@ -137,6 +137,10 @@ class Settings(BaseSettings):
 
     # Worker
     model: str = Field("shapes", description="shapes, a folder, or a hub name with @revision.")
+    lora: str = Field(
+        "",
+        description="LoRAs of the model, by commas: files, folders or hub names with @revision, each with =strength.",
+    )
     judge: str = Field("shapes", description="shapes, a folder, or a hub name with @revision.")
     second_judge: str | None = Field(
         None, description="Second judge for jobs with rule lower_bound, named as `judge`; none if unset."

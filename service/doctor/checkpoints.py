@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bestofn.models.errors import CheckpointError
 from bestofn.models.hub import cached, is_hub_name
+from bestofn.models.lora import Lora, listed, missing, split_strength
 from bestofn.service.core.settings import Settings
 from bestofn.service.doctor.findings import Finding, State
 from bestofn.service.doctor.published_sizes import published
@@ -50,6 +52,8 @@ def checkpoints(settings: Settings) -> Iterator[Finding]:
             repository = name.partition("@")[0]
             where = f"{HUB}{repository}" if is_hub_name(repository) else f"what came with {name}"
             yield Finding("warn", "licence", f"of the {kind}: not known here", f"read {where}")
+    if can_draw_here():
+        yield from _loras(settings)
 
 
 def memory(settings: Settings) -> Iterator[Finding]:
@@ -141,11 +145,26 @@ def _found(kind: str, place: Located) -> Iterator[Finding]:
         yield Finding("warn", kind, found, f"name it {place.name}@{place.revision}")
 
 
+def _loras(settings: Settings) -> Iterator[Finding]:
+    """Whether the LoRAs of the model are here and whole."""
+    try:
+        absent = missing(settings.lora)
+        found = [Lora.resolve(text) for text in listed(settings.lora) if split_strength(text)[0] not in absent]
+    except CheckpointError as error:
+        yield Finding("fail", "LoRA", str(error), "name files that are there in BESTOFN_LORA")
+        return
+    for name in absent:
+        yield Finding(
+            "warn", "LoRA", f"{name} is not on this machine", "`bestofn models download`, or the first worker does it"
+        )
+    for lora in found:
+        yield Finding("ok", "LoRA", f"{lora.name} at strength {lora.strength:g}, {lora.file}")
+
+
 def _broken(folder: Path, judge: bool) -> Iterator[str]:
     """Defects of a checkpoint's folder: missing parts, missing files of an index, truncated files."""
     from bestofn.judge.layout import PARTS
     from bestofn.models.defaults import FOLDERS
-    from bestofn.models.errors import CheckpointError
     from bestofn.models.weight_files import check_part
 
     parts = PARTS if judge else (*FOLDERS.values(), "tokenizer", "scheduler")

@@ -25,9 +25,10 @@ from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
 from bestofn.models.hub import cached, download, local_folder
 from bestofn.models.linear_dit.config import LinearDiTConfig
+from bestofn.models.lora import Lora, listed
 from bestofn.models.weight_files import check_part
 from bestofn.service.core.errors import SetupError
-from bestofn.service.core.jobs import Revision
+from bestofn.service.core.jobs import FP8_DRAFTS, LORA, Revision
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import JudgeInfo, ModelInfo, PromptLimit
 from bestofn.service.engine.batch_sizes import sizes_for
@@ -41,7 +42,6 @@ from bestofn.service.pairwise.openai_judge import PREFIX
 
 # Sides up to this multiple of the default; beyond it images fall apart long before memory runs out.
 MAX_ENLARGEMENT = 4
-FP8_DRAFTS = "+fp8-drafts"  # of the revision of a generator with such drafts
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
     transformers.utils.logging.disable_progress_bar()
     try:
         _say_licence(settings.model)
-        checkpoint = Checkpoint.resolve(settings.model)
+        checkpoint, loras = Checkpoint.resolve(settings.model), [Lora.resolve(text) for text in listed(settings.lora)]
         names = [settings.judge, *([settings.second_judge] if settings.second_judge else [])]
         judges = [find_judge(name, settings.judge_max_tiles) for name in names]
         memory = residency.memory_bytes(place)
@@ -85,7 +85,7 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         eight_bit = settings.fp8_drafts
         reserved = checkpoint_work(checkpoint, place).reserved
         shared, budget = share_memory(generator_bytes(checkpoint, place, eight_bit), weights, memory, reserved)
-        generator = Generator(checkpoint, place, memory_budget=budget, fp8_drafts=eight_bit)
+        generator = Generator(checkpoint, place, memory_budget=budget, fp8_drafts=eight_bit, loras=loras)
         load, *seconds = [partial(judge.load, place) for judge in judges]
         residence = JudgeResidency(load, generator, shared=shared, load_second=seconds[0] if seconds else None)
         tokenizer = tokenizer_json(generator)
@@ -228,13 +228,18 @@ def tokenizer_json(generator: Generator) -> bytes:
 def model_info(generator: Generator, tokenizer: bytes, max_size: int, fp8_drafts: bool = False) -> ModelInfo:
     """The info of a generator for the API.
 
-    FP8 drafts promote other candidates, so they are another revision: a job's heats never mix both kinds.
+    LoRAs draw other images and FP8 drafts promote other candidates, so they are part of the revision: a job's heats
+    never mix both kinds. The name has the LoRAs too, so that a caller can choose among deployments of one checkpoint.
     """
     defaults, checkpoint = generator.defaults, generator.checkpoint
     flops = generator.flops(defaults.width, defaults.height)
     layers, importance = generator.config.num_layers, checkpoint.block_importance()
     return ModelInfo(
-        revision=Revision(name=checkpoint.name, revision=checkpoint.revision + FP8_DRAFTS * fp8_drafts),
+        revision=Revision(
+            name=LORA.join([checkpoint.name, *(lora.name for lora in generator.loras)]),
+            revision="+lora-".join([checkpoint.revision, *(lora.revision for lora in generator.loras)])
+            + FP8_DRAFTS * fp8_drafts,
+        ),
         width=defaults.width,
         height=defaults.height,
         max_size=min(max_size, MAX_ENLARGEMENT * max(defaults.width, defaults.height)),

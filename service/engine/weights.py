@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from bestofn.models.hub import cached, is_hub_name
+from bestofn.models.lora import missing
 from bestofn.service.core.settings import Settings
 
 
@@ -15,7 +16,7 @@ def missing_weights(settings: Settings) -> list[str]:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     named = dict.fromkeys(filter(None, (settings.model, settings.judge, settings.second_judge)))
-    return [name for name in named if not _here(name)] if HF_HUB_OFFLINE else []
+    return [*(name for name in named if not _here(name)), *missing(settings.lora)] if HF_HUB_OFFLINE else []
 
 
 def _here(name: str) -> bool:

@@ -112,7 +112,7 @@ def read_story(data: bytes) -> Story | OtherStory | None:
 
 def _public(revision: Revision) -> Revision:
     """A folder's path is its owner's business: images travel, so they name its last part only."""
-    from_hub = len(revision.weights) == _COMMIT_DIGITS
+    from_hub = len(revision.checkpoint.revision) == _COMMIT_DIGITS
     return revision if from_hub else revision.model_copy(update={"name": PurePath(revision.name).name or revision.name})
 
 

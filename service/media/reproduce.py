@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from bestofn.judge.verdict import Rule
+from bestofn.service.core.jobs import Revision
 from bestofn.service.media.metadata import Story
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -37,10 +38,11 @@ def diffusers_call(story: Story) -> str:
     """Python source that draws the image with plain diffusers, to within the rounding of the hardware.
 
     A checkpoint from the hub is called as diffusers calls it by default. One in a folder may bring defaults of its own,
-    which our package reads.
+    which our package reads. LoRAs are called by name: the operator knows their files and strengths.
     """
-    hub = _COMMIT.fullmatch(story.model.revision) is not None
-    sprint = hub and "sprint" in story.model.name.lower()  # its pipeline takes no negative prompt
+    model = story.model.checkpoint
+    hub = _COMMIT.fullmatch(model.revision) is not None
+    sprint = hub and "sprint" in model.name.lower()  # its pipeline takes no negative prompt
     call = [
         "..." if story.prompt is None else _literal(story.prompt),
         *([f"negative_prompt={_literal(story.negative_prompt)}"] if story.negative_prompt and not sprint else []),
@@ -58,7 +60,8 @@ def diffusers_call(story: Story) -> str:
         call.append("complex_human_instruction=list(calls.complex_human_instruction)")
     comment = [] if story.prompt is not None else ["# The prompt was left out of the image: write it in."]
     lines = [
-        *(_from_hub if hub else _from_folder)(story),
+        *(_from_hub if hub else _from_folder)(model),
+        *(f"pipeline.load_lora_weights({_literal(name)})" for name in story.model.loras),
         *_shallower(story),
         *comment,
         "image = pipeline(",
@@ -68,24 +71,24 @@ def diffusers_call(story: Story) -> str:
     return "\n".join(lines)
 
 
-def _from_hub(story: Story) -> list[str]:
+def _from_hub(model: Revision) -> list[str]:
     return [
         "import torch",
         "from diffusers import DiffusionPipeline",
         "",
         "pipeline = DiffusionPipeline.from_pretrained(",
-        f'    {_literal(story.model.name)}, revision="{story.model.revision}", dtype=torch.bfloat16',
+        f'    {_literal(model.name)}, revision="{model.revision}", dtype=torch.bfloat16',
         ').to("cuda")',
     ]
 
 
-def _from_folder(story: Story) -> list[str]:
+def _from_folder(model: Revision) -> list[str]:
     return [
         "import torch",
         "from bestofn.models.checkpoint import Checkpoint",
         "from diffusers import DiffusionPipeline",
         "",
-        f"checkpoint = Checkpoint.resolve({_literal(story.model.name)})  # revision {_plain(story.model.revision)}",
+        f"checkpoint = Checkpoint.resolve({_literal(model.name)})  # revision {_plain(model.revision)}",
         "calls = checkpoint.call_defaults()",
         "pipeline = DiffusionPipeline.from_pretrained(checkpoint.path, dtype=torch.float32)",
     ]

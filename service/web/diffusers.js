@@ -5,7 +5,9 @@ const python = JSON.stringify;
 const float = (value) => (Number.isInteger(value) ? `${value}.0` : `${value}`);
 
 /** Python source that makes the image of `seed`. */
-export function diffusersCall({ prompt, parameters, model }, seed) {
+export function diffusersCall({ prompt, parameters, model: { name, revision } }, seed) {
+  const [[checkpoint, ...loras], [commit]] = [name.split("+lora:"), revision.split("+")];
+  const model = { name: checkpoint, revision: commit };
   const hub = /^[0-9a-f]{40}$/.test(model.revision);
   const sprint = hub && model.name.toLowerCase().includes("sprint"); // its pipeline takes no negative prompt
   const call = [
@@ -25,7 +27,8 @@ export function diffusersCall({ prompt, parameters, model }, seed) {
     call.push("complex_human_instruction=list(calls.complex_human_instruction)");
   }
   const lines = call.map((argument) => `    ${argument},`);
-  const made = [...(hub ? fromHub : fromFolder)(model), ...shallower(parameters)];
+  const updates = loras.map((lora) => `pipeline.load_lora_weights(${python(lora)})`);
+  const made = [...(hub ? fromHub : fromFolder)(model), ...updates, ...shallower(parameters)];
   return [...made, "image = pipeline(", ...lines, ").images[0]"].join("\n");
 }
 

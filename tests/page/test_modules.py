@@ -75,8 +75,13 @@ def test_seeds_keep_every_digit(module):
 
 @pytest.mark.parametrize(
     ("name", "revision", "steps"),
-    [("someone/model", "a" * 40, 20), ("someone/Sprint", "b" * 40, 4), ('my "model"', "c#\n1", 12)],
-    ids=["hub", "sprint", "folder"],
+    [
+        ("someone/model", "a" * 40, 20),
+        ("someone/Sprint", "b" * 40, 4),
+        ('my "model"', "c#\n1", 12),
+        ("someone/model+lora:ink+lora:paint", f"{'a' * 40}+lora-01234567+lora-89abcdef+fp8-drafts", 20),
+    ],
+    ids=["hub", "sprint", "folder", "loras"],
 )
 @pytest.mark.parametrize("prompt", ["a red star", 'a "red"\n\\star\t{x}', "eine Brücke 橋 \U0001f309 \u2028 \x7f"])
 def test_the_diffusers_call_is_the_one_that_files_tell(module, prompt, name, revision, steps):

@@ -1,0 +1,174 @@
+"""LoRA: low-rank updates of the transformer, added to its weights while they are read.
+
+The files are those of diffusers' SanaLoraLoaderMixin. For the weight W (out, in) of a module M,
+`transformer.M.lora_A.weight` is A (rank, in) and `transformer.M.lora_B.weight` is B (out, rank). The weight becomes
+
+    W + strength * alpha / rank * B A            (arXiv 2106.09685; alpha is the rank where the file names none)
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bestofn.models.errors import CheckpointError
+from bestofn.models.hub import cached, download, local_folder
+from bestofn.models.weight_files import header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILE = "pytorch_lora_weights.safetensors"
+METADATA = "lora_adapter_metadata"  # diffusers' entry in the file's header: rank and alpha of the training
+PREFIX = "transformer."
+_WEIGHT = re.compile(r"(?:transformer\.)?(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA file on this machine.
+
+    Attributes:
+        name: file name without suffix, folder name or repository name; part of the served model's name.
+        file: safetensors file in diffusers' layout.
+        strength: factor of the update.
+        revision: 8 hex digits over the file and the strength.
+    """
+
+    name: str
+    file: Path
+    strength: float
+    revision: str
+
+    @classmethod
+    def resolve(cls, text: str) -> "Lora":
+        """Find a LoRA by name, and download it if need be.
+
+        Args:
+            text: a file, a folder or a hub name with @revision, then ``=strength`` (1 if left out).
+
+        Raises:
+            CheckpointError: there is no such file, or the strength is no number.
+        """
+        name, strength = split_strength(text)
+        file = local_file(name)
+        if file is None:
+            repository, _, revision = name.partition("@")
+            file = download(repository, revision or "main", [FILE]) / FILE
+        header(file)
+        digest = hashlib.sha256(f"{strength!r}\0".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+        return cls(Path(name.partition("@")[0]).stem, file, strength, digest.hexdigest()[:8])
+
+    def updates(self) -> "dict[str, Update]":
+        """Updates by the name of the weight that each belongs to. Reads the whole file.
+
+        Raises:
+            CheckpointError: a weight of the file is neither half of an update, or a half is missing.
+        """
+        from safetensors import safe_open
+
+        halves: dict[str, dict[str, Tensor]] = {}
+        with safe_open(self.file, framework="pt") as opened:
+            facts = json.loads((opened.metadata() or {}).get(METADATA, "{}"))
+            for key in opened.keys():  # noqa: SIM118
+                found = _WEIGHT.fullmatch(key)
+                if found is None:
+                    raise CheckpointError(
+                        f"{self.file}: weight {key!r} is no lora_A or lora_B of diffusers' layout; DoRA, biases and "
+                        "other tools' layouts are not supported"
+                    )
+                halves.setdefault(found["module"], {})[found["half"]] = opened.get_tensor(key).float()
+        return {f"{module}.weight": self._update(module, pair, facts) for module, pair in halves.items()}
+
+    def _update(self, module: str, pair: "dict[str, Tensor]", facts: dict[str, Any]) -> "Update":
+        if len(pair) < 2:
+            raise CheckpointError(f"{self.file}: {module} has lora_{next(iter(pair))} alone")
+        down, up = pair["A"].flatten(1), pair["B"].flatten(1)
+        if up.shape[1] != len(down):
+            raise CheckpointError(f"{self.file}: {module} has rank {len(down)} in lora_A and {up.shape[1]} in lora_B")
+        facts = {key.removeprefix(PREFIX): value for key, value in facts.items()}
+        patterns = [key for key in facts.get("alpha_pattern") or {} if re.fullmatch(rf"(.*\.)?({key})", module)]
+        alpha = facts["alpha_pattern"][patterns[0]] if patterns else facts.get("lora_alpha", len(down))
+        divisor = math.sqrt(len(down)) if facts.get("use_rslora") else len(down)
+        return Update(down, up, self.strength * alpha / divisor)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Low-rank update of one weight: `scale` times `up` (out, rank) times `down` (rank, in), all float32."""
+
+    down: "Tensor"
+    up: "Tensor"
+    scale: float
+
+    def added_to(self, weight: "Tensor") -> "Tensor":
+        """The weight with the update, in float32."""
+        return weight.float() + ((self.up @ self.down) * self.scale).reshape(weight.shape)
+
+
+def listed(setting: str) -> list[str]:
+    """The LoRAs of a comma-separated setting, each as `Lora.resolve` takes it."""
+    return [text.strip() for text in setting.split(",") if text.strip()]
+
+
+def local_file(name: str) -> Path | None:
+    """The file that a name without strength means, or None for a hub name. Raises CheckpointError for neither."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    folder = local_folder(name, "LoRA")
+    return None if folder is None else folder / FILE
+
+
+def missing(setting: str) -> list[str]:
+    """Hub names of a setting's LoRAs that are not in the local cache; asks no network."""
+    names = [split_strength(text)[0] for text in listed(setting)]
+    apart = [(name, *name.partition("@")[::2]) for name in names if local_file(name) is None]
+    return [name for name, repository, revision in apart if cached(repository, revision or "main", [FILE]) is None]
+
+
+def split_strength(text: str) -> tuple[str, float]:
+    """Name and strength of ``name=strength``; 1 without one. Raises CheckpointError if it is no finite number."""
+    name, equals, number = text.strip().partition("=")
+    try:
+        strength = float(number) if equals else 1.0
+    except ValueError:
+        strength = math.nan
+    if not name or not math.isfinite(strength):
+        raise CheckpointError(
+            f"{text!r} is no LoRA: a file, a folder or owner/name@revision is, then =0.8 for a strength"
+        )
+    return name, strength
+
+
+def merged(
+    weights: "Iterable[tuple[str, Tensor]]", shapes: dict[str, tuple[int, ...]], loras: Sequence[Lora]
+) -> "Iterator[tuple[str, Tensor]]":
+    """Weights with the updates of some LoRAs, one at a time.
+
+    Args:
+        weights: names and tensors in diffusers' layout.
+        shapes: shapes of all weights by name.
+
+    Raises:
+        CheckpointError: an update belongs to no weight, to a convolution over several pixels, or to another shape.
+    """
+    updates = [(lora, lora.updates()) for lora in loras]
+    for lora, found in updates:
+        for name, update in found.items():
+            shape, own = shapes.get(name), (len(update.up), update.down.shape[1])
+            if shape is None or len(shape) < 2 or math.prod(shape[2:]) != 1:
+                raise CheckpointError(f"{lora.file}: the transformer has no matrix {name!r} to add an update to")
+            if shape[:2] != own:
+                raise CheckpointError(f"{lora.file}: the update of {name!r} is {own}, the weight is {shape[:2]}")
+    for name, weight in weights:
+        for _, found in updates:
+            weight = found[name].added_to(weight) if name in found else weight
+        yield name, weight
