@@ -81,7 +81,7 @@ def refusal(reply: Sequence[bytes | int], spec: JobSpec, settings: Settings, spe
                 f"{numbers[0]} webhooks wait to be sent, as many as the limit; try again later, or without webhook",
                 retry_after=MOST_RETRY_SECONDS,
             )
-        case "candidates" | "caller" | "work":
+        case "candidates" | "caller" | "work" | "own_work":
             held, gflop, *limit = numbers
             limits = {
                 "candidates": f"{held} candidates wait, and {spec.num_samples} more would pass the limit of "
@@ -90,6 +90,8 @@ def refusal(reply: Sequence[bytes | int], spec: JobSpec, settings: Settings, spe
                 f"{limit[0] if limit else 0}",
                 "work": f"about {held / 1000:,.0f} TFLOP of work wait, and this job would pass the limit of "
                 f"{settings.max_queued_tflops or 0:,.0f}",
+                "own_work": f"about {held / 1000:,.0f} TFLOP of this key wait, and this job would pass its limit of "
+                f"{sum(limit) / 1000:,.0f}; ask for fewer candidates or steps",
             }
             return Overloaded(f"{limits[reason]}; try again later", retry_after=retry_seconds(gflop / 1000, speed))
         case "images" | "own_images" | "own_kept":

@@ -29,7 +29,8 @@ ended                            stream  how jobs have ended, for metrics; cappe
 images                           hash    job -> bytes of images it holds or may come to hold; "total"
 images:expiry                    zset    job -> time (ms) at which those expire
 holdings                         hash    job -> "images kept caller": bytes of its images, and of all else that is kept
-held                             hash    kept: the sum of all jobs; images:<caller>, kept:<caller>: of one API key
+held                             hash    kept: the sum of all jobs; images:<caller>, kept:<caller>: of one API key;
+                                         gflop:<caller>: of its jobs that wait or run
 abandoned                        hash    pair of another schema version -> time (ms) since when it has no worker
 webhooks                         zset    job -> time (ms) of the next attempt at its webhook, of jobs that have ended
 webhook:<job>                    hash    url, status, ended, attempts; body: what the attempts so far have sent

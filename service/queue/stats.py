@@ -123,9 +123,10 @@ async def read_stats(queue: Queue) -> QueueStats:
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """What one caller has of the queue: candidates that wait or run, and bytes of images and of all else."""
+    """What one caller has of the queue: candidates and GFLOP that wait or run, and bytes of images and of all else."""
 
     candidates: int
+    gflop: int
     image_bytes: int
     kept_bytes: int
 
@@ -134,17 +135,19 @@ async def read_holdings(queue: Queue, caller: str) -> Holdings:
     """What the jobs of an API key hold. Raises redis' errors if the server is away."""
     async with queue.redis.pipeline(transaction=False) as pipe:
         pipe.hget(queue.keys("callers"), caller)
-        pipe.hmget(queue.keys("held"), [f"images:{caller}", f"kept:{caller}"])
+        pipe.hmget(queue.keys("held"), [f"{name}:{caller}" for name in ("gflop", "images", "kept")])
         candidates, held = await pipe.execute()
     return Holdings(int(candidates or 0), *(int(value or 0) for value in held))
 
 
 def max_holdings(stats: QueueStats, own: Holdings, settings: Settings) -> Holdings:
-    """The most that a caller who has `own` may have now."""
+    """The most that a caller who has `own` may have now; 0 GFLOP where these have no limit."""
     everyone = sum(load.candidates for load in stats.loads.values())
     candidates = own_limit(own.candidates, everyone, settings.max_queued_candidates)
+    gflop = round(1000 * sum(load.tflops for load in stats.loads.values()))
     return Holdings(
         min(candidates, settings.max_queued_candidates_per_key or candidates),
+        own_limit(own.gflop, gflop, round(1000 * (settings.max_queued_tflops or 0))),
         own_limit(own.image_bytes, stats.image_bytes, settings.image_budget_bytes),
         own_limit(own.kept_bytes, stats.kept_bytes, stats.kept_budget_bytes),
     )

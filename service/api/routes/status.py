@@ -79,11 +79,14 @@ class QueueOut(BaseModel):
 class CallerOut(BaseModel):
     """What the jobs of the key that asks hold, each with its limit now: a share of what other keys leave.
 
-    `candidates` wait or run; `kept_bytes` are an upper bound of all that is kept of its jobs but images.
+    `candidates` and `tflops` wait or run, and `max_tflops` is null without BESTOFN_MAX_QUEUED_TFLOPS. `kept_bytes` are
+    an upper bound of all that is kept of its jobs but images.
     """
 
     candidates: int
     max_candidates: int
+    tflops: float
+    max_tflops: float | None
     image_bytes: int
     max_image_bytes: int
     kept_bytes: int
@@ -277,6 +280,8 @@ def _caller(stats: QueueStats, holdings: Holdings, settings: Settings) -> Caller
     return CallerOut(
         candidates=holdings.candidates,
         max_candidates=limits.candidates,
+        tflops=holdings.gflop / 1000,
+        max_tflops=limits.gflop / 1000 if settings.max_queued_tflops is not None else None,
         image_bytes=holdings.image_bytes,
         max_image_bytes=limits.image_bytes,
         kept_bytes=holdings.kept_bytes,

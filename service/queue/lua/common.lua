@@ -33,8 +33,12 @@ end
 
 -- Adds to the work that waits or runs: of all jobs, of those of a priority, and of a caller.
 local function add_load(priority, caller, jobs, candidates, gflop)
-  if caller and caller ~= '' and redis.call('HINCRBY', key('callers'), caller, candidates) <= 0 then
-    redis.call('HDEL', key('callers'), caller)
+  if caller and caller ~= '' then
+    for _, of in ipairs({{key('callers'), caller, candidates}, {key('held'), 'gflop:' .. caller, gflop}}) do
+      if redis.call('HINCRBY', unpack(of)) <= 0 then
+        redis.call('HDEL', of[1], of[2])
+      end
+    end
   end
   for _, of in ipairs({'', priority .. ':'}) do
     redis.call('HINCRBY', key('backlog'), of .. 'jobs', jobs)

@@ -51,6 +51,11 @@ if caller ~= '' then
   if own + num_samples > most then
     return over('caller', own, own + num_samples - most, most)
   end
+  local own_work = tonumber(redis.call('HGET', key('held'), 'gflop:' .. caller) or 0)
+  local max_work = max_gflop > 0 and own_limit(own_work, work, max_gflop) or math.huge
+  if own_work + gflop > max_work then
+    return {'own_work', own_work, own_work + gflop - max_work, max_work}
+  end
 end
 forget_expired()
 local held, kept, own_images, own_kept = tonumber(redis.call('HGET', key('reserved'), 'total') or 0),

@@ -219,7 +219,7 @@ def test_a_foreign_job_is_no_job(served: Any, serving: Serving, keys: Any, tmp_p
 
 
 def test_a_canceled_job_says_so_and_status_says_what_a_key_holds(idle: Settings, serving: Serving, keys: Any) -> None:
-    settings = idle.model_copy(update=keys("ali", "bea") | {"max_queued_candidates": 100})
+    settings = idle.model_copy(update=keys("ali", "bea") | {"max_queued_candidates": 100, "max_queued_tflops": 1000})
     with serving(settings) as api, httpx.Client(base_url=api.url, timeout=PATIENCE) as http:
 
         def holdings(key: str) -> Any:
@@ -228,6 +228,7 @@ def test_a_canceled_job_says_so_and_status_says_what_a_key_holds(idle: Settings,
         job = http.post("/generate", json=BODY | {"num_samples": 40}, headers=bearer("ali") | ASYNC).json()["id"]
         assert [holdings(key)["candidates"] for key in ("ali", "bea")] == [40, 0]
         assert [holdings(key)["max_candidates"] for key in ("ali", "bea")] == [75, 45]
+        assert 0 < holdings("ali")["tflops"] < holdings("ali")["max_tflops"]
         assert holdings("ali")["kept_bytes"] > 40 * 600
         refused = http.post("/generate", json=BODY | {"num_samples": 60}, headers=bearer("ali") | ASYNC)
         assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
@@ -240,7 +241,8 @@ def test_a_canceled_job_says_so_and_status_says_what_a_key_holds(idle: Settings,
         events = http.get(f"/jobs/{job}/events", headers=bearer("ali")).text
         assert "job_canceled" in events
         assert holdings("ali") == {
-            "candidates": 0, "max_candidates": 75, "image_bytes": 0, "max_image_bytes": 402_653_184,
+            "candidates": 0, "max_candidates": 75, "tflops": 0, "max_tflops": 750,
+            "image_bytes": 0, "max_image_bytes": 402_653_184,
             "kept_bytes": 4096, "max_kept_bytes": holdings("bea")["max_kept_bytes"] + 3072,
         }  # fmt: skip
 

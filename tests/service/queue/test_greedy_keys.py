@@ -138,6 +138,35 @@ async def test_one_key_cannot_have_all_waiting_candidates(
         await queue.submit(make_spec(num_samples=25), cost=1)  # without keys there are no shares
 
 
+async def test_one_key_cannot_have_all_waiting_work(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async with opened(settings, max_queued_tflops=400.0) as queue:
+        lane = await open_lane(queue)
+        await lane.heartbeat((), 3600.0, tflops_per_second=5.0)
+        jobs = [make_spec(num_samples=4) for _ in range(3)]
+        for spec in jobs:
+            await queue.submit(spec, cost=100, caller="greedy")
+        refusal = "about 300 TFLOP of this key wait, and this job would pass its limit of 300; ask for fewer"
+        with pytest.raises(Overloaded, match=refusal) as refused:
+            await queue.submit(make_spec(num_samples=1), cost=10, caller="greedy")
+        assert refused.value.retry_after == (300 + 10 - 300) / 5
+        await queue.submit(make_spec(), cost=75, caller="other")
+        with pytest.raises(
+            Overloaded, match="about 75 TFLOP of this key wait, and this job would pass its limit of 75"
+        ):
+            await queue.submit(make_spec(), cost=1, caller="other")
+        await queue.submit(make_spec(), cost=25)  # without keys there are no shares
+        stats, own = await read_stats(queue), await read_holdings(queue, "greedy")
+        assert (own.gflop, max_holdings(stats, own, queue.settings).gflop) == (300_000, 225_000)
+        [claim] = await lane.claim(1, 0)
+        await lane.complete(claim, finish(claim.heat))
+        await queue.cancel(jobs[1].id)
+        assert (await read_holdings(queue, "greedy")).gflop == 100_000
+        await queue.cancel(jobs[2].id)
+        assert not await queue.redis.hexists(queue.keys("held"), "gflop:greedy")
+
+
 async def test_one_key_cannot_have_all_room_for_images(
     settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
 ) -> None:

@@ -27,6 +27,7 @@ from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import GROUP, PRIORITIES
 
 MOST, MOST_OF_ONE = 40, 16  # candidates that may wait, of all and of one caller
+MOST_GFLOP = 30_000
 WORKERS = ("one", "two", "three")
 
 Entry = tuple[str, str]  # class, place in its stream
@@ -44,6 +45,7 @@ class Job:
     dealt: int = 0  # heats that have left the ring
     done: set[int] = field(default_factory=set)
     dead: set[int] = field(default_factory=set)  # heats that cannot be done, of a job that may end before them
+    gflop: int = 0  # that wait, as in the queue: each heat that is done takes its part
 
     @property
     def active(self) -> bool:
@@ -69,6 +71,7 @@ class Job:
     def file(self, heat: int) -> bool:
         """A heat is done; whether the job has got turns by it."""
         had = self.has_turns
+        self.gflop -= self.gflop * self.heats[heat].count // self.waiting
         self.done.add(heat)
         end = self._end
         if end is not None and end <= self.decided:
@@ -155,6 +158,7 @@ class Machine(RuleBasedStateMachine):
             "namespace": f"model-{uuid.uuid4().hex[:8]}",
             "max_queued_candidates": MOST,
             "max_queued_candidates_per_key": MOST_OF_ONE,
+            "max_queued_tflops": MOST_GFLOP / 1000,
         }
         self.queue: Queue = self.run(Queue.connect(settings.model_copy(update=own)))
         self.jobs: dict[str, Job] = {}
@@ -180,8 +184,11 @@ class Machine(RuleBasedStateMachine):
         priority=st.sampled_from(PRIORITIES),
         caller=st.sampled_from(["", "a", "b"]),
         seed=st.one_of(st.none(), st.integers(0, 99)),
+        cost=st.sampled_from([0, 1, 5, 12]),
     )
-    def submit(self, heats: int, size: int, missing: int, priority: Priority, caller: str, seed: int | None) -> None:
+    def submit(
+        self, heats: int, size: int, missing: int, priority: Priority, caller: str, seed: int | None, cost: int
+    ) -> None:
         samples = max(1, heats * size - min(missing, size - 1))
         spec = self.make_spec(num_samples=samples, heat_size=size, priority=priority)
         if seed is not None:  # one that may stop; sigmoid(9) is a little more than 0.9998
@@ -192,12 +199,16 @@ class Machine(RuleBasedStateMachine):
         everyone = sum(job.waiting for job in active)
         own = sum(job.waiting for job in active if job.caller == caller) if caller else 0
         most = min(MOST_OF_ONE, int(0.75 * (MOST - everyone + own)))
-        if everyone + samples > MOST or (caller and own + samples > most):
+        work = sum(job.gflop for job in active)
+        own_work = sum(job.gflop for job in active if job.caller == caller)
+        too_much = work + 1000 * cost > MOST_GFLOP or everyone + samples > MOST
+        too_much_of_one = own + samples > most or own_work + 1000 * cost > int(0.75 * (MOST_GFLOP - work + own_work))
+        if too_much or (caller and too_much_of_one):
             with pytest.raises(Overloaded):
-                self.run(self.queue.submit(spec, cost=1, caller=caller))
+                self.run(self.queue.submit(spec, cost=cost, caller=caller))
             return
-        assert self.run(self.queue.submit(spec, cost=1, caller=caller)) == (spec.id, True)
-        self.jobs[spec.id] = Job(spec, caller)
+        assert self.run(self.queue.submit(spec, cost=cost, caller=caller)) == (spec.id, True)
+        self.jobs[spec.id] = Job(spec, caller, gflop=1000 * cost)
         self.rings[priority].enter(caller, spec.id)
 
     @rule(name=st.sampled_from(WORKERS), count=st.integers(1, 3))
@@ -331,6 +342,9 @@ class Machine(RuleBasedStateMachine):
             held.update(
                 {"kept": int(kept), **({f"images:{name}": int(images), f"kept:{name}": int(kept)} if name else {})}
             )
+        for job in active:
+            if job.caller:
+                held[f"gflop:{job.caller}"] += job.gflop
         stored = self.run(self.queue.redis.hgetall(self.queue.keys("held")))
         assert {name.decode(): int(bytes_) for name, bytes_ in stored.items()} == {k: v for k, v in held.items() if v}
         entries = self._entries()
