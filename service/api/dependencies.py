@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import structlog
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Header, Path, Request
+from pydantic import BaseModel, Field
 
 from bestofn.service.api.access import caller_of
 from bestofn.service.api.api_keys import Keyring
@@ -80,6 +81,18 @@ async def context_of(request: Request) -> Context:
 
 
 ContextDep = Annotated[Context, Depends(context_of)]
+
+
+class CallHeaders(BaseModel):
+    """Headers of a submission: the kind of answer, how long to wait for it, and what it repeats or resumes."""
+
+    accept: str | None = None  # an OpenAPI document has no such parameter: it names the kinds of answers
+    prefer: str | None = Field(None, description="`respond-async`, `wait=n` seconds, `cancel-on-disconnect`.")
+    idempotency_key: str | None = Field(None, description="The same key and body again: the same job.")
+    last_event_id: str | None = Field(None, description="Of a stream: resume after the event with this id.")
+
+
+CallHeadersDep = Annotated[CallHeaders, Header()]
 
 
 async def _checked_id(

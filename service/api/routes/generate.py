@@ -1,14 +1,12 @@
 """POST /generate: submit a job and, unless the caller prefers not to, wait for its result or its winner's bytes."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from bestofn.service.api.access import caller_of
 from bestofn.service.api.content_negotiation import Accepted, Preference, image_format, offers, read_accept, read_prefer
-from bestofn.service.api.dependencies import Context, ContextDep
+from bestofn.service.api.dependencies import CallHeadersDep, Context, ContextDep
 from bestofn.service.api.json_body import JsonRoute
 from bestofn.service.api.problem_details import problem_of
 from bestofn.service.api.responses import failure_of, image_answer, json_answer, location_of, result_of
@@ -23,19 +21,7 @@ router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/generate", response_model=JobResult, summary="Draw N candidates, judge them, return the best")
-async def generate(
-    request: Request,
-    context: ContextDep,
-    body: GenerateRequest,
-    accept: Annotated[str | None, Header(description=f"One of {offers()}.")] = None,
-    prefer: Annotated[
-        str | None, Header(description="`respond-async`, `wait=n` seconds, `cancel-on-disconnect`.")
-    ] = None,
-    idempotency_key: Annotated[str | None, Header(description="The same key and body again: the same job.")] = None,
-    last_event_id: Annotated[
-        str | None, Header(description="Of a stream: resume after the event with this id.")
-    ] = None,
-) -> Response:
+async def generate(request: Request, context: ContextDep, body: GenerateRequest, headers: CallHeadersDep) -> Response:
     """Wait for the result, unless `Prefer` says otherwise; a job that takes longer is answered 202 with its Location.
 
     `Accept: text/event-stream` gets the job's events, up to its result.
@@ -43,12 +29,23 @@ async def generate(
     A disconnect does not end the job, except with `Prefer: cancel-on-disconnect`. With an `Idempotency-Key` the same
     call returns to the same job.
     """
-    accepted, wanted = _read_accept(accept, body)
+    accepted, wanted = _read_accept(headers.accept, body)
+    preference = enter_call(context, request, accepted, headers.prefer)
+    key = headers.idempotency_key
+    job_id, created = await submit(context, body, image_format=wanted, caller=caller_of(request), key=key)
+    return await answer(context, request, job_id, created, accepted, preference, headers.last_event_id)
+
+
+def enter_call(context: Context, request: Request, accepted: Accepted, prefer: str | None) -> Preference:
+    """How long a submission waits; one that waits or streams is counted among its key's open calls.
+
+    Raises:
+        TooManyCalls: the key has as many open calls as it may.
+    """
     preference = read_prefer(prefer, context.settings.max_wait_seconds)
     if accepted.events_first or preference.seconds > 0:
         context.open_calls.enter(request.scope, "stream" if accepted.events_first else "wait")
-    job_id, created = await submit(context, body, image_format=wanted, caller=caller_of(request), key=idempotency_key)
-    return await answer(context, request, job_id, created, accepted, preference, last_event_id)
+    return preference
 
 
 async def answer(

@@ -1,18 +1,17 @@
 """POST /rank: judge images that exist, and answer as POST /generate does."""
 
 import asyncio
-from typing import Annotated
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from bestofn.service.api.access import caller_of
-from bestofn.service.api.content_negotiation import EVENTS, read_accept, read_prefer
-from bestofn.service.api.dependencies import Context, ContextDep
+from bestofn.service.api.content_negotiation import EVENTS, read_accept
+from bestofn.service.api.dependencies import CallHeadersDep, Context, ContextDep
 from bestofn.service.api.json_body import UploadRoute
-from bestofn.service.api.routes.generate import answer
+from bestofn.service.api.routes.generate import answer, enter_call
 from bestofn.service.api.submission import submit_rank
 from bestofn.service.core.schemas import JobResult
 
@@ -22,33 +21,20 @@ router = APIRouter(route_class=UploadRoute)
 
 
 @router.post("/rank", response_model=JobResult, summary="Judge 2 to 64 images that exist, and rank them")
-async def rank(
-    request: Request,
-    context: ContextDep,
-    accept: Annotated[str | None, Header(description=f"`application/json` or `{EVENTS}`.")] = None,
-    prefer: Annotated[
-        str | None, Header(description="`respond-async`, `wait=n` seconds, `cancel-on-disconnect`.")
-    ] = None,
-    idempotency_key: Annotated[str | None, Header(description="The same key and body again: the same job.")] = None,
-    last_event_id: Annotated[
-        str | None, Header(description="Of a stream: resume after the event with this id.")
-    ] = None,
-) -> Response:
+async def rank(request: Request, context: ContextDep, headers: CallHeadersDep) -> Response:
     """The job has one candidate an image, in their order: verdicts, ranks, bracket and events as of POST /generate.
 
     A form (`multipart/form-data`) has `prompt` and one part `images` a file. JSON has data URLs. Files are PNG, WebP or
     JPEG: each at most 16 MiB and 16 Mi pixels, together at most 32 MiB and 128 Mi pixels. The job keeps them until its
     end, and then the images of the first `top_k` ranks.
     """
-    accepted = read_accept(accept)
+    accepted = read_accept(headers.accept)
     if not (accepted.json or accepted.events_first):
-        raise HTTPException(406, f"Accept asks for {str(accept)[:100]!a}; there is application/json, {EVENTS}")
-    preference = read_prefer(prefer, context.settings.max_wait_seconds)
-    if accepted.events_first or preference.seconds > 0:
-        context.open_calls.enter(request.scope, "stream" if accepted.events_first else "wait")
-    job_id, created = await _submitted(context, request, idempotency_key)
+        raise HTTPException(406, f"Accept asks for {str(headers.accept)[:100]!a}; there is application/json, {EVENTS}")
+    preference = enter_call(context, request, accepted, headers.prefer)
+    job_id, created = await _submitted(context, request, headers.idempotency_key)
     as_json = accepted if accepted.events_first else read_accept(None)
-    return await answer(context, request, job_id, created, as_json, preference, last_event_id)
+    return await answer(context, request, job_id, created, as_json, preference, headers.last_event_id)
 
 
 async def _submitted(context: Context, request: Request, key: str | None) -> tuple[str, bool]:
