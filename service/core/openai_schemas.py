@@ -61,7 +61,7 @@ class ImagesRequest(GenerateRequest):
     )
     output_format: ImageFormat | None = Field(default=None, description="png by default.")
     background: Literal["auto", "opaque", "transparent"] | None = Field(
-        default=None, description="Images are opaque: transparent is refused."
+        default=None, description="Ignored: images are opaque."
     )
     moderation: Literal["auto", "low"] | None = Field(default=None, description="Ignored: nothing is moderated.")
     output_compression: int | None = Field(
@@ -128,6 +128,7 @@ class ImagesRequest(GenerateRequest):
             ("style", self.style is not None, "say it in the prompt"),
             ("output_compression", self.output_compression not in (None, 100), lossy),
             ("moderation", self.moderation is not None, "nothing is moderated"),
+            ("background", self.background == "transparent", "images are opaque"),
         )
         return [f"{field} has no effect: {reason}" for field, unused, reason in reasons if unused]
 
@@ -143,13 +144,8 @@ class ImagesRequest(GenerateRequest):
         return chosen
 
     def _refuse_unsupported(self) -> None:
-        refusals: Sequence[tuple[str, bool, str]] = (
-            ("background", self.background == "transparent", "transparent is not supported here: images are opaque"),
-            ("partial_images", bool(self.partial_images) and not self.stream, "need stream: true, or leave them out"),
-        )
-        for field, refused, reason in refusals:
-            if refused:
-                raise InvalidRequest(f"{field}: {reason}", field=field)
+        if self.partial_images and not self.stream:
+            raise InvalidRequest("partial_images: need stream: true, or leave them out", field="partial_images")
 
 
 class GeneratedImage(BaseModel):
