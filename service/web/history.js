@@ -36,9 +36,9 @@ export function remember(id, words) {
 export const recall = (id) => read().find((entry) => entry.id === id) ?? null;
 export const forgetAll = () => localStorage.removeItem(STORE);
 
-/** Lists the jobs; `open(entry)` is called with the one that is picked. */
+/** Lists the jobs but the one that is shown; `open(entry)` is called with the one that is picked. */
 export function drawHistory(open, current) {
-  const entries = read();
+  const entries = read().filter(({ id }) => id !== current);
   $("history").hidden = entries.length === 0;
   $("history-list").replaceChildren(
     ...entries.map((entry) => {
@@ -46,7 +46,7 @@ export function drawHistory(open, current) {
       const said = score ? `${score} · ` : ["failed", "canceled"].includes(status) ? `${status} · ` : "";
       const button = element(
         "button",
-        { type: "button", className: id === current ? "current" : "" },
+        { type: "button" },
         element("span", { className: "pixels" }, ...(thumbnail ? [element("img", { src: thumbnail, alt: "" })] : [])),
         element(
           "span",

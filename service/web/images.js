@@ -31,9 +31,12 @@ export async function miniature(path, side = 96) {
   return canvas.toDataURL("image/webp", 0.8);
 }
 
+/** The image's bytes, from the browser's cache where it has them. Throws Problem. */
+export const imageBlob = async (path) => (await call(path, { headers: { Accept: "image/*" } })).blob();
+
 async function load(path) {
   try {
-    return URL.createObjectURL(await (await call(path, { headers: { Accept: "image/*" } })).blob());
+    return URL.createObjectURL(await imageBlob(path));
   } catch {
     kept.delete(path);
     return null;

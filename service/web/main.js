@@ -2,6 +2,7 @@
 
 import { call, json, Problem, readJson } from "./api.js";
 import { BracketView } from "./bracket.js";
+import { save, sheetOf, zipOf } from "./download.js";
 import { drawExamples } from "./examples.js";
 import { FinalsView } from "./finals.js";
 import { Form, inOurWords } from "./form.js";
@@ -15,7 +16,7 @@ import { drawJob, stateOf } from "./show.js";
 import { Spending } from "./spending.js";
 import { follow, sleep } from "./stream.js";
 import { $, score, sentence } from "./text.js";
-import { Viewer } from "./viewer.js";
+import { nameOf, Viewer } from "./viewer.js";
 
 const ADVICE = {
   401: "This server wants a key: set it with the button “API key” above.",
@@ -103,6 +104,21 @@ function drawInFull(seed) {
   useSeed(seed);
   form.one();
   generate();
+}
+
+/** Make a file of all candidates, and keep it; its button waits meanwhile. */
+async function download(button, ending, make) {
+  button.disabled = true;
+  say("Preparing the download");
+  try {
+    save(await make(job), `${nameOf(job)}-${ending}`);
+    say("The download is ready");
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    form.complain(plain(error));
+  } finally {
+    button.disabled = false;
+  }
 }
 
 /** Show a job that exists already: after a reload, from the history, or from a link. */
@@ -319,6 +335,10 @@ $("frame").addEventListener("click", () => open(job.leader));
 $("remake").addEventListener("click", () => open(job.leader));
 $("use-seed").addEventListener("click", () => useSeed(job.candidates.get(job.leader).seed));
 $("all").addEventListener("click", () => ((grid.all = true), draw()));
+$("download-all").addEventListener("click", ({ target }) => download(target, "all.zip", zipOf));
+$("download-sheet").addEventListener("click", ({ target }) =>
+  download(target, "sheet.png", (job) => sheetOf(job, $("job-facts").textContent)),
+);
 $("winners").addEventListener("click", ({ target }) => {
   const picked = target.closest("[data-index]");
   if (picked) open(Number(picked.dataset.index));

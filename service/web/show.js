@@ -103,6 +103,8 @@ function drawLeader(job, done) {
   $("use-seed").hidden = $("remake").hidden = job.sent;
   $("hero").hidden = done && !leader; // ended before a candidate was judged: nothing to show but the reason
   $("candidates").hidden = done && !leader;
+  const kept = done && [...job.candidates.keys()].some((index) => imagePath(job, index));
+  $("download-all").hidden = $("download-sheet").hidden = !kept;
   const path = leader ? imagePath(job, leader.index) : null;
   if ($("frame").dataset.path === `${path}`) return;
   $("frame").dataset.path = `${path}`;

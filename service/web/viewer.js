@@ -95,8 +95,13 @@ export class Viewer {
 /** A file name for an image: the prompt's first words and the seed; a sent image keeps its own. */
 export function fileName(job, { seed, name }, won) {
   if (seed === null && name) return name;
-  const words = job.prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["image"];
-  return `${words.slice(0, 8).join("-").slice(0, 60)}-${seed ?? "ranked"}.${(won && job.parameters.format) || "webp"}`;
+  return `${nameOf(job)}-${seed ?? "ranked"}.${(won && job.parameters.format) || "webp"}`;
+}
+
+/** The prompt's first words, for names of files. */
+export function nameOf({ prompt }) {
+  const words = prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["image"];
+  return words.slice(0, 8).join("-").slice(0, 60);
 }
 
 const logits = ({ yes_logit: yes, no_logit: no }) => `yes ${logit(yes)}, no ${logit(no)}`;

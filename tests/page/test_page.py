@@ -1,6 +1,7 @@
 """The page, used as people use it."""
 
 import re
+import zipfile
 
 import httpx
 from PIL import Image
@@ -100,6 +101,9 @@ def test_a_reload_in_mid_job_resumes(page, api, hold):
     assert page.input_value("#prompt") == STAR
     wait_for(page, "succeeded")
     assert len(job_of(page, api)["candidates"]) == judged(page) == 96
+    assert page.locator("#history-list li").count() == 0  # the job that is shown is not listed
+    page.goto("/")
+    page.locator("#history-list img").wait_for()
     assert page.locator("#history-list li").count() == 1
 
 
@@ -266,3 +270,40 @@ def test_images_that_a_person_has_are_ranked(page, api, tmp_path):
     wait_for(page, "succeeded")
     assert page.input_value("#prompt") == STAR
     assert page.locator("#go").inner_text() == "Generate"
+
+
+def test_all_candidates_are_downloaded_as_a_zip_and_as_a_sheet(page, api):
+    ask(page, STAR, 20)
+    wait_for(page, "succeeded")
+    result = job_of(page, api)
+    with page.expect_download() as download:
+        page.locator("#download-all").click()
+    assert download.value.suggested_filename == "a-photo-of-a-red-star-all.zip"
+    with zipfile.ZipFile(download.value.path()) as files:
+        assert files.testzip() is None
+        names = files.namelist()
+        ranked = sorted(result["candidates"], key=lambda candidate: candidate["rank"])
+        assert [re.match(r"(\d+)-candidate-(\d+)-seed-(\d+)\.", name).groups() for name in names] == [
+            (f"{one['rank']:04}", str(one["index"]), str(one["seed"])) for one in ranked
+        ]
+        winner = httpx.get(f"{api.url}{result['images'][0]['url']}", timeout=PATIENCE).content
+        assert (names[0].endswith(".png"), files.read(names[0])) == (True, winner)
+        small = httpx.get(f"{api.url}{ranked[-1]['thumbnail']}", timeout=PATIENCE).content
+        assert (names[-1].endswith(".webp"), files.read(names[-1])) == (True, small)
+    page.locator("#announcer:text('The download is ready')").wait_for(state="attached")
+    with page.expect_download() as download:
+        page.locator("#download-sheet").click()
+    assert download.value.suggested_filename == "a-photo-of-a-red-star-sheet.png"
+    with Image.open(download.value.path()) as sheet:
+        assert (sheet.format, sheet.width) == ("PNG", 1600)
+        assert len(sheet.convert("RGB").resize((400, 400)).getcolors(2**18)) > 100  # images, and not grey cards alone
+
+
+def test_prompt_is_shown_twice_at_most(page):
+    ask(page, STAR, 4)
+    wait_for(page, "succeeded")
+    page.locator("#announcer:text('Done')").wait_for(state="attached")
+    assert page.locator("body").inner_text().count(STAR) == 1  # and in the field
+    used, ended = (page.locator("#cost div", has_text=term).bounding_box() for term in ("Used", "Ended"))
+    assert used["y"] == ended["y"]
+    assert 0 < ended["x"] - used["x"] - used["width"] < 100
