@@ -8,6 +8,7 @@ import typer
 from bestofn.cli import console
 from bestofn.cli.commands import (
     calibrate,
+    certificate,
     doctor,
     eval,
     generate,
@@ -59,6 +60,7 @@ up.add_to(program)
 serve.add_to(program)
 worker.add_to(program)
 doctor.add_to(program)
+certificate.add_to(program)
 program.add_typer(keys.program, name="keys")
 program.add_typer(models.program, name="models")
 program.add_typer(train.program, name="train")

@@ -1,7 +1,8 @@
-"""bestofn inspect: the metadata of images, and the call that draws each again."""
+"""bestofn inspect: the metadata of images, the call that draws each again, and whether their signatures hold."""
 
 import json as jsonlib
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from bestofn.cli.console import say
 from bestofn.service.core.errors import SetupError
 from bestofn.service.media.metadata import OtherStory, Story, read_story
+from bestofn.service.media.provenance import INSTALL, INVALID, TRUSTED, Provenance, read_provenance
 from bestofn.service.media.reproduce import diffusers_call
 
 EPILOG = """Examples:
@@ -23,17 +25,26 @@ MAX_BYTES = 256 * 2**20
 MAX_SHOWN = 2000  # characters of another program's text
 
 
+def data_of(path: Path) -> bytes:
+    """An image's file.
+
+    Raises:
+        SetupError: it is too large to be one of ours.
+    """
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise SetupError(f"{path} has {size >> 20} MiB; images of up to {MAX_BYTES >> 20} MiB are read")
+    return path.read_bytes()
+
+
 def story_of(path: Path) -> Story | OtherStory | None:
     """What is written in an image's file.
 
     Raises:
         SetupError: it is no image, too large to be one of ours, or its story is damaged.
     """
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise SetupError(f"{path} has {size >> 20} MiB; images of up to {MAX_BYTES >> 20} MiB are read")
     try:
-        return read_story(path.read_bytes())
+        return read_story(data_of(path))
     except ValueError as error:
         raise SetupError(f"{path}: {error}") from error
 
@@ -44,26 +55,30 @@ def inspect(
 ) -> None:
     """Print how images were made, and the diffusers call that makes them again.
 
-    Ends with status 1 if an image has no metadata of bestofn.
+    A C2PA signature is checked. Ends with status 1 if an image has no metadata of bestofn, or a signature that does not
+    hold.
     """
     entries: list[dict[str, Any]] = []
     missing = 0
     for path in images:
         story: Story | OtherStory | None = None
+        signature: Provenance | None = None
         error: str | None = None
         try:
-            story = story_of(path)
+            story, signature = story_of(path), read_provenance(data_of(path))
         except SetupError as problem:
             error = problem.detail
         except OSError as problem:
             error = f"{path}: {problem.strerror}"
-        missing += not isinstance(story, Story)
+        missing += not isinstance(story, Story) or (signature is not None and signature.state == INVALID)
         if json:
-            entries.append(_entry(path, story, error))
+            entries.append(
+                _entry(path, story, error) | ({} if signature is None else {"provenance": asdict(signature)})
+            )
         elif error is not None:
             say(f"bestofn: {error}")
         else:
-            typer.echo("\n".join(_lines(path, story)))
+            typer.echo("\n".join([*_lines(path, story), *_signature(signature)]))
     if json:
         typer.echo(jsonlib.dumps(entries, indent=2))
     if missing:
@@ -109,6 +124,20 @@ def _lines(path: Path, story: Story | OtherStory | None) -> list[str]:
         f"  again: bestofn generate --reproduce {shlex.quote(str(path))}, or",
         *(f"    {line}".rstrip() for line in diffusers_call(story).splitlines()),
     ]
+
+
+def _signature(found: Provenance | None) -> list[str]:
+    match found:
+        case None:
+            return []
+        case Provenance(state=None):
+            text = f"there is a C2PA signature, which is not checked here: {INSTALL}"
+        case Provenance(state=state, signer=signer) if state == INVALID:
+            text = f"by {signer}, does NOT hold: {', '.join(found.problems)}"
+        case Provenance(state=state, signer=signer):
+            listed = "" if state == TRUSTED else ", whose issuer is on no trust list here"
+            text = f"by {signer}{listed}; holds: the file is as it was signed"
+    return [f"  signature        {_printable(text)}"]
 
 
 def _number(value: float | None) -> str:

@@ -173,6 +173,11 @@ class Settings(BaseSettings):
     )
     cuda_graphs: bool = Field(True, description="Record CUDA graphs of the transformer's forward, on a GPU.")
 
+    c2pa_certificate: Path | None = Field(
+        None, description="PEM chain with which winners are signed (C2PA); not signed if unset."
+    )
+    c2pa_key: Path | None = Field(None, description="PEM private key of that certificate.")
+
     # Telemetry
     log_format: str | None = Field(
         None, pattern="^(json|text)$", description="Log format; if unset, JSON unless stderr is a terminal."

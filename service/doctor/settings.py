@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 from bestofn.service.api.access import check_binding
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import SECRETS, Settings
 from bestofn.service.doctor.findings import Finding
+from bestofn.service.media.provenance import Signer
 
+RENEW_DAYS = 30  # before the end of a certificate
 _SECRET = re.compile(r"key|password|token|secret|header")
 
 
@@ -34,3 +37,18 @@ def settings_changed(settings: Settings) -> Iterator[Finding]:
     else:
         who = f"with one of the {len(keyring)} keys in {keyring.file}" if keyring.on else "without a key"
         yield Finding("ok", "access", f"a server would listen on {settings.host}:{settings.port}, calls {who}")
+    yield from _signatures(settings)
+
+
+def _signatures(settings: Settings) -> Iterator[Finding]:
+    """Whether winners are signed, and until when the certificate holds."""
+    try:
+        signer = Signer.of(settings)
+    except SetupError as error:
+        yield Finding("fail", "signatures", error.detail, "a worker with these settings would not start")
+        return
+    if signer is not None:
+        left = (signer.expires - datetime.now(UTC)).days
+        found = f"winners are signed; the certificate holds until {signer.expires:%Y-%m-%d}"
+        soon = left < RENEW_DAYS
+        yield Finding("warn" if soon else "ok", "signatures", found, "renew it" if soon else "")

@@ -31,6 +31,7 @@ from bestofn.service.engine.slot_group import SlotGroup
 from bestofn.service.engine.slot_groups import SlotGroups
 from bestofn.service.engine.timing import Clock
 from bestofn.service.host.cgroups import cores
+from bestofn.service.media.provenance import Signer
 
 ENCODERS = 4  # threads at most: a PNG of 1,024 px takes one 216 ms
 
@@ -38,7 +39,7 @@ ENCODERS = 4  # threads at most: a PNG of 1,024 px takes one 216 ms
 class Engine:
     """One device's slots, decoder and judge; `protocol.Engine` is the contract.
 
-    A tick fills free slots and advances the slots of one group by one step, in one batch (continuous batching). Then it
+    A tick fills free slots and advances one group's slots by one step, in one batch (continuous batching). Then it
     decodes and judges full micro-batches and the last images of heats.
     """
 
@@ -53,6 +54,7 @@ class Engine:
         side_stream: SideStream | None = None,
         record: Recorder = Recorded,
         fp8_drafts: bool = False,
+        signer: Signer | None = None,
     ) -> None:
         """
         Args:
@@ -64,9 +66,9 @@ class Engine:
             side_stream: stream of decoding and judging; None: chosen by the device.
             record: how a forward that is repeated is called, where all weights stay in memory.
             fp8_drafts: drafts are denoised with matrix products in 8 bits.
+            signer: signs the images that are returned.
         """
-        self.generator = generator
-        self.sizes = sizes
+        self.generator, self.sizes = generator, sizes
         self.model_info = model_info
         self.judge_info = judge_info
         self.tokenizer_files = tokenizer_files
@@ -79,11 +81,11 @@ class Engine:
         self._solver_table = cache(generator.solver_table)
         self._cores = BatchPool(sizes.parallel)
         self._beside = side_stream or SideStream(generator.device, one_queue=not judge.shared)
-        kinds = (False, True) if fp8_drafts else (False,)
-        self._own_groups = [policy.Group(model_info.width, model_info.height, (), eight) for eight in kinds]
+        own = policy.Group(model_info.width, model_info.height, ())
+        self._own_groups = [own, own._replace(eight_bit=True)] if fp8_drafts else [own]
         recorder = record if judge.shared else plain
         self._groups = SlotGroups(generator, sizes, self._flops, self._cores, recorder, self._own_groups)
-        self._eight_bit_drafts = fp8_drafts
+        self._eight_bit_drafts, self._signer = fp8_drafts, signer
         self._steps: deque[Clock] = deque()  # that were queued and not waited for
         self._make_room = MakeRoom(generator, self._groups)
         self._encoder = ThreadPoolExecutor(min(ENCODERS, cores()), thread_name_prefix="encode")
@@ -193,7 +195,7 @@ class Engine:
                 del self._heats[owner]
                 with self._beside.queue():
                     work.bring_home(Clock(self.generator.device))
-                self._outcomes[owner] = self._encoder.submit(work.outcome)
+                self._outcomes[owner] = self._encoder.submit(work.outcome, self._signer)
         for owner, outcome in list(self._outcomes.items()):
             if outcome.done() or not self._beside.late or not self._heats:
                 yield HeatFinished(owner[0], self._outcomes.pop(owner).result())
@@ -298,9 +300,8 @@ class Engine:
             yield Stepped(*owner, count, rows[owner])
 
     def _interactive(self, slots: SlotGroup) -> bool:
-        return any(
-            self._heats[occupant.owner].heat.job.priority == "interactive" for occupant in slots.occupants.values()
-        )
+        jobs = (self._heats[occupant.owner].heat.job for occupant in slots.occupants.values())
+        return any(job.priority == "interactive" for job in jobs)
 
     def _apply_cancels(self) -> None:
         with self._lock:

@@ -14,6 +14,7 @@ from bestofn.service.core.results import leaders, promoted
 from bestofn.service.engine.timing import Clock
 from bestofn.service.media.codec import encode, thumbnail
 from bestofn.service.media.metadata import Story
+from bestofn.service.media.provenance import Signer
 
 Owner = tuple[str, int]  # job, heat
 Small = tuple[bytes, float]  # a small image, and the seconds of making it
@@ -131,8 +132,8 @@ class HeatWork:
             self.images = {i: image.to("cpu", non_blocking=True) for i, image in self.images.items()}
         self.clocks.append(("encode", clock, 1.0))
 
-    def outcome(self) -> HeatOutcome:
-        """The outcome of the completed heat, with its best images encoded."""
+    def outcome(self, signer: Signer | None) -> HeatOutcome:
+        """The outcome of the completed heat, with its best images encoded and, with a signer, signed."""
         spec = self.heat.job
         for stage, clock, share in self.clocks:
             self.seconds[stage] += clock.seconds * share
@@ -143,11 +144,12 @@ class HeatWork:
             if index not in self.promoted
         )
         candidates = tuple(sorted([*self.candidates, *drafted], key=lambda candidate: candidate.index))
-        encoded = {
-            candidate.index: encode(self.images[candidate.index].numpy(), spec.format, Story.of(spec, candidate))
-            for candidate in candidates
-            if candidate.index in self.images
-        }
+        encoded = {}
+        for candidate in candidates:
+            if candidate.index in self.images:
+                story = Story.of(spec, candidate)
+                image = encode(self.images[candidate.index].numpy(), spec.format, story)
+                encoded[candidate.index] = image if signer is None else signer.sign(image, spec.format, story)
         if spec.sent:
             encoded = {index: self.heat.images[index] for index in leaders(spec, candidates)}
         self.seconds["encode"] += time.perf_counter() - started

@@ -38,6 +38,7 @@ from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.memory_share import Work, share_memory, work_of
 from bestofn.service.host.cgroups import cores
 from bestofn.service.host.licences import notice
+from bestofn.service.media.provenance import Signer
 from bestofn.service.pairwise.openai_judge import PREFIX
 
 # Sides up to this multiple of the default; beyond it images fall apart long before memory runs out.
@@ -75,6 +76,7 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
     # Their bars of "Loading weights" would run through the progress of jobs.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    signer = Signer.of(settings)
     try:
         _say_licence(settings.model)
         checkpoint, loras = Checkpoint.resolve(settings.model), [Lora.resolve(text) for text in listed(settings.lora)]
@@ -109,7 +111,17 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
             judge_infos[0].model_copy(update={"second": judge_infos[1]}) if len(judge_infos) > 1 else judge_infos[0]
         )
         record = Recorded if settings.cuda_graphs else plain
-        engine = Engine(generator, residence, info, judged_by, tokenizers, sizes, record=record, fp8_drafts=eight_bit)
+        engine = Engine(
+            generator,
+            residence,
+            info,
+            judged_by,
+            tokenizers,
+            sizes,
+            record=record,
+            fp8_drafts=eight_bit,
+            signer=signer,
+        )
         engine.warm_up()
     except MemoryError as error:
         size = f"{info.width}x{info.height}"

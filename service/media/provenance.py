@@ -1,0 +1,178 @@
+"""Provenance by C2PA: winners carry a signed claim that a model made them; readers of files check it.
+
+Signing and checking are `c2pa-python`'s (`bestofn[provenance]`). The claim has the action `c2pa.created` with IPTC's
+source type for media made by a trained model. One assertion of ours has model, judges and, where the file may have it,
+the prompt.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+from PIL import Image
+
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.jobs import ImageFormat
+from bestofn.service.core.settings import Settings
+from bestofn.service.core.version import VERSION
+from bestofn.service.media.codec import MEDIA_TYPES, encode, read_header
+from bestofn.service.media.metadata import Story
+
+ASSERTION = "org.bestofn.generation"
+MADE_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+INSTALL = "pip install 'bestofn[provenance]'"
+TRUSTED, INVALID = "Trusted", "Invalid"  # c2pa's states; a third is Valid
+_MARK = b"c2pa"  # in every file with a manifest
+_OPTIONS = {"builder": {"thumbnail": {"enabled": False}}}  # a thumbnail would be larger than a small winner
+_ALGORITHMS: Mapping[str, bytes] = {"secp256r1": b"es256", "secp384r1": b"es384", "secp521r1": b"es512"}
+
+
+@dataclass(frozen=True)
+class Signer:
+    """Signs images with a certificate; safe to call from several threads.
+
+    Attributes:
+        certificate: PEM chain, the signer's own certificate first.
+        key: PEM private key: P-256, P-384, P-521, Ed25519 or RSA.
+    """
+
+    certificate: bytes
+    key: bytes
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Signer | None":
+        """The signer of the settings; None without a certificate.
+
+        Raises:
+            SetupError: a file is missing, c2pa is not installed, or certificate and key do not sign.
+        """
+        if settings.c2pa_certificate is None and settings.c2pa_key is None:
+            return None
+        if settings.c2pa_certificate is None or settings.c2pa_key is None:
+            raise SetupError("BESTOFN_C2PA_CERTIFICATE and BESTOFN_C2PA_KEY go together, and one of them is not set")
+        try:
+            signer = cls(settings.c2pa_certificate.read_bytes(), settings.c2pa_key.read_bytes())
+        except OSError as error:
+            raise SetupError(f"C2PA: {error.filename}: {error.strerror}") from error
+        try:
+            if signer.expires <= datetime.now(UTC):
+                raise SetupError(f"the C2PA certificate expired on {signer.expires:%Y-%m-%d}: renew it")
+            signer._sign(encode(Image.new("RGB", (1, 1)), "png"), "png", _claim("png", {}))
+        except ImportError as error:
+            raise SetupError(f"signing images needs packages: {INSTALL}") from error
+        except (ValueError, TypeError) as error:
+            raise SetupError(
+                f"{settings.c2pa_certificate} and {settings.c2pa_key} do not sign: a PEM chain and its key without a "
+                f"password are needed ({error})"
+            ) from error
+        return signer
+
+    @cached_property
+    def expires(self) -> datetime:
+        """End of the signer's own certificate."""
+        from cryptography.x509 import load_pem_x509_certificates
+
+        return load_pem_x509_certificates(self.certificate)[0].not_valid_after_utc
+
+    @cached_property
+    def _algorithm(self) -> bytes:
+        from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        match load_pem_private_key(self.key, None):
+            case ec.EllipticCurvePrivateKey(curve=curve) if curve.name in _ALGORITHMS:
+                return _ALGORITHMS[curve.name]
+            case ed25519.Ed25519PrivateKey():
+                return b"ed25519"
+            case rsa.RSAPrivateKey():
+                return b"ps256"
+            case other:
+                raise ValueError(f"the key is {type(other).__name__}; C2PA takes P-256, P-384, P-521, Ed25519 and RSA")
+
+    def sign(self, image: bytes, format: ImageFormat, story: Story) -> bytes:
+        """An image's file with a signed claim; each call gives other bytes, because claims have random names.
+
+        Args:
+            image: the file's bytes.
+            format: its format.
+            story: how it was made; the claim has the prompt if the story has it.
+        """
+        made = story.model_dump(mode="json", include={"model", "judge", "second_judge", "prompt"}, exclude_none=True)
+        return self._sign(image, format, _claim(format, made))
+
+    def _sign(self, image: bytes, format: ImageFormat, claim: Mapping[str, Any]) -> bytes:
+        """Raises ValueError if the library refuses certificate or key."""
+        import c2pa
+
+        signed = io.BytesIO()
+        try:
+            info = c2pa.C2paSignerInfo(self._algorithm, self.certificate, self.key, None)
+            with (
+                c2pa.Context(c2pa.Settings.from_dict(_OPTIONS)) as context,
+                c2pa.Builder(json.dumps(claim), context) as builder,
+                c2pa.Signer.from_info(info) as signer,
+            ):
+                builder.sign(signer, MEDIA_TYPES[format], io.BytesIO(image), signed)
+        except c2pa.C2paError as error:
+            raise ValueError(str(error)) from error
+        return signed.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What the C2PA manifest of a file says, and whether it holds.
+
+    Attributes:
+        state: Trusted, Valid (the issuer is on no trust list) or Invalid; None where c2pa is not installed.
+        signer: name in the signer's certificate.
+        problems: codes of what does not hold.
+        claim: our assertion; empty in files of other programs.
+    """
+
+    state: str | None
+    signer: str = ""
+    problems: tuple[str, ...] = ()
+    claim: Mapping[str, Any] | None = None
+
+
+def read_provenance(data: bytes) -> Provenance | None:
+    """The checked C2PA manifest in an image file's bytes; None if it has none. Asks no network."""
+    if _MARK not in data:
+        return None
+    try:
+        import c2pa
+    except ImportError:
+        return Provenance(None)
+    try:
+        with c2pa.Reader(MEDIA_TYPES[read_header(data).format], io.BytesIO(data)) as reader:
+            found = json.loads(reader.json())
+    except c2pa.C2paError.ManifestNotFound:
+        return None
+    except (c2pa.C2paError, ValueError) as error:
+        return Provenance(INVALID, problems=(str(error),))
+    manifest = found.get("manifests", {}).get(found.get("active_manifest"), {})
+    problems = tuple(status["code"] for status in found.get("validation_status", []))
+    claims = [one["data"] for one in manifest.get("assertions", []) if one.get("label") == ASSERTION]
+    signer = manifest.get("signature_info", {})
+    name = signer.get("common_name") or signer.get("issuer") or "unknown"
+    return Provenance(found.get("validation_state"), name, problems, claims[0] if claims else {})
+
+
+def _claim(format: ImageFormat, made: Mapping[str, Any]) -> dict[str, Any]:
+    action = {
+        "action": "c2pa.created",
+        "digitalSourceType": MADE_BY_A_MODEL,
+        "softwareAgent": {"name": "bestofn", "version": VERSION},
+    }
+    return {
+        "claim_generator_info": [{"name": "bestofn", "version": VERSION}],
+        "format": MEDIA_TYPES[format],
+        "assertions": [
+            {"label": "c2pa.actions.v2", "data": {"actions": [action]}},
+            {"label": ASSERTION, "data": made},
+        ],
+    }
