@@ -8,7 +8,7 @@ import torch
 
 from bestofn.evaluation.replay import Ints, Replayed
 from bestofn.evaluation.stats import Floats
-from bestofn.judge.judge import Judge
+from bestofn.judge.interface import PointwiseJudge
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
 from bestofn.models.sampling import generate
@@ -48,7 +48,7 @@ def verdicts(replayed: Replayed) -> Ints:
     return replayed.drafted + replayed.solved
 
 
-def counted(generator: Generator, judge: Judge) -> Price:
+def counted(generator: Generator, judge: PointwiseJudge) -> Price:
     """TFLOP, as the server counts them."""
     defaults = generator.defaults
     flops = generator.flops(defaults.width, defaults.height)
@@ -57,7 +57,7 @@ def counted(generator: Generator, judge: Judge) -> Price:
     return Price(*(value / TERA for value in (passes * flops.text, passes * flops.forward, flops.decode, verdict)))
 
 
-def timed(generator: Generator, judge: Judge, prompt: str) -> Price:
+def timed(generator: Generator, judge: PointwiseJudge, prompt: str) -> Price:
     """Seconds of one thread here, in batches of 16: the quickest of some rounds.
 
     A step's price is the difference of two solutions; their text and decoding cancel out.

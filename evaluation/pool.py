@@ -24,12 +24,12 @@ import torch
 from numpy.typing import NDArray
 
 from bestofn.evaluation.tasks import Task, digest
-from bestofn.judge.judge import Judge
+from bestofn.judge.interface import PointwiseJudge
 from bestofn.models.generator import Generator
 from bestofn.models.sampling import generate
 from bestofn.models.shapes.evaluator import evaluate
 from bestofn.service.core.errors import SetupError
-from bestofn.service.engine.loader import judge_dtype
+from bestofn.service.engine.judge_loader import load_judge
 
 CHUNK, BATCH = 32, 16
 DIGITS = 3  # of a logit
@@ -39,7 +39,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Source:
-    """What draws and judges: checkpoint folders on this machine, with their revisions, and the prompts; and where."""
+    """What draws and judges: checkpoints on this machine, with their revisions, and the prompts; and where."""
 
     model: str
     model_revision: str
@@ -294,10 +294,10 @@ def _begin() -> None:
 
 
 @cache
-def parts(model: str, judge: str, device: str) -> tuple[Generator, Judge]:
+def parts(model: str, judge: str, device: str) -> tuple[Generator, PointwiseJudge]:
     """Generator and judge on a device, once a process."""
     key = torch.device(device)
-    return Generator.load(model, key), Judge.load(judge, key, judge_dtype(key))
+    return Generator.load(model, key), load_judge(judge, key)
 
 
 def _draw(model: str, judge: str, device: str, task: Task, key: ChunkKey) -> Chunk:

@@ -19,11 +19,11 @@ from bestofn.evaluation.strategies import Strategy
 from bestofn.evaluation.tasks import Task
 from bestofn.judge import calibration as calibrations
 from bestofn.judge.calibration import Calibration
-from bestofn.judge.judge import Judge
+from bestofn.judge.interface import PointwiseJudge
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.generator import Generator
 from bestofn.models.sampling import generate
-from bestofn.service.engine.loader import find_judge
+from bestofn.service.engine.judge_loader import find_judge
 from bestofn.service.host.cgroups import cores
 
 
@@ -33,7 +33,7 @@ class Evaluation:
 
     pool: Pool
     generator: Generator
-    judge: Judge
+    judge: PointwiseJudge
     calibration: Calibration | None
 
     @classmethod
@@ -52,7 +52,7 @@ class Evaluation:
         checkpoint, judging = Checkpoint.resolve(model), find_judge(judge)
         device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
         source = Source(
-            str(checkpoint.path), checkpoint.revision, str(judging.path), judging.revision.revision, tasks, device
+            str(checkpoint.path), checkpoint.revision, judging.full_name, judging.revision.revision, tasks, device
         )
         pool = Pool(out / "pool.jsonl", source)
         file = judging.path / calibrations.FILE
@@ -71,13 +71,12 @@ class Evaluation:
             ValueError: naming the first that one cannot read, and how many more there are.
         """
         defaults = self.generator.defaults
-        tiles = self.judge.tiles(defaults.width, defaults.height)
         faults = []
         for number in numbers:
             task = self.pool.source.tasks[number]
             try:
                 self.generator.tokenizer.check(task.prompt)
-                self.judge.ids(task.prompt, tiles)
+                self.judge.check(task.prompt, defaults.width, defaults.height)
             except ValueError as error:
                 faults.append(f"{task.place or f'prompt {number}'}: {error}")
         if faults:

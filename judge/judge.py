@@ -1,4 +1,4 @@
-"""The judge of the engine: images and prompts in, verdicts out."""
+"""The native judge, NVILA, and the ranking of images by any judge."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from bestofn.judge.bracket import Bracket, knockout
 from bestofn.judge.calibration import Calibration, bounded
 from bestofn.judge.flops import language_flops, vision_flops
 from bestofn.judge.gpu_tiling import cut
+from bestofn.judge.interface import PointwiseJudge
 from bestofn.judge.loader import JudgeFolder, load
 from bestofn.judge.preprocess import ImageLike, ImageMode
 from bestofn.judge.prompting import unknown_words
@@ -27,7 +28,7 @@ EMBEDDED = Path(__file__).resolve().parent / "weights" / "shapes"
 """The judge that ships with the package: a small NVILA that knows drawn shapes."""
 
 
-class Judge:
+class Judge(PointwiseJudge):
     """An NVILA verifier on one device; every verdict is one forward over one image and one prompt.
 
     Attributes:
@@ -64,12 +65,6 @@ class Judge:
             JudgeFolderError: the folder does not hold a judge that this code can run.
         """
         return cls(load(Path(folder), torch.device(device), dtype, max_tiles), torch.device(device), dtype)
-
-    def judge(self, images: Sequence[ImageLike], prompts: Sequence[str], *, one_tile: bool = False) -> list[Verdict]:
-        """One verdict an image, all in one forward; the caller chooses how many go in. As `ask`, of any number."""
-        if not images and not prompts:
-            return []
-        return [self.verdict(row) for row in self.ask(images, prompts, one_tile=one_tile)]
 
     @torch.inference_mode()
     def ask(
@@ -172,6 +167,15 @@ class Judge:
         """The words of the judge's world, lower-cased, or None for a judge that speaks freely."""
         return self._folder.known_words
 
+    def check(self, prompt: str, width: int, height: int) -> None:
+        """As `PointwiseJudge.check`."""
+        self.ids(prompt, self.tiles(width, height))
+
+    def group(self, width: int, height: int) -> tuple[int, int]:
+        """Size of the grid of tiles of an image of that size."""
+        columns, rows = self.image_mode.grid(width, height)
+        return columns * self.image_mode.size, rows * self.image_mode.size
+
     def tiles(self, width: int, height: int) -> int:
         """Number of tiles of an image of that size, thumbnail included."""
         return self.image_mode.count(width, height)
@@ -194,12 +198,12 @@ def looked_up(levels: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
 
 
 def rank_images(
-    judge: Judge,
+    judge: PointwiseJudge,
     prompt: str,
     images: Sequence[ImageLike],
     rule: Rule = Rule.MARGIN,
     batch: int = 8,
-    second: Judge | None = None,
+    second: PointwiseJudge | None = None,
     calibrations: Sequence[Calibration | None] = (None, None),
 ) -> tuple[list[Verdict], list[int], Bracket]:
     """Judges images of one prompt: the verdicts, the candidates best first, and the knockout among them.
@@ -217,7 +221,7 @@ def rank_images(
         ValueError: no images, or one that cannot be judged.
     """
 
-    def all_by(one: Judge) -> list[Verdict]:
+    def all_by(one: PointwiseJudge) -> list[Verdict]:
         shares = (images[start : start + batch] for start in range(0, len(images), batch))  # read when it is their turn
         return [verdict for share in shares for verdict in one.judge(share, [prompt] * len(share))]
 

@@ -113,6 +113,10 @@ class Verdict:
         return cls(*own, cls.from_json(second), _number(fields, "bound"))
 
 
+BROKEN = Verdict("other", math.nan, math.nan)
+"""No verdict, as after an error: it ranks after every other and promises nothing."""
+
+
 def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
 

@@ -15,7 +15,7 @@ from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from bestofn.service.engine.loader import JudgeCheckpoint
+    from bestofn.service.engine.judge_loader import JudgeCheckpoint
 
 EPILOG = """Examples:
 
@@ -65,7 +65,7 @@ def calibrate(
     read = read_labels(labels)
 
     from bestofn.evaluation.labelled_curve import LabelledCurve
-    from bestofn.service.engine.loader import find_judge
+    from bestofn.service.engine.judge_loader import find_judge
     from bestofn.training.judge.calibration_fit import calibrate as fit
 
     settings = load_settings(judge=judge)

@@ -264,7 +264,7 @@ def _about(name: str) -> dict[str, dict[str, Any]]:
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.models.defaults import FOLDERS
     from bestofn.models.errors import CheckpointError
-    from bestofn.service.engine.loader import find_judge
+    from bestofn.service.engine.judge_loader import find_judge
 
     found: dict[str, dict[str, Any]] = {}
     reasons = []

@@ -83,7 +83,8 @@ def rank(
     import torch
 
     from bestofn.judge.judge import rank_images
-    from bestofn.service.engine.loader import calibration_of, devices, find_judge
+    from bestofn.service.engine.judge_loader import calibration_of, find_judge
+    from bestofn.service.engine.loader import devices
 
     device = torch.device(devices(settings)[0])
     checkpoints = [find_judge(name, settings.judge_max_tiles) for name in names]

@@ -16,7 +16,8 @@ from bestofn.models.residency import stored_dtype, weight_bytes
 from bestofn.service.doctor.checkpoints import Located
 from bestofn.service.doctor.memory import Needs, needs_of
 from bestofn.service.doctor.published_sizes import published
-from bestofn.service.engine.loader import generator_bytes, judge_bytes, judge_dtype
+from bestofn.service.engine.judge_loader import judge_bytes, judge_dtype
+from bestofn.service.engine.loader import generator_bytes
 
 PUBLISHED_TEXT, PUBLISHED_CHANNELS, PUBLISHED_COMPRESSION = 300, 128, 32
 

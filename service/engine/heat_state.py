@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from bestofn.judge.verdict import Verdict
+from bestofn.judge.verdict import BROKEN, Verdict
 from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, Usage
 from bestofn.service.core.results import leaders, promoted
 from bestofn.service.engine.timing import Clock
@@ -116,8 +116,8 @@ class HeatWork:
 
     def broken_verdict(self, draft: bool) -> Verdict:
         """The verdict on a candidate without an image."""
-        broken = Verdict("other", math.nan, math.nan)
-        return replace(broken, second=broken, bound=math.nan) if len(self.heat.job.judges) > 1 and not draft else broken
+        two = len(self.heat.job.judges) > 1 and not draft
+        return replace(BROKEN, second=BROKEN, bound=math.nan) if two else BROKEN
 
     def _thumbnail(self, small: Future[Small] | None) -> bytes | None:
         if small is None:

@@ -71,7 +71,7 @@ class Decoded(NamedTuple):
 @dataclass(slots=True)
 class Queued(Generic[Item, Result, What]):
     """Work that the device was given for some items. When its clock has stopped, the results may be read: each item's
-    image or logits, None where memory did not suffice."""
+    image or row of the judge, None where memory did not suffice."""
 
     items: list[Item]
     results: list[Result | None]

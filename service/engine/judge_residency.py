@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from bestofn.judge.judge import Judge
+from bestofn.judge.interface import PointwiseJudge
 from bestofn.models.defaults import FOLDERS
 from bestofn.models.generator import Generator
 from bestofn.service.engine.microbatch import release_cache
@@ -16,11 +16,11 @@ class JudgeResidency:
 
     def __init__(
         self,
-        load: Callable[[], Judge],
+        load: Callable[[], PointwiseJudge],
         generator: Generator,
         *,
         shared: bool,
-        load_second: Callable[[], Judge] | None = None,
+        load_second: Callable[[], PointwiseJudge] | None = None,
     ) -> None:
         """
         Args:
@@ -31,11 +31,11 @@ class JudgeResidency:
         """
         self._load = (load,) if load_second is None else (load, load_second)
         self._generator = generator
-        self._judges: dict[int, Judge] = {}
+        self._judges: dict[int, PointwiseJudge] = {}
         self.count = len(self._load)
         self.shared = shared
 
-    def get(self, number: int = 0) -> Judge:
+    def get(self, number: int = 0) -> PointwiseJudge:
         """A judge, in memory."""
         if number not in self._judges:
             if not self.shared:

@@ -2,60 +2,37 @@
 
 import hashlib
 import json
-import sys
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import diffusers
 import torch
 import transformers
 
-from bestofn.judge.calibration import FILE as CALIBRATION
-from bestofn.judge.calibration import Calibration
-from bestofn.judge.calibration import read as read_calibration
-from bestofn.judge.judge import EMBEDDED, Judge
-from bestofn.judge.layout import PARTS
-from bestofn.judge.loader import JudgeFolderError, revision
+from bestofn.judge.judge import Judge
+from bestofn.judge.loader import JudgeFolderError
 from bestofn.models import residency
 from bestofn.models.checkpoint import Checkpoint, importance_order
 from bestofn.models.defaults import FOLDERS, part_dtypes
 from bestofn.models.errors import ModelError
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
-from bestofn.models.hub import cached, download, local_folder
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.lora import Lora, listed
-from bestofn.models.weight_files import check_part
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import FP8_DRAFTS, LORA, Revision
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import JudgeInfo, ModelInfo, PromptLimit
+from bestofn.service.core.workers import ModelInfo
 from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.engine.cuda_graph import Recorded, plain
 from bestofn.service.engine.engine import Engine
+from bestofn.service.engine.judge_loader import calibration_of, find_judge, judge_info, say_licence
 from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.memory_share import Work, share_memory, work_of
 from bestofn.service.host.cgroups import cores
-from bestofn.service.host.licences import notice
 from bestofn.service.media.provenance import Signer
-from bestofn.service.pairwise.openai_judge import PREFIX
 
 # Sides up to this multiple of the default; beyond it images fall apart long before memory runs out.
 MAX_ENLARGEMENT = 4
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeCheckpoint:
-    """A judge's folder on this machine, pinned, with the most tiles that it cuts an image into; None: the folder's."""
-
-    path: Path
-    revision: Revision
-    max_tiles: int | None = None
-
-    def load(self, device: torch.device) -> Judge:
-        """Reads it onto a device."""
-        return Judge.load(self.path, device, judge_dtype(device), self.max_tiles)
 
 
 def load_engine(settings: Settings, device: str | None = None) -> Engine:
@@ -78,12 +55,12 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
     transformers.utils.logging.disable_progress_bar()
     signer = Signer.of(settings)
     try:
-        _say_licence(settings.model)
+        say_licence(settings.model)
         checkpoint, loras = Checkpoint.resolve(settings.model), [Lora.resolve(text) for text in listed(settings.lora)]
         names = [settings.judge, *([settings.second_judge] if settings.second_judge else [])]
         judges = [find_judge(name, settings.judge_max_tiles) for name in names]
         memory = residency.memory_bytes(place)
-        weights = sum(judge_bytes(judge.path, place) for judge in judges)
+        weights = sum(judge.weight_bytes(place) for judge in judges)
         eight_bit = settings.fp8_drafts
         reserved = checkpoint_work(checkpoint, place).reserved
         shared, budget = share_memory(generator_bytes(checkpoint, place, eight_bit), weights, memory, reserved)
@@ -106,7 +83,8 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
             judge_info(residence.get(number), judge.revision, generator, calibration_of(judge, files[number]))
             for number, judge in enumerate(judges)
         ]
-        tokenizers = [tokenizer, *(residence.get(number).tokenizer_json for number in range(len(judges)))]
+        held = map(residence.get, range(len(judges)))
+        tokenizers = [tokenizer, *(judge.tokenizer_json for judge in held if isinstance(judge, Judge))]
         judged_by = (
             judge_infos[0].model_copy(update={"second": judge_infos[1]}) if len(judge_infos) > 1 else judge_infos[0]
         )
@@ -156,40 +134,6 @@ def devices(settings: Settings) -> list[str]:
     return named
 
 
-def find_judge(name: str, max_tiles: int | None = None) -> JudgeCheckpoint:
-    """A judge by name: "shapes" (the embedded one), a folder, or a hub name with @revision.
-
-    Fewer tiles give other verdicts, so a limit is part of the revision.
-
-    Raises:
-        JudgeFolderError, CheckpointError: saying what was looked for and where.
-    """
-    if name.startswith(PREFIX):
-        raise JudgeFolderError(
-            f"{name} compares two images and cannot judge one: use it as --pairwise-judge (BESTOFN_PAIRWISE_JUDGE) "
-            "for finals, with a --judge that is shapes, a folder or a hub name"
-        )
-    folder = EMBEDDED if name == "shapes" else local_folder(name, "judge")
-    tiles = "" if max_tiles is None else f"+{max_tiles}-tiles"
-    if folder is not None:
-        _check_judge(folder)
-        return JudgeCheckpoint(folder, Revision(name=name, revision=revision(folder) + tiles), max_tiles)
-    repository, _, commit = name.partition("@")
-    _say_licence(name)
-    path = download(repository, commit or "main")
-    _check_judge(path)
-    return JudgeCheckpoint(path, Revision(name=repository, revision=path.name + tiles), max_tiles)
-
-
-def _check_judge(folder: Path) -> None:
-    if not all((folder / part).is_dir() for part in PARTS):
-        raise JudgeFolderError(
-            f"{folder.absolute()} has not all of {', '.join(f'{part}/' for part in PARTS)}: not a VILA checkpoint"
-        )
-    for part in PARTS:
-        check_part(folder / part)
-
-
 def generator_bytes(checkpoint: Checkpoint, device: torch.device, fp8_drafts: bool = False) -> dict[str, int]:
     """Bytes of each part's weights in its compute dtype, with an FP8 copy of the transformer for FP8 drafts.
 
@@ -213,16 +157,6 @@ def checkpoint_work(checkpoint: Checkpoint, device: torch.device) -> Work:
         dtypes["transformer"].itemsize,
         device.type,
     )
-
-
-def judge_bytes(folder: Path, device: torch.device) -> int:
-    """Bytes of the judge's weights."""
-    return sum(residency.weight_bytes(folder / part, judge_dtype(device).itemsize) for part in PARTS)
-
-
-def judge_dtype(device: torch.device) -> torch.dtype:
-    """float32 on a CPU; on a GPU float16, in which the published judge was made."""
-    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def tokenizer_json(generator: Generator) -> bytes:
@@ -270,49 +204,9 @@ def model_info(generator: Generator, tokenizer: bytes, max_size: int, fp8_drafts
     )
 
 
-def judge_info(judge: Judge, revision: Revision, generator: Generator, calibration: Calibration | None) -> JudgeInfo:
-    """What the API has to know of a judge; its cost is that of an image of the generator's default size."""
-    size = generator.defaults.width, generator.defaults.height
-    return JudgeInfo(
-        revision=revision,
-        tflops_per_forward=judge.flops(*size) / TERA,
-        calibration=calibration,
-        prompt_limit=PromptLimit(
-            tokenizer_sha256=hashlib.sha256(judge.tokenizer_json).hexdigest(),
-            question=judge.question_text,
-            tokens=judge.prompt_limit(judge.tiles(*size)),
-        ),
-    )
-
-
-def calibration_of(judge: JudgeCheckpoint, file: Path | None) -> Calibration | None:
-    """The calibration of a judge: from `file`, else from its folder; None if there is none.
-
-    The calibration in its folder holds for the default number of tiles only.
-
-    Raises:
-        SetupError: the file does not exist, or holds no calibration of this judge.
-    """
-    path = file or judge.path / CALIBRATION
-    if file is None and (judge.max_tiles is not None or not path.is_file()):
-        return None
-    try:
-        return read_calibration(path, judge.revision.revision)
-    except (OSError, ValueError) as error:
-        raise SetupError(f"calibration: {error}") from error
-
-
 def known_words(tokenizer: bytes) -> tuple[str, ...] | None:
     """The vocabulary of a tokenizer of whole words; None for one that can spell any word."""
     model = json.loads(tokenizer)["model"]
     if model["type"] != "WordLevel":
         return None
     return tuple(sorted(word for word in model["vocab"] if word.isalnum()))
-
-
-def _say_licence(name: str) -> None:
-    """States the licence of weights that are about to be downloaded, on stderr; nothing of those that are here."""
-    repository, _, commit = name.partition("@")
-    line = notice(name)
-    if line is not None and not Path(name).is_dir() and cached(repository, commit or "main") is None:
-        sys.stderr.write(f"{line}\n")

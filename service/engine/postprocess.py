@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,11 +70,11 @@ class Postprocess:
         self._latents: dict[Size, list[Latent]] = {}
         self._decoded: list[Queued[Latent, Decoded, Size]] = []
         self._images: dict[tuple[Look, str], list[Image]] = {}
-        self._judged: list[Queued[Image, Tensor, Look]] = []
+        self._judged: list[Queued[Image, Any, Look]] = []
         self._decoding: MicroBatches[Tensor, Tensor, Size] = MicroBatches(
             "decoding", self._decode_batch, self._decode_size, batch_pool, make_room, pinned=sizes.strict
         )
-        self._judging: MicroBatches[Image, Tensor, Look] = MicroBatches(
+        self._judging: MicroBatches[Image, Any, Look] = MicroBatches(
             "judging", self._judge_batch, self._judge_size, batch_pool, make_room, pinned=sizes.strict
         )
 
@@ -92,8 +93,7 @@ class Postprocess:
     def check(self, spec: JobSpec) -> None:
         """Raises ValueError for a prompt that a judge cannot read, if that can be known without loading it."""
         for number in range(len(spec.judges)) if self._judge.shared else ():
-            judge = self._judge.get(number)
-            judge.ids(spec.prompt, judge.tiles(spec.width, spec.height))
+            self._judge.get(number).check(spec.prompt, spec.width, spec.height)
 
     def add(self, size: Size, latent: Latent) -> None:
         self._heats[latent.owner].drawing -= 1
@@ -114,9 +114,7 @@ class Postprocess:
             self._images.setdefault((self._sent_look(pixels, 0), spec.prompt), []).append(image)
 
     def _sent_look(self, pixels: Tensor, number: int) -> Look:
-        mode = self._judge.get(number).image_mode
-        columns, rows = mode.grid(pixels.shape[1], pixels.shape[0])
-        return Look((columns * mode.size, rows * mode.size), judge=number, sent=True)
+        return Look(self._judge.get(number).group(pixels.shape[1], pixels.shape[0]), judge=number, sent=True)
 
     def drop(self, owner: Owner) -> None:
         """Forgets a heat's latents and images."""
@@ -233,14 +231,14 @@ class Postprocess:
             return
         self._judged.append(Queued(due, results, clock, look))
 
-    def _read_verdicts(self, queued: Queued[Image, Tensor, Look]) -> Iterator[Judged | HeatFailed]:
+    def _read_verdicts(self, queued: Queued[Image, Any, Look]) -> Iterator[Judged | HeatFailed]:
         look, share = queued.what, 1 / max(1, len(queued.items))
         judge = self._judge.get(look.judge)
-        for item, logits in queued.read():
+        for item, row in queued.read():
             work = self._heats.get(item.owner)
             if work is None:
                 continue
-            if logits is None:
+            if row is None:
                 yield HeatFailed(*item.owner, _too_large("judging", look.size))
                 continue
             spec = work.heat.job
@@ -251,7 +249,7 @@ class Postprocess:
             if unknown := judge.unknown_words(item.prompt):
                 name = spec.judges[look.judge][0].name
                 work.warn(f"prompt: the judge {name} has never learned the words {', '.join(unknown[:12])}")
-            verdict = judge.verdict(logits)
+            verdict = judge.verdict(row)
             if item.first is not None:
                 verdict = bounded(item.first, verdict, (spec.calibration, spec.second_calibration))
             elif len(spec.judges) > 1 and not look.draft:
@@ -270,9 +268,10 @@ class Postprocess:
 
     def _judge_size(self, look: Look) -> int:
         judge = self._judge.get(look.judge)
-        return self._sizes.batch(self._sizes.judge, judge.flops(*look.size, one_tile=look.draft) / TERA)
+        most = min(self._sizes.judge, judge.max_batch or self._sizes.judge)
+        return self._sizes.batch(most, judge.flops(*look.size, one_tile=look.draft) / TERA)
 
-    def _judge_batch(self, images: Sequence[Image]) -> Sequence[Tensor]:
+    def _judge_batch(self, images: Sequence[Image]) -> Sequence[Any]:
         pixels, prompts = [item.pixels for item in images], [item.prompt for item in images]
         judge = self._judge.get(0 if images[0].first is None else 1)
         # PIL is the faster one on a CPU, where it makes the same tiles. Sent images are on the host, of several sizes.

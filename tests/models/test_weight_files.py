@@ -21,7 +21,7 @@ from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.errors import ModelError
 from bestofn.models.generator import Generator
 from bestofn.models.weight_files import weight_files
-from bestofn.service.engine.loader import find_judge
+from bestofn.service.engine.judge_loader import find_judge
 from tests.hub import hub
 
 JUDGE = Path(__file__).parent.parent / "fixtures" / "vila" / "checkpoint"

@@ -21,7 +21,7 @@ from bestofn.models.depth.pruning import block_importance, calibration_prompts, 
 from bestofn.models.generator import Generator
 from bestofn.models.sampling import generate
 from bestofn.models.shapes.prompts import benchmark_prompts
-from bestofn.service.engine.loader import find_judge
+from bestofn.service.engine.judge_loader import find_judge
 from bestofn.training.generator.recovery import recover
 from bestofn.training.generator.score import spread
 
@@ -70,7 +70,7 @@ def recovered(work: Path, layers: int) -> Path:
 def sampled(folder: Path, layers: int) -> None:
     """A pool of a checkpoint's candidates, as `bestofn eval` draws them."""
     checkpoint, judge = Checkpoint.resolve(str(folder)), find_judge("shapes")
-    source = Source(str(checkpoint.path), checkpoint.revision, str(judge.path), judge.revision.revision, benchmark())
+    source = Source(str(checkpoint.path), checkpoint.revision, judge.full_name, judge.revision.revision, benchmark())
     request = SampleRequest(SamplingConfig(FULL), SAMPLES, numbers(PER_CATEGORY))
     Pool(HERE / f"layers-{layers}.jsonl", source).fill(
         [request], 1, lambda done, total: say(layers, f"{done} of {total} chunks")

@@ -12,7 +12,8 @@ from bestofn.models.errors import CheckpointError
 from bestofn.service.core.errors import InvalidRequest, SetupError
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
-from bestofn.service.engine.loader import calibration_of, devices, find_judge, known_words, load_engine
+from bestofn.service.engine.judge_loader import calibration_of, find_judge
+from bestofn.service.engine.loader import devices, known_words, load_engine
 from bestofn.service.engine.memory_share import share_memory
 from bestofn.service.worker.local import local_spec
 

@@ -25,8 +25,9 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.engine.engine import Engine
 from bestofn.service.engine.fake import FakeEngine
+from bestofn.service.engine.judge_loader import find_judge
 from bestofn.service.engine.judge_residency import JudgeResidency
-from bestofn.service.engine.loader import find_judge, load_engine
+from bestofn.service.engine.loader import load_engine
 from bestofn.service.engine.protocol import HeatFinished
 from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.media.codec import decode

@@ -1,0 +1,162 @@
+"""From a judge's name to a judge: its weights are found, pinned and loaded, and its info is written."""
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bestofn.judge.calibration import FILE as CALIBRATION
+from bestofn.judge.calibration import Calibration
+from bestofn.judge.calibration import read as read_calibration
+from bestofn.judge.interface import PointwiseJudge
+from bestofn.judge.judge import EMBEDDED, Judge
+from bestofn.judge.layout import PARTS
+from bestofn.judge.loader import JudgeFolderError, revision
+from bestofn.judge.names import JudgeName, Kind, parse_name
+from bestofn.models import residency
+from bestofn.models.flops import TERA
+from bestofn.models.generator import Generator
+from bestofn.models.hub import cached, download, local_folder
+from bestofn.models.weight_files import check_part
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.jobs import Revision
+from bestofn.service.core.workers import JudgeInfo, PromptLimit
+from bestofn.service.host.licences import notice
+from bestofn.service.pairwise.openai_judge import PREFIX
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeCheckpoint:
+    """A judge that was found and pinned, and is not loaded yet.
+
+    Attributes:
+        kind: which code runs it.
+        path: folder of its weights on this machine.
+        revision: as workers announce it.
+        max_tiles: maximum number of tiles that NVILA cuts an image into; None: its folder's.
+    """
+
+    kind: Kind
+    path: Path
+    revision: Revision
+    max_tiles: int | None = None
+
+    @property
+    def full_name(self) -> str:
+        """Name by which `load_judge` reads it."""
+        return JudgeName(self.kind, str(self.path)).full
+
+    def load(self, device: torch.device) -> PointwiseJudge:
+        """Read it onto a device."""
+        return load_judge(self.full_name, device, self.max_tiles)
+
+    def weight_bytes(self, device: torch.device) -> int:
+        """Bytes of its weights on a device."""
+        return judge_bytes(self.path, device)
+
+
+def load_judge(name: str, device: torch.device, max_tiles: int | None = None) -> PointwiseJudge:
+    """A judge read onto a device.
+
+    Args:
+        name: `JudgeCheckpoint.full_name`.
+        device: where it runs.
+        max_tiles: maximum number of tiles that NVILA cuts an image into; None: its folder's.
+
+    Raises:
+        JudgeFolderError: the folder does not hold a judge that this code can run.
+    """
+    return Judge.load(Path(parse_name(name).place), device, judge_dtype(device), max_tiles)
+
+
+def find_judge(name: str, max_tiles: int | None = None) -> JudgeCheckpoint:
+    """A judge by name: "shapes" (the embedded one), a folder, or a hub name with @revision.
+
+    Fewer tiles give other verdicts, so a limit is part of the revision.
+
+    Raises:
+        JudgeFolderError, CheckpointError: saying what was looked for and where.
+    """
+    if name.startswith(PREFIX):
+        raise JudgeFolderError(
+            f"{name} compares two images and cannot judge one: use it as --pairwise-judge (BESTOFN_PAIRWISE_JUDGE) "
+            "for finals, with a --judge that is shapes, a folder or a hub name"
+        )
+    kind, place = (parsed := parse_name(name)).kind, parsed.place
+    folder = EMBEDDED if place == "shapes" else local_folder(place, "judge")
+    tiles = "" if max_tiles is None else f"+{max_tiles}-tiles"
+    if folder is not None:
+        _check_judge(folder)
+        return JudgeCheckpoint(kind, folder, Revision(name=place, revision=revision(folder) + tiles), max_tiles)
+    repository, _, commit = place.partition("@")
+    say_licence(name)
+    path = download(repository, commit or "main")
+    _check_judge(path)
+    return JudgeCheckpoint(kind, path, Revision(name=repository, revision=path.name + tiles), max_tiles)
+
+
+def _check_judge(folder: Path) -> None:
+    if not all((folder / part).is_dir() for part in PARTS):
+        raise JudgeFolderError(
+            f"{folder.absolute()} has not all of {', '.join(f'{part}/' for part in PARTS)}: not a VILA checkpoint"
+        )
+    for part in PARTS:
+        check_part(folder / part)
+
+
+def judge_bytes(folder: Path, device: torch.device) -> int:
+    """Bytes of the weights of an NVILA."""
+    return sum(residency.weight_bytes(folder / part, judge_dtype(device).itemsize) for part in PARTS)
+
+
+def judge_dtype(device: torch.device) -> torch.dtype:
+    """float32 on a CPU; on a GPU float16, in which the published judge was made."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def judge_info(
+    judge: PointwiseJudge, revision: Revision, generator: Generator, calibration: Calibration | None
+) -> JudgeInfo:
+    """What the API has to know of a judge; its cost is that of an image of the generator's default size."""
+    size = generator.defaults.width, generator.defaults.height
+    limit = None
+    if isinstance(judge, Judge):
+        limit = PromptLimit(
+            tokenizer_sha256=hashlib.sha256(judge.tokenizer_json).hexdigest(),
+            question=judge.question_text,
+            tokens=judge.prompt_limit(judge.tiles(*size)),
+        )
+    return JudgeInfo(
+        revision=revision,
+        tflops_per_forward=judge.flops(*size) / TERA,
+        calibration=calibration,
+        prompt_limit=limit,
+    )
+
+
+def calibration_of(judge: JudgeCheckpoint, file: Path | None) -> Calibration | None:
+    """The calibration of a judge: from `file`, else from its folder; None if there is none.
+
+    The calibration in its folder holds for the default number of tiles only.
+
+    Raises:
+        SetupError: the file does not exist, or holds no calibration of this judge.
+    """
+    path = file or judge.path / CALIBRATION
+    if file is None and (judge.max_tiles is not None or not path.is_file()):
+        return None
+    try:
+        return read_calibration(path, judge.revision.revision)
+    except (OSError, ValueError) as error:
+        raise SetupError(f"calibration: {error}") from error
+
+
+def say_licence(name: str) -> None:
+    """States the licence of weights that are about to be downloaded, on stderr; nothing of those that are here."""
+    place = parse_name(name).place
+    repository, _, commit = place.partition("@")
+    line = notice(place)
+    if line is not None and not Path(place).is_dir() and cached(repository, commit or "main") is None:
+        sys.stderr.write(f"{line}\n")
