@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from PIL import Image
+
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.verdict import BROKEN, Answer, Verdict
 
@@ -87,6 +89,12 @@ class PointwiseJudge(Protocol):
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt that the judge has never learned; none for a judge that reads any text."""
         return []
+
+
+def pil_images(images: Sequence[ImageLike] | torch.Tensor) -> list[Image.Image]:
+    """The images of one `ask` as PIL's."""
+    arrays = images if isinstance(images, Sequence) else list(images.cpu().numpy())
+    return [image if isinstance(image, Image.Image) else Image.fromarray(image) for image in arrays]
 
 
 def reward_verdict(log_odds: float, calibration: Calibration | None = None) -> Verdict:

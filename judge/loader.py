@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast, Qwen2ForCausalLM
 from transformers.utils import logging
 
+from bestofn.judge.calibration import FILE as CALIBRATION
 from bestofn.judge.layout import MODEL_TYPES, PARTS
 from bestofn.judge.nvila import Nvila, VisionTower
 from bestofn.judge.preprocess import ImageMode
@@ -73,7 +74,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, max_tiles: int 
         image_mode = ImageMode.read(config, read_json(folder / "vision_tower" / "preprocessor_config.json"), max_tiles)
         question = Question(tokenizer, extras.get("question", PUBLISHED_QUESTION), config.get("chat_template"))
         tower = VisionTower(
-            _pretrained(AutoModel, folder / "vision_tower", dtype),
+            pretrained(AutoModel, folder / "vision_tower", dtype),
             int(config["mm_vision_select_layer"]),
             config.get("mm_vision_select_feature", "cls_patch"),
         )
@@ -97,6 +98,16 @@ def revision(folder: Path) -> str:
     """12 hexadecimal digits over names and contents of the files that decide a verdict."""
     files = [folder / name for name in ("config.json", "bestofn.json") if (folder / name).is_file()]
     files += [path for part in PARTS for path in (folder / part).rglob("*") if path.is_file()]
+    return _digest(folder, files)
+
+
+def flat_revision(folder: Path) -> str:
+    """As `revision`, of a folder of transformers without parts."""
+    kinds = {".json", ".safetensors", ".jinja", ".model", ".txt"}
+    return _digest(folder, [path for path in folder.iterdir() if path.suffix in kinds and path.name != CALIBRATION])
+
+
+def _digest(folder: Path, files: list[Path]) -> str:
     total = hashlib.sha256()
     for path in sorted(files):
         with path.open("rb") as file:
@@ -143,7 +154,7 @@ def without_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _pretrained(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
+def pretrained(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
     """A transformers model, refused unless every weight of the folder has its place and the other way round.
 
     No pickle and no code of the folder's own: either could do anything as this process.
@@ -171,7 +182,7 @@ def _llm(folder: Path, dtype: torch.dtype, vocabulary: int) -> Any:
         raise ValueError(f"llm/ is of type {config.model_type!r}, only 'qwen2' is supported")
     if config.use_sliding_window:
         raise ValueError("llm/ uses a sliding window, which is not supported")
-    llm = _pretrained(Qwen2ForCausalLM, folder, dtype, attn_implementation="sdpa")
+    llm = pretrained(Qwen2ForCausalLM, folder, dtype, attn_implementation="sdpa")
     rows = llm.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if rows < vocabulary:
         raise ValueError(f"llm/ embeds {rows} tokens, but its tokenizer has {vocabulary}")

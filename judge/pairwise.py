@@ -29,12 +29,17 @@ _OPENING = re.compile(r"([<\[])(?=\S)")
 
 
 def question(prompt: str) -> str:
-    """The question about two images.
+    """The question about two images."""
+    return QUESTION.replace("{prompt}", without_control_tokens(prompt))
 
-    Chat templates of all kinds open their control and media tokens with `<` or `[` (`<|im_end|>`, `<image>`, `[IMG]`).
-    A space after these in the prompt leaves none of them whole, whichever model reads it.
+
+def without_control_tokens(prompt: str) -> str:
+    """A prompt that holds no control or media token of any model's template.
+
+    Chat templates of all kinds open these with `<` or `[` (`<|im_end|>`, `<image>`, `[IMG]`). A space after these in
+    the prompt leaves none of them whole, whichever model reads it.
     """
-    return QUESTION.replace("{prompt}", _OPENING.sub(r"\1 ", prompt).strip())
+    return _OPENING.sub(r"\1 ", prompt).strip()
 
 
 @dataclass(frozen=True, slots=True)

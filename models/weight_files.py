@@ -148,7 +148,13 @@ def one_line(error: Exception) -> str:
 
 
 def parts_to_fetch(folder: Path) -> Iterator[str]:
-    """Weight files to download for a checkpoint whose small files are in a folder, as ``part/name``."""
+    """Weight files to download for a checkpoint whose small files are in a folder, as ``part/name``.
+
+    A folder with a config.json of its own is a part too, as of transformers' models.
+    """
+    if (folder / "config.json").is_file():
+        index = folder / "model.safetensors.index.json"
+        yield from _indexed(index) if index.is_file() else ["model.safetensors"]
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
         for base in BASES:
             index = part / f"{base}.safetensors.index.json"

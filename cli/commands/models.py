@@ -5,15 +5,17 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress
 
 from bestofn.cli import server_choice as target
+from bestofn.cli.commands.checkpoint_facts import about as facts_of
 from bestofn.cli.commands.checkpoint_files import add_to as add_files
 from bestofn.cli.commands.checkpoint_files import check_fetched
 from bestofn.cli.console import err, say
+from bestofn.judge.names import JudgeName, parse_name
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import load_settings
 
@@ -55,7 +57,7 @@ def inspect(
 ) -> None:
     """Say what a generator or a judge is: parts, parameters, storage, revision and call defaults."""
     _need_packages()
-    found = _about(folder)
+    found = facts_of(folder)
     if json:
         typer.echo(jsonlib.dumps(found, indent=2))
         return
@@ -68,6 +70,8 @@ def inspect(
             )
         for field, value in about.get("defaults", {}).items():
             typer.echo(f"  {field:28} {value}")
+        if "template" in about:
+            typer.echo(f"  template, with the question and {{prompt}}:\n{about['template']}")
 
 
 @program.command(epilog="Example: `bestofn models download Efficient-Large-Model/NVILA-Lite-2B-Verifier@main`")
@@ -236,8 +240,13 @@ def _fetch(name: str) -> str:
     from bestofn.models import hub
     from bestofn.models.errors import CheckpointError
 
-    repository, _, revision = name.partition("@")
+    parsed = parse_name(name)
+    repository, _, revision = parsed.place.partition("@")
     revision = revision or "main"
+
+    def named(commit: str) -> str:
+        return JudgeName(parsed.kind, f"{repository}@{commit}").full
+
     try:
         missing = hub.bytes_to_download(repository, revision)
     except CheckpointError as error:
@@ -245,7 +254,7 @@ def _fetch(name: str) -> str:
         if here is None:
             raise
         say(f"{error}; what is in {HF_HOME} stays in use")
-        return f"{repository}@{here.name}"
+        return named(here.name)
     Path(HF_HOME).mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(HF_HOME).free
     if missing > free:
@@ -254,60 +263,7 @@ def _fetch(name: str) -> str:
             "free some, or set HF_HOME to another disk"
         )
     say(f"{repository}: {missing / 2**30:.2f} GiB to fetch into {HF_HOME}")
-    return f"{repository}@{hub.download(repository, revision).name}"
-
-
-def _about(name: str) -> dict[str, dict[str, Any]]:
-    """What there is under a name: a generator, a judge, or ("shapes") both."""
-    from bestofn.judge.layout import PARTS
-    from bestofn.judge.loader import JudgeFolderError
-    from bestofn.models.checkpoint import Checkpoint
-    from bestofn.models.defaults import FOLDERS
-    from bestofn.models.errors import CheckpointError
-    from bestofn.service.engine.judge_loader import find_judge
-
-    found: dict[str, dict[str, Any]] = {}
-    reasons = []
-    try:
-        checkpoint = Checkpoint.resolve(name)
-        defaults = vars(checkpoint.call_defaults()).copy()
-        defaults["complex_human_instruction"] = f"{len(defaults['complex_human_instruction'])} lines"
-        parts = {part: _part(checkpoint.path / folder) for part, folder in FOLDERS.items()}
-        found["generator"] = {
-            "name": checkpoint.name,
-            "path": str(checkpoint.path),
-            "revision": checkpoint.revision,
-            "parts": parts,
-            "defaults": defaults,
-        }
-    except CheckpointError as error:
-        reasons.append(str(error))
-    try:
-        judge = find_judge(name)
-        found["judge"] = {
-            "name": judge.revision.name,
-            "path": str(judge.path),
-            "revision": judge.revision.revision,
-            "parts": {part: _part(judge.path / part) for part in PARTS},
-        }
-    except (JudgeFolderError, CheckpointError) as error:
-        reasons.append(str(error))
-    if not found:
-        raise SetupError(f"{name} is neither a generator ({reasons[0]}) nor a judge ({reasons[1]})")
-    return found
-
-
-def _part(folder: Path) -> dict[str, Any]:
-    from bestofn.models.residency import stored_dtype, weight_bytes
-
-    config = jsonlib.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
-    named = config.get("_class_name") or ", ".join(config.get("architectures") or []) or config.get("model_type", "")
-    return {
-        "class": named,
-        "parameters": weight_bytes(folder, 1),
-        "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-        "dtype": stored_dtype(folder),
-    }
+    return named(hub.download(repository, revision).name)
 
 
 def _size(folder: Path) -> int:

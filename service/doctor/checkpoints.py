@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bestofn.judge.names import JudgeName, Kind, parse_name
 from bestofn.models.errors import CheckpointError
 from bestofn.models.hub import cached, is_hub_name
 from bestofn.models.lora import Lora, listed, missing, split_strength
@@ -25,6 +26,7 @@ class Located:
 
     Attributes:
         name: without the revision.
+        kind: which code runs a judge; None: a generator.
         path: None for a hub name of which nothing is here.
         revision: as workers announce it.
         broken: reasons why it cannot be loaded.
@@ -36,6 +38,7 @@ class Located:
     revision: str = ""
     broken: tuple[str, ...] = ()
     pinned: bool = True
+    kind: Kind | None = None
 
 
 def checkpoints(settings: Settings) -> Iterator[Finding]:
@@ -49,7 +52,7 @@ def checkpoints(settings: Settings) -> Iterator[Finding]:
             where = f" ({licence.link})" if licence.link else ""
             yield Finding("ok", "licence", f"of the {kind}'s {licence.part}: {licence.name}, {licence.means}{where}")
         if not known:
-            repository = name.partition("@")[0]
+            repository = parse_name(name).place.partition("@")[0]
             where = f"{HUB}{repository}" if is_hub_name(repository) else f"what came with {name}"
             yield Finding("warn", "licence", f"of the {kind}: not known here", f"read {where}")
     if can_draw_here():
@@ -103,22 +106,26 @@ def disk(settings: Settings) -> Iterator[Finding]:
 def locate(name: str, judge: bool = False) -> Located:
     """A checkpoint by name, without asking the network for it."""
     from bestofn.judge.judge import EMBEDDED as EMBEDDED_JUDGE
-    from bestofn.judge.loader import revision as judge_revision
     from bestofn.models.checkpoint import EMBEDDED, folder_revision
+    from bestofn.service.engine.judge_loader import folder_revision as judge_revision
 
-    folder = Path(name).expanduser()
-    if name == "shapes":
-        folder = EMBEDDED_JUDGE if judge else EMBEDDED[name]
+    parsed = parse_name(name) if judge else None
+    kind, place = (None, name) if parsed is None else (parsed.kind, parsed.place)
+    folder = Path(place).expanduser()
+    if place == "shapes":
+        folder = EMBEDDED[place] if kind is None else EMBEDDED_JUDGE
     if folder.is_dir():
-        found = judge_revision(folder) if judge else folder_revision(folder)
-        return Located(name, folder, found, tuple(_broken(folder, judge)))
-    repository, _, revision = name.partition("@")
+        found = folder_revision(folder) if kind is None else judge_revision(kind, folder)
+        return Located(name, folder, found, tuple(_broken(folder, kind)), kind=kind)
+    repository, _, revision = place.partition("@")
     if not is_hub_name(repository):
-        return Located(name, None, broken=(f"{folder} is no folder, and a hub name looks like owner/name@revision",))
+        reason = f"{folder} is no folder, and a hub name looks like owner/name@revision"
+        return Located(name, None, broken=(reason,), kind=kind)
     path = cached(repository, revision or "main")
+    full = repository if kind is None else JudgeName(kind, repository).full
     if path is None:
-        return Located(repository, None, revision)
-    return Located(repository, path, path.name, tuple(_broken(path, judge)), pinned=bool(revision))
+        return Located(full, None, revision, kind=kind)
+    return Located(full, path, path.name, tuple(_broken(path, kind)), pinned=bool(revision), kind=kind)
 
 
 def _judges(settings: Settings) -> list[Located]:
@@ -161,15 +168,16 @@ def _loras(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "LoRA", f"{lora.name} at strength {lora.strength:g}, {lora.file}")
 
 
-def _broken(folder: Path, judge: bool) -> Iterator[str]:
+def _broken(folder: Path, kind: Kind | None) -> Iterator[str]:
     """Defects of a checkpoint's folder: missing parts, missing files of an index, truncated files."""
     from bestofn.judge.layout import PARTS
     from bestofn.models.defaults import FOLDERS
     from bestofn.models.weight_files import check_part
 
-    parts = PARTS if judge else (*FOLDERS.values(), "tokenizer", "scheduler")
-    if not (folder / ("config.json" if judge else "model_index.json")).is_file():
-        yield "it has no config.json" if judge else "it has no model_index.json"
+    parts = (*FOLDERS.values(), "tokenizer", "scheduler") if kind is None else PARTS if kind == "vila" else ("",)
+    config = "model_index.json" if kind is None else "config.json"
+    if not (folder / config).is_file():
+        yield f"it has no {config}"
     for part in parts:
         if not (folder / part).is_dir():
             yield f"no {part}/"

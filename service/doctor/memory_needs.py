@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import torch
 
-from bestofn.judge.layout import PARTS
 from bestofn.kernels.fp8 import EIGHT_BITS
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.defaults import FOLDERS, part_dtypes
@@ -54,8 +53,8 @@ def _judge(place: Located, device: torch.device) -> int | None:
     """Bytes of the judge's weights."""
     if place.broken:
         return None
-    if place.path is not None and all((place.path / part).is_dir() for part in PARTS):
-        return judge_bytes(place.path, device)
+    if place.path is not None:
+        return judge_bytes(place.kind or "vila", place.path, device)
     sizes = published(place.name)
     return None if sizes is None or "judge" not in sizes.parts else sizes.parts["judge"] * judge_dtype(device).itemsize
 

@@ -13,7 +13,7 @@ from bestofn.judge.calibration import read as read_calibration
 from bestofn.judge.interface import PointwiseJudge
 from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.judge.layout import PARTS
-from bestofn.judge.loader import JudgeFolderError, revision
+from bestofn.judge.loader import JudgeFolderError, flat_revision, revision
 from bestofn.judge.names import JudgeName, Kind, parse_name
 from bestofn.models import residency
 from bestofn.models.flops import TERA
@@ -54,7 +54,7 @@ class JudgeCheckpoint:
 
     def weight_bytes(self, device: torch.device) -> int:
         """Bytes of its weights on a device."""
-        return judge_bytes(self.path, device)
+        return judge_bytes(self.kind, self.path, device)
 
 
 def load_judge(name: str, device: torch.device, max_tiles: int | None = None) -> PointwiseJudge:
@@ -68,13 +68,19 @@ def load_judge(name: str, device: torch.device, max_tiles: int | None = None) ->
     Raises:
         JudgeFolderError: the folder does not hold a judge that this code can run.
     """
-    return Judge.load(Path(parse_name(name).place), device, judge_dtype(device), max_tiles)
+    parsed = parse_name(name)
+    folder, dtype = Path(parsed.place), judge_dtype(device, parsed.kind)
+    if parsed.kind == "vlm":
+        from bestofn.judge.vlm import VlmJudge
+
+        return VlmJudge.load(folder, device, dtype)
+    return Judge.load(folder, device, dtype, max_tiles)
 
 
 def find_judge(name: str, max_tiles: int | None = None) -> JudgeCheckpoint:
-    """A judge by name: "shapes" (the embedded one), a folder, or a hub name with @revision.
+    """A judge by name (`names.parse_name`): "shapes" (the embedded one), a folder, or a hub name with @revision.
 
-    Fewer tiles give other verdicts, so a limit is part of the revision.
+    Fewer tiles give other verdicts, so a limit is part of NVILA's revision.
 
     Raises:
         JudgeFolderError, CheckpointError: saying what was looked for and where.
@@ -84,36 +90,63 @@ def find_judge(name: str, max_tiles: int | None = None) -> JudgeCheckpoint:
             f"{name} compares two images and cannot judge one: use it as --pairwise-judge (BESTOFN_PAIRWISE_JUDGE) "
             "for finals, with a --judge that is shapes, a folder or a hub name"
         )
-    kind, place = (parsed := parse_name(name)).kind, parsed.place
-    folder = EMBEDDED if place == "shapes" else local_folder(place, "judge")
+    parsed = parse_name(name)
+    kind, repository = parsed.kind, parsed.place
+    max_tiles = max_tiles if kind == "vila" else None
+    folder = EMBEDDED if parsed.place == "shapes" else local_folder(parsed.place, "judge")
+    if folder is None:
+        repository, _, commit = parsed.place.partition("@")
+        say_licence(name)
+        folder = download(repository, commit or "main")
+        pinned = folder.name
+        _check_judge(kind, folder)
+    else:
+        _check_judge(kind, folder)
+        pinned = folder_revision(kind, folder)
     tiles = "" if max_tiles is None else f"+{max_tiles}-tiles"
-    if folder is not None:
-        _check_judge(folder)
-        return JudgeCheckpoint(kind, folder, Revision(name=place, revision=revision(folder) + tiles), max_tiles)
-    repository, _, commit = place.partition("@")
-    say_licence(name)
-    path = download(repository, commit or "main")
-    _check_judge(path)
-    return JudgeCheckpoint(kind, path, Revision(name=repository, revision=path.name + tiles), max_tiles)
+    return JudgeCheckpoint(
+        kind, folder, Revision(name=JudgeName(kind, repository).full, revision=pinned + tiles), max_tiles
+    )
 
 
-def _check_judge(folder: Path) -> None:
-    if not all((folder / part).is_dir() for part in PARTS):
+def folder_revision(kind: Kind, folder: Path) -> str:
+    """The revision of a judge in a folder: 12 hexadecimal digits over the files that decide a verdict."""
+    return revision(folder) if kind == "vila" else flat_revision(folder)
+
+
+def _check_judge(kind: Kind, folder: Path) -> None:
+    for part in judge_parts(kind, folder):
+        check_part(part)
+
+
+def judge_parts(kind: Kind, folder: Path) -> list[Path]:
+    """The folders of a judge's weights: NVILA's parts, or the folder itself.
+
+    Raises:
+        JudgeFolderError: the folder has another layout.
+    """
+    parts = [folder / part for part in PARTS] if kind == "vila" else [folder]
+    if kind == "vila" and not all(part.is_dir() for part in parts):
         raise JudgeFolderError(
-            f"{folder.absolute()} has not all of {', '.join(f'{part}/' for part in PARTS)}: not a VILA checkpoint"
+            f"{folder.absolute()} has not all of {', '.join(f'{part}/' for part in PARTS)}: not a VILA checkpoint. "
+            "Put vlm: or clip: before the name of another model"
         )
-    for part in PARTS:
-        check_part(folder / part)
+    if kind != "vila" and not (folder / "config.json").is_file():
+        raise JudgeFolderError(f"{folder.absolute()} has no config.json: not a model of transformers")
+    return parts
 
 
-def judge_bytes(folder: Path, device: torch.device) -> int:
-    """Bytes of the weights of an NVILA."""
-    return sum(residency.weight_bytes(folder / part, judge_dtype(device).itemsize) for part in PARTS)
+def judge_bytes(kind: Kind, folder: Path, device: torch.device) -> int:
+    """Bytes of a judge's weights on a device."""
+    itemsize = judge_dtype(device, kind).itemsize
+    return sum(residency.weight_bytes(part, itemsize) for part in judge_parts(kind, folder))
 
 
-def judge_dtype(device: torch.device) -> torch.dtype:
-    """float32 on a CPU; on a GPU float16, in which the published judge was made."""
-    return torch.float16 if device.type == "cuda" else torch.float32
+def judge_dtype(device: torch.device, kind: Kind = "vila") -> torch.dtype:
+    """float32 on a CPU. On a GPU float16 for NVILA, which was made in it; bfloat16 for others, which may overflow."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.float16 if kind == "vila" else torch.bfloat16
 
 
 def judge_info(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from bestofn.judge.names import parse_name
 from bestofn.models.hub import cached, is_hub_name
 from bestofn.models.lora import missing
 from bestofn.service.core.settings import Settings
@@ -20,7 +21,8 @@ def missing_weights(settings: Settings) -> list[str]:
 
 
 def _here(name: str) -> bool:
-    repository, _, revision = name.partition("@")
-    if not is_hub_name(repository) or Path(name).is_dir():
-        return True  # embedded or a folder: an error of these shows when they are loaded
+    place = parse_name(name).place
+    repository, _, revision = place.partition("@")
+    if not is_hub_name(repository) or Path(place).is_dir():
+        return True  # embedded, a folder or an address: an error of these shows when they are loaded
     return cached(repository, revision or "main") is not None

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from bestofn.judge.names import parse_name
 from bestofn.models.hub import is_hub_name
 
 _GEMMA_LINK = "https://ai.google.dev/gemma/terms"
@@ -59,13 +60,15 @@ _KNOWN: tuple[tuple[re.Pattern[str], str, tuple[str, str], tuple[Licence, ...]],
 
 
 def licences(name: str) -> tuple[Licence, ...]:
-    """What is known of a checkpoint's licences, by its name: "shapes", or a hub name with or without @revision.
+    """What is known of a checkpoint's licences, by its name: "shapes", or a hub name with or without @revision;
+    a judge's prefix does not count.
 
     Empty for a folder and for a repository that is not known here.
     """
-    if name == "shapes":
+    place = parse_name(name).place
+    if place == "shapes":
         return SHAPES
-    repository = name.partition("@")[0]
+    repository = place.partition("@")[0]
     if not is_hub_name(repository):
         return ()
     for pattern, part, (licence, means), others in _KNOWN:
@@ -79,8 +82,8 @@ def notice(name: str) -> str | None:
 
     It says as plainly when nothing is known.
     """
-    repository = name.partition("@")[0]
-    if name == "shapes" or not is_hub_name(repository):
+    repository = parse_name(name).place.partition("@")[0]
+    if repository == "shapes" or not is_hub_name(repository):
         return None
     known = licences(name)
     if not known:

@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from bestofn.judge.layout import PARTS
+from bestofn.judge.names import parse_name
 from bestofn.models.checkpoint import EMBEDDED
 from bestofn.models.errors import CheckpointError
 from bestofn.models.hub import cached, local_folder
 from bestofn.service.doctor.findings import Finding
 from bestofn.service.doctor.weights.generator_files import check_generator
 from bestofn.service.doctor.weights.judge_files import check_judge
+from bestofn.service.doctor.weights.part_files import weights
 from bestofn.service.host.packages import can_draw_here
 
 JUDGE = Path(__file__).resolve().parents[3] / "judge" / "weights" / "shapes"
@@ -22,8 +25,9 @@ def folders(name: str) -> list[Path]:
     """
     if name in EMBEDDED:
         return [EMBEDDED[name], JUDGE]
-    folder = local_folder(name, "checkpoint")
-    repository, _, revision = name.partition("@")
+    place = parse_name(name).place
+    folder = local_folder(place, "checkpoint")
+    repository, _, revision = place.partition("@")
     folder = folder or cached(repository, revision or "main")
     if folder is None:
         raise CheckpointError(f"{name} is not whole on this machine: `bestofn models download {name}` fetches it")
@@ -32,12 +36,16 @@ def folders(name: str) -> list[Path]:
 
 def check_files(folder: Path) -> Iterator[Finding]:
     """Findings on one folder, a generator's or a judge's, from configs, indexes and headers; needs no torch."""
+    if _is_flat(folder):
+        return weights(folder)
     return check_generator(folder) if _is_generator(folder) else check_judge(folder)
 
 
 def check(folder: Path) -> Iterator[Finding]:
     """`check_files`, and names and shapes of weights where torch is installed; no weight is read."""
     yield from check_files(folder)
+    if _is_flat(folder):
+        return  # transformers compares names and shapes when it loads
     if not can_draw_here():
         fix = "a worker checks them, or this command where 'bestofn[worker]' is installed"
         yield Finding("warn", "names", "names and shapes of weights are not checked here", fix)
@@ -45,6 +53,12 @@ def check(folder: Path) -> Iterator[Finding]:
     from bestofn.service.doctor.weights.keys import generator_keys, judge_keys
 
     yield from generator_keys(folder) if _is_generator(folder) else judge_keys(folder)
+
+
+def _is_flat(folder: Path) -> bool:
+    """Whether a folder has the layout of one model of transformers: a judge by vlm: or clip:."""
+    one = (folder / "config.json").exists() and not (folder / "model_index.json").exists()
+    return one and not any((folder / part).is_dir() for part in PARTS)
 
 
 def _is_generator(folder: Path) -> bool:

@@ -1,0 +1,72 @@
+"""What bestofn models inspect shows of a checkpoint: parts, storage, revision, defaults and a judge's template."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bestofn.service.core.errors import SetupError
+
+if TYPE_CHECKING:
+    from bestofn.service.engine.judge_loader import JudgeCheckpoint
+
+
+def about(name: str) -> dict[str, dict[str, Any]]:
+    """What there is under a name: a generator, a judge, or ("shapes") both."""
+    from bestofn.judge.loader import JudgeFolderError
+    from bestofn.models.checkpoint import Checkpoint
+    from bestofn.models.defaults import FOLDERS
+    from bestofn.models.errors import CheckpointError
+    from bestofn.service.engine.judge_loader import find_judge, judge_parts
+
+    found: dict[str, dict[str, Any]] = {}
+    reasons = []
+    try:
+        checkpoint = Checkpoint.resolve(name)
+        defaults = vars(checkpoint.call_defaults()).copy()
+        defaults["complex_human_instruction"] = f"{len(defaults['complex_human_instruction'])} lines"
+        parts = {part: _part(checkpoint.path / folder) for part, folder in FOLDERS.items()}
+        found["generator"] = {
+            "name": checkpoint.name,
+            "path": str(checkpoint.path),
+            "revision": checkpoint.revision,
+            "parts": parts,
+            "defaults": defaults,
+        }
+    except CheckpointError as error:
+        reasons.append(str(error))
+    try:
+        judge = find_judge(name)
+        found["judge"] = {
+            "name": judge.revision.name,
+            "path": str(judge.path),
+            "revision": judge.revision.revision,
+            "parts": {part.name: _part(part) for part in judge_parts(judge.kind, judge.path)},
+            **_asked(judge),
+        }
+    except (JudgeFolderError, CheckpointError) as error:
+        reasons.append(str(error))
+    if not found:
+        raise SetupError(f"{name} is neither a generator ({reasons[0]}) nor a judge ({reasons[1]})")
+    return found
+
+
+def _asked(judge: "JudgeCheckpoint") -> dict[str, str]:
+    """The text by which a vision-language model is asked, as its processor writes it."""
+    if judge.kind != "vlm":
+        return {}
+    from bestofn.judge.conversation import Conversation
+
+    return {"template": Conversation.read(judge.path).template}
+
+
+def _part(folder: Path) -> dict[str, Any]:
+    from bestofn.models.residency import stored_dtype, weight_bytes
+
+    config = jsonlib.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+    named = config.get("_class_name") or ", ".join(config.get("architectures") or []) or config.get("model_type", "")
+    return {
+        "class": named,
+        "parameters": weight_bytes(folder, 1),
+        "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        "dtype": stored_dtype(folder),
+    }
