@@ -19,6 +19,8 @@ from bestofn.service.pairwise.openai_judge import PREFIX, VisionJudge
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from bestofn.judge.calibration import Calibration
+
 EPILOG = """Examples:
 
 `bestofn rank "a red star left of a blue circle" a.png b.png c.png`
@@ -88,13 +90,15 @@ def rank(
 
     device = torch.device(devices(settings)[0])
     checkpoints = [find_judge(name, settings.judge_max_tiles) for name in names]
-    judging, *others = [one.load(device) for one in checkpoints]
+    calibrations: list[Calibration | None] = [None]
+    if len(names) > 1 or checkpoints[0].kind != "vila":  # one NVILA ranks by its logits alone
+        files = (settings.calibration, settings.second_calibration)
+        calibrations = [calibration_of(*one) for one in zip(checkpoints, files, strict=False)]
+    judging, *others = [one.load(device, fitted) for one, fitted in zip(checkpoints, calibrations, strict=True)]
     for name, one in zip(names, (judging, *others), strict=True):
         for word in one.unknown_words(prompt):
             say(f"warning: {name} has never learned the word {word}; it cannot judge what it means")
     batch, second = 1 if device.type == "cpu" else 8, others[0] if others else None
-    files = (settings.calibration, settings.second_calibration)[: 2 * len(others)]
-    calibrations = [calibration_of(*one) for one in zip(checkpoints, files, strict=False)]
     files_read = ImageFiles(images)
     verdicts, order, bracket = rank_images(judging, prompt, files_read, rule, batch, second, calibrations)
     places = {candidate: place + 1 for place, candidate in enumerate(order)}

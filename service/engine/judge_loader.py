@@ -48,22 +48,25 @@ class JudgeCheckpoint:
         """Name by which `load_judge` reads it."""
         return JudgeName(self.kind, str(self.path)).full
 
-    def load(self, device: torch.device) -> PointwiseJudge:
-        """Read it onto a device."""
-        return load_judge(self.full_name, device, self.max_tiles)
+    def load(self, device: torch.device, calibration: Calibration | None = None) -> PointwiseJudge:
+        """Read it onto a device; see `load_judge`."""
+        return load_judge(self.full_name, device, self.max_tiles, calibration)
 
     def weight_bytes(self, device: torch.device) -> int:
         """Bytes of its weights on a device."""
         return judge_bytes(self.kind, self.path, device)
 
 
-def load_judge(name: str, device: torch.device, max_tiles: int | None = None) -> PointwiseJudge:
+def load_judge(
+    name: str, device: torch.device, max_tiles: int | None = None, calibration: Calibration | None = None
+) -> PointwiseJudge:
     """A judge read onto a device.
 
     Args:
         name: `JudgeCheckpoint.full_name`.
         device: where it runs.
         max_tiles: maximum number of tiles that NVILA cuts an image into; None: its folder's.
+        calibration: decides which rewards of a judge without words are a yes.
 
     Raises:
         JudgeFolderError: the folder does not hold a judge that this code can run.
@@ -74,6 +77,10 @@ def load_judge(name: str, device: torch.device, max_tiles: int | None = None) ->
         from bestofn.judge.vlm import VlmJudge
 
         return VlmJudge.load(folder, device, dtype)
+    if parsed.kind == "clip":
+        from bestofn.judge.clip import ClipJudge
+
+        return ClipJudge.load(folder, device, dtype, calibration)
     return Judge.load(folder, device, dtype, max_tiles)
 
 

@@ -65,7 +65,10 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         reserved = checkpoint_work(checkpoint, place).reserved
         shared, budget = share_memory(generator_bytes(checkpoint, place, eight_bit), weights, memory, reserved)
         generator = Generator(checkpoint, place, memory_budget=budget, fp8_drafts=eight_bit, loras=loras)
-        load, *seconds = [partial(judge.load, place) for judge in judges]
+        files = (settings.calibration, settings.second_calibration)
+        calibrations = [calibration_of(*one) for one in zip(judges, files, strict=False)]
+        pairs = zip(judges, calibrations, strict=True)
+        load, *seconds = [partial(judge.load, place, calibration) for judge, calibration in pairs]
         residence = JudgeResidency(load, generator, shared=shared, load_second=seconds[0] if seconds else None)
         tokenizer = tokenizer_json(generator)
         info = model_info(generator, tokenizer, settings.max_size, eight_bit)
@@ -78,9 +81,8 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         )
         if sizes.parallel > 1:
             torch.set_num_threads(1)
-        files = (settings.calibration, settings.second_calibration)
         judge_infos = [
-            judge_info(residence.get(number), judge.revision, generator, calibration_of(judge, files[number]))
+            judge_info(residence.get(number), judge.revision, generator, calibrations[number])
             for number, judge in enumerate(judges)
         ]
         held = map(residence.get, range(len(judges)))

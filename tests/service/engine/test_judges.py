@@ -1,0 +1,72 @@
+"""An engine whose judge is not NVILA: jobs, sent images, rank and what the worker announces."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from transformers.utils import logging
+from typer.testing import CliRunner
+
+from bestofn.cli.main import program
+from bestofn.service.core.schemas import GenerateRequest
+from bestofn.service.core.settings import Settings
+from bestofn.service.engine.judge_loader import find_judge
+from bestofn.service.engine.loader import load_engine
+from bestofn.service.media.codec import decode
+from bestofn.service.worker.local import local_spec, run_local
+from tests.judge.tiny_models import make_clip, make_vlm
+
+PROMPT = "a photo of a red star"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=["vlm", "clip"])
+def name(request, tmp_path_factory):
+    logging.disable_progress_bar()
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "vlm":
+        make_vlm("internvl", folder)
+    else:
+        make_clip("clip", folder)
+        revision = find_judge(f"clip:{folder}").revision.revision
+        fitted = {"judge": revision, "temperature": 2.0, "bias": -1.0, "ceiling": 0.9}
+        (folder / "calibration.json").write_text(json.dumps(fitted))
+    return f"{request.param}:{folder}"
+
+
+@pytest.fixture(scope="module")
+def engine(name):
+    return load_engine(Settings(judge=name, threads=2, devices="cpu"))
+
+
+def test_a_job_is_judged_by_it(name, engine):
+    info = engine.judge_info
+    checkpoint = find_judge(name)
+    judge = checkpoint.load(CPU)
+    assert info.revision == checkpoint.revision
+    assert info.revision.name == name
+    assert info.tflops_per_forward == judge.flops(64, 64) / 1e12 > 0
+    assert (info.calibration is not None) == name.startswith("clip:")
+    assert (info.prompt_limit, len(engine.tokenizer_files)) == (None, 1)
+    spec = local_spec(GenerateRequest(prompt=PROMPT, num_samples=5, top_k=5, num_inference_steps=2), engine, Settings())
+    run = run_local(spec, engine)
+    verdicts = judge.judge([decode(run.images[i]) for i in range(5)], [PROMPT] * 5)
+    assert run.result.usage.judge_forwards == 5
+    for image in run.result.images:
+        expected = verdicts[image.candidate]
+        assert image.verdict.yes_logit == pytest.approx(expected.yes_logit, abs=1e-4)
+        assert image.verdict.no_logit == pytest.approx(expected.no_logit, abs=1e-4)
+
+
+def test_rank_uses_it(name, tmp_path):
+    files = []
+    for colour, size in (("red", (64, 64)), ("blue", (40, 64))):
+        files.append(str(tmp_path / f"{colour}.png"))
+        Image.new("RGB", size, colour).save(files[-1])
+    done = CliRunner().invoke(program, ["rank", PROMPT, *files, "--judge", name, "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["judge"]["name"] == name
+    margins = [one["verdict"]["yes_logit"] - one["verdict"]["no_logit"] for one in report["images"]]
+    assert report["images"][0]["rank"] == (1 if margins[0] >= margins[1] else 2)
