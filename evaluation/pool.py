@@ -29,6 +29,7 @@ from bestofn.models.generator import Generator
 from bestofn.models.sampling import generate
 from bestofn.models.shapes.evaluator import evaluate
 from bestofn.service.core.errors import SetupError
+from bestofn.service.core.settings import load_settings
 from bestofn.service.engine.judge_loader import load_judge
 
 CHUNK, BATCH = 32, 16
@@ -297,7 +298,7 @@ def _begin() -> None:
 def parts(model: str, judge: str, device: str) -> tuple[Generator, PointwiseJudge]:
     """Generator and judge on a device, once a process."""
     key = torch.device(device)
-    return Generator.load(model, key), load_judge(judge, key)
+    return Generator.load(model, key), load_judge(judge, key, key=load_settings().judge_api_key)
 
 
 def _draw(model: str, judge: str, device: str, task: Task, key: ChunkKey) -> Chunk:

@@ -23,6 +23,7 @@ from bestofn.judge.interface import PointwiseJudge
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.generator import Generator
 from bestofn.models.sampling import generate
+from bestofn.service.core.settings import load_settings
 from bestofn.service.engine.judge_loader import find_judge
 from bestofn.service.host.cgroups import cores
 
@@ -49,14 +50,14 @@ class Evaluation:
             ValueError: the pool there was filled from something else.
             ModelError, JudgeFolderError: a checkpoint is not as needed.
         """
-        checkpoint, judging = Checkpoint.resolve(model), find_judge(judge)
+        checkpoint, judging = Checkpoint.resolve(model), find_judge(judge, key=load_settings().judge_api_key)
         device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
         source = Source(
-            str(checkpoint.path), checkpoint.revision, judging.full_name, judging.revision.revision, tasks, device
+            str(checkpoint.path), checkpoint.revision, judging.name.full, judging.revision.revision, tasks, device
         )
         pool = Pool(out / "pool.jsonl", source)
-        file = judging.path / calibrations.FILE
-        fitted = calibrations.read(file) if file.is_file() else None
+        file = judging.file
+        fitted = calibrations.read(file) if file is not None and file.is_file() else None
         return cls(pool, *parts(source.model, source.judge, device), fitted)
 
     @property

@@ -14,11 +14,9 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+from bestofn.judge.interface import QUESTION
 from bestofn.judge.loader import read_json
 from bestofn.judge.pairwise import without_control_tokens
-
-QUESTION = 'Does this image show "{prompt}"? Look at its objects, their number, colours and places. Answer yes or no.'
-ANSWERS = ("yes", "no")
 
 
 class Conversation:

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
     from bestofn.judge.preprocess import ImageLike
 
+QUESTION = 'Does this image show "{prompt}"? Look at its objects, their number, colours and places. Answer yes or no.'
+"""The question to models that were not made to judge."""
+
+WORDS = ("yes", "no")
+
 
 class PointwiseJudge(Protocol):
     """A judge of one image and one prompt; a subclass writes `ask`, `verdict` and `flops`.

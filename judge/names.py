@@ -6,6 +6,10 @@ from typing import Literal
 Kind = Literal["vila", "vlm", "clip", "openai", "http"]
 
 
+ADDRESSES: tuple[Kind, ...] = ("openai", "http")
+"""Kinds whose weights are on another machine, or in another process."""
+
+
 @dataclass(frozen=True, slots=True)
 class JudgeName:
     """A judge's name in its two parts.
@@ -21,7 +25,7 @@ class JudgeName:
     @property
     def local(self) -> bool:
         """Whether the weights are read on this machine."""
-        return self.kind in ("vila", "vlm", "clip")
+        return self.kind not in ADDRESSES
 
     @property
     def full(self) -> str:

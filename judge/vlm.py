@@ -16,8 +16,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText
 
-from bestofn.judge.conversation import ANSWERS, Conversation
-from bestofn.judge.interface import PointwiseJudge, pil_images
+from bestofn.judge.conversation import Conversation
+from bestofn.judge.interface import WORDS, PointwiseJudge, pil_images
 from bestofn.judge.loader import JudgeFolderError, pretrained
 from bestofn.judge.preprocess import ImageLike
 from bestofn.judge.verdict import BROKEN, Answer, Verdict
@@ -49,7 +49,7 @@ class VlmJudge(PointwiseJudge):
         self.dtype = dtype
         takes = inspect.signature(model.forward).parameters
         self._options = {name: value for name, value in (("logits_to_keep", 1), ("use_cache", False)) if name in takes}
-        self._words = [torch.tensor(conversation.spellings(answer), device=device) for answer in ANSWERS]
+        self._words = [torch.tensor(conversation.spellings(answer), device=device) for answer in WORDS]
         self._counted: dict[tuple[int, int], tuple[int, int]] = {}
         self._lock = threading.Lock()
 

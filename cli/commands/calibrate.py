@@ -69,7 +69,7 @@ def calibrate(
     from bestofn.training.judge.calibration_fit import calibrate as fit
 
     settings = load_settings(judge=judge)
-    checkpoint = find_judge(settings.judge, settings.judge_max_tiles)
+    checkpoint = find_judge(settings.judge, settings.judge_max_tiles, settings.judge_api_key)
     if settings.judge_max_tiles is not None and out is None:
         raise SetupError(
             f"name a file with --out: the one in the judge's folder is not for {settings.judge_max_tiles} tiles"
@@ -77,7 +77,9 @@ def calibrate(
     revision = checkpoint.revision
     if isinstance(read, LabelledPool) and read.judge != revision.revision:
         raise SetupError(f"{labels} was judged by revision {read.judge}, and {revision.name} is {revision.revision}")
-    file = out or checkpoint.path / FILE
+    file = out or checkpoint.file
+    if file is None:
+        raise SetupError(f"{revision.name} has no folder on this machine: name the file to write with --out")
     if out is None and file.exists():
         raise SetupError(f"{revision.name} has a calibration, {file}: name another file, or that one, with --out")
     if isinstance(read, LabelledPool):

@@ -2,12 +2,11 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bestofn.judge.names import JudgeName
 from bestofn.service.core.errors import SetupError
-
-if TYPE_CHECKING:
-    from bestofn.service.engine.judge_loader import JudgeCheckpoint
+from bestofn.service.core.settings import load_settings
 
 
 def about(name: str) -> dict[str, dict[str, Any]]:
@@ -35,13 +34,14 @@ def about(name: str) -> dict[str, dict[str, Any]]:
     except CheckpointError as error:
         reasons.append(str(error))
     try:
-        judge = find_judge(name)
+        judge = find_judge(name, key=load_settings().judge_api_key)
+        folders = [] if judge.path is None else judge_parts(judge.name.kind, judge.path)
         found["judge"] = {
             "name": judge.revision.name,
-            "path": str(judge.path),
+            "path": judge.name.place,
             "revision": judge.revision.revision,
-            "parts": {part.name: _part(part) for part in judge_parts(judge.kind, judge.path)},
-            **_asked(judge),
+            "parts": {part.name: _part(part) for part in folders},
+            **_asked(judge.name),
         }
     except (JudgeFolderError, CheckpointError) as error:
         reasons.append(str(error))
@@ -50,13 +50,13 @@ def about(name: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _asked(judge: "JudgeCheckpoint") -> dict[str, str]:
+def _asked(judge: JudgeName) -> dict[str, str]:
     """The text by which a vision-language model is asked, as its processor writes it."""
     if judge.kind != "vlm":
         return {}
     from bestofn.judge.conversation import Conversation
 
-    return {"template": Conversation.read(judge.path).template}
+    return {"template": Conversation.read(Path(judge.place)).template}
 
 
 def _part(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from bestofn.judge.pairwise import Played, ranking
 from bestofn.judge.verdict import Rule, Verdict
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, load_settings
-from bestofn.service.pairwise.openai_judge import PREFIX, VisionJudge
+from bestofn.service.pairwise.calls import PREFIX
+from bestofn.service.pairwise.openai_judge import VisionJudge
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +59,8 @@ def rank(
     The judge runs in this process, or with --server on a server's workers, which do not say the number of tiles.
 
     A judge openai:ADDRESS#MODEL compares two images at a time, in both orders. If the orders disagree, the image that
-    is named earlier goes on. BESTOFN_PAIRWISE_API_KEY is its key. Images and PROMPT are sent to its server.
+    is named earlier goes on. BESTOFN_PAIRWISE_API_KEY is its key. With --rule it judges each image, as an http address
+    does, with BESTOFN_JUDGE_API_KEY. Images and PROMPT are sent to its server.
     """
     if not prompt.strip():
         raise typer.BadParameter("the prompt is blank")
@@ -68,9 +70,7 @@ def rank(
         _report(_judged_there(server, prompt, images, judge, rule, second_judge), json=json)
         return
     settings = load_settings(judge=judge, second_judge=second_judge)
-    if settings.judge.startswith(PREFIX):
-        if rule is not None or second_judge is not None:
-            raise typer.BadParameter("--rule compares verdicts, and this judge gives none; leave it out")
+    if settings.judge.startswith(PREFIX) and rule is None and second_judge is None:
         _compare(settings, prompt, images, json=json)
         return
     rule = rule or (Rule.LOWER_BOUND if second_judge else Rule.MARGIN)
@@ -89,9 +89,9 @@ def rank(
     from bestofn.service.engine.loader import devices
 
     device = torch.device(devices(settings)[0])
-    checkpoints = [find_judge(name, settings.judge_max_tiles) for name in names]
+    checkpoints = [find_judge(name, settings.judge_max_tiles, settings.judge_api_key) for name in names]
     calibrations: list[Calibration | None] = [None]
-    if len(names) > 1 or checkpoints[0].kind != "vila":  # one NVILA ranks by its logits alone
+    if len(names) > 1 or checkpoints[0].name.kind != "vila":  # one NVILA ranks by its logits alone
         files = (settings.calibration, settings.second_calibration)
         calibrations = [calibration_of(*one) for one in zip(checkpoints, files, strict=False)]
     judging, *others = [one.load(device, fitted) for one, fitted in zip(checkpoints, calibrations, strict=True)]

@@ -141,7 +141,12 @@ class Settings(BaseSettings):
         "",
         description="LoRAs of the model, by commas: files, folders or hub names with @revision, each with =strength.",
     )
-    judge: str = Field("shapes", description="shapes, a folder, or a hub name with @revision.")
+    judge: str = Field(
+        "shapes",
+        description="shapes, a folder, or a hub name with @revision, of NVILA; of others after vlm: or clip:. Or an "
+        "address: openai:<address>#<model>, http://<host>/score.",
+    )
+    judge_api_key: str | None = Field(None, description="API key of the server of a judge that is an address.")
     second_judge: str | None = Field(
         None, description="Second judge for jobs with rule lower_bound, named as `judge`; none if unset."
     )

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bestofn.judge.names import JudgeName, Kind, parse_name
+from bestofn.judge.names import ADDRESSES, JudgeName, Kind, parse_name
 from bestofn.models.errors import CheckpointError
 from bestofn.models.hub import cached, is_hub_name
 from bestofn.models.lora import Lora, listed, missing, split_strength
+from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 from bestofn.service.doctor.findings import Finding, State
 from bestofn.service.doctor.published_sizes import published
@@ -46,7 +47,7 @@ def checkpoints(settings: Settings) -> Iterator[Finding]:
     second = (("second judge", settings.second_judge),) if settings.second_judge else ()
     for kind, name in (("model", settings.model), ("judge", settings.judge), *second):
         if can_draw_here():
-            yield from _found(kind, locate(name, kind != "model"))
+            yield from _found(kind, locate(name, kind != "model", settings.judge_api_key))
         known = licences(name)
         for licence in known:
             where = f" ({licence.link})" if licence.link else ""
@@ -103,14 +104,21 @@ def disk(settings: Settings) -> Iterator[Finding]:
         yield from _hub(settings)
 
 
-def locate(name: str, judge: bool = False) -> Located:
-    """A checkpoint by name, without asking the network for it."""
+def locate(name: str, judge: bool = False, key: str | None = None) -> Located:
+    """A checkpoint by name, without asking the network for it, except a judge's own server, which gets `key`."""
     from bestofn.judge.judge import EMBEDDED as EMBEDDED_JUDGE
     from bestofn.models.checkpoint import EMBEDDED, folder_revision
     from bestofn.service.engine.judge_loader import folder_revision as judge_revision
 
     parsed = parse_name(name) if judge else None
     kind, place = (None, name) if parsed is None else (parsed.kind, parsed.place)
+    if parsed is not None and not parsed.local:
+        from bestofn.service.pairwise.remote_judges import find_remote
+
+        try:
+            return Located(name, None, find_remote(parsed, key).revision, kind=kind)
+        except SetupError as error:
+            return Located(name, None, broken=(error.detail,), kind=kind)
     folder = Path(place).expanduser()
     if place == "shapes":
         folder = EMBEDDED[place] if kind is None else EMBEDDED_JUDGE
@@ -131,12 +139,14 @@ def locate(name: str, judge: bool = False) -> Located:
 def _judges(settings: Settings) -> list[Located]:
     """The judge, and the second one where there is one."""
     names = [settings.judge, *([settings.second_judge] if settings.second_judge else [])]
-    return [locate(name, judge=True) for name in names]
+    return [locate(name, judge=True, key=settings.judge_api_key) for name in names]
 
 
 def _found(kind: str, place: Located) -> Iterator[Finding]:
     if place.path is None and place.broken:
         yield Finding("fail", kind, f"{place.name}: {place.broken[0]}", "name one that is there")
+    elif place.kind in ADDRESSES:
+        yield Finding("ok", kind, f"{place.name}, revision {place.revision}, behind an address")
     elif place.path is None:
         sizes = published(place.name)
         size = f", {sizes.download / 1e9:.1f} GB to download" if sizes else ""
@@ -193,7 +203,7 @@ def _hub(settings: Settings) -> Iterator[Finding]:
     from huggingface_hub import constants
 
     places = [locate(settings.model), *_judges(settings)]
-    missing = [place for place in places if place.path is None and not place.broken]
+    missing = [one for one in places if one.path is None and not one.broken and one.kind not in ADDRESSES]
     sizes = [sizes.download for place in missing if (sizes := published(place.name)) is not None]
     cache = Path(constants.HF_HUB_CACHE)
     free = shutil.disk_usage(_existing(cache)).free

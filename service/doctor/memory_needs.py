@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from bestofn.judge.names import ADDRESSES
 from bestofn.kernels.fp8 import EIGHT_BITS
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.defaults import FOLDERS, part_dtypes
@@ -53,6 +54,8 @@ def _judge(place: Located, device: torch.device) -> int | None:
     """Bytes of the judge's weights."""
     if place.broken:
         return None
+    if place.kind in ADDRESSES:
+        return 0
     if place.path is not None:
         return judge_bytes(place.kind or "vila", place.path, device)
     sizes = published(place.name)

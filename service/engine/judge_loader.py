@@ -24,7 +24,6 @@ from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
 from bestofn.service.core.workers import JudgeInfo, PromptLimit
 from bestofn.service.host.licences import notice
-from bestofn.service.pairwise.openai_judge import PREFIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,46 +31,60 @@ class JudgeCheckpoint:
     """A judge that was found and pinned, and is not loaded yet.
 
     Attributes:
-        kind: which code runs it.
-        path: folder of its weights on this machine.
+        name: which code runs it, and its folder on this machine or its address.
         revision: as workers announce it.
         max_tiles: maximum number of tiles that NVILA cuts an image into; None: its folder's.
+        key: API key of its server.
     """
 
-    kind: Kind
-    path: Path
+    name: JudgeName
     revision: Revision
     max_tiles: int | None = None
+    key: str | None = None
 
     @property
-    def full_name(self) -> str:
-        """Name by which `load_judge` reads it."""
-        return JudgeName(self.kind, str(self.path)).full
+    def path(self) -> Path | None:
+        """Folder of its weights; None: it is behind an address."""
+        return Path(self.name.place) if self.name.local else None
+
+    @property
+    def file(self) -> Path | None:
+        """Calibration file in its folder."""
+        return None if self.path is None else self.path / CALIBRATION
 
     def load(self, device: torch.device, calibration: Calibration | None = None) -> PointwiseJudge:
         """Read it onto a device; see `load_judge`."""
-        return load_judge(self.full_name, device, self.max_tiles, calibration)
+        return load_judge(self.name.full, device, self.max_tiles, calibration, self.key)
 
     def weight_bytes(self, device: torch.device) -> int:
         """Bytes of its weights on a device."""
-        return judge_bytes(self.kind, self.path, device)
+        return 0 if self.path is None else judge_bytes(self.name.kind, self.path, device)
 
 
 def load_judge(
-    name: str, device: torch.device, max_tiles: int | None = None, calibration: Calibration | None = None
+    name: str,
+    device: torch.device,
+    max_tiles: int | None = None,
+    calibration: Calibration | None = None,
+    key: str | None = None,
 ) -> PointwiseJudge:
     """A judge read onto a device.
 
     Args:
-        name: `JudgeCheckpoint.full_name`.
+        name: `JudgeCheckpoint.name.full`.
         device: where it runs.
         max_tiles: maximum number of tiles that NVILA cuts an image into; None: its folder's.
         calibration: decides which rewards of a judge without words are a yes.
+        key: API key of the judge's server.
 
     Raises:
         JudgeFolderError: the folder does not hold a judge that this code can run.
     """
     parsed = parse_name(name)
+    if not parsed.local:
+        from bestofn.service.pairwise.remote_judges import load_remote
+
+        return load_remote(parsed, key, calibration)
     folder, dtype = Path(parsed.place), judge_dtype(device, parsed.kind)
     if parsed.kind == "vlm":
         from bestofn.judge.vlm import VlmJudge
@@ -84,20 +97,21 @@ def load_judge(
     return Judge.load(folder, device, dtype, max_tiles)
 
 
-def find_judge(name: str, max_tiles: int | None = None) -> JudgeCheckpoint:
-    """A judge by name (`names.parse_name`): "shapes" (the embedded one), a folder, or a hub name with @revision.
+def find_judge(name: str, max_tiles: int | None = None, key: str | None = None) -> JudgeCheckpoint:
+    """A judge by name (`names.parse_name`): "shapes" (the embedded one), a folder, a hub name with
+    @revision, or an address, whose server gets `key`.
 
     Fewer tiles give other verdicts, so a limit is part of NVILA's revision.
 
     Raises:
         JudgeFolderError, CheckpointError: saying what was looked for and where.
+        SetupError: the server of an address does not answer.
     """
-    if name.startswith(PREFIX):
-        raise JudgeFolderError(
-            f"{name} compares two images and cannot judge one: use it as --pairwise-judge (BESTOFN_PAIRWISE_JUDGE) "
-            "for finals, with a --judge that is shapes, a folder or a hub name"
-        )
     parsed = parse_name(name)
+    if not parsed.local:
+        from bestofn.service.pairwise.remote_judges import find_remote
+
+        return JudgeCheckpoint(parsed, find_remote(parsed, key), key=key)
     kind, repository = parsed.kind, parsed.place
     max_tiles = max_tiles if kind == "vila" else None
     folder = EMBEDDED if parsed.place == "shapes" else local_folder(parsed.place, "judge")
@@ -111,9 +125,8 @@ def find_judge(name: str, max_tiles: int | None = None) -> JudgeCheckpoint:
         _check_judge(kind, folder)
         pinned = folder_revision(kind, folder)
     tiles = "" if max_tiles is None else f"+{max_tiles}-tiles"
-    return JudgeCheckpoint(
-        kind, folder, Revision(name=JudgeName(kind, repository).full, revision=pinned + tiles), max_tiles
-    )
+    found = Revision(name=JudgeName(kind, repository).full, revision=pinned + tiles)
+    return JudgeCheckpoint(JudgeName(kind, str(folder)), found, max_tiles)
 
 
 def folder_revision(kind: Kind, folder: Path) -> str:
@@ -184,8 +197,8 @@ def calibration_of(judge: JudgeCheckpoint, file: Path | None) -> Calibration | N
     Raises:
         SetupError: the file does not exist, or holds no calibration of this judge.
     """
-    path = file or judge.path / CALIBRATION
-    if file is None and (judge.max_tiles is not None or not path.is_file()):
+    path = file or judge.file
+    if path is None or (file is None and (judge.max_tiles is not None or not path.is_file())):
         return None
     try:
         return read_calibration(path, judge.revision.revision)

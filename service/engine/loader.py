@@ -58,7 +58,7 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         say_licence(settings.model)
         checkpoint, loras = Checkpoint.resolve(settings.model), [Lora.resolve(text) for text in listed(settings.lora)]
         names = [settings.judge, *([settings.second_judge] if settings.second_judge else [])]
-        judges = [find_judge(name, settings.judge_max_tiles) for name in names]
+        judges = [find_judge(name, settings.judge_max_tiles, settings.judge_api_key) for name in names]
         memory = residency.memory_bytes(place)
         weights = sum(judge.weight_bytes(place) for judge in judges)
         eight_bit = settings.fp8_drafts

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bestofn.judge.calibration import bounded
-from bestofn.judge.verdict import Verdict
+from bestofn.judge.verdict import BROKEN, Verdict
 from bestofn.models.defaults import Flops
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
@@ -250,6 +250,11 @@ class Postprocess:
                 name = spec.judges[look.judge][0].name
                 work.warn(f"prompt: the judge {name} has never learned the words {', '.join(unknown[:12])}")
             verdict = judge.verdict(row)
+            if verdict is BROKEN and not work.note_unsound(item.candidate, "the judge gave no verdict", look.draft):
+                yield HeatFailed(
+                    *item.owner, "the judge gave no verdict on any candidate: the worker's log has the cause"
+                )
+                continue
             if item.first is not None:
                 verdict = bounded(item.first, verdict, (spec.calibration, spec.second_calibration))
             elif len(spec.judges) > 1 and not look.draft:

@@ -70,7 +70,7 @@ def recovered(work: Path, layers: int) -> Path:
 def sampled(folder: Path, layers: int) -> None:
     """A pool of a checkpoint's candidates, as `bestofn eval` draws them."""
     checkpoint, judge = Checkpoint.resolve(str(folder)), find_judge("shapes")
-    source = Source(str(checkpoint.path), checkpoint.revision, judge.full_name, judge.revision.revision, benchmark())
+    source = Source(str(checkpoint.path), checkpoint.revision, judge.name.full, judge.revision.revision, benchmark())
     request = SampleRequest(SamplingConfig(FULL), SAMPLES, numbers(PER_CATEGORY))
     Pool(HERE / f"layers-{layers}.jsonl", source).fill(
         [request], 1, lambda done, total: say(layers, f"{done} of {total} chunks")

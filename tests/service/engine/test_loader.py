@@ -58,8 +58,9 @@ def test_judges_by_name(tmp_path):
         find_judge(str(tmp_path))
     with pytest.raises(ValueError, match="a hub name looks like owner/name@revision"):
         find_judge("./nowhere")
-    with pytest.raises(ValueError, match="use it as --pairwise-judge"):
-        find_judge("openai:http://127.0.0.1:9/v1#looker")
+    assert find_judge(f"vila:{JUDGE}").revision == judge.revision
+    with pytest.raises(SetupError, match="a judge is openai:<address>#<model>"):
+        find_judge("openai:looker")
 
 
 def test_fewer_tiles_are_another_revision_of_the_judge():

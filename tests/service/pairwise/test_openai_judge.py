@@ -9,8 +9,9 @@ from PIL import Image
 from bestofn.judge.pairwise import Rounds, ranking
 from bestofn.service.core.errors import JudgeAway, SetupError
 from bestofn.service.media.codec import encode
-from bestofn.service.pairwise import openai_judge
-from bestofn.service.pairwise.openai_judge import LONG_SIDE, VisionJudge, parse_address
+from bestofn.service.pairwise import calls
+from bestofn.service.pairwise.calls import LONG_SIDE, parse_address
+from bestofn.service.pairwise.openai_judge import VisionJudge
 from tests.service.pairwise.vision_server import KEY, Vision, vision_server
 
 
@@ -106,7 +107,7 @@ def test_a_body_that_harms_its_reader_is_a_judge_that_is_away(
     for name, value in trouble.items():
         setattr(vision, name, value)
     if vision.mode == "dripping":
-        monkeypatch.setattr(openai_judge, "CALL_SECONDS", 0.5)
+        monkeypatch.setattr(calls, "CALL_SECONDS", 0.5)
     with pytest.raises(JudgeAway) as error:
         play(vision, attempts=1)
     assert said in error.value.detail

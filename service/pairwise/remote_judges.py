@@ -1,0 +1,216 @@
+"""Pointwise judges behind an address: an OpenAI-compatible server, or a score server with a small JSON protocol.
+
+The prompt and the image leave this machine. Score protocol: GET answers `{"name": TEXT, "revision": TEXT}`; POST of
+`{"prompt": TEXT, "image": BASE64_OF_PNG}` answers `{"yes": LOGIT, "no": LOGIT}` or `{"reward": NUMBER}`.
+"""
+
+import asyncio
+import base64
+import hashlib
+import math
+import re
+import threading
+from abc import abstractmethod
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from functools import cache
+from typing import Any, TypeVar
+
+import structlog
+import torch
+from PIL import Image
+
+from bestofn.judge.calibration import Calibration
+from bestofn.judge.interface import QUESTION, WORDS, PointwiseJudge, pil_images, reward_verdict
+from bestofn.judge.names import JudgeName
+from bestofn.judge.pairwise import without_control_tokens
+from bestofn.judge.preprocess import ImageLike
+from bestofn.judge.verdict import BROKEN, Answer, Verdict
+from bestofn.service.core.errors import JudgeAway, SetupError
+from bestofn.service.core.jobs import Revision
+from bestofn.service.media.codec import encode
+from bestofn.service.pairwise.calls import Calls, ChatServer, first_token, image_url, parse_address, web_address
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+KEY = "BESTOFN_JUDGE_API_KEY"
+VERDICT_SECONDS = 30.0  # less than the time after which an engine counts as stalled
+ATTEMPTS = 3
+TOP_LOGPROBS = 20  # the most that OpenAI's API allows
+_NAME = re.compile(r"[\w./:@+-]{1,100}")
+
+
+class RemoteJudge(PointwiseJudge):
+    """A judge behind an address; every verdict is one call, and the calls of an `ask` run together.
+
+    A call that fails, or takes longer than VERDICT_SECONDS, gives no verdict, and a warning in the log.
+    """
+
+    max_batch = 1
+
+    def __init__(self, calls: Calls) -> None:
+        """
+        Args:
+            calls: to the server.
+        """
+        self.device = torch.device("cpu")
+        self.dtype = torch.float32
+        self.calls = calls
+
+    def ask(
+        self,
+        images: Sequence[ImageLike] | torch.Tensor,
+        prompts: Sequence[str],
+        *,
+        one_tile: bool = False,
+        non_blocking: bool = False,
+    ) -> list[Future[Verdict]]:
+        """As `PointwiseJudge.ask`; the calls have begun."""
+        if len(images) != len(prompts):
+            raise ValueError(f"each image needs its prompt, got {len(images)} images and {len(prompts)} prompts")
+        pairs = zip(pil_images(images), prompts, strict=True)
+        return [asyncio.run_coroutine_threadsafe(self._bounded(*pair), _loop()) for pair in pairs]
+
+    def verdict(self, row: Future[Verdict]) -> Verdict:
+        """The verdict of one call, or none."""
+        try:
+            return row.result()
+        except JudgeAway as error:
+            log.warning("no verdict", error=error.quiet)
+        except TimeoutError:
+            log.warning("no verdict", error=f"the judge did not answer within {VERDICT_SECONDS:.0f} s")
+        return BROKEN
+
+    def flops(self, width: int, height: int, prompt: str = "", *, one_tile: bool = False) -> int:
+        """0: nothing is computed here."""
+        return 0
+
+    async def _bounded(self, image: Image.Image, prompt: str) -> Verdict:
+        async with asyncio.timeout(VERDICT_SECONDS), self.calls.room:
+            return await self._verdict(image, prompt)
+
+    @abstractmethod
+    async def _verdict(self, image: Image.Image, prompt: str) -> Verdict:
+        """One call. Raises JudgeAway."""
+
+
+class OpenAIJudge(RemoteJudge):
+    """A vision-language model behind an OpenAI-compatible server, by the log-probabilities of its first token."""
+
+    calls: ChatServer
+
+    async def _verdict(self, image: Image.Image, prompt: str) -> Verdict:
+        question = QUESTION.replace("{prompt}", without_control_tokens(prompt))
+        shown = {"type": "image_url", "image_url": {"url": await asyncio.to_thread(image_url, image)}}
+        reply = await self.calls.ask([{"role": "user", "content": [shown, {"type": "text", "text": question}]}])
+        try:
+            logprobs = first_token(reply.json()["choices"][0])
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise self.calls.away(
+                "answered with something else than a chat completion", "is it an OpenAI API?"
+            ) from error
+        if not logprobs:
+            raise self.calls.away("returns no log-probabilities", "choose a server or a model that does")
+        return first_token_verdict(logprobs)
+
+
+class ScoreJudge(RemoteJudge):
+    """A score server (module docstring); it runs whatever pins other versions than this process."""
+
+    def __init__(self, calls: Calls, url: str, calibration: Calibration | None) -> None:
+        """
+        Args:
+            calls: to the server.
+            url: its address.
+            calibration: decides which rewards are a yes.
+        """
+        super().__init__(calls)
+        self._url = url
+        self._calibration = calibration
+
+    async def _verdict(self, image: Image.Image, prompt: str) -> Verdict:
+        file = await asyncio.to_thread(encode, image, "png")
+        body = {"prompt": prompt, "image": base64.b64encode(file).decode()}
+        reply = await self.calls.send("POST", self._url, lambda: body)
+        try:
+            fields = reply.json()
+            if "reward" in fields:
+                return reward_verdict(float(fields["reward"]), self._calibration)
+            yes, no = float(fields["yes"]), float(fields["no"])
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise self.calls.away('answered neither {"yes": .., "no": ..} nor {"reward": ..}', "see its log") from error
+        return Verdict("yes" if yes > no else "no", yes, no) if math.isfinite(yes - no) else BROKEN
+
+
+def first_token_verdict(logprobs: dict[str, float]) -> Verdict:
+    """The verdict in the likeliest first tokens: each word's probability is summed over its spellings.
+
+    A word that is not among them counts as the least likely that is; if both are not, there is no verdict.
+    """
+    least = min(logprobs.values())
+    found: dict[str, list[float]] = {word: [] for word in WORDS}
+    other = -math.inf
+    for token, logprob in logprobs.items():
+        word = token.strip("\u0120\u2581 \n").lower()
+        if word in found:
+            found[word].append(logprob)
+        else:
+            other = max(other, logprob)
+    if not any(found.values()):
+        return BROKEN
+    yes, no = (math.log(sum(map(math.exp, found[word] or [least]))) for word in WORDS)
+    answer: Answer = "yes" if yes > no else "no"
+    return Verdict(answer if max(yes, no) >= other else "other", yes, no)
+
+
+def find_remote(name: JudgeName, key: str | None) -> Revision:
+    """The revision of a judge behind an address; a score server is asked for it.
+
+    An OpenAI-compatible server does not say which weights it runs: the hash of address and model counts.
+
+    Raises:
+        SetupError: the name is no address, or the server does not answer as expected.
+    """
+    if name.kind == "openai":
+        address = parse_address(name.full, "judge", KEY)
+        return Revision(name=f"openai:{address.model}", revision=hashlib.sha256(name.place.encode()).hexdigest()[:12])
+    url = web_address(name.place)
+    if url is None or url.userinfo:
+        raise SetupError(f"a judge's address is like http://host:8001/score, without a password, got {name.place!r}")
+    calls = _score_calls(name.place, key)
+    reply = _run(calls.send("GET", name.place))
+    try:
+        fields = reply.json()
+        known, revision = str(fields["name"]), str(fields["revision"])
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise calls.away('answered GET without {"name": .., "revision": ..}', "correct the server") from error
+    if not (_NAME.fullmatch(known) and _NAME.fullmatch(revision)):
+        raise calls.away(f"has the name {known[:40]!r}, revision {revision[:40]!r}", "use letters, digits and ./:@+-")
+    return Revision(name=f"http:{known}", revision=revision)
+
+
+@cache
+def load_remote(name: JudgeName, key: str | None, calibration: Calibration | None) -> RemoteJudge:
+    """The judge behind an address, one for each process."""
+    if name.kind == "openai":
+        address = parse_address(name.full, "judge", KEY)
+        return OpenAIJudge(ChatServer(address, "judge", KEY, key, ATTEMPTS, 1, TOP_LOGPROBS))
+    return ScoreJudge(_score_calls(name.place, key), name.place, calibration)
+
+
+def _score_calls(url: str, key: str | None) -> Calls:
+    unknown = f"set {KEY} to a key that it knows"
+    return Calls(f"the judge at {url}", {401: unknown, 403: unknown, 404: "correct the address"}, key, ATTEMPTS)
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The event loop of all calls, in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="judge calls", daemon=True).start()
+    return loop
+
+
+def _run(call: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run_coroutine_threadsafe(call, _loop()).result()

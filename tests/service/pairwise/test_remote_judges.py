@@ -1,0 +1,178 @@
+"""Judges behind an address: an OpenAI-compatible server's first token, and the score server of the examples."""
+
+import base64
+import io
+import json
+import math
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bestofn.judge.verdict import BROKEN
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.schemas import GenerateRequest
+from bestofn.service.core.settings import Settings
+from bestofn.service.doctor.checkpoints import checkpoints, locate
+from bestofn.service.doctor.memory_needs import needs
+from bestofn.service.engine.judge_loader import find_judge
+from bestofn.service.engine.loader import load_engine
+from bestofn.service.pairwise.remote_judges import first_token_verdict
+from bestofn.service.worker.local import local_spec, run_local
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "score_server.py"
+RED, BLUE = (Image.new("RGB", (64, 48), colour) for colour in ("red", "blue"))
+CPU = torch.device("cpu")
+PROMPT = "a photo of a red circle"
+
+
+@dataclass
+class Looker:
+    """An OpenAI-compatible server that answers yes about red images.
+
+    Attributes:
+        answers: "logprobs", "text" (none are returned), "thoughts" (neither word among them) or "garbage".
+        refuses: image sides whose calls get a 400.
+        asked: prompts of the calls.
+    """
+
+    url: str = ""
+    answers: str = "logprobs"
+    refuses: set[tuple[int, int]] = field(default_factory=set)
+    asked: list[str] = field(default_factory=list)
+
+    def answer(self, body: dict[str, Any]) -> tuple[int, Any]:
+        picture, question = body["messages"][0]["content"]
+        data = base64.b64decode(picture["image_url"]["url"].partition(",")[2])
+        with Image.open(io.BytesIO(data)) as image:
+            red, _, blue = np.asarray(image.convert("RGB")).reshape(-1, 3).mean(0)
+            if image.size in self.refuses:
+                return 400, {"error": "not this one"}
+        self.asked.append(question["text"])
+        if self.answers == "garbage":
+            return 200, ["what?"]
+        p = 1 / (1 + math.exp((float(blue) - float(red)) / 64))
+        spelled = {"Yes": 0.6 * p, " yes": 0.4 * p, "No": 1 - p}
+        if self.answers == "thoughts":
+            spelled = {"<think>": 0.9, "The": 0.1}
+        top = [{"token": token, "logprob": math.log(max(p, 1e-9))} for token, p in spelled.items()]
+        told = None if self.answers == "text" else {"content": [{"token": "Yes", "top_logprobs": top}]}
+        message = {"role": "assistant", "content": "Yes"}
+        return 200, {"choices": [{"message": message, "logprobs": told, "finish_reason": "length"}]}
+
+
+@pytest.fixture
+def looker() -> Iterator[Looker]:
+    state = Looker()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            status, reply = state.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            data = json.dumps(reply).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def handle(self) -> None:
+            with suppress(ConnectionError):
+                super().handle()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        state.url = f"openai:http://127.0.0.1:{server.server_port}/v1#looker"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield state
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def score_server() -> Iterator[str]:
+    """The address of the example, as it stands."""
+    process = subprocess.Popen(
+        [sys.executable, str(EXAMPLE), "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().split()[-1]
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def test_first_tokens_probabilities_are_summed_over_spellings(looker: Looker) -> None:
+    found = find_judge(looker.url)
+    assert (found.revision.name, found.path, len(found.revision.revision)) == ("openai:looker", None, 12)
+    judge = found.load(CPU)
+    yes, no = judge.judge([RED, np.asarray(BLUE)], [PROMPT, "a <|im_end|> circle"])
+    assert (yes.answer, no.answer) == ("yes", "no")
+    assert yes.margin == pytest.approx(255 / 64, abs=0.1)  # of JPEG's colours
+    assert no.margin == pytest.approx(-255 / 64, abs=0.1)
+    assert sorted("< |im_end|>" in question for question in looker.asked) == [False, True]
+
+
+@pytest.mark.parametrize("answers", ["text", "thoughts", "garbage"])
+def test_an_answer_that_cannot_be_read_is_no_verdict(looker: Looker, answers: str) -> None:
+    looker.answers = answers
+    assert find_judge(looker.url).load(CPU).judge([RED], [PROMPT]) == [BROKEN]
+
+
+def test_a_word_that_is_missing_is_at_most_as_likely_as_the_least() -> None:
+    verdict = first_token_verdict({"yes": math.log(0.5), "Maybe": math.log(0.3), "So": math.log(0.1)})
+    assert (verdict.answer, verdict.margin) == ("yes", pytest.approx(math.log(5)))
+    assert first_token_verdict({"Maybe": -0.1, "no": -3.0}).answer == "other"
+
+
+def test_the_score_server_of_the_examples_judges_a_job(score_server: str) -> None:
+    engine = load_engine(Settings(judge=score_server, threads=1, devices="cpu"))
+    assert (engine.judge_info.revision.name, engine.judge_info.revision.revision) == ("http:redness", "1")
+    judge = find_judge(score_server).load(CPU)
+    assert judge.judge([RED, BLUE], [PROMPT] * 2)[0].margin == pytest.approx(255 / 32)
+    spec = local_spec(GenerateRequest(prompt=PROMPT, num_samples=4, num_inference_steps=2), engine, Settings())
+    result = run_local(spec, engine).result
+    margins = {one.index: one.verdict.yes_logit - one.verdict.no_logit for one in result.candidates}
+    assert result.images[0].candidate == max(margins, key=lambda index: margins[index])
+    place = locate(score_server, judge=True)
+    assert needs(locate("shapes"), [place], CPU) is not None
+    said = [one.found for one in checkpoints(Settings(judge=score_server)) if one.what == "judge"]
+    assert said == [f"{score_server}, revision 1, behind an address"]
+
+
+def test_a_judge_that_answers_about_none_fails_the_job(looker: Looker) -> None:
+    engine = load_engine(Settings(judge=looker.url, threads=1, devices="cpu"))
+    looker.refuses = {(64, 64)}
+    spec = local_spec(GenerateRequest(prompt=PROMPT, num_samples=2, num_inference_steps=2), engine, Settings())
+    failed = run_local(spec, engine).result
+    assert (failed.status, failed.error) == (
+        "failed",
+        "the judge gave no verdict on any candidate: the worker's log has the cause",
+    )
+
+
+def test_addresses_that_cannot_be_asked_are_refused() -> None:
+    with pytest.raises(SetupError, match="a judge is openai:<address>#<model>, such as"):
+        find_judge("openai:http://127.0.0.1:9/v1")
+    with pytest.raises(SetupError, match="without a password"):
+        find_judge("http://user:secret@127.0.0.1:9/score")
+    with pytest.raises(SetupError, match="cannot be reached"):
+        find_judge("http://127.0.0.1:9/score")
+    assert locate("http://127.0.0.1:9/score", judge=True).broken
