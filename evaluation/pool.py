@@ -1,7 +1,6 @@
 """The pool of an evaluation: prompts x seeds x steps -> verdict and evaluator's word, a line a chunk, resumable.
 
-Everything that is compared is replayed from one pool, so that all strategies see the same candidates. A file can grow:
-more samples, more steps, previews; what it holds is never drawn again.
+All strategies are replayed from one pool, and so see the same candidates. What a file holds is never drawn again.
 """
 
 import contextlib
@@ -297,8 +296,8 @@ def _begin() -> None:
 @cache
 def parts(model: str, judge: str, device: str) -> tuple[Generator, PointwiseJudge]:
     """Generator and judge on a device, once a process."""
-    key = torch.device(device)
-    return Generator.load(model, key), load_judge(judge, key, key=load_settings().judge_api_key)
+    there, key = torch.device(device), load_settings().judge_api_key
+    return Generator.load(model, there), load_judge(judge, there, key=key)
 
 
 def _draw(model: str, judge: str, device: str, task: Task, key: ChunkKey) -> Chunk:

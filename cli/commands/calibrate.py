@@ -39,7 +39,8 @@ def calibrate(
         ),
     ],
     judge: Annotated[
-        str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.", show_default="shapes")
+        str | None,
+        typer.Option(help="shapes, a folder, a hub name@revision, or another judge.", show_default="shapes"),
     ] = None,
     out: Annotated[
         Path | None,

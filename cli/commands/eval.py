@@ -46,7 +46,9 @@ def evaluate(
     replay: Annotated[bool, typer.Option("--replay", help="Draw and judge nothing: report from the pool.")] = False,
     processes: Annotated[int | None, typer.Option(min=1, help="One thread each.", show_default="all cores")] = None,
     model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name.", show_default="shapes")] = None,
-    judge: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name.", show_default="shapes")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="shapes, a folder, a hub name, or another judge.", show_default="shapes")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda:0.", show_default="a GPU if there is one")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:

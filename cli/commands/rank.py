@@ -40,7 +40,7 @@ def rank(
     judge: Annotated[
         str | None,
         typer.Option(
-            help="shapes, a folder, a hub name with @revision, or openai:ADDRESS#MODEL, which compares.",
+            help="shapes, a folder, a hub name with @revision, another judge, or openai:ADDRESS#MODEL, which compares.",
             show_default="shapes",
         ),
     ] = None,

@@ -33,7 +33,10 @@ def worker(
     model: Annotated[
         str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.", show_default="shapes")
     ] = None,
-    judge: Annotated[str | None, typer.Option(help="As --model, for the judge.", show_default="shapes")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="As --model, or vlm:, clip:, openai: or http (docs/guide/judges.md).", show_default="shapes"),
+    ] = None,
     second_judge: Annotated[
         str | None, typer.Option(metavar="JUDGE", help="As --judge: another one, for jobs with rule lower_bound.")
     ] = None,

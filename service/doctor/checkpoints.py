@@ -113,10 +113,15 @@ def locate(name: str, judge: bool = False, key: str | None = None) -> Located:
     parsed = parse_name(name) if judge else None
     kind, place = (None, name) if parsed is None else (parsed.kind, parsed.place)
     if parsed is not None and not parsed.local:
+        import torch
+
+        from bestofn.service.engine.judge_loader import load_judge
         from bestofn.service.pairwise.remote_judges import find_remote
 
         try:
-            return Located(name, None, find_remote(parsed, key).revision, kind=kind)
+            found = find_remote(parsed, key).revision
+            load_judge(parsed.full, torch.device("cpu"), key=key)  # with its start-up test
+            return Located(name, None, found, kind=kind)
         except SetupError as error:
             return Located(name, None, broken=(error.detail,), kind=kind)
     folder = Path(place).expanduser()

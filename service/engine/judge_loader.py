@@ -15,6 +15,7 @@ from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.judge.layout import PARTS
 from bestofn.judge.loader import JudgeFolderError, flat_revision, revision
 from bestofn.judge.names import JudgeName, Kind, parse_name
+from bestofn.judge.self_test import self_test
 from bestofn.models import residency
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
@@ -24,6 +25,13 @@ from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
 from bestofn.service.core.workers import JudgeInfo, PromptLimit
 from bestofn.service.host.licences import notice
+
+_FIXES: dict[Kind, str] = {
+    "vlm": "`bestofn models inspect` shows its template; put another `question` into its bestofn.json",
+    "clip": "Take another model",
+    "openai": "Take a model that reads images, answers yes or no at once and returns log-probabilities",
+    "http": "Correct the score server, whose log may say more",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +87,20 @@ def load_judge(
 
     Raises:
         JudgeFolderError: the folder does not hold a judge that this code can run.
+        SetupError: the judge fails its start-up test. NVILA, whose question and template are its own, has none.
     """
     parsed = parse_name(name)
+    if parsed.kind == "vila":
+        return Judge.load(Path(parsed.place), device, judge_dtype(device), max_tiles)
+    judge = _load_other(parsed, device, calibration, key)
+    if (fault := self_test(judge)) is not None:
+        raise SetupError(f"the judge {name} fails its start-up test: {fault}. {_FIXES[parsed.kind]}")
+    return judge
+
+
+def _load_other(
+    parsed: JudgeName, device: torch.device, calibration: Calibration | None, key: str | None
+) -> PointwiseJudge:
     if not parsed.local:
         from bestofn.service.pairwise.remote_judges import load_remote
 
@@ -90,11 +110,9 @@ def load_judge(
         from bestofn.judge.vlm import VlmJudge
 
         return VlmJudge.load(folder, device, dtype)
-    if parsed.kind == "clip":
-        from bestofn.judge.clip import ClipJudge
+    from bestofn.judge.clip import ClipJudge
 
-        return ClipJudge.load(folder, device, dtype, calibration)
-    return Judge.load(folder, device, dtype, max_tiles)
+    return ClipJudge.load(folder, device, dtype, calibration)
 
 
 def find_judge(name: str, max_tiles: int | None = None, key: str | None = None) -> JudgeCheckpoint:

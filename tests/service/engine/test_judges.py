@@ -9,6 +9,7 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 from bestofn.cli.main import program
+from bestofn.service.core.errors import SetupError
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.judge_loader import find_judge
@@ -21,18 +22,31 @@ PROMPT = "a photo of a red star"
 CPU = torch.device("cpu")
 
 
+def random_judge(kind, root, *, passes):
+    """The name of the first random model that passes its start-up test, or fails it; one of two does."""
+    logging.disable_progress_bar()
+    for seed in range(20):
+        folder = root / f"{kind}-{seed}"
+        name = f"{kind}:{make_vlm('internvl', folder, seed) if kind == 'vlm' else make_clip('clip', folder, seed)}"
+        try:
+            find_judge(name).load(CPU)
+        except SetupError:
+            if not passes:
+                return name
+        else:
+            if passes:
+                return name
+    raise AssertionError("none of 20")
+
+
 @pytest.fixture(scope="module", params=["vlm", "clip"])
 def name(request, tmp_path_factory):
-    logging.disable_progress_bar()
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "vlm":
-        make_vlm("internvl", folder)
-    else:
-        make_clip("clip", folder)
-        revision = find_judge(f"clip:{folder}").revision.revision
-        fitted = {"judge": revision, "temperature": 2.0, "bias": -1.0, "ceiling": 0.9}
-        (folder / "calibration.json").write_text(json.dumps(fitted))
-    return f"{request.param}:{folder}"
+    name = random_judge(request.param, tmp_path_factory.mktemp("judges"), passes=True)
+    if request.param == "clip":
+        found = find_judge(name)
+        fitted = {"judge": found.revision.revision, "temperature": 2.0, "bias": -1.0, "ceiling": 0.9}
+        found.file.write_text(json.dumps(fitted))
+    return name
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +71,12 @@ def test_a_job_is_judged_by_it(name, engine):
         expected = verdicts[image.candidate]
         assert image.verdict.yes_logit == pytest.approx(expected.yes_logit, abs=1e-4)
         assert image.verdict.no_logit == pytest.approx(expected.no_logit, abs=1e-4)
+
+
+def test_a_judge_that_fails_its_start_up_test_is_refused(tmp_path):
+    name = random_judge("vlm", tmp_path, passes=False)
+    with pytest.raises(SetupError, match=r"start-up test: a red circle gets .*`bestofn models inspect` shows"):
+        load_engine(Settings(judge=name, threads=1, devices="cpu"))
 
 
 def test_rank_uses_it(name, tmp_path):

@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from bestofn.cli.main import program
 from bestofn.judge.verdict import BROKEN
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.schemas import GenerateRequest
@@ -123,6 +125,7 @@ def test_first_tokens_probabilities_are_summed_over_spellings(looker: Looker) ->
     found = find_judge(looker.url)
     assert (found.revision.name, found.path, len(found.revision.revision)) == ("openai:looker", None, 12)
     judge = found.load(CPU)
+    looker.asked.clear()  # of its start-up test
     yes, no = judge.judge([RED, np.asarray(BLUE)], [PROMPT, "a <|im_end|> circle"])
     assert (yes.answer, no.answer) == ("yes", "no")
     assert yes.margin == pytest.approx(255 / 64, abs=0.1)  # of JPEG's colours
@@ -132,8 +135,11 @@ def test_first_tokens_probabilities_are_summed_over_spellings(looker: Looker) ->
 
 @pytest.mark.parametrize("answers", ["text", "thoughts", "garbage"])
 def test_an_answer_that_cannot_be_read_is_no_verdict(looker: Looker, answers: str) -> None:
+    judge = find_judge(looker.url).load(CPU)
     looker.answers = answers
-    assert find_judge(looker.url).load(CPU).judge([RED], [PROMPT]) == [BROKEN]
+    assert judge.judge([RED], [PROMPT])[0] is BROKEN
+    with pytest.raises(SetupError, match=r"it gives no verdict\. Take a model that reads images, answers yes or no"):
+        find_judge(looker.url).load(CPU)
 
 
 def test_a_word_that_is_missing_is_at_most_as_likely_as_the_least() -> None:
@@ -176,3 +182,13 @@ def test_addresses_that_cannot_be_asked_are_refused() -> None:
     with pytest.raises(SetupError, match="cannot be reached"):
         find_judge("http://127.0.0.1:9/score")
     assert locate("http://127.0.0.1:9/score", judge=True).broken
+
+
+def test_rank_judges_each_image_where_a_rule_is_given(looker: Looker, tmp_path: Path) -> None:
+    files = [str(tmp_path / name) for name in ("blue.png", "red.png")]
+    for file, image in zip(files, (BLUE, RED), strict=True):
+        image.save(file)
+    done = CliRunner().invoke(program, ["rank", PROMPT, *files, "--judge", looker.url, "--rule", "official", "--json"])
+    assert done.exit_code == 0, done.output
+    ranked = [(one["rank"], one["verdict"]["answer"]) for one in json.loads(done.stdout)["images"]]
+    assert ranked == [(2, "no"), (1, "yes")]
