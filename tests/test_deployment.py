@@ -17,6 +17,7 @@ from bestofn.service.api.key_file import new_key
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 from tests.hub import COMMIT, hub
+from tests.judge.tiny_models import make_vlm
 
 ROOT = Path(__file__).parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -239,20 +240,23 @@ def test_weights_that_workers_would_refuse_are_named_after_their_download(tmp_pa
 
 
 def test_weights_are_fetched_with_their_licences_and_found_again_without_a_network(tmp_path: Path) -> None:
-    model, judge, second = (f"Efficient-Large-Model/{name}-test" for name in ("SANA", "NVILA", "NVILA-second"))
-    weights = dict.fromkeys((judge, second), ROOT / "judge" / "weights" / "shapes")
-    weights[model] = ROOT / "models" / "weights" / "shapes"
+    model, judge = (f"Efficient-Large-Model/{name}-test" for name in ("SANA", "NVILA"))
+    second = "vlm:owner/looker"
+    weights = {judge: ROOT / "judge" / "weights" / "shapes", model: ROOT / "models" / "weights" / "shapes"}
+    weights["owner/looker"] = make_vlm("paligemma", tmp_path / "looker")
     named = {"BESTOFN_MODEL": f"{model}@main", "BESTOFN_JUDGE": judge, "BESTOFN_SECOND_JUDGE": second}
     assert named.keys() <= SERVICES["weights"]["environment"].keys()
     command = [sys.executable, "-P", "-m", "bestofn.cli", *SERVICES["weights"]["command"]]
 
     def download(address: str, *names: str, **more: str) -> "subprocess.CompletedProcess[str]":
-        env = {**os.environ, **named, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", **more}
+        env = {**os.environ, **named, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        env |= more
         return subprocess.run([*command, *names], env=env, check=True, capture_output=True, text=True)
 
     with hub(weights) as address:
         first = download(address)
     assert first.stdout.split() == [f"{name}@{COMMIT}" for name in (model, judge, second)]
+    assert "owner/looker: its licence is not known" in first.stderr
     assert first.stderr.index("Gemma Terms of Use") < first.stderr.index("GiB to fetch")
     again = download(address, BESTOFN_SECOND_JUDGE="")
     assert again.stdout.split() == first.stdout.split()[:2]
