@@ -15,7 +15,7 @@ from bestofn.cli.commands.checkpoint_facts import about as facts_of
 from bestofn.cli.commands.checkpoint_files import add_to as add_files
 from bestofn.cli.commands.checkpoint_files import check_fetched
 from bestofn.cli.console import err, say
-from bestofn.judge.names import JudgeName, parse_name
+from bestofn.judge.names import JudgeName, members, parse_name
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import load_settings
 
@@ -94,8 +94,8 @@ def download(
     if not names:
         for name in missing(settings.lora):
             say(f"{name}: {Lora.resolve(name).file}")
-    deployed = (settings.model, settings.judge, settings.second_judge)
-    names = names or list(dict.fromkeys(filter(None, deployed)))
+    judges = [name for each in (settings.judge, settings.second_judge) if each for _, name in members(each)]
+    names = names or list(dict.fromkeys((settings.model, *judges)))
     wanted = [name for name in names if notice(name) is not None]
     for name in wanted:
         say(str(notice(name)))

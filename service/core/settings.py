@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     judge: str = Field(
         "shapes",
         description="shapes, a folder, or a hub name with @revision, of NVILA; of others after vlm: or clip:. Or an "
-        "address: openai:<address>#<model>, http://<host>/score.",
+        "address: openai:<address>#<model>, http://<host>/score. `A + 0.5*B` is a weighted mean of judges.",
     )
     judge_api_key: str | None = Field(None, description="API key of the server of a judge that is an address.")
     second_judge: str | None = Field(

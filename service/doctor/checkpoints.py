@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bestofn.judge.names import ADDRESSES, JudgeName, Kind, parse_name
+from bestofn.judge.names import ADDRESSES, JudgeName, Kind, members, parse_name
 from bestofn.models.errors import CheckpointError
 from bestofn.models.hub import cached, is_hub_name
 from bestofn.models.lora import Lora, listed, missing, split_strength
@@ -44,8 +44,9 @@ class Located:
 
 def checkpoints(settings: Settings) -> Iterator[Finding]:
     """Where model and judges are, whether they are whole, what they weigh, and their licences."""
-    second = (("second judge", settings.second_judge),) if settings.second_judge else ()
-    for kind, name in (("model", settings.model), ("judge", settings.judge), *second):
+    named = (("judge", settings.judge), ("second judge", settings.second_judge))
+    judges = [(kind, name) for kind, each in named if each for _, name in members(each)]
+    for kind, name in (("model", settings.model), *judges):
         if can_draw_here():
             yield from _found(kind, locate(name, kind != "model", settings.judge_api_key))
         known = licences(name)
@@ -142,9 +143,9 @@ def locate(name: str, judge: bool = False, key: str | None = None) -> Located:
 
 
 def _judges(settings: Settings) -> list[Located]:
-    """The judge, and the second one where there is one."""
+    """The judge, and the second one where there is one; each judge of a mixture."""
     names = [settings.judge, *([settings.second_judge] if settings.second_judge else [])]
-    return [locate(name, judge=True, key=settings.judge_api_key) for name in names]
+    return [locate(name, judge=True, key=settings.judge_api_key) for each in names for _, name in members(each)]
 
 
 def _found(kind: str, place: Located) -> Iterator[Finding]:

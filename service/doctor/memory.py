@@ -19,7 +19,7 @@ class Needs:
 
     Attributes:
         parts: weights of text_encoder, transformer and decoder.
-        judges: weights of the judge, and of a second one.
+        judges: weights of the judge, or of each in a mixture, and of a second one.
         work: of one row, one prompt and one image.
         rows: of a candidate: two with guidance.
         tflops: of one row's forward.
@@ -135,7 +135,8 @@ def plan(needs: Needs, memory: int, device: str, slots: int | None = None) -> Me
 
 def _judges(needs: Needs) -> dict[str, int]:
     """The judges by name, and what they weigh."""
-    return dict(zip(("judge", "second_judge"), needs.judges, strict=False))
+    more = (f"judge_{number}" for number in range(3, len(needs.judges) + 1))
+    return dict(zip(("judge", "second_judge", *more), needs.judges, strict=False))
 
 
 def findings(needs: Needs, memory: int, free: int, device: str, slots: int | None = None) -> Iterator[Finding]:

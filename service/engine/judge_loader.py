@@ -14,7 +14,8 @@ from bestofn.judge.interface import PointwiseJudge
 from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.judge.layout import PARTS
 from bestofn.judge.loader import JudgeFolderError, flat_revision, revision
-from bestofn.judge.names import JudgeName, Kind, parse_name
+from bestofn.judge.mixture import Member, MixtureJudge
+from bestofn.judge.names import PLUS, JudgeName, Kind, members, parse_name
 from bestofn.judge.self_test import self_test
 from bestofn.models import residency
 from bestofn.models.flops import TERA
@@ -66,7 +67,8 @@ class JudgeCheckpoint:
 
     def weight_bytes(self, device: torch.device) -> int:
         """Bytes of its weights on a device."""
-        return 0 if self.path is None else judge_bytes(self.name.kind, self.path, device)
+        each = (parse_name(name) for _, name in members(self.name.full))
+        return sum(judge_bytes(one.kind, Path(one.place), device) for one in each if one.local)
 
 
 def load_judge(
@@ -92,6 +94,14 @@ def load_judge(
     parsed = parse_name(name)
     if parsed.kind == "vila":
         return Judge.load(Path(parsed.place), device, judge_dtype(device), max_tiles)
+    if parsed.kind == "mixture":
+        return MixtureJudge(
+            [
+                Member(load_judge(one, device, max_tiles, fitted, key), weight, fitted)
+                for weight, one in members(name)
+                for fitted in [_calibration_within(one, max_tiles)]
+            ]
+        )
     judge = _load_other(parsed, device, calibration, key)
     if (fault := self_test(judge)) is not None:
         raise SetupError(f"the judge {name} fails its start-up test: {fault}. {_FIXES[parsed.kind]}")
@@ -126,6 +136,8 @@ def find_judge(name: str, max_tiles: int | None = None, key: str | None = None) 
         SetupError: the server of an address does not answer.
     """
     parsed = parse_name(name)
+    if parsed.kind == "mixture":
+        return _find_mixture(name, max_tiles, key)
     if not parsed.local:
         from bestofn.service.pairwise.remote_judges import find_remote
 
@@ -145,6 +157,30 @@ def find_judge(name: str, max_tiles: int | None = None, key: str | None = None) 
     tiles = "" if max_tiles is None else f"+{max_tiles}-tiles"
     found = Revision(name=JudgeName(kind, repository).full, revision=pinned + tiles)
     return JudgeCheckpoint(JudgeName(kind, str(folder)), found, max_tiles)
+
+
+def _find_mixture(name: str, max_tiles: int | None, key: str | None) -> JudgeCheckpoint:
+    """A mixture (`names.members`), whose revision depends on all that its verdicts do."""
+    weights, names = zip(*members(name), strict=True)
+    if min(weights) <= 0:
+        raise SetupError(f"the weights of the judges {name!r} must be above 0, got {min(weights):g}")
+    found = [find_judge(one, max_tiles, key) for one in names]
+    fitted = [calibration_of(one, None) for one in found]
+    parts = [(weight, one.revision.revision, repr(c)) for weight, one, c in zip(weights, found, fitted, strict=True)]
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    shown, places = (
+        PLUS.join(f"{weight:g}*{one}" for weight, one in zip(weights, texts, strict=True))
+        for texts in ([one.revision.name for one in found], [one.name.full for one in found])
+    )
+    return JudgeCheckpoint(JudgeName("mixture", places), Revision(name=shown, revision=digest), max_tiles, key)
+
+
+def _calibration_within(name: str, max_tiles: int | None) -> Calibration | None:
+    """The calibration in the folder of a judge that `find_judge` found, as `calibration_of`."""
+    parsed = parse_name(name)
+    file = Path(parsed.place) / CALIBRATION
+    tiled = parsed.kind == "vila" and max_tiles is not None
+    return read_calibration(file) if parsed.local and not tiled and file.is_file() else None
 
 
 def folder_revision(kind: Kind, folder: Path) -> str:

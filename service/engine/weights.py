@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bestofn.judge.names import parse_name
+from bestofn.judge.names import members, parse_name
 from bestofn.models.hub import cached, is_hub_name
 from bestofn.models.lora import missing
 from bestofn.service.core.settings import Settings
@@ -16,7 +16,8 @@ def missing_weights(settings: Settings) -> list[str]:
     """
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    named = dict.fromkeys(filter(None, (settings.model, settings.judge, settings.second_judge)))
+    judges = [name for each in (settings.judge, settings.second_judge) if each for _, name in members(each)]
+    named = dict.fromkeys((settings.model, *judges))
     return [*(name for name in named if not _here(name)), *missing(settings.lora)] if HF_HUB_OFFLINE else []
 
 

@@ -9,10 +9,12 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 from bestofn.cli.main import program
+from bestofn.judge.mixture import mixed
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
-from bestofn.service.engine.judge_loader import find_judge
+from bestofn.service.doctor.checkpoints import checkpoints
+from bestofn.service.engine.judge_loader import calibration_of, find_judge
 from bestofn.service.engine.loader import load_engine
 from bestofn.service.media.codec import decode
 from bestofn.service.worker.local import local_spec, run_local
@@ -90,3 +92,24 @@ def test_rank_uses_it(name, tmp_path):
     assert report["judge"]["name"] == name
     margins = [one["verdict"]["yes_logit"] - one["verdict"]["no_logit"] for one in report["images"]]
     assert report["images"][0]["rank"] == (1 if margins[0] >= margins[1] else 2)
+
+
+def test_a_mixture_is_a_judge_too(name, tmp_path):
+    mixture = f"shapes + 0.5*{name}"
+    found = find_judge(mixture)
+    assert found.revision.name == f"1*shapes + 0.5*{name}"
+    assert found.revision != find_judge(f"shapes + 0.25*{name}").revision
+    alone = [find_judge(one) for one in ("shapes", name)]
+    assert found.weight_bytes(CPU) == sum(one.weight_bytes(CPU) for one in alone)
+    engine = load_engine(Settings(judge=mixture, threads=1, devices="cpu"))
+    spec = local_spec(GenerateRequest(prompt=PROMPT, num_samples=3, top_k=3, num_inference_steps=2), engine, Settings())
+    run = run_local(spec, engine)
+    for image in run.result.images:
+        shown = [decode(run.images[image.candidate])]
+        verdicts = [one.load(CPU).judge(shown, [PROMPT])[0] for one in alone]
+        expected = mixed(verdicts, (1, 0.5), [calibration_of(one, None) for one in alone])
+        assert image.verdict.yes_logit == pytest.approx(expected.yes_logit, abs=1e-3)
+    judges = [one.found for one in checkpoints(Settings(judge=mixture)) if one.what == "judge"]
+    assert [alone[i].revision.revision in judges[i] for i in (0, 1)] == [True, True]
+    with pytest.raises(SetupError, match="must be above 0, got 0"):
+        find_judge(f"shapes + 0*{name}")
