@@ -107,8 +107,7 @@ def share_right(world: World, model: SanaTransformer2DModel) -> float:
     """Share of images that the exact evaluator accepts: every kind of object, seeds that are always the same."""
     specs = [single(*kind) for kind in KINDS for _ in range(PICTURES)]
     seeds = [seed for _ in KINDS for seed in range(PICTURES)]
-    parts = replace(world.parts, transformer=model)
-    images = sample(parts, [spec.prompt for spec in specs], seeds, *DEFAULTS).numpy()
+    images = sample(replace(world.parts, transformer=model), [spec.prompt for spec in specs], seeds, *DEFAULTS).numpy()
     return float(np.mean([evaluate(image, spec).correct for image, spec in zip(images, specs, strict=True)]))
 
 
