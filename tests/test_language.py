@@ -27,6 +27,7 @@ MAX_WORDS = 25
 AVOIDED = re.compile(
     r"\b(told|tells|whoever|whom|nobody|stands|beside|anew|so many|lacks|hears|goes by|is due|are due)\b", re.IGNORECASE
 )
+PRONOUNS = ("it", "they", "this", "what", "whatever", "who")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
 
@@ -71,6 +72,13 @@ def test_text_has_none_of_the_avoided_words(file: Path) -> None:
     texts = strings(source) if file.suffix == ".py" else enumerate(source.splitlines(), 1)
     found = [f"line {line}: {match.group(0)!r}" for line, text in texts for match in AVOIDED.finditer(text)]
     assert not found, f"{name(file)} uses words that CONTRIBUTING.md rules out: {'; '.join(found)}"
+
+
+def test_names_of_tests_have_no_avoided_word_and_begin_with_no_pronoun() -> None:
+    texts = [file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py")]
+    names = [name for text in texts for name in re.findall(r"^(?:async )?def test_(\w+)", text, re.MULTILINE)]
+    avoided = [one for one in names if AVOIDED.search(one.replace("_", " ")) or one.split("_")[0] in PRONOUNS]
+    assert not avoided, f"rename to test_<unit>_<condition>_<result>: {', '.join(avoided)}"
 
 
 @pytest.mark.parametrize("file", [*CODE, *PAGES], ids=name)

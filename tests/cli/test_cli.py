@@ -85,7 +85,7 @@ def test_json_is_the_result_and_nothing_else(served: Any, run: Run, tmp_path: Pa
     assert err.count("\n") == 1
 
 
-def test_a_image_tells_how_it_was_made_and_is_drawn_again(served: Any, run: Run, tmp_path: Path) -> None:
+def test_inspect_shows_how_an_image_was_made_and_generate_draws_it_again(served: Any, run: Run, tmp_path: Path) -> None:
     server = {"BESTOFN_SERVER": served.url}
     options = ("-n", "8", "--steps", "3", "--guidance", "2.5", "--size", "96x32", "--negative", "blur")
     assert run("generate", "a star \x1b[31m", *options, "-o", "best.webp", **server)[0] == 0
@@ -123,7 +123,7 @@ def test_a_prompt_that_was_left_out_is_asked_for(served: Any, run: Run, tmp_path
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "best.png").read_bytes()
 
 
-def test_images_of_others_are_told_apart(run: Run, tmp_path: Path) -> None:
+def test_inspect_of_other_programs_images_names_the_program(run: Run, tmp_path: Path) -> None:
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("parameters", "a star\nSteps: 20")
     Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=chunks)
@@ -246,7 +246,7 @@ NO_PICTURES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("data", "said"), NO_PICTURES.values(), ids=NO_PICTURES.keys())
-def test_what_is_no_image_is_not_judged(data: bytes, said: str, run: Run, tmp_path: Path) -> None:
+def test_rank_of_a_file_that_is_no_image_is_refused(data: bytes, said: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(data)
     status, out, err = run("rank", "a star", "p.png")
     assert (status, out) == (1, "")
@@ -444,7 +444,7 @@ def test_a_job_that_may_stop_says_why_it_ended_and_how_sure_it_is(served: Any, r
     assert "bestofn calibrate" in err
 
 
-def test_what_the_server_refuses_is_said(served: Any, run: Run) -> None:
+def test_generate_that_the_server_refuses_prints_the_reason(served: Any, run: Run) -> None:
     status, _, err = run("generate", FAILS, "-n", "1", "--server", served.url)
     assert status == 1
     assert "failed: the prompt asked for it" in err

@@ -328,7 +328,7 @@ def test_images_close_to_n_show_no_choice():
     assert with_little_choice(strategies, 1) == []
 
 
-def test_what_the_efforts_are_on_fresh_candidates_is_what_the_page_says():
+def test_efforts_on_fresh_candidates_are_the_figures_of_the_page():
     script = SCALING / "confirm.py"
     rows = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True).stdout.splitlines()
     page = (SCALING / "README.md").read_text()

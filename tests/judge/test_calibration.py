@@ -62,7 +62,7 @@ def test_a_judge_that_is_wrong_way_round_is_refused():
         calibrate([[(math.nan, True)]])
 
 
-def test_what_a_verdict_promises():
+def test_calibrated_verdict_promises_its_probability():
     yes = Verdict("yes", 3.0, 1.0)
     assert probability(yes, None) == yes.p_yes
     assert probability(yes, TRUE) == pytest.approx(0.94 / (1 + math.exp(-(2 / 2.5 - 0.8))))

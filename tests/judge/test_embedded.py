@@ -19,7 +19,7 @@ def judge() -> Judge:
     return Judge.load()
 
 
-def test_it_is_small_and_knows_its_world() -> None:
+def test_embedded_judge_is_small_and_knows_its_world() -> None:
     size = sum(path.stat().st_size for path in EMBEDDED.rglob("*") if path.is_file())
     assert size < 15 * 2**20
     assert judge().known_words == known_words()
@@ -27,7 +27,7 @@ def test_it_is_small_and_knows_its_world() -> None:
     assert (EMBEDDED / "README.md").is_file()
 
 
-def test_it_answers_most_questions_on_scenes_it_never_saw() -> None:
+def test_embedded_judge_on_unseen_scenes_answers_most_questions() -> None:
     verdicts: list[Verdict] = []
     truths: list[bool] = []
     for example in unseen_scenes(60, 6):
@@ -38,7 +38,7 @@ def test_it_answers_most_questions_on_scenes_it_never_saw() -> None:
     assert np.mean([(verdict.margin > 0) == truth for verdict, truth in zip(verdicts, truths, strict=True)]) > 0.8
 
 
-def test_it_picks_the_image_that_fits() -> None:
+def test_embedded_judge_picks_the_image_that_fits() -> None:
     def scene(colour: str, other: str) -> np.ndarray:
         return render(Scene((Thing("star", colour, 18, 32, 22), Thing("circle", other, 46, 32, 22)), 3))
 

@@ -22,7 +22,7 @@ PAIRS = st.tuples(CALIBRATIONS, CALIBRATIONS)
 
 
 @given(pairs=st.lists(st.tuples(ANY_VERDICT, ANY_VERDICT), max_size=12), calibrations=PAIRS)
-def test_it_is_a_total_order_with_the_unusable_last_that_json_keeps(
+def test_lower_bound_is_a_total_order_with_the_unusable_last_that_json_keeps(
     pairs: list[tuple[Verdict, Verdict]], calibrations: tuple[Calibration | None, Calibration | None]
 ) -> None:
     verdicts = [bounded(*pair, calibrations) for pair in pairs]
@@ -38,7 +38,7 @@ def test_it_is_a_total_order_with_the_unusable_last_that_json_keeps(
 
 
 @given(first=VERDICTS, second=VERDICTS, better=VERDICTS, calibrations=PAIRS, swap=st.booleans())
-def test_it_is_monotone_in_both_judges(
+def test_lower_bound_is_monotone_in_both_judges(
     first: Verdict,
     second: Verdict,
     better: Verdict,

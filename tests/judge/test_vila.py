@@ -158,7 +158,7 @@ class NoOperators(TorchDispatchMode):
         raise AssertionError(f"{function} was called")
 
 
-def test_what_cannot_be_judged_is_refused_with_numbers() -> None:
+def test_judge_given_more_than_it_reads_refuses_with_numbers() -> None:
     image = case_image(CASES["c02"])
     with pytest.raises(ValueError, match=r"positions, the judge reads fewer than 4096: shorten"):
         judge().judge([image], ["word " * 4096])

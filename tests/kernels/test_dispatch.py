@@ -94,7 +94,7 @@ def test_reference_and_kernel_take_the_same_arguments(operator):
     assert [*inspect.signature(kernel).parameters] == [*inspect.signature(operator).parameters]
 
 
-def test_what_triton_needs_to_build_launchers_is_named(monkeypatch, tmp_path):
+def test_dispatch_without_a_compiler_names_what_triton_needs(monkeypatch, tmp_path):
     pytest.importorskip("triton", reason="Triton is not installed")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))

@@ -170,6 +170,6 @@ def test_a_gradient_that_is_zero_moves_nothing():
 
 
 @pytest.mark.parametrize("wrong", [{"bits": 4}, {"lr": -1.0}, {"betas": (0.9, 0.99)}], ids=str)
-def test_what_makes_no_sense_is_refused(wrong):
+def test_came8bit_with_senseless_options_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         CAME([nn.Parameter(torch.ones(2))], **wrong)

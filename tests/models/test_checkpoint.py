@@ -47,7 +47,7 @@ def test_call_defaults_come_from_bestofn_json_else_diffusers(folder):
         Checkpoint.resolve(str(folder)).call_defaults()
 
 
-def test_importance_is_measured_beside_the_parts_and_is_no_other_revision(folder):
+def test_checkpoint_with_measured_importance_keeps_its_revision(folder):
     checkpoint = Checkpoint.resolve(str(folder))
     assert checkpoint.block_importance() is None
     store_importance(checkpoint, [0.25, 0.5], "here")
@@ -61,7 +61,7 @@ def test_importance_is_measured_beside_the_parts_and_is_no_other_revision(folder
     assert Checkpoint.resolve("shapes").block_importance() is not None
 
 
-def test_what_is_missing_is_named(folder, tmp_path):
+def test_checkpoint_with_a_missing_part_names_it(folder, tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint 'nowhere': nowhere is no folder"):
         Checkpoint.resolve("nowhere")
     shutil.rmtree(folder / "vae")
@@ -115,7 +115,7 @@ def test_parts_give_way_in_the_order_of_their_use():
     assert to_release("text_encoder", sizes, ["transformer", "decoder"], 3) == ["decoder", "transformer"]
 
 
-def test_parts_that_do_not_fit_are_swapped_and_the_user_is_told(tiny_checkpoints):
+def test_parts_that_do_not_fit_take_turns_with_a_warning(tiny_checkpoints):
     roomy, tight = (Generator.load(str(tiny_checkpoints["tiny"]), memory_budget=b) for b in (None, 1))
     prompts = [("a cat", False), ("", True)]
     for generator in (roomy, tight):

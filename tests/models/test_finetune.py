@@ -173,7 +173,7 @@ def test_a_distilled_checkpoint_is_refused(tmp_path: Path, album: Path, tiny_che
         finetune(checkpoint, settings(tmp_path, album), CPU, lambda _: None)
 
 
-def test_what_is_no_pair_is_named(tmp_path: Path, album: Path) -> None:
+def test_pairs_file_that_is_no_pair_is_named(tmp_path: Path, album: Path) -> None:
     with pytest.raises(ModelError, match="has no images: it takes"):
         list(pairs(tmp_path))
     shutil.copyfile(album / "0.png", tmp_path / "alone.png")

@@ -105,7 +105,7 @@ def test_an_original_name_for_each_part_of_the_published_checkpoints():
         (lambda s: s.pop("x_embedder.proj.weight"), "not a SANA in its own .pth layout"),
     ],
 )
-def test_what_does_not_fit_is_named(change, said, tiny):
+def test_sana_pth_weight_that_does_not_fit_is_named(change, said, tiny):
     model, like = tiny()
     state = in_sana_layout(model)
     change(state)

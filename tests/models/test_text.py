@@ -95,7 +95,7 @@ def test_byte_level_tokenizers_know_every_word(pair):
     assert pair[0].tokenizer.unknown_words("żółw ist 亀") == []
 
 
-def test_the_encoder_is_asked_once_a_prompt_and_for_the_empty_negative_beside_the_first():
+def test_text_encoder_runs_once_a_prompt_and_for_the_empty_negative_with_the_first():
     asked = []
 
     def embed(prompt, negative):

@@ -28,7 +28,7 @@ def judged_api(vision):
         yield served
 
 
-def test_what_is_not_deployed_is_not_offered(page, api):
+def test_page_offers_only_deployed_finals(page, api):
     page.goto("/")
     page.locator("#more-button").click()
     page.locator("#steps-field").wait_for()
@@ -51,7 +51,7 @@ def test_what_is_not_deployed_is_not_offered(page, api):
     assert (parameters["depth"], parameters["rule"], parameters["finals"]) == (3, "margin", None)
 
 
-def test_finals_are_followed_and_told_with_both_answers_of_every_match(browser, judged_api, vision):
+def test_page_follows_finals_and_shows_both_answers_of_every_match(browser, judged_api, vision):
     with visit(browser, judged_api) as page:
         page.goto("/")
         page.locator("#more-button").click()
@@ -103,7 +103,7 @@ def test_finals_are_followed_and_told_with_both_answers_of_every_match(browser, 
         vision.mode = "looks"
 
 
-def test_what_no_worker_has_together_cannot_be_chosen_together(browser, vision):
+def test_page_refuses_a_choice_that_no_worker_has_together(browser, vision):
     with (
         queue_and_worker("-c", WORKER, "second") as folder,
         working(folder, "-c", WORKER, BESTOFN_PAIRWISE_JUDGE=vision.url),

@@ -84,7 +84,7 @@ def test_seeds_keep_every_digit(module):
     ids=["hub", "sprint", "folder", "loras"],
 )
 @pytest.mark.parametrize("prompt", ["a red star", 'a "red"\n\\star\t{x}', "eine Brücke 橋 \U0001f309 \u2028 \x7f"])
-def test_the_diffusers_call_is_the_one_that_files_tell(module, prompt, name, revision, steps):
+def test_diffusers_call_of_the_page_is_that_of_inspect(module, prompt, name, revision, steps):
     said = {"negative_prompt": prompt, "height": 64, "width": 32, "num_inference_steps": steps, "guidance_scale": 4}
     model = {"name": name, "revision": revision}
     verdict = {"answer": "yes", "yes_logit": 1.0, "no_logit": 0.0, "p_yes": 0.7}
@@ -112,7 +112,7 @@ def test_every_tree_has_all_entrants_and_fits(module):
     assert not wrong
 
 
-def test_a_jobs_end_is_told_in_plain_words(module):
+def test_job_end_has_plain_words(module):
     bill = {"tflops": 1234.5, "seconds": {"denoise": 100.0, "judge": 25.0}, "discarded_forwards": 2}
     tell = """
         const { usage, drawn, ...job } = given;

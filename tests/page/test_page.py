@@ -185,7 +185,7 @@ def test_a_seed_is_kept_while_it_is_locked(page, api):
     assert "922337203685477580" in page.locator("#leader-pairs").inner_text()
 
 
-def test_refusals_are_said_beside_the_box(page):
+def test_page_shows_refusals_at_the_prompt_box(page):
     for prompt, said in (
         (" ", "Say what the image should show"),
         ("word " * 310, "shorten it by"),

@@ -106,7 +106,7 @@ def test_drafts_and_a_stop_of_ones_own(shapes_page, shapes_api):
     ],
     ids=str,
 )
-def test_what_is_wrong_is_said_beside_its_control_which_has_the_focus(page, fill, control, text):
+def test_page_shows_a_fault_at_its_control_and_focuses_it(page, fill, control, text):
     page.goto("/")
     page.locator("#steps-field").wait_for(state="attached")
     page.locator("#more-button").click()

@@ -246,7 +246,7 @@ def test_a_body_of_64_kib_is_read_and_one_byte_more_is_not(http: httpx.Client) -
     assert "65,536 bytes" in over.json()["detail"]
 
 
-def test_a_method_that_is_not_there_is_told_all_that_are(http: httpx.Client) -> None:
+def test_route_with_another_method_names_those_allowed(http: httpx.Client) -> None:
     answer = http.put("/jobs/0123456789ab")
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, DELETE")
 
@@ -352,7 +352,7 @@ def test_a_full_queue_refuses_at_the_door(served: Any, serving: Serving) -> None
     assert float(answer.headers["retry-after-ms"]) == 1000 * problem_of(answer)["retry_after"]
 
 
-def test_without_any_worker_a_call_is_told_so(queue_server: Path, serving: Serving) -> None:
+def test_call_without_any_worker_is_a_503_that_says_so(queue_server: Path, serving: Serving) -> None:
     with serving(Settings(data_dir=queue_server, redis_url=None, namespace="empty")) as empty:
         with httpx.Client(base_url=empty.url, timeout=PATIENCE) as http:
             answers = http.get("/readyz"), http.post("/generate", json={"prompt": "p"})
@@ -401,7 +401,7 @@ def test_a_deadline_gives_the_best_so_far_or_says_that_nothing_was_begun(
     assert answer.headers["x-should-retry"] == "false"
 
 
-def test_a_depth_is_told_as_the_blocks_that_ran(http: httpx.Client) -> None:
+def test_result_of_a_depth_names_the_layers_that_ran(http: httpx.Client) -> None:
     fields = {
         "prompt": "a star",
         "num_samples": 3,

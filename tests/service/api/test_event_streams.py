@@ -50,7 +50,7 @@ def http(served: Any) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_a_stream_tells_a_job_from_the_queue_to_its_result(http: httpx.Client) -> None:
+def test_event_stream_follows_a_job_from_the_queue_to_its_result(http: httpx.Client) -> None:
     request = {"prompt": "a red star", "num_samples": 21, "top_k": 2, "seed": 5, "thumbnails": True}
     seen_first: list[int] = []
     with http.stream("POST", "/generate", json=request, headers=EVENTS) as answer:
@@ -180,7 +180,7 @@ def test_hanging_up_cancels_only_for_those_who_asked(http: httpx.Client, cancels
 
 
 @given(data=st.data(), N=st.integers(1, 9))
-def test_whatever_is_stored_readers_are_told_the_bracket_and_the_best(data: st.DataObject, N: int) -> None:
+def test_event_stream_of_any_stored_job_has_the_bracket_and_the_best(data: st.DataObject, N: int) -> None:
     revision = Revision(name="m", revision="1")
     spec = JobSpec(
         id="a",

@@ -71,7 +71,7 @@ def test_an_answer_has_what_openais_has(client: OpenAI) -> None:
     assert answer.usage.total_tokens == text + 240
 
 
-def test_what_has_no_effect_gives_a_warning(client: OpenAI) -> None:
+def test_openai_field_without_effect_gives_a_warning(client: OpenAI) -> None:
     answer = client.images.generate(
         prompt="p",
         style="vivid",
@@ -230,6 +230,6 @@ def test_of_two_revisions_the_one_that_came_up_last_is_shown() -> None:
         ({"background": "opaque", "moderation": "low", "stream": False, "style": "vivid"}, {"num_samples": 16}),
     ],
 )
-def test_what_a_request_means(fields: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_openai_request_means_these_fields(fields: dict[str, Any], expected: dict[str, Any]) -> None:
     asked = ImagesRequest(prompt="p", **fields).generate_request(max_samples=100)
     assert asked.model_dump(exclude_unset=True) == {"prompt": "p"} | expected

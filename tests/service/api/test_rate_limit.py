@@ -38,7 +38,7 @@ def test_a_flood_has_few_looks_and_others_have_all_of_theirs() -> None:
     assert tokens(refusal_limiter, "flood", 1000) == 2 * TOKENS_PER_SECOND
 
 
-def test_who_comes_back_when_told_to_always_has_a_look() -> None:
+def test_rate_limit_caller_that_waits_as_asked_reaches_redis() -> None:
     clock = Clock()
     refusal_limiter = RefusalLimiter(clock)
     for _ in range(100):
@@ -46,7 +46,7 @@ def test_who_comes_back_when_told_to_always_has_a_look() -> None:
         clock.now += 1.0
 
 
-def test_what_is_accepted_costs_no_look() -> None:
+def test_rate_limit_accepted_call_takes_no_token() -> None:
     refusal_limiter = RefusalLimiter(Clock())
     tokens(refusal_limiter, "busy", int(TOKENS) - 1)
     for _ in range(100):

@@ -209,9 +209,7 @@ def attempts(http: httpx.Client, outcome: str) -> float:
     return 0.0 if found is None else float(found.group(1))
 
 
-def test_it_is_sent_again_with_the_same_id_and_body_until_it_is_answered_with_2xx(
-    http: httpx.Client, receiver: Receiver
-) -> None:
+def test_webhook_is_sent_again_with_the_same_id_and_body_until_2xx(http: httpx.Client, receiver: Receiver) -> None:
     other = Receiver()
     receiver.answers = [(500, {}), (302, {"Location": other.url}), (200, {})]
     submit(http, SHORT, receiver.url)

@@ -311,7 +311,7 @@ def test_errors_are_those_that_the_server_names(client: Client, serving: Serving
         lost.ready()
 
 
-def test_answers_of_other_programs_are_told_apart() -> None:
+def test_client_that_meets_another_program_says_so() -> None:
     request = httpx.Request("GET", "http://there/x")
     gateway = error_of(httpx.Response(502, text="<html>Bad Gateway", request=request))
     assert isinstance(gateway, Unavailable)
@@ -353,7 +353,7 @@ def test_ctrl_c_cancels_the_job(client: Client) -> None:
     assert client.result(jobs[0]).status == "canceled"
 
 
-def test_what_a_callback_raises_cancels_the_job(client: Client) -> None:
+def test_client_callback_that_raises_cancels_the_job(client: Client) -> None:
     jobs: list[str] = []
 
     def fail(progress: Progress) -> None:
@@ -418,7 +418,7 @@ def test_the_options_are_the_fields_of_a_request() -> None:
     assert Options.__annotations__.keys() == GenerateRequest.model_fields.keys() - {"prompt"}
 
 
-def test_what_the_package_offers() -> None:
+def test_package_exports_these_names() -> None:
     assert set(bestofn.__all__) == set(dir(bestofn))
     assert all(getattr(bestofn, name) is not None for name in bestofn.__all__)
     assert issubclass(bestofn.BestOfNError, Exception)

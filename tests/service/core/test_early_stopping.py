@@ -131,7 +131,7 @@ async def nothing_is_left(queue: Queue, spec: JobSpec, result: JobResult) -> Non
     seed=st.integers(0, 2**32),
 )
 @bounds(max_examples=30, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-def test_whoever_draws_what_and_when_the_end_is_the_same(
+def test_early_stop_ends_the_same_in_any_order_of_workers(
     settings: Settings,
     make_spec: MakeSpec,
     open_lane: OpenLane,
@@ -250,7 +250,7 @@ async def test_the_second_completion_of_a_job_that_never_stopped_is_late(
     await queue.aclose()
 
 
-async def test_what_ran_ahead_of_the_end_is_dropped_and_told_apart(
+async def test_early_stop_drops_and_counts_heats_that_ran_ahead(
     settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
 ) -> None:
     queue = await Queue.connect(settings)

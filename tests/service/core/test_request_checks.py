@@ -45,14 +45,14 @@ def spec_of(deployment: Deployment = DEPLOYMENT, settings: Settings = SETTINGS, 
     return job_spec(request, deployment, settings, job_id="j", random_seed=7, count_tokens=count_words)
 
 
-def test_what_is_left_out_comes_from_the_card() -> None:
+def test_request_fields_left_out_come_from_the_model_info() -> None:
     spec = spec_of()
     assert (spec.width, spec.height, spec.num_inference_steps, spec.guidance_scale) == (64, 64, 12, 4.0)
     assert (spec.seed, spec.num_samples, spec.top_k, spec.format, spec.warnings) == (7, 16, 1, "png", ())
     assert (spec.model, spec.judge) == (MODEL.revision, JUDGE.revision)
 
 
-def test_what_is_given_is_kept_at_the_edges_of_the_limits() -> None:
+def test_request_fields_at_the_limits_are_kept() -> None:
     spec = spec_of(
         num_samples=1000,
         top_k=16,

@@ -147,7 +147,7 @@ def test_a_checkpoint_that_is_not_whole(tmp_path: Path) -> None:
     assert look("checkpoints")["judge"].state == "ok"
 
 
-def test_what_is_not_here_yet_is_not_downloaded() -> None:
+def test_doctor_downloads_no_missing_weights() -> None:
     found = look("checkpoints", "memory", model=LARGE, judge=VERIFIER, devices="cpu")
     assert (found["model"].state, "16.0 GB to download" in found["model"].found) == ("warn", True)
     assert "text encoder 9.7 GiB, transformer 17.6 GiB" in found["weights"].found

@@ -110,7 +110,7 @@ def images(events, job):
     return {index: (images[index], verdicts[index]) for index in sorted(images)}
 
 
-def test_a_candidate_is_byte_equal_alone_in_full_batches_and_beside_other_jobs(make, spec):
+def test_engine_candidate_alone_or_among_other_jobs_is_byte_equal(make, spec):
     job = spec("job", num_samples=9, heat_size=4)
     reference = images(run(make(), job), "job")
     assert len({data for data, _ in reference.values()}) == 9
@@ -298,7 +298,7 @@ def test_a_cancelled_job_is_gone_before_the_next_tick_and_its_slots_are_refilled
     assert len(images(run(engine), "doomed")) == 20
 
 
-def test_sizes_that_nobody_draws_any_more_take_no_memory(make, spec):
+def test_engine_size_that_no_job_draws_takes_no_memory(make, spec):
     def alive():
         return sum(type(one) is SlotGroup for one in gc.get_objects())
 
@@ -391,7 +391,7 @@ class Replayed:
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "a tick later, as on a GPU"])
-def test_sent_images_are_judged_at_their_own_size_beside_drawn_ones(make, spec, loaded, late):
+def test_engine_judges_sent_images_at_their_own_size_among_drawn_ones(make, spec, loaded, late):
     rng = np.random.default_rng(5)
     sizes = [(32, 32), (96, 32), (33, 31), (40, 90), (300, 20)]
     arrays = [rng.integers(0, 256, (height, width, 3), np.uint8) for width, height in sizes]
@@ -444,7 +444,7 @@ def test_forwards_are_replayed_and_results_read_a_tick_later_as_on_a_gpu(strict,
         assert [u.seconds.keys() for u in ours] == [u.seconds.keys() for u in theirs]
 
 
-def test_what_a_gpu_still_has_of_a_cancelled_heat_is_not_taken_for_one_of_the_same_name(make, spec, loaded):
+def test_engine_late_work_of_a_canceled_heat_is_not_taken_for_a_new_one(make, spec, loaded):
     engine = make(side_stream=Late(loaded.generator.device, one_queue=True))
     job, anew = (spec("job", num_samples=3, num_inference_steps=1, seed=seed) for seed in (11, 99))
     reference = images(run(make(), anew), "job")
@@ -524,7 +524,9 @@ def test_a_failed_allocation_halves_the_batch_and_is_said(make, spec, checkpoint
 
 
 @pytest.mark.parametrize(("what", "word"), [("rows", "denoising"), ("images", "decoding")])
-def test_what_fits_not_even_alone_fails_in_plain_words_and_the_engine_lives(what, word, make, spec, checkpoints):
+def test_engine_candidate_too_large_for_memory_fails_with_the_reason_and_others_go_on(
+    what, word, make, spec, checkpoints
+):
     generator = CrampedGenerator.load(str(checkpoints["tiny"]))
     engine = make(generator=generator)
     setattr(generator, what, 0)
@@ -734,7 +736,7 @@ def test_rows_of_one_prompt_share_its_keys_and_values(make, spec, checkpoints):
         assert images(events, job.id) == images(run(make(), job), job.id)
 
 
-def test_what_memory_sufficed_for_is_remembered_by_size(make, spec, checkpoints, loaded):
+def test_microbatch_remembers_what_memory_sufficed_for_by_size(make, spec, checkpoints, loaded):
     sizes = [(32, 32), (64, 32), (32, 32), (64, 32)]
     jobs = [spec(f"job-{i}", num_samples=5, width=w, height=h) for i, (w, h) in enumerate(sizes)]
     whole = run(make(), *jobs)

@@ -149,7 +149,7 @@ def test_decode_other_formats_are_refused_whatever_their_name(format: str) -> No
         decode(file.getvalue())
 
 
-def test_what_is_no_image_is_refused(pixels):
+def test_decode_of_a_file_that_is_no_image_is_refused(pixels):
     with pytest.raises(ValueError, match="not a readable PNG"):
         decode(b"\x89PNG\r\n\x1a\n but no more")
     with pytest.raises(ValueError, match="not a readable PNG"):

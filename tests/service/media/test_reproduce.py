@@ -42,7 +42,7 @@ def tell(make_spec: Callable[..., JobSpec]) -> Callable[..., Story]:
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS.keys())
-def test_what_is_written_is_read(prompt: str, format: ImageFormat, tell: Callable[..., Story]) -> None:
+def test_story_written_into_a_file_is_read(prompt: str, format: ImageFormat, tell: Callable[..., Story]) -> None:
     story = tell(prompt=prompt, negative_prompt=prompt)
     data = encode(fake_image(3, 32, 32), format, story)
     assert read_story(data) == story
@@ -136,7 +136,7 @@ def test_images_of_other_programs(data: bytes, program: str, texts: dict[str, st
     assert found.texts == texts
 
 
-def test_images_that_tell_nothing() -> None:
+def test_story_of_an_image_without_metadata_is_none() -> None:
     assert all(read_story(encode(fake_image(3, 32, 32), format)) is None for format in FORMATS)
 
 

@@ -37,7 +37,9 @@ def play(vision: Vision, *, key: str | None = None, prompt: str = "a bright day"
 
 
 @pytest.mark.parametrize("tells", [True, False, None])
-def test_the_better_image_wins_whether_or_not_log_probabilities_are_told(vision: Vision, tells: bool | None) -> None:
+def test_pairwise_judge_with_or_without_log_probabilities_prefers_the_better_image(
+    vision: Vision, tells: bool | None
+) -> None:
     vision.tells, vision.key = tells, KEY
     rounds = play(vision, key=KEY)
     assert ranking(list(PICTURES), rounds)[0] == 3
@@ -53,7 +55,7 @@ def test_position_bias_cancels(vision: Vision) -> None:
     assert ranking(list(PICTURES), rounds) == list(PICTURES)  # nothing but the order that was there before
 
 
-def test_what_is_sent_is_small_and_tells_nothing_else(vision: Vision) -> None:
+def test_pairwise_request_is_small_and_holds_nothing_else(vision: Vision) -> None:
     async def run() -> None:
         images = {0: grey(10, (3000, 1500)), 1: grey(20)}
         async with VisionJudge(vision.url) as judge:
@@ -149,6 +151,6 @@ def test_knockout_leaves_out_the_options_that_a_server_refuses(vision: Vision) -
     "name",
     ["openai:http://host/v1", "openai:host#m", "http://host/v1#m", "openai:http://u:p@host/v1#m", "openai:file:///x#m"],
 )
-def test_what_is_no_address_is_refused(name: str) -> None:
+def test_pairwise_address_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(SetupError):
         parse_address(name)

@@ -10,7 +10,7 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.queue.embedded_server import LocalServer, embedded_binary, find_redis
 
 
-def test_what_the_settings_name_goes_first(tmp_path: Path) -> None:
+def test_embedded_server_binary_of_the_settings_goes_first(tmp_path: Path) -> None:
     assert find_redis(Settings(redis_url="redis://there:1", data_dir=tmp_path)) == "redis://there:1"
 
 

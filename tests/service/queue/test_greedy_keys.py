@@ -197,9 +197,7 @@ async def test_one_key_cannot_have_all_room_for_images(
             await queue.submit(make_spec(**{**large, "width": 3072, "height": 3072}), cost=1, caller="third")
 
 
-async def test_what_is_kept_of_a_keys_jobs_has_a_limit(
-    settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
-) -> None:
+async def test_key_kept_bytes_have_a_limit(settings: Settings, make_spec: MakeSpec, open_lane: OpenLane) -> None:
     async with opened(settings) as queue:
         await open_lane(queue)
         try:

@@ -127,7 +127,7 @@ async def test_the_first_completion_wins_and_a_lost_lease_stays_lost(
         assert (await types(queue, spec.id)).count("heat") == 1
 
 
-async def test_images_of_the_leaders_stand_whoever_completes_when(
+async def test_leaders_images_are_stored_in_any_order_of_completion(
     settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
 ) -> None:
     async with opened(settings) as queue:
@@ -169,7 +169,7 @@ async def test_images_of_a_completion_that_broke_off_go_with_their_job(
         assert all([0 < await queue.redis.pttl(key) <= 3_600_000 for key in kept])
 
 
-async def test_thumbnails_stand_before_their_heat_is_done_and_count_as_bytes(
+async def test_thumbnails_are_stored_before_their_heat_ends_and_count_as_bytes(
     settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
 ) -> None:
     async with opened(settings) as queue:
@@ -211,7 +211,7 @@ async def test_a_waiting_job_knows_its_place_and_about_how_long(
         assert (await queue.record(claim.entry.job)).progress.estimated_wait_seconds is None
 
 
-async def test_cancel_drops_what_waits_and_touches_nobody_else(
+async def test_cancel_drops_what_waits_and_no_other_job(
     settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
 ) -> None:
     async with opened(settings) as queue:
@@ -237,7 +237,7 @@ async def test_cancel_drops_what_waits_and_touches_nobody_else(
             await queue.cancel("nothing")
 
 
-async def test_jobs_that_have_ended_leave_the_ring_though_nobody_deals(
+async def test_ring_drops_ended_jobs_without_a_dispatch(
     settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
 ) -> None:
     async with opened(settings) as queue:
@@ -269,7 +269,7 @@ async def test_one_idempotency_key_makes_one_job(settings: Settings, make_spec: 
         assert (await queue.backlog()).jobs == 2
 
 
-async def test_the_door_counts_candidates_and_bytes(
+async def test_admission_counts_candidates_and_bytes(
     settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
 ) -> None:
     async with opened(settings, max_queued_candidates=20, image_budget_bytes=12_000) as queue:
@@ -314,7 +314,7 @@ async def test_a_full_server_refuses_jobs_and_finishes_those_it_has(
             assert await queue.image(spec.id, index)
 
 
-async def test_the_ring_deals_in_turns_and_no_further_than_needed(
+async def test_ring_dispatches_in_turns_and_no_further_than_needed(
     settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
 ) -> None:
     async with opened(settings) as queue:
@@ -406,7 +406,7 @@ async def test_a_heat_handed_back_is_no_delivery_and_one_that_failed_is(
         assert await types(queue, spec.id, events[-1].id) == []
 
 
-async def test_who_leaves_hands_back_even_what_it_never_heard_of(
+async def test_worker_that_leaves_releases_heats_it_never_saw(
     settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
 ) -> None:
     async with opened(settings) as queue:

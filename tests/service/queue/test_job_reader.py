@@ -50,7 +50,7 @@ async def test_record_read_again_decodes_new_heats_alone(
             assert (other.reader.decoded, fresh) == (2 * AT_ONCE, record)
 
 
-async def test_record_whose_heats_were_dropped_is_decoded_anew(
+async def test_record_whose_heats_were_dropped_is_decoded_again(
     settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
 ) -> None:
     async with opened(settings) as queue:
@@ -107,7 +107,7 @@ async def test_kept_heats_stay_within_the_bound(
         reader.close()
 
 
-async def test_heats_of_a_job_that_nobody_reads_are_not_kept(
+async def test_decoded_heats_of_an_unread_job_are_not_kept(
     settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
 ) -> None:
     async with opened(settings) as queue:

@@ -121,7 +121,7 @@ async def test_fields_that_scripts_cannot_count_with_fail_their_job(
 
 
 @pytest.mark.parametrize("field", ["status", "deadline"])
-async def test_whoever_follows_a_job_without_a_readable_state_gets_the_reason(
+async def test_follower_of_a_job_without_a_readable_state_gets_the_reason(
     settings: Settings, make_spec: MakeSpec, open_lane: OpenLane, field: str
 ) -> None:
     async with opened(settings) as queue:

@@ -291,7 +291,7 @@ def test_each_device_of_a_machine_has_a_port_of_its_own() -> None:
     assert device_commands(["cpu"], {}, None)[0][5:] == ["--devices", "cpu"]
 
 
-def test_without_its_queue_an_api_still_tells_how_it_is(
+def test_api_without_its_queue_still_reports_its_state(
     serving: Callable[[Settings], AbstractContextManager[Any]], keys: Callable[..., Any]
 ) -> None:
     with serving(Settings(redis_url="redis://127.0.0.1:1", metrics_without_key=True, **keys("k"))) as api:

@@ -81,7 +81,7 @@ def decided(order: list[int], judge: dict[int, float]) -> Rounds:
     st.integers(1, 3),
     st.randoms(),
 )
-def test_only_those_in_the_band_change_places_and_their_winner_is_first(
+def test_finals_reorder_only_images_within_the_margin_and_their_winner_is_first(
     verdicts: list[Verdict], most: int, band: float, rule: Rule, top_k: int, random: random.Random
 ) -> None:
     N = len(verdicts)
@@ -175,7 +175,7 @@ def test_the_pairwise_judge_chooses_among_the_leaders_of_a_local_job(vision: Vis
     ]
 
 
-def test_nobody_meets_where_the_leader_is_alone(vision: Vision) -> None:
+def test_finals_with_one_leader_have_no_match(vision: Vision) -> None:
     result = local(vision, finals={"margin": 0.0}).result
     assert (result.finals, result.warnings, vision.calls) == (None, [], [])
 
@@ -279,7 +279,7 @@ async def test_a_served_job_ends_as_a_local_one(
     await queue.aclose()
 
 
-def test_whoever_is_away_or_cancelled_or_late_the_job_ends(
+def test_job_ends_with_any_part_of_its_finals_away_canceled_or_late(
     settings: Settings, make_spec: Callable[..., JobSpec], vision: Vision
 ) -> None:
     settings = settings.model_copy(update={"pairwise_judge": vision.url})
@@ -323,7 +323,7 @@ def test_whoever_is_away_or_cancelled_or_late_the_job_ends(
     asyncio.run(run())
 
 
-async def test_finals_nobody_waits_for_end_with_their_round_though_no_word_of_it_came(
+async def test_finals_of_a_canceled_job_end_with_their_round_without_a_message(
     settings: Settings, make_spec: Callable[..., JobSpec], vision: Vision
 ) -> None:
     queue = await Queue.connect(settings)
@@ -458,7 +458,7 @@ async def test_finals_that_cost_workers_their_lives_are_given_up_not_the_job(
 
 @pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)
 @pytest.mark.parametrize("broken", ["an image", "the judge's answer"])
-async def test_what_cannot_be_read_ends_the_finals_not_the_worker(
+async def test_finals_that_cannot_be_read_end_without_ending_the_worker(
     settings: Settings,
     make_spec: Callable[..., JobSpec],
     open_lane: Callable[..., Awaitable[QueueConsumer]],
@@ -508,7 +508,7 @@ JOBS = st.fixed_dictionaries(
 
 @given(N=st.integers(1, 100), job=JOBS, workers=st.integers(1, 3), seed=st.integers(0, 2**32))
 @bounds(max_examples=25, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-def test_whoever_draws_and_plays_what_and_when_the_end_is_the_same(
+def test_finals_end_the_same_in_any_order_of_workers(
     settings: Settings,
     make_spec: Callable[..., JobSpec],
     open_lane: Callable[..., Awaitable[QueueConsumer]],

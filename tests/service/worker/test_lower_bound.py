@@ -130,7 +130,7 @@ class Late(SideStream):
     late = True
 
 
-def test_beside_others_in_turns_and_a_tick_later_it_is_the_same(loaded, spec, unlike):
+def test_lower_bound_among_other_jobs_or_a_tick_later_is_the_same(loaded, spec, unlike):
     job = spec(num_samples=4)
     alone = candidates(loaded, job)["job"]
     drafted = {"draft": {"num_inference_steps": 2, "keep": 0.5}, "seed": 40}

@@ -113,7 +113,7 @@ def test_a_flood_is_refused_at_once_and_the_next_caller_is_not(
         asyncio.run(run(api.url))
 
 
-def test_chaos_tells_what_it_has_measured(tmp_path: Path) -> None:
+def test_chaos_prints_what_was_measured(tmp_path: Path) -> None:
     command = [sys.executable, "-P", str(CHAOS), "fairness", "--short", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -117,7 +117,7 @@ async def test_kill_9_of_one_of_two_workers_changes_nothing(
 
 
 @embedded
-async def test_a_job_that_may_stop_ends_alike_here_and_on_workers_of_whom_one_is_killed(
+async def test_early_stop_with_a_killed_worker_ends_as_in_one_process(
     settings: Settings, make_spec: MakeSpec, start: Start
 ) -> None:
     queue = await Queue.connect(settings)
@@ -389,7 +389,7 @@ async def test_workers_outlive_a_killed_server(settings: Settings, make_spec: Ma
 
 @embedded
 @pytest.mark.parametrize("leaves", [False, True])
-def test_candidates_are_told_before_their_heat_whatever_has_to_be_tried_again(
+def test_candidates_are_reported_before_their_heat_after_any_retry(
     settings: Settings, make_spec: MakeSpec, leaves: bool
 ) -> None:
     engine = _Gated()
@@ -424,7 +424,7 @@ def test_candidates_are_told_before_their_heat_whatever_has_to_be_tried_again(
 
 
 @embedded
-async def test_a_queue_that_has_forgotten_all_hears_all_again_from_a_worker_without_room(
+async def test_queue_that_lost_its_data_gets_all_again_from_a_full_worker(
     settings: Settings, make_spec: MakeSpec
 ) -> None:
     engine = _Gated()

@@ -78,7 +78,7 @@ def test_targets_have_the_positions_of_their_words() -> None:
     assert batch.groups.tolist() == [0, -1, -1]
 
 
-def test_it_learns_and_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
+def test_judge_training_learns_and_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     schedule = Schedule(steps=30, learning_rate=0.04, warmup_steps=5, save_every=10)
     seen: list[Mapping[str, float]] = []
 
