@@ -68,14 +68,16 @@ async def test_waits_and_streams_share_one_blocking_read(idle: Settings, serving
     number = 60
     queue = await Queue.connect(idle)
     others = len(await queue.redis.client_list())  # of the session's other processes
-    with serving(idle) as api:
+    with serving(idle.model_copy(update={"max_wait_seconds": PATIENCE})) as api:
         async with httpx.AsyncClient(base_url=api.url, timeout=PATIENCE, limits=httpx.Limits()) as http:
 
             async def follow(job: str) -> str:
                 return (await http.get(f"/jobs/{job}/events")).text
 
             async def wait(job: str) -> str:
-                return str((await http.get(f"/jobs/{job}", headers={"Prefer": "wait=100"})).json()["status"])
+                return str(
+                    (await http.get(f"/jobs/{job}", headers={"Prefer": f"wait={PATIENCE:.0f}"})).json()["status"]
+                )
 
             async def submit() -> str:
                 answer = await http.post("/generate", json=REQUEST, headers={"Prefer": "respond-async"})
