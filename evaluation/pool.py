@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import cache
 from multiprocessing import active_children, connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bestofn.evaluation.parts import BATCH, parts
 from bestofn.evaluation.tasks import Task, digest
-from bestofn.judge.interface import PointwiseJudge
-from bestofn.models.generator import Generator
 from bestofn.models.sampling import generate
 from bestofn.models.shapes.evaluator import evaluate
 from bestofn.service.core.errors import SetupError
-from bestofn.service.core.settings import load_settings
-from bestofn.service.engine.judge_loader import load_judge
 
-CHUNK, BATCH = 32, 16
+CHUNK = 32
 DIGITS = 3  # of a logit
 
 Floats = NDArray[np.float64]
@@ -291,13 +287,6 @@ def _begin() -> None:
     torch.set_num_threads(1)
     if parent := parent_process():
         threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-
-
-@cache
-def parts(model: str, judge: str, device: str) -> tuple[Generator, PointwiseJudge]:
-    """Generator and judge on a device, once a process."""
-    there, key = torch.device(device), load_settings().judge_api_key
-    return Generator.load(model, there), load_judge(judge, there, key=key)
 
 
 def _draw(model: str, judge: str, device: str, task: Task, key: ChunkKey) -> Chunk:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from bestofn.evaluation import cost, report
 from bestofn.evaluation import geneval_export as folders
-from bestofn.evaluation.pool import Pool, SampleRequest, SamplingConfig, Source, parts
+from bestofn.evaluation.parts import parts
+from bestofn.evaluation.pool import Pool, SampleRequest, SamplingConfig, Source
 from bestofn.evaluation.replay import replay
 from bestofn.evaluation.strategies import Strategy
 from bestofn.evaluation.tasks import Task
@@ -24,6 +25,7 @@ from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.generator import Generator
 from bestofn.models.sampling import generate
 from bestofn.service.core.settings import load_settings
+from bestofn.service.engine.compilation import BFLOAT16, low_precision
 from bestofn.service.engine.judge_loader import find_judge
 from bestofn.service.host.cgroups import cores
 
@@ -52,8 +54,14 @@ class Evaluation:
         """
         checkpoint, judging = Checkpoint.resolve(model), find_judge(judge, key=load_settings().judge_api_key)
         device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+        low = device == "cpu" and low_precision(load_settings().reproducible)
         source = Source(
-            str(checkpoint.path), checkpoint.revision, judging.name.full, judging.revision.revision, tasks, device
+            str(checkpoint.path),
+            checkpoint.revision + BFLOAT16 * low,
+            judging.name.full,
+            judging.revision.revision,
+            tasks,
+            device,
         )
         pool = Pool(out / "pool.jsonl", source)
         file = judging.file

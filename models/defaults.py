@@ -29,13 +29,15 @@ class Flops:
     text: int
 
 
-def part_dtypes(device: torch.device, transformer_stored: str) -> dict[str, torch.dtype]:
+def part_dtypes(device: torch.device, transformer_stored: str, low_precision: bool = False) -> dict[str, torch.dtype]:
     """The dtype that each part computes in.
 
-    On a CPU float32, which every CPU has. On a GPU bfloat16; Gemma-2 and DC-AE overflow float16, so they never run in
-    it. Only a transformer stored in float16 (SANA-1.0) keeps float16, because it relies on that format's clamp.
+    On a CPU float32, which every CPU has; with `low_precision` the transformer's is bfloat16. On a GPU bfloat16:
+    Gemma-2 and DC-AE overflow float16, so they never run in it. Only a transformer stored in float16 (SANA-1.0) keeps
+    float16, because it relies on that format's clamp.
     """
     if device.type != "cuda":
-        return dict.fromkeys(FOLDERS, torch.float32)
+        narrowed = {"transformer": torch.bfloat16} if low_precision else {}
+        return dict.fromkeys(FOLDERS, torch.float32) | narrowed
     narrow = torch.float16 if transformer_stored == "F16" else torch.bfloat16
     return {"text_encoder": torch.bfloat16, "transformer": narrow, "decoder": torch.bfloat16}

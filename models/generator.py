@@ -68,6 +68,7 @@ class Generator:
         *,
         fp8_drafts: bool = False,
         loras: Sequence[Lora] = (),
+        low_precision: bool = False,
     ) -> None:
         """
         Args:
@@ -76,6 +77,7 @@ class Generator:
             memory_budget: bytes of all parts' weights together; 80 % of the device's memory if None.
             fp8_drafts: memory is reckoned for `output` with `eight_bit`.
             loras: updates of the transformer, in the order in which they are added.
+            low_precision: the transformer computes in bfloat16 on a CPU too.
 
         Raises:
             CheckpointError, UnsupportedScheduler: naming what does not fit; weights are checked when they are loaded.
@@ -106,7 +108,7 @@ class Generator:
         )
         self.solver_table(self.calls.num_inference_steps)  # finds a scheduler that does not fit now
         stored = residency.stored_dtype(checkpoint.path / "transformer")
-        self.dtypes = part_dtypes(self.device, stored)
+        self.dtypes = part_dtypes(self.device, stored, low_precision)
         if stored == "F16" and self.dtypes["transformer"] != torch.float16:
             self.warnings.append("this checkpoint was made for float16; in float32 its images may differ")
         self._budget = memory_budget or int(residency.WEIGHTS_SHARE * residency.memory_bytes(self.device))

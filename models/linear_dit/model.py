@@ -3,7 +3,7 @@
 B batch, C latent channels, (h, w) latent grid, P patch side, N = h w / P^2 tokens, D width, L text tokens, Y layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,7 @@ class LinearDiT(nn.Module):
         self.transformer_blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
         self.scale_shift_table = nn.Parameter(torch.randn(2, D) / D**0.5)
         self.proj_out = nn.Linear(D, config.patch_size**2 * config.in_channels)
+        self.run: Callable[..., Tensor] = Block.__call__  # how blocks are called: see `compiled.py`
 
     def init_weights(self) -> None:
         """Start training: construction gives diffusers' initial values; a zero head makes the first velocity zero."""
@@ -98,6 +99,7 @@ class LinearDiT(nn.Module):
         context: PromptContext,
         guidance: Tensor | None = None,
         blocks: Sequence[int] | None = None,
+        run: Callable[..., Tensor] | None = None,
     ) -> Tensor:
         """Velocity of the flow.
 
@@ -108,6 +110,7 @@ class LinearDiT(nn.Module):
             guidance: (B,), guidance scale times ``config.guidance_embeds_scale``; only with ``config.guidance_embeds``.
             blocks: indices of the blocks that run, ascending; all if None. A few make a shallower model of the same
                 weights, and the context of the whole model serves it.
+            run: calls a block with its arguments; `self.run` if None.
 
         Returns:
             (B, C, h, w) in the weights' dtype.
@@ -129,10 +132,11 @@ class LinearDiT(nn.Module):
             x = (x + place).to(x.dtype)  # (B, N, D)
         embedded, modulation = self.time_embed(timestep, guidance)  # (B, D), (B, 6, D)
 
+        run = run or self.run
         for i in range(self.config.num_layers) if blocks is None else blocks:
             block = self.transformer_blocks[i]
             prompts = context.keys[i], context.values[i], context.bias
-            x = block(x, *prompts, modulation, rows, columns, context.prompts)  # (B, N, D)
+            x = run(block, x, *prompts, modulation, rows, columns, context.prompts)  # (B, N, D)
 
         shift, scale = (self.scale_shift_table + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D) twice
         out: Tensor = self.proj_out(modulated_norm(x, shift, scale, NORM_OUT_EPS))  # (B, N, P P C)

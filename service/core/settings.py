@@ -170,7 +170,9 @@ class Settings(BaseSettings):
         description="all (the CPU where no GPU is), cuda (every GPU, or an error), cpu, or a list: cuda:0,cuda:1.",
     )
     slots: int | None = Field(None, ge=1, description="Candidates denoised together; chosen for the device if unset.")
-    reproducible: str | None = Field(None, pattern="^(strict|fast)$", description="strict pins one batch shape.")
+    reproducible: str | None = Field(
+        None, pattern="^(strict|fast)$", description="strict pins one batch shape; fast on a CPU draws in bfloat16."
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of a worker; all cores if unset.")
     fp8_drafts: bool = Field(
         False,

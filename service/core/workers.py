@@ -98,6 +98,7 @@ class WorkerInfo(BaseModel):
     pairwise_judge: str | None = None  # model of the pairwise judge; its address stays private
     schema_version: int = Field(default_factory=lambda: jobs.SCHEMA_VERSION)
     tflops_per_second: float | None = None  # recent speed of its device; None: no heat yet
+    blocks: str | None = None  # which blocks serve: "compiled", or "eager" with the reason; None: never compiled
 
     @property
     def revisions(self) -> Revisions:

@@ -101,8 +101,24 @@ def devices(settings: Settings) -> Iterator[Finding]:
     if missing is not None:
         found, _, fix = missing.rpartition(": ")
         yield Finding("warn", "kernels", f"GPUs compute without fused kernels, slower: {found}", fix)
+    if settings.reproducible == "fast" and "cpu" in names:
+        yield _blocks()
     if settings.fp8_drafts:
         yield from _eight_bit_drafts(names)
+
+
+def _blocks() -> Finding:
+    """What fast mode means for a worker on this CPU."""
+    from bestofn.models.linear_dit.compiled import bfloat16_unit, missing_for_blocks, processor_flags
+
+    unit = bfloat16_unit(processor_flags())
+    if unit is None:
+        return Finding("ok", "blocks", "this CPU has neither AMX nor AVX512-BF16: fast mode stays eager, in float32")
+    missing = missing_for_blocks()
+    if missing is None:
+        return Finding("ok", "blocks", f"bfloat16 on {unit}, eager until they are compiled")
+    found, _, fix = missing.rpartition(": ")
+    return Finding("warn", "blocks", f"bfloat16 on {unit}, eager: {found}", fix)
 
 
 def _eight_bit_drafts(devices: list[str]) -> Iterator[Finding]:

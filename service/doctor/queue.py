@@ -156,6 +156,8 @@ def workers(infos: Sequence[WorkerInfo]) -> Iterator[Finding]:
             f"judge {revision.name} {revision.revision}" for revision in judges if revision is not None
         )
         yield Finding("ok", "workers", f"{count} with {model.name} {model.revision} and {judged}: {places}")
+    for state, count in Counter(info.blocks for info in infos if info.blocks).items():
+        yield Finding("ok", "blocks", f"{count} on a CPU in fast mode: {state}")
     others = sorted({info.version or "an older version" for info in infos} - {VERSION})
     if others:
         found = f"some run {', '.join(others)}, this is {VERSION}"

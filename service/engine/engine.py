@@ -10,6 +10,7 @@ import torch
 
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
+from bestofn.models.linear_dit.compiled import BackgroundCompilation
 from bestofn.models.linear_dit.context import PromptContext
 from bestofn.service.core.jobs import Heat, HeatOutcome
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
@@ -69,6 +70,7 @@ class Engine:
             signer: signs the images that are returned.
         """
         self.generator, self.sizes = generator, sizes
+        self.slots = sizes.slots
         self.model_info = model_info
         self.judge_info = judge_info
         self.tokenizer_files = tokenizer_files
@@ -81,24 +83,24 @@ class Engine:
         self._solver_table = cache(generator.solver_table)
         self._cores = BatchPool(sizes.parallel)
         self._beside = side_stream or SideStream(generator.device, one_queue=not judge.shared)
-        own = policy.Group(model_info.width, model_info.height, ())
-        self._own_groups = [own, own._replace(eight_bit=True)] if fp8_drafts else [own]
-        recorder = record if judge.shared else plain
-        self._groups = SlotGroups(generator, sizes, self._flops, self._cores, recorder, self._own_groups)
+        own = policy.Group(model_info.width, model_info.height)
+        self._own_groups = [own, own._replace(eight_bit=True)][: 1 + fp8_drafts]
+        record = record if judge.shared else plain
+        self._groups = SlotGroups(generator, sizes, self._flops, self._cores, record, self._own_groups)
         self._eight_bit_drafts, self._signer = fp8_drafts, signer
         self._steps: deque[Clock] = deque()  # that were queued and not waited for
         self._make_room = MakeRoom(generator, self._groups)
         self._encoder = ThreadPoolExecutor(min(ENCODERS, cores()), thread_name_prefix="encode")
-        shared = self._cores, self._beside, self._make_room, self._encoder
-        self._finishing = Postprocess(generator, judge, self._heats, sizes, self._flops, *shared)
+        shared = self._flops, self._cores, self._beside, self._make_room, self._encoder
+        self._finishing = Postprocess(generator, judge, self._heats, sizes, *shared)
         self._outcomes: dict[Owner, Future[HeatOutcome]] = {}  # of heats that are done, while images are encoded
         self._canceled: set[str] = set()
+        self.compilation: BackgroundCompilation | None = None
         self._lock = threading.Lock()  # guards _canceled, the only thing that another thread touches
 
     @property
-    def slots(self) -> int:
-        """Candidates that are denoised together."""
-        return self.sizes.slots
+    def blocks(self) -> str | None:
+        return None if self.compilation is None else self.compilation.state
 
     @property
     def busy(self) -> bool:
@@ -300,8 +302,8 @@ class Engine:
             yield Stepped(*owner, count, rows[owner])
 
     def _interactive(self, slots: SlotGroup) -> bool:
-        jobs = (self._heats[occupant.owner].heat.job for occupant in slots.occupants.values())
-        return any(job.priority == "interactive" for job in jobs)
+        priorities = (self._heats[occupant.owner].heat.job.priority for occupant in slots.occupants.values())
+        return "interactive" in priorities
 
     def _apply_cancels(self) -> None:
         with self._lock:

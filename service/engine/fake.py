@@ -69,6 +69,7 @@ class FakeEngine:
         second_judge: bool = False,
     ) -> None:
         self.slots = slots
+        self.blocks: str | None = None
         self.step_seconds = step_seconds
         self.tokenizer_files = (_tokenizer(),)
         self.model_info = ModelInfo(

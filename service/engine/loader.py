@@ -23,6 +23,7 @@ from bestofn.service.core.jobs import FP8_DRAFTS, LORA, Revision
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import ModelInfo
 from bestofn.service.engine.batch_sizes import sizes_for
+from bestofn.service.engine.compilation import compile_blocks, forward_rows, low_precision
 from bestofn.service.engine.cuda_graph import Recorded, plain
 from bestofn.service.engine.engine import Engine
 from bestofn.service.engine.judge_loader import calibration_of, find_judge, judge_info, say_licence
@@ -64,7 +65,10 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         eight_bit = settings.fp8_drafts
         reserved = checkpoint_work(checkpoint, place).reserved
         shared, budget = share_memory(generator_bytes(checkpoint, place, eight_bit), weights, memory, reserved)
-        generator = Generator(checkpoint, place, memory_budget=budget, fp8_drafts=eight_bit, loras=loras)
+        low = place.type == "cpu" and low_precision(settings.reproducible)
+        generator = Generator(
+            checkpoint, place, memory_budget=budget, fp8_drafts=eight_bit, loras=loras, low_precision=low
+        )
         files = (settings.calibration, settings.second_calibration)
         calibrations = [calibration_of(*one) for one in zip(judges, files, strict=False)]
         pairs = zip(judges, calibrations, strict=True)
@@ -103,6 +107,9 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
             signer=signer,
         )
         engine.warm_up()
+        if low and residence.shared and not eight_bit:
+            rows = forward_rows(sizes.batch(sizes.rows, info.tflops_per_forward))
+            engine.compilation = compile_blocks(generator, settings.data_dir, rows)
     except MemoryError as error:
         size = f"{info.width}x{info.height}"
         raise SetupError(f"{place} has too little free memory to draw one image of {size} pixels: {error}") from error

@@ -70,6 +70,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def blocks(self) -> str | None:
+        """Which blocks serve now: "compiled", or "eager" with the reason; None where none are ever compiled."""
+        ...
+
+    @property
     def busy(self) -> bool:
         """Whether `tick` has work."""
         ...

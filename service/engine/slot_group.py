@@ -92,7 +92,7 @@ class SlotGroup:
         self._generator = generator
         self._group = group
         most = slots * (1 if generator.config.guidance_embeds else 2)  # rows in use
-        self._lane = lane if strict else most
+        self._lane = lane if strict else min(lane, most)
         self._strict = strict
         self.most_rows = min(self._lane, most_rows or self._lane)  # of one forward, as far as memory sufficed
         rows, shape = -(-most // self._lane) * self._lane, generator.latent_shape(*group.size)
@@ -256,7 +256,7 @@ class SlotGroup:
         """Computes the output of the first `used` rows."""
         waiting: list[range] = []
         for start in range(0, used, self._lane):
-            length = self._lane if self._strict else bucket(used - start, self._lane)
+            length = self._lane if self._strict else bucket(min(used - start, self._lane), self._lane)
             waiting += self._parts(range(start, start + length))
         while waiting:
             done = self._cores.map(self._forward, waiting)

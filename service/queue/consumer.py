@@ -47,7 +47,12 @@ class QueueConsumer:
         self._reclaim_from = dict.fromkeys(PRIORITIES, "0-0")
 
     async def heartbeat(
-        self, held: Iterable[Claim], seconds: float, state: str = "ready", tflops_per_second: float | None = None
+        self,
+        held: Iterable[Claim],
+        seconds: float,
+        state: str = "ready",
+        tflops_per_second: float | None = None,
+        blocks: str | None = None,
     ) -> set[str]:
         """Announces the worker for `seconds` (0: it leaves) and renews the leases on `held`.
 
@@ -55,12 +60,12 @@ class QueueConsumer:
             held: claims of this worker.
             seconds: after which the announcement lapses.
             state: for its card.
-            tflops_per_second: for its card.
+            tflops_per_second, blocks: for its card.
 
         Returns:
             Entries among those held that another worker has taken over.
         """
-        info = self.info.model_copy(update={"state": state, "tflops_per_second": tflops_per_second})
+        info = self.info.model_copy(update={"state": state, "tflops_per_second": tflops_per_second, "blocks": blocks})
         leases = [part for claim in held for part in (claim.entry.priority, claim.entry.id)]
         lost = await self.queue.scripts(
             "heartbeat",

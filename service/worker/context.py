@@ -104,7 +104,9 @@ class WorkerContext:
     async def _heartbeat(self) -> None:
         seconds = INFO_TTL_HEARTBEATS * self.settings.heartbeat_seconds
         state = "busy" if self.held else "ready"
-        lost = await self.consumer.heartbeat(self.held.claims(), seconds, state, self.tflops_per_second)
+        lost = await self.consumer.heartbeat(
+            self.held.claims(), seconds, state, self.tflops_per_second, self.engine_thread.engine.blocks
+        )
         if lost:
             LEASES_LOST.inc(len(lost))
             log.warning("leases lost; other workers run these heats too", entries=sorted(lost))

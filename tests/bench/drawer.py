@@ -2,7 +2,7 @@
 
 Every line is a new prompt, so that no engine gains by having read it before, and the same one for every way.
 
-    python tests/bench/drawer.py one-by-one | together | engine
+    python tests/bench/drawer.py one-by-one | together | engine | fast
 """
 
 import contextlib
@@ -38,7 +38,7 @@ class Drawer:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        self._answer()  # it has loaded
+        self.loaded: dict[str, Any] = self._answer()  # seconds until it was loaded, and until blocks were compiled
 
     def draw(self, N: int, seed: int = 0) -> Drawn:
         """Draws N candidates and waits for them."""
@@ -122,14 +122,19 @@ def _diffusers(way: str) -> Draw:
     return one_by_one if way == "one-by-one" else together
 
 
-def _engine() -> Draw:
+def _engine(reproducible: str, loaded: dict[str, Any]) -> Draw:
     from bestofn.service.core.schemas import GenerateRequest
     from bestofn.service.core.settings import load_settings
     from bestofn.service.engine.loader import load_engine
     from bestofn.service.worker.local import local_spec, run_local
 
-    settings = load_settings(model="shapes", judge="shapes")
+    settings = load_settings(model="shapes", judge="shapes", reproducible=reproducible)
+    begun = time.perf_counter()
     engine = load_engine(settings, "cpu")
+    loaded["load"] = time.perf_counter() - begun
+    if engine.compilation is not None:
+        engine.compilation.wait()
+        loaded |= {"compile": time.perf_counter() - begun, "blocks": engine.blocks}
 
     def draw(prompt: str, N: int, seed: int) -> dict[str, float]:
         request = GenerateRequest(prompt=prompt, num_samples=N, seed=seed)
@@ -143,8 +148,10 @@ def _engine() -> Draw:
 def main(way: str) -> None:
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
-        draw = _engine() if way == "engine" else _diffusers(way)
-        answers.write("{}\n")
+        loaded: dict[str, Any] = {}
+        engines = {"engine": "strict", "fast": "fast"}
+        draw = _engine(engines[way], loaded) if way in engines else _diffusers(way)
+        answers.write(json.dumps(loaded) + "\n")
         answers.flush()
         for prompt, line in zip(prompts(), sys.stdin, strict=False):
             N, seed = map(int, line.split())

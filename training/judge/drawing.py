@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.generator import Generator
 from bestofn.models.guidance import guide
+from bestofn.models.linear_dit.compiled import CompiledBlocks
 from bestofn.models.linear_dit.context import PromptContext
 from bestofn.models.solver import StepCoefficients, solver_step
 
@@ -27,30 +29,29 @@ class Drawer:
 
     Args:
         generator: name or folder of the checkpoint.
-        low_precision: whether matrix products are computed in bfloat16.
+        low_precision: whether transformer and decoder compute in bfloat16.
         compiled: whether transformer blocks are compiled; eager blocks are used where compilation fails.
     """
 
     def __init__(self, generator: str, *, low_precision: bool = True, compiled: bool = True) -> None:
-        self.generator = Generator.load(generator)
+        self.generator = Generator(Checkpoint.resolve(generator), low_precision=low_precision)
         self.low_precision = low_precision
-        self.compiled = compiled and self._compile(generator)
+        self.compiled = compiled and self._compile()
 
     @property
     def revision(self) -> str:
         """Revision of the generator's checkpoint."""
         return self.generator.checkpoint.revision
 
-    def _compile(self, name: str) -> bool:
-        """Compile the blocks and try them on one step; without a C++ compiler, load the generator again as it was."""
-        for block in self.generator.denoiser.transformer_blocks:
-            block.compile(dynamic=False)
+    def _compile(self) -> bool:
+        """Compile the blocks for a whole batch with its negative rows; without a C++ compiler, blocks stay eager."""
+        generator, defaults = self.generator, self.generator.defaults
+        blocks, size = CompiledBlocks(), generator.latent_shape(defaults.width, defaults.height)[1:]
         try:
-            self._draw(["a photo of a circle"] * BATCH, range(BATCH), 1)
-        except Exception:
-            # Compilers and their back ends raise errors of many types; eager blocks compute the same.
-            self.generator = Generator.load(name)
+            blocks.compile(generator.denoiser, 2 * BATCH, size, defaults.max_sequence_length)
+        except Exception:  # compilers and their back ends raise errors of many types; eager blocks compute the same
             return False
+        generator.denoiser.run = blocks
         return True
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Images:
@@ -76,8 +77,7 @@ class Drawer:
         scale = torch.full((2 * B,), defaults.guidance_scale)
         for i in range(table.steps):
             doubled = StepCoefficients.of(table.rows[i : i + 1].expand(2 * B, -1))
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
-                output = generator.output(torch.cat([x, x]), doubled, context, scale)
+            output = generator.output(torch.cat([x, x]), doubled, context, scale)
             conditional, unconditional = output.float().chunk(2)
             at = StepCoefficients.of(table.rows[i : i + 1].expand(B, -1))
             x, previous = solver_step(x, previous, guide(conditional, unconditional, scale[:B]), at, None)

@@ -22,7 +22,8 @@ _STARTED = time.monotonic()
 
 class WorkerOut(BaseModel):
     """A warm worker. `since` is a Unix time, `tflops_per_second` null until it has finished something,
-    `pairwise_judge` the model that it asks in finals, null without one. `commit` is its image's, null without one."""
+    `pairwise_judge` the model that it asks in finals, null without one. `commit` is its image's, null without one.
+    `blocks` says in fast mode on a CPU whether compiled blocks serve, or eager ones and why; else it is null."""
 
     name: str
     host: str
@@ -36,6 +37,7 @@ class WorkerOut(BaseModel):
     tflops_per_second: float | None
     pairwise_judge: str | None
     commit: str | None
+    blocks: str | None
 
 
 class ModelStatus(Revision):
@@ -225,6 +227,7 @@ def _worker(info: WorkerInfo) -> WorkerOut:
         tflops_per_second=info.tflops_per_second,
         pairwise_judge=info.pairwise_judge,
         commit=info.commit,
+        blocks=info.blocks,
     )
 
 
