@@ -12,7 +12,7 @@ PROMPT ?= a photo of a red star left of a blue circle
 
 export PYTHONSAFEPATH := 1
 
-.PHONY: setup lock demo up test test-busy test-latest test-lowest check bench bench-gpu chaos soak docker clean
+.PHONY: setup lock demo up test test-busy test-latest test-lowest check bench bench-gpu check-gpu chaos soak docker clean
 
 setup: .venv/.ready
 
@@ -65,6 +65,9 @@ bench: setup  ## all sections within ten minutes, or some: make bench SECTIONS="
 bench-gpu: setup  ## one GPU, no network, within nine minutes, or some: make bench-gpu SECTIONS="engine strict"
 	$(BIN)/python -P tests/bench/gpu.py $(SECTIONS)
 
+check-gpu:  ## what a GPU would run, checked and counted without one: 4.5 GB in .venv-gpu; more: TRITON="3.9.0"
+	.ci/check-gpu
+
 chaos: setup  ## breaks what docs/operate/reliability.md promises to survive, within 40 minutes, or some: make chaos SECTIONS=flood
 	$(BIN)/python -P tests/chaos/run.py $(SECTIONS)
 
@@ -75,4 +78,4 @@ docker: setup  ## the compose file on a Docker daemon, its own where none is her
 	$(BIN)/python -P tests/docker
 
 clean:
-	rm -rf .venv .venv-latest .venv-lowest .venv-tools $(OUT) build dist
+	rm -rf .venv .venv-latest .venv-lowest .venv-gpu .venv-tools $(OUT) build dist
