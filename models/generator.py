@@ -255,8 +255,6 @@ class Generator:
         """Finished latents (B, C, h, w) -> (B, H, W, 3) uint8, on the CPU unless they `stay`; see `Decoder`."""
         return self.decoder(latents, micro_batch, tiled, stay)
 
-    # Parts
-
     @property
     def denoiser(self) -> LinearDiT:
         """The transformer, loaded when first asked for."""

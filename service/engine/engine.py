@@ -71,8 +71,7 @@ class Engine:
         """
         self.generator, self.sizes = generator, sizes
         self.slots = sizes.slots
-        self.model_info = model_info
-        self.judge_info = judge_info
+        self.model_info, self.judge_info = model_info, judge_info
         self.tokenizer_files = tokenizer_files
         self._judge = judge
         self._prompts = PromptCache(generator.prompt_contexts)
@@ -302,8 +301,7 @@ class Engine:
             yield Stepped(*owner, count, rows[owner])
 
     def _interactive(self, slots: SlotGroup) -> bool:
-        priorities = (self._heats[occupant.owner].heat.job.priority for occupant in slots.occupants.values())
-        return "interactive" in priorities
+        return "interactive" in {self._heats[one.owner].heat.job.priority for one in slots.occupants.values()}
 
     def _apply_cancels(self) -> None:
         with self._lock:
