@@ -62,7 +62,7 @@ def sizes_for(
     reproducible: str | None = None,
     *,
     tflops: float = 0.0,
-    batch_pool: int = 1,
+    cores: int = 1,
 ) -> Sizes:
     """The sizes for a device of type `device` ("cpu", "cuda").
 
@@ -70,7 +70,7 @@ def sizes_for(
         slots: candidates denoised together; chosen here if None.
         reproducible: "strict" or "fast"; on a CPU strict is the default, on a GPU fast.
         tflops: of one row's forward at the model's own size.
-        batch_pool: cores of the CPU. With a small model each computes batches of its own, with a large one they
+        cores: number of CPU cores. With a small model each computes batches of its own, with a large one they
             share each.
     """
     cpu = device != "cuda"
@@ -81,7 +81,7 @@ def sizes_for(
     strict = reproducible == "strict" or (reproducible is None and cpu)
     if cpu:
         rows = min(CPU_ROWS, 2 * slots)
-        parallel = batch_pool if rows * tflops <= CPU_WORK else 1
+        parallel = cores if rows * tflops <= CPU_WORK else 1
         return Sizes(slots, strict, rows, decode=8, judge=8, work=CPU_WORK, parallel=parallel)
     return Sizes(slots, strict, GPU_ROWS if strict else 2 * slots, decode=8, judge=16)
 

@@ -81,7 +81,7 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
             settings.slots,
             settings.reproducible,
             tflops=info.tflops_per_forward,
-            batch_pool=settings.threads or cores(),
+            cores=settings.threads or cores(),
         )
         if sizes.parallel > 1:
             torch.set_num_threads(1)

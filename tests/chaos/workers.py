@@ -174,7 +174,7 @@ async def drain(rounds: int) -> list[Figure]:
 async def _reclaims(queue: Queue, worker: str) -> list[float]:
     """Seconds from now until each heat that this worker holds is somebody else's, or done."""
     sample = spec()
-    ready = queue.keys("ready", pair_id(sample.model, sample.judge), "interactive")
+    ready = queue.keys("ready", pair_id(sample.schema_version, *sample.revisions), "interactive")
     begun, found = time.monotonic(), []
     held: set[bytes] | None = None
     async with asyncio.timeout(LEASE_SECONDS + 30):

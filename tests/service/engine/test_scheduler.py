@@ -93,7 +93,7 @@ def test_batches_shrink_with_the_work_of_an_item():
     assert not gpu.strict
     assert sizes_for("cuda", reproducible="strict").strict
     assert [bucket(rows, 60) for rows in (1, 2, 3, 8, 9, 17, 34, 57)] == [1, 2, 4, 8, 16, 24, 40, 60]
-    assert sizes_for("cpu", tflops=0.0002, batch_pool=4).parallel == 4
-    assert sizes_for("cpu", tflops=0.84, batch_pool=4).parallel == 1, "the cores share each operator of a large model"
+    assert sizes_for("cpu", tflops=0.0002, cores=4).parallel == 4
+    assert sizes_for("cpu", tflops=0.84, cores=4).parallel == 1, "the cores share each operator of a large model"
     with pytest.raises(ValueError, match="at least 1"):
         Sizes(slots=1, strict=True, rows=0, decode=1, judge=1)
