@@ -13,6 +13,7 @@ from soak_watch import MB, Fifths, Server, Watched
 from bestofn.service.core.jobs import ENDED, JobStatus
 
 GROWTH = 5.0  # percent
+POOLED = 2  # connections that a busy moment opens and a pool keeps; a leak is one a kill or cut, dozens in all
 HEADING = "## Over a long time"
 _NAME = "soak"
 
@@ -107,7 +108,7 @@ def _process(one: Watched, window: tuple[float, float]) -> list[Figure]:
         *rows,
         at_most(_NAME, f"{one.role}: growth of resident memory", GROWTH, fifths.growth("rss"), "%"),
         _told(f"{one.role}: growth of memory of its own", f"{fifths.growth('uss'):.2g} %"),
-        _none(f"{one.role}: descriptors more than before, median", max(0, round(fifths.more("files")))),
+        at_most(_NAME, f"{one.role}: descriptors more than before", POOLED, max(0, round(fifths.more("files")))),
     ]
 
 
