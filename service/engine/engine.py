@@ -1,9 +1,8 @@
 """The engine: one device that draws and judges the candidates of whichever heats it was given."""
 
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator as Steps
 from functools import cache, partial
 
 import torch
@@ -12,13 +11,14 @@ from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
 from bestofn.models.linear_dit.compiled import BackgroundCompilation
 from bestofn.models.linear_dit.context import PromptContext
-from bestofn.service.core.jobs import Heat, HeatOutcome
+from bestofn.service.core.jobs import Heat
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
 from bestofn.service.engine import scheduler as policy
 from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.cuda_graph import Recorded, Recorder, plain
-from bestofn.service.engine.heat_checks import check_heat, denoising
+from bestofn.service.engine.heat_checks import denoising
+from bestofn.service.engine.heat_engine import HeatEngine
 from bestofn.service.engine.heat_state import HeatWork, Owner
 from bestofn.service.engine.items import Latent
 from bestofn.service.engine.judge_residency import JudgeResidency
@@ -26,18 +26,15 @@ from bestofn.service.engine.make_room import MakeRoom
 from bestofn.service.engine.microbatch import out_of_memory
 from bestofn.service.engine.postprocess import Postprocess
 from bestofn.service.engine.prompt_cache import PromptCache
-from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Stepped
+from bestofn.service.engine.protocol import EngineEvent, HeatFailed, Stepped
 from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.slot_group import SlotGroup
 from bestofn.service.engine.slot_groups import SlotGroups
 from bestofn.service.engine.timing import Clock
-from bestofn.service.host.cgroups import cores
 from bestofn.service.media.provenance import Signer
 
-ENCODERS = 4  # threads at most: a PNG of 1,024 px takes one 216 ms
 
-
-class Engine:
+class Engine(HeatEngine):
     """One device's slots, decoder and judge; `protocol.Engine` is the contract.
 
     A tick fills free slots and advances one group's slots by one step, in one batch (continuous batching). Then it
@@ -69,46 +66,28 @@ class Engine:
             fp8_drafts: drafts are denoised with matrix products in 8 bits.
             signer: signs the images that are returned.
         """
-        self.generator, self.sizes = generator, sizes
-        self.slots = sizes.slots
-        self.model_info, self.judge_info = model_info, judge_info
-        self.tokenizer_files = tokenizer_files
-        self._judge = judge
+        announced = model_info, judge_info, tokenizer_files
+        super().__init__(generator.device, judge, *announced, sizes, side_stream, signer)
+        self.generator = generator
         self._prompts = PromptCache(generator.prompt_contexts)
         self._last: policy.Group | None = None
-        self._waiting: tuple[policy.Waiting, ...] = ()
-        self._heats: dict[Owner, HeatWork] = {}
         self._flops = cache(generator.flops)
         self._solver_table = cache(generator.solver_table)
         self._cores = BatchPool(sizes.parallel)
-        self._beside = side_stream or SideStream(generator.device, one_queue=not judge.shared)
         own = policy.Group(model_info.width, model_info.height)
         self._own_groups = [own, own._replace(eight_bit=True)][: 1 + fp8_drafts]
         record = record if judge.shared else plain
         self._groups = SlotGroups(generator, sizes, self._flops, self._cores, record, self._own_groups)
-        self._eight_bit_drafts, self._signer = fp8_drafts, signer
+        self._eight_bit_drafts = fp8_drafts
         self._steps: deque[Clock] = deque()  # that were queued and not waited for
         self._make_room = MakeRoom(generator, self._groups)
-        self._encoder = ThreadPoolExecutor(min(ENCODERS, cores()), thread_name_prefix="encode")
         shared = self._flops, self._cores, self._beside, self._make_room, self._encoder
         self._finishing = Postprocess(generator, judge, self._heats, sizes, *shared)
-        self._outcomes: dict[Owner, Future[HeatOutcome]] = {}  # of heats that are done, while images are encoded
-        self._canceled: set[str] = set()
         self.compilation: BackgroundCompilation | None = None
-        self._lock = threading.Lock()  # guards _canceled, the only thing that another thread touches
 
     @property
     def blocks(self) -> str | None:
         return None if self.compilation is None else self.compilation.state
-
-    @property
-    def busy(self) -> bool:
-        """Whether `tick` has work."""
-        return bool(self._heats or self._outcomes)
-
-    def room(self) -> int:
-        """How many more candidates it would take now without letting the device wait."""
-        return policy.room(self.slots, sum(work.left for work in self._heats.values()))
 
     def warm_up(self) -> None:
         """Loads what fits into memory, so that the first job does not wait for the disk.
@@ -131,75 +110,28 @@ class Engine:
             self._finishing.warm_up(group.size)
             torch.cuda.synchronize(self.generator.device)
 
-    def admit(self, heat: Heat) -> None:
-        """Takes a heat.
-
-        Raises:
-            ValueError: it is pinned to another model or judge, has a size that the model cannot draw, or is held
-                already.
-        """
-        self._apply_cancels()
-        spec, owner = heat.job, (heat.job.id, heat.index)
-        check_heat(heat, self.model_info, self.judge_info, self.generator)
-        if owner in self._heats or owner in self._outcomes:
-            raise ValueError(f"heat {heat.index} of job {spec.id} is held already")
-        if spec.sent:
-            self._heats[owner] = HeatWork(heat, drawing=0, decoding=heat.count)
-            return self._finishing.read(owner, heat)
-        self._heats[owner] = HeatWork(heat, drawing=heat.count)
-        self._waiting += (self._entry(heat, heat.candidates, draft=spec.draft is not None),)
-
-    def _entry(self, heat: Heat, candidates: Sequence[int], *, draft: bool) -> policy.Waiting:
-        """Candidates of a heat that are now to be drafted, or to be solved."""
+    def _group(self, heat: Heat, draft: bool) -> policy.Group:
         spec = heat.job
-        eight_bit = draft and self._eight_bit_drafts
-        group = policy.Group(spec.width, spec.height, spec.layers_of(draft) or (), eight_bit)
-        return policy.Waiting(spec.id, heat.index, group, spec.priority == "interactive", tuple(candidates), draft)
-
-    def cancel(self, job: str) -> None:
-        """Drops everything of this job before the next tick; any thread may call this."""
-        with self._lock:
-            self._canceled.add(job)
-
-    def probe(self) -> None:
-        """A moment's work on the device, waited for; raises if a GPU is lost."""
-        if self.generator.device.type == "cuda":
-            torch.zeros(1, device=self.generator.device).item()
+        return policy.Group(
+            spec.width, spec.height, spec.layers_of(draft) or (), eight_bit=draft and self._eight_bit_drafts
+        )
 
     def tick(self) -> list[EngineEvent]:
         """One forward over the busy slots of one group, and the decoding and judging that became due.
 
         A GPU is given one step ahead of the one that it computes: this returns while it is busy.
         """
-        self._apply_cancels()
-        events: list[EngineEvent] = []
-        for event in self._work():
-            if isinstance(event, HeatFailed):
-                self._drop((event.job, event.heat))
-            events.append(event)
+        events = super().tick()
         self._groups.close_idle()
-        with self._lock:
-            return [event for event in events if event.job not in self._canceled]
+        return events
 
-    def _work(self) -> Iterator[EngineEvent]:
+    def _denoise(self) -> Steps[Stepped | HeatFailed, None, bool]:
         yield from self._refill()
         busy = {group: self._interactive(slots) for group, slots in self._groups.busy.items()}
         if busy:
             self._last = policy.turn(busy, self._last)
             yield from self._step(self._last, self._groups.use(self._last))
-        yield from self._finishing.run(idle=not busy)
-        for owner, work in list(self._heats.items()):
-            if work.heat.job.draft is not None and work.choose_finalists():
-                # Before all heats that wait: theirs is the first in its group to be finished.
-                self._waiting = (self._entry(work.heat, work.promoted, draft=False), *self._waiting)
-            if work.done:
-                del self._heats[owner]
-                with self._beside.queue():
-                    work.bring_home(Clock(self.generator.device))
-                self._outcomes[owner] = self._encoder.submit(work.outcome, self._signer)
-        for owner, outcome in list(self._outcomes.items()):
-            if outcome.done() or not self._beside.late or not self._heats:
-                yield HeatFinished(owner[0], self._outcomes.pop(owner).result())
+        return bool(busy)
 
     def _refill(self) -> Iterator[HeatFailed]:
         """Deals waiting candidates to free slots; a heat whose prompt cannot be read, or of whose size not one slot
@@ -303,18 +235,7 @@ class Engine:
     def _interactive(self, slots: SlotGroup) -> bool:
         return "interactive" in {self._heats[one.owner].heat.job.priority for one in slots.occupants.values()}
 
-    def _apply_cancels(self) -> None:
-        with self._lock:
-            canceled, self._canceled = self._canceled, set()
-        for owner in [owner for owner in (*self._heats, *self._outcomes) if owner[0] in canceled]:
-            self._drop(owner)
-
-    def _drop(self, owner: Owner) -> None:
-        """Forgets a heat: what waits of it, its slots, its latents and images."""
-        self._heats.pop(owner, None)
-        self._outcomes.pop(owner, None)
-        self._waiting = tuple(heat for heat in self._waiting if (heat.job, heat.heat) != owner)
+    def _stop(self, owner: Owner) -> None:
         for slots in self._groups.values():
             for slot in [slot for slot, occupant in slots.occupants.items() if occupant.owner == owner]:
                 slots.drop(slot)
-        self._finishing.drop(owner)
