@@ -53,27 +53,33 @@ class Checkpoint:
     revision: str
 
     @classmethod
-    def resolve(cls, name: str) -> "Checkpoint":
+    def resolve(cls, name: str, *, any_pipeline: bool = False) -> "Checkpoint":
         """Find a checkpoint by name.
 
         Args:
             name: ``shapes`` (the embedded default), a folder, or a hub name such as
                 ``Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers@main``. With HF_HUB_OFFLINE set, hub names are
                 looked up in the local cache only.
+            any_pipeline: take a pipeline of another family than SANA too.
 
         Raises:
             CheckpointError: saying what was looked for and where.
         """
         folder = EMBEDDED.get(name) or local_folder(name, "checkpoint")
         if folder is not None:
-            return cls(name, _checked(folder), folder_revision(folder))
+            return cls(name, _checked(folder, any_pipeline), folder_revision(folder))
         repository, _, revision = name.partition("@")
         path = download(repository, revision or "main")
-        return cls(repository, _checked(path), path.name)
+        return cls(repository, _checked(path, any_pipeline), path.name)
 
     def config(self, *parts: str) -> dict[str, Any]:
         """Parse one of the checkpoint's JSON files, such as ``config("scheduler", "scheduler_config.json")``."""
         return read_json(self.path.joinpath(*parts))
+
+    @property
+    def is_sana(self) -> bool:
+        """Whether slots serve it; a pipeline of diffusers serves any other family."""
+        return is_sana(self.path)
 
     @property
     def is_sprint(self) -> bool:
@@ -123,11 +129,29 @@ def importance_order(importance: Sequence[float]) -> list[int]:
     return sorted(range(len(importance)), key=lambda block: -importance[block])
 
 
-def _checked(folder: Path) -> Path:
+def is_sana(folder: Path) -> bool:
+    """Whether a checkpoint in diffusers layout is of SANA."""
+    return read_json(folder / "model_index.json").get("_class_name") in PIPELINES
+
+
+def pipeline_parts(folder: Path) -> dict[str, bool]:
+    """Parts of a pipeline of any family, and whether each has weights."""
+    index = read_json(folder / "model_index.json")
+    parts = [part for part, value in index.items() if isinstance(value, list) and len(value) == 2 and all(value)]
+    return {part: (folder / part / "config.json").is_file() for part in parts if not part.startswith("_")}
+
+
+def _checked(folder: Path, any_pipeline: bool) -> Path:
     if not (folder / "model_index.json").exists():
         raise CheckpointError(f"{folder.absolute()} has no model_index.json: a folder in diffusers layout is needed")
     index = read_json(folder / "model_index.json")
     name = index.get("_class_name")
+    if name not in PIPELINES and any_pipeline and isinstance(name, str):
+        for part, weights in pipeline_parts(folder).items():
+            if not (folder / part).is_dir():
+                raise CheckpointError(f"{folder} has no {part!r}: the whole diffusers layout is needed")
+            check_part(folder / part, weights)
+        return folder
     if name not in PIPELINES:
         raise CheckpointError(
             f"{folder / 'model_index.json'}: pipeline {name!r} is not supported, only {' and '.join(PIPELINES)}"

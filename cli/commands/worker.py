@@ -16,7 +16,7 @@ from bestofn.service.telemetry import traces
 from bestofn.service.telemetry.setup import start
 
 if TYPE_CHECKING:
-    from bestofn.service.engine.engine import Engine
+    from bestofn.service.engine.heat_engine import HeatEngine
 
 EPILOG = """Examples:
 
@@ -126,7 +126,7 @@ def device_commands(
     return [[*program, "--devices", device, *given, *port] for device, port in zip(devices, ports, strict=True)]
 
 
-def _engine(settings: Settings) -> "Engine":
+def _engine(settings: Settings) -> "HeatEngine":
     """The engine of the settings, its device's memory among the metrics."""
     import torch
 
@@ -134,7 +134,7 @@ def _engine(settings: Settings) -> "Engine":
     from bestofn.service.telemetry.worker_metrics import watch_device
 
     engine = load_engine(settings)
-    device = engine.generator.device
+    device = engine.device
     if device.type == "cuda":
         watch_device(str(device), lambda: torch.cuda.mem_get_info(device), lambda: torch.cuda.memory_allocated(device))
     return engine

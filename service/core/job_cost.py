@@ -34,7 +34,7 @@ def prices_of(
     info = deployment.model
     spared = 0 if depth is None or info.depth is None else info.depth - depth
     area = width * height / (info.width * info.height)
-    guided = 2 if guidance > 1 else 1
+    guided = 2 if guidance > 1 and not info.guidance_embeds else 1
     return Prices(
         step=area * guided * (info.tflops_per_forward - spared * info.tflops_per_layer),
         verdict=area * info.tflops_per_decode + deployment.judge.tflops_per_forward,

@@ -17,6 +17,7 @@ from bestofn.service.core.request_checks import (
     check_tokens,
     checked_depth,
     checked_draft,
+    checked_guidance,
     checked_size,
     stop_of,
 )
@@ -60,8 +61,7 @@ def job_spec(
     check_text("negative_prompt", request.negative_prompt)
     steps = info.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
     check_at_most("num_inference_steps", steps, settings.max_steps, "the limit of BESTOFN_MAX_STEPS")
-    guidance = info.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    check_at_most("guidance_scale", guidance, settings.max_guidance, "the limit of BESTOFN_MAX_GUIDANCE")
+    guidance = checked_guidance(request.guidance_scale, info, settings)
     width = checked_size("width", request.width, info.width, info, settings)
     height = checked_size("height", request.height, info.height, info, settings)
     depth = checked_depth("depth", request.depth, info)

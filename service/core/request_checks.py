@@ -22,6 +22,8 @@ def checked_depth(field: str, asked: int | None, info: ModelInfo) -> int | None:
     name, most = info.revision.name, info.depth
     if asked is None or asked == most:
         return None
+    if info.pipeline is not None:
+        raise InvalidRequest(f"{field} is not offered: {info.pipeline} runs all its layers; leave it out", field=field)
     if most is None:
         raise InvalidRequest(f"{field} is not supported by the running workers of {name}; restart them", field=field)
     check_at_most(field, asked, most, f"the layers of {name}")
@@ -139,6 +141,17 @@ def check_readable(prompt: str, judge: JudgeInfo, count_tokens: TokenCounter) ->
             f"shorten it by {tokens - limit.tokens} tokens",
             field="prompt",
         )
+
+
+def checked_guidance(asked: float | None, info: ModelInfo, settings: Settings) -> float:
+    """The guidance scale to use."""
+    if asked not in (None, info.guidance_scale) and info.fixed_guidance:
+        raise InvalidRequest(
+            f"guidance_scale is not offered: {info.pipeline} takes none; leave it out", field="guidance_scale"
+        )
+    guidance = info.guidance_scale if asked is None else asked
+    check_at_most("guidance_scale", guidance, settings.max_guidance, "the limit of BESTOFN_MAX_GUIDANCE")
+    return guidance
 
 
 def check_seed(seed: int, num_samples: int) -> None:

@@ -23,6 +23,8 @@ class ModelInfo(BaseModel):
         layer_order: layers by importance, the most important first; None: all layers always run.
         tflops_per_layer: share of one layer in `tflops_per_forward`.
         guidance_embeds: whether guidance is an input of the model (SANA-Sprint), so no negative prompt is read.
+        pipeline: class of the diffusers pipeline that draws; None: the slots of SANA.
+        fixed_guidance: whether the model takes no guidance scale from a request.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
@@ -42,6 +44,8 @@ class ModelInfo(BaseModel):
     layer_order: tuple[int, ...] | None = None
     tflops_per_layer: float = 0.0
     guidance_embeds: bool = False
+    pipeline: str | None = None
+    fixed_guidance: bool = False
 
     @property
     def depths(self) -> list[int]:

@@ -2,7 +2,9 @@
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,12 +21,14 @@ from bestofn.judge.names import PLUS, JudgeName, Kind, members, parse_name
 from bestofn.judge.self_test import self_test
 from bestofn.models import residency
 from bestofn.models.flops import TERA
-from bestofn.models.generator import Generator
 from bestofn.models.hub import cached, download, local_folder
 from bestofn.models.weight_files import check_part
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
+from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import JudgeInfo, PromptLimit
+from bestofn.service.engine.any_generator import AnyGenerator
+from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.host.licences import notice
 
 _FIXES: dict[Kind, str] = {
@@ -223,8 +227,31 @@ def judge_dtype(device: torch.device, kind: Kind = "vila") -> torch.dtype:
     return torch.float16 if kind == "vila" else torch.bfloat16
 
 
+def hold_judges(
+    judges: Sequence[JudgeCheckpoint],
+    settings: Settings,
+    device: torch.device,
+    generator: AnyGenerator,
+    *,
+    shared: bool,
+) -> tuple[JudgeResidency, JudgeInfo, list[bytes]]:
+    """The judges of a deployment: their residency with a generator, their info, and their tokenizer files."""
+    files = (settings.calibration, settings.second_calibration)
+    calibrations = [calibration_of(*one) for one in zip(judges, files, strict=False)]
+    pairs = zip(judges, calibrations, strict=True)
+    load, *seconds = [partial(judge.load, device, calibration) for judge, calibration in pairs]
+    residence = JudgeResidency(load, generator, shared=shared, load_second=seconds[0] if seconds else None)
+    infos = [
+        judge_info(residence.get(number), judge.revision, generator, calibrations[number])
+        for number, judge in enumerate(judges)
+    ]
+    held = map(residence.get, range(len(judges)))
+    tokenizers = [judge.tokenizer_json for judge in held if isinstance(judge, Judge)]
+    return residence, infos[0].model_copy(update={"second": infos[1]}) if len(infos) > 1 else infos[0], tokenizers
+
+
 def judge_info(
-    judge: PointwiseJudge, revision: Revision, generator: Generator, calibration: Calibration | None
+    judge: PointwiseJudge, revision: Revision, generator: AnyGenerator, calibration: Calibration | None
 ) -> JudgeInfo:
     """What the API has to know of a judge; its cost is that of an image of the generator's default size."""
     size = generator.defaults.width, generator.defaults.height

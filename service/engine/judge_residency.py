@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from bestofn.judge.interface import PointwiseJudge
 from bestofn.models.defaults import FOLDERS
-from bestofn.models.generator import Generator
+from bestofn.service.engine.any_generator import AnyGenerator
 from bestofn.service.engine.microbatch import release_cache
 
 
@@ -17,7 +17,7 @@ class JudgeResidency:
     def __init__(
         self,
         load: Callable[[], PointwiseJudge],
-        generator: Generator,
+        generator: AnyGenerator,
         *,
         shared: bool,
         load_second: Callable[[], PointwiseJudge] | None = None,

@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-from functools import partial
 
 import diffusers
 import torch
 import transformers
 
-from bestofn.judge.judge import Judge
 from bestofn.judge.loader import JudgeFolderError
 from bestofn.models import residency
 from bestofn.models.checkpoint import Checkpoint, importance_order
@@ -26,8 +24,8 @@ from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.engine.compilation import compile_blocks, forward_rows, low_precision
 from bestofn.service.engine.cuda_graph import Recorded, plain
 from bestofn.service.engine.engine import Engine
-from bestofn.service.engine.judge_loader import calibration_of, find_judge, judge_info, say_licence
-from bestofn.service.engine.judge_residency import JudgeResidency
+from bestofn.service.engine.heat_engine import HeatEngine
+from bestofn.service.engine.judge_loader import find_judge, hold_judges, say_licence
 from bestofn.service.engine.memory_share import Work, share_memory, work_of
 from bestofn.service.host.cgroups import cores
 from bestofn.service.media.provenance import Signer
@@ -36,7 +34,7 @@ from bestofn.service.media.provenance import Signer
 MAX_ENLARGEMENT = 4
 
 
-def load_engine(settings: Settings, device: str | None = None) -> Engine:
+def load_engine(settings: Settings, device: str | None = None) -> HeatEngine:
     """Makes the engine that the settings name, its weights read from disk, ready to draw.
 
     Args:
@@ -57,11 +55,16 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
     signer = Signer.of(settings)
     try:
         say_licence(settings.model)
-        checkpoint, loras = Checkpoint.resolve(settings.model), [Lora.resolve(text) for text in listed(settings.lora)]
+        checkpoint = Checkpoint.resolve(settings.model, any_pipeline=True)
+        loras = [Lora.resolve(text) for text in listed(settings.lora)]
         names = [settings.judge, *([settings.second_judge] if settings.second_judge else [])]
         judges = [find_judge(name, settings.judge_max_tiles, settings.judge_api_key) for name in names]
         memory = residency.memory_bytes(place)
         weights = sum(judge.weight_bytes(place) for judge in judges)
+        if not checkpoint.is_sana:
+            from bestofn.service.engine.pipeline_loader import load_pipeline_engine
+
+            return load_pipeline_engine(checkpoint, judges, settings, place, signer)
         eight_bit = settings.fp8_drafts
         reserved = checkpoint_work(checkpoint, place).reserved
         shared, budget = share_memory(generator_bytes(checkpoint, place, eight_bit), weights, memory, reserved)
@@ -69,11 +72,6 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         generator = Generator(
             checkpoint, place, memory_budget=budget, fp8_drafts=eight_bit, loras=loras, low_precision=low
         )
-        files = (settings.calibration, settings.second_calibration)
-        calibrations = [calibration_of(*one) for one in zip(judges, files, strict=False)]
-        pairs = zip(judges, calibrations, strict=True)
-        load, *seconds = [partial(judge.load, place, calibration) for judge, calibration in pairs]
-        residence = JudgeResidency(load, generator, shared=shared, load_second=seconds[0] if seconds else None)
         tokenizer = tokenizer_json(generator)
         info = model_info(generator, tokenizer, settings.max_size, eight_bit)
         sizes = sizes_for(
@@ -85,15 +83,8 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
         )
         if sizes.parallel > 1:
             torch.set_num_threads(1)
-        judge_infos = [
-            judge_info(residence.get(number), judge.revision, generator, calibrations[number])
-            for number, judge in enumerate(judges)
-        ]
-        held = map(residence.get, range(len(judges)))
-        tokenizers = [tokenizer, *(judge.tokenizer_json for judge in held if isinstance(judge, Judge))]
-        judged_by = (
-            judge_infos[0].model_copy(update={"second": judge_infos[1]}) if len(judge_infos) > 1 else judge_infos[0]
-        )
+        residence, judged_by, judge_tokenizers = hold_judges(judges, settings, place, generator, shared=shared)
+        tokenizers = [tokenizer, *judge_tokenizers]
         record = Recorded if settings.cuda_graphs else plain
         engine = Engine(
             generator,
@@ -111,8 +102,9 @@ def load_engine(settings: Settings, device: str | None = None) -> Engine:
             rows = forward_rows(sizes.batch(sizes.rows, info.tflops_per_forward))
             engine.compilation = compile_blocks(generator, settings.data_dir, rows)
     except MemoryError as error:
-        size = f"{info.width}x{info.height}"
-        raise SetupError(f"{place} has too little free memory to draw one image of {size} pixels: {error}") from error
+        raise SetupError(
+            f"{place} has too little free memory to draw one image of the model's own size: {error}"
+        ) from error
     except (ModelError, JudgeFolderError) as error:
         raise SetupError(str(error)) from error
     return engine

@@ -12,8 +12,8 @@ from bestofn.judge.calibration import bounded
 from bestofn.judge.verdict import BROKEN, Verdict
 from bestofn.models.defaults import Flops
 from bestofn.models.flops import TERA
-from bestofn.models.generator import Generator
 from bestofn.service.core.jobs import Heat, JobSpec
+from bestofn.service.engine.any_generator import AnyGenerator
 from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.heat_state import HeatWork, Owner, shrunk
@@ -40,7 +40,7 @@ class Postprocess:
 
     def __init__(
         self,
-        generator: Generator,
+        generator: AnyGenerator,
         judge: JudgeResidency,
         heats: Mapping[Owner, HeatWork],
         sizes: Sizes,

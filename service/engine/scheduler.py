@@ -3,7 +3,7 @@
 Pure policy over plain values, without tensors. Slots of one resolution and depth form a group; a tick steps one group.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
@@ -78,6 +78,24 @@ def refill(
         ]
         left[i] = replace(heat, candidates=heat.candidates[taken:])
     return placements, tuple(heat for heat in left if heat.candidates)
+
+
+def next_batch(waiting: Sequence[Waiting], size: Callable[[Group], int]) -> tuple[Waiting | None, tuple[Waiting, ...]]:
+    """The next batch of an engine that draws one heat at a time: interactive heats before batch heats, in order.
+
+    Args:
+        waiting: the admitted heats in order of admission.
+        size: most candidates of a batch of a group.
+
+    Returns:
+        The heat with the candidates of the batch, None if no heat waits, and the heats that still wait.
+    """
+    if not waiting:
+        return None, ()
+    first = min(range(len(waiting)), key=lambda i: not waiting[i].interactive)
+    heat, most = waiting[first], size(waiting[first].group)
+    later = (replace(heat, candidates=heat.candidates[most:]),) if heat.candidates[most:] else ()
+    return replace(heat, candidates=heat.candidates[:most]), (*waiting[:first], *later, *waiting[first + 1 :])
 
 
 def turn(busy: Mapping[Group, bool], last: Group | None) -> Group:

@@ -1,0 +1,1 @@
+"""Generators of every other family: diffusers' own text-to-image pipelines."""

@@ -1,0 +1,318 @@
+"""The engine of diffusers' pipelines: each candidate is plain diffusers' own image, and trouble stays with its heat."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from contextlib import aclosing
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.errors import CheckpointError
+from bestofn.models.pipelines.family import Family
+from bestofn.service.core.errors import InvalidRequest, SetupError
+from bestofn.service.core.jobs import JobStatus
+from bestofn.service.core.results import assemble
+from bestofn.service.core.schemas import GenerateRequest
+from bestofn.service.core.settings import Settings
+from bestofn.service.engine.batch_sizes import Sizes
+from bestofn.service.engine.loader import load_engine
+from bestofn.service.engine.pipeline_engine import PipelineEngine
+from bestofn.service.engine.protocol import HeatFailed, HeatFinished, Judged, Stepped
+from bestofn.service.engine.stepwise import Stepwise
+from bestofn.service.media.codec import decode, thumbnail
+from bestofn.service.queue.job_queue import Queue
+from bestofn.service.worker.local import local_spec, run_local
+from bestofn.service.worker.worker import Worker
+from tests.tiny_pipelines import FAMILIES, make_pipeline
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning",  # diffusers' own
+)
+JUDGE = Path(__file__).parents[2] / "fixtures" / "vila" / "checkpoint"
+PROMPT, SEED, STEPS = "a photo of a red star", 2**40 + 7, 3
+SIZE = {"width": 40, "height": 32}
+FAST = Sizes(slots=4, strict=False, rows=8, decode=8, judge=8)
+CLASSES = {
+    "flux": "FluxPipeline",
+    "qwen": "QwenImagePipeline",
+    "turbo": "ZImagePipeline",
+    "klein": "Flux2KleinPipeline",
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The folder of a family's checkpoint, each made once."""
+    return cache(lambda family: make_pipeline(family, tmp_path_factory.mktemp("pipelines") / family))
+
+
+@pytest.fixture(scope="module")
+def settings_of(folders):
+    return lambda family, **fields: Settings(
+        model=str(folders(family)), judge=str(JUDGE), threads=1, devices="cpu", **fields
+    )
+
+
+@pytest.fixture(scope="module")
+def engines(settings_of):
+    """A family's engine, each loaded once."""
+    return cache(lambda family: load_engine(settings_of(family)))
+
+
+@pytest.fixture(scope="module")
+def plain(folders):
+    """The image of one call of plain diffusers with one generator."""
+    loaded = cache(lambda family: diffusers.DiffusionPipeline.from_pretrained(folders(family), dtype=torch.float32))
+
+    def draw(family, seed, steps=STEPS, **options):
+        pipe = loaded(family)
+        pipe.set_progress_bar_config(disable=True)
+        if family == "pixart":
+            options["use_resolution_binning"] = False
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return np.asarray(pipe(PROMPT, num_inference_steps=steps, generator=generator, **(SIZE | options)).images[0])
+
+    return draw
+
+
+@pytest.fixture
+def spec(engines, settings_of):
+    def spec(family, id="job", **fields):
+        request = {"prompt": PROMPT, "seed": SEED, "num_samples": 2, "top_k": 1, "num_inference_steps": STEPS} | SIZE
+        job = local_spec(GenerateRequest(**(request | fields)), engines(family), settings_of(family))
+        return job.model_copy(update={"id": id})
+
+    return spec
+
+
+def run(engine, *jobs):
+    for job in jobs:
+        for heat in job.heats():
+            engine.admit(heat)
+    events = []
+    while engine.busy:
+        events += engine.tick()
+    return events
+
+
+def outcome_of(events, job="job"):
+    return next(event.outcome for event in events if isinstance(event, HeatFinished) and event.job == job)
+
+
+def images(events, job="job"):
+    return {index: np.asarray(decode(data)) for index, data in outcome_of(events, job).images.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pipeline_engine_candidates_equal_plain_diffusers_drafts_included(family, engines, plain, spec):
+    engine = engines(family)
+    assert engine.sizes.strict
+    negative = {"negative_prompt": "grey"} if engine.generator.family.reads_negative else {}
+    draft = {"num_inference_steps": 1, "keep": 0.5}
+    events = run(engine, spec(family, draft=draft, thumbnails=True, **negative))
+
+    drafts = {event.candidate.index: event for event in events if isinstance(event, Judged)}
+    winner = outcome_of(events).candidates
+    solved = [candidate.index for candidate in winner if candidate.solved_in_full]
+    (index,), found = solved, images(events)
+    assert np.array_equal(found[index], plain(family, SEED + index, **negative))
+    shown = {index: decode(event.thumbnail) for index, event in drafts.items() if index not in solved}
+    for index, small in shown.items():
+        first = thumbnail(plain(family, SEED + index, steps=1, **negative))
+        assert np.array_equal(np.asarray(small), np.asarray(decode(first)))
+    assert found[solved[0]].std() > 5
+
+    rows = 2 if engine.generator.family.reads_negative else 1
+    stepped = [event for event in events if isinstance(event, Stepped)]
+    assert sum(event.steps for event in stepped) == 2 * 1 + STEPS
+    assert outcome_of(events).usage.transformer_forwards == rows * (2 * 1 + STEPS)
+    assert outcome_of(events).usage.tflops > 0
+
+
+def test_pipeline_engine_cancel_in_flight_ends_the_call_and_frees_the_engine(engines, plain, spec):
+    engine = engines("flux")
+    for heat in spec("flux", id="long", num_inference_steps=50).heats():
+        engine.admit(heat)
+    steps = 0
+    while steps < 2:
+        steps += sum(event.steps for event in engine.tick() if isinstance(event, Stepped))
+    engine.cancel("long")
+    assert engine.tick() == []
+    assert not engine.busy
+    found = images(run(engine, spec("flux", num_samples=1)))
+    assert np.array_equal(found[0], plain("flux", SEED))
+
+
+def test_pipeline_engine_out_of_memory_halves_batches_and_remembers(engines, plain, spec):
+    loaded = engines("sdxl")
+    announced = loaded.model_info, loaded.judge_info, loaded.tokenizer_files
+    engine = PipelineEngine(loaded.generator, loaded._judge, *announced, FAST)
+    rows = []
+
+    def small(module, args, options=None):
+        rows.append(len(args[0]))
+        if len(args[0]) > 4:  # with guidance: two candidates
+            raise torch.OutOfMemoryError("too large a batch")
+
+    with loaded.generator.pipe.unet.register_forward_pre_hook(small):
+        events = run(engine, spec("sdxl", num_samples=4, top_k=4))
+        assert rows[0] == 8
+        assert rows[1:] == [4] * 2 * STEPS
+        rows.clear()
+        run(engine, spec("sdxl", num_samples=4, top_k=4))
+        assert set(rows) == {4}
+    assert engine.batch_size((40, 32)) == 2
+    assert sum(event.steps for event in events if isinstance(event, Stepped)) == 4 * STEPS
+    assert "batches of 2 instead of 4" in outcome_of(events).warnings[0]
+    for index, image in images(events).items():
+        assert np.abs(image.astype(int) - plain("sdxl", SEED + index)).max() <= 1
+
+    def none(module, args):
+        raise torch.OutOfMemoryError("too large a batch")
+
+    with loaded.generator.pipe.unet.register_forward_pre_hook(none):
+        (failed,) = run(engine, spec("sdxl", num_samples=2))
+    assert isinstance(failed, HeatFailed)
+    assert "40x32 pixels needs more memory" in failed.reason
+
+
+def test_pipeline_engine_heat_that_the_family_refuses_fails_alone(engines, spec):
+    engine = engines("z_image")
+    heat = next(iter(spec("z_image", id="odd").heats()))
+    with pytest.raises(ValueError, match="multiples of 4, got 30x32"):
+        engine.admit(replace(heat, job=heat.job.model_copy(update={"width": 30})))
+    scale = engine.generator.pipe.vae_scale_factor
+    engine.generator.pipe.vae_scale_factor = 8  # a family may refuse more than the multiple says
+    engine.admit(heat)
+    (failed,) = run(engine)
+    engine.generator.pipe.vae_scale_factor = scale
+    assert isinstance(failed, HeatFailed)
+    assert failed.final
+    assert "divisible by 16" in failed.reason
+    assert len(outcome_of(run(engine, spec("z_image"))).candidates) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "said"),
+    [
+        ({"depth": 2}, "depth", "StableDiffusion3Pipeline runs all its layers; leave it out"),
+        ({"draft": {"num_inference_steps": 1, "depth": 1}}, "draft.depth", "leave it out"),
+        ({"width": 34}, "width", "multiple of 4"),
+        ({"prompt": "star " * 300}, "prompt", "reads 256"),
+    ],
+)
+def test_pipeline_info_request_of_what_is_not_offered_names_the_field(fields, field, said, spec):
+    with pytest.raises(InvalidRequest, match=said) as refused:
+        spec("sd3", **fields)
+    assert refused.value.field == field
+
+
+def test_flops_of_another_size_equal_a_count_of_it(engines):
+    generator = engines("pixart").generator
+    side = 40 * generator.defaults.size_multiple
+    (first, second), _ = generator._counted(side, 2)
+    counted = (second - first) // 2
+    assert generator.flops(side, side).forward == pytest.approx(counted, rel=0.01)
+
+
+def test_family_guidance_is_the_scale_that_the_defaults_use(tmp_path):
+    def family(name, **given):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": CLASSES[name]}))
+        (tmp_path / "bestofn.json").write_text(json.dumps(given))
+        return Family.of(Checkpoint(name, tmp_path, "1"))
+
+    def shown(one):
+        return one.guidance, one.guidance_scale, one.reads_negative
+
+    assert shown(family("flux")) == ("guidance_scale", 3.5, False)  # an input of the distilled network
+    assert shown(family("qwen")) == ("true_cfg_scale", 4.0, True)
+    assert shown(family("klein")) == ("guidance_scale", 4.0, False)
+    turbo = family("turbo", num_inference_steps=9, guidance_scale=0.0, width=512)
+    assert shown(turbo) == ("guidance_scale", 0.0, True)
+    assert (turbo.num_inference_steps, turbo.defaults["width"]) == (9, 512)
+    arguments = family("qwen").call("a star", "", [1, 2], 64, 64, 8, 3.0, lambda: None)
+    assert arguments["true_cfg_scale"] == 3.0
+    assert arguments["negative_prompt"] == " "
+    assert "guidance_scale" not in arguments
+    with pytest.raises(CheckpointError, match="num_inference_steps = 0, a whole number above 0"):
+        family("turbo", num_inference_steps=0)
+
+
+@pytest.mark.parametrize("fault", ["pickle", "code", "class", "lora", "image"])
+def test_load_engine_refuses_what_it_would_have_to_trust_or_cannot_draw(fault, folders, tmp_path):
+    folder, options, said = tmp_path / "copy", {}, ""
+    shutil.copytree(folders("pixart"), folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    if fault == "pickle":
+        (folder / "transformer" / "diffusion_pytorch_model.safetensors").rename(folder / "transformer" / "model.bin")
+        said = "has no weights"
+    elif fault == "code":
+        index["transformer"] = ["my_transformer", "Mine"]
+        said = "'my_transformer', code that came with the checkpoint"
+    elif fault == "class":
+        index["_class_name"] = "MyPipeline"
+        said = "has no pipeline 'MyPipeline'"
+    elif fault == "lora":
+        options, said = {"lora": str(folder / "lora.safetensors")}, "lora"
+    else:
+        index["_class_name"] = "StableDiffusionUpscalePipeline"
+        said = "cannot be loaded|does not draw"
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(SetupError, match=said):
+        load_engine(Settings(model=str(folder), threads=1, devices="cpu", **options))
+
+
+def test_stepwise_runs_between_advances_only_and_passes_errors_on():
+    seen = []
+
+    def call(step):
+        for number in range(2):
+            seen.append(number)
+            step()
+        raise KeyError("end")
+
+    calls = Stepwise(torch.device("cpu"))
+    calls.start(call)
+    assert seen == []
+    assert calls.advance() is None
+    assert seen == [0]
+    calls.stop()
+    calls.stop()
+    assert seen == [0]
+    calls.start(call)
+    assert [calls.advance(), calls.advance()] == [None, None]
+    with pytest.raises(KeyError):
+        calls.advance()
+    calls.start(lambda step: 5)
+    assert calls.advance() == 5
+
+
+@pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)
+async def test_pipeline_engine_served_job_returns_the_image_of_a_local_one(settings, engines, spec):
+    engine = engines("z_image")
+    job = spec("z_image", num_samples=3)
+    local = run_local(job, engine)
+    worker = asyncio.create_task(Worker(settings, lambda: engine).run())
+    async with aclosing(await Queue.connect(settings)) as queue:
+        while not await queue.workers():
+            await asyncio.sleep(0.02)
+        await queue.submit(job, cost=1.0)
+        async for _ in queue.events(job.id):
+            pass
+        record = await queue.record(job.id)
+        result = assemble(record.spec, record.status, record.outcomes)
+        assert result.status is JobStatus.SUCCEEDED
+        assert [image.candidate for image in result.images] == [image.candidate for image in local.result.images]
+        winner = result.images[0].candidate
+        assert await queue.image(job.id, winner) == local.images[winner]
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await worker == 0
