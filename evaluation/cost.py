@@ -11,7 +11,7 @@ from bestofn.evaluation.stats import Floats
 from bestofn.judge.interface import PointwiseJudge
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
-from bestofn.models.sampling import generate
+from bestofn.models.sampling import LoadedGenerator, generate
 
 BATCH, ROUNDS = 16, 3
 
@@ -48,7 +48,7 @@ def verdicts(replayed: Replayed) -> Ints:
     return replayed.drafted + replayed.solved
 
 
-def counted(generator: Generator, judge: PointwiseJudge) -> Price:
+def counted(generator: LoadedGenerator, judge: PointwiseJudge) -> Price:
     """TFLOP, as the server counts them."""
     defaults = generator.defaults
     flops = generator.flops(defaults.width, defaults.height)
@@ -57,10 +57,11 @@ def counted(generator: Generator, judge: PointwiseJudge) -> Price:
     return Price(*(value / TERA for value in (passes * flops.text, passes * flops.forward, flops.decode, verdict)))
 
 
-def timed(generator: Generator, judge: PointwiseJudge, prompt: str) -> Price:
+def timed(generator: LoadedGenerator, judge: PointwiseJudge, prompt: str) -> Price:
     """Seconds of one thread here, in batches of 16: the quickest of some rounds.
 
-    A step's price is the difference of two solutions; their text and decoding cancel out.
+    A step's price is the difference of two solutions; their text and decoding cancel out. Those of a
+    pipeline are one call, and both are counted as decoding.
     """
     steps = generator.defaults.num_inference_steps
 
@@ -68,11 +69,14 @@ def timed(generator: Generator, judge: PointwiseJudge, prompt: str) -> Price:
         return lambda: generate(generator, prompt, range(BATCH), num_inference_steps=count)
 
     images = list(generate(generator, prompt, range(BATCH), num_inference_steps=1).numpy())
+    verdict = _seconds(lambda: judge.judge(images, [prompt] * BATCH)) / BATCH
+    whole, half = _seconds(draw(steps)), _seconds(draw(max(1, steps // 2)))
+    step = (whole - half) / BATCH / max(1, steps - steps // 2)
+    if not isinstance(generator, Generator):
+        return Price(0.0, step, max(0.0, whole / BATCH - steps * step), verdict)
     latents = torch.zeros(BATCH, *generator.latent_shape(generator.defaults.width, generator.defaults.height))
     text = _seconds(lambda: generator.prompt_contexts([(prompt, False), ("", True)]))
     decode = _seconds(lambda: generator.decode(latents)) / BATCH
-    verdict = _seconds(lambda: judge.judge(images, [prompt] * BATCH)) / BATCH
-    step = (_seconds(draw(steps)) - _seconds(draw(steps // 2))) / BATCH / (steps - steps // 2)
     return Price(text, step, decode, verdict)
 
 

@@ -22,8 +22,7 @@ from bestofn.judge import calibration as calibrations
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.interface import PointwiseJudge
 from bestofn.models.checkpoint import Checkpoint
-from bestofn.models.generator import Generator
-from bestofn.models.sampling import generate
+from bestofn.models.sampling import LoadedGenerator, generate
 from bestofn.service.core.settings import load_settings
 from bestofn.service.engine.compilation import BFLOAT16, low_precision
 from bestofn.service.engine.judge_loader import find_judge
@@ -35,7 +34,7 @@ class Evaluation:
     """A pool with what draws and judges for it."""
 
     pool: Pool
-    generator: Generator
+    generator: LoadedGenerator
     judge: PointwiseJudge
     calibration: Calibration | None
 
@@ -52,9 +51,12 @@ class Evaluation:
             ValueError: the pool there was filled from something else.
             ModelError, JudgeFolderError: a checkpoint is not as needed.
         """
-        checkpoint, judging = Checkpoint.resolve(model), find_judge(judge, key=load_settings().judge_api_key)
+        checkpoint, judging = (
+            Checkpoint.resolve(model, any_pipeline=True),
+            find_judge(judge, key=load_settings().judge_api_key),
+        )
         device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
-        low = device == "cpu" and low_precision(load_settings().reproducible)
+        low = checkpoint.is_sana and device == "cpu" and low_precision(load_settings().reproducible)
         source = Source(
             str(checkpoint.path),
             checkpoint.revision + BFLOAT16 * low,

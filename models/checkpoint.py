@@ -79,7 +79,7 @@ class Checkpoint:
     @property
     def is_sana(self) -> bool:
         """Whether slots serve it; a pipeline of diffusers serves any other family."""
-        return is_sana(self.path)
+        return not is_pipeline(self.path)
 
     @property
     def is_sprint(self) -> bool:
@@ -129,9 +129,10 @@ def importance_order(importance: Sequence[float]) -> list[int]:
     return sorted(range(len(importance)), key=lambda block: -importance[block])
 
 
-def is_sana(folder: Path) -> bool:
-    """Whether a checkpoint in diffusers layout is of SANA."""
-    return read_json(folder / "model_index.json").get("_class_name") in PIPELINES
+def is_pipeline(folder: Path) -> bool:
+    """Whether a folder is in diffusers layout, of another family than SANA."""
+    index = folder / "model_index.json"
+    return index.is_file() and read_json(index).get("_class_name") not in PIPELINES
 
 
 def pipeline_parts(folder: Path) -> dict[str, bool]:

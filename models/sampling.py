@@ -4,18 +4,36 @@ B candidates, C latent channels, (h, w) latent grid, (H, W) pixels.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
+from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.errors import ModelError
 from bestofn.models.generator import Generator
 from bestofn.models.guidance import guide
 from bestofn.models.solver import StepCoefficients, solver_step
 
+if TYPE_CHECKING:
+    from bestofn.models.pipelines.generator import PipelineGenerator
+
+LoadedGenerator: TypeAlias = "Generator | PipelineGenerator"
+
+
+def load_generator(name: str, device: torch.device, *, low_precision: bool = False) -> LoadedGenerator:
+    """Resolve a checkpoint of any family and open it on a device; `low_precision` is for SANA."""
+    checkpoint = Checkpoint.resolve(name, any_pipeline=True)
+    if checkpoint.is_sana:
+        return Generator(checkpoint, device, low_precision=low_precision)
+    from bestofn.models.pipelines.generator import PipelineGenerator  # which SANA does not pay for
+
+    return PipelineGenerator(checkpoint, device)
+
 
 @torch.inference_mode()
 def generate(
-    generator: Generator,
+    generator: LoadedGenerator,
     prompt: str,
     seeds: Sequence[int],
     *,
@@ -27,7 +45,7 @@ def generate(
     preview_after: int | None = None,
     layers: Sequence[int] | None = None,
 ) -> Tensor:
-    """Draw one image a seed, all in one batch.
+    """Draw one image a seed, all in one batch; with a pipeline of another family in batches that fit into memory.
 
     Args:
         generator: the checkpoint.
@@ -40,6 +58,12 @@ def generate(
     Returns:
         (B, H, W, 3) uint8 on the CPU, each image the one that plain diffusers makes of its seed, to rounding.
     """
+    if not isinstance(generator, Generator):
+        if preview_after is not None or layers is not None:
+            raise ModelError(f"{generator.family.name} has neither previews nor depths: draw with steps alone")
+        size = {"width": width, "height": height, "num_inference_steps": num_inference_steps}
+        options = {"negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
+        return generator.decode(generator.draw_all(prompt, seeds, **size, **options))
     defaults = generator.defaults
     width, height = width or defaults.width, height or defaults.height
     table = generator.solver_table(num_inference_steps or defaults.num_inference_steps)

@@ -2,17 +2,20 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bestofn.judge.names import JudgeName
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import load_settings
 
+if TYPE_CHECKING:
+    from bestofn.models.checkpoint import Checkpoint
+
 
 def about(name: str) -> dict[str, dict[str, Any]]:
     """What there is under a name: a generator, a judge, or ("shapes") both."""
     from bestofn.judge.loader import JudgeFolderError
-    from bestofn.models.checkpoint import Checkpoint
+    from bestofn.models.checkpoint import Checkpoint, pipeline_parts
     from bestofn.models.defaults import FOLDERS
     from bestofn.models.errors import CheckpointError
     from bestofn.service.engine.judge_loader import find_judge, judge_parts
@@ -20,10 +23,15 @@ def about(name: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     reasons = []
     try:
-        checkpoint = Checkpoint.resolve(name)
-        defaults = vars(checkpoint.call_defaults()).copy()
-        defaults["complex_human_instruction"] = f"{len(defaults['complex_human_instruction'])} lines"
-        parts = {part: _part(checkpoint.path / folder) for part, folder in FOLDERS.items()}
+        checkpoint = Checkpoint.resolve(name, any_pipeline=True)
+        if checkpoint.is_sana:
+            defaults = vars(checkpoint.call_defaults()).copy()
+            defaults["complex_human_instruction"] = f"{len(defaults['complex_human_instruction'])} lines"
+            weighing = FOLDERS
+        else:
+            defaults = _of_pipeline(checkpoint)
+            weighing = {part: part for part, weights in pipeline_parts(checkpoint.path).items() if weights}
+        parts = {part: _part(checkpoint.path / folder) for part, folder in weighing.items()}
         found["generator"] = {
             "name": checkpoint.name,
             "path": str(checkpoint.path),
@@ -48,6 +56,21 @@ def about(name: str) -> dict[str, dict[str, Any]]:
     if not found:
         raise SetupError(f"{name} is neither a generator ({reasons[0]}) nor a judge ({reasons[1]})")
     return found
+
+
+def _of_pipeline(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """Class and call defaults of a pipeline of another family than SANA."""
+    from bestofn.models.pipelines.family import Family
+
+    family = Family.of(checkpoint)
+    return {
+        "pipeline": family.name,
+        "num_inference_steps": family.num_inference_steps,
+        "guidance": family.guidance,
+        "guidance_scale": family.guidance_scale,
+        "negative_prompt": family.reads_negative,
+        "callback": family.callback,
+    }
 
 
 def _asked(judge: JudgeName) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+import transformers
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -28,6 +29,7 @@ from bestofn.models.weight_files import one_line
 
 DEFAULT_SIDE = 1024
 PROMPTS_KEPT = 16
+BATCH = 16  # of `draw_all` on a GPU, at first
 COUNTED = (8, 16, 24)  # sides in size multiples, at which FLOPs are counted
 UNLIMITED = 10_000  # transformers' tokenizers without a limit of their own have a huge one
 
@@ -58,7 +60,10 @@ class PipelineGenerator:
         self.device = torch.device(device)
         self.family = Family.of(checkpoint)
         self.warnings: list[str] = []
+        self._batch = BATCH if self.device.type == "cuda" else 1
         self._prompts: OrderedDict[str, Any] = OrderedDict()
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
         try:
             self.pipe = getattr(diffusers, self.family.name).from_pretrained(
                 checkpoint.path,
@@ -167,6 +172,21 @@ class PipelineGenerator:
             on_step,
         )
         return torch.from_numpy(np.asarray(self.pipe(**arguments).images, np.float32))
+
+    def draw_all(self, prompt: str, seeds: Sequence[int], **options: Any) -> Tensor:
+        """`draw` for any number of seeds: one by one on a CPU, in batches that are halved until they fit on a GPU."""
+        images: list[Tensor] = []
+        while len(images) < len(seeds):
+            batch = seeds[len(images) : len(images) + self._batch]
+            try:
+                images += self.draw(prompt, batch, **options)
+                continue
+            except torch.OutOfMemoryError:
+                if self._batch == 1:
+                    raise
+            self._batch = len(batch) // 2 or 1
+            torch.cuda.empty_cache()
+        return torch.stack(images)
 
     def decode(self, images: Tensor, *, stay: bool = False) -> Tensor:
         """(B, H, W, 3) uint8 of images in 0..1, as diffusers rounds them; on the device if they `stay`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bestofn.judge.names import ADDRESSES, JudgeName, Kind, members, parse_name
+from bestofn.models.checkpoint import is_pipeline, pipeline_parts
 from bestofn.models.errors import CheckpointError
 from bestofn.models.hub import cached, is_hub_name
 from bestofn.models.lora import Lora, listed, missing, split_strength
@@ -41,6 +42,11 @@ class Located:
     pinned: bool = True
     kind: Kind | None = None
 
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether it is a generator of another family than SANA."""
+        return self.kind is None and self.path is not None and is_pipeline(self.path)
+
 
 def checkpoints(settings: Settings) -> Iterator[Finding]:
     """Where model and judges are, whether they are whole, what they weigh, and their licences."""
@@ -48,7 +54,10 @@ def checkpoints(settings: Settings) -> Iterator[Finding]:
     judges = [(kind, name) for kind, each in named if each for _, name in members(each)]
     for kind, name in (("model", settings.model), *judges):
         if can_draw_here():
-            yield from _found(kind, locate(name, kind != "model", settings.judge_api_key))
+            place = locate(name, kind != "model", settings.judge_api_key)
+            yield from _found(kind, place)
+            if kind == "model":
+                yield from _pipeline(place)
         known = licences(name)
         for licence in known:
             where = f" ({licence.link})" if licence.link else ""
@@ -70,12 +79,15 @@ def memory(settings: Settings) -> Iterator[Finding]:
 
     from bestofn.models.residency import memory_bytes
     from bestofn.service.doctor.memory import findings
-    from bestofn.service.doctor.memory_needs import needs
+    from bestofn.service.doctor.memory_needs import needs, pipeline_memory
     from bestofn.service.engine.loader import devices
     from bestofn.service.host.cgroups import memory_limit
 
-    device = torch.device(devices(settings)[0])
-    needed = needs(locate(settings.model), _judges(settings), device, settings.fp8_drafts)
+    device, model = torch.device(devices(settings)[0]), locate(settings.model)
+    if model.is_pipeline and not model.broken:
+        yield pipeline_memory(model, _judges(settings), device)
+        return
+    needed = needs(model, _judges(settings), device, settings.fp8_drafts)
     if needed is None:
         yield Finding("warn", "memory", "not known before the checkpoints are here", "download them and ask again")
         return
@@ -168,6 +180,25 @@ def _found(kind: str, place: Located) -> Iterator[Finding]:
         yield Finding("warn", kind, found, f"name it {place.name}@{place.revision}")
 
 
+def _pipeline(place: Located) -> Iterator[Finding]:
+    """What the family of a pipeline offers to requests."""
+    if not place.is_pipeline or place.path is None or place.broken:
+        return
+    from bestofn.models.checkpoint import Checkpoint
+    from bestofn.models.pipelines.family import Family
+
+    try:
+        family = Family.of(Checkpoint(place.name, place.path, place.revision))
+    except CheckpointError as error:
+        yield Finding("fail", "pipeline", str(error), "name a text-to-image pipeline of diffusers")
+        return
+    guidance = f"{family.guidance} {family.guidance_scale:g}" if family.guidance else "no guidance scale"
+    negative = "negative prompts" if family.reads_negative else "no negative prompts"
+    after = "after each step" if family.callback else "at the end of each batch"
+    found = f"{family.name}: {family.num_inference_steps} steps, {guidance}, {negative}; progress and cancel {after}"
+    yield Finding("ok", "pipeline", found)
+
+
 def _loras(settings: Settings) -> Iterator[Finding]:
     """Whether the LoRAs of the model are here and whole."""
     try:
@@ -191,6 +222,10 @@ def _broken(folder: Path, kind: Kind | None) -> Iterator[str]:
     from bestofn.models.weight_files import check_part
 
     parts = (*FOLDERS.values(), "tokenizer", "scheduler") if kind is None else PARTS if kind == "vila" else ("",)
+    without = ["tokenizer", "scheduler"]
+    if kind is None and is_pipeline(folder):
+        found = pipeline_parts(folder)
+        parts, without = tuple(found), [part for part, weights in found.items() if not weights]
     config = "model_index.json" if kind is None else "config.json"
     if not (folder / config).is_file():
         yield f"it has no {config}"
@@ -199,7 +234,7 @@ def _broken(folder: Path, kind: Kind | None) -> Iterator[str]:
             yield f"no {part}/"
             continue
         try:
-            check_part(folder / part, weights=part not in ("tokenizer", "scheduler"))
+            check_part(folder / part, weights=part not in without)
         except CheckpointError as error:
             yield str(error).replace(f"{folder}/", "")
 

@@ -7,14 +7,15 @@ import torch
 
 from bestofn.judge.names import ADDRESSES
 from bestofn.kernels.fp8 import EIGHT_BITS
-from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.checkpoint import Checkpoint, pipeline_parts
 from bestofn.models.defaults import FOLDERS, part_dtypes
 from bestofn.models.flops import TERA, forward_flops
 from bestofn.models.guidance import needs_negative
 from bestofn.models.linear_dit.config import LinearDiTConfig
-from bestofn.models.residency import stored_dtype, weight_bytes
+from bestofn.models.residency import WEIGHTS_SHARE, memory_bytes, stored_dtype, weight_bytes
 from bestofn.service.doctor.checkpoints import Located
-from bestofn.service.doctor.memory import Needs, needs_of
+from bestofn.service.doctor.findings import Finding
+from bestofn.service.doctor.memory import GIB, Needs, needs_of
 from bestofn.service.doctor.published_sizes import published
 from bestofn.service.engine.judge_loader import judge_bytes, judge_dtype
 from bestofn.service.engine.loader import generator_bytes
@@ -48,6 +49,22 @@ def needs(model: Located, judges: Sequence[Located], device: torch.device, fp8_d
         weight_bytes(transformer, EIGHT_BITS.itemsize) if fp8_drafts else 0,
         device.type,
     )
+
+
+def pipeline_memory(model: Located, judges: Sequence[Located], device: torch.device) -> Finding:
+    """Whether the weights of a pipeline and its judges fit a device; batches take what is left."""
+    assert model.path is not None
+    itemsize = 2 if device.type == "cuda" else 4
+    weighing = [part for part, weights in pipeline_parts(model.path).items() if weights]
+    pipeline = sum(weight_bytes(model.path / part, itemsize) for part in weighing)
+    weights, memory = pipeline + sum(_judge(judge, device) or 0 for judge in judges), memory_bytes(device)
+    found = f"weights take {weights / GIB:.1f} GiB of {memory / GIB:.1f} on this {device}; batches take the rest"
+    if weights <= WEIGHTS_SHARE * memory:
+        return Finding("ok", "memory", found)
+    if device.type == "cuda":
+        fix = "parts take turns, which is slow: take a larger GPU, or a smaller checkpoint"
+        return Finding("warn", "memory", found, fix)
+    return Finding("fail", "memory", found, "take a machine with more memory, or a smaller checkpoint")
 
 
 def _judge(place: Located, device: torch.device) -> int | None:

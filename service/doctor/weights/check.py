@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bestofn.judge.layout import PARTS
 from bestofn.judge.names import parse_name
-from bestofn.models.checkpoint import EMBEDDED
+from bestofn.models.checkpoint import EMBEDDED, is_pipeline, pipeline_parts
 from bestofn.models.errors import CheckpointError
 from bestofn.models.hub import cached, local_folder
 from bestofn.service.doctor.findings import Finding
@@ -38,14 +38,16 @@ def check_files(folder: Path) -> Iterator[Finding]:
     """Findings on one folder, a generator's or a judge's, from configs, indexes and headers; needs no torch."""
     if _is_flat(folder):
         return weights(folder)
+    if is_pipeline(folder):
+        return _check_pipeline(folder)
     return check_generator(folder) if _is_generator(folder) else check_judge(folder)
 
 
 def check(folder: Path) -> Iterator[Finding]:
     """`check_files`, and names and shapes of weights where torch is installed; no weight is read."""
     yield from check_files(folder)
-    if _is_flat(folder):
-        return  # transformers compares names and shapes when it loads
+    if _is_flat(folder) or is_pipeline(folder):
+        return  # transformers and diffusers compare names and shapes when they load
     if not can_draw_here():
         fix = "a worker checks them, or this command where 'bestofn[worker]' is installed"
         yield Finding("warn", "names", "names and shapes of weights are not checked here", fix)
@@ -53,6 +55,15 @@ def check(folder: Path) -> Iterator[Finding]:
     from bestofn.service.doctor.weights.keys import generator_keys, judge_keys
 
     yield from generator_keys(folder) if _is_generator(folder) else judge_keys(folder)
+
+
+def _check_pipeline(folder: Path) -> Iterator[Finding]:
+    """Whether all parts of a pipeline of another family than SANA are there and whole."""
+    for part, weighs in pipeline_parts(folder).items():
+        if not (folder / part).is_dir():
+            yield Finding("fail", part, f"{folder} has no {part}/", "download or copy it again, the whole of it")
+        elif weighs:
+            yield from weights(folder / part)
 
 
 def _is_flat(folder: Path) -> bool:

@@ -15,14 +15,18 @@ import numpy as np
 import pytest
 import torch
 
+from bestofn.evaluation.cost import counted
 from bestofn.models.checkpoint import Checkpoint
-from bestofn.models.errors import CheckpointError
+from bestofn.models.errors import CheckpointError, ModelError
 from bestofn.models.pipelines.family import Family
+from bestofn.models.sampling import generate
 from bestofn.service.core.errors import InvalidRequest, SetupError
 from bestofn.service.core.jobs import JobStatus
 from bestofn.service.core.results import assemble
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
+from bestofn.service.doctor.checkpoints import checkpoints, memory
+from bestofn.service.doctor.weights.check import check_files
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.loader import load_engine
 from bestofn.service.engine.pipeline_engine import PipelineEngine
@@ -214,6 +218,25 @@ def test_pipeline_info_request_of_what_is_not_offered_names_the_field(fields, fi
     with pytest.raises(InvalidRequest, match=said) as refused:
         spec("sd3", **fields)
     assert refused.value.field == field
+
+
+def test_generate_with_a_pipeline_equals_plain_diffusers(engines, plain):
+    generator = engines("sdxl").generator  # as an evaluation draws
+    drawn = generate(generator, PROMPT, [SEED, SEED + 1], num_inference_steps=STEPS, **SIZE).numpy()
+    assert [np.array_equal(image, plain("sdxl", SEED + i)) for i, image in enumerate(drawn)] == [True, True]
+    price = counted(generator, engines("sdxl")._judge.get())
+    assert price.step > 0
+    with pytest.raises(ModelError, match="neither previews nor depths"):
+        generate(generator, PROMPT, [SEED], preview_after=1)
+
+
+@pytest.mark.parametrize("family", ["sdxl", "z_image"])
+def test_doctor_names_what_the_family_has(family, settings_of, folders):
+    found = {finding.what: finding for finding in (*checkpoints(settings_of(family)), *memory(settings_of(family)))}
+    steps = "50 steps, guidance_scale 5, negative prompts; progress and cancel after each step"
+    assert steps in found["pipeline"].found
+    assert found["memory"].state == "ok"
+    assert [one.state for one in check_files(folders(family))] == ["ok"] * (4 if family == "sdxl" else 3)
 
 
 def test_flops_of_another_size_equal_a_count_of_it(engines):
