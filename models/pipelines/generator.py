@@ -39,7 +39,7 @@ class PipelineGenerator:
 
     Public interface::
 
-        generator.draw(prompt, seeds, ...)      (B, H, W, 3) float32 on the CPU, in 0..1
+        generator.draw(prompt, seeds, ...)      (B, H, W, 3) float32 on the device, in 0..1
         generator.decode(images)                (B, H, W, 3) uint8
         generator.defaults                      Defaults(width, height, num_inference_steps, guidance_scale, ...)
         generator.flops(width, height)          Flops(forward, decode, text) of one sample
@@ -59,7 +59,6 @@ class PipelineGenerator:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
         self.family = Family.of(checkpoint)
-        self.warnings: list[str] = []
         self._batch = BATCH if self.device.type == "cuda" else 1
         self._prompts: OrderedDict[str, Any] = OrderedDict()
         diffusers.utils.logging.disable_progress_bar()
@@ -93,10 +92,6 @@ class PipelineGenerator:
             for value in part.parameters()
         )
         if self.device.type == "cuda" and budget is not None and weights > budget:
-            self.warnings.append(
-                f"the weights of {self.family.name} ({weights / 2**30:.1f} GiB) do not fit {budget / 2**30:.1f} GiB "
-                "and take turns in memory: every batch waits for them"
-            )
             self.pipe.enable_model_cpu_offload(device=self.device)
         else:
             self.pipe.to(self.device)
@@ -155,7 +150,7 @@ class PipelineGenerator:
             on_step: called at the end of each step, where the family has a callback; what it raises ends the call.
 
         Returns:
-            (B, H, W, 3) float32 on the CPU, in 0..1.
+            (B, H, W, 3) float32 on the device, in 0..1.
 
         Raises:
             ValueError: the family refuses the size or another argument.
@@ -171,7 +166,7 @@ class PipelineGenerator:
             defaults.guidance_scale if guidance_scale is None else guidance_scale,
             on_step,
         )
-        return torch.from_numpy(np.asarray(self.pipe(**arguments).images, np.float32))
+        return torch.from_numpy(np.asarray(self.pipe(**arguments).images, np.float32)).to(self.device)
 
     def draw_all(self, prompt: str, seeds: Sequence[int], **options: Any) -> Tensor:
         """`draw` for any number of seeds: one by one on a CPU, in batches that are halved until they fit on a GPU."""
@@ -189,9 +184,9 @@ class PipelineGenerator:
         return torch.stack(images)
 
     def decode(self, images: Tensor, *, stay: bool = False) -> Tensor:
-        """(B, H, W, 3) uint8 of images in 0..1, as diffusers rounds them; on the device if they `stay`."""
+        """(B, H, W, 3) uint8 of images in 0..1, as diffusers rounds them; on the CPU unless they `stay`."""
         pixels = (images.nan_to_num() * 255).round().to(torch.uint8)
-        return pixels.to(self.device) if stay else pixels
+        return pixels if stay else pixels.cpu()
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Shape of what `decode` takes for one image: the pipeline has decoded it already."""

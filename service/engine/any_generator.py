@@ -23,7 +23,7 @@ class AnyGenerator(Protocol):
         ...
 
     def decode(self, latents: Tensor, *, stay: bool = False) -> Tensor:
-        """(B, H, W, 3) uint8 of a batch, on the device if they `stay`."""
+        """(B, H, W, 3) uint8 of a batch, on the CPU unless they `stay`."""
         ...
 
     def release(self, part: str) -> bool:
