@@ -10,7 +10,7 @@ from typing import Any
 import diffusers
 import torch
 
-from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.checkpoint import Checkpoint, pipeline_parts
 from bestofn.models.errors import CheckpointError
 from bestofn.models.weight_files import read_json
 
@@ -60,6 +60,10 @@ class Family:
             raise CheckpointError(
                 f"{checkpoint.path}: {name} also needs {', '.join(more)}, and a job has a prompt only"
             )
+        made_of = inspect.signature(kind.__init__).parameters.values()
+        needed = {one.name for one in made_of if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD}
+        if absent_parts := sorted(needed - {"self", *kind._optional_components, *pipeline_parts(checkpoint.path)}):
+            raise CheckpointError(f"{checkpoint.path}: {name} is made of {absent_parts[0]} too, and model_index.json has none")
         for part, value in index.items():
             library = value[0] if isinstance(value, list) and value else None
             if library and library not in LIBRARIES and not _of_diffusers(str(library)):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bestofn.judge.layout import PARTS
 from bestofn.judge.names import parse_name
-from bestofn.models.checkpoint import EMBEDDED, is_pipeline, pipeline_parts
+from bestofn.models.checkpoint import EMBEDDED, Checkpoint, is_pipeline, pipeline_parts
 from bestofn.models.errors import CheckpointError
 from bestofn.models.hub import cached, local_folder
 from bestofn.service.doctor.findings import Finding
@@ -46,11 +46,19 @@ def check_files(folder: Path) -> Iterator[Finding]:
 def check(folder: Path) -> Iterator[Finding]:
     """`check_files`, and names and shapes of weights where torch is installed; no weight is read."""
     yield from check_files(folder)
-    if _is_flat(folder) or is_pipeline(folder):
-        return  # transformers and diffusers compare names and shapes when they load
+    if _is_flat(folder):
+        return  # transformers compares names and shapes when it loads
     if not can_draw_here():
         fix = "a worker checks them, or this command where 'bestofn[worker]' is installed"
         yield Finding("warn", "names", "names and shapes of weights are not checked here", fix)
+        return
+    if is_pipeline(folder):  # diffusers compares names and shapes when it loads
+        from bestofn.models.pipelines.family import Family
+
+        try:
+            Family.of(Checkpoint(str(folder), folder, ""))
+        except CheckpointError as error:
+            yield Finding("fail", "model_index", str(error), "name a text-to-image pipeline, with all of its parts")
         return
     from bestofn.service.doctor.weights.keys import generator_keys, judge_keys
 
