@@ -62,8 +62,10 @@ class Family:
             )
         made_of = inspect.signature(kind.__init__).parameters.values()
         needed = {one.name for one in made_of if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD}
-        if absent_parts := sorted(needed - {"self", *kind._optional_components, *pipeline_parts(checkpoint.path)}):
-            raise CheckpointError(f"{checkpoint.path}: {name} is made of {absent_parts[0]} too, and model_index.json has none")
+        if parts := sorted(
+            needed - {"self", *getattr(kind, "_optional_components", ()), *pipeline_parts(checkpoint.path)}
+        ):
+            raise CheckpointError(f"{checkpoint.path}: {name} needs {parts[0]}, which model_index.json has not")
         for part, value in index.items():
             library = value[0] if isinstance(value, list) and value else None
             if library and library not in LIBRARIES and not _of_diffusers(str(library)):

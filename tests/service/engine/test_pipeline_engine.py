@@ -1,6 +1,7 @@
 """The engine of diffusers' pipelines: each candidate is plain diffusers' own image, and trouble stays with its heat."""
 
 import asyncio
+import inspect
 import json
 import os
 import shutil
@@ -253,7 +254,9 @@ def test_flops_of_another_size_equal_a_count_of_it(engines):
 
 def test_family_guidance_is_the_scale_that_the_defaults_use(tmp_path):
     def family(name, **given):
-        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": CLASSES[name]}))
+        parts = inspect.signature(getattr(diffusers, CLASSES[name]).__init__).parameters
+        index = {part: ["diffusers", "Any"] for part in parts if part != "self"}
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": CLASSES[name], **index}))
         (tmp_path / "bestofn.json").write_text(json.dumps(given))
         return Family.of(Checkpoint(name, tmp_path, "1"))
 
@@ -274,10 +277,10 @@ def test_family_guidance_is_the_scale_that_the_defaults_use(tmp_path):
         family("turbo", num_inference_steps=0)
 
 
-@pytest.mark.parametrize("fault", ["pickle", "code", "class", "lora", "image"])
+@pytest.mark.parametrize("fault", ["pickle", "code", "class", "part", "lora", "image"])
 def test_load_engine_refuses_what_it_would_have_to_trust_or_cannot_draw(fault, folders, tmp_path):
     folder, options, said = tmp_path / "copy", {}, ""
-    shutil.copytree(folders("pixart"), folder)
+    shutil.copytree(folders("flux" if fault == "image" else "pixart"), folder)
     index = json.loads((folder / "model_index.json").read_text())
     if fault == "pickle":
         (folder / "transformer" / "diffusion_pytorch_model.safetensors").rename(folder / "transformer" / "model.bin")
@@ -288,11 +291,14 @@ def test_load_engine_refuses_what_it_would_have_to_trust_or_cannot_draw(fault, f
     elif fault == "class":
         index["_class_name"] = "MyPipeline"
         said = "has no pipeline 'MyPipeline'"
+    elif fault == "part":
+        index["_class_name"] = "FluxPipeline"
+        said = "FluxPipeline needs text_encoder_2"
     elif fault == "lora":
         options, said = {"lora": str(folder / "lora.safetensors")}, "lora"
     else:
-        index["_class_name"] = "StableDiffusionUpscalePipeline"
-        said = "cannot be loaded|does not draw"
+        index["_class_name"] = "FluxImg2ImgPipeline"
+        said = "does not draw from a prompt alone"
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(SetupError, match=said):
         load_engine(Settings(model=str(folder), threads=1, devices="cpu", **options))
