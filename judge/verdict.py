@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, NotRequired, TypedDict, cast
 
-Answer = Literal["yes", "no", "other"]
+Answer = Literal["yes", "no", "other", "unsafe"]
 
-ANSWERS: tuple[Answer, ...] = ("yes", "no", "other")
+ANSWERS: tuple[Answer, ...] = ("yes", "no", "other", "unsafe")
 
 
 class Rule(StrEnum):
@@ -37,7 +37,8 @@ class Verdict:
     """First-token answer of the judge on one image, and a second judge's where two were asked (`calibration.bounded`).
 
     Attributes:
-        answer: the word with the greatest logit of the whole vocabulary, "other" if it is neither word.
+        answer: the word with the greatest logit of the whole vocabulary, "other" if it is neither word. It is "unsafe"
+            if the image checker refuses the image.
         yes_logit: raw logit of the token "yes".
         no_logit: raw logit of the token "no".
         second: the second judge's verdict.
@@ -65,8 +66,13 @@ class Verdict:
     @property
     def usable(self) -> bool:
         """Whether it is a yes or a no, of both judges, in finite numbers."""
-        answered = self.answer != "other" and (self.second is None or self.second.answer != "other")
+        answered = self.answer in ("yes", "no") and (self.second is None or self.second.answer in ("yes", "no"))
         return answered and not self.broken
+
+    @property
+    def unsafe(self) -> bool:
+        """Whether the image checker refuses the image, which is then never kept or shown."""
+        return self.answer == "unsafe"
 
     @property
     def yes(self) -> bool:
@@ -116,6 +122,9 @@ class Verdict:
 BROKEN = Verdict("other", math.nan, math.nan)
 """No verdict, as after an error: it ranks after every other and promises nothing."""
 
+UNSAFE = Verdict("unsafe", math.nan, math.nan)
+"""The verdict on an image that the image checker refuses: it ranks last of all."""
+
 
 def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
@@ -145,7 +154,7 @@ def rank(verdicts: Sequence[Verdict], rule: Rule = Rule.MARGIN) -> list[int]:
     log-odds, then to the earlier candidate. Verdicts of one judge, as on drafts, are ordered as by `margin`.
 
     The script is not transitive for other answers and for NaN. Here, under every rule, such an answer ranks after every
-    yes and no, and a broken verdict after those.
+    yes and no, a broken verdict after those, and that on an unsafe image last.
     """
     match rule:
         case Rule.OFFICIAL:
@@ -168,22 +177,22 @@ def script_prefers_first(a: Verdict, b: Verdict) -> bool:
 
 
 def _official_key(verdict: Verdict) -> tuple[int, float]:
-    if verdict.broken:
-        return 3, 0.0
+    if verdict.unsafe or verdict.broken:
+        return 3 + verdict.unsafe, 0.0
     if verdict.answer == "yes":
         return 0, -verdict.yes_logit
     return (1 if verdict.answer == "no" else 2), verdict.no_logit
 
 
 def _margin_key(verdict: Verdict) -> tuple[int, float]:
-    if verdict.broken:
-        return 2, 0.0
+    if verdict.unsafe or verdict.broken:
+        return 2 + verdict.unsafe, 0.0
     return (1 if verdict.answer == "other" else 0), -verdict.margin
 
 
 def _bound_key(verdict: Verdict) -> tuple[int, float, float]:
-    if verdict.broken:
-        return 2, 0.0, 0.0
+    if verdict.unsafe or verdict.broken:
+        return 2 + verdict.unsafe, 0.0, 0.0
     margin = verdict.margin + (verdict.second.margin if verdict.second else 0.0)
     bound = verdict.margin if verdict.bound is None else verdict.bound
     return (0 if verdict.usable else 1), -bound, -margin

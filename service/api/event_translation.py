@@ -143,7 +143,7 @@ class EventTranslator:
             rank=1,
             solved_in_full=candidate.solved_in_full,
             draft=VerdictOut.of(candidate.draft) if candidate.draft is not None else None,
-            thumbnail=small if self._spec.has_thumbnail(candidate.index) else None,
+            thumbnail=small if self._spec.has_thumbnail(candidate.index) and not candidate.verdict.unsafe else None,
         )
 
 

@@ -40,6 +40,7 @@ Priority = Literal["interactive", "batch"]
 
 LORA = "+lora:"  # before each LoRA's name in the name of a model
 FP8_DRAFTS = "+fp8-drafts"  # at the end of the revision of a generator with such drafts
+CHECKED = "+checked-"  # in the revision of a judge whose images are checked, before the checker's own
 
 
 class Revision(BaseModel):
@@ -248,6 +249,11 @@ class Candidate:
     def again(self) -> bool:
         """Whether this verdict replaces one on its draft."""
         return self.solved_in_full and self.draft is not None
+
+    @property
+    def has_image(self) -> bool:
+        """Whether its image may be returned: it is solved in full and not unsafe."""
+        return self.solved_in_full and not self.verdict.unsafe
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,9 @@ from bestofn.service.core.schemas import (
     VerdictOut,
 )
 
+ALL_UNSAFE = "the image checker refused every candidate as unsafe: change the prompt, or try another seed"
+"""Why a job failed whose candidates are all unsafe; also in `lua/common.lua`."""
+
 JUDGING = frozenset(
     {"prompt", "num_samples", "top_k", "finals", "rule", "priority", "heat_size", "deadline_seconds", "thumbnails"}
 )
@@ -54,8 +57,8 @@ def promoted(spec: JobSpec, drafts: Mapping[int, Verdict]) -> list[int]:
 
 
 def best_of(spec: JobSpec, candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates in play among these, best first: at most `num_images_kept`, all solved in full."""
-    return [candidate for candidate in ranked(spec, candidates)[: spec.num_images_kept] if candidate.solved_in_full]
+    """The candidates in play among these, best first: at most `num_images_kept`, all solved in full and none unsafe."""
+    return [candidate for candidate in ranked(spec, candidates)[: spec.num_images_kept] if candidate.has_image]
 
 
 def leaders(spec: JobSpec, candidates: Iterable[Candidate]) -> list[int]:
@@ -72,7 +75,8 @@ class Ranking:
         order: candidates, best first after the finals.
         usage: work of all finished heats; None if there is none.
         warnings: warnings of all finished heats.
-        unusable: number of candidates without a usable verdict.
+        unusable: number of candidates without a usable verdict, but for unsafe ones.
+        unsafe: number of candidates that the image checker refused.
     """
 
     by_verdict: tuple[Candidate, ...]
@@ -80,6 +84,7 @@ class Ranking:
     usage: Usage | None
     warnings: tuple[str, ...]
     unusable: int
+    unsafe: int
 
     @classmethod
     def of(cls, spec: JobSpec, outcomes: Collection[HeatOutcome], finals: FinalsOutcome | None = None) -> "Ranking":
@@ -90,7 +95,8 @@ class Ranking:
             order=tuple(reordered(by_verdict, finals)),
             usage=sum((outcome.usage for outcome in outcomes), Usage()) if outcomes else None,
             warnings=tuple(dict.fromkeys(text for outcome in outcomes for text in outcome.warnings)),
-            unusable=sum(not candidate.verdict.usable for candidate in by_verdict),
+            unusable=sum(not (candidate.verdict.usable or candidate.verdict.unsafe) for candidate in by_verdict),
+            unsafe=sum(candidate.verdict.unsafe for candidate in by_verdict),
         )
 
     def prepare(self, *, bracket: bool) -> None:
@@ -178,6 +184,8 @@ def assemble(
             f"the judge gave {ranking.unusable} of {len(order)} candidates no usable verdict (neither yes nor no, or "
             "not finite); they rank last"
         )
+    if ranking.unsafe:
+        warnings.append(f"the image checker refused {ranking.unsafe} of {len(order)} candidates as unsafe")
     if succeeded and stopped == "deadline":
         warnings.append(
             f"the deadline of {spec.deadline_seconds:g} s passed with {len(order)} of {spec.num_samples} candidates "
@@ -210,6 +218,7 @@ def assemble(
         next=f"{base}/jobs/{spec.id}?offset={end}&limit={limit}"
         if end < max(len(order), sum(map(len, rounds)))
         else None,
+        unsafe=ranking.unsafe,
         usage=_usage(ranking.usage, discarded_forwards, finals) if ranking.usage is not None else None,
         progress=progress,
         complete=succeeded and stopped != "deadline",
@@ -237,7 +246,7 @@ def _images(spec: JobSpec, order: Sequence[Candidate], base: str) -> list[ImageO
             url=f"{base}/jobs/{spec.id}/images/{place + 1}",
         )
         for place, candidate in enumerate(order[: spec.top_k])
-        if candidate.solved_in_full
+        if candidate.has_image
     ]
 
 

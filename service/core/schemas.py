@@ -81,7 +81,7 @@ def _is_none(value: object) -> bool:
 class VerdictOut(BaseModel):
     """The judge's answer on one image; numbers that are not finite are null."""
 
-    answer: str
+    answer: str = Field(description="`yes`, `no`, `other`; `unsafe`: refused by the image checker.")
     yes_logit: float | None
     no_logit: float | None
     p_yes: float | None = Field(description="Probability of yes. With two judges: the smaller calibrated one.")
@@ -215,6 +215,7 @@ class JobResult(BaseModel):
         default=None, description="The finals that decided the first ranks, if they were played."
     )
     candidates: list[CandidateOut] = []
+    unsafe: int = Field(default=0, description="Candidates refused by the image checker; their images are not kept.")
     next: str | None = Field(default=None, description="URL of the next page of candidates and bracket.")
     usage: UsageOut | None = None
     progress: JobProgress | None = None

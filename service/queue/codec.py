@@ -182,7 +182,8 @@ def read_record(fields: Mapping[bytes, bytes], heats: DecodedHeats) -> JobRecord
     spec, ranking = heats.spec, heats.ranking
     status = JobStatus(fields[b"status"].decode())
     state = fields.get(b"finals_state") if status is JobStatus.RUNNING else None
-    thumbnails = (c.index for c in ranking.order if spec.has_thumbnail(c.index)) if spec.thumbnails else ()
+    shown = (c.index for c in ranking.order if not c.verdict.unsafe)
+    thumbnails = filter(spec.has_thumbnail, shown) if spec.thumbnails else ()
     return JobRecord(
         spec,
         status,

@@ -37,4 +37,4 @@ async def read_winners(queue: "Queue", job: str) -> Winners:
         order = record.ranking.order if record.ranking is not None else ()
     else:
         order = unpack_leaders(spec, leaders)
-    return Winners(state, spec, [candidate for candidate in order[: spec.top_k] if candidate.solved_in_full])
+    return Winners(state, spec, [candidate for candidate in order[: spec.top_k] if candidate.has_image])

@@ -123,6 +123,7 @@ function drawLeader(job, done) {
 
 function wordsOf({ answer }) {
   // The score is the judge's probability of yes.
+  if (answer === "unsafe") return "the image checker refused it";
   if (answer === "other") return "the judge said neither yes nor no";
   return answer === "yes" ? "probability that it shows the prompt, by the judge" : "probability that it shows the prompt: the judge says no";
 }

@@ -22,7 +22,7 @@ from bestofn.service.core.early_stopping import enough
 from bestofn.service.core.finals import FinalsOutcome, FinalsState, entrants
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus
 from bestofn.service.core.planning import job_spec
-from bestofn.service.core.results import assemble, best_of, ranked
+from bestofn.service.core.results import ALL_UNSAFE, assemble, best_of, ranked
 from bestofn.service.core.schemas import (
     RANDOM_SEEDS,
     CandidateOut,
@@ -136,6 +136,8 @@ def run_local(
                         progress.judged += not candidate.again
                         if thumbnail is not None:
                             thumbnails[candidate.index] = thumbnail
+                        elif candidate.verdict.unsafe:
+                            thumbnails.pop(candidate.index, None)  # its draft's
                         if leader is not None and leader.index != candidate.index:
                             candidate = ranked(spec, [leader, candidate])[0]
                         leader = candidate
@@ -170,6 +172,9 @@ def _succeeded(
     stopped: str | None,
     finals: FinalsOutcome | None = None,
 ) -> LocalRun:
+    if not images:
+        failed = assemble(spec, JobStatus.FAILED, outcomes, error=ALL_UNSAFE, stopped=stopped)
+        return LocalRun(failed, {}, {})
     result = assemble(spec, JobStatus.SUCCEEDED, outcomes, stopped=stopped, finals=finals)
     return LocalRun(result, {image.candidate: images[image.candidate] for image in result.images}, thumbnails)
 

@@ -21,6 +21,7 @@ local WEBHOOK_MS = 48 * 3600 * 1000 -- attempts end after half of this
 local WEBHOOKS_KEPT = 10000 -- to be sent; jobs with another one are refused
 local EXPIRED_AT_ONCE = 1000
 local UNREADABLE = "the job's stored fields cannot be read by this version"
+local ALL_UNSAFE = 'the image checker refused every candidate as unsafe: change the prompt, or try another seed'
 
 local function now()
   local time = redis.call('TIME')

@@ -73,7 +73,7 @@ if redis.call('HINCRBY', hash, 'done', 1) == tonumber(heats) or stopped ~= '' th
   if args.finals == '1' then
     begin_finals(job)
   else
-    finish(job, 'succeeded', 'result', '{"status":"succeeded"}')
+    succeed(job)
   end
 elseif beyond then
   give_up(job, beyond)

@@ -110,6 +110,14 @@ function give_up(job, reason)
   finish(job, 'failed', 'failed', cjson.encode({status = 'failed', error = reason}))
 end
 
+-- Ends a job whose candidates are judged; one without an image in play has unsafe candidates alone, and fails.
+local function succeed(job)
+  if redis.call('HLEN', key('winner_images', job)) == 0 then
+    return give_up(job, ALL_UNSAFE)
+  end
+  finish(job, 'succeeded', 'result', '{"status":"succeeded"}')
+end
+
 -- Ends the jobs whose deadline has passed: with the best of the heats that are done, or as failed if none is.
 local function expire()
   forget_expired()
@@ -118,7 +126,7 @@ local function expire()
     local status, done = unpack(redis.call('HMGET', hash, 'status', 'done'))
     redis.call('HSET', hash, 'stopped', 'deadline')
     if (tonumber(done) or 0) > 0 then
-      finish(job, 'succeeded', 'result', '{"status":"succeeded"}')
+      succeed(job)
     else
       local reason = 'its deadline passed before its first candidates were judged'
       if status == 'queued' then
