@@ -1,5 +1,6 @@
 """A job in this process, without server and queue."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from bestofn.service.core.errors import InvalidRequest, JobFailed
 from bestofn.service.core.jobs import JobStatus
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
+from bestofn.service.pairwise.check_server import prompt_checker
 
 
 def generate(request: Mapping[str, Any], settings: Settings) -> Outcome:
@@ -34,6 +36,8 @@ def generate(request: Mapping[str, Any], settings: Settings) -> Outcome:
         raise InvalidRequest("rule lower_bound needs a second judge: name one with --second-judge", field="rule")
     if checked.finals and not settings.pairwise_judge:
         raise InvalidRequest("finals need a pairwise judge: name one in BESTOFN_PAIRWISE_JUDGE", field="finals")
+    if (checker := prompt_checker(settings)) is not None:
+        asyncio.run(checker.check(checked.prompt))
     with JobBar() as bar:
         # Imported here, since torch takes seconds, and everything before can fail without it.
         from bestofn.service.engine.loader import load_engine

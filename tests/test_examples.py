@@ -24,7 +24,8 @@ WRITES = {
 
 def test_every_example_is_run_and_in_the_index() -> None:
     examples = {path.name for path in FOLDER.iterdir()} - {"README.md", "__pycache__"}
-    others = {"notebook.ipynb", "openai_node.mjs", "browser.html", "score_server.py"}  # tested with their own servers
+    servers = {"score_server.py", "safety_server.py"}
+    others = {"notebook.ipynb", "openai_node.mjs", "browser.html", *servers}  # tested with their own servers
     assert examples == {*WRITES, *others}
     index = (FOLDER / "README.md").read_text()
     assert [name for name in examples if f"[{name}]({name})" not in index] == []

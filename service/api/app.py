@@ -28,6 +28,7 @@ from bestofn.service.api.webhooks import WebhookSender
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
+from bestofn.service.pairwise.check_server import prompt_checker
 from bestofn.service.queue.connection import connect_redis
 from bestofn.service.queue.embedded_server import find_redis
 from bestofn.service.queue.job_queue import Queue
@@ -102,7 +103,7 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         used = queue or await _connect(settings)
         app.state.context = context = Context(
-            used, settings, keyring, TokenCounters(used.tokenizer), connections, calls
+            used, settings, keyring, TokenCounters(used.tokenizer), connections, calls, prompt_checker(settings)
         )
         with contextlib.suppress(redis.exceptions.RedisError):
             await context.ended.read(context.queue)  # jobs that end from now on are counted

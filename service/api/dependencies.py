@@ -24,6 +24,7 @@ from bestofn.service.api.turns import Turns
 from bestofn.service.api.uploads import UploadTurns
 from bestofn.service.core.errors import JobNotFound
 from bestofn.service.core.settings import Settings
+from bestofn.service.pairwise.check_server import PromptChecker
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.signing_key import signing_key
 
@@ -40,6 +41,7 @@ class Context:
     counters: TokenCounters
     connections: Connections
     open_calls: OpenCalls
+    prompt_checker: PromptChecker | None = None
     ended: EndedJobs = field(default_factory=EndedJobs)
     refusal_limiter: RefusalLimiter = field(default_factory=RefusalLimiter)
     turns: Turns = field(default_factory=Turns)

@@ -53,6 +53,7 @@ class OpenAIProblem(BaseModel):
 
 
 _SAID: Mapping[int, str] = {
+    400: "The operator's prompt checker refuses the prompt.",
     401: "No key, or a wrong one.",
     403: "Host or Origin do not belong to this loopback server.",
     404: "There is none.",
@@ -73,8 +74,8 @@ _SAID: Mapping[int, str] = {
 _JOB = (404, 410, 422)
 _SUBMISSION = (409, 413, 415, 422, 429, 500, 504)
 _REFUSALS: Mapping[str, tuple[int, ...]] = {
-    "generate": (406, *_SUBMISSION),
-    "rank": (406, 408, *_SUBMISSION),
+    "generate": (400, 406, *_SUBMISSION),
+    "rank": (400, 406, 408, *_SUBMISSION),
     "generate_images": _SUBMISSION,
     "read_job": (*_JOB, 429),
     "cancel_job": _JOB,

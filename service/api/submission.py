@@ -43,6 +43,7 @@ async def submit(
 
     Raises:
         InvalidRequest, IdempotencyMismatch, Overloaded, Unavailable: as `job_spec` and `Queue.submit` say.
+        PromptRefused, Unavailable: as `PromptChecker.check` says.
     """
     if body.webhook is not None:
         check_webhook(body.webhook, context.settings)
@@ -112,6 +113,8 @@ async def _queued(
     """Queue a job, or find the one that the Idempotency-Key names."""
     if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
         raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY} printable characters", field="Idempotency-Key")
+    if context.prompt_checker is not None:
+        await context.prompt_checker.check(spec.prompt)
     job, created = await context.queue.submit(
         spec,
         # Two callers who pick the same key must not get each other's images.

@@ -1,6 +1,7 @@
 """The error tree of the service, each error with its HTTP status and a machine-readable code.
 
 BestOfNError
+├── PromptRefused           400  the operator's prompt checker refuses the prompt
 ├── InvalidRequest          422  the request cannot be served as written; says what to change
 ├── IdempotencyMismatch     422  the same Idempotency-Key came with another body
 ├── NotAuthorized           401  no API key, or a wrong one
@@ -19,7 +20,7 @@ BestOfNError
 ├── JobUnreadable           500  what is stored of a job cannot be read by this version
 ├── JobCanceled             409  the job was canceled; carries x-should-retry: false
 └── SetupError              (command line) a checkpoint, device or server does not fit; names the fix
-    └── JudgeAway           the pairwise judge's server does not answer, or not as expected
+    └── JudgeAway           the server of a judge or checker does not answer, or not as expected
 """
 
 
@@ -46,6 +47,11 @@ class BestOfNError(Exception):
 class InvalidRequest(BestOfNError):
     status = 422
     code = "invalid_request"
+
+
+class PromptRefused(BestOfNError):
+    status = 400
+    code = "prompt_refused"
 
 
 class IdempotencyMismatch(InvalidRequest):

@@ -165,6 +165,17 @@ class Settings(BaseSettings):
         description="Pairwise judge of finals: openai:<address>#<model>, such as openai:http://host:8000/v1#llava.",
     )
     pairwise_api_key: str | None = Field(None, description="API key of the pairwise judge's server.")
+    prompt_checker: str | None = Field(
+        None,
+        pattern="^(https?://.*)?$",
+        description="Address of the prompt checker, such as http://host:8002/check; prompts are not checked if unset.",
+    )
+    image_checker: str | None = Field(
+        None,
+        description="Image checker: a folder or a hub name with @revision of an image classifier or ShieldGemma-2, or "
+        "an address. Images are not checked if unset. Changes the judge's revision.",
+    )
+    checker_api_key: str | None = Field(None, description="API key of the checkers' servers.")
     devices: str = Field(
         "all",
         description="all (the CPU where no GPU is), cuda (every GPU, or an error), cpu, or a list: cuda:0,cuda:1.",

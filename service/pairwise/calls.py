@@ -6,8 +6,10 @@
 import asyncio
 import base64
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 from PIL import Image
@@ -15,6 +17,8 @@ from PIL import Image
 from bestofn.service.core.backoff import LONGEST_ASKED_SECONDS, asked_delay, backoff
 from bestofn.service.core.errors import JudgeAway, SetupError
 from bestofn.service.media.codec import MEDIA_TYPES, encode
+
+T = TypeVar("T")
 
 PREFIX = "openai:"
 LONG_SIDE = 1024  # pixels; a longer side is shrunk to it
@@ -206,6 +210,19 @@ class ChatServer(Calls):
             return other is not None
 
         return await self.send("POST", f"{self.address.base_url}/chat/completions", body, adapt)
+
+
+@cache
+def call_loop() -> asyncio.AbstractEventLoop:
+    """The event loop of all calls of an engine, in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="judge calls", daemon=True).start()
+    return loop
+
+
+def run_call(call: Coroutine[Any, Any, T]) -> T:
+    """The result of a call in `call_loop`, waited for."""
+    return asyncio.run_coroutine_threadsafe(call, call_loop()).result()
 
 
 def first_token(choice: Mapping[str, Any]) -> dict[str, float]:

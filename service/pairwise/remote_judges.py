@@ -9,12 +9,10 @@ import base64
 import hashlib
 import math
 import re
-import threading
 from abc import abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import cache
-from typing import Any, TypeVar
 
 import structlog
 import torch
@@ -29,10 +27,18 @@ from bestofn.judge.verdict import BROKEN, Answer, Verdict
 from bestofn.service.core.errors import JudgeAway, SetupError
 from bestofn.service.core.jobs import Revision
 from bestofn.service.media.codec import encode
-from bestofn.service.pairwise.calls import Calls, ChatServer, first_token, image_url, parse_address, web_address
+from bestofn.service.pairwise.calls import (
+    Calls,
+    ChatServer,
+    call_loop,
+    first_token,
+    image_url,
+    parse_address,
+    run_call,
+    web_address,
+)
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 KEY = "BESTOFN_JUDGE_API_KEY"
 VERDICT_SECONDS = 30.0  # less than the time after which an engine counts as stalled
@@ -70,7 +76,7 @@ class RemoteJudge(PointwiseJudge):
         if len(images) != len(prompts):
             raise ValueError(f"each image needs its prompt, got {len(images)} images and {len(prompts)} prompts")
         pairs = zip(pil_images(images), prompts, strict=True)
-        return [asyncio.run_coroutine_threadsafe(self._bounded(*pair), _loop()) for pair in pairs]
+        return [asyncio.run_coroutine_threadsafe(self._bounded(*pair), call_loop()) for pair in pairs]
 
     def verdict(self, row: Future[Verdict]) -> Verdict:
         """The verdict of one call, or none."""
@@ -179,7 +185,7 @@ def find_remote(name: JudgeName, key: str | None) -> Revision:
     if url is None or url.userinfo:
         raise SetupError(f"a judge's address is like http://host:8001/score, without a password, got {name.place!r}")
     calls = _score_calls(name.place, key)
-    reply = _run(calls.send("GET", name.place))
+    reply = run_call(calls.send("GET", name.place))
     try:
         fields = reply.json()
         known, revision = str(fields["name"]), str(fields["revision"])
@@ -202,15 +208,3 @@ def load_remote(name: JudgeName, key: str | None, calibration: Calibration | Non
 def _score_calls(url: str, key: str | None) -> Calls:
     unknown = f"set {KEY} to a key that it knows"
     return Calls(f"the judge at {url}", {401: unknown, 403: unknown, 404: "correct the address"}, key, ATTEMPTS)
-
-
-@cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """The event loop of all calls, in a thread of its own."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="judge calls", daemon=True).start()
-    return loop
-
-
-def _run(call: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run_coroutine_threadsafe(call, _loop()).result()

@@ -1,0 +1,30 @@
+"""The image checker as an interface: images in, safe or unsafe out. Imports torch for its types alone.
+
+It refuses unsafe images whatever the judge says of them. Letters: B images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from bestofn.judge.preprocess import ImageLike
+
+
+class CheckFailed(Exception):
+    """A checker gave no answer about an image, which is then neither safe nor unsafe."""
+
+
+class ImageChecker(Protocol):
+    """A checker of images; a subclass writes both methods."""
+
+    def ask(self, images: Sequence[ImageLike] | torch.Tensor) -> Iterable[Any]:
+        """Start one forward over B images, as `PointwiseJudge.ask` takes them; returns B rows for `unsafe`."""
+        ...
+
+    def unsafe(self, row: Any) -> bool:
+        """Whether the image of a row is unsafe. Raises CheckFailed."""
+        ...
