@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bestofn.judge.names import ADDRESSES, JudgeName, Kind, members, parse_name
@@ -17,6 +17,7 @@ from bestofn.service.doctor.findings import Finding, State
 from bestofn.service.doctor.published_sizes import published
 from bestofn.service.host.licences import HUB, licences
 from bestofn.service.host.packages import can_draw_here
+from bestofn.service.pairwise.calls import web_address
 
 GIB = 2**30
 ENOUGH_DISK, LITTLE_DISK = 10 * GIB, GIB
@@ -58,16 +59,23 @@ def checkpoints(settings: Settings) -> Iterator[Finding]:
             yield from _found(kind, place)
             if kind == "model":
                 yield from _pipeline(place)
-        known = licences(name)
-        for licence in known:
-            where = f" ({licence.link})" if licence.link else ""
-            yield Finding("ok", "licence", f"of the {kind}'s {licence.part}: {licence.name}, {licence.means}{where}")
-        if not known:
-            repository = parse_name(name).place.partition("@")[0]
-            where = f"{HUB}{repository}" if is_hub_name(repository) else f"what came with {name}"
-            yield Finding("warn", "licence", f"of the {kind}: not known here", f"read {where}")
+        yield from _licences(kind, name)
     if can_draw_here():
+        for checker in image_checkers(settings):
+            yield from _found("image checker", checker)
+            yield from _licences("image checker", checker.name)
         yield from _loras(settings)
+
+
+def _licences(kind: str, name: str) -> Iterator[Finding]:
+    known = licences(name)
+    for licence in known:
+        where = f" ({licence.link})" if licence.link else ""
+        yield Finding("ok", "licence", f"of the {kind}'s {licence.part}: {licence.name}, {licence.means}{where}")
+    if not known:
+        repository = parse_name(name).place.partition("@")[0]
+        where = f"{HUB}{repository}" if is_hub_name(repository) else f"what came with {name}"
+        yield Finding("warn", "licence", f"of the {kind}: not known here", f"read {where}")
 
 
 def memory(settings: Settings) -> Iterator[Finding]:
@@ -84,10 +92,11 @@ def memory(settings: Settings) -> Iterator[Finding]:
     from bestofn.service.host.cgroups import memory_limit
 
     device, model = torch.device(devices(settings)[0]), locate(settings.model)
+    held = [*_judges(settings), *image_checkers(settings)]
     if model.is_pipeline and not model.broken:
-        yield pipeline_memory(model, _judges(settings), device)
+        yield pipeline_memory(model, held, device)
         return
-    needed = needs(model, _judges(settings), device, settings.fp8_drafts)
+    needed = needs(model, held, device, settings.fp8_drafts)
     if needed is None:
         yield Finding("warn", "memory", "not known before the checkpoints are here", "download them and ask again")
         return
@@ -158,6 +167,15 @@ def _judges(settings: Settings) -> list[Located]:
     """The judge, and the second one where there is one; each judge of a mixture."""
     names = [settings.judge, *([settings.second_judge] if settings.second_judge else [])]
     return [locate(name, judge=True, key=settings.judge_api_key) for each in names for _, name in members(each)]
+
+
+def image_checkers(settings: Settings) -> list[Located]:
+    """The image checker, unless it is behind an address; at most one. It has the layout of a `vlm` judge."""
+    name = settings.image_checker
+    if not name or web_address(name) is not None:
+        return []
+    found = locate(f"vlm:{name}", judge=True)
+    return [replace(found, name=found.name.removeprefix("vlm:"))]
 
 
 def _found(kind: str, place: Located) -> Iterator[Finding]:
@@ -243,7 +261,7 @@ def _hub(settings: Settings) -> Iterator[Finding]:
     """The hub's cache, and whether what is missing would fit there."""
     from huggingface_hub import constants
 
-    places = [locate(settings.model), *_judges(settings)]
+    places = [locate(settings.model), *_judges(settings), *image_checkers(settings)]
     missing = [one for one in places if one.path is None and not one.broken and one.kind not in ADDRESSES]
     sizes = [sizes.download for place in missing if (sizes := published(place.name)) is not None]
     cache = Path(constants.HF_HUB_CACHE)

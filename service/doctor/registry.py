@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from bestofn.service.doctor import checkpoints, machine, queue, server
+from bestofn.service.doctor import checkers, checkpoints, machine, queue, server
 from bestofn.service.doctor import settings as configured
 from bestofn.service.doctor.findings import Check
 
@@ -13,6 +13,7 @@ CHECKS: Mapping[str, Check] = {
     "settings": configured.settings_changed,
     "checkpoints": checkpoints.checkpoints,
     "memory": checkpoints.memory,
+    "safety": checkers.checkers,
     "disk": checkpoints.disk,
     "queue": queue.queue,
     "server": server.server,

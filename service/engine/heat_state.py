@@ -40,6 +40,7 @@ class HeatWork:
         tflops, seconds: as in `Usage`.
         clocks: a stage, a clock of work that may not be done yet, and the heat's share of it.
         unsound: candidates without an image, of the drafts (True) and of the full solutions (False).
+        unsafe: number of candidates that the image checker refused, of both.
         warnings: sentences for the user, each once.
     """
 
@@ -55,6 +56,7 @@ class HeatWork:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     clocks: list[tuple[str, Clock, float]] = field(default_factory=list)
     unsound: dict[bool, list[int]] = field(default_factory=lambda: {False: [], True: []})
+    unsafe: Counter[bool] = field(default_factory=Counter)
     warnings: dict[str, None] = field(default_factory=dict)
 
     @property
@@ -112,12 +114,17 @@ class HeatWork:
         """Note a candidate without an image, which ranks last; False if no draft, or no full solution, has one."""
         self.unsound[draft].append(index)
         self.warn(f"{reason} for {'the draft of ' if draft else ''}candidate {index}: it ranks last")
-        return len(self.unsound[draft]) < (self.heat.count if draft else self.heat.promoted)
+        return self.fruitful(draft)
 
-    def broken_verdict(self, draft: bool) -> Verdict:
-        """The verdict on a candidate without an image."""
+    def fruitful(self, draft: bool) -> bool:
+        """Whether no candidate is without an image, or another one has one; unsafe ones do not count."""
+        field = (self.heat.count if draft else self.heat.promoted) - self.unsafe[draft]
+        return not self.unsound[draft] or len(self.unsound[draft]) < field
+
+    def no_verdict(self, draft: bool, why: Verdict = BROKEN) -> Verdict:
+        """The verdict on a candidate that no judge is asked about; `why` is BROKEN or UNSAFE."""
         two = len(self.heat.job.judges) > 1 and not draft
-        return replace(BROKEN, second=BROKEN, bound=math.nan) if two else BROKEN
+        return replace(why, second=BROKEN, bound=math.nan) if two else why
 
     def _thumbnail(self, small: Future[Small] | None) -> bytes | None:
         if small is None:

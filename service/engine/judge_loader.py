@@ -227,29 +227,6 @@ def judge_dtype(device: torch.device, kind: Kind = "vila") -> torch.dtype:
     return torch.float16 if kind == "vila" else torch.bfloat16
 
 
-def hold_judges(
-    judges: Sequence[JudgeCheckpoint],
-    settings: Settings,
-    device: torch.device,
-    generator: AnyGenerator,
-    *,
-    shared: bool,
-) -> tuple[JudgeResidency, JudgeInfo, list[bytes]]:
-    """The judges of a deployment: their residency with a generator, their info, and their tokenizer files."""
-    files = (settings.calibration, settings.second_calibration)
-    calibrations = [calibration_of(*one) for one in zip(judges, files, strict=False)]
-    pairs = zip(judges, calibrations, strict=True)
-    load, *seconds = [partial(judge.load, device, calibration) for judge, calibration in pairs]
-    residence = JudgeResidency(load, generator, shared=shared, load_second=seconds[0] if seconds else None)
-    infos = [
-        judge_info(residence.get(number), judge.revision, generator, calibrations[number])
-        for number, judge in enumerate(judges)
-    ]
-    held = map(residence.get, range(len(judges)))
-    tokenizers = [judge.tokenizer_json for judge in held if isinstance(judge, Judge)]
-    return residence, infos[0].model_copy(update={"second": infos[1]}) if len(infos) > 1 else infos[0], tokenizers
-
-
 def judge_info(
     judge: PointwiseJudge, revision: Revision, generator: AnyGenerator, calibration: Calibration | None
 ) -> JudgeInfo:

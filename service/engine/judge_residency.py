@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from bestofn.judge.checker import ImageChecker
 from bestofn.judge.interface import PointwiseJudge
 from bestofn.models.defaults import FOLDERS
 from bestofn.service.engine.any_generator import AnyGenerator
@@ -21,6 +22,7 @@ class JudgeResidency:
         *,
         shared: bool,
         load_second: Callable[[], PointwiseJudge] | None = None,
+        load_checker: Callable[[], ImageChecker] | None = None,
     ) -> None:
         """
         Args:
@@ -28,10 +30,13 @@ class JudgeResidency:
             generator: what has to give way.
             shared: all fit into memory together.
             load_second: reads the second judge, where there is one.
+            load_checker: reads the image checker, where there is one; it sees what the first judge sees.
         """
         self._load = (load,) if load_second is None else (load, load_second)
         self._generator = generator
         self._judges: dict[int, PointwiseJudge] = {}
+        self._load_checker = load_checker
+        self._checker: ImageChecker | None = None
         self.count = len(self._load)
         self.shared = shared
 
@@ -45,8 +50,16 @@ class JudgeResidency:
             self._judges[number] = self._load[number]()
         return self._judges[number]
 
+    def checker(self) -> ImageChecker | None:
+        """The image checker, in memory with the first judge; None: none is deployed."""
+        if self._checker is None and self._load_checker is not None:
+            self.get()
+            self._checker = self._load_checker()
+        return self._checker
+
     def offload(self) -> None:
         """Called before the generator works: drops the judges unless there is room for all."""
         if not self.shared and self._judges:
             self._judges.clear()
+            self._checker = None
             release_cache()

@@ -14,7 +14,9 @@ from bestofn.service.core.jobs import Revision
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import ModelInfo
 from bestofn.service.engine.batch_sizes import sizes_for
-from bestofn.service.engine.judge_loader import JudgeCheckpoint, hold_judges
+from bestofn.service.engine.checker_loader import FoundChecker
+from bestofn.service.engine.deployed_judges import hold_judges
+from bestofn.service.engine.judge_loader import JudgeCheckpoint
 from bestofn.service.engine.loader import MAX_ENLARGEMENT, known_words
 from bestofn.service.engine.pipeline_engine import PipelineEngine
 from bestofn.service.media.provenance import Signer
@@ -23,6 +25,7 @@ from bestofn.service.media.provenance import Signer
 def load_pipeline_engine(
     checkpoint: Checkpoint,
     judges: Sequence[JudgeCheckpoint],
+    checker: FoundChecker | None,
     settings: Settings,
     device: torch.device,
     signer: Signer | None = None,
@@ -37,12 +40,12 @@ def load_pipeline_engine(
     for name, value in (("BESTOFN_LORA", settings.lora), ("BESTOFN_FP8_DRAFTS", settings.fp8_drafts)):
         if value:
             raise SetupError(f"{name} is for SANA only, and {checkpoint.name} is of another family: leave it out")
-    weights = sum(judge.weight_bytes(device) for judge in judges)
+    weights = sum(one.weight_bytes(device) for one in (*judges, *([checker] if checker else [])))
     budget = max(1, int(residency.WEIGHTS_SHARE * residency.memory_bytes(device)) - weights)
     generator = PipelineGenerator(checkpoint, device, budget)
     info = pipeline_info(generator, settings.max_size)
     sizes = sizes_for(device.type, settings.slots, settings.reproducible, tflops=info.tflops_per_forward)
-    residence, judged_by, tokenizers = hold_judges(judges, settings, device, generator, shared=True)
+    residence, judged_by, tokenizers = hold_judges(judges, checker, settings, device, generator, shared=True)
     files = [generator.tokenizer.json, *tokenizers]
     engine = PipelineEngine(generator, residence, info, judged_by, files, sizes, signer)
     engine.warm_up()

@@ -5,11 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor
 
 from bestofn.judge.calibration import bounded
-from bestofn.judge.verdict import BROKEN, Verdict
+from bestofn.judge.checker import CheckFailed
+from bestofn.judge.verdict import BROKEN, UNSAFE, Verdict
 from bestofn.models.defaults import Flops
 from bestofn.models.flops import TERA
 from bestofn.service.core.jobs import Heat, JobSpec
@@ -26,13 +28,15 @@ from bestofn.service.engine.sent_images import SentImages
 from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.timing import Clock
 
+log = structlog.get_logger()
+
 
 class Postprocess:
     """The two stages after denoising.
 
     Images of one size are decoded together. Images of one size and one prompt are judged together: all rows of
     the judge's batch are then equally long. Verdicts do not depend on other prompts. With rule lower_bound an image
-    solved in full goes on to the second judge.
+    solved in full goes on to the second judge. An image checker sees each batch of the first judge.
 
     On a GPU both stages overlap denoising and are read a tick later. Images stay on the device; only images that are
     shown are copied to the host.
@@ -207,8 +211,10 @@ class Postprocess:
                     )
                     continue
                 note = work.drafted if item.draft else work.judged
-                broken = work.broken_verdict(item.draft)
-                yield Judged(*item.owner, *note(item.candidate, broken, decoded.pixels, small))
+                # What such a latent decodes to is not checked, so a deployment with a checker does not return it.
+                hidden = not finite and self._judge.checker() is not None
+                broken = work.no_verdict(item.draft, UNSAFE if hidden else BROKEN)
+                yield Judged(*item.owner, *note(item.candidate, broken, decoded.pixels, None if hidden else small))
                 continue
             prompt = work.heat.job.prompt
             image = Image(item.owner, item.candidate, decoded.pixels, prompt, item.draft, small=small)
@@ -249,6 +255,17 @@ class Postprocess:
             if unknown := judge.unknown_words(item.prompt):
                 name = spec.judges[look.judge][0].name
                 work.warn(f"prompt: the judge {name} has never learned the words {', '.join(unknown[:12])}")
+            if look.judge == 0 and (checker := self._judge.checker()) is not None:
+                row, checked = row
+                try:
+                    unsafe = checker.unsafe(checked)
+                except CheckFailed as error:
+                    log.warning("no check of an image", job=item.owner[0], error=str(error))
+                    yield HeatFailed(*item.owner, "the image checker gave no answer: the worker's log has the cause")
+                    continue
+                if unsafe:
+                    yield self._refused(item, work)
+                    continue
             verdict = judge.verdict(row)
             if verdict is BROKEN and not work.note_unsound(item.candidate, "the judge gave no verdict", look.draft):
                 yield HeatFailed(
@@ -263,6 +280,16 @@ class Postprocess:
                 continue
             note = work.drafted if look.draft else work.judged
             yield Judged(*item.owner, *note(item.candidate, verdict, item.pixels, item.small))
+
+    def _refused(self, item: Image, work: HeatWork) -> Judged | HeatFailed:
+        """The event of an unsafe image, which is dropped here with its thumbnail."""
+        work.unsafe[item.draft] += 1
+        if not work.fruitful(item.draft):
+            return HeatFailed(
+                *item.owner, "no candidate has a safe image with a verdict: the worker's log has the cause"
+            )
+        note = work.drafted if item.draft else work.judged
+        return Judged(*item.owner, *note(item.candidate, work.no_verdict(item.draft, UNSAFE), item.pixels, None))
 
     def _decode_size(self, size: Size) -> int:
         return self._sizes.images(*size, self._flops(*size).decode / TERA)
@@ -282,7 +309,9 @@ class Postprocess:
         # PIL is the faster one on a CPU, where it makes the same tiles. Sent images are on the host, of several sizes.
         cut_there = (self._beside.late or self._generator.device.type != "cpu") and not images[0].sent
         given = torch.stack(pixels) if cut_there else [image.numpy() for image in pixels]
-        return list(judge.ask(given, prompts, one_tile=images[0].draft, non_blocking=True))
+        rows = list(judge.ask(given, prompts, one_tile=images[0].draft, non_blocking=True))
+        checker = self._judge.checker() if images[0].first is None else None
+        return rows if checker is None else list(zip(rows, checker.ask(given), strict=True))
 
 
 def _too_large(doing: str, size: Size) -> str:

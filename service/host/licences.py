@@ -56,6 +56,7 @@ _KNOWN: tuple[tuple[re.Pattern[str], str, tuple[str, str], tuple[Licence, ...]],
     (re.compile(r"sana[_-]?sprint", re.IGNORECASE), "transformer", _SPRINT, (_GEMMA, _DECODER)),
     (re.compile(r"efficient-large-model/sana", re.IGNORECASE), "transformer", _NVIDIA, (_GEMMA, _DECODER)),
     (re.compile(r"/(nvila|vila)", re.IGNORECASE), "weights", _NVILA, ()),
+    (re.compile(r"google/shieldgemma", re.IGNORECASE), "weights", (_GEMMA.name, _GEMMA.means), ()),
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 TEXT = {
     "hidden_size": 16,
@@ -162,6 +164,57 @@ def make_clip(kind: str, folder: Path, seed: int = 0) -> Path:
     else:
         config = transformers.SiglipConfig(text_config=text, vision_config=VISION | PATCHES)
         _save(folder, transformers.SiglipModel(config), words, SiglipImageProcessorPil(size=SQUARE))
+    return folder
+
+
+def make_vit(
+    folder: Path, bias: Sequence[float], labels: Sequence[str] = ("normal", "nsfw"), *, scale: float = 1.0, **more: Any
+) -> Path:
+    """Write a random image classifier whose last layer has this bias, and its weights by `scale`."""
+    torch.manual_seed(0)
+    names = dict(enumerate(labels))
+    config = transformers.ViTConfig(
+        **VISION, **PATCHES, id2label=names, label2id={label: i for i, label in names.items()}, **more
+    )
+    model = transformers.ViTForImageClassification(config)
+    with torch.no_grad():
+        model.classifier.weight.mul_(scale)
+        model.classifier.bias.copy_(torch.tensor(bias))
+    for part in (model, ViTImageProcessorPil(size=SQUARE)):
+        part.save_pretrained(folder)
+    return folder
+
+
+def make_shieldgemma(folder: Path, *, likelier: str) -> Path:
+    """Write a ShieldGemma-2 that answers the last token of its question with "yes" or "no", whatever the image."""
+    torch.manual_seed(0)
+    words = tokenizer("<image>", "<boi>", "<eoi>", *TURN, image_token="<image>", boi_token="<boi>", eoi_token="<eoi>")
+    ids = words.convert_tokens_to_ids
+    config = transformers.ShieldGemma2Config(
+        text_config=TEXT | {"head_dim": 8, "vocab_size": len(words), "tie_word_embeddings": False},
+        vision_config=VISION | PATCHES | {"vision_use_head": False},
+        mm_tokens_per_image=4,
+        image_token_index=ids("<image>"),
+        boi_token_index=ids("<boi>"),
+        eoi_token_index=ids("<eoi>"),
+        tie_word_embeddings=False,
+        yes_token_index=ids("yes"),
+        no_token_index=ids("no"),
+    )
+    model = transformers.ShieldGemma2ForImageClassification(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "language_model" in name and ("o_proj" in name or "down_proj" in name):
+                weight.zero_()  # so that the last position holds its own token
+        last = words("assistant")["input_ids"][-1]
+        model.model.lm_head.weight.zero_()
+        model.model.lm_head.weight[ids(likelier)] = 100 * model.get_input_embeddings().weight[last]
+    template = TEMPLATE.replace("IMAGE", "<boi>")
+    processor = transformers.ShieldGemma2Processor(
+        Gemma3ImageProcessorPil(size=SQUARE), words, chat_template=template, image_seq_length=4
+    )
+    for part in (model, processor):
+        part.save_pretrained(folder)
     return folder
 
 

@@ -1,0 +1,41 @@
+"""The judges and the image checker of a deployment, held on one device with a generator."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from bestofn.judge.judge import Judge
+from bestofn.service.core.settings import Settings
+from bestofn.service.core.workers import JudgeInfo
+from bestofn.service.engine.any_generator import AnyGenerator
+from bestofn.service.engine.checker_loader import FoundChecker, checked
+from bestofn.service.engine.judge_loader import JudgeCheckpoint, calibration_of, judge_info
+from bestofn.service.engine.judge_residency import JudgeResidency
+
+
+def hold_judges(
+    judges: Sequence[JudgeCheckpoint],
+    checker: FoundChecker | None,
+    settings: Settings,
+    device: torch.device,
+    generator: AnyGenerator,
+    *,
+    shared: bool,
+) -> tuple[JudgeResidency, JudgeInfo, list[bytes]]:
+    """Their residency, the info of the judges, and the judges' tokenizer files."""
+    files = (settings.calibration, settings.second_calibration)
+    calibrations = [calibration_of(*one) for one in zip(judges, files, strict=False)]
+    pairs = zip(judges, calibrations, strict=True)
+    load, *seconds = [partial(judge.load, device, calibration) for judge, calibration in pairs]
+    second, load_checker = seconds[0] if seconds else None, partial(checker.load, device) if checker else None
+    residence = JudgeResidency(load, generator, shared=shared, load_second=second, load_checker=load_checker)
+    infos = [
+        judge_info(residence.get(number), judge.revision, generator, calibrations[number])
+        for number, judge in enumerate(judges)
+    ]
+    residence.checker()  # with its start-up test
+    held = map(residence.get, range(len(judges)))
+    tokenizers = [judge.tokenizer_json for judge in held if isinstance(judge, Judge)]
+    info = infos[0].model_copy(update={"second": infos[1]}) if len(infos) > 1 else infos[0]
+    return residence, checked(info, checker), tokenizers
