@@ -59,7 +59,7 @@ class ClassifierChecker(ImageChecker):
             model: Any = pretrained(AutoModelForImageClassification, folder, dtype)
         except (OSError, ValueError) as error:
             raise JudgeFolderError(f"{folder}: {' '.join(str(error).split())}") from error
-        return cls(model.to(device).eval().requires_grad_(False), processor, labels)
+        return cls(model.to(device).eval().requires_grad_(False), processor, list(labels))
 
     @torch.inference_mode()
     def ask(self, images: Sequence[ImageLike] | torch.Tensor) -> torch.Tensor:

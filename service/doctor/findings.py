@@ -51,7 +51,12 @@ def hiding(settings: Settings) -> Callable[[str], str]:
     home = str(Path.home())
 
     def hide(text: str) -> str:
-        for key in (settings.api_key, settings.pairwise_api_key, settings.judge_api_key):
+        for key in (
+            settings.api_key,
+            settings.pairwise_api_key,
+            settings.judge_api_key,
+            settings.checker_api_key,
+        ):
             if key:
                 text = text.replace(key, "***")
         text = _PASSWORD.sub("***", text)

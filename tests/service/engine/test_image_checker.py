@@ -2,8 +2,10 @@
 
 import base64
 import hashlib
+import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from PIL import Image
 from bestofn.judge.classifier import ClassifierChecker
 from bestofn.judge.verdict import UNSAFE
 from bestofn.service.core.errors import SetupError
+from bestofn.service.core.jobs import SentImage
 from bestofn.service.core.results import ALL_UNSAFE
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
@@ -21,6 +24,7 @@ from bestofn.service.doctor.checkers import checkers
 from bestofn.service.doctor.checkpoints import checkpoints
 from bestofn.service.engine.checker_loader import find_checker
 from bestofn.service.engine.loader import load_engine
+from bestofn.service.engine.protocol import HeatFailed, HeatFinished, Judged
 from bestofn.service.media.codec import decode
 from bestofn.service.worker.local import local_spec, run_local
 from tests.judge.tiny_models import make_vit
@@ -35,6 +39,12 @@ REQUEST = GenerateRequest(
 
 def settings(checker=None, **more) -> Settings:
     return Settings(image_checker=checker, threads=1, devices="cpu", **more)
+
+
+def file_of(image):
+    file = io.BytesIO()
+    image.save(file, "png")
+    return file.getvalue()
 
 
 def drawn(engine, request=REQUEST):
@@ -88,6 +98,35 @@ def test_a_server_is_a_checker_of_drafts_and_for_two_judges_too():
     shown = {c.index for c in draft.result.candidates if c.verdict.answer != "unsafe"}
     assert draft.thumbnails.keys() <= shown
     assert draft.images.keys() <= shown
+
+
+def test_sent_images_are_checked_and_a_failed_check_leaves_the_other_job(make_spec):
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        with Image.open(io.BytesIO(base64.b64decode(body["image"]))) as image:
+            red, _, blue = image.convert("RGB").getpixel((0, 0))
+        return (400, {}) if blue else (200, {"unsafe": red == 255})
+
+    answers = [(200, {"unsafe": False})]  # to the start-up test
+    with checks(lambda body: answers.pop() if answers else answer(body)) as url:
+        engine = load_engine(settings(url))
+        zero = dict.fromkeys(("seed", "width", "height", "num_inference_steps", "guidance_scale"), 0)
+        named = {"model": engine.model_info.revision, "judge": engine.judge_info.revision}
+        events = []
+        for colours in ((0, 255, 90), (0, 255)):
+            colour = [(level, 0, 99 * (len(colours) == 2)) for level in colours]
+            files = [file_of(Image.new("RGB", (64, 48), one)) for one in colour]
+            sent = [SentImage(format="png", size=len(data)) for data in files]
+            spec = make_spec(num_samples=len(files), heat_size=8, top_k=3, sent=sent, thumbnails=True, **zero, **named)
+            engine.admit(replace(spec.heat(0), images=dict(enumerate(files))))
+        while engine.busy:
+            events += engine.tick()
+    [failed] = [event for event in events if isinstance(event, HeatFailed)]
+    assert (failed.job, failed.final) == (spec.id, False)
+    [outcome] = [event.outcome for event in events if isinstance(event, HeatFinished)]
+    assert [one.verdict.unsafe for one in outcome.candidates] == [False, True, False]
+    assert outcome.images.keys() == {0, 2}
+    shown = {event.candidate.index for event in events if isinstance(event, Judged) and event.thumbnail}
+    assert shown == {0, 2}
 
 
 @pytest.mark.parametrize("answer", [(400, {}), (200, {"unsafe": None})])
