@@ -50,6 +50,11 @@ def parse_name(name: str) -> JudgeName:
     return JudgeName("vila", name)
 
 
+def vlm_name(name: str) -> str:
+    """The name of another model of transformers, such as an image checker, where those of judges are read."""
+    return f"vlm:{name.removeprefix('vlm:')}"
+
+
 def members(name: str) -> list[tuple[float, str]]:
     """Weights and names of the judges in a name such as `A + 0.5*B`; 1 where no weight is given."""
     found = (_WEIGHTED.fullmatch(part.strip()) for part in name.split(PLUS))

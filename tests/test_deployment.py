@@ -17,7 +17,7 @@ from bestofn.service.api.key_file import new_key
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 from tests.hub import COMMIT, hub
-from tests.judge.tiny_models import make_vlm
+from tests.judge.tiny_models import make_vit, make_vlm
 
 ROOT = Path(__file__).parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -244,7 +244,9 @@ def test_weights_are_fetched_with_their_licences_and_found_again_without_a_netwo
     second = "vlm:owner/looker"
     weights = {judge: ROOT / "judge" / "weights" / "shapes", model: ROOT / "models" / "weights" / "shapes"}
     weights["owner/looker"] = make_vlm("paligemma", tmp_path / "looker")
+    weights["owner/nsfw"] = make_vit(tmp_path / "nsfw", (0.0, 0.0))
     named = {"BESTOFN_MODEL": f"{model}@main", "BESTOFN_JUDGE": judge, "BESTOFN_SECOND_JUDGE": second}
+    named["BESTOFN_IMAGE_CHECKER"] = "owner/nsfw"
     assert named.keys() <= SERVICES["weights"]["environment"].keys()
     command = [sys.executable, "-P", "-m", "bestofn.cli", *SERVICES["weights"]["command"]]
 
@@ -255,10 +257,10 @@ def test_weights_are_fetched_with_their_licences_and_found_again_without_a_netwo
 
     with hub(weights) as address:
         first = download(address)
-    assert first.stdout.split() == [f"{name}@{COMMIT}" for name in (model, judge, second)]
+    assert first.stdout.split() == [f"{name}@{COMMIT}" for name in (model, judge, second, "vlm:owner/nsfw")]
     assert "owner/looker: its licence is not known" in first.stderr
     assert first.stderr.index("Gemma Terms of Use") < first.stderr.index("GiB to fetch")
-    again = download(address, BESTOFN_SECOND_JUDGE="")
+    again = download(address, BESTOFN_SECOND_JUDGE="", BESTOFN_IMAGE_CHECKER="")
     assert again.stdout.split() == first.stdout.split()[:2]
     assert "stays in use" in again.stderr
     assert download(address, f"{judge}@{COMMIT}", "shapes").stdout.split() == [f"{judge}@{COMMIT}", "shapes"]

@@ -15,7 +15,7 @@ from bestofn.cli.commands.checkpoint_facts import about as facts_of
 from bestofn.cli.commands.checkpoint_files import add_to as add_files
 from bestofn.cli.commands.checkpoint_files import check_fetched
 from bestofn.cli.console import err, say
-from bestofn.judge.names import JudgeName, members, parse_name
+from bestofn.judge.names import JudgeName, members, parse_name, vlm_name
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import load_settings
 
@@ -84,8 +84,8 @@ def download(
     """Fetch checkpoints into the hub's cache (HF_HOME), and print each with the commit that a deployment should pin.
 
     It needs no torch. The licences, which are not ours, come first. Without names it fetches what workers would hold:
-    BESTOFN_MODEL, BESTOFN_LORA, BESTOFN_JUDGE and BESTOFN_SECOND_JUDGE. Checkpoints are then checked as `bestofn models
-    check` does, without names and shapes; exit status 1 if a worker would refuse them.
+    BESTOFN_MODEL, BESTOFN_LORA, BESTOFN_JUDGE, BESTOFN_SECOND_JUDGE and BESTOFN_IMAGE_CHECKER. Checkpoints are then
+    checked as `bestofn models check` does, without names and shapes; exit status 1 if a worker would refuse them.
     """
     from bestofn.models.lora import Lora, missing
     from bestofn.service.host.licences import notice
@@ -95,7 +95,8 @@ def download(
         for name in missing(settings.lora):
             say(f"{name}: {Lora.resolve(name).file}")
     judges = [name for each in (settings.judge, settings.second_judge) if each for _, name in members(each)]
-    names = names or list(dict.fromkeys((settings.model, *judges)))
+    checkers = [vlm_name(name) for name in [settings.image_checker] if name and parse_name(name).kind != "http"]
+    names = names or list(dict.fromkeys((settings.model, *judges, *checkers)))
     wanted = [name for name in names if notice(name) is not None]
     for name in wanted:
         say(str(notice(name)))

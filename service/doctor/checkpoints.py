@@ -3,10 +3,10 @@
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from bestofn.judge.names import ADDRESSES, JudgeName, Kind, members, parse_name
+from bestofn.judge.names import ADDRESSES, JudgeName, Kind, members, parse_name, vlm_name
 from bestofn.models.checkpoint import is_pipeline, pipeline_parts
 from bestofn.models.errors import CheckpointError
 from bestofn.models.hub import cached, is_hub_name
@@ -174,8 +174,7 @@ def image_checkers(settings: Settings) -> list[Located]:
     name = settings.image_checker
     if not name or web_address(name) is not None:
         return []
-    found = locate(f"vlm:{name}", judge=True)
-    return [replace(found, name=found.name.removeprefix("vlm:"))]
+    return [locate(vlm_name(name), judge=True)]
 
 
 def _found(kind: str, place: Located) -> Iterator[Finding]:

@@ -62,9 +62,9 @@ def find_checker(settings: Settings) -> FoundChecker | None:
         JudgeFolderError, CheckpointError: saying what was looked for and where.
         SetupError: the server of an address does not answer.
     """
-    name = settings.image_checker
-    if not name:
+    if not settings.image_checker:
         return None
+    name = settings.image_checker.removeprefix("vlm:")  # as `bestofn models download` prints it
     if name.startswith(("http://", "https://")):
         server = CheckServer(name, "image checker", settings.checker_api_key)
         return FoundChecker(server, run_call(server.revision()))
