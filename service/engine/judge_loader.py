@@ -2,9 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,10 +23,8 @@ from bestofn.models.hub import cached, download, local_folder
 from bestofn.models.weight_files import check_part
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
-from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import JudgeInfo, PromptLimit
 from bestofn.service.engine.any_generator import AnyGenerator
-from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.host.licences import notice
 
 _FIXES: dict[Kind, str] = {

@@ -24,9 +24,9 @@ from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.engine.checker_loader import find_checker
 from bestofn.service.engine.compilation import compile_blocks, forward_rows, low_precision
 from bestofn.service.engine.cuda_graph import Recorded, plain
+from bestofn.service.engine.deployed_judges import hold_judges
 from bestofn.service.engine.engine import Engine
 from bestofn.service.engine.heat_engine import HeatEngine
-from bestofn.service.engine.deployed_judges import hold_judges
 from bestofn.service.engine.judge_loader import find_judge, say_licence
 from bestofn.service.engine.memory_share import Work, share_memory, work_of
 from bestofn.service.host.cgroups import cores
@@ -64,8 +64,18 @@ def load_engine(settings: Settings, device: str | None = None) -> HeatEngine:
         memory = residency.memory_bytes(place)
         checker = find_checker(settings)
         weights = sum(judge.weight_bytes(place) for judge in judges)
-from bestofn.service.engine.checker_loader import find_checker
-from bestofn.service.engine.compilation import compile_blocks, forward_rows, low_precision
+        weights += 0 if checker is None else checker.weight_bytes(place)
+        if not checkpoint.is_sana:
+            from bestofn.service.engine.pipeline_loader import load_pipeline_engine
+
+            return load_pipeline_engine(checkpoint, judges, checker, settings, place, signer)
+        eight_bit = settings.fp8_drafts
+        reserved = checkpoint_work(checkpoint, place).reserved
+        shared, budget = share_memory(generator_bytes(checkpoint, place, eight_bit), weights, memory, reserved)
+        low = place.type == "cpu" and low_precision(settings.reproducible)
+        generator = Generator(
+            checkpoint, place, memory_budget=budget, fp8_drafts=eight_bit, loras=loras, low_precision=low
+        )
         tokenizer = tokenizer_json(generator)
         info = model_info(generator, tokenizer, settings.max_size, eight_bit)
         sizes = sizes_for(
@@ -77,9 +87,7 @@ from bestofn.service.engine.compilation import compile_blocks, forward_rows, low
         )
         if sizes.parallel > 1:
             torch.set_num_threads(1)
-        residence, judged_by, judge_tokenizers = hold_judges(
-            judges, checker, settings, place, generator, shared=shared
-        )
+        residence, judged_by, judge_tokenizers = hold_judges(judges, checker, settings, place, generator, shared=shared)
         tokenizers = [tokenizer, *judge_tokenizers]
         record = Recorded if settings.cuda_graphs else plain
         engine = Engine(

@@ -40,7 +40,8 @@ def load_pipeline_engine(
     for name, value in (("BESTOFN_LORA", settings.lora), ("BESTOFN_FP8_DRAFTS", settings.fp8_drafts)):
         if value:
             raise SetupError(f"{name} is for SANA only, and {checkpoint.name} is of another family: leave it out")
-    weights = sum(one.weight_bytes(device) for one in (*judges, *([checker] if checker else [])))
+    weights = sum(judge.weight_bytes(device) for judge in judges)
+    weights += 0 if checker is None else checker.weight_bytes(device)
     budget = max(1, int(residency.WEIGHTS_SHARE * residency.memory_bytes(device)) - weights)
     generator = PipelineGenerator(checkpoint, device, budget)
     info = pipeline_info(generator, settings.max_size)
