@@ -63,6 +63,23 @@ def trade(path: Path, strategies: Sequence[Mapping[str, Any]]) -> None:
     pyplot.close(figure)
 
 
+def judges(path: Path, figures: Mapping[str, Any]) -> None:
+    """Score against N of several judges on the same images, with the best that there is and a random choice."""
+    figure, axis = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
+    n = [int(size) for size in figures["oracle"]]
+    axis.plot(n, list(figures["oracle"].values()), "--", color=GREY, label="oracle (the labels choose)")
+    for one in figures["judges"]:
+        axis.plot(n, [point["score"] for point in one["best_of"].values()], "o-", label=one["name"])
+        low, high = zip(*(point["interval"] for point in one["best_of"].values()), strict=True)
+        axis.fill_between(n, low, high, alpha=0.1, linewidth=0)
+    axis.plot(n, list(figures["random"].values()), ":", color=GREY, label="random judge")
+    axis.set_ylabel("share of correct winners")
+    axis.set_ylim(0, 1.02)
+    _against_n(axis, n, "judges on the same images")
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
 def _kind(strategy: Strategy) -> str:
     kinds = []
     if strategy.steps is not None:

@@ -1,6 +1,8 @@
 """bestofn calibrate: fit how sure the judge may be that the best of several images is right."""
 
 import json as jsonlib
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,8 @@ from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from bestofn.judge.interface import PointwiseJudge
+    from bestofn.judge.verdict import Verdict
     from bestofn.service.engine.judge_loader import JudgeCheckpoint
 
 EPILOG = """Examples:
@@ -122,22 +126,31 @@ def calibrate(
         typer.echo(line)
 
 
+def verdicts_on(
+    images: Sequence[Labelled], judging: "PointwiseJudge"
+) -> Iterator[tuple["Verdict", tuple[int, int], float]]:
+    """The judge's verdict on each image, judged alone, with the image's size and the seconds that it took."""
+    from rich.progress import track
+
+    files = ImageFiles([one.image for one in images])
+    for i in track(range(len(images)), "judging", console=err, transient=True, disable=not err.is_terminal):
+        image, start = files[i], time.perf_counter()
+        try:
+            (verdict,) = judging.judge([image], [images[i].prompt])
+        except ValueError as error:
+            raise SetupError(f"{images[i].image}: {error}") from error
+        yield verdict, image.size, time.perf_counter() - start
+
+
 def _margins(images: list[Labelled], judge: "JudgeCheckpoint", settings: Settings) -> list[float]:
     """The judge's log-odds on each image."""
     import torch
-    from rich.progress import track
 
     from bestofn.service.engine.loader import devices
 
-    paths = [one.image for one in images]
-    check_images(list(dict.fromkeys(paths)))
-    device = torch.device(devices(settings)[0])
-    judging = judge.load(device)
-    margins = []
-    files = ImageFiles(paths)
-    for i in track(range(len(images)), "judging", console=err, transient=True, disable=not err.is_terminal):
-        margins += [verdict.margin for verdict in judging.judge([files[i]], [images[i].prompt])]
-    return margins
+    check_images(list(dict.fromkeys(one.image for one in images)))
+    judging = judge.load(torch.device(devices(settings)[0]))
+    return [verdict.margin for verdict, _, _ in verdicts_on(images, judging)]
 
 
 def add_to(program: typer.Typer) -> None:

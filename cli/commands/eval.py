@@ -9,6 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bestofn.cli import server_choice as target
+from bestofn.cli.commands.eval_judges import compare_judges, judges_and_labels
 from bestofn.cli.console import err, say
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import load_settings
@@ -25,10 +26,13 @@ Examples:
 `bestofn eval --strategy n=16 --strategy 'n=32 stop=0.9' --replay --out curve`
 
 `bestofn eval --file evaluation_metadata.jsonl --strategy 'n=32 stop=0.97' --out geneval`
+
+`bestofn eval --judges shapes,clip:./pickscore --labels labels.jsonl --out judges`
 """
 
 
 def evaluate(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the pool and the report; what it holds already is kept.")],
     samples: Annotated[int, typer.Option(min=1, help="Candidates of each prompt: the largest N of the curve.")] = 32,
     prompts: Annotated[
@@ -49,6 +53,12 @@ def evaluate(
     judge: Annotated[
         str | None, typer.Option(help="shapes, a folder, a hub name, or another judge.", show_default="shapes")
     ] = None,
+    judges: Annotated[
+        str | None, typer.Option(help="Judges to compare on --labels, separated by commas.", show_default="none")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Labelled images, as bestofn calibrate takes them.", show_default="none")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda:0.", show_default="a GPU if there is one")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -58,10 +68,23 @@ def evaluate(
     GenEval's six categories. Of the prompts of a file the winners are written in the layouts of GenEval and GenEval 2,
     whose evaluators are run apart. A run that is cut off goes on where it was, and one with more samples or other
     strategies draws only what is lacking.
+
+    With --judges nothing is drawn: judges are compared on labelled images, into judges.json, judges.md and judges.png.
     """
     if not target.can_draw_here():
         raise SetupError("an evaluation needs the worker's packages: pip install 'bestofn[worker]'")
     from json import dumps
+
+    if judges is not None or labels is not None:
+        from bestofn.evaluation import judge_comparison
+
+        names, labels = judges_and_labels(context, judges, labels)
+        _make_folder(out)
+        compared_judges = compare_judges(names, labels, device)
+        judge_comparison.write(out, compared_judges)
+        text = dumps(compared_judges, indent=1) + "\n" if json else judge_comparison.table(compared_judges)
+        typer.echo(text, nl=False)
+        return
 
     from bestofn.evaluation import geneval_export as folders
     from bestofn.evaluation import report

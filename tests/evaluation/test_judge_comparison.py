@@ -1,0 +1,97 @@
+"""Judges compared on the same labelled images: figures of made-up verdicts, and two real judges by the command."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from bestofn.cli.main import program
+from bestofn.evaluation.judge_comparison import JudgeRun, compare, table
+from bestofn.judge.verdict import BROKEN, Verdict
+from bestofn.models.shapes.world import Scene, Thing, render
+from bestofn.service.media.codec import decode
+from tests.judge.tiny_models import make_clip
+
+PROMPTS, IMAGES = 10, 8
+
+
+def made(name: str, sign: float, broken: int = 0) -> JudgeRun:
+    """A judge whose log-odds say by `sign` which images are right: each prompt has its first half right."""
+    fields = [[(sign * (4.0 - i - 0.5), i < IMAGES // 2) for i in range(IMAGES)] for _ in range(PROMPTS)]
+    verdicts = [Verdict("yes" if m > 0 else "no", m / 2, -m / 2) for field in fields for m, _ in field]
+    verdicts[:broken] = [BROKEN] * broken
+    for i in range(broken):
+        fields[0][i] = (math.nan, fields[0][i][1])
+    correct = [right for field in fields for _, right in field]
+    fitted = {"calibration_error_before": 0.25, "calibration_error": 0.125} if sign > 0 else None
+    return JudgeRun(name, "1", verdicts, correct, fields, fitted, None if sign < 0 else 0.5, 0.01)
+
+
+def test_figures_of_a_good_and_an_inverted_judge_are_opposite() -> None:
+    figures = compare([made("good", 1), made("bad", -1), made("silent", 1, broken=2)])
+    good, bad, silent = figures["judges"]
+    assert (good["accuracy"], good["auc_within_prompt"], good["best_of"]["8"]["score"]) == (1, 1, 1)
+    assert (bad["accuracy"], bad["auc_within_prompt"], bad["best_of"]["8"]["score"]) == (0, 0, 0)
+    assert (good["fooled"], bad["fooled"], bad["ask_at_most"]) == (None, (0.5, 0.5), 4)
+    assert (silent["without_verdict"], silent["accuracy"]) == (2, 78 / 80)
+    assert silent["auc_within_prompt"] == pytest.approx(0.95)  # half of the first prompt's pairs are lost
+    assert [one["same_choice"] for one in figures["agreement"]] == [0, 0.9, 0]
+    assert list(figures["oracle"]) == ["1", "2", "4", "8"]
+    json.dumps(figures, allow_nan=False)
+    text = table(figures)
+    assert (
+        "| good | 1.000 | 1.000 | 0.250 | 0.125 | 0.500 | 0.500 | 0.500 | 1.000 | no sign of it | 0.5 | 0.01 |" in text
+    )
+    assert "bad cannot be calibrated" in text
+    assert "silent gives no yes or no on 2 images" in text
+    assert "| good and silent | 0.900 |" in text
+    assert "| by chance | 0.125 |" in text
+
+
+def test_numbers_that_do_not_exist_are_none() -> None:
+    one = JudgeRun("one", "1", [BROKEN], [True], [[(math.nan, True)]], None, None, 0.01)
+    figures = compare([one, one])
+    assert figures["judges"][0]["auc_within_prompt"] is figures["agreement"][0]["same_choice"] is None
+    json.dumps(figures, allow_nan=False)
+    assert "| one and one | - |" in table(figures)
+
+
+def evaluate(*arguments: str) -> Result:
+    return CliRunner().invoke(program, ["eval", "--device", "cpu", *arguments])
+
+
+def test_two_real_judges_are_compared_on_drawn_images(tmp_path: Path) -> None:
+    clip, labels, out = make_clip("clip", tmp_path / "clip"), tmp_path / "labels.jsonl", tmp_path / "out"
+    lines = []
+    for shape in ("star", "ring", "heart"):
+        for i, drawn in enumerate((shape, "square", shape, "triangle")):
+            name = f"{shape}-{i}.png"
+            Image.fromarray(render(Scene((Thing(drawn, "red", 20 + 6 * i, 32, 24),), i))).save(tmp_path / name)
+            lines.append({"image": name, "prompt": f"a photo of a {shape}", "correct": drawn == shape})
+    labels.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    result = evaluate("--judges", f"shapes,clip:{clip}", "--labels", str(labels), "--out", str(out))
+    assert result.exit_code == 0, result.output
+    assert result.stdout == (out / "judges.md").read_text()
+    figures = json.loads((out / "judges.json").read_text())
+    shapes, other = figures["judges"]
+    assert (figures["prompts"], figures["images"], list(shapes["best_of"])) == (3, 12, ["1", "2", "4"])
+    assert (shapes["name"], shapes["best_of"]["4"]["score"], shapes["auc_within_prompt"]) == ("shapes", 1, 1)
+    assert shapes["tflops"] > other["tflops"] > 0 < shapes["seconds"]
+    assert decode((out / "judges.png").read_bytes()).width > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--judges", "shapes,shapes", "--labels", "x"], "two names or more, each once"),
+        (["--judges", "shapes,vlm:x"], "--judges and --labels go together"),
+        (["--judges", "shapes,vlm:x", "--labels", "x", "--replay"], "--replay is not for --judges"),
+    ],
+)
+def test_wrong_options_are_refused_with_the_fix(arguments: list[str], said: str, tmp_path: Path) -> None:
+    result = evaluate("--out", str(tmp_path), *arguments)
+    assert result.exit_code == 2
+    assert said in result.output
