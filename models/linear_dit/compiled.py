@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -43,9 +44,11 @@ def processor_flags() -> list[str]:
 
 def missing_for_blocks() -> str | None:
     """What this machine misses to compile blocks, with the fix; None if it has all."""
-    if any(map(shutil.which, COMPILERS)):
-        return None
-    return "torch.compile needs a C++ compiler: install g++"
+    if not any(map(shutil.which, COMPILERS)):
+        return "torch.compile needs a C++ compiler: install g++"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "torch.compile needs Python.h: install python3-dev"
+    return None
 
 
 class CompiledBlocks:
@@ -127,10 +130,10 @@ class BackgroundCompilation:
         self._thread = threading.Thread(target=self._run, name="compile", daemon=True)
         self._thread.start()
 
-    def wait(self) -> None:
-        """Wait until blocks are compiled, or cannot be."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until blocks are compiled, or cannot be; at most `seconds`."""
         if hasattr(self, "_thread"):
-            self._thread.join()
+            self._thread.join(seconds)
 
     def _run(self) -> None:
         try:

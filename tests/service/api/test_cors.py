@@ -56,7 +56,8 @@ def test_every_header_of_an_answer_can_be_read_by_the_page(site: httpx.Client) -
         site.post("/v1/images/generations", json={"prompt": "p", "n": 99}),
         site.get("/jobs/1"),
     ]
-    assert [answer.status_code for answer in answers] == [200, 202, 200, 400, 404]
+    statuses = [answer.status_code for answer in answers]
+    assert statuses in ([200, status, 200, 400, 404] for status in (200, 202))  # a job that has ended is a 200
     for answer in answers:
         assert answer.headers["access-control-allow-origin"] == SITE
         assert "Origin" in answer.headers["vary"]
