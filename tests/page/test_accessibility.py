@@ -97,7 +97,9 @@ def test_nothing_is_wider_than_the_window(page, width: int, text: str) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width, found
 
 
-def test_generate_is_in_the_row_of_the_choices_at_820_pixels(page) -> None:
+@pytest.mark.parametrize("colours", ["none", "active"])
+def test_generate_is_in_the_row_of_the_choices_at_820_pixels(page, colours: str) -> None:
+    page.emulate_media(forced_colors=colours)
     page.set_viewport_size({"width": 820, "height": 800})
     page.goto("/")
     tops = [page.locator(name).bounding_box()["y"] for name in ("#go", "#more-button")]
