@@ -71,7 +71,8 @@ class Job:
     def file(self, heat: int) -> bool:
         """A heat is done; whether the job has got turns by it."""
         had = self.has_turns
-        self.gflop -= self.gflop * self.heats[heat].count // self.waiting
+        if self.active:
+            self.gflop -= self.gflop * self.heats[heat].count // self.waiting
         self.done.add(heat)
         end = self._end
         if end is not None and end <= self.decided:
