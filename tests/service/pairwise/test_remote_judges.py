@@ -109,7 +109,7 @@ def looker() -> Iterator[Looker]:
 
 @pytest.fixture(scope="module")
 def score_server() -> Iterator[str]:
-    """The address of the example, as it stands."""
+    """The address of the example, unchanged."""
     process = subprocess.Popen(
         [sys.executable, str(EXAMPLE), "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
