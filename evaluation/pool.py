@@ -3,29 +3,18 @@
 All strategies are replayed from one pool, and so see the same candidates. What a file holds is never drawn again.
 """
 
-import contextlib
 import json
 import os
-import signal
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import active_children, connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from bestofn.evaluation.parts import BATCH, parts
 from bestofn.evaluation.tasks import Task, digest
-from bestofn.models.sampling import generate
-from bestofn.models.shapes.evaluator import evaluate
-from bestofn.service.core.errors import SetupError
 
 CHUNK = 32
 DIGITS = 3  # of a logit
@@ -35,7 +24,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Source:
-    """What draws and judges: checkpoints on this machine, with their revisions, and the prompts; and where."""
+    """What draws and judges: checkpoints on this machine, with their revisions, and the prompts; and where.
+
+    Attributes:
+        latents: folder that keeps final latents, so that another judge's pool is filled without denoising; or None.
+    """
 
     model: str
     model_revision: str
@@ -43,6 +36,7 @@ class Source:
     judge_revision: str
     tasks: tuple[Task, ...]
     device: str = "cpu"
+    latents: Path | None = None
 
     @property
     def identity(self) -> dict[str, str]:
@@ -153,40 +147,14 @@ class Pool:
         places = dict.fromkeys(key for request in requests for key in request.chunks())
         return [key for key in places if key.start not in self.chunks[key.config][key.number]]
 
-    def fill(self, requests: Sequence[SampleRequest], processes: int, progress: Callable[[int, int], None]) -> None:
-        """Draws, judges and evaluates what is lacking; the file grows by a line a chunk.
-
-        Args:
-            wants: drawn in this order.
-            processes: each with one thread.
-            progress: called with chunks done and wanted.
-        """
-        missing = self.missing(requests)
-        total = sum(1 for request in requests for _ in request.chunks())
-        done = total - len(missing)
-        progress(done, total)
-        if not missing:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file, _workers(processes) as workers:
-            if not self.path.stat().st_size:
-                file.write(json.dumps(self.source.identity) + "\n")
-            paths = self.source.model, self.source.judge, self.source.device
-            with _interrupts_later():
-                futures = {workers.submit(_draw, *paths, self.source.tasks[key.number], key): key for key in missing}
-            for future in as_completed(futures):
-                try:
-                    key, chunk = futures[future], future.result()
-                except BrokenProcessPool as error:
-                    raise SetupError(
-                        f"a process that draws was killed, mostly for lack of memory: take fewer --processes than "
-                        f"{processes}. What is drawn is kept in {self.path}"
-                    ) from error
-                self._keep(key, chunk)
-                file.write(_line(key, chunk) + "\n")
-                file.flush()
-                done += 1
-                progress(done, total)
+    def append(self, key: ChunkKey, chunk: Chunk) -> None:
+        """Keep a chunk, here and in the file."""
+        if not self.path.is_file() or not self.path.stat().st_size:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.source.identity) + "\n", encoding="utf-8")
+        self._keep(key, chunk)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(key, chunk) + "\n")
 
     def counts(self) -> dict[SamplingConfig, int]:
         """Candidates in the file."""
@@ -252,58 +220,3 @@ def _parse(line: dict[str, Any]) -> tuple[ChunkKey, Chunk]:
     return ChunkKey(line["prompt"], config, line["start"]), Chunk(
         [int(c) for c in line["correct"]], line["yes"], line["no"]
     )
-
-
-@contextlib.contextmanager
-def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that an error, or Ctrl-C, ends with what they draw, instead of waiting for all that was asked for."""
-    others = set(active_children())
-    # spawn: a forked child would inherit the threads' state of torch
-    with ProcessPoolExecutor(processes, get_context("spawn"), _begin) as workers:
-        try:
-            yield workers
-        except BaseException:
-            workers.shutdown(wait=False, cancel_futures=True)
-            ended = set(active_children()) - others
-            for child in ended:
-                child.terminate()
-            for child in ended:
-                child.join()
-            raise
-
-
-@contextlib.contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block; processes started in it never hear of it: that is for their parent."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin() -> None:
-    """A process of the pool: one thread, and no longer alive than its parent."""
-    torch.set_num_threads(1)
-    if parent := parent_process():
-        threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-
-
-def _draw(model: str, judge: str, device: str, task: Task, key: ChunkKey) -> Chunk:
-    generator, verifier = parts(model, judge, device)
-    first = task.seed + key.start
-    chunk = Chunk([], [], [])
-    for start in range(first, first + CHUNK, BATCH):
-        images = generate(
-            generator,
-            task.prompt,
-            range(start, start + BATCH),
-            num_inference_steps=key.config.steps,
-            preview_after=key.config.after,
-        ).numpy()
-        verdicts = verifier.judge(list(images), [task.prompt] * BATCH)
-        chunk.yes.extend(round(verdict.yes_logit, DIGITS) for verdict in verdicts)
-        chunk.no.extend(round(verdict.no_logit, DIGITS) for verdict in verdicts)
-        if task.spec is not None:
-            chunk.correct.extend(int(evaluate(image, task.spec).correct) for image in images)
-    return chunk

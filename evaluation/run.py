@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bestofn.evaluation import cost, report
 from bestofn.evaluation import geneval_export as folders
+from bestofn.evaluation.drawing import fill
 from bestofn.evaluation.parts import parts
 from bestofn.evaluation.pool import Pool, SampleRequest, SamplingConfig, Source
 from bestofn.evaluation.replay import replay
@@ -39,13 +40,16 @@ class Evaluation:
     calibration: Calibration | None
 
     @classmethod
-    def of(cls, model: str, judge: str, device: str | None, tasks: tuple[Task, ...], out: Path) -> "Evaluation":
+    def of(
+        cls, model: str, judge: str, device: str | None, tasks: tuple[Task, ...], out: Path, latents: Path | None = None
+    ) -> "Evaluation":
         """
         Args:
             model, judge: names, folders or hub names.
             device: "cpu" or "cuda:<i>"; None: a GPU where there is one.
             tasks: all prompts.
             out: folder of the pool.
+            latents: folder that keeps final latents; None: they are not kept.
 
         Raises:
             ValueError: the pool there was filled from something else.
@@ -64,6 +68,7 @@ class Evaluation:
             judging.revision.revision,
             tasks,
             device,
+            latents,
         )
         pool = Pool(out / "pool.jsonl", source)
         file = judging.file
@@ -110,7 +115,7 @@ class Evaluation:
             for config in one.configs(self.steps)
         ]
         alone = cores() if self.pool.source.device == "cpu" else 1
-        self.pool.fill(requests, processes or alone, progress)
+        fill(self.pool, requests, processes or alone, progress)
 
     def complete(self, numbers: Sequence[int]) -> bool:
         """Whether the pool has full solutions of all these prompts."""

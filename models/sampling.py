@@ -31,7 +31,6 @@ def load_generator(name: str, device: torch.device, *, low_precision: bool = Fal
     return PipelineGenerator(checkpoint, device)
 
 
-@torch.inference_mode()
 def generate(
     generator: LoadedGenerator,
     prompt: str,
@@ -47,6 +46,35 @@ def generate(
 ) -> Tensor:
     """Draw one image a seed, all in one batch; with a pipeline of another family in batches that fit into memory.
 
+    Args: as of `draw`.
+
+    Returns:
+        (B, H, W, 3) uint8 on the CPU, each image the one that plain diffusers makes of its seed, to rounding.
+    """
+    latents = draw(
+        generator, prompt, seeds, negative_prompt=negative_prompt, width=width, height=height,
+        num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, preview_after=preview_after,
+        layers=layers,
+    )  # fmt: skip
+    return generator.decode(latents)
+
+
+@torch.inference_mode()
+def draw(
+    generator: LoadedGenerator,
+    prompt: str,
+    seeds: Sequence[int],
+    *,
+    negative_prompt: str = "",
+    width: int | None = None,
+    height: int | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    preview_after: int | None = None,
+    layers: Sequence[int] | None = None,
+) -> Tensor:
+    """Finished latents of one image a seed, which the generator's `decode` takes.
+
     Args:
         generator: the checkpoint.
         prompt, negative_prompt: as the user wrote them.
@@ -56,14 +84,14 @@ def generate(
         layers: indices of the layers that run, ascending; None: all.
 
     Returns:
-        (B, H, W, 3) uint8 on the CPU, each image the one that plain diffusers makes of its seed, to rounding.
+        (B, C, h, w) float32; (B, H, W, 3) in 0..1 of a pipeline of another family, which has decoded them.
     """
     if not isinstance(generator, Generator):
         if preview_after is not None or layers is not None:
             raise ModelError(f"{generator.family.name} has neither previews nor depths: draw with steps alone")
         size = {"width": width, "height": height, "num_inference_steps": num_inference_steps}
         options = {"negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
-        return generator.decode(generator.draw_all(prompt, seeds, **size, **options))
+        return generator.draw_all(prompt, seeds, **size, **options)
     defaults = generator.defaults
     width, height = width or defaults.width, height or defaults.height
     table = generator.solver_table(num_inference_steps or defaults.num_inference_steps)
@@ -86,4 +114,4 @@ def generate(
             output = guide(output, generator.output(x, at, negative, scales, layers), scales)
         noise = draws[1 + i] if i < table.noise_draws else None
         x, previous = solver_step(x, previous, output, at, noise)
-    return generator.decode(x if preview_after is None else previous)
+    return x if preview_after is None else previous

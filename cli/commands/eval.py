@@ -53,6 +53,10 @@ def evaluate(
     judge: Annotated[
         str | None, typer.Option(help="shapes, a folder, a hub name, or another judge.", show_default="shapes")
     ] = None,
+    latents: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps final latents: with it, another --judge and --out draw nothing again."),
+    ] = None,
     judges: Annotated[
         str | None, typer.Option(help="Judges to compare on --labels, separated by commas.", show_default="none")
     ] = None,
@@ -108,7 +112,7 @@ def evaluate(
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     try:
-        evaluation = Evaluation.of(settings.model, settings.judge, device, tasks, out)
+        evaluation = Evaluation.of(settings.model, settings.judge, device, tasks, out, latents)
     except (ModelError, JudgeFolderError, ValueError) as error:
         raise SetupError(str(error)) from error
     count = min(prompts or len(tasks), len(tasks))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from bestofn.evaluation.drawing import fill
 from bestofn.evaluation.pool import Pool, SampleRequest, SamplingConfig, Source
 from bestofn.evaluation.tasks import benchmark
 from bestofn.judge.judge import Judge
@@ -72,9 +73,8 @@ def sampled(folder: Path, layers: int) -> None:
     checkpoint, judge = Checkpoint.resolve(str(folder)), find_judge("shapes")
     source = Source(str(checkpoint.path), checkpoint.revision, judge.name.full, judge.revision.revision, benchmark())
     request = SampleRequest(SamplingConfig(FULL), SAMPLES, numbers(PER_CATEGORY))
-    Pool(HERE / f"layers-{layers}.jsonl", source).fill(
-        [request], 1, lambda done, total: say(layers, f"{done} of {total} chunks")
-    )
+    pool = Pool(HERE / f"layers-{layers}.jsonl", source)
+    fill(pool, [request], 1, lambda done, total: say(layers, f"{done} of {total} chunks"))
 
 
 def drafted(work: Path, layers: int, steps: int) -> None:

@@ -1,0 +1,147 @@
+"""Draws, judges and evaluates what a pool lacks, in processes of one thread each.
+
+B candidates, C latent channels, (h, w) latent grid.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from multiprocessing import active_children, connection, get_context, parent_process
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bestofn.evaluation.parts import BATCH, parts
+from bestofn.evaluation.pool import CHUNK, DIGITS, Chunk, ChunkKey, Pool, SampleRequest, Source
+from bestofn.evaluation.tasks import Task, digest
+from bestofn.models.sampling import draw
+from bestofn.models.shapes.evaluator import evaluate
+from bestofn.service.core.errors import SetupError
+
+
+def fill(pool: Pool, requests: Sequence[SampleRequest], processes: int, progress: Callable[[int, int], None]) -> None:
+    """Draw, judge and evaluate what is lacking; the file grows by a line a chunk.
+
+    Args:
+        pool: its source says what draws and judges, and which folder keeps the latents.
+        requests: drawn in this order.
+        processes: each with one thread.
+        progress: called with chunks done and wanted.
+
+    Raises:
+        SetupError: a process was killed.
+    """
+    missing = pool.missing(requests)
+    total = sum(1 for request in requests for _ in request.chunks())
+    done = total - len(missing)
+    progress(done, total)
+    if not missing:
+        return
+    tasks, source = pool.source.tasks, replace(pool.source, tasks=())
+    with _workers(processes) as workers:
+        with _interrupts_later():
+            futures = {
+                workers.submit(_draw, source, tasks[key.number], key, _latents_file(pool.source, key)): key
+                for key in missing
+            }
+        for future in as_completed(futures):
+            try:
+                chunk = future.result()
+            except BrokenProcessPool as error:
+                raise SetupError(
+                    f"a process that draws was killed, mostly for lack of memory: take fewer --processes than "
+                    f"{processes}. What is drawn is kept in {pool.path}"
+                ) from error
+            pool.append(futures[future], chunk)
+            done += 1
+            progress(done, total)
+
+
+@contextlib.contextmanager
+def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that an error, or Ctrl-C, ends with what they draw, instead of waiting for all that was asked for."""
+    others = set(active_children())
+    # spawn: a forked child would inherit the threads' state of torch
+    with ProcessPoolExecutor(processes, get_context("spawn"), _begin) as workers:
+        try:
+            yield workers
+        except BaseException:
+            workers.shutdown(wait=False, cancel_futures=True)
+            ended = set(active_children()) - others
+            for child in ended:
+                child.terminate()
+            for child in ended:
+                child.join()
+            raise
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block; processes started in it never hear of it: that is for their parent."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin() -> None:
+    """A process of the pool: one thread, and no longer alive than its parent."""
+    torch.set_num_threads(1)
+    if parent := parent_process():
+        threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
+def _latents_file(source: Source, key: ChunkKey) -> Path | None:
+    """Where the latents of a chunk are kept, if they are: (CHUNK, C, h, w) float16."""
+    if source.latents is None:
+        return None
+    folder = source.latents / f"{source.model_revision}-{digest(source.tasks)}" / str(key.config).replace(" ", "-")
+    return folder / f"{key.number}-{key.start}.safetensors"
+
+
+def _draw(source: Source, task: Task, key: ChunkKey, kept: Path | None) -> Chunk:
+    latents = load_file(kept)["latents"] if kept is not None and kept.is_file() else None
+    if latents is None:
+        latents = _latents(source, task, key)
+        if kept is not None:
+            latents = latents.half()  # what is kept is what is judged
+            _write(kept, latents)
+    generator, verifier = parts(source.model, source.judge, source.device)
+    chunk = Chunk([], [], [])
+    for batch in latents.float().to(source.device).split(BATCH):
+        images = generator.decode(batch).numpy()
+        verdicts = verifier.judge(list(images), [task.prompt] * len(images))
+        chunk.yes.extend(round(verdict.yes_logit, DIGITS) for verdict in verdicts)
+        chunk.no.extend(round(verdict.no_logit, DIGITS) for verdict in verdicts)
+        if task.spec is not None:
+            chunk.correct.extend(int(evaluate(image, task.spec).correct) for image in images)
+    return chunk
+
+
+def _latents(source: Source, task: Task, key: ChunkKey) -> Tensor:
+    """Finished latents (CHUNK, C, h, w) of a chunk."""
+    generator, _ = parts(source.model, source.judge, source.device)
+    first = task.seed + key.start
+
+    def batch(start: int) -> Tensor:
+        steps, after = key.config.steps, key.config.after
+        seeds = range(start, start + BATCH)
+        return draw(generator, task.prompt, seeds, num_inference_steps=steps, preview_after=after)
+
+    return torch.cat([batch(start) for start in range(first, first + CHUNK, BATCH)])
+
+
+def _write(path: Path, latents: Tensor) -> None:
+    """All or nothing: a process may be killed meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file({"latents": latents.contiguous()}, part)
+    part.replace(path)
