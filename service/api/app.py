@@ -23,13 +23,12 @@ from bestofn.service.api.routes import docs as manual
 from bestofn.service.api.routes import events, generate, health, jobs, metrics, openai, rank, status
 from bestofn.service.api.routes import web as page
 from bestofn.service.api.token_counter import TokenCounters
-from bestofn.service.api.wait import end_tasks
 from bestofn.service.api.webhooks import WebhookSender
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
 from bestofn.service.pairwise.check_server import prompt_checker
-from bestofn.service.queue.connection import connect_redis
+from bestofn.service.queue.connection import connect_redis, end_tasks
 from bestofn.service.queue.embedded_server import find_redis
 from bestofn.service.queue.job_queue import Queue
 

@@ -1,7 +1,9 @@
 """What every route needs: the queue, the settings and the tokenizers of one API process."""
 
 import asyncio
+import math
 import re
+import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -14,19 +16,18 @@ from bestofn.service.api.access import caller_of
 from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.connections import Connections
 from bestofn.service.api.deployments import Deployed
-from bestofn.service.api.open_calls import OpenCalls
-from bestofn.service.api.queue_health import Standstill
+from bestofn.service.api.open_calls import OpenCalls, Turns
 from bestofn.service.api.queue_metrics import EndedJobs
 from bestofn.service.api.rate_limit import RefusalLimiter
 from bestofn.service.api.signed_addresses import check_signature
 from bestofn.service.api.token_counter import TokenCounters
-from bestofn.service.api.turns import Turns
 from bestofn.service.api.uploads import UploadTurns
 from bestofn.service.core.errors import JobNotFound
 from bestofn.service.core.settings import Settings
 from bestofn.service.pairwise.check_server import PromptChecker
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.queue.signing_key import signing_key
+
+STANDSTILL_SECONDS = 1.0
 
 log = structlog.get_logger()
 
@@ -47,9 +48,10 @@ class Context:
     turns: Turns = field(default_factory=Turns)
     upload_turns: UploadTurns = field(default_factory=UploadTurns)
     deployed: Deployed = field(init=False)
-    standstill: Standstill = field(init=False)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    _standstill: str | None = None
+    _looked_at: float = -math.inf
 
     @property
     def base(self) -> str:
@@ -62,7 +64,16 @@ class Context:
 
     def __post_init__(self) -> None:
         self.deployed = Deployed(self.queue)
-        self.standstill = Standstill(self.queue)
+
+    async def standstill(self) -> str | None:
+        """Why no running job goes on, such as a full disk of the queue's server; None if jobs go on.
+
+        Looked at once a second, however many callers read their jobs.
+        """
+        if time.monotonic() - self._looked_at >= STANDSTILL_SECONDS:
+            self._looked_at = time.monotonic()
+            self._standstill = await self.queue.refuses(jobs=False)
+        return self._standstill
 
     def later(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run work in the background, for a caller who has gone."""
@@ -111,7 +122,7 @@ async def _checked_id(
     if not re.fullmatch(r"[0-9a-f]{1,64}", job_id):
         raise JobNotFound(f"there is no job {job_id[:64]!a}")
     if "signed" in request.scope:
-        check_signature(await signing_key(context.queue.redis, context.queue.keys), request.scope)
+        check_signature(await context.queue.signing_key(), request.scope)
     caller = caller_of(request)
     if caller and await context.queue.owner(job_id) != caller:
         raise JobNotFound(f"there is no job {job_id}")

@@ -9,7 +9,6 @@ from bestofn.judge.verdict import Rule
 from bestofn.service.core.deployments import NO_WORKER_RETRY_SECONDS, Deployment, choose_deployment, deployments_of
 from bestofn.service.core.errors import BestOfNError, Unavailable
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.queue.leftovers import only_other_versions
 
 FRESH_SECONDS = 0.25
 
@@ -57,7 +56,7 @@ class Deployed:
         live, announced = deployments_of(await self._queue.workers()), deployments_of(await self._queue.announced())
         self._live, self._announced = live, [_without_workers(deployment, live) for deployment in announced]
         self._stale_at = self._clock() + FRESH_SECONDS
-        if not announced and await only_other_versions(self._queue):
+        if not announced and await self._queue.redis.exists(self._queue.keys("pairs")):
             raise Unavailable(
                 "the workers run another version of bestofn, whose jobs differ: update them, or this server",
                 retry_after=NO_WORKER_RETRY_SECONDS,

@@ -1,4 +1,4 @@
-"""Limits of each key's calls: few are worked on at a time, and open waits and event streams have a limit."""
+"""Limits of each key's calls: turns of those that are worked on, and a number of open waits and event streams."""
 
 import asyncio
 from collections import Counter
@@ -47,7 +47,7 @@ class OpenCalls:
 
     def admit(self, scope: MutableMapping[str, Any]) -> None:
         """Count a call until its answer is sent. Raises TooManyCalls if its caller has too many in progress."""
-        caller = _caller(scope)
+        caller = scope.get("caller", "")
         if self._all[caller] >= self.most:
             self._refuse(f"{self.most} calls of this key are in progress, as many as the limit allows; try again later")
         self._all[caller] += 1
@@ -56,7 +56,7 @@ class OpenCalls:
 
     async def take_turn(self, scope: MutableMapping[str, Any]) -> None:
         """Wait for the call's turn, and hold it until the answer is sent or `enter` is called."""
-        turn = self.turn(_caller(scope))
+        turn = self.turn(scope.get("caller", ""))
         await turn.acquire()
         scope[_TURN] = turn
         at_end: ExitStack = scope[AT_END]
@@ -72,7 +72,7 @@ class OpenCalls:
         Raises:
             TooManyCalls: its caller has as many open calls as the limit allows.
         """
-        caller = _caller(scope)
+        caller = scope.get("caller", "")
         number = self._open[caller, "wait"] + self._open[caller, "stream"]
         if number >= self.limit:
             self._refuse(
@@ -89,8 +89,18 @@ class OpenCalls:
         raise TooManyCalls(detail, retry_after=RETRY_SECONDS)
 
 
-def _caller(scope: MutableMapping[str, Any]) -> str:
-    return str(scope.get("caller", ""))
+class Turns:
+    """A lock for each caller, for long steps on the event loop: of one key's, one runs between two of the others.
+
+    A step under it should end or let the loop go on within a few milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, caller: str) -> asyncio.Lock:
+        """The lock of this caller; "" are all callers without a key. Waiting tasks get it in their order."""
+        return self._locks.setdefault(caller, asyncio.Lock())
 
 
 def _release(scope: MutableMapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from bestofn.service.api.problem_details import document
 from bestofn.service.api.responses import result_of
 from bestofn.service.api.retried_calls import Call
 from bestofn.service.api.routes.events import paced, parts
-from bestofn.service.api.sse import ServerSentEvent, encode
+from bestofn.service.api.sse import encode
 from bestofn.service.core.errors import BestOfNError, ImageNotFound, Unavailable
 from bestofn.service.core.jobs import Candidate, ImageFormat, JobSpec
 from bestofn.service.core.openai_schemas import CompletedImage, ImagesRequest, PartialImage, error_body, quality_of
@@ -55,7 +55,7 @@ async def image_events(
         spec = await context.queue.spec(job_id)
         async with aclosing(_partial_images(context, spec, body.partial_images or 0, caller_of(request))) as partials:
             async for partial in partials:
-                yield _encoded(partial.type, partial.model_dump_json())
+                yield format_sse_event(data_str=partial.model_dump_json(), event=partial.type)
         result = await result_of(context, job_id, limit=1, caller=caller_of(request))
         refusal = refusal_of(context, request, result)
         if refusal is not None:
@@ -64,7 +64,7 @@ async def image_events(
         first = {"b64_json": answer.data[0].b64_json, "created_at": answer.created}
         ended = True
         completed = CompletedImage.model_validate(answer.model_dump() | first)
-        yield _encoded(completed.type, completed.model_dump_json(exclude_none=True))
+        yield format_sse_event(data_str=completed.model_dump_json(exclude_none=True), event=completed.type)
     except BestOfNError as error:
         ended = True
         yield _failed(error, job_id)
@@ -146,8 +146,4 @@ def _partial(
 
 def _failed(error: BestOfNError, job_id: str) -> bytes:
     problem = document(error.status, error.code, error.detail) | {"job": job_id}
-    return encode(ServerSentEvent("error", {"type": "error", **error_body(problem)}))
-
-
-def _encoded(type: str, text: str) -> bytes:
-    return format_sse_event(data_str=text, event=type)
+    return encode("error", {"type": "error", **error_body(problem)})

@@ -187,8 +187,3 @@ async def _queue_lost(request: Request, error: Exception) -> Response:
         context.later(context.queue.drop_connections())
     wait = BUSY_RETRY_SECONDS if isinstance(error, ResponseError) else QUEUE_RETRY_SECONDS
     return problem_of(Unavailable(f"{why(error)}; try again", retry_after=wait))
-
-
-def mistake() -> Response:
-    """The document of an unexpected error of ours."""
-    return problem(500, BestOfNError.code, "the server made a mistake; its log says more")

@@ -9,7 +9,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
-from bestofn.service.api.problem_details import mistake
+from bestofn.service.api.problem_details import problem
+from bestofn.service.core.errors import BestOfNError
 from bestofn.service.telemetry import api_metrics as metrics
 from bestofn.service.telemetry import logs
 
@@ -58,7 +59,8 @@ class Requests:
             log.exception("the server made a mistake", method=scope["method"], route=_route(scope))
             if answer.status is not None:
                 raise  # the answer has begun: all that is left is to cut the connection
-            await mistake()(scope, receive, answer.send)
+            mistake = problem(500, BestOfNError.code, "the server made a mistake; its log says more")
+            await mistake(scope, receive, answer.send)
         finally:
             if answer.streams:
                 metrics.EVENT_STREAMS.dec()

@@ -9,7 +9,6 @@ from pydantic import TypeAdapter
 from starlette.responses import Response
 
 from bestofn.service.api.dependencies import Context
-from bestofn.service.api.pagination import PAGE
 from bestofn.service.api.signed_addresses import sign
 from bestofn.service.core.errors import (
     BestOfNError,
@@ -22,9 +21,9 @@ from bestofn.service.core.errors import (
 from bestofn.service.core.jobs import ACTIVE, Candidate, JobSpec, JobStatus
 from bestofn.service.core.results import assemble, unreadable
 from bestofn.service.core.schemas import CandidateOut, JobResult
-from bestofn.service.queue.signing_key import signing_key
 from bestofn.service.queue.winners import read_winners
 
+PAGE, MAX_PAGE = 256, 4096  # candidates and matches of a page: the default, and the most
 POLL_SECONDS = 1.0
 _CANDIDATES = TypeAdapter(list[CandidateOut])
 
@@ -72,11 +71,11 @@ async def result_of(
         async with contextlib.nullcontext() if caller is None else context.turns.of(caller):
             result = build()
     if context.keyring.on and result.images:
-        secret, start = await signing_key(context.queue.redis, context.queue.keys), len(context.base)
+        secret, start = await context.queue.signing_key(), len(context.base)
         for image in result.images:
             path = (image.url or "")[start:]
             image.url = context.base + sign(secret, path)
-    if result.status in ACTIVE and (reason := await context.standstill.reason()) is not None:
+    if result.status in ACTIVE and (reason := await context.standstill()) is not None:
         result.warnings.append(f"{reason}; the job goes on when that is over")
     return result
 
@@ -93,14 +92,9 @@ def failure_of(result: JobResult) -> BestOfNError | None:
             return None
 
 
-def location_of(base: str, job_id: str) -> str:
-    """The job's address; `base` is `Context.base`."""
-    return f"{base}/jobs/{job_id}"
-
-
 def json_answer(base: str, result: JobResult, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A page of the result, with Location, Retry-After while the job goes on, and a Link to the next page."""
-    sent = {"Location": location_of(base, result.id), "Cache-Control": "no-store", **(headers or {})}
+    sent = {"Location": f"{base}/jobs/{result.id}", "Cache-Control": "no-store", **(headers or {})}
     if result.status in ACTIVE:
         sent |= {"Retry-After": f"{POLL_SECONDS:.0f}", "retry-after-ms": f"{1000 * POLL_SECONDS:.0f}"}
     if result.next is not None:
@@ -148,7 +142,7 @@ def _describe(
     context: Context, spec: JobSpec, rank: int, candidate: Candidate, warnings: Sequence[str]
 ) -> dict[str, str]:
     described = {
-        "Location": location_of(context.base, spec.id),
+        "Location": f"{context.base}/jobs/{spec.id}",
         "Cache-Control": "private, max-age=3600, immutable",
         "X-Bestofn-Job": spec.id,
         "X-Bestofn-Rank": str(rank),

@@ -4,26 +4,15 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi.sse import format_sse_event
 from starlette.responses import StreamingResponse
 
-from bestofn.service.api.wait import end_tasks
+from bestofn.service.queue.connection import end_tasks
 
 KEEP_ALIVE_SECONDS = 15.0  # proxies end a connection that is silent for longer than about 60 s
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-
-
-@dataclass(frozen=True, slots=True)
-class ServerSentEvent:
-    """One event of a stream; `data` is sent as JSON."""
-
-    type: str
-    data: Any
-    id: str | None = None
-    retry_ms: int | None = None
 
 
 class EventStream(StreamingResponse):
@@ -32,14 +21,10 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
 
-def encode(event: ServerSentEvent) -> bytes:
-    """The event as it is sent."""
-    return format_sse_event(
-        data_str=json.dumps(event.data, ensure_ascii=False, separators=(",", ":")),
-        event=event.type,
-        id=event.id,
-        retry=event.retry_ms,
-    )
+def encode(type: str, data: Any, id: str | None = None, retry_ms: int | None = None) -> bytes:
+    """An event as it is sent, its data as JSON."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return format_sse_event(data_str=text, event=type, id=id, retry=retry_ms)
 
 
 def stream_response(events: AsyncGenerator[bytes, None], headers: dict[str, str]) -> EventStream:

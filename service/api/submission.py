@@ -127,7 +127,9 @@ async def _queued(
         webhook=webhook or "",
     )
     context.refusal_limiter.accepted(caller)
-    logged = {"prompt": spec.prompt} if context.settings.log_prompts else {"prompt_sha256": _short_hash(spec.prompt)}
+    # The hash identifies repeated prompts; a guessed prompt can be checked against it.
+    short_hash = hashlib.sha256(spec.prompt.encode()).hexdigest()[:12]
+    logged = {"prompt": spec.prompt} if context.settings.log_prompts else {"prompt_sha256": short_hash}
     bind_contextvars(job_id=job, **logged)  # for the request's line in the log
     return job, created
 
@@ -143,8 +145,3 @@ def fingerprint_of_rank(body: RankOptions, files: Sequence[bytes]) -> str:
     asked = body.model_dump(mode="json", exclude_defaults=True, exclude={"images"})
     asked["images"] = [hashlib.sha256(data).hexdigest() for data in files]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-def _short_hash(prompt: str) -> str:
-    """A short hash that identifies repeated prompts. A guessed prompt can be checked against it."""
-    return hashlib.sha256(prompt.encode()).hexdigest()[:12]

@@ -3,13 +3,12 @@
 import asyncio
 import math
 from enum import Enum
-from typing import Any
 
 from fastapi import Request
 
 from bestofn.service.api.dependencies import Context
-
-CANCEL_SECONDS = 0.2
+from bestofn.service.queue.connection import end_tasks
+from bestofn.service.queue.job_events import wait_for_end
 
 
 class Ending(Enum):
@@ -27,7 +26,7 @@ async def wait(context: Context, request: Request, job_id: str, seconds: float =
     """
     if seconds <= 0:
         return Ending.TIME
-    ended = asyncio.create_task(context.queue.wait_for_end(job_id))
+    ended = asyncio.create_task(wait_for_end(context.queue, job_id))
     hung_up = asyncio.create_task(_hung_up(request))
     stopping = asyncio.create_task(context.stopping.wait())
     tasks = {ended, hung_up, stopping}
@@ -41,18 +40,6 @@ async def wait(context: Context, request: Request, job_id: str, seconds: float =
         ended.result()  # raises what went wrong: the queue was lost, say
         return Ending.ENDED
     return Ending.HUNG_UP if hung_up in done else Ending.TIME
-
-
-async def end_tasks(tasks: set[asyncio.Task[Any]]) -> None:
-    """Cancel tasks until they have ended: a cancellation that comes while a connection is being made can get lost."""
-    running = tasks
-    while running:
-        for task in running:
-            task.cancel()
-        _, running = await asyncio.wait(running, timeout=CANCEL_SECONDS)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()  # seen, so that the loop does not complain about it
 
 
 async def _hung_up(request: Request) -> None:

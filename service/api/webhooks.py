@@ -20,11 +20,11 @@ from redis.exceptions import RedisError
 
 from bestofn.service.api.dependencies import Context
 from bestofn.service.api.responses import result_of
-from bestofn.service.api.wait import end_tasks
 from bestofn.service.core.errors import BestOfNError
 from bestofn.service.core.version import VERSION
 from bestofn.service.core.webhooks import Address, AllowedHosts, headers_of, pause
 from bestofn.service.queue import webhooks
+from bestofn.service.queue.connection import end_tasks
 from bestofn.service.queue.webhooks import DueWebhook
 from bestofn.service.telemetry import api_metrics as metrics
 

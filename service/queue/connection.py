@@ -1,9 +1,9 @@
-"""Connection to the queue's server: client options, and the check that the server can hold a queue."""
+"""Connection to the queue's server: client options, the end of tasks that use it, and the check of the server."""
 
 import asyncio
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -18,6 +18,7 @@ from bestofn.service.core.errors import SetupError
 
 CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 10.0  # longest wait for a reply, above the longest blocking read
+CANCEL_SECONDS = 0.1  # before a task is cancelled again
 MAX_CONNECTIONS = 32  # of a process
 OLDEST_SERVER = (7, 0)
 SENTINEL, SENTINEL_PORT = "+sentinel", 26379
@@ -105,6 +106,18 @@ async def close_redis(client: Redis) -> None:
     if isinstance(client.connection_pool, SentinelConnectionPool):
         for sentinel in client.connection_pool.sentinel_manager.sentinels:
             await sentinel.aclose()
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they have ended: `wait_for` of Python 3.11, in which redis-py sends, can lose a cancel."""
+    ended, running = set(tasks), {task for task in tasks if not task.done()}
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=CANCEL_SECONDS)
+    for task in ended:
+        if not task.cancelled():
+            task.exception()  # seen, so that the loop does not complain about it
 
 
 def without_password(url: str) -> str:

@@ -69,7 +69,7 @@ class EventFeed:
     async def _run(self) -> None:
         try:
             while self._readers:
-                after = {key: min((r.after for r in readers), key=_number) for key, readers in self._readers.items()}
+                after = {key: min((r.after for r in readers), key=numbers_of) for key, readers in self._readers.items()}
                 reply = await self._redis.xread(after, block=round(1000 * JOIN_SECONDS), count=MAX_ENTRIES)
                 handed = 0
                 for key, entries in reply:
@@ -95,11 +95,11 @@ class EventFeed:
             if reader.endings_only and not ended:
                 reader.after = entries[-1][0].decode()
                 continue
-            after = _number(reader.after)
+            after = numbers_of(reader.after)
             own = (
                 entries
-                if _number(entries[0][0].decode()) > after
-                else [entry for entry in entries if _number(entry[0].decode()) > after]
+                if numbers_of(entries[0][0].decode()) > after
+                else [entry for entry in entries if numbers_of(entry[0].decode()) > after]
             )
             if own:
                 reader.entries = own[-1:] if reader.endings_only else own
@@ -122,7 +122,7 @@ class EventFeed:
         self._readers.clear()
 
 
-def _number(entry: str) -> tuple[int, int]:
+def numbers_of(entry: str) -> tuple[int, int]:
     """An entry's id as numbers, which compare in the stream's order."""
     milliseconds, _, sequence = entry.partition("-")
     return int(milliseconds), int(sequence or 0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bestofn.service.core.jobs import ACTIVE, JobStatus
 from bestofn.service.queue.codec import ENDINGS, Event, reading
-from bestofn.service.queue.event_feed import MAX_ENTRIES, Entry
+from bestofn.service.queue.event_feed import MAX_ENTRIES, Entry, numbers_of
 
 if TYPE_CHECKING:
     from bestofn.service.queue.job_queue import Queue
@@ -30,7 +30,7 @@ async def follow(queue: "Queue", job: str, after: str) -> AsyncGenerator[Event, 
                 yield Event.read(*entry)
 
 
-async def follow_entries(queue: "Queue", job: str, after: str) -> AsyncGenerator[Sequence[Entry], None]:
+async def follow_entries(queue: "Queue", job: str, after: str = "0") -> AsyncGenerator[Sequence[Entry], None]:
     """The same events as they are stored, for `Event.read`: as many at once as there are, at most 256.
 
     Raises:
@@ -82,8 +82,7 @@ async def last_place(queue: "Queue", job: str) -> tuple[int, int] | None:
     (entry, fields), *_ = last
     if fields[b"type"].decode() not in ENDINGS:
         return None
-    milliseconds, _, sequence = entry.decode().partition("-")
-    return int(milliseconds), int(sequence)
+    return numbers_of(entry.decode())
 
 
 async def _entries(queue: "Queue", key: str, after: str, seconds: float) -> Sequence[Entry]:

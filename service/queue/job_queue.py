@@ -2,6 +2,7 @@
 
 import json
 import math
+import secrets
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, NoReturn
 
@@ -27,9 +28,9 @@ from bestofn.service.queue.codec import Event, JobRecord, QueuePosition, read_sp
 from bestofn.service.queue.connection import check_server, close_redis, connect_redis
 from bestofn.service.queue.connection_errors import away, refused, why
 from bestofn.service.queue.embedded_server import find_redis
-from bestofn.service.queue.event_feed import Entry, EventFeed
+from bestofn.service.queue.event_feed import EventFeed
 from bestofn.service.queue.image_store import ImageStore
-from bestofn.service.queue.job_events import follow, follow_entries, wait_for_end
+from bestofn.service.queue.job_events import follow
 from bestofn.service.queue.job_reader import JobReader
 from bestofn.service.queue.keys import Keys, opaque, pair_id
 from bestofn.service.queue.queue_position import read_position
@@ -247,14 +248,6 @@ class Queue:
         """Events of a job, up to its last one; see `job_events`."""
         return follow(self, job, after)
 
-    def stored_events(self, job: str) -> AsyncGenerator[Sequence[Entry], None]:
-        """The same as they are stored, several at once."""
-        return follow_entries(self, job, "0")
-
-    async def wait_for_end(self, job: str) -> None:
-        """Return when the job has ended. Raises JobNotFound, JobGone."""
-        await wait_for_end(self, job)
-
     async def expire_jobs(self) -> None:
         """End the jobs whose deadline has passed. Workers do it at every heartbeat, an API process twice a second."""
         await self.scripts("expire")
@@ -283,6 +276,12 @@ class Queue:
         if text is None:
             raise Unavailable("no worker has stored its tokenizer yet; try again", retry_after=BUSY_RETRY_SECONDS)
         return bytes(text)
+
+    async def signing_key(self) -> bytes:
+        """The secret that signs addresses of images, for every API process. Who can read it can read the images too."""
+        key, made = self.keys("signing_key"), secrets.token_hex(32).encode()
+        known = await self.redis.get(key) or await self.redis.set(key, made, nx=True, get=True)
+        return bytes(known or made)
 
     async def backlog(self) -> Backlog:
         """Work that waits or runs."""

@@ -23,8 +23,3 @@ async def sweep(queue: Queue) -> list[str]:
     gone = (None, JobStatus.CANCELED.encode())
     await queue.images.forget(job for job, status in zip(stored, known, strict=True) if status in gone)
     return [job.decode() for job in failed]
-
-
-async def only_other_versions(queue: Queue) -> bool:
-    """Whether workers have announced themselves, but none that runs jobs of this version."""
-    return not await queue.announced() and bool(await queue.redis.exists(queue.keys("pairs")))

@@ -8,7 +8,6 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 import structlog
 from redis.exceptions import RedisError
@@ -19,6 +18,7 @@ from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.engine.protocol import Engine, EngineEvent
 from bestofn.service.host.descriptors import raise_descriptor_limit
 from bestofn.service.pairwise.openai_judge import VisionJudge
+from bestofn.service.queue.connection import end_tasks
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.leftovers import sweep
@@ -36,7 +36,6 @@ from bestofn.service.worker.loop_monitor import LoopMonitor
 from bestofn.service.worker.readiness import announce_ready
 
 LEAVE_SECONDS = 5.0  # for giving heats back; a queue that is away for longer lets the leases expire
-CANCEL_SECONDS = 0.1
 SWEEP_SECONDS = 60.0  # between two sweeps of expired image files
 WEIGHTS_SECONDS = 2.0  # between two looks for weights that another process downloads
 WEIGHTS_LOG_SECONDS = 60.0  # between two lines of the log that name them
@@ -197,7 +196,7 @@ class Worker:
         try:
             done, _ = await asyncio.wait([*tasks, died, stop], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await _end([*tasks, died, stop])
+            await end_tasks([*tasks, died, stop])
         for task in done & set(tasks):
             task.result()  # a loop ends only by a bug of ours
         with contextlib.suppress(TimeoutError):
@@ -248,12 +247,3 @@ class Worker:
             return True
         task.cancel()
         return False
-
-
-async def _end(tasks: Sequence["asyncio.Task[Any]"]) -> None:
-    """Cancel tasks until they have ended: `wait_for` of Python 3.11, in which redis-py sends, can lose a cancel."""
-    pending = {task for task in tasks if not task.done()}
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)

@@ -16,14 +16,13 @@ from bestofn.service.api.dependencies import Context, ContextDep, JobId
 from bestofn.service.api.event_translation import EventTranslator, JobEvent, Place, place_of
 from bestofn.service.api.problem_details import document
 from bestofn.service.api.responses import failure_of, result_of
-from bestofn.service.api.sse import EventStream, ServerSentEvent, encode, stream_response
-from bestofn.service.api.wait import end_tasks
+from bestofn.service.api.sse import EventStream, encode, stream_response
 from bestofn.service.core.errors import JobGone, JobNotFound, JobUnreadable
 from bestofn.service.core.jobs import JobSpec
-from bestofn.service.core.schemas import JobResult
 from bestofn.service.queue.codec import ENDINGS, Event
+from bestofn.service.queue.connection import end_tasks
 from bestofn.service.queue.event_feed import Entry
-from bestofn.service.queue.job_events import last_place
+from bestofn.service.queue.job_events import follow_entries, last_place
 
 POSITION_SECONDS = 1.0  # a waiting job's place is looked up this often
 TRANSLATED_AT_ONCE = 16  # events of a stream, before the event loop goes on
@@ -88,11 +87,11 @@ async def job_events(
         async with contextlib.aclosing(follow(context, spec, place_of(last), caller)) as batches:
             async for events in batches:
                 ended = events[-1].type in ("result", "problem")
-                yield b"".join(_encoded(event.type, event.data, event.id) for event in events)
+                yield b"".join(encode(event.type, event.data, event.id, RETRY_MS) for event in events)
     except (JobGone, JobNotFound, JobUnreadable) as error:  # it went or became unreadable while it was read
         ended = True
         problem = document(error.status, error.code, error.detail) | {"job": spec.id}
-        yield _encoded("problem", problem)
+        yield encode("problem", problem, retry_ms=RETRY_MS)
     except redis.exceptions.RedisError as error:  # the reader reconnects, and then gets the reason
         log.warning("the queue was lost under a stream", job=spec.id, error=str(error))
     finally:
@@ -146,7 +145,8 @@ class _Reader:
             if one.type == "queued":
                 self._position = await _position(self._context, self._spec)
                 one = replace(one, data=self._position)
-            if self._after is None or _place(one) > self._after:
+            place = place_of(one.id)
+            if self._after is None or (place is not None and place > self._after):
                 found.append(one)
         return found
 
@@ -161,16 +161,12 @@ def parts(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
     return (entries[i : i + TRANSLATED_AT_ONCE] for i in range(0, len(entries), TRANSLATED_AT_ONCE))
 
 
-def _encoded(type: str, data: Any, id: str | None = None) -> bytes:
-    return encode(ServerSentEvent(type, data, id, RETRY_MS))
-
-
 async def _snapshot(context: Context, spec: JobSpec, translator: EventTranslator) -> list[JobEvent]:
     """The whole job, without an id: a stream that has lost events always starts with another snapshot."""
     record = await context.queue.record(spec.id)
     candidates = (candidate for outcome in record.outcomes for candidate in outcome.candidates)
-    snapshot = JobEvent("snapshot", _json(await result_of(context, spec.id)))
-    return [snapshot, *translator.catch_up(candidates)]
+    snapshot = (await result_of(context, spec.id)).model_dump(mode="json")
+    return [JobEvent("snapshot", snapshot), *translator.catch_up(candidates)]
 
 
 async def _position(context: Context, spec: JobSpec) -> dict[str, Any]:
@@ -181,23 +177,13 @@ async def _ending(context: Context, spec: JobSpec, event: Event) -> JobEvent:
     result = await result_of(context, spec.id)
     error = failure_of(result)
     if error is None:
-        return JobEvent("result", _json(result), f"{event.id}.0")
+        return JobEvent("result", result.model_dump(mode="json"), f"{event.id}.0")
     return JobEvent("problem", document(error.status, error.code, error.detail) | {"job": spec.id}, f"{event.id}.0")
-
-
-def _json(result: JobResult) -> dict[str, Any]:
-    return result.model_dump(mode="json")
-
-
-def _place(event: JobEvent) -> Place:
-    place = place_of(event.id)
-    assert place is not None
-    return place
 
 
 async def paced(context: Context, job_id: str) -> AsyncGenerator[Sequence[Entry] | None, None]:
     """The job's stored events, and None whenever nothing came for a while; ends when the server stops."""
-    source = context.queue.stored_events(job_id)
+    source = follow_entries(context.queue, job_id)
     stopping = asyncio.create_task(context.stopping.wait())
     coming: asyncio.Task[Sequence[Entry]] | None = None
     try:

@@ -9,7 +9,7 @@ from bestofn.service.api.content_negotiation import Accepted, Preference, image_
 from bestofn.service.api.dependencies import CallHeadersDep, Context, ContextDep
 from bestofn.service.api.json_body import JsonRoute
 from bestofn.service.api.problem_details import problem_of
-from bestofn.service.api.responses import failure_of, image_answer, json_answer, location_of, result_of
+from bestofn.service.api.responses import failure_of, image_answer, json_answer, result_of
 from bestofn.service.api.routes.events import stream_of
 from bestofn.service.api.submission import submit
 from bestofn.service.api.wait import Ending, wait
@@ -77,7 +77,7 @@ async def answer(
         cancel = created and preference.cancel_on_disconnect
         if preference.cancel_on_disconnect:
             headers["Preference-Applied"] = "cancel-on-disconnect"
-        headers["Location"] = location_of(context.base, job_id)
+        headers["Location"] = f"{context.base}/jobs/{job_id}"
         return await stream_of(
             context, job_id, last_event_id, caller=caller_of(request), cancel=cancel, headers=headers
         )
@@ -92,7 +92,7 @@ async def _answer(
     context: Context, result: JobResult, accepted: Accepted, preference: Preference, headers: dict[str, str]
 ) -> Response:
     job_id = result.id
-    place = {"Location": location_of(context.base, job_id)} | headers
+    place = {"Location": f"{context.base}/jobs/{job_id}"} | headers
     if result.status in ACTIVE:
         if accepted.image_first and preference.seconds > 0:
             late = WaitTimeout(

@@ -14,7 +14,7 @@ from bestofn.service.api.json_body import JsonRoute
 from bestofn.service.api.openai_answers import images_answer, refusal_of
 from bestofn.service.api.openai_stream import image_events
 from bestofn.service.api.problem_details import problem_of
-from bestofn.service.api.responses import location_of, result_of
+from bestofn.service.api.responses import result_of
 from bestofn.service.api.retried_calls import HEADER, Call
 from bestofn.service.api.sse import stream_response
 from bestofn.service.api.submission import fingerprint_of, submit
@@ -58,7 +58,7 @@ async def generate_images(
         )
     except InvalidRequest as error:
         raise body.in_their_words(error) from None
-    headers = {"Location": location_of(context.base, job_id)} | ({} if created else {"Idempotent-Replayed": "true"})
+    headers = {"Location": f"{context.base}/jobs/{job_id}"} | ({} if created else {"Idempotent-Replayed": "true"})
     if body.stream:
         leave = call if idempotency_key is None or (created and preference.cancel_on_disconnect) else None
         return stream_response(image_events(context, request, body, job_id, leave), headers)
