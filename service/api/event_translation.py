@@ -7,8 +7,8 @@ from typing import Any
 from bestofn.judge.bracket import Decided, LiveKnockout
 from bestofn.judge.verdict import Verdict
 from bestofn.service.core.jobs import Candidate, JobSpec
-from bestofn.service.core.results import name_of, ranked
-from bestofn.service.core.schemas import CandidateOut, VerdictOut
+from bestofn.service.core.results import ranked, shown
+from bestofn.service.core.schemas import CandidateOut
 from bestofn.service.queue.codec import Event
 
 
@@ -134,17 +134,8 @@ class EventTranslator:
         return None if self._best is None else self._shown(self._best).model_dump(mode="json")
 
     def _shown(self, candidate: Candidate) -> CandidateOut:
-        small = f"{self._base}/jobs/{self._spec.id}/thumbnails/{candidate.index}"
-        return CandidateOut(
-            index=candidate.index,
-            seed=candidate.seed,
-            name=name_of(self._spec, candidate.index),
-            verdict=VerdictOut.of(candidate.verdict),
-            rank=1,
-            solved_in_full=candidate.solved_in_full,
-            draft=VerdictOut.of(candidate.draft) if candidate.draft is not None else None,
-            thumbnail=small if self._spec.has_thumbnail(candidate.index) and not candidate.verdict.unsafe else None,
-        )
+        small = self._spec.has_thumbnail(candidate.index) and not candidate.verdict.unsafe
+        return shown(self._spec, candidate, thumbnail=small, base=self._base)
 
 
 def _candidate(data: Mapping[str, Any]) -> Candidate:

@@ -1,7 +1,6 @@
 """Warnings about a request that is accepted: options that have no effect here, or were measured on another model."""
 
 import re
-from collections.abc import Iterable
 
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.jobs import Plan
@@ -10,9 +9,7 @@ from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
 
 
-def request_warnings(
-    request: GenerateRequest, model: ModelInfo, judge: JudgeInfo, chosen: Plan | None
-) -> tuple[str, ...]:
+def request_warnings(request: GenerateRequest, model: ModelInfo, judge: JudgeInfo, chosen: Plan | None) -> list[str]:
     """All warnings for the job's caller.
 
     Args:
@@ -21,12 +18,26 @@ def request_warnings(
         judge: the judge that serves it.
         chosen: the options of an effort or a budget; None if the request names neither.
     """
-    return (
-        *_unknown_words(request, model),
-        *_out_of_reach(request, judge),
-        *(_same_twice(judge) if request.rule is Rule.LOWER_BOUND else ()),
-        *_measured_elsewhere(chosen, model),
-    )
+    warnings = []
+    known = None if model.known_words is None else set(model.known_words)
+    for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+        words = dict.fromkeys(re.findall(r"[^\W_]+", text.lower()))
+        unknown = [word for word in words if known is not None and word not in known]
+        if unknown:
+            listed = ", ".join(unknown[:12]) + (", ..." if len(unknown) > 12 else "")
+            warnings.append(f"{field}: {model.revision.name} does not know the words {listed}; it cannot draw them")
+    most, stop = confidence_ceiling(request, judge), request.stop
+    if stop is not None and most is not None and stop.chosen("confidence") and stop.confidence >= most[0]:
+        warnings.append(
+            f"stop.confidence {stop.confidence:g} is never reached: calibrated, judge {most[1]} gives less than "
+            f"{most[0]:.3f} to every image"
+        )
+    revision, second = judge.revision.revision, judge.second
+    if request.rule is Rule.LOWER_BOUND and second is not None and second.revision.revision == revision:
+        warnings.append(f"both judges are of revision {revision}: rule lower_bound then ranks as margin does")
+    if chosen is not None and model.revision.name != "shapes":
+        warnings.append(f"the options were chosen from measurements on shapes; {model.revision.name} may differ")
+    return warnings
 
 
 def unread_negative(request: GenerateRequest, guidance: float, model: ModelInfo) -> str | None:
@@ -37,36 +48,3 @@ def unread_negative(request: GenerateRequest, guidance: float, model: ModelInfo)
         f"{model.revision.name} reads none" if model.guidance_embeds else f"guidance_scale {guidance:g} is not above 1"
     )
     return f"negative_prompt has no effect: {why}"
-
-
-def _measured_elsewhere(chosen: Plan | None, info: ModelInfo) -> Iterable[str]:
-    if chosen is not None and info.revision.name != "shapes":
-        yield f"the options were chosen from measurements on shapes; {info.revision.name} may differ"
-
-
-def _out_of_reach(request: GenerateRequest, judge: JudgeInfo) -> Iterable[str]:
-    most = confidence_ceiling(request, judge)
-    if request.stop is None or most is None or not request.stop.chosen("confidence"):
-        return
-    if request.stop.confidence >= most[0]:
-        yield (
-            f"stop.confidence {request.stop.confidence:g} is never reached: calibrated, judge {most[1]} "
-            f"gives less than {most[0]:.3f} to every image"
-        )
-
-
-def _same_twice(judge: JudgeInfo) -> Iterable[str]:
-    if judge.second is not None and judge.second.revision.revision == judge.revision.revision:
-        yield f"both judges are of revision {judge.revision.revision}: rule lower_bound then ranks as margin does"
-
-
-def _unknown_words(request: GenerateRequest, info: ModelInfo) -> Iterable[str]:
-    if info.known_words is None:
-        return
-    known = set(info.known_words)
-    for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
-        words = dict.fromkeys(re.findall(r"[^\W_]+", text.lower()))
-        unknown = [word for word in words if word not in known]
-        if unknown:
-            listed = ", ".join(unknown[:12]) + (", ..." if len(unknown) > 12 else "")
-            yield f"{field}: {info.revision.name} does not know the words {listed}; it cannot draw them"

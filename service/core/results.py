@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 from bestofn.judge.bracket import Match, knockout
 from bestofn.judge.calibration import probability
@@ -34,6 +35,22 @@ JUDGING = frozenset(
 def name_of(spec: JobSpec, candidate: int) -> str | None:
     """File name of a candidate's image, if the caller sent it under one."""
     return (spec.sent[candidate].name or None) if spec.sent else None
+
+
+def shown(
+    spec: JobSpec, candidate: Candidate, rank: int = 1, *, thumbnail: bool = False, base: str = ""
+) -> CandidateOut:
+    """A candidate as answers show it, with the address of its thumbnail if it has one."""
+    return CandidateOut(
+        index=candidate.index,
+        seed=candidate.seed,
+        name=name_of(spec, candidate.index),
+        verdict=VerdictOut.of(candidate.verdict),
+        rank=rank,
+        solved_in_full=candidate.solved_in_full,
+        draft=VerdictOut.of(candidate.draft) if candidate.draft is not None else None,
+        thumbnail=f"{base}/jobs/{spec.id}/thumbnails/{candidate.index}" if thumbnail else None,
+    )
 
 
 def ranked(spec: JobSpec, candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -203,6 +220,10 @@ def assemble(
             "`bestofn calibrate` fits it on labelled images"
             for name in uncalibrated
         )
+    further: dict[str, Any] = {
+        "discarded_forwards": discarded_forwards,
+        "pairwise_calls": finals.calls if finals else 0,
+    }
     decides_alone = len(spec.judges) == 1
     unsaid = {"id", "model", "judge", "second_judge", "warnings", "plan", "sent"}
     unsaid |= {"second_calibration"} if decides_alone else set()
@@ -213,17 +234,17 @@ def assemble(
         prompt=spec.prompt,
         images=_images(spec, order, base) if succeeded else [],
         bracket=_bracket(rounds, offset, end),
-        finals=_finals(finals) if succeeded else None,
+        finals=FinalsOut.model_validate(finals.to_json()) if succeeded and finals and finals.rounds else None,
         candidates=_candidates(spec, ranking.places[offset:end], thumbnails, base),
         next=f"{base}/jobs/{spec.id}?offset={end}&limit={limit}"
         if end < max(len(order), sum(map(len, rounds)))
         else None,
         unsafe=ranking.unsafe,
-        usage=_usage(ranking.usage, discarded_forwards, finals) if ranking.usage is not None else None,
+        usage=None if ranking.usage is None else UsageOut(**asdict(ranking.usage), **further),
         progress=progress,
         complete=succeeded and stopped != "deadline",
         stopped=stopped,
-        confidence=_confidence(spec, order) if succeeded else None,
+        confidence=probability(order[0].verdict, spec.calibration) if succeeded and spec.stop else None,
         calibrated=not uncalibrated if succeeded and spec.stop is not None else None,
         warnings=list(dict.fromkeys(warnings)),
         error=error,
@@ -254,16 +275,7 @@ def _candidates(
     spec: JobSpec, places: Iterable[tuple[int, Candidate]], thumbnails: Collection[int], base: str
 ) -> list[CandidateOut]:
     return [
-        CandidateOut(
-            index=candidate.index,
-            seed=candidate.seed,
-            name=name_of(spec, candidate.index),
-            verdict=VerdictOut.of(candidate.verdict),
-            rank=place + 1,
-            solved_in_full=candidate.solved_in_full,
-            draft=VerdictOut.of(candidate.draft) if candidate.draft is not None else None,
-            thumbnail=f"{base}/jobs/{spec.id}/thumbnails/{candidate.index}" if candidate.index in thumbnails else None,
-        )
+        shown(spec, candidate, place + 1, thumbnail=candidate.index in thumbnails, base=base)
         for place, candidate in places
     ]
 
@@ -275,23 +287,3 @@ def _bracket(rounds: Iterable[Sequence[Match]], offset: int, end: int) -> list[l
         shown.append([MatchOut(a=match.a, b=match.b, winner=match.winner) for match in part])
         number += len(matches)
     return shown
-
-
-def _finals(finals: FinalsOutcome | None) -> FinalsOut | None:
-    return None if finals is None or not finals.rounds else FinalsOut.model_validate(finals.to_json())
-
-
-def _confidence(spec: JobSpec, order: Sequence[Candidate]) -> float | None:
-    return None if spec.stop is None else probability(order[0].verdict, spec.calibration)
-
-
-def _usage(usage: Usage, discarded_forwards: int, finals: FinalsOutcome | None) -> UsageOut:
-    return UsageOut(
-        candidates=usage.candidates,
-        transformer_forwards=usage.transformer_forwards,
-        judge_forwards=usage.judge_forwards,
-        tflops=usage.tflops,
-        seconds=dict(usage.seconds),
-        discarded_forwards=discarded_forwards,
-        pairwise_calls=finals.calls if finals else 0,
-    )

@@ -240,3 +240,14 @@ class JobResult(BaseModel):
     model: Revision
     judge: Revision
     second_judge: Revision | None = Field(default=None, description="The second judge, with rule `lower_bound`.")
+
+
+class ServerOut(BaseModel):
+    """The queue's server. `max_memory_bytes` is null where it has no limit."""
+
+    name: str
+    version: str
+    memory_bytes: int
+    max_memory_bytes: int | None
+    policy: str
+    append_only: bool

@@ -1,7 +1,6 @@
 """Seconds of a device's work, for the usage of jobs."""
 
 import time
-from types import TracebackType
 
 import torch
 
@@ -20,7 +19,7 @@ class Clock:
         self._mark()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._mark()
         self._seconds = time.perf_counter() - self._started
 

@@ -13,8 +13,8 @@ from bestofn.service.core import jobs
 from bestofn.service.core.errors import JobUnreadable
 from bestofn.service.core.finals import FinalsOutcome, FinalsState
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
-from bestofn.service.core.results import Ranking, name_of
-from bestofn.service.core.schemas import CandidateOut, FinalsProgress, JobProgress, VerdictOut
+from bestofn.service.core.results import Ranking, shown
+from bestofn.service.core.schemas import FinalsProgress, JobProgress
 from bestofn.service.core.workers import WorkerInfo
 
 ENDINGS = frozenset({"result", "failed", "canceled"})  # types of a job's last event
@@ -182,8 +182,8 @@ def read_record(fields: Mapping[bytes, bytes], heats: DecodedHeats) -> JobRecord
     spec, ranking = heats.spec, heats.ranking
     status = JobStatus(fields[b"status"].decode())
     state = fields.get(b"finals_state") if status is JobStatus.RUNNING else None
-    shown = (c.index for c in ranking.order if not c.verdict.unsafe)
-    thumbnails = filter(spec.has_thumbnail, shown) if spec.thumbnails else ()
+    safe = (c.index for c in ranking.order if not c.verdict.unsafe)
+    thumbnails = filter(spec.has_thumbnail, safe) if spec.thumbnails else ()
     return JobRecord(
         spec,
         status,
@@ -196,7 +196,7 @@ def read_record(fields: Mapping[bytes, bytes], heats: DecodedHeats) -> JobRecord
             steps=int(fields[b"steps"]),
             total_steps=int(fields[b"total_steps"]),
             transformer_forwards=int(fields[b"forwards"]),
-            best=_best(spec, ranking),
+            best=shown(spec, ranking.by_verdict[0]) if ranking.by_verdict else None,
             finals=None if state is None else FinalsProgress.model_validate_json(state),
         ),
         _seconds(fields[b"created"]),
@@ -279,20 +279,6 @@ def pack_candidate(candidate: Candidate) -> str:
     drafted = {} if draft is None else {"draft": draft, "solved_in_full": candidate.solved_in_full}
     verdict = candidate.verdict.to_json()
     return _compact({"index": candidate.index, "seed": candidate.seed, "verdict": verdict, **drafted})
-
-
-def _best(spec: JobSpec, ranking: Ranking) -> CandidateOut | None:
-    if not ranking.by_verdict:
-        return None
-    leader = ranking.by_verdict[0]
-    return CandidateOut(
-        index=leader.index,
-        seed=leader.seed,
-        name=name_of(spec, leader.index),
-        verdict=VerdictOut.of(leader.verdict),
-        rank=1,
-        thumbnail=None,
-    )
 
 
 def read_verdict(fields: Sequence[Any]) -> Verdict:

@@ -7,6 +7,9 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from bestofn.service.core.errors import ImageNotFound
 from bestofn.service.core.settings import Settings
@@ -14,6 +17,7 @@ from bestofn.service.queue.keys import opaque
 
 LEAST_FREE = 64 * 2**20  # free bytes below which the folder counts as full
 LEAST_AGE = 600.0  # minimum age in seconds of a job's files before a sweep deletes them
+STAGED_MS = 600_000  # staged images of a heat that was never completed go after this
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFERENCE = re.compile(rb"file:([0-9a-f]{12})")  # no image begins like this
 
@@ -95,6 +99,32 @@ class ImageStore:
         if self._folder is not None:
             for job in jobs:
                 await asyncio.to_thread(shutil.rmtree, self._folder / job, ignore_errors=True)
+
+
+async def stage(redis: Any, key: str, images: Mapping[int, bytes]) -> bool:
+    """Store images in the server before the script that accepts their job or completes their heat.
+
+    A script would block the server meanwhile. They replace those of an earlier attempt.
+
+    Args:
+        redis: the queue's client.
+        key: of the hash.
+        images: bytes, or references to files, by candidate.
+
+    Returns:
+        False: the server's memory is full.
+    """
+    try:
+        async with redis.pipeline(transaction=False) as pipe:
+            pipe.unlink(key)
+            pipe.hset(key, mapping={str(index): image for index, image in images.items()})
+            pipe.pexpire(key, STAGED_MS)
+            await pipe.execute()
+    except ResponseError as error:  # of a pipeline, with the command put in front
+        if not (isinstance(error, OutOfMemoryError) or "OOM" in str(error)):
+            raise
+        return False
+    return True
 
 
 def _write(folder: Path, writer: str, images: Mapping[int, bytes]) -> None:

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from bestofn.service.core.errors import ImageNotFound, JobUnreadable, Unavailable
 from bestofn.service.core.jobs import ACTIVE, Heat
-from bestofn.service.queue.image_store import ImageNotStored
+from bestofn.service.queue.image_store import ImageNotStored, stage
 from bestofn.service.queue.scripts import Argument
-from bestofn.service.queue.staging import stage
 
 if TYPE_CHECKING:
     from bestofn.service.queue.job_queue import Queue

@@ -9,6 +9,7 @@ from bestofn.judge.verdict import Verdict
 from bestofn.service.core.errors import JobUnreadable
 from bestofn.service.core.jobs import JobStatus, Priority
 from bestofn.service.core.scheduling import Backlog, wait_seconds
+from bestofn.service.core.schemas import ServerOut
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.queue.admission import KEPT_SHARE, own_limit
@@ -17,18 +18,6 @@ from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import PRIORITIES, pair_id
 
 MOST_ENDED = 5000  # more than the stream holds
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """The queue's server. `max_memory_bytes` is None where it has no limit."""
-
-    name: str
-    version: str
-    memory_bytes: int
-    max_memory_bytes: int | None
-    policy: str
-    append_only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +46,7 @@ class QueueStats:
     kept_budget_bytes: int
     dead: int
     workers: tuple[WorkerInfo, ...]
-    server: Server
+    server: ServerOut
     refuses: str | None
 
 
@@ -109,7 +98,7 @@ async def read_stats(queue: Queue) -> QueueStats:
         kept_budget_bytes=int(KEPT_SHARE * (int(info["maxmemory"]) or int(info["total_system_memory"]))),
         dead=dead,
         workers=workers,
-        server=Server(
+        server=ServerOut(
             name="valkey" if valkey else "redis",
             version=str(info["valkey_version" if valkey else "redis_version"]),
             memory_bytes=int(info["used_memory"]),

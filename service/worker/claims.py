@@ -82,7 +82,7 @@ class ClaimLoop:
         if not claim.heat.is_finals and claim.entry.job in context.ended_jobs:
             await context.call(lambda: context.consumer.give_back(claim, "released"))
             return
-        context.heat_log.claimed(claim)
+        metrics.DELIVERIES.observe(claim.deliveries)
         if claim.heat.is_finals:
             held.add(claim)
             self._finals.start(claim)

@@ -1,6 +1,7 @@
 """What the loops of one worker share: settings, queue, engine thread and the heats it holds."""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -16,12 +17,13 @@ from bestofn.service.queue.job_queue import Queue
 from bestofn.service.telemetry.worker_metrics import LEASES_LOST
 from bestofn.service.worker.engine_thread import EngineThread
 from bestofn.service.worker.heat_log import HeatLog
-from bestofn.service.worker.held_heats import HeatKey, HeatResult, HeldHeats, RecentJobs
+from bestofn.service.worker.held_heats import HeatKey, HeatResult, HeldHeats
 from bestofn.service.worker.progress_buffer import ProgressBuffer
 
 INFO_TTL_HEARTBEATS = 4  # a worker's info expires after this many missed heartbeats
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 2.0
+RECENT_JOBS = 1000
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -65,7 +67,7 @@ class WorkerContext:
         vision: pairwise judge of finals; None if the worker has none.
         held: claimed heats, each with its state.
         ended: keys of held heats whose result the queue has not recorded yet.
-        ended_jobs: jobs that ended before their heats did.
+        ended_jobs: jobs that ended before their heats did, the last of them.
         tflops_per_second: average speed of the device; None before its first heat.
     """
 
@@ -78,7 +80,7 @@ class WorkerContext:
     progress: ProgressBuffer = field(default_factory=ProgressBuffer)
     heat_log: HeatLog = field(default_factory=HeatLog)
     ended: "asyncio.Queue[HeatKey]" = field(default_factory=asyncio.Queue)
-    ended_jobs: RecentJobs = field(default_factory=RecentJobs)
+    ended_jobs: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT_JOBS))
     tflops_per_second: float | None = None
 
     def end(self, key: HeatKey, result: HeatResult) -> None:

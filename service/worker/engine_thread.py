@@ -137,9 +137,12 @@ class EngineThread:
             started = time.monotonic()
             events = self.engine.tick()
             self._last = time.monotonic()
-            observe_tick(self._last - started, events, self.engine.slots)
-            usual = self._usual_tick or self._last - started
-            self._usual_tick = usual + _TICK_WEIGHT * (self._last - started - usual)
+            seconds = self._last - started
+            TICK_SECONDS.observe(seconds)
+            if advanced := sum(event.steps for event in events if isinstance(event, Stepped)):
+                BATCH_FILL.observe(advanced / self.engine.slots)
+            usual = self._usual_tick or seconds
+            self._usual_tick = usual + _TICK_WEIGHT * (seconds - usual)
         else:
             events = []
         self._ticking = self.engine.busy
@@ -159,11 +162,3 @@ class EngineThread:
     def _post(self, call: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed
             self._loop.call_soon_threadsafe(call)
-
-
-def observe_tick(seconds: float, events: Sequence[EngineEvent], slots: int) -> None:
-    """Count one tick of an engine with `slots` slots: its seconds, and the share of the slots that it advanced."""
-    TICK_SECONDS.observe(seconds)
-    advanced = sum(event.steps for event in events if isinstance(event, Stepped))
-    if advanced:
-        BATCH_FILL.observe(advanced / slots)

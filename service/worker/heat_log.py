@@ -25,9 +25,6 @@ class HeatLog:
     def __init__(self) -> None:
         self._judged: Counter[tuple[str, int]] = Counter()
 
-    def claimed(self, claim: Claim) -> None:
-        metrics.DELIVERIES.observe(claim.deliveries)
-
     def judged(self, job: str, heat: int, candidate: Candidate) -> None:
         """Count a verdict."""
         self._judged[job, heat] += 1

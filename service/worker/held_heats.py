@@ -12,8 +12,6 @@ from bestofn.service.queue.claims import Claim
 HeatKey = tuple[str, int]
 """A job's id and the index of a heat."""
 
-RECENT_JOBS = 1000
-
 
 class HeatState(StrEnum):
     """State of a claimed heat, from its claim to the queue's record of its result."""
@@ -144,13 +142,9 @@ class HeldHeats:
 
     def next_isolated(self) -> HeldHeat | None:
         """A heat that waits to run isolated, if the engine is empty."""
-        if self.engine_in_use:
+        if any(held.in_engine for held in self):
             return None
         return next((held for held in self if held.state is HeatState.WAITING), None)
-
-    @property
-    def engine_in_use(self) -> bool:
-        return any(held.in_engine for held in self)
 
     @property
     def isolation(self) -> bool:
@@ -164,18 +158,3 @@ class HeldHeats:
     def action(self, claim: Claim) -> DeliveryAction:
         """The action that a claim's number of deliveries asks for."""
         return delivery_action(claim.deliveries, self._max_deliveries)
-
-
-class RecentJobs:
-    """Jobs that have ended early, the last `RECENT_JOBS` of them."""
-
-    def __init__(self) -> None:
-        self._jobs: dict[str, None] = {}
-
-    def __contains__(self, job: str) -> bool:
-        return job in self._jobs
-
-    def add(self, job: str) -> None:
-        self._jobs[job] = None
-        if len(self._jobs) > RECENT_JOBS:
-            del self._jobs[next(iter(self._jobs))]

@@ -27,7 +27,7 @@ class JobControl:
     def drop(self, job: str) -> None:
         """Drop a job's heats except its finals: a job that waits for its finals needs no more candidates."""
         context = self._context
-        context.ended_jobs.add(job)
+        context.ended_jobs.append(job)
         heats = context.held.of_job(job, finals=False)
         if not heats:
             return

@@ -22,15 +22,13 @@ from bestofn.service.core.early_stopping import enough
 from bestofn.service.core.finals import FinalsOutcome, FinalsState, entrants
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus
 from bestofn.service.core.planning import job_spec
-from bestofn.service.core.results import ALL_UNSAFE, assemble, best_of, ranked
+from bestofn.service.core.results import ALL_UNSAFE, assemble, best_of, ranked, shown
 from bestofn.service.core.schemas import (
     RANDOM_SEEDS,
-    CandidateOut,
     FinalsProgress,
     GenerateRequest,
     JobProgress,
     JobResult,
-    VerdictOut,
 )
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.protocol import Engine, HeatFailed, HeatFinished, Judged, Stepped
@@ -145,7 +143,7 @@ def run_local(
                         progress.steps += steps
                         progress.transformer_forwards += forwards
             if on_progress is not None:
-                progress.best = _shown(leader) if leader else None
+                progress.best = shown(spec, leader) if leader else None
                 on_progress(assemble(spec, JobStatus.RUNNING, (), progress=progress.model_copy()))
         finals: FinalsOutcome | None = None
         ended: str | None = stopped
@@ -199,11 +197,6 @@ async def _finals(
         playing.cancel()
         await asyncio.wait({playing})
         return None
-
-
-def _shown(leader: Candidate) -> CandidateOut:
-    verdict = VerdictOut.of(leader.verdict)
-    return CandidateOut(index=leader.index, seed=leader.seed, verdict=verdict, rank=1, thumbnail=None)
 
 
 @contextmanager

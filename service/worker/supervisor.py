@@ -12,7 +12,6 @@ from types import FrameType
 import structlog
 
 from bestofn.service.host.parent_death import end_with_parent
-from bestofn.service.worker.readiness import READY_DESCRIPTOR
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
@@ -20,8 +19,17 @@ HEALTHY_SECONDS = 60.0  # a worker that served this long, after loading, starts 
 LOST_AFTER = 6  # short runs in a row; more than the four workers that one heat can kill before its job fails
 STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.2
+READY_DESCRIPTOR = "WORKER_READY_FD"  # environment variable: a pipe's descriptor, on which a worker says it is ready
 
 log = structlog.get_logger()
+
+
+def announce_ready() -> None:
+    """Say to the supervisor, if there is one, that weights are loaded and the queue is served."""
+    descriptor = os.environ.pop(READY_DESCRIPTOR, None)
+    if descriptor is not None:
+        os.write(int(descriptor), b"1")
+        os.close(int(descriptor))
 
 
 def pause_after(failures: int, first: float = FIRST_PAUSE_SECONDS) -> float:

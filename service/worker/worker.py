@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import COMMIT, VERSION
 from bestofn.service.core.workers import WorkerInfo
-from bestofn.service.engine.protocol import Engine, EngineEvent
+from bestofn.service.engine.protocol import Engine
 from bestofn.service.host.descriptors import raise_descriptor_limit
 from bestofn.service.pairwise.openai_judge import VisionJudge
 from bestofn.service.queue.connection import end_tasks
@@ -33,7 +33,7 @@ from bestofn.service.worker.heartbeat import heartbeat_loop
 from bestofn.service.worker.held_heats import Failed, HeldHeats
 from bestofn.service.worker.job_control import JobControl
 from bestofn.service.worker.loop_monitor import LoopMonitor
-from bestofn.service.worker.readiness import announce_ready
+from bestofn.service.worker.supervisor import announce_ready
 
 LEAVE_SECONDS = 5.0  # for giving heats back; a queue that is away for longer lets the leases expire
 SWEEP_SECONDS = 60.0  # between two sweeps of expired image files
@@ -115,7 +115,7 @@ class Worker:
         if not await self._before_stop(self._wait_for_weights()):
             await self._queue.aclose()
             return 0
-        self._engine_thread = EngineThread(self._factory, self._on_events)
+        self._engine_thread = EngineThread(self._factory, lambda events: self._completion.on_events(events))
         try:
             if await self._before_stop(self._engine_thread.load()):
                 await self._serve()
@@ -138,9 +138,6 @@ class Worker:
                 logged = time.monotonic()
             await asyncio.sleep(WEIGHTS_SECONDS)
         self._waits_for_weights = False
-
-    def _on_events(self, events: Sequence[EngineEvent]) -> None:
-        self._completion.on_events(events)
 
     async def _info(self) -> WorkerInfo:
         engine = self._engine_thread.engine

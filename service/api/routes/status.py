@@ -1,6 +1,7 @@
 """GET /status: what runs here, for people and programs: workers, models, the queue, its server, and the limits."""
 
 import time
+from collections import Counter
 from typing import Literal
 
 from fastapi import APIRouter, Request
@@ -10,6 +11,7 @@ from redis.exceptions import RedisError
 from bestofn.service.api.access import caller_of
 from bestofn.service.api.dependencies import Context, ContextDep
 from bestofn.service.core.jobs import Priority, Revision
+from bestofn.service.core.schemas import ServerOut
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import COMMIT, VERSION
 from bestofn.service.core.workers import WorkerInfo
@@ -58,6 +60,7 @@ class JudgeOut(Revision):
 class LoadOut(BaseModel):
     """What waits or runs: candidates to be drawn yet, and the work that they take."""
 
+    model_config = ConfigDict(from_attributes=True)
     jobs: int
     candidates: int
     tflops: float
@@ -93,18 +96,6 @@ class CallerOut(BaseModel):
     max_image_bytes: int
     kept_bytes: int
     max_kept_bytes: int
-
-
-class ServerOut(BaseModel):
-    """The queue's server. `max_memory_bytes` is null where it has no limit."""
-
-    model_config = ConfigDict(from_attributes=True)
-    name: str
-    version: str
-    memory_bytes: int
-    max_memory_bytes: int | None
-    policy: str
-    append_only: bool
 
 
 class CallsOut(BaseModel):
@@ -175,6 +166,7 @@ def status_of(stats: QueueStats | None, holdings: Holdings | None, context: Cont
     """The status that these queue stats give; None: the queue's server is away. `holdings`: of the key that asks."""
     settings, keyring = context.settings, context.keyring
     workers = stats.workers if stats is not None else ()
+    judges = Counter(info.judge.revision for info in workers)
     return Status(
         status=_state(stats),
         refuses=stats.refuses if stats is not None else None,
@@ -183,10 +175,10 @@ def status_of(stats: QueueStats | None, holdings: Holdings | None, context: Cont
         uptime_seconds=round(time.monotonic() - _STARTED, 1),
         workers=[_worker(info) for info in workers],
         models=_models(workers),
-        judges=_judges(workers),
+        judges=[JudgeOut(**judge.model_dump(), workers=number) for judge, number in judges.items()],
         queue=_queue(stats, settings) if stats is not None else None,
         caller=_caller(stats, holdings, settings) if stats is not None and holdings is not None else None,
-        server=ServerOut.model_validate(stats.server) if stats is not None else None,
+        server=stats.server if stats is not None else None,
         keys="off" if not keyring.on else "on" if keyring.trouble is None else "stale",
         calls=_calls(context),
         limits=LimitsOut.model_validate(settings),
@@ -232,31 +224,10 @@ def _worker(info: WorkerInfo) -> WorkerOut:
 
 
 def _models(workers: tuple[WorkerInfo, ...]) -> list[ModelStatus]:
-    models = {info.model.revision: info.model for info in workers}
+    models, count = {info.model.revision: info.model for info in workers}, Counter(w.model.revision for w in workers)
     return [
-        ModelStatus(
-            name=revision.name,
-            revision=revision.revision,
-            workers=sum(worker.model.revision == revision for worker in workers),
-            width=info.width,
-            height=info.height,
-            max_size=info.max_size,
-            num_inference_steps=info.num_inference_steps,
-            guidance_scale=info.guidance_scale,
-        )
+        ModelStatus.model_validate({**info.model_dump(), **revision.model_dump(), "workers": count[revision]})
         for revision, info in models.items()
-    ]
-
-
-def _judges(workers: tuple[WorkerInfo, ...]) -> list[JudgeOut]:
-    revisions = dict.fromkeys(info.judge.revision for info in workers)
-    return [
-        JudgeOut(
-            name=revision.name,
-            revision=revision.revision,
-            workers=sum(info.judge.revision == revision for info in workers),
-        )
-        for revision in revisions
     ]
 
 
@@ -264,10 +235,7 @@ def _queue(stats: QueueStats, settings: Settings) -> QueueOut:
     return QueueOut(
         queued=stats.queued,
         running=stats.running,
-        by_priority={
-            priority: LoadOut(jobs=load.jobs, candidates=load.candidates, tflops=load.tflops)
-            for priority, load in stats.loads.items()
-        },
+        by_priority={priority: LoadOut.model_validate(load) for priority, load in stats.loads.items()},
         oldest_wait_seconds=stats.oldest_wait_seconds,
         estimated_wait_seconds=stats.estimated_wait_seconds,
         image_bytes=stats.image_bytes,

@@ -28,8 +28,8 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.engine.loader import load_engine
 from bestofn.service.engine.protocol import HeatFailed, HeatFinished
 from bestofn.service.media.codec import decode
+from bestofn.service.queue.image_store import STAGED_MS
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.queue.staging import STAGED_MS
 from tests.service.pairwise.vision_server import vision_server
 from tests.waiting import PATIENCE, until
 

@@ -51,7 +51,7 @@ def test_only_a_worker_that_was_ready_counts_as_healthy(ready: bool, tmp_path: P
     starts = tmp_path / "starts"
     said = "announce_ready()" if ready else ""
     program = (
-        f"from bestofn.service.worker.readiness import announce_ready; open({str(starts)!r}, 'a').write('x'); {said}"
+        f"from bestofn.service.worker.supervisor import announce_ready; open({str(starts)!r}, 'a').write('x'); {said}"
     )
 
     def stop() -> None:
