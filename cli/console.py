@@ -7,7 +7,8 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from bestofn.service.core.errors import BestOfNError
+from bestofn.service.core.errors import BestOfNError, SetupError
+from bestofn.service.host.packages import can_draw_here
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -33,6 +34,12 @@ def check_text(text: str, what: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise typer.BadParameter(f"character {error.start + 1} of the {what} is not UTF-8") from error
+
+
+def need_packages(subject: str) -> None:
+    """Raise SetupError unless the worker's packages are installed; `subject` needs them, such as "training needs"."""
+    if not can_draw_here():
+        raise SetupError(f"{subject} the worker's packages: pip install 'bestofn[worker]'")
 
 
 def run(program: typer.Typer) -> NoReturn:

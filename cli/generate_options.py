@@ -1,6 +1,7 @@
 """Options of `bestofn generate`, grouped into the panels of its help, and the request that they make."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,10 @@ from bestofn.service.core.jobs import Draft, Finals
 CANDIDATES = 16
 KEEP, MARGIN = Draft.model_fields["keep"].default, Finals.model_fields["margin"].default
 
-SEARCH, IMAGE, PLACE = "Search strategy", "Image", "Where it runs"
+# An option of each panel.
+_search, _image, _place = (
+    partial(typer.Option, rich_help_panel=panel) for panel in ("Search strategy", "Image", "Where it runs")
+)
 
 # The most used options, without a panel of their own.
 NumSamples = Annotated[
@@ -45,193 +49,116 @@ Json = Annotated[bool, typer.Option("--json", help="Print the whole result as JS
 
 EffortName = Annotated[
     str | None,
-    typer.Option(
-        "--effort",
-        metavar="NAME",
-        help="low, medium, high or max, in place of -n, --draft and --stop.",
-        rich_help_panel=SEARCH,
-    ),
+    _search("--effort", metavar="NAME", help="low, medium, high or max, in place of -n, --draft and --stop."),
 ]
 BudgetText = Annotated[
     str | None,
-    typer.Option(
-        "--budget",
-        metavar="COST",
-        help="Average cost, such as 30s or 500TFLOP, in place of -n, --draft and --stop.",
-        rich_help_panel=SEARCH,
+    _search(
+        "--budget", metavar="COST", help="Average cost, such as 30s or 500TFLOP, in place of -n, --draft and --stop."
     ),
 ]
 StopEarly = Annotated[
-    bool,
-    typer.Option(
-        "--stop",
-        help="Stop once the best is probably right, or after many candidates without a yes.",
-        rich_help_panel=SEARCH,
-    ),
+    bool, _search("--stop", help="Stop once the best is probably right, or after many candidates without a yes.")
 ]
 Confidence = Annotated[
     float | None,
-    typer.Option(
+    _search(
         "--confidence",
         metavar="P",
         help="Probability at which --stop ends the job. Implies --stop.",
         show_default="0.97 of the judge's greatest probability",
-        rich_help_panel=SEARCH,
     ),
 ]
 Patience = Annotated[
     int | None,
-    typer.Option(
+    _search(
         "--patience",
         min=1,
         metavar="NUMBER",
         help="Candidates without a yes after which --stop ends the job. Implies --stop.",
         show_default="64",
-        rich_help_panel=SEARCH,
     ),
 ]
 DraftSteps = Annotated[
     int | None,
-    typer.Option(
+    _search(
         "--draft",
         min=1,
         metavar="STEPS",
         help="Draft all candidates in this few steps; solve only the best in full.",
         show_default=False,
-        rich_help_panel=SEARCH,
     ),
 ]
 Keep = Annotated[
     float | None,
-    typer.Option(
-        "--keep",
-        metavar="SHARE",
-        help="With --draft: share that is solved in full.",
-        show_default=str(KEEP),
-        rich_help_panel=SEARCH,
-    ),
+    _search("--keep", metavar="SHARE", help="With --draft: share that is solved in full.", show_default=str(KEEP)),
 ]
 DraftDepth = Annotated[
     int | None,
-    typer.Option(
-        "--draft-depth",
-        min=1,
-        metavar="LAYERS",
-        help="With --draft: --depth of the drafts.",
-        show_default=False,
-        rich_help_panel=SEARCH,
-    ),
+    _search("--draft-depth", min=1, metavar="LAYERS", help="With --draft: --depth of the drafts.", show_default=False),
 ]
 FinalsNumber = Annotated[
     int | None,
-    typer.Option(
+    _search(
         "--finals",
         min=2,
         max=16,
         metavar="NUMBER",
         help="Finals among at most this many leaders, by the pairwise judge.",
-        rich_help_panel=SEARCH,
     ),
 ]
 FinalsMargin = Annotated[
     float | None,
-    typer.Option(
+    _search(
         "--finals-margin",
         min=0,
         metavar="LOG-ODDS",
         help="With --finals: maximum distance to the leader.",
         show_default=str(MARGIN),
-        rich_help_panel=SEARCH,
     ),
 ]
-RankRule = Annotated[
-    Rule | None,
-    typer.Option("--rule", help="Ranking rule.", show_default="margin", rich_help_panel=SEARCH),
-]
+RankRule = Annotated[Rule | None, _search("--rule", help="Ranking rule.", show_default="margin")]
 Deadline = Annotated[
     float | None,
-    typer.Option(
-        "--deadline",
-        metavar="SECONDS",
-        help="Return the best candidate so far after this time.",
-        show_default=False,
-        rich_help_panel=SEARCH,
+    _search(
+        "--deadline", metavar="SECONDS", help="Return the best candidate so far after this time.", show_default=False
     ),
 ]
 
 Size = Annotated[
-    str | None,
-    typer.Option(
-        "--size",
-        metavar="WxH",
-        help="Size in pixels, such as 1024x1024.",
-        show_default="the model's",
-        rich_help_panel=IMAGE,
-    ),
+    str | None, _image("--size", metavar="WxH", help="Size in pixels, such as 1024x1024.", show_default="the model's")
 ]
-Steps = Annotated[
-    int | None,
-    typer.Option("--steps", min=1, help="Denoising steps.", show_default="the model's", rich_help_panel=IMAGE),
-]
-Guidance = Annotated[
-    float | None,
-    typer.Option("--guidance", min=0, help="Guidance scale.", show_default="the model's", rich_help_panel=IMAGE),
-]
-Negative = Annotated[
-    str | None,
-    typer.Option("--negative", metavar="TEXT", help="What the image should not show.", rich_help_panel=IMAGE),
-]
+Steps = Annotated[int | None, _image("--steps", min=1, help="Denoising steps.", show_default="the model's")]
+Guidance = Annotated[float | None, _image("--guidance", min=0, help="Guidance scale.", show_default="the model's")]
+Negative = Annotated[str | None, _image("--negative", metavar="TEXT", help="What the image should not show.")]
 Depth = Annotated[
     int | None,
-    typer.Option(
-        "--depth",
-        min=1,
-        metavar="LAYERS",
-        help="Run only the most important layers.",
-        show_default="all",
-        rich_help_panel=IMAGE,
-    ),
+    _image("--depth", min=1, metavar="LAYERS", help="Run only the most important layers.", show_default="all"),
 ]
 Reproduce = Annotated[
     Path | None,
-    typer.Option(
-        "--reproduce",
-        metavar="IMAGE",
-        help="Draw an image of bestofn again; other options change how.",
-        rich_help_panel=IMAGE,
-    ),
+    _image("--reproduce", metavar="IMAGE", help="Draw an image of bestofn again; other options change how."),
 ]
 EmbedPrompt = Annotated[
     bool | None,
-    typer.Option(
+    _image(
         "--embed-prompt/--no-embed-prompt",
         help="Write the prompt into the winners' files.",
         show_default="embed-prompt",
-        rich_help_panel=IMAGE,
     ),
 ]
 
-Server = Annotated[str | None, typer.Option("--server", metavar="URL", help="Use this server.", rich_help_panel=PLACE)]
-Local = Annotated[
-    bool,
-    typer.Option("--local", help="Draw in this process, without server or queue.", rich_help_panel=PLACE),
-]
+Server = Annotated[str | None, _place("--server", metavar="URL", help="Use this server.")]
+Local = Annotated[bool, _place("--local", help="Draw in this process, without server or queue.")]
 ModelName = Annotated[
     str | None,
-    typer.Option(
-        "--model",
-        help="A name that the server deploys. In this process: shapes, a folder or a hub name@revision.",
-        rich_help_panel=PLACE,
-    ),
+    _place("--model", help="A name that the server deploys. In this process: shapes, a folder or a hub name@revision."),
 ]
-JudgeName = Annotated[str | None, typer.Option("--judge", help="As --model, for the judge.", rich_help_panel=PLACE)]
+JudgeName = Annotated[str | None, _place("--judge", help="As --model, for the judge.")]
 SecondJudge = Annotated[
     str | None,
-    typer.Option(
-        "--second-judge",
-        metavar="JUDGE",
-        help="In this process: shapes, a folder or a hub name. Implies lower_bound.",
-        rich_help_panel=PLACE,
+    _place(
+        "--second-judge", metavar="JUDGE", help="In this process: shapes, a folder or a hub name. Implies lower_bound."
     ),
 ]
 

@@ -24,10 +24,6 @@ def _pair(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, dtype=torch.int8), x.new_empty(blocks(x.numel()), dtype=torch.float32)
 
 
-def _coded(x: Tensor) -> tuple[Tensor, Tensor]:
-    return _pair(x)
-
-
 def _wide(codes: Tensor, scales: Tensor) -> Tensor:
     return torch.empty_like(codes, dtype=torch.float32)
 
@@ -36,7 +32,7 @@ def _averaged(x: Tensor, codes: Tensor, scales: Tensor, beta: float) -> tuple[Te
     return torch.empty_like(x, dtype=torch.float32), *_pair(x)
 
 
-@fused(fake=_coded)
+@fused(fake=_pair)
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes and scales of numbers::
 

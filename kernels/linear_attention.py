@@ -7,14 +7,10 @@ import torch
 from torch import Tensor
 
 from bestofn.kernels.dispatch import fused
-from bestofn.kernels.modulate import rms_norm
+from bestofn.kernels.modulate import like, rms_norm
 
 # Added to the denominator, so that a query whose ReLU is all zero gives zero instead of NaN.
 EPSILON = 1e-15
-
-
-def _like(query: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
 def _flops(query: torch.Size, key: torch.Size, value: torch.Size, heads: int, *_: object, **__: object) -> int:
@@ -22,7 +18,7 @@ def _flops(query: torch.Size, key: torch.Size, value: torch.Size, heads: int, *_
     return 2 * B * N * D * (2 * D // heads + 1)
 
 
-@fused(fake=_like, flops=_flops)
+@fused(fake=like, flops=_flops)
 def relu_linear_attention(
     query: Tensor,
     key: Tensor,

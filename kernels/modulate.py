@@ -11,15 +11,16 @@ from torch import Tensor
 from bestofn.kernels.dispatch import fused
 
 
-def _like(x: Tensor, *_: object) -> Tensor:
+def like(x: Tensor, *_: object) -> Tensor:
+    """The empty result of an operator whose output has the shape and dtype of its first argument."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _twice_like(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return _like(x), _like(x)
+    return like(x), like(x)
 
 
-@fused(fake=_like)
+@fused(fake=like)
 def modulated_norm(
     x: Tensor, shift: Tensor, scale: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
@@ -41,7 +42,7 @@ def modulated_norm(
     return normed.mul_(1 + scale.float()).add_(shift.float()).to(x.dtype)
 
 
-@fused(fake=_like)
+@fused(fake=like)
 def gated_residual(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     """``y = x + gate * update``: the end of an adaptively modulated branch.
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bestofn.cli import server_choice as target
 from bestofn.cli.commands.rank import ImageFiles, check_images
-from bestofn.cli.console import err, say
+from bestofn.cli.console import err, need_packages, say
 from bestofn.evaluation.labels import Labelled, LabelledPool, fields_of, read_labels
 from bestofn.judge.calibration import FILE
 from bestofn.service.core.errors import SetupError
@@ -65,8 +64,7 @@ def calibrate(
     right: where it falls, search fools the judge. Use images such as your users see: four or more of each prompt, a
     hundred prompts or more, and none that you evaluate on.
     """
-    if not target.can_draw_here():
-        raise SetupError("calibrating needs the worker's packages: pip install 'bestofn[worker]'")
+    need_packages("calibrating needs")
     read = read_labels(labels)
 
     from bestofn.evaluation.labelled_curve import LabelledCurve
@@ -151,7 +149,3 @@ def _margins(images: list[Labelled], judge: "JudgeCheckpoint", settings: Setting
     check_images(list(dict.fromkeys(one.image for one in images)))
     judging = judge.load(torch.device(devices(settings)[0]))
     return [verdict.margin for verdict, _, _ in verdicts_on(images, judging)]
-
-
-def add_to(program: typer.Typer) -> None:
-    program.command(epilog=EPILOG)(calibrate)

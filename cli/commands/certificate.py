@@ -20,7 +20,3 @@ def certificate(
     chain, key = write_certificate(folder)
     say("valid for a year; its issuer is on no trust list")
     typer.echo(f"BESTOFN_C2PA_CERTIFICATE={chain.absolute()}\nBESTOFN_C2PA_KEY={key.absolute()}")
-
-
-def add_to(program: typer.Typer) -> None:
-    program.command(epilog="Example: `bestofn certificate ./c2pa`")(certificate)

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from bestofn.cli.commands.doctor import finding_lines
-from bestofn.cli.console import FAILURE, say
+from bestofn.cli.console import FAILURE, need_packages, say
 from bestofn.service.core.errors import SetupError
-from bestofn.service.host.packages import can_draw_here
 
 
 def check(
@@ -74,8 +73,7 @@ def convert(
     Shapes are taken from the file, and no code that is pickled in it is run. Without --base only transformer/ is
     written.
     """
-    if not can_draw_here():
-        raise SetupError("checkpoints need the worker's packages: pip install 'bestofn[worker]'")
+    need_packages("checkpoints need")
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.models.sana_pth import convert as write
 

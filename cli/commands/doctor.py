@@ -69,7 +69,3 @@ def finding_lines(finding: "Finding", width: int | None) -> list[str]:
         rows = [text] if width is None else textwrap.wrap(text, max(20, width - indent), break_on_hyphens=False)
         lines[i] += f"\n{'':{indent}}".join(rows)
     return lines
-
-
-def add_to(program: typer.Typer) -> None:
-    program.command(epilog=EPILOG)(doctor)

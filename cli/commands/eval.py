@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bestofn.cli import server_choice as target
 from bestofn.cli.commands.eval_judges import compare_judges, judges_and_labels
-from bestofn.cli.console import err, say
+from bestofn.cli.console import err, need_packages, say
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import load_settings
 
@@ -75,8 +74,7 @@ def evaluate(
 
     With --judges nothing is drawn: judges are compared on labelled images, into judges.json, judges.md and judges.png.
     """
-    if not target.can_draw_here():
-        raise SetupError("an evaluation needs the worker's packages: pip install 'bestofn[worker]'")
+    need_packages("an evaluation needs")
     from json import dumps
 
     if judges is not None or labels is not None:
@@ -162,7 +160,3 @@ def _make_folder(out: Path) -> None:
             pass
     except OSError as error:
         raise SetupError(f"{out} cannot be written ({error.strerror}): name another folder with --out") from error
-
-
-def add_to(program: typer.Typer) -> None:
-    program.command("eval", epilog=EPILOG)(evaluate)

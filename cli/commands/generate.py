@@ -114,22 +114,18 @@ def generate(
         format_of(sheet)
     check_writable(*paths_of(output, top_k), sheet)
 
-    from bestofn.cli import server_choice as target
+    from bestofn.cli.drawing import choose, draw_here, draw_there
 
     settings = load_settings(server=server)
-    address = target.choose(settings, local=local)
+    address = choose(settings, local=local)
     if address is not None:
-        from bestofn.cli.run_remote import generate as draw
-
         if second_judge is not None:
             raise typer.BadParameter("--second-judge is for --local; a server has its workers' own: --rule lower_bound")
         say(f"using the server at {address}")
         names = {"model": model, "judge": judge}
         request |= {name: value for name, value in names.items() if value is not None}
-        outcome = draw(request, address, settings)
+        outcome = draw_there(request, address, settings)
     else:
-        from bestofn.cli.run_local import generate as draw_here
-
         say("drawing in this process" if local else "no server is running: drawing in this process")
         settings = load_settings(model=model, judge=judge, second_judge=second_judge)
         if story is not None and model is None:
@@ -139,7 +135,3 @@ def generate(
         for difference in remaking.differences(story, outcome.result):
             say(f"warning: {difference}")
     report(write(outcome, output, sheet), sheet, json=json)
-
-
-def add_to(program: typer.Typer) -> None:
-    program.command(epilog=EPILOG)(generate)

@@ -147,7 +147,3 @@ def _number(value: float | None) -> str:
 def _printable(text: str) -> str:
     """Images come from anywhere: nothing in them may command the terminal."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-
-
-def add_to(program: typer.Typer) -> None:
-    program.command(epilog=EPILOG)(inspect)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
-from bestofn.cli import server_choice as target
 from bestofn.cli.commands.checkpoint_facts import about as facts_of
 from bestofn.cli.commands.checkpoint_files import add_to as add_files
 from bestofn.cli.commands.checkpoint_files import check_fetched
-from bestofn.cli.console import err, say
+from bestofn.cli.console import err, need_packages, say
 from bestofn.judge.names import JudgeName, members, parse_name, vlm_name
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import load_settings
@@ -43,7 +42,7 @@ def random(
     seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same bytes.")] = 0,
 ) -> None:
     """Write a checkpoint of true shape with random weights: loading, memory and speed do not depend on values."""
-    _need_packages()
+    need_packages("checkpoints need")
     from bestofn.models.random_init.checkpoint import make_random_checkpoint
 
     make_random_checkpoint(like, out, seed)
@@ -56,7 +55,7 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON, by kind: generator, judge or both.")] = False,
 ) -> None:
     """Say what a generator or a judge is: parts, parameters, storage, revision and call defaults."""
-    _need_packages()
+    need_packages("checkpoints need")
     found = facts_of(folder)
     if json:
         typer.echo(jsonlib.dumps(found, indent=2))
@@ -117,7 +116,7 @@ def grow(
     seed: Annotated[int, typer.Option(min=0, help="Of new weights.")] = 0,
 ) -> None:
     """Write a deeper checkpoint to train further: what it keeps of the trained layers it computes from the start."""
-    _need_packages()
+    need_packages("checkpoints need")
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.models.depth.growth import METHODS, target_layers
     from bestofn.models.depth.growth import grow as write
@@ -147,7 +146,7 @@ def importance(
 
     Workers read it when they start; `--depth D` of `bestofn generate` draws with the D layers that matter most.
     """
-    _need_packages()
+    need_packages("checkpoints need")
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.models.depth.pruning import store_importance
 
@@ -179,7 +178,7 @@ def prune(
     json: Annotated[bool, typer.Option("--json", help="Print importances and what stays as JSON.")] = False,
 ) -> None:
     """Leave out the layers that matter least: those that turn their input least while images are drawn."""
-    _need_packages()
+    need_packages("checkpoints need")
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.models.depth.pruning import kept_blocks
     from bestofn.models.depth.pruning import prune as write
@@ -269,8 +268,3 @@ def _fetch(name: str) -> str:
 
 def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _need_packages() -> None:
-    if not target.can_draw_here():
-        raise SetupError("checkpoints need the worker's packages: pip install 'bestofn[worker]'")

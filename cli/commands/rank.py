@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, overload
 
 import typer
 
-from bestofn.cli import server_choice as target
-from bestofn.cli.console import check_text, say
+from bestofn.cli.console import check_text, need_packages, say
 from bestofn.judge.pairwise import Played, ranking
 from bestofn.judge.verdict import Rule, Verdict
 from bestofn.service.core.errors import SetupError
@@ -79,8 +78,7 @@ def rank(
         if not settings.second_judge:
             raise typer.BadParameter("rule lower_bound needs --second-judge")
         names.append(settings.second_judge)
-    if not target.can_draw_here():
-        raise SetupError("judging needs the worker's packages: pip install 'bestofn[worker]'")
+    need_packages("judging needs")
 
     import torch
 
@@ -258,7 +256,3 @@ def check_images(paths: Sequence[Path]) -> None:
             raise SetupError(str(error)) from error
         if warning:
             say(f"warning: {warning}")
-
-
-def add_to(program: typer.Typer) -> None:
-    program.command(epilog=EPILOG)(rank)

@@ -7,8 +7,7 @@ import typer
 
 from bestofn.cli.console import say
 from bestofn.service.core.settings import load_settings
-from bestofn.service.telemetry import logs
-from bestofn.service.telemetry.setup import start
+from bestofn.service.telemetry import logs, start
 
 log = structlog.get_logger()
 
@@ -43,7 +42,3 @@ def serve(
             say(f"the API is at {address}, its description at {address}/docs")
 
     run(settings, announce)
-
-
-def add_to(program: typer.Typer) -> None:
-    program.command(epilog=EPILOG)(serve)

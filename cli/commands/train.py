@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bestofn.cli import server_choice as target
-from bestofn.cli.console import err, say
+from bestofn.cli.console import err, need_packages, say
 from bestofn.service.core.errors import SetupError
 from bestofn.training.judge.settings import JudgeSettings
 
@@ -96,7 +95,7 @@ def generator(
     bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16; faster on CPUs with AVX512-BF16.")] = False,
 ) -> None:
     """Train autoencoder, text encoder and transformer on drawn scenes, score held-out prompts, write the checkpoint."""
-    _need_packages()
+    need_packages("training needs")
     import torch
 
     from bestofn.models.checkpoint import Checkpoint
@@ -175,7 +174,7 @@ def finetune(
     threads: Threads = 1,
 ) -> None:
     """Train a checkpoint's transformer on your own images and write a whole checkpoint (docs/guide/finetuning.md)."""
-    _need_packages()
+    need_packages("training needs")
     import torch
 
     from bestofn.models.checkpoint import Checkpoint
@@ -261,7 +260,7 @@ def judge(
 
     The defaults are the shipped judge's. Every round has a folder with its images, log, checkpoint and judge.
     """
-    _need_packages()
+    need_packages("training needs")
     import torch
 
     from bestofn.training.judge.trainer import train_judge
@@ -298,8 +297,3 @@ def judge(
 
 
 _JUDGE_FIGURES = ("step", "steps", "loss", "ordered", "chosen", "auc")
-
-
-def _need_packages() -> None:
-    if not target.can_draw_here():
-        raise SetupError("training needs the worker's packages: pip install 'bestofn[worker]'")

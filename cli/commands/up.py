@@ -13,12 +13,12 @@ import httpx
 import typer
 from redis.exceptions import RedisError
 
-from bestofn.cli import server_choice as target
 from bestofn.cli.console import say
 from bestofn.cli.process_supervisor import Supervisor
 from bestofn.service.client.discovery import address_file, is_bestofn
 from bestofn.service.core.errors import SetupError
-from bestofn.service.core.settings import Settings, load_settings
+from bestofn.service.core.settings import Settings, load_settings, local_url
+from bestofn.service.host.packages import can_draw_here
 from bestofn.service.queue.connection import without_password
 from bestofn.service.queue.embedded_server import LocalServer
 from bestofn.service.queue.job_queue import Queue
@@ -76,7 +76,7 @@ def up(
         devices=devices,
         allow_unauthenticated=allow_unauthenticated or None,
     )
-    if not target.can_draw_here():
+    if not can_draw_here():
         raise SetupError("a worker needs its packages: pip install 'bestofn[worker]' (or start `bestofn serve` alone)")
     settings = settings.model_copy(update={"port": _open_port(settings)})
     with _queue(settings) as (redis_url, keep_queue):
@@ -100,7 +100,7 @@ def up(
                 "BESTOFN_LOG_LEVEL": settings.log_level if "log_level" in settings.model_fields_set else "warning",
             },
         )
-        address = _address(settings)
+        address = local_url(settings.host, settings.port)
         file = address_file(settings)
         errand: list[subprocess.Popen[bytes]] = []
 
@@ -131,7 +131,7 @@ def _open_port(settings: Settings) -> int:
         with listen(settings.host, settings.port) as listening:
             return int(listening.getsockname()[1])
     except SetupError as error:
-        address = _address(settings)
+        address = local_url(settings.host, settings.port)
         if not is_bestofn(address):
             raise
         raise SetupError(
@@ -161,11 +161,6 @@ async def _check_queue(settings: Settings) -> None:
         ) from error
 
 
-def _address(settings: Settings) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
-
-
 def _answers(url: str) -> bool:
     try:
         return httpx.get(url, timeout=2.0).is_success
@@ -177,7 +172,3 @@ def _announce(file: Path, address: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     file.write_text(json.dumps({"server": address, "pid": os.getpid()}))
     say(f"ready at {address} (its description is at {address}/docs; Ctrl-C stops everything)")
-
-
-def add_to(program: typer.Typer) -> None:
-    program.command(epilog=EPILOG)(up)

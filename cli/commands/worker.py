@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bestofn.cli import server_choice as target
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, load_settings
-from bestofn.service.telemetry import traces
-from bestofn.service.telemetry.setup import start
+from bestofn.service.host.packages import can_draw_here
+from bestofn.service.telemetry import start, traces
 
 if TYPE_CHECKING:
     from bestofn.service.engine.heat_engine import HeatEngine
@@ -65,7 +64,7 @@ def worker(
         metrics_port=metrics_port,
     )
     start(settings, "worker")
-    if not target.can_draw_here():
+    if not can_draw_here():
         raise SetupError("a worker needs its packages: pip install 'bestofn[worker]'")
 
     from bestofn.service.engine.loader import devices as found
@@ -138,7 +137,3 @@ def _engine(settings: Settings) -> "HeatEngine":
     if device.type == "cuda":
         watch_device(str(device), lambda: torch.cuda.mem_get_info(device), lambda: torch.cuda.memory_allocated(device))
     return engine
-
-
-def add_to(program: typer.Typer) -> None:
-    program.command(epilog=EPILOG)(worker)

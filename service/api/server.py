@@ -15,7 +15,7 @@ from bestofn.service.api.app import check_queue, create_app
 from bestofn.service.api.connections import IDLE_SECONDS, AcceptErrors
 from bestofn.service.api.dependencies import Context
 from bestofn.service.core.errors import SetupError
-from bestofn.service.core.settings import Settings
+from bestofn.service.core.settings import Settings, local_url
 from bestofn.service.host.descriptors import raise_descriptor_limit
 from bestofn.service.telemetry import traces
 
@@ -77,9 +77,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def address_of(listening: socket.socket) -> str:
     """The socket's address as a url, as seen from this machine."""
-    host, port = listening.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return local_url(*listening.getsockname()[:2])
 
 
 def server_config(app: FastAPI, trusted_proxies: Sequence[str] = ()) -> uvicorn.Config:

@@ -214,6 +214,12 @@ class Settings(BaseSettings):
     )
 
 
+def local_url(host: str, port: int) -> str:
+    """The address of an API that listens on `host`, as seen from this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def load_settings(**overrides: object) -> Settings:
     """Settings from the environment, overridden by command line flags; None: the flag was not given."""
     return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]

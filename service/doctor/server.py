@@ -6,21 +6,22 @@ from collections.abc import Iterator
 import httpx
 
 from bestofn.service.api.access import is_loopback
-from bestofn.service.client.discovery import running_server
-from bestofn.service.core.settings import Settings
+from bestofn.service.client.discovery import is_bestofn, running_server
+from bestofn.service.core.settings import Settings, local_url
 from bestofn.service.core.version import VERSION
 from bestofn.service.doctor.findings import Finding
 
 ANSWER_SECONDS = 10.0  # a server of a busy machine takes its time
-PROBE_SECONDS = 3.0  # a program that is not ours may never answer
 
 
 def server(settings: Settings) -> Iterator[Finding]:
     """The server that the command line would use, or the port that a new one would take."""
-    address = settings.server or running_server(settings) or _here(settings)
+    address = settings.server or running_server(settings)
     if address is None:
-        yield _port(settings)
-        return
+        address = local_url(settings.host, settings.port)  # such as the API of the same container
+        if not is_bestofn(address):
+            yield _port(settings)
+            return
     headers = {} if settings.api_key is None else {"Authorization": f"Bearer {settings.api_key}"}
     try:
         with httpx.Client(base_url=address, headers=headers, timeout=ANSWER_SECONDS) as http:
@@ -42,17 +43,6 @@ def server(settings: Settings) -> Iterator[Finding]:
         yield Finding("warn", "ready", _detail(ready), "see the queue and the workers above")
     if allowed.status_code in (401, 403):
         yield Finding("warn", "access", _detail(allowed), "set BESTOFN_API_KEY to one of the server's keys")
-
-
-def _here(settings: Settings) -> str | None:
-    """The address of a bestofn that listens where this one would, such as the API of the same container."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    address = f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
-    try:
-        described = httpx.get(f"{address}/openapi.json", timeout=PROBE_SECONDS).raise_for_status().json()
-        return address if described["info"]["title"] == "bestofn" else None
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
-        return None
 
 
 def _port(settings: Settings) -> Finding:

@@ -22,8 +22,7 @@ from bestofn.service.engine.heat_engine import HeatEngine
 from bestofn.service.engine.heat_state import HeatWork, Owner
 from bestofn.service.engine.items import Latent
 from bestofn.service.engine.judge_residency import JudgeResidency
-from bestofn.service.engine.make_room import MakeRoom
-from bestofn.service.engine.microbatch import out_of_memory
+from bestofn.service.engine.microbatch import out_of_memory, release_cache
 from bestofn.service.engine.postprocess import Postprocess
 from bestofn.service.engine.prompt_cache import PromptCache
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, Stepped
@@ -80,7 +79,6 @@ class Engine(HeatEngine):
         self._groups = SlotGroups(generator, sizes, self._flops, self._cores, record, self._own_groups)
         self._eight_bit_drafts = fp8_drafts
         self._steps: deque[Clock] = deque()  # that were queued and not waited for
-        self._make_room = MakeRoom(generator, self._groups)
         shared = self._flops, self._cores, self._beside, self._make_room, self._encoder
         self._finishing = Postprocess(generator, judge, self._heats, sizes, *shared)
         self.compilation: BackgroundCompilation | None = None
@@ -167,6 +165,18 @@ class Engine(HeatEngine):
             if not (retry and self._make_room()):  # the failed call's tensors are gone with its traceback
                 break
         yield HeatFailed(*owner, f"{stage} needs more memory than is free")
+
+    def _make_room(self) -> bool:
+        """Free memory for a batch that does not fit even alone: first what is idle, then what is slower without.
+
+        One thing a call: idle groups, the text encoder (read again for the next new prompt), half of the rows of all
+        forwards. Returns whether something was freed, so that another attempt is worth its time.
+        """
+        groups = self._groups
+        freed = groups.close_idle(0) or self.generator.release("text_encoder") or groups.halve_rows()
+        if freed:
+            release_cache()
+        return freed
 
     def _fill(self, placement: policy.Placement, work: HeatWork) -> None:
         spec = work.heat.job

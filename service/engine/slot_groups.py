@@ -79,7 +79,7 @@ class SlotGroups(Mapping[Group, SlotGroup]):
             known = self._fitting_rows.get(group.size)
             try:
                 self._groups[group] = SlotGroup(
-                    self._generator, *sizes, self._cores, self._prompts, known, self._record, self._free_idle
+                    self._generator, *sizes, self._cores, self._prompts, known, self._record, lambda: self.close_idle(0)
                 )
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
@@ -106,9 +106,6 @@ class SlotGroups(Mapping[Group, SlotGroup]):
                 self._fitting_rows[group.size] = slots.most_rows
             slots.close()
         return bool(closing)
-
-    def _free_idle(self) -> bool:
-        return self.close_idle(0)
 
     def halve_rows(self) -> bool:
         """Halve the rows of all forwards, once, for what else needs memory; returns whether that was possible."""

@@ -1,17 +1,13 @@
 """File descriptors of this process: the soft limit is raised to the hard one."""
 
 import contextlib
-import sys
+import resource
 
 _MOST = 1_048_576  # systems with a greater or no hard limit refuse more than about this
 
 
 def raise_descriptor_limit() -> int:
     """Raise the soft limit of descriptors to the hard limit, as far as the system allows; returns the soft limit."""
-    if sys.platform == "win32":
-        return _MOST
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
     if soft != resource.RLIM_INFINITY and soft < wanted:

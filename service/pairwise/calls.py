@@ -75,11 +75,14 @@ class Calls:
         room: calls that may still begin.
     """
 
-    def __init__(self, subject: str, advice: Mapping[int, str], key: str | None, attempts: int = ATTEMPTS) -> None:
+    def __init__(
+        self, subject: str, advice: Mapping[int, str], key_setting: str, key: str | None, attempts: int
+    ) -> None:
         """
         Args:
             subject: the judge and its address, for messages.
             advice: what to do about an HTTP status.
+            key_setting: for messages, the setting of the key.
             key: sent as Bearer, if there is one.
             attempts: attempts at a call that is lost, or refused for a reason that passes.
         """
@@ -88,7 +91,8 @@ class Calls:
             headers["Authorization"] = f"Bearer {key}"
         self._http = httpx.AsyncClient(timeout=TIMEOUT, headers=headers)
         self._subject = subject
-        self._advice = {429: _OVERLOADED, **advice}
+        unknown = f"set {key_setting} to a key that it knows"
+        self._advice = {401: unknown, 403: unknown, 429: _OVERLOADED, **advice}
         self._attempts = attempts
         self.room = asyncio.Semaphore(AT_ONCE)
 
@@ -177,15 +181,12 @@ class ChatServer(Calls):
             tokens: maximum number of tokens of an answer.
             top: number of log-probabilities of a token.
         """
-        unknown = f"set {key_setting} to a key that it knows"
         models = f"{address.base_url}/models lists those it serves"
         advice = {
-            401: unknown,
-            403: unknown,
             404: f"correct the address, which mostly ends in /v1, or the model after #: {models}",
             400: f"is {address.model} a model that reads images?",
         }
-        super().__init__(f"the {what} {address.model} at {address.base_url}", advice, key, attempts)
+        super().__init__(f"the {what} {address.model} at {address.base_url}", advice, key_setting, key, attempts)
         self.address = address
         self.options: dict[str, object] = {
             "temperature": 0,

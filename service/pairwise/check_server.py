@@ -39,10 +39,8 @@ class CheckServer:
         parsed = web_address(url)
         if parsed is None or parsed.userinfo:
             raise SetupError(f"the address of a {what} is like http://host:8002/check, without a password, got {url!r}")
-        unknown = f"set {KEY} to a key that it knows"
-        advice = {401: unknown, 403: unknown, 404: "correct the address"}
         self._url = url
-        self._calls = Calls(f"the {what} at {url}", advice, key, ATTEMPTS)
+        self._calls = Calls(f"the {what} at {url}", {404: "correct the address"}, KEY, key, ATTEMPTS)
 
     async def revision(self) -> str:
         """12 hexadecimal digits of its name and revision. Raises JudgeAway."""

@@ -206,5 +206,4 @@ def load_remote(name: JudgeName, key: str | None, calibration: Calibration | Non
 
 
 def _score_calls(url: str, key: str | None) -> Calls:
-    unknown = f"set {KEY} to a key that it knows"
-    return Calls(f"the judge at {url}", {401: unknown, 403: unknown, 404: "correct the address"}, key, ATTEMPTS)
+    return Calls(f"the judge at {url}", {404: "correct the address"}, KEY, key, ATTEMPTS)

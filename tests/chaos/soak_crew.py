@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from bestofn.service.core.settings import load_settings
-from bestofn.service.telemetry.setup import start
+from bestofn.service.telemetry import start
 from bestofn.service.worker.supervisor import supervise
 
 ENGINE = Path(__file__).parent / "engine.py"

@@ -23,7 +23,7 @@ import pytest
 import redis
 from PIL import Image, PngImagePlugin
 
-from bestofn.cli import server_choice as target
+from bestofn.cli import drawing as target
 from bestofn.cli.commands.rank import ImageFiles
 from bestofn.cli.commands.worker import check_kernel_caches
 from bestofn.cli.output import paths_of

@@ -41,7 +41,7 @@ WORKER = """
 import sys
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.core.settings import Settings
-from bestofn.service.telemetry.setup import start
+from bestofn.service.telemetry import start
 from bestofn.service.worker.worker import run_worker
 settings = Settings()
 start(settings, "worker")

@@ -94,7 +94,7 @@ def test_a_worker_that_waits_for_weights_ends_at_sigterm(environment: dict[str, 
     program = (
         "import sys; from bestofn.service.core.settings import load_settings;"
         "from bestofn.service.engine.fake import FakeEngine; from bestofn.service.worker import worker;"
-        "from bestofn.service.telemetry.setup import start; settings = load_settings(); start(settings, 'worker');"
+        "from bestofn.service.telemetry import start; settings = load_settings(); start(settings, 'worker');"
         "worker.WEIGHTS_SECONDS, worker.WEIGHTS_LOG_SECONDS = 0.01, 0.05;"
         "sys.exit(worker.run_worker(settings, FakeEngine, lambda: ['owner/model']))"
     )

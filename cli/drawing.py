@@ -1,4 +1,4 @@
-"""A job in this process, without server and queue."""
+"""A job of `bestofn generate`: where it runs, and its run on a server or in this process without server and queue."""
 
 import asyncio
 from collections.abc import Mapping
@@ -9,15 +9,49 @@ from pydantic import ValidationError
 from bestofn.cli.output import Outcome
 from bestofn.cli.progress_bar import JobBar
 from bestofn.judge.verdict import Rule
+from bestofn.service.client.client import Client
+from bestofn.service.client.discovery import running_server
 from bestofn.service.client.progress import Progress
-from bestofn.service.core.errors import InvalidRequest, JobFailed
+from bestofn.service.core.errors import InvalidRequest, JobFailed, SetupError
 from bestofn.service.core.jobs import JobStatus
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
+from bestofn.service.host.packages import can_draw_here as can_draw_here
 from bestofn.service.pairwise.check_server import prompt_checker
 
 
-def generate(request: Mapping[str, Any], settings: Settings) -> Outcome:
+def choose(settings: Settings, *, local: bool) -> str | None:
+    """The address of the server to use, or None to draw in this process.
+
+    The one that was named (--server, BESTOFN_SERVER), else a running `bestofn up`, else this process.
+
+    Raises:
+        SetupError: there is no server, and drawing here needs packages that are not installed.
+    """
+    server = None if local else settings.server or running_server(settings)
+    if server is None and not can_draw_here():
+        raise SetupError(
+            "no server was named and none is running, and drawing here needs the worker's packages: "
+            "pass --server URL, run `bestofn up`, or pip install 'bestofn[worker]'"
+        )
+    return server
+
+
+def draw_there(request: Mapping[str, Any], server: str, settings: Settings) -> Outcome:
+    """Submit to a server, follow and fetch. A job that is interrupted here is cancelled there.
+
+    Raises:
+        BestOfNError: what the server refused, or how the job ended if it did not succeed.
+    """
+    with Client(server, settings.api_key) as client:
+        with JobBar() as bar:
+            generation = client.generate(**request, on_progress=bar.show)
+        shown = [candidate.index for candidate in generation.candidates if candidate.thumbnail is not None]
+        thumbnails = {index: client.thumbnail(generation.result.id, index) for index in shown}
+        return Outcome(generation.result, [winner.data for winner in generation.images], thumbnails)
+
+
+def draw_here(request: Mapping[str, Any], settings: Settings) -> Outcome:
     """Load the models of the settings, draw, judge. Ctrl-C cancels.
 
     Raises:
