@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from bestofn.cli.commands.doctor import finding_lines
-from bestofn.cli.console import FAILURE, need_packages, say
+from bestofn.cli.commands.doctor import exit_on_failures, finding_lines
+from bestofn.cli.console import need_packages, say
 from bestofn.service.core.errors import SetupError
 
 
@@ -37,10 +37,7 @@ def check(
             typer.secho(str(folder), bold=True)
             for line in (line for where, one in found if where == folder for line in finding_lines(one, None)):
                 typer.echo(line)
-    failed = sum(finding.state == "fail" for _, finding in found)
-    if failed:
-        say(f"bestofn: {failed} of {len(found)} findings are failures")
-        raise typer.Exit(FAILURE)
+    exit_on_failures([finding for _, finding in found])
 
 
 def check_fetched(name: str) -> None:

@@ -3,6 +3,7 @@
 import json as jsonlib
 import sys
 import textwrap
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import groupby
@@ -54,7 +55,12 @@ def doctor(
             for _, finding in group:
                 for line in finding_lines(finding, width=err.width if sys.stdout.isatty() else None):
                     typer.echo(line)
-    failed = sum(finding.state == "fail" for _, finding in found)
+    exit_on_failures([finding for _, finding in found])
+
+
+def exit_on_failures(found: "Sequence[Finding]") -> None:
+    """End with status 1 if some of these findings are failures."""
+    failed = sum(finding.state == "fail" for finding in found)
     if failed:
         say(f"bestofn: {failed} of {len(found)} findings are failures")
         raise typer.Exit(FAILURE)

@@ -77,12 +77,6 @@ async def _expire_jobs(queue: Queue) -> None:
         await asyncio.sleep(EXPIRE_SECONDS)
 
 
-def _connection_limit(settings: Settings, descriptors: int | None) -> int:
-    if descriptors is None:
-        return settings.max_connections
-    return max(2 * CONNECTIONS_KEPT, min(settings.max_connections, descriptors - DESCRIPTORS_KEPT))
-
-
 def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: int | None = None) -> FastAPI:
     """The application.
 
@@ -95,7 +89,10 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
         SetupError: its keys cannot be read, or the settings would open it to other machines without any.
     """
     keyring = guard.check_binding(settings)
-    connections = Connections(_connection_limit(settings, descriptors))
+    limit = settings.max_connections
+    if descriptors is not None:
+        limit = max(2 * CONNECTIONS_KEPT, min(limit, descriptors - DESCRIPTORS_KEPT))
+    connections = Connections(limit)
     calls = OpenCalls(settings.max_open_calls_per_key, connections.limit)
 
     @asynccontextmanager

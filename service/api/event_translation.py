@@ -72,7 +72,8 @@ class EventTranslator:
             case "started":
                 translated = [("started", {})]
             case "progress":
-                translated = [("progress", event.data | {"best": self._leader()})]
+                best = None if self._best is None else self._shown(self._best).model_dump(mode="json")
+                translated = [("progress", event.data | {"best": best})]
             case "candidate":
                 translated = self._judge(_candidate(event.data))
             case "finals":
@@ -129,9 +130,6 @@ class EventTranslator:
     def _play(self, candidate: Candidate) -> list[tuple[str, dict[str, Any]]]:
         decided = self._knockout.judge(candidate.index, candidate.verdict) if self._knockout else []
         return [("match", _match(match)) for match in decided]
-
-    def _leader(self) -> dict[str, Any] | None:
-        return None if self._best is None else self._shown(self._best).model_dump(mode="json")
 
     def _shown(self, candidate: Candidate) -> CandidateOut:
         small = self._spec.has_thumbnail(candidate.index) and not candidate.verdict.unsafe

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+from functools import partial
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -65,14 +66,17 @@ class JsonGzip:
         async def compress(message: Message) -> None:
             nonlocal start
             if message["type"] == "http.response.start":
-                if _is_json(Headers(raw=message["headers"]).get("content-type", "")):
+                media = Headers(raw=message["headers"]).get("content-type", "").partition(";")[0].strip()
+                if media == "application/json" or media.endswith("+json"):
                     start = message
                     return
             elif start is not None:
                 held, start = start, None
                 body = message.get("body", b"")
                 if len(body) >= LEAST_BYTES and not message.get("more_body", False):
-                    message = {**message, "body": await _compressed(body)}
+                    pack = partial(gzip.compress, body, LEVEL)
+                    short = len(body) <= ON_LOOP_BYTES
+                    message = {**message, "body": pack() if short else await asyncio.to_thread(pack)}
                     headers = MutableHeaders(scope=held)
                     headers["Content-Encoding"] = "gzip"
                     headers["Content-Length"] = str(len(message["body"]))
@@ -89,14 +93,3 @@ def _accepts_gzip(header: str) -> bool:
         if coding in ("gzip", "*"):
             return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
     return False
-
-
-def _is_json(media_type: str) -> bool:
-    media = media_type.partition(";")[0].strip()
-    return media == "application/json" or media.endswith("+json")
-
-
-async def _compressed(body: bytes) -> bytes:
-    if len(body) <= ON_LOOP_BYTES:
-        return gzip.compress(body, LEVEL)
-    return await asyncio.to_thread(gzip.compress, body, LEVEL)

@@ -13,33 +13,30 @@ from bestofn.service.api.access import caller_of
 from bestofn.service.api.uploads import FORM, is_form
 from bestofn.service.core.errors import Overloaded, Unavailable, UnsupportedMediaType
 from bestofn.service.core.rank_request import MAX_BODY_BYTES
-from bestofn.service.core.settings import Settings
 
 
-class SubmissionRoute(APIRoute):
-    """A route for submissions in bodies of limited size.
+class JsonRoute(APIRoute):
+    """A route for submissions as JSON, in bodies of limited size.
 
     Other bodies, and callers over their rate limit, are refused before the body is read.
     """
 
-    def check(self, content_type: str) -> None:
-        """Raise UnsupportedMediaType for a Content-Type that the route does not take."""
-        raise NotImplementedError
-
-    def limit(self, settings: Settings) -> tuple[int, str]:
-        """Maximum bytes of a body, and what to say of a longer one."""
-        raise NotImplementedError
+    form = False  # whether a body may be a form with files
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def handle_submission(request: Request) -> Response:
             context = request.app.state.context
-            caller = caller_of(request)
+            caller, content_type = caller_of(request), request.headers.get("content-type", "")
+            limit, fix = context.settings.max_body_bytes, "a request needs a few hundred"
+            if self.form:
+                limit, fix = MAX_BODY_BYTES, "send fewer or smaller images, or JPEG or WebP"
             context.refusal_limiter.enter(caller)
-            self.check(request.headers.get("content-type", ""))
+            if not (self.form and is_form(content_type)):
+                _check_json(content_type, FORM if self.form else "application/json")
             try:
-                return await handle(_limited(request, *self.limit(context.settings)))
+                return await handle(_limited(request, limit, fix))
             except (Overloaded, Unavailable) as refusal:
                 context.refusal_limiter.refused(caller, refusal)
                 raise
@@ -47,25 +44,10 @@ class SubmissionRoute(APIRoute):
         return handle_submission
 
 
-class JsonRoute(SubmissionRoute):
-    """A route for submissions as JSON."""
-
-    def check(self, content_type: str) -> None:
-        _check_json(content_type, "application/json")
-
-    def limit(self, settings: Settings) -> tuple[int, str]:
-        return settings.max_body_bytes, "a request needs a few hundred"
-
-
-class UploadRoute(SubmissionRoute):
+class UploadRoute(JsonRoute):
     """A route for images, in a form or as JSON with data URLs."""
 
-    def check(self, content_type: str) -> None:
-        if not is_form(content_type):
-            _check_json(content_type, FORM)
-
-    def limit(self, settings: Settings) -> tuple[int, str]:
-        return MAX_BODY_BYTES, "send fewer or smaller images, or JPEG or WebP"
+    form = True
 
 
 def _check_json(header: str, fix: str) -> None:

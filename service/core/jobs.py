@@ -144,10 +144,6 @@ class JobSpec(BaseModel):
             return (first,)
         return first, (self.second_judge, self.second_calibration)
 
-    def layers_of(self, draft: bool) -> tuple[int, ...] | None:
-        """Layers that run for a draft or for a full solution; None: all."""
-        return self.draft_layers if draft else self.layers
-
     def seed_of(self, candidate: int) -> int | None:
         """Seed of a candidate's noise; None: the caller sent its image."""
         return None if self.sent else self.seed + candidate

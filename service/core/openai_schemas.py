@@ -87,7 +87,8 @@ class ImagesRequest(GenerateRequest):
         Raises:
             InvalidRequest: an option is not supported, or two fields set the same option.
         """
-        self._refuse_unsupported()
+        if self.partial_images and not self.stream:
+            raise InvalidRequest("partial_images: need stream: true, or leave them out", field="partial_images")
         asked = {name: getattr(self, name) for name in GenerateRequest.model_fields if self.chosen(name)}
         for name, theirs in self._twins().items():
             ours = asked.setdefault(name, theirs)
@@ -142,10 +143,6 @@ class ImagesRequest(GenerateRequest):
         if self.size not in (None, "auto"):
             chosen["width"], chosen["height"] = map(int, str(self.size).split("x"))
         return chosen
-
-    def _refuse_unsupported(self) -> None:
-        if self.partial_images and not self.stream:
-            raise InvalidRequest("partial_images: need stream: true, or leave them out", field="partial_images")
 
 
 class GeneratedImage(BaseModel):

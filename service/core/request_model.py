@@ -21,9 +21,8 @@ class RequestModel(BaseModel):
     def _read(cls, sent: Any) -> Any:
         if not isinstance(sent, Mapping):
             return sent
-        return {
-            name: _whole(value) for name, value in sent.items() if value is not None or name not in cls.model_fields
-        }
+        read = {name: value for name, value in sent.items() if value is not None or name not in cls.model_fields}
+        return {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in read.items()}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -39,10 +38,6 @@ class RequestModel(BaseModel):
         """Whether the field has another value than its default."""
         field = type(self).model_fields.get(name)
         return field is not None and bool(getattr(self, name) != field.default)
-
-
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 _ABOUT = frozenset({"title", "description", "default", "examples", "deprecated"})

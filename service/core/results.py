@@ -235,7 +235,10 @@ def assemble(
         images=_images(spec, order, base) if succeeded else [],
         bracket=_bracket(rounds, offset, end),
         finals=FinalsOut.model_validate(finals.to_json()) if succeeded and finals and finals.rounds else None,
-        candidates=_candidates(spec, ranking.places[offset:end], thumbnails, base),
+        candidates=[
+            shown(spec, one, place + 1, thumbnail=one.index in thumbnails, base=base)
+            for place, one in ranking.places[offset:end]
+        ],
         next=f"{base}/jobs/{spec.id}?offset={end}&limit={limit}"
         if end < max(len(order), sum(map(len, rounds)))
         else None,
@@ -268,15 +271,6 @@ def _images(spec: JobSpec, order: Sequence[Candidate], base: str) -> list[ImageO
         )
         for place, candidate in enumerate(order[: spec.top_k])
         if candidate.has_image
-    ]
-
-
-def _candidates(
-    spec: JobSpec, places: Iterable[tuple[int, Candidate]], thumbnails: Collection[int], base: str
-) -> list[CandidateOut]:
-    return [
-        shown(spec, candidate, place + 1, thumbnail=candidate.index in thumbnails, base=base)
-        for place, candidate in places
     ]
 
 

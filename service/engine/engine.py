@@ -56,14 +56,9 @@ class Engine(HeatEngine):
         """
         Args:
             generator: the generator.
-            judge: the judge, on the same device.
-            model_info, judge_info: infos to announce; heats for other revisions are refused.
-            tokenizer_files: files whose hashes the infos name, the model's first.
-            sizes: batch sizes.
-            side_stream: stream of decoding and judging; None: chosen by the device.
+            judge, model_info, judge_info, tokenizer_files, sizes, side_stream, signer: as of `HeatEngine`.
             record: how a forward that is repeated is called, where all weights stay in memory.
             fp8_drafts: drafts are denoised with matrix products in 8 bits.
-            signer: signs the images that are returned.
         """
         announced = model_info, judge_info, tokenizer_files
         super().__init__(generator.device, judge, *announced, sizes, side_stream, signer)
@@ -110,9 +105,8 @@ class Engine(HeatEngine):
 
     def _group(self, heat: Heat, draft: bool) -> policy.Group:
         spec = heat.job
-        return policy.Group(
-            spec.width, spec.height, spec.layers_of(draft) or (), eight_bit=draft and self._eight_bit_drafts
-        )
+        layers = (spec.draft_layers if draft else spec.layers) or ()
+        return policy.Group(spec.width, spec.height, layers, eight_bit=draft and self._eight_bit_drafts)
 
     def tick(self) -> list[EngineEvent]:
         """One forward over the busy slots of one group, and the decoding and judging that became due.
@@ -125,7 +119,10 @@ class Engine(HeatEngine):
 
     def _denoise(self) -> Steps[Stepped | HeatFailed, None, bool]:
         yield from self._refill()
-        busy = {group: self._interactive(slots) for group, slots in self._groups.busy.items()}
+        busy = {
+            group: any(self._heats[one.owner].heat.job.priority == "interactive" for one in slots.occupants.values())
+            for group, slots in self._groups.busy.items()
+        }
         if busy:
             self._last = policy.turn(busy, self._last)
             yield from self._step(self._last, self._groups.use(self._last))
@@ -241,9 +238,6 @@ class Engine(HeatEngine):
             self._finishing.add(group.size, Latent(occupant.owner, occupant.candidate, latent, occupant.draft))
         for owner, count in steps.items():
             yield Stepped(*owner, count, rows[owner])
-
-    def _interactive(self, slots: SlotGroup) -> bool:
-        return "interactive" in {self._heats[one.owner].heat.job.priority for one in slots.occupants.values()}
 
     def _stop(self, owner: Owner) -> None:
         for slots in self._groups.values():

@@ -105,14 +105,9 @@ async def _patience(queue: "Queue", job: str) -> tuple[JobStatus, float]:
         return status, 0.0
     if deadline is None:
         return status, BLOCK_SECONDS
-    left = (deadline - await _now(queue)) / 1000
+    seconds, micros = await queue.redis.time()
+    left = (deadline - int(1000 * seconds + micros // 1000)) / 1000
     if left <= 0:
         await queue.expire_jobs()
         return status, 0.0
     return status, min(BLOCK_SECONDS, left + 0.001)
-
-
-async def _now(queue: "Queue") -> int:
-    """The server's time in milliseconds."""
-    seconds, micros = await queue.redis.time()
-    return int(1000 * seconds + micros // 1000)

@@ -39,7 +39,9 @@ class ClaimLoop:
                     async with asyncio.timeout(self._pause):
                         await changed.wait()
                 continue
-            for claim in await self._reclaimed() or await context.call(self._new):
+            for claim in await self._reclaimed() or await context.call(
+                lambda: context.consumer.claim(claim_count(context.engine_thread.room()), self._pause)
+            ):
                 await self._take(claim)
 
     async def _closed(self) -> bool:
@@ -51,9 +53,6 @@ class ClaimLoop:
             or context.stalled()
             or await self._cannot_store_images()
         )
-
-    async def _new(self) -> list[Claim]:
-        return await self._context.consumer.claim(claim_count(self._context.engine_thread.room()), self._pause)
 
     async def _reclaimed(self) -> list[Claim]:
         """A heat whose lease has expired, asked for at most once in `_pause` seconds."""
