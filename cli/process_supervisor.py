@@ -11,7 +11,7 @@ from types import FrameType
 
 from bestofn.cli.console import say
 from bestofn.service.core.errors import SetupError
-from bestofn.service.host.parent_death import end_with_parent
+from bestofn.service.host.child_processes import end_with_parent, stop
 
 POLL_SECONDS = 0.1
 WATCH_POLLS = 10
@@ -103,16 +103,10 @@ class Supervisor:
             child.process = self._spawn(child.arguments)
 
     def _stop_all(self) -> None:
-        for child in reversed(self._children):
-            child.process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
-        for child in reversed(self._children):
-            try:
-                child.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+        killed = stop([child.process for child in reversed(self._children)], STOP_SECONDS)
+        for child in self._children:
+            if child.process in killed:
                 say(f"{child.name} did not stop within {STOP_SECONDS:.0f} s; killed")
-                child.process.kill()
-                child.process.wait()
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -28,7 +28,7 @@ from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
 from bestofn.service.pairwise.check_server import prompt_checker
-from bestofn.service.queue.connection import connect_redis, end_tasks
+from bestofn.service.queue.connection import check_connection, connect_redis, end_tasks
 from bestofn.service.queue.embedded_server import find_redis
 from bestofn.service.queue.job_queue import Queue
 
@@ -60,7 +60,7 @@ async def _connect(settings: Settings) -> Queue:
     """
     queue = Queue(connect_redis(find_redis(settings)), settings)
     try:
-        await queue.check()
+        await check_connection(queue.redis)
     except SetupError:
         await queue.aclose()
         raise

@@ -145,15 +145,14 @@ def find_judge(name: str, max_tiles: int | None = None, key: str | None = None) 
     kind, repository = parsed.kind, parsed.place
     max_tiles = max_tiles if kind == "vila" else None
     folder = EMBEDDED if parsed.place == "shapes" else local_folder(parsed.place, "judge")
+    fetched = folder is None
     if folder is None:
         repository, _, commit = parsed.place.partition("@")
         say_licence(name)
         folder = download(repository, commit or "main")
-        pinned = folder.name
-        _check_judge(kind, folder)
-    else:
-        _check_judge(kind, folder)
-        pinned = folder_revision(kind, folder)
+    for part in judge_parts(kind, folder):
+        check_part(part)
+    pinned = folder.name if fetched else folder_revision(kind, folder)
     tiles = "" if max_tiles is None else f"+{max_tiles}-tiles"
     found = Revision(name=JudgeName(kind, repository).full, revision=pinned + tiles)
     return JudgeCheckpoint(JudgeName(kind, str(folder)), found, max_tiles)
@@ -186,11 +185,6 @@ def _calibration_within(name: str, max_tiles: int | None) -> Calibration | None:
 def folder_revision(kind: Kind, folder: Path) -> str:
     """The revision of a judge in a folder: 12 hexadecimal digits over the files that decide a verdict."""
     return revision(folder) if kind == "vila" else flat_revision(folder)
-
-
-def _check_judge(kind: Kind, folder: Path) -> None:
-    for part in judge_parts(kind, folder):
-        check_part(part)
 
 
 def judge_parts(kind: Kind, folder: Path) -> list[Path]:

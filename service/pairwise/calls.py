@@ -7,7 +7,8 @@ import asyncio
 import base64
 import re
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +22,8 @@ from bestofn.service.media.codec import MEDIA_TYPES, encode
 T = TypeVar("T")
 
 PREFIX = "openai:"
+NO_COMPLETION = "answered with something else than a chat completion", "is it an OpenAI API?"
+NO_NAME = 'answered GET without {"name": .., "revision": ..}', "correct the server"
 LONG_SIDE = 1024  # pixels; a longer side is shrunk to it
 AT_ONCE = 8  # calls that are under way together
 ATTEMPTS = 5
@@ -154,6 +157,14 @@ class Calls:
         said = re.sub(r"[^\x20-\x7e]+", " ", response.text)[:200].strip()
         advice = self._advice.get(response.status_code, "see its log")
         return self.away(f"answered {response.status_code}", advice, f" ({said})" if said else "")
+
+    @contextmanager
+    def reading(self, what: str, advice: str) -> Iterator[None]:
+        """Raise the error of `away` if the block cannot read an answer, which is none of those that are expected."""
+        try:
+            yield
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise self.away(what, advice) from error
 
     def away(self, what: str, advice: str, said: str = "") -> JudgeAway:
         """The error of a judge that gives no answer."""

@@ -13,7 +13,7 @@ import structlog
 
 from bestofn.service.core.errors import JudgeAway, PromptRefused, SetupError, Unavailable
 from bestofn.service.core.settings import Settings
-from bestofn.service.pairwise.calls import Calls, web_address
+from bestofn.service.pairwise.calls import NO_NAME, Calls, web_address
 
 log = structlog.get_logger()
 
@@ -46,12 +46,9 @@ class CheckServer:
         """12 hexadecimal digits of its name and revision. Raises JudgeAway."""
         async with asyncio.timeout(IMAGE_SECONDS):
             reply = await self._calls.send("GET", self._url)
-        try:
+        with self._calls.reading(*NO_NAME):
             fields = reply.json()
             known = f"{fields['name']}@{fields['revision']}"
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
-            said = 'answered GET without {"name": .., "revision": ..}'
-            raise self._calls.away(said, "correct the server") from error
         return hashlib.sha256(known.encode()).hexdigest()[:12]
 
     async def unsafe(self, body: Mapping[str, Any], seconds: float) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from bestofn.judge.pairwise import LABELS, Answer, Answers, Rounds, knockout, question, read_answer
 from bestofn.service.media.codec import decode
-from bestofn.service.pairwise.calls import ATTEMPTS, ChatServer, first_token, image_url, parse_address
+from bestofn.service.pairwise.calls import ATTEMPTS, NO_COMPLETION, ChatServer, first_token, image_url, parse_address
 
 MAX_TOKENS = 8  # one letter, and room for signs around it
 MAX_THINKING_TOKENS = 4096  # for a model that does not come to its letter within MAX_TOKENS
@@ -106,13 +106,10 @@ class VisionJudge:
             options = self._server.options
             async with self._server.room:
                 reply = await self._server.ask([{"role": "user", "content": content}])
-            try:
+            with self._server.reading(*NO_COMPLETION):
                 choice = reply.json()["choices"][0]
                 answer = _read(choice)
                 cut = answer.choice is None and choice.get("finish_reason") == "length"
-            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-                away = self._server.away("answered with something else than a chat completion", "is it an OpenAI API?")
-                raise away from error
             if not (cut and MAX_TOKENS in options.values()):
                 break
             self._server.options = {

@@ -28,6 +28,8 @@ from bestofn.service.core.errors import JudgeAway, SetupError
 from bestofn.service.core.jobs import Revision
 from bestofn.service.media.codec import encode
 from bestofn.service.pairwise.calls import (
+    NO_COMPLETION,
+    NO_NAME,
     Calls,
     ChatServer,
     call_loop,
@@ -110,12 +112,8 @@ class OpenAIJudge(RemoteJudge):
         question = QUESTION.replace("{prompt}", without_control_tokens(prompt))
         shown = {"type": "image_url", "image_url": {"url": await asyncio.to_thread(image_url, image)}}
         reply = await self.calls.ask([{"role": "user", "content": [shown, {"type": "text", "text": question}]}])
-        try:
+        with self.calls.reading(*NO_COMPLETION):
             logprobs = first_token(reply.json()["choices"][0])
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise self.calls.away(
-                "answered with something else than a chat completion", "is it an OpenAI API?"
-            ) from error
         if not logprobs:
             raise self.calls.away("returns no log-probabilities", "choose a server or a model that does")
         return first_token_verdict(logprobs)
@@ -139,13 +137,11 @@ class ScoreJudge(RemoteJudge):
         file = await asyncio.to_thread(encode, image, "png")
         body = {"prompt": prompt, "image": base64.b64encode(file).decode()}
         reply = await self.calls.send("POST", self._url, lambda: body)
-        try:
+        with self.calls.reading('answered neither {"yes": .., "no": ..} nor {"reward": ..}', "see its log"):
             fields = reply.json()
             if "reward" in fields:
                 return reward_verdict(float(fields["reward"]), self._calibration)
             yes, no = float(fields["yes"]), float(fields["no"])
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise self.calls.away('answered neither {"yes": .., "no": ..} nor {"reward": ..}', "see its log") from error
         return Verdict("yes" if yes > no else "no", yes, no) if math.isfinite(yes - no) else BROKEN
 
 
@@ -186,11 +182,9 @@ def find_remote(name: JudgeName, key: str | None) -> Revision:
         raise SetupError(f"a judge's address is like http://host:8001/score, without a password, got {name.place!r}")
     calls = _score_calls(name.place, key)
     reply = run_call(calls.send("GET", name.place))
-    try:
+    with calls.reading(*NO_NAME):
         fields = reply.json()
         known, revision = str(fields["name"]), str(fields["revision"])
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise calls.away('answered GET without {"name": .., "revision": ..}', "correct the server") from error
     if not (_NAME.fullmatch(known) and _NAME.fullmatch(revision)):
         raise calls.away(f"has the name {known[:40]!r}, revision {revision[:40]!r}", "use letters, digits and ./:@+-")
     return Revision(name=f"http:{known}", revision=revision)

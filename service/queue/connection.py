@@ -13,8 +13,10 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ConstantBackoff
+from redis.exceptions import RedisError
 
 from bestofn.service.core.errors import SetupError
+from bestofn.service.queue.connection_errors import refused, why
 
 CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 10.0  # longest wait for a reply, above the longest blocking read
@@ -129,6 +131,19 @@ def _keepalive() -> dict[int, int]:
     """Options that find a peer behind a silent network within 20 s: also on a connection that only listens."""
     values = {"TCP_KEEPIDLE": 8, "TCP_KEEPALIVE": 8, "TCP_KEEPINTVL": 4, "TCP_KEEPCNT": 3}
     return {getattr(socket, name): value for name, value in values.items() if hasattr(socket, name)}
+
+
+async def check_connection(client: Redis) -> None:
+    """Raise SetupError if a server cannot hold a queue; passes on redis' errors of one that does not answer."""
+    try:
+        info = await client.info()
+    except RedisError as error:
+        if refused(error):
+            raise SetupError(why(error)) from error
+        if "DB index" in str(error):
+            raise SetupError("REDIS_URL names a database that its server does not have: end it with /0") from error
+        raise
+    check_server(info)
 
 
 def check_server(info: Mapping[str, Any]) -> None:

@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any, NoReturn
 
 from redis.asyncio import Redis
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
-from bestofn.service.core.errors import ImageNotFound, JobGone, JobNotFound, SetupError, Unavailable
+from bestofn.service.core.errors import ImageNotFound, JobGone, JobNotFound, Unavailable
 from bestofn.service.core.jobs import JobSpec, JobStatus
-from bestofn.service.core.scheduling import Backlog
+from bestofn.service.core.scheduling import Backlog, wait_seconds
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.queue.admission import (
@@ -25,15 +25,14 @@ from bestofn.service.queue.admission import (
     refusal,
 )
 from bestofn.service.queue.codec import Event, JobRecord, QueuePosition, read_spec, read_workers, without_prompt
-from bestofn.service.queue.connection import check_server, close_redis, connect_redis
-from bestofn.service.queue.connection_errors import away, refused, why
+from bestofn.service.queue.connection import check_connection, close_redis, connect_redis
+from bestofn.service.queue.connection_errors import away, why
 from bestofn.service.queue.embedded_server import find_redis
 from bestofn.service.queue.event_feed import EventFeed
 from bestofn.service.queue.image_store import ImageStore
 from bestofn.service.queue.job_events import follow
 from bestofn.service.queue.job_reader import JobReader
-from bestofn.service.queue.keys import Keys, opaque, pair_id
-from bestofn.service.queue.queue_position import read_position
+from bestofn.service.queue.keys import PRIORITIES, Keys, opaque, pair_id
 from bestofn.service.queue.scripts import Scripts
 from bestofn.service.queue.sent_images import submit_staged
 
@@ -60,23 +59,11 @@ class Queue:
         """
         queue = cls(connect_redis(find_redis(settings)), settings)
         try:
-            await queue.check()
+            await check_connection(queue.redis)
         except BaseException:
             await queue.aclose()
             raise
         return queue
-
-    async def check(self) -> None:
-        """Raise SetupError if the server cannot hold a queue."""
-        try:
-            info = await self.redis.info()
-        except RedisError as error:
-            if refused(error):
-                raise SetupError(why(error)) from error
-            if "DB index" in str(error):
-                raise SetupError("REDIS_URL names a database that its server does not have: end it with /0") from error
-            raise
-        check_server(info)
 
     async def drop_connections(self) -> None:
         """Close idle connections: the next call connects again, to the server that has the address by then."""
@@ -210,7 +197,30 @@ class Queue:
 
     async def position(self, spec: JobSpec) -> QueuePosition:
         """Queue position of a waiting job and the time until its start; empty for a job that has started."""
-        return await read_position(self, spec)
+        pair = pair_id(spec.schema_version, *spec.revisions)
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.hmget(self.keys("job", spec.id), ["status", "next", "caller"])
+            pipe.zrange(self.keys("ring", pair, spec.priority), 0, -1)
+            for priority in PRIORITIES[: PRIORITIES.index(spec.priority) + 1]:
+                pipe.get(self.keys("dispatched", pair, priority))
+            (status, own, caller), callers, *dealt = await pipe.execute()
+        if status != JobStatus.QUEUED.encode():
+            return QueuePosition()
+        jobs = {name: self.keys("jobs", pair, spec.priority, name.decode()) for name in callers}
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.lpos(jobs.get(caller, ""), spec.id)
+            for name in jobs:
+                pipe.llen(jobs[name])
+            place, *lengths = await pipe.execute()
+        turns, mine = int(place or 0), callers.index(caller) if caller in jobs else 0
+        # One heat of each job of its caller before this one; in the same time, about as many of each other caller.
+        others = (min(n, turns + (i < mine)) for i, n in enumerate(lengths) if i != mine)
+        before = turns + sum(others)
+        workers = [info for info in await self.workers() if info.revisions == spec.revisions]
+        # What is dispatched already goes first, its own heats aside.
+        dispatched = sum(int(count or 0) for count in dealt) - spec.schedule.first(int(own))
+        ahead = max(0, dispatched) + before * spec.heat_size
+        return QueuePosition(before + 1, wait_seconds(ahead, await self.backlog(), workers))
 
     async def image(self, job: str, candidate: int) -> bytes:
         """File bytes of the image of one leader. Raises JobNotFound, JobGone, ImageNotFound."""

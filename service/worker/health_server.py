@@ -1,8 +1,10 @@
-"""Health server of a worker: /metrics for Prometheus, /livez (liveness) and /readyz (readiness) for its container."""
+"""Health of a worker: its event loop's liveness, and the server of /metrics, /livez (liveness), /readyz (readiness)."""
 
+import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -13,6 +15,9 @@ from prometheus_client.exposition import choose_encoder
 
 from bestofn.service.core.errors import SetupError
 from bestofn.service.telemetry.worker_metrics import REGISTRY
+
+BEAT_SECONDS = 1.0
+SPINNING = 0.95  # share of a core that the loop's thread takes while it spins; a working loop takes a few percent
 
 
 class Condition(StrEnum):
@@ -28,6 +33,28 @@ class Condition(StrEnum):
 
 READY = frozenset({Condition.READY, Condition.BUSY})
 LIVE = frozenset(Condition) - {Condition.STALLED}
+
+
+class LoopMonitor:
+    """Liveness of the event loop, asked for from the server's thread: it neither sleeps nor spins for too long."""
+
+    def __init__(self) -> None:
+        self._beat = self._calm = time.monotonic()
+
+    async def run(self) -> None:
+        """Beat every second, and note when the loop's thread was last not spinning."""
+        before, cpu_before = time.monotonic(), time.thread_time()
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            now, cpu = time.monotonic(), time.thread_time()
+            self._beat = now
+            if cpu - cpu_before < SPINNING * (now - before):
+                self._calm = now
+            before, cpu_before = now, cpu
+
+    def stalled(self, stall_seconds: float) -> bool:
+        """Whether the loop has slept or spun for `stall_seconds`."""
+        return time.monotonic() - min(self._beat, self._calm) > stall_seconds
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from types import FrameType
 
 import structlog
 
-from bestofn.service.host.parent_death import end_with_parent
+from bestofn.service.host.child_processes import end_with_parent
+from bestofn.service.host.child_processes import stop as stop_processes
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
@@ -128,19 +129,7 @@ def supervise(
                     child.start()
             stop.wait(_POLL_SECONDS)
     finally:
-        _stop([child.process for child in children if child.process is not None])
+        stop_processes([child.process for child in children if child.process is not None], STOP_SECONDS)
         for number, handler in before.items():
             signal.signal(number, handler)
     return 0
-
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + STOP_SECONDS
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

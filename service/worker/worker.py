@@ -28,11 +28,10 @@ from bestofn.service.worker.completion import Completion
 from bestofn.service.worker.context import WorkerContext, retried
 from bestofn.service.worker.engine_thread import EngineThread
 from bestofn.service.worker.finals import FinalsPlayer
-from bestofn.service.worker.health_server import Condition, metrics_port
+from bestofn.service.worker.health_server import Condition, LoopMonitor, metrics_port
 from bestofn.service.worker.heartbeat import heartbeat_loop
 from bestofn.service.worker.held_heats import Failed, HeldHeats
 from bestofn.service.worker.job_control import JobControl
-from bestofn.service.worker.loop_monitor import LoopMonitor
 from bestofn.service.worker.supervisor import announce_ready
 
 LEAVE_SECONDS = 5.0  # for giving heats back; a queue that is away for longer lets the leases expire

@@ -137,17 +137,13 @@ def models_of(
 
 def _model(name: str, infos: Sequence[WorkerInfo], workers: int) -> OpenAIModel:
     model = infos[0].model
-    return OpenAIModel(
-        id=name,
-        created=int(infos[0].started_at),
-        owned_by=name.partition("/")[0] if "/" in name else "bestofn",
-        revision=model.revision.revision,
-        judges=list(dict.fromkeys(info.judge.revision for info in infos if info.model.revision == model.revision)),
-        width=model.width,
-        height=model.height,
-        max_size=model.max_size,
-        num_inference_steps=model.num_inference_steps,
-        guidance_scale=model.guidance_scale,
-        depths=model.depths,
-        workers=workers,
-    )
+    named = {
+        "id": name,
+        "created": int(infos[0].started_at),
+        "owned_by": name.partition("/")[0] if "/" in name else "bestofn",
+        "revision": model.revision.revision,
+        "judges": list(dict.fromkeys(info.judge.revision for info in infos if info.model.revision == model.revision)),
+        "depths": model.depths,
+        "workers": workers,
+    }
+    return OpenAIModel.model_validate(model.model_dump() | named)
