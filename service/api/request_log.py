@@ -49,47 +49,39 @@ class Requests:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        answer = _Answer(scope, send, request_id(Headers(scope=scope).get(HEADER)))
+        known_as, started = request_id(Headers(scope=scope).get(HEADER)), time.perf_counter()
+        status: int | None = None
+        streams = False
         clear_contextvars()
-        bind_contextvars(request_id=answer.id)
-        started = time.perf_counter()
+        bind_contextvars(request_id=known_as)
+
+        async def answer(message: Message) -> None:
+            nonlocal status, streams
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers[HEADER] = known_as
+                for name, value in SECURE.items():
+                    headers.setdefault(name, value)
+                if "caller" in scope:
+                    headers["Cache-Control"] = "no-store"  # proxies must not keep answers that need a key
+                if headers.get("content-type", "").startswith("text/event-stream"):
+                    streams = True
+                    metrics.EVENT_STREAMS.inc()
+            await send(message)
+
         try:
-            await self._app(scope, receive, answer.send)
+            await self._app(scope, receive, answer)
         except Exception:
             log.exception("the server made a mistake", method=scope["method"], route=_route(scope))
-            if answer.status is not None:
+            if status is not None:
                 raise  # the answer has begun: all that is left is to cut the connection
             mistake = problem(500, BestOfNError.code, "the server made a mistake; its log says more")
-            await mistake(scope, receive, answer.send)
+            await mistake(scope, receive, answer)
         finally:
-            if answer.streams:
+            if streams:
                 metrics.EVENT_STREAMS.dec()
-            _tell(scope, answer.status or HUNG_UP, time.perf_counter() - started)
-
-
-class _Answer:
-    """Sends an answer with the request's id and what browsers should know of it, and remembers its status."""
-
-    def __init__(self, scope: Scope, send: Send, request: str) -> None:
-        self.id = request
-        self._scope = scope
-        self.status: int | None = None
-        self.streams = False
-        self._send = send
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers[HEADER] = self.id
-            for name, value in SECURE.items():
-                headers.setdefault(name, value)
-            if "caller" in self._scope:
-                headers["Cache-Control"] = "no-store"  # proxies must not keep answers that need a key
-            if headers.get("content-type", "").startswith("text/event-stream"):
-                self.streams = True
-                metrics.EVENT_STREAMS.inc()
-        await self._send(message)
+            _tell(scope, status or HUNG_UP, time.perf_counter() - started)
 
 
 def _tell(scope: Scope, status: int, seconds: float) -> None:

@@ -1,9 +1,10 @@
-"""Heat schedule: how a job's candidates are cut into heats. common.lua has the same rule.
+"""Heat schedule: how a job's candidates are cut into heats, and of which size. common.lua has the schedule too.
 
 A heat is the unit of queueing, leasing and retrying.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -59,3 +60,23 @@ class HeatSchedule:
     def promoted(self, count: int) -> int:
         """How many of a heat's `count` candidates are solved in full."""
         return count if self.keep is None else max(1, math.ceil(round(self.keep * count, 9)))
+
+
+def heat_size(num_samples: int, capacities: Sequence[int]) -> int:
+    """Candidates in a heat, chosen for speed: 1 to 16, and at most those of the job.
+
+    Every live worker gets the same number of heats, and the smallest worker a share of its own size. Large heats need
+    fewer queue calls and keep fewer images. One heat too many is a tail for which the other workers wait.
+
+    Args:
+        num_samples: number of candidates of the job.
+        capacities: number of candidates that each live worker holds at once; empty if no worker is live.
+
+    Raises:
+        ValueError: a number is not positive.
+    """
+    if num_samples < 1 or any(capacity < 1 for capacity in capacities):
+        raise ValueError(f"candidates and capacities must be positive, got {num_samples} and {list(capacities)}")
+    share = -(-num_samples * min(capacities) // sum(capacities)) if capacities else num_samples
+    rounds = -(-share // DEFAULT_HEAT_SIZE)
+    return -(-share // rounds)

@@ -170,7 +170,8 @@ class JobSpec(BaseModel):
     @property
     def total_steps(self) -> int:
         """Denoising steps of all candidates."""
-        return sum(heat.steps for heat in self.heats())
+        drafts = 0 if self.draft is None else self.num_samples * self.draft.num_inference_steps
+        return drafts + self.schedule.num_promoted * self.num_inference_steps
 
     def heat(self, index: int) -> "Heat":
         """One heat.

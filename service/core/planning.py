@@ -4,7 +4,7 @@ from bestofn.judge.verdict import Rule
 from bestofn.service.core.budget import Budget, Prices, best, frontier, plan, planned
 from bestofn.service.core.deployments import Deployment, no_second_judge
 from bestofn.service.core.errors import InvalidRequest
-from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE
+from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE, heat_size
 from bestofn.service.core.job_cost import prices_of, second_verdict_tflops, tflops
 from bestofn.service.core.jobs import Finals, ImageFormat, JobSpec, Plan
 from bestofn.service.core.request_checks import (
@@ -22,7 +22,6 @@ from bestofn.service.core.request_checks import (
     stop_of,
 )
 from bestofn.service.core.request_warnings import request_warnings, unread_negative
-from bestofn.service.core.scheduling import heat_size
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
 

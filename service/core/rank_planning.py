@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.deployments import Deployment, no_second_judge
+from bestofn.service.core.heat_schedule import heat_size
 from bestofn.service.core.jobs import JobSpec, SentImage
 from bestofn.service.core.planning import check_finals, check_work
 from bestofn.service.core.rank_request import RankOptions
 from bestofn.service.core.request_checks import TokenCounter, check_at_most, check_prompt, check_readable
-from bestofn.service.core.scheduling import heat_size
 from bestofn.service.core.settings import Settings
 
 

@@ -1,6 +1,6 @@
-"""Policies of the queue, pure: the heat size of a job, and the action for a heat by its number of deliveries."""
+"""Policies of the queue, pure: the action for a heat by its number of deliveries, heats to claim, and waits."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,26 +16,6 @@ class Backlog:
     candidates: int = 0
     tflops: float = 0.0
     image_bytes: int = 0
-
-
-def heat_size(num_samples: int, capacities: Sequence[int]) -> int:
-    """Candidates in a heat, chosen for speed: 1 to 16, and at most those of the job.
-
-    Every live worker gets the same number of heats, and the smallest worker a share of its own size. Large heats need
-    fewer queue calls and keep fewer images. One heat too many is a tail for which the other workers wait.
-
-    Args:
-        num_samples: number of candidates of the job.
-        capacities: number of candidates that each live worker holds at once; empty if no worker is live.
-
-    Raises:
-        ValueError: a number is not positive.
-    """
-    if num_samples < 1 or any(capacity < 1 for capacity in capacities):
-        raise ValueError(f"candidates and capacities must be positive, got {num_samples} and {list(capacities)}")
-    share = -(-num_samples * min(capacities) // sum(capacities)) if capacities else num_samples
-    rounds = -(-share // DEFAULT_HEAT_SIZE)
-    return -(-share // rounds)
 
 
 class DeliveryAction(StrEnum):

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE
-from bestofn.service.core.scheduling import DeliveryAction, claim_count, delivery_action, heat_size
+from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE, heat_size
+from bestofn.service.core.scheduling import DeliveryAction, claim_count, delivery_action
 
 
 @given(num_samples=st.integers(1, 4096), capacities=st.lists(st.integers(1, 256), max_size=32))
