@@ -8,7 +8,7 @@ from bestofn.service.core.jobs import ImageFormat
 
 FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 EVENTS = "text/event-stream"
-_OFFERS = ("application/json", *(f"image/{name}" for name in FORMATS), EVENTS)
+OFFERS = ", ".join(("application/json", *(f"image/{name}" for name in FORMATS), EVENTS))  # for errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,6 @@ def image_format(accepted: Accepted, named: ImageFormat | None, default: ImageFo
     if named not in (None, default):
         return None
     return accepted.images[0] or default
-
-
-def offers() -> str:
-    """The media types we have, for an error message."""
-    return ", ".join(_OFFERS)
 
 
 def _weight(text: str) -> float:

@@ -22,7 +22,7 @@ from bestofn.service.api.dependencies import Context
 from bestofn.service.api.responses import result_of
 from bestofn.service.core.errors import BestOfNError
 from bestofn.service.core.version import VERSION
-from bestofn.service.core.webhooks import Address, AllowedHosts, headers_of, pause
+from bestofn.service.core.webhooks import AllowedHosts, headers_of, pause
 from bestofn.service.queue import webhooks
 from bestofn.service.queue.connection import end_tasks
 from bestofn.service.queue.webhooks import DueWebhook
@@ -95,7 +95,7 @@ class WebhookSender:
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):
                 for text in await self._resolve(host, port):
-                    if not self._allowed.may_connect(host, _address(text)):
+                    if not self._allowed.may_connect(host, ipaddress.ip_address(text)):
                         reason = "its name leads to an address that is not public"
                         continue
                     try:
@@ -171,7 +171,3 @@ async def _post(
     answer = await client.send(request, stream=True, follow_redirects=False)
     await answer.aclose()
     return answer
-
-
-def _address(text: str) -> Address:
-    return ipaddress.ip_address(text)

@@ -69,7 +69,8 @@ WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None
 import torch
-from bestofn.models.linear_dit import LinearDiT, LinearDiTConfig
+from bestofn.models.linear_dit.config import LinearDiTConfig
+from bestofn.models.linear_dit.model import LinearDiT
 heads = {"num_attention_heads": 2, "attention_head_dim": 8}
 heads |= {"num_cross_attention_heads": 2, "cross_attention_head_dim": 8}
 sizes = {"cross_attention_dim": 16, "caption_channels": 8, "num_layers": 1}

@@ -5,7 +5,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from bestofn.service.api.access import caller_of
-from bestofn.service.api.content_negotiation import Accepted, Preference, image_format, offers, read_accept, read_prefer
+from bestofn.service.api.content_negotiation import OFFERS, Accepted, Preference, image_format, read_accept, read_prefer
 from bestofn.service.api.dependencies import CallHeadersDep, Context, ContextDep
 from bestofn.service.api.json_body import JsonRoute
 from bestofn.service.api.problem_details import problem_of
@@ -112,7 +112,7 @@ def _read_accept(header: str | None, body: GenerateRequest) -> tuple[Accepted, I
     """What to answer with, and the image format if the header decides it."""
     accepted = read_accept(header)
     if not (accepted.json or accepted.images or accepted.events_first):
-        raise HTTPException(406, f"Accept asks for {str(header)[:100]!a}; there is {offers()}")
+        raise HTTPException(406, f"Accept asks for {str(header)[:100]!a}; there is {OFFERS}")
     if not accepted.image_first:
         return accepted, None
     named = body.format if "format" in body.model_fields_set else None
