@@ -90,7 +90,7 @@ class OpenCalls:
 
 
 class Turns:
-    """A lock for each caller, for long steps on the event loop: of one key's, one runs between two of the others.
+    """A lock for each caller: of one key's long steps on the event loop, one runs between two steps of the others.
 
     A step under it should end or let the loop go on within a few milliseconds.
     """

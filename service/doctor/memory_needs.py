@@ -1,6 +1,5 @@
 """From a located checkpoint, or from the published sizes of one that is not here, to what it needs on a device."""
 
-import json
 from collections.abc import Sequence
 
 import torch
@@ -12,13 +11,13 @@ from bestofn.models.defaults import FOLDERS, part_dtypes
 from bestofn.models.flops import TERA, forward_flops
 from bestofn.models.guidance import needs_negative
 from bestofn.models.linear_dit.config import LinearDiTConfig
-from bestofn.models.residency import WEIGHTS_SHARE, memory_bytes, stored_dtype, weight_bytes
+from bestofn.models.residency import WEIGHTS_SHARE, memory_bytes, weight_bytes
 from bestofn.service.doctor.checkpoints import Located
 from bestofn.service.doctor.findings import Finding
 from bestofn.service.doctor.memory import GIB, Needs, needs_of
 from bestofn.service.doctor.published_sizes import published
 from bestofn.service.engine.judge_loader import judge_bytes, judge_dtype
-from bestofn.service.engine.loader import generator_bytes
+from bestofn.service.engine.loader import checkpoint_work, generator_bytes
 
 PUBLISHED_TEXT, PUBLISHED_CHANNELS, PUBLISHED_COMPRESSION = 300, 128, 32
 
@@ -32,22 +31,16 @@ def needs(model: Located, judges: Sequence[Located], device: torch.device, fp8_d
         return _published(model.name, weights, device, fp8_drafts)
     checkpoint = Checkpoint(model.name, model.path, model.revision)
     transformer = model.path / FOLDERS["transformer"]
-    dtypes = part_dtypes(device, stored_dtype(transformer))
-    config = LinearDiTConfig.from_file(model.path / "transformer" / "config.json")
-    vae = json.loads((model.path / "vae" / "config.json").read_text())
+    config = LinearDiTConfig.from_file(transformer / "config.json")
     calls = checkpoint.call_defaults()
-    return needs_of(
-        generator_bytes(checkpoint, device, fp8_drafts),
-        weights,
-        config,
-        2 ** (len(vae["encoder_block_out_channels"]) - 1),
-        vae["decoder_block_out_channels"][0],
-        calls.max_sequence_length,
-        dtypes["transformer"].itemsize,
-        needs_negative(calls.guidance_scale, config.guidance_embeds),
-        forward_flops(config, config.sample_size, config.sample_size, calls.max_sequence_length) / TERA,
-        weight_bytes(transformer, EIGHT_BITS.itemsize) if fp8_drafts else 0,
-        device.type,
+    forward = forward_flops(config, config.sample_size, config.sample_size, calls.max_sequence_length)
+    return Needs(
+        parts=generator_bytes(checkpoint, device, fp8_drafts),
+        judges=weights,
+        work=checkpoint_work(checkpoint, device),
+        rows=2 if needs_negative(calls.guidance_scale, config.guidance_embeds) else 1,
+        tflops=forward / TERA,
+        eight_bit=weight_bytes(transformer, EIGHT_BITS.itemsize) if fp8_drafts else 0,
     )
 
 

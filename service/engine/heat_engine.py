@@ -67,21 +67,17 @@ class HeatEngine(ABC):
 
     @property
     def slots(self) -> int:
-        """Candidates that are denoised together."""
         return self.sizes.slots
 
     @property
     def blocks(self) -> str | None:
-        """Which blocks serve now; None where none are ever compiled."""
         return None
 
     @property
     def busy(self) -> bool:
-        """Whether `tick` has work."""
         return bool(self._heats or self._outcomes)
 
     def room(self) -> int:
-        """How many more candidates it would take now without letting the device wait."""
         return policy.room(self.slots, sum(work.left for work in self._heats.values()))
 
     def admit(self, heat: Heat) -> None:

@@ -206,21 +206,15 @@ def _calls(context: Context) -> CallsOut:
 
 
 def _worker(info: WorkerInfo) -> WorkerOut:
-    return WorkerOut(
-        name=info.worker,
-        host=info.host,
-        device=info.device,
-        state=info.state,
-        slots=info.capacity,
-        model=info.model.revision,
-        judge=info.judge.revision,
-        second_judge=info.revisions[2],
-        since=info.started_at,
-        tflops_per_second=info.tflops_per_second,
-        pairwise_judge=info.pairwise_judge,
-        commit=info.commit,
-        blocks=info.blocks,
-    )
+    named = {
+        "name": info.worker,
+        "slots": info.capacity,
+        "model": info.model.revision,
+        "judge": info.judge.revision,
+        "second_judge": info.revisions[2],
+        "since": info.started_at,
+    }
+    return WorkerOut.model_validate(info.model_dump(exclude={"model", "judge"}) | named)
 
 
 def _models(workers: tuple[WorkerInfo, ...]) -> list[ModelStatus]:
