@@ -48,22 +48,18 @@ class Context:
     turns: Turns = field(default_factory=Turns)
     upload_turns: UploadTurns = field(default_factory=UploadTurns)
     deployed: Deployed = field(init=False)
+    base: str = field(init=False)  # public address of the API, before every path; "": relative to the server
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     _standstill: str | None = None
     _looked_at: float = -math.inf
-
-    @property
-    def base(self) -> str:
-        """The public address of the API, before every path; "": addresses are relative to the server."""
-        return self.settings.public_url or ""
 
     def absolute(self, request: Request, path: str) -> str:
         """The address of a path for the caller of a request: public, or else as the request names the server."""
         return (self.base or str(request.base_url).rstrip("/")) + path
 
     def __post_init__(self) -> None:
-        self.deployed = Deployed(self.queue)
+        self.deployed, self.base = Deployed(self.queue), self.settings.public_url or ""
 
     async def standstill(self) -> str | None:
         """Why no running job goes on, such as a full disk of the queue's server; None if jobs go on.

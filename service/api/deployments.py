@@ -40,12 +40,9 @@ class Deployed:
         finals: bool = False,
         any_model: bool = False,
     ) -> Deployment:
-        """The pair that serves a request, chosen as by `choose_deployment`.
+        """The pair that serves a request; arguments and errors as of `choose_deployment`.
 
         What was refused with an old list is tried with a new one.
-
-        Raises:
-            Unavailable, InvalidRequest: as `choose_deployment`.
         """
         choose = partial(choose_deployment, model=model, judge=judge, rule=rule, finals=finals, any_model=any_model)
         if self._live and self._clock() < self._stale_at:

@@ -144,13 +144,16 @@ class DecodedHeats:
 
 
 @reading("the job's stored record")
-def decode_heats(text: bytes | None, heats: Mapping[bytes, bytes], before: DecodedHeats | None = None) -> DecodedHeats:
+def decode_heats(
+    text: bytes | None, heats: Mapping[bytes, bytes], before: DecodedHeats | None = None, *, bracket: bool = False
+) -> DecodedHeats:
     """Decode heats of a job.
 
     Args:
         text: stored form of its specification.
         heats: records of completed heats by heat; the finals' record comes last.
         before: heats of the same job that are decoded already.
+        bracket: compute the knockout too, as pages of the result need it.
 
     Raises:
         JobUnreadable: one of them cannot be read.
@@ -162,7 +165,9 @@ def decode_heats(text: bytes | None, heats: Mapping[bytes, bytes], before: Decod
     finals = before.finals if before is not None else None
     if b"%d" % last in heats:
         finals = unpack_finals(heats[b"%d" % last])
-    return DecodedHeats(text or b"", spec, outcomes, finals, Ranking.of(spec, tuple(outcomes.values()), finals))
+    ranking = Ranking.of(spec, tuple(outcomes.values()), finals)
+    ranking.prepare(bracket=bracket)
+    return DecodedHeats(text or b"", spec, outcomes, finals, ranking)
 
 
 @contextmanager

@@ -121,7 +121,8 @@ class JobReader:
         self, fields: Mapping[bytes, bytes], new: Mapping[bytes, bytes], before: DecodedHeats | None
     ) -> DecodedHeats:
         known = len(before.ranking.order) if before is not None else 0
-        work = partial(_decoded, fields, new, before)
+        succeeded = fields.get(b"status") == b"succeeded"
+        work = partial(decode_heats, fields.get(b"spec"), new, before, bracket=succeeded)
         if known + sum(map(len, new.values())) // RECORD_BYTES > AT_ONCE:
             decoded = await self.off_loop(fields.get(b"caller", b"").decode(), work)
         else:
@@ -146,12 +147,6 @@ class JobReader:
             del self._known[job]
             self.kept_bytes -= known.size
             known.size = 0
-
-
-def _decoded(fields: Mapping[bytes, bytes], new: Mapping[bytes, bytes], before: DecodedHeats | None) -> DecodedHeats:
-    decoded = decode_heats(fields.get(b"spec"), new, before)
-    decoded.ranking.prepare(bracket=fields.get(b"status") == b"succeeded")
-    return decoded
 
 
 def _size(decoded: DecodedHeats | None) -> int:
