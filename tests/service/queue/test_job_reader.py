@@ -8,7 +8,7 @@ import pytest
 
 from bestofn.judge.verdict import Verdict
 from bestofn.service.core.errors import JobNotFound
-from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, JobSpec, JobStatus, Usage
+from bestofn.service.core.jobs import Candidate, Draft, Heat, HeatOutcome, JobSpec, JobStatus, Usage
 from bestofn.service.core.results import assemble
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.codec import decode_heats, pack_heat
@@ -65,6 +65,19 @@ async def test_record_whose_heats_were_dropped_is_decoded_again(
         with pytest.raises(JobNotFound):
             await queue.record(spec.id)
         assert queue.reader.kept_bytes == 0
+
+
+async def test_best_candidate_of_a_job_with_drafts_has_its_draft(
+    settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
+) -> None:
+    async with opened(settings) as queue:
+        lane = await open_lane(queue, capacity=16)
+        spec = make_spec(num_samples=32, heat_size=16, draft=Draft(num_inference_steps=1, keep=0.25))
+        await queue.submit(spec, cost=1)
+        await complete(lane, finish, 1)
+        best = (await queue.record(spec.id)).progress.best
+        assert best is not None
+        assert best.draft is not None
 
 
 async def test_winners_are_read_without_decoding_heats(
