@@ -8,11 +8,11 @@ from bestofn.service.client.progress import Progress
 from bestofn.service.core.jobs import JobStatus
 
 
-class JobBar:
+class JobBar(Bar):
     """One line on stderr: queue position, then denoising steps, judged candidates and best score, then finals."""
 
     def __init__(self) -> None:
-        self._bar = Bar(
+        super().__init__(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
@@ -23,14 +23,7 @@ class JobBar:
             transient=True,
             disable=not err.is_terminal,
         )
-        self._task = self._bar.add_task("starting", total=None, judged="0", best="")
-
-    def __enter__(self) -> "JobBar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._job = self.add_task("starting", total=None, judged="0", best="")
 
     def show(self, progress: Progress) -> None:
         """Draw the bar for a job that is this far."""
@@ -40,8 +33,8 @@ class JobBar:
             done, total = progress.finals.played, progress.finals.matches
         elif not total:  # nothing is drawn
             done, total = progress.judged, progress.num_samples
-        self._bar.update(
-            self._task,
+        self.update(
+            self._job,
             description=describe(progress),
             completed=done,
             total=total,

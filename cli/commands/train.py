@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from bestofn.cli.console import err, need_packages, say
 from bestofn.service.core.errors import SetupError
@@ -36,11 +44,11 @@ class Optimizer(StrEnum):
     MUON = "muon"
 
 
-class _Bar:
+class _Bar(Progress):
     """A progress bar with the figures that a training hands out."""
 
     def __init__(self) -> None:
-        self._bar = Progress(
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -49,26 +57,15 @@ class _Bar:
             TextColumn("{task.fields[figures]}"),
             console=err,
         )
-        self._tasks: dict[str, int] = {}
-
-    def __enter__(self) -> "_Bar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
+        self._stages: dict[str, TaskID] = {}
 
     def show(self, stage: str, figures: Mapping[str, float]) -> None:
         """`step` of `steps`, and everything else as text."""
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(stage, figures="")
+        if stage not in self._stages:
+            self._stages[stage] = self.add_task(stage, figures="")
         rest = _text({name: value for name, value in figures.items() if name not in ("step", "steps")})
-        self._bar.update(
-            self._tasks[stage],  # type: ignore[arg-type]
-            completed=max(0.0, figures["step"]),
-            total=figures["steps"],
-            figures=rest,
-        )
+        step = max(0.0, figures["step"])
+        self.update(self._stages[stage], completed=step, total=figures["steps"], figures=rest)
 
 
 def _text(figures: Mapping[str, float]) -> str:
