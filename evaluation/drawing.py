@@ -1,4 +1,4 @@
-"""Draws, judges and evaluates what a pool lacks, in processes of one thread each.
+"""Draws, judges and evaluates what a pool is missing, in processes of one thread each.
 
 B candidates, C latent channels, (h, w) latent grid.
 """

@@ -112,6 +112,15 @@ class Samples:
         return Samples(list(numbers), self.correct[rows, :samples], self.yes[rows, :samples], self.no[rows, :samples])
 
 
+def filled_from(path: Path) -> dict[str, str]:
+    """Identity of the source that a pool's file was filled from; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8") as file:
+        identity: dict[str, str] = json.loads(file.readline() or "{}")
+    return identity
+
+
 class Pool:
     """The chunks of a file."""
 
@@ -127,9 +136,9 @@ class Pool:
 
     def _read(self) -> None:
         lines = self.path.read_text(encoding="utf-8").splitlines()
-        if json.loads(lines[0]) != self.source.identity:
+        if (identity := filled_from(self.path)) != self.source.identity:
             raise ValueError(
-                f"{self.path} was filled from {lines[0]}, not from {self.source.identity}: choose another --out"
+                f"{self.path} was filled from {identity}, not from {self.source.identity}: choose another --out"
             )
         for line in lines[1:]:
             try:

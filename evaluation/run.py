@@ -15,7 +15,7 @@ from bestofn.evaluation import cost, report
 from bestofn.evaluation import geneval_export as folders
 from bestofn.evaluation.drawing import fill
 from bestofn.evaluation.parts import parts
-from bestofn.evaluation.pool import Pool, SampleRequest, SamplingConfig, Source
+from bestofn.evaluation.pool import Pool, SampleRequest, SamplingConfig, Source, filled_from
 from bestofn.evaluation.replay import replay
 from bestofn.evaluation.strategies import Strategy
 from bestofn.evaluation.tasks import Task
@@ -41,7 +41,15 @@ class Evaluation:
 
     @classmethod
     def of(
-        cls, model: str, judge: str, device: str | None, tasks: tuple[Task, ...], out: Path, latents: Path | None = None
+        cls,
+        model: str,
+        judge: str,
+        device: str | None,
+        tasks: tuple[Task, ...],
+        out: Path,
+        *,
+        replay: bool = False,
+        latents: Path | None = None,
     ) -> "Evaluation":
         """
         Args:
@@ -49,6 +57,7 @@ class Evaluation:
             device: "cpu" or "cuda:<i>"; None: a GPU where there is one.
             tasks: all prompts.
             out: folder of the pool.
+            replay: whether nothing will be drawn, so that a pool of either precision will do.
             latents: folder that keeps final latents; None: they are not kept.
 
         Raises:
@@ -60,7 +69,11 @@ class Evaluation:
             find_judge(judge, key=load_settings().judge_api_key),
         )
         device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
-        low = checkpoint.is_sana and device == "cpu" and low_precision(load_settings().reproducible)
+        path = out / "pool.jsonl"
+        if replay:
+            low = filled_from(path).get("model", "").endswith(BFLOAT16)
+        else:
+            low = checkpoint.is_sana and device == "cpu" and low_precision(load_settings().reproducible)
         source = Source(
             str(checkpoint.path),
             checkpoint.revision + BFLOAT16 * low,
@@ -70,7 +83,7 @@ class Evaluation:
             device,
             latents,
         )
-        pool = Pool(out / "pool.jsonl", source)
+        pool = Pool(path, source)
         file = judging.file
         fitted = calibrations.read(file) if file is not None and file.is_file() else None
         return cls(pool, *parts(source.model, source.judge, device), fitted)

@@ -110,7 +110,7 @@ def evaluate(
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     try:
-        evaluation = Evaluation.of(settings.model, settings.judge, device, tasks, out, latents)
+        evaluation = Evaluation.of(settings.model, settings.judge, device, tasks, out, replay=replay, latents=latents)
     except (ModelError, JudgeFolderError, ValueError) as error:
         raise SetupError(str(error)) from error
     count = min(prompts or len(tasks), len(tasks))

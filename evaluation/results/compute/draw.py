@@ -1,4 +1,4 @@
-"""Tables and plot of the compute study, from the pools of this folder and of evaluation/results/scaling.
+"""Tables and plot of the compute study, from the pools of this folder.
 
 `python evaluation/results/compute/draw.py` prints the tables and draws compute.png.
 """
@@ -25,6 +25,7 @@ from bestofn.models.generator import Generator
 
 HERE = Path(__file__).parent
 WHOLE, STEPS, SAMPLES = 6, 12, 32
+WHOLE_POOL = HERE / f"layers-{WHOLE}.jsonl"  # with drafts
 SIZES = (1, 2, 4, 8, 16, 32)
 KEPT = 2  # of 16 drafts, solved in full
 COLOURS = {6: "#222222", 5: "#d49a1e", 4: "#3a6ea5", 3: "#7aa874"}
@@ -67,9 +68,7 @@ def pools() -> dict[int, Samples]:
         layers: pool(path).samples(SamplingConfig(STEPS), SAMPLES) for layers, path in files.items() if path.exists()
     }
     asked = sorted(set().union(*(samples.numbers for samples in found.values())))
-    return {
-        WHOLE: pool(HERE.parent / "scaling" / "pool.jsonl").samples(SamplingConfig(STEPS), SAMPLES).of(asked, SAMPLES)
-    } | found
+    return {WHOLE: pool(WHOLE_POOL).samples(SamplingConfig(STEPS), SAMPLES).of(asked, SAMPLES)} | found
 
 
 def tags(samples: Samples) -> Prompts:
@@ -172,12 +171,12 @@ def drafts(of_depths: dict[int, Samples]) -> Iterator[str]:
         return
     margins = {tuple(map(int, file.stem.split("-")[1:])): json.loads(file.read_text()) for file in files}
     numbers = sorted(map(int, next(iter(margins.values()))))
-    scaling = pool(HERE.parent / "scaling" / "pool.jsonl")
-    full = scaling.samples(SamplingConfig(STEPS), HEAT).of(numbers, HEAT)
+    whole = pool(WHOLE_POOL)
+    full = whole.samples(SamplingConfig(STEPS), HEAT).of(numbers, HEAT)
     looks: dict[str, tuple[float, Floats]] = {}
     for steps in (6, 4, 3):
         looks[f"6 layers, {steps} steps"] = (
-            price(WHOLE).of(1, steps), scaling.samples(SamplingConfig(steps), HEAT).of(numbers, HEAT).margin
+            price(WHOLE).of(1, steps), whole.samples(SamplingConfig(steps), HEAT).of(numbers, HEAT).margin
         )  # fmt: skip
     for (layers, steps), told in margins.items():
         margin = np.array([told[str(number)] for number in numbers])

@@ -1,7 +1,7 @@
 """Trains and samples shallower models of shapes: `python evaluation/results/compute/measure.py WORK` starts or resumes.
 
 The shipped checkpoint is pruned to 5, 4 and 3 of its 6 layers, and each is trained a little further. Each draws 32
-candidates for half of the benchmark's prompts, with the seeds of evaluation/results/scaling/pool.jsonl. The shipped
+candidates for half of the benchmark's prompts, with the seeds of layers-6.jsonl. The shipped
 checkpoint also draws drafts with fewer layers. WORK keeps weights; the pools stay in this folder, and draw.py makes
 the tables of them. About an hour of one core.
 """

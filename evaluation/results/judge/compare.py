@@ -1,4 +1,4 @@
-"""Compares the judge of this folder with the shipped one on 32 candidates for each prompt of the benchmark.
+"""Compares the shipped judge with the one before it on 32 candidates for each prompt of the benchmark.
 
 `python evaluation/results/judge/compare.py` prints the table from margins.npz. With a folder as argument it draws the
 candidates into it, judges them with both, and writes margins.npz again: about 15 minutes of one core.
@@ -23,7 +23,7 @@ from bestofn.training.judge.image_pool import DrawJob, fill_pool
 
 HERE = Path(__file__).parent
 MARGINS = HERE / "margins.npz"
-JUDGES = {"shipped": EMBEDDED, "new": HERE / "weights"}
+JUDGES = {"before": HERE / "before", "shipped": EMBEDDED}
 SAMPLES, STEPS = 32, 12
 TASKS = benchmark()
 PROMPTS = Prompts([task.tag for task in TASKS])
@@ -40,7 +40,7 @@ def measure(folder: Path) -> None:
         loaded = Judge.load(judge)
         verdicts = [loaded.judge(list(job.images), [spec.prompt for spec in job.specs]) for job in pool]
         found[name] = np.array([[one.margin for one in row] for row in verdicts], np.float32)
-    np.savez_compressed(MARGINS, correct=correct, shipped=found["shipped"], new=found["new"])
+    np.savez_compressed(MARGINS, correct=correct, before=found["before"], shipped=found["shipped"])
 
 
 def chosen(margin: NDArray[np.float32], correct: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -62,9 +62,9 @@ def table() -> Iterator[str]:
         held = chosen(margin, correct)[held_out].mean()
         yield f"| {name} | {scores} | {share_of_the_way(points):.0%} | {auc(correct, margin):.3f} | {held:.3f} |"
     yield f"| oracle | {' | '.join(f'{point.oracle:.3f}' for point in points)} | 100 % | 1 | |"
-    gain = chosen(margins["new"], correct) - chosen(margins["shipped"], correct)
+    gain = chosen(margins["shipped"], correct) - chosen(margins["before"], correct)
     low, high = PROMPTS.interval(gain)
-    yield f"\nnew - shipped at N = {SAMPLES}: {PROMPTS.mean(gain):+.3f} ({low:+.3f} to {high:+.3f})"
+    yield f"\nshipped - before at N = {SAMPLES}: {PROMPTS.mean(gain):+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 if __name__ == "__main__":
