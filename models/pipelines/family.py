@@ -107,6 +107,15 @@ class Family:
         """Name of the call that is made after each step; None: steps are reported, and cancel obeyed, at the end."""
         return next((name for name in ("callback_on_step_end", "callback") if name in self.defaults), None)
 
+    @property
+    def constants(self) -> dict[str, bool | int]:
+        """Arguments that are the same in every call."""
+        # Without binning the size that was asked for is drawn, as SANA does here.
+        given: dict[str, bool | int] = {"use_resolution_binning": False}
+        if "max_sequence_length" in self.overridden:
+            given["max_sequence_length"] = self.defaults["max_sequence_length"]
+        return {name: value for name, value in given.items() if name in self.defaults}
+
     def call(
         self,
         prompt: str,
@@ -128,10 +137,8 @@ class Family:
             "num_inference_steps": num_inference_steps,
             "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             "output_type": "np",
-            "use_resolution_binning": False,  # draws the size that was asked for, as SANA does here
+            **self.constants,
         }
-        if "max_sequence_length" in self.overridden:
-            arguments["max_sequence_length"] = self.defaults["max_sequence_length"]
         if self.guidance is not None:
             arguments[self.guidance] = guidance_scale
         if self.reads_negative and (negative_prompt or self.guidance == "true_cfg_scale"):

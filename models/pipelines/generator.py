@@ -59,6 +59,7 @@ class PipelineGenerator:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
         self.family = Family.of(checkpoint)
+        self.dtype = _dtype(checkpoint, self.device)
         self._batch = BATCH if self.device.type == "cuda" else 1
         self._prompts: OrderedDict[str, Any] = OrderedDict()
         diffusers.utils.logging.disable_progress_bar()
@@ -66,7 +67,7 @@ class PipelineGenerator:
         try:
             self.pipe = getattr(diffusers, self.family.name).from_pretrained(
                 checkpoint.path,
-                dtype=_dtype(checkpoint, self.device),
+                dtype=self.dtype,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.jobs import ImageFormat, Revision
+from bestofn.service.core.pipeline_call import PipelineCall
 from bestofn.service.core.schemas import GenerateRequest, VerdictOut
 
 Quality = Literal["auto", "low", "medium", "standard", "high", "hd", "xhigh", "max"]
@@ -249,6 +250,7 @@ class OpenAIModel(BaseModel):
     num_inference_steps: int
     guidance_scale: float
     depths: list[int] = Field(description="Numbers of layers that `depth` may name; the last is all of them.")
+    pipeline: PipelineCall | None = Field(description="Class and arguments of plain diffusers; null for SANA.")
     workers: int = Field(description="Warm workers; a job without one waits.")
 
 

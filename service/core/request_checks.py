@@ -23,7 +23,9 @@ def checked_depth(field: str, asked: int | None, info: ModelInfo) -> int | None:
     if asked is None or asked == most:
         return None
     if info.pipeline is not None:
-        raise InvalidRequest(f"{field} is not offered: {info.pipeline} runs all its layers; leave it out", field=field)
+        raise InvalidRequest(
+            f"{field} is not offered: {info.pipeline.name} runs all its layers; leave it out", field=field
+        )
     if most is None:
         raise InvalidRequest(f"{field} is not supported by the running workers of {name}; restart them", field=field)
     check_at_most(field, asked, most, f"the layers of {name}")
@@ -145,9 +147,10 @@ def check_readable(prompt: str, judge: JudgeInfo, count_tokens: TokenCounter) ->
 
 def checked_guidance(asked: float | None, info: ModelInfo, settings: Settings) -> float:
     """The guidance scale to use."""
-    if asked not in (None, info.guidance_scale) and info.fixed_guidance:
+    pipeline = info.pipeline
+    if asked not in (None, info.guidance_scale) and pipeline is not None and pipeline.guidance is None:
         raise InvalidRequest(
-            f"guidance_scale is not offered: {info.pipeline} takes none; leave it out", field="guidance_scale"
+            f"guidance_scale is not offered: {pipeline.name} takes none; leave it out", field="guidance_scale"
         )
     guidance = info.guidance_scale if asked is None else asked
     check_at_most("guidance_scale", guidance, settings.max_guidance, "the limit of BESTOFN_MAX_GUIDANCE")

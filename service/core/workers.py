@@ -5,6 +5,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bestofn.judge.calibration import Calibration
 from bestofn.service.core import jobs
 from bestofn.service.core.jobs import Revision, Revisions
+from bestofn.service.core.pipeline_call import PipelineCall
 
 
 class ModelInfo(BaseModel):
@@ -23,8 +24,7 @@ class ModelInfo(BaseModel):
         layer_order: layers by importance, the most important first; None: all layers always run.
         tflops_per_layer: share of one layer in `tflops_per_forward`.
         guidance_embeds: whether guidance is an input of the model (SANA-Sprint), so no negative prompt is read.
-        pipeline: class of the diffusers pipeline that draws; None: the slots of SANA.
-        fixed_guidance: whether the model takes no guidance scale from a request.
+        pipeline: the diffusers pipeline that draws; None: the slots of SANA.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
@@ -44,8 +44,7 @@ class ModelInfo(BaseModel):
     layer_order: tuple[int, ...] | None = None
     tflops_per_layer: float = 0.0
     guidance_embeds: bool = False
-    pipeline: str | None = None
-    fixed_guidance: bool = False
+    pipeline: PipelineCall | None = None
 
     @property
     def depths(self) -> list[int]:

@@ -137,7 +137,7 @@ class HeatEngine(ABC):
                 del self._heats[owner]
                 with self._beside.queue():
                     work.bring_home(Clock(self.device))
-                self._outcomes[owner] = self._encoder.submit(work.outcome, self._signer)
+                self._outcomes[owner] = self._encoder.submit(work.outcome, self._signer, self.model_info.pipeline)
         for owner, outcome in list(self._outcomes.items()):
             if outcome.done() or not self._beside.late or not self._heats:
                 yield HeatFinished(owner[0], self._outcomes.pop(owner).result())

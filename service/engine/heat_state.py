@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bestofn.judge.verdict import BROKEN, Verdict
 from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, Usage
+from bestofn.service.core.pipeline_call import PipelineCall
 from bestofn.service.core.results import leaders, promoted
 from bestofn.service.engine.timing import Clock
 from bestofn.service.media.codec import encode, thumbnail
@@ -139,7 +140,7 @@ class HeatWork:
             self.images = {i: image.to("cpu", non_blocking=True) for i, image in self.images.items()}
         self.clocks.append(("encode", clock, 1.0))
 
-    def outcome(self, signer: Signer | None) -> HeatOutcome:
+    def outcome(self, signer: Signer | None, pipeline: PipelineCall | None) -> HeatOutcome:
         """The outcome of the completed heat, with its best images encoded and, with a signer, signed."""
         spec = self.heat.job
         for stage, clock, share in self.clocks:
@@ -154,7 +155,7 @@ class HeatWork:
         encoded = {}
         for candidate in candidates:
             if candidate.index in self.images:
-                story = Story.of(spec, candidate)
+                story = Story.of(spec, candidate, pipeline)
                 image = encode(self.images[candidate.index].numpy(), spec.format, story)
                 encoded[candidate.index] = image if signer is None else signer.sign(image, spec.format, story)
         if spec.sent:

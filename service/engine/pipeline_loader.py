@@ -11,6 +11,7 @@ from bestofn.models.flops import TERA
 from bestofn.models.pipelines.generator import PipelineGenerator
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
+from bestofn.service.core.pipeline_call import PipelineCall
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import ModelInfo
 from bestofn.service.engine.batch_sizes import sizes_for
@@ -72,6 +73,11 @@ def pipeline_info(generator: PipelineGenerator, max_size: int) -> ModelInfo:
         tflops_per_forward=flops.forward / TERA,
         tflops_per_decode=flops.decode / TERA,
         guidance_embeds=not family.reads_negative,
-        pipeline=family.name,
-        fixed_guidance=family.guidance is None,
+        pipeline=PipelineCall(
+            name=family.name,
+            dtype=str(generator.dtype).removeprefix("torch."),
+            guidance=family.guidance,
+            reads_negative=family.reads_negative,
+            arguments=family.constants,
+        ),
     )

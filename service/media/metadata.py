@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.jobs import Candidate, ImageFormat, JobSpec, Revision
+from bestofn.service.core.pipeline_call import PipelineCall
 from bestofn.service.core.schemas import VerdictOut
 from bestofn.service.core.version import VERSION
 
@@ -32,7 +33,8 @@ _MALFORMED = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError,
 class Story(BaseModel):
     """All that the image depends on, and nothing else: the same image has the same story, whichever job drew it.
 
-    The prompts are None where the request wanted them left out, `layers` where all of the transformer's ran.
+    The prompts are None where the request wanted them left out, `layers` where all of the transformer's ran, `pipeline`
+    where the model is SANA.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=(), allow_inf_nan=False)
@@ -47,12 +49,13 @@ class Story(BaseModel):
     rule: Rule
     verdict: VerdictOut
     model: Revision
+    pipeline: PipelineCall | None = Field(default=None, exclude_if=lambda pipeline: pipeline is None)
     judge: Revision
     second_judge: Revision | None = Field(default=None, exclude_if=lambda revision: revision is None)
     software: str
 
     @classmethod
-    def of(cls, spec: JobSpec, candidate: Candidate) -> "Story":
+    def of(cls, spec: JobSpec, candidate: Candidate, pipeline: PipelineCall | None = None) -> "Story":
         """The story of one candidate of a job."""
         return cls(
             prompt=spec.prompt if spec.embed_prompt else None,
@@ -66,6 +69,7 @@ class Story(BaseModel):
             rule=spec.rule,
             verdict=VerdictOut.of(candidate.verdict),
             model=_public(Revision(name=spec.model.name, revision=spec.model.weights)),
+            pipeline=pipeline,
             judge=_public(spec.judge),
             second_judge=_public(spec.second_judge) if candidate.verdict.second and spec.second_judge else None,
             software=f"bestofn {VERSION}",

@@ -5,6 +5,7 @@ from typing import Any
 
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.jobs import Revision
+from bestofn.service.core.pipeline_call import PipelineCall
 from bestofn.service.media.metadata import Story
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -37,30 +38,26 @@ def remake_request(story: Story) -> dict[str, Any]:
 def diffusers_call(story: Story) -> str:
     """Python source that draws the image with plain diffusers, to within the rounding of the hardware.
 
-    A checkpoint from the hub is called as diffusers calls it by default. One in a folder may bring defaults of its own,
-    which our package reads. LoRAs are called by name: the operator knows their files and strengths.
+    A SANA checkpoint from the hub is called as diffusers calls it by default. One in a folder may bring defaults of its
+    own, which our package reads. LoRAs are called by name: the operator knows their files and strengths.
     """
     model = story.model.checkpoint
     hub = _COMMIT.fullmatch(model.revision) is not None
-    sprint = hub and "sprint" in model.name.lower()  # its pipeline takes no negative prompt
+    if story.pipeline is not None:
+        load, further = _from_pipeline(model, story.pipeline, hub), _of_pipeline(story, story.pipeline)
+    else:
+        load, further = (_from_hub if hub else _from_folder)(model), _of_sana(story, hub)
     call = [
         "..." if story.prompt is None else _literal(story.prompt),
-        *([f"negative_prompt={_literal(story.negative_prompt)}"] if story.negative_prompt and not sprint else []),
         f"width={story.width}",
         f"height={story.height}",
         f"num_inference_steps={story.num_inference_steps}",
-        f"guidance_scale={story.guidance_scale!r}",
         f'generator=torch.Generator("cpu").manual_seed({story.seed})',
-        "use_resolution_binning=False",
+        *further,
     ]
-    if sprint and story.num_inference_steps != 2:
-        call.append("intermediate_timesteps=None")
-    if not hub:
-        call.append("max_sequence_length=calls.max_sequence_length")
-        call.append("complex_human_instruction=list(calls.complex_human_instruction)")
     comment = [] if story.prompt is not None else ["# The prompt was left out of the image: write it in."]
     lines = [
-        *(_from_hub if hub else _from_folder)(model),
+        *load,
         *(f"pipeline.load_lora_weights({_literal(name)})" for name in story.model.loras),
         *_shallower(story),
         *comment,
@@ -69,6 +66,40 @@ def diffusers_call(story: Story) -> str:
         ").images[0]",
     ]
     return "\n".join(lines)
+
+
+def _of_sana(story: Story, hub: bool) -> list[str]:
+    sprint = hub and "sprint" in story.model.name.lower()  # its pipeline takes no negative prompt
+    return [
+        f"guidance_scale={story.guidance_scale!r}",
+        *([f"negative_prompt={_literal(story.negative_prompt)}"] if story.negative_prompt and not sprint else []),
+        "use_resolution_binning=False",
+        *(["intermediate_timesteps=None"] if sprint and story.num_inference_steps != 2 else []),
+        *([] if hub else ["max_sequence_length=calls.max_sequence_length"]),
+        *([] if hub else ["complex_human_instruction=list(calls.complex_human_instruction)"]),
+    ]
+
+
+def _of_pipeline(story: Story, pipeline: PipelineCall) -> list[str]:
+    negative = story.negative_prompt or (" " if pipeline.guidance == "true_cfg_scale" else "")
+    return [
+        *([f"{pipeline.guidance}={story.guidance_scale!r}"] if pipeline.guidance else []),
+        *([f"negative_prompt={_literal(negative)}"] if negative and pipeline.reads_negative else []),
+        *(f"{name}={value!r}" for name, value in pipeline.arguments.items()),
+    ]
+
+
+def _from_pipeline(model: Revision, pipeline: PipelineCall, hub: bool) -> list[str]:
+    pinned = f', revision="{model.revision}"' if hub else ""
+    return [
+        "import torch",
+        f"from diffusers import {pipeline.name}",
+        "",
+        *([] if hub else [f"# The folder of revision {_plain(model.revision)}"]),
+        f"pipeline = {pipeline.name}.from_pretrained(",
+        f"    {_literal(model.name)}{pinned}, dtype=torch.{pipeline.dtype}",
+        ")" if pipeline.dtype == "float32" else ').to("cuda")',
+    ]
 
 
 def _from_hub(model: Revision) -> list[str]:

@@ -69,6 +69,11 @@ export class Form {
     this.#sayModel();
   }
 
+  /** Pipeline of a job's model, null for SANA; undefined if its revision is not deployed. */
+  pipelineOf({ name, revision }) {
+    return this.#models.find((model) => model.id === name && model.revision === revision)?.pipeline;
+  }
+
   get knows() {
     return this.#models.length > 0;
   }

@@ -28,7 +28,12 @@ const ADVICE = {
 const form = new Form();
 const sent = new Sent();
 // Closing the viewer focuses the tile of the last image; the browser restores the focus for other openers.
-const viewer = new Viewer((index) => $("grid").contains(document.activeElement) && grid.focus(index), useSeed, drawInFull);
+const viewer = new Viewer(
+  (index) => $("grid").contains(document.activeElement) && grid.focus(index),
+  useSeed,
+  drawInFull,
+  (model) => form.pipelineOf(model),
+);
 const open = (index) => viewer.open(job, index, ordered(job, bestFirst));
 const grid = new Grid(open);
 const bracket = new BracketView(open);

@@ -6,14 +6,19 @@ import { imagePath } from "./job.js";
 import { imageUrl } from "./images.js";
 import { $, copy, fillPairs, logit, score } from "./text.js";
 
+const GONE = "# This model is not deployed now. `bestofn inspect` prints the call for a winner's file.";
+
 export class Viewer {
   #dialog = $("viewer");
   #job = null;
   #order = [];
   #index = null;
+  #pipelineOf;
 
-  /** `closed(index)` gets the index of the last image; `useSeed(seed)` and `inFull(seed)` do as their buttons say. */
-  constructor(closed, useSeed, inFull) {
+  /** `closed(index)` gets the index of the last image; `useSeed(seed)` and `inFull(seed)` do as their buttons say.
+   * `pipelineOf(model)` is as `diffusersCall` takes it; undefined: of a model that is not deployed. */
+  constructor(closed, useSeed, inFull, pipelineOf) {
+    this.#pipelineOf = pipelineOf;
     $("viewer-previous").addEventListener("click", () => this.#step(-1));
     $("viewer-next").addEventListener("click", () => this.#step(1));
     $("viewer-close").addEventListener("click", () => this.#dialog.close());
@@ -71,7 +76,8 @@ export class Viewer {
     $("viewer-in-full").hidden = Boolean(won) || job.sent;
     $("viewer-use-seed").hidden = $("viewer-remake").hidden = job.sent;
     $("viewer-note").textContent = note(job, this.#candidate, won, path);
-    $("viewer-call").textContent = job.sent ? "" : diffusersCall(job, seed);
+    const pipeline = this.#pipelineOf(job.model);
+    $("viewer-call").textContent = job.sent ? "" : pipeline === undefined ? GONE : diffusersCall(job, seed, pipeline);
     const at = this.#order.indexOf(index);
     $("viewer-previous").disabled = at <= 0;
     $("viewer-next").disabled = at < 0 || at === this.#order.length - 1;

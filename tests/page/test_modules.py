@@ -5,6 +5,7 @@ import ast
 import pytest
 
 from bestofn.judge.verdict import Rule
+from bestofn.service.core.pipeline_call import PipelineCall
 from bestofn.service.media.metadata import Story
 from bestofn.service.media.reproduce import diffusers_call
 
@@ -73,6 +74,20 @@ def test_seeds_keep_every_digit(module):
     assert kept[1] == text.replace(" ", "")
 
 
+PIPELINES = {
+    None: None,
+    "guidance": PipelineCall(
+        name="QwenImagePipeline",
+        dtype="bfloat16",
+        guidance="true_cfg_scale",
+        reads_negative=True,
+        arguments={"max_sequence_length": 64, "use_resolution_binning": False},
+    ),
+    "none": PipelineCall(name="OtherPipeline", dtype="float32", guidance=None, reads_negative=False, arguments={}),
+}
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=PIPELINES.keys())
 @pytest.mark.parametrize(
     ("name", "revision", "steps"),
     [
@@ -84,16 +99,32 @@ def test_seeds_keep_every_digit(module):
     ids=["hub", "sprint", "folder", "loras"],
 )
 @pytest.mark.parametrize("prompt", ["a red star", 'a "red"\n\\star\t{x}', "eine Brücke 橋 \U0001f309 \u2028 \x7f"])
-def test_diffusers_call_of_the_page_is_that_of_inspect(module, prompt, name, revision, steps):
-    said = {"negative_prompt": prompt, "height": 64, "width": 32, "num_inference_steps": steps, "guidance_scale": 4}
+def test_diffusers_call_of_the_page_is_that_of_inspect(module, prompt, name, revision, steps, pipeline):
+    said = {
+        "negative_prompt": prompt if steps == 20 else "",
+        "height": 64,
+        "width": 32,
+        "num_inference_steps": steps,
+        "guidance_scale": 4,
+    }
     model = {"name": name, "revision": revision}
     verdict = {"answer": "yes", "yes_logit": 1.0, "no_logit": 0.0, "p_yes": 0.7}
     story = Story(
-        prompt=prompt, **said, seed=2**63 - 1, rule=Rule.MARGIN, verdict=verdict, model=model, judge=model, software=""
+        prompt=prompt,
+        **said,
+        seed=2**63 - 1,
+        rule=Rule.MARGIN,
+        verdict=verdict,
+        model=model,
+        pipeline=pipeline,
+        judge=model,
+        software="",
     )
     for layers in (None, [0, 3]):
         job = {"prompt": prompt, "parameters": said | {"layers": layers}, "model": model}
-        source = module("diffusers", "return m.diffusersCall(given, '9223372036854775807')", job)
+        given = {"job": job, "pipeline": pipeline and pipeline.model_dump()}
+        call = "return m.diffusersCall(given.job, '9223372036854775807', given.pipeline)"
+        source = module("diffusers", call, given)
         told = story.model_copy(update={"layers": layers})
         assert ast.dump(ast.parse(source)) == ast.dump(ast.parse(diffusers_call(told)))
 

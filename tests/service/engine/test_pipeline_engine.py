@@ -34,6 +34,8 @@ from bestofn.service.engine.pipeline_engine import PipelineEngine
 from bestofn.service.engine.protocol import HeatFailed, HeatFinished, Judged, Stepped
 from bestofn.service.engine.stepwise import Stepwise
 from bestofn.service.media.codec import decode, thumbnail
+from bestofn.service.media.metadata import read_story
+from bestofn.service.media.reproduce import diffusers_call
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.worker.local import local_spec, run_local
 from bestofn.service.worker.worker import Worker
@@ -57,7 +59,15 @@ CLASSES = {
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """The folder of a family's checkpoint, each made once."""
-    return cache(lambda family: make_pipeline(family, tmp_path_factory.mktemp("pipelines") / family))
+
+    @cache
+    def folder(family):
+        made = make_pipeline(family.removesuffix("_short"), tmp_path_factory.mktemp("pipelines") / family)
+        if family.endswith("_short"):
+            (made / "bestofn.json").write_text(json.dumps({"max_sequence_length": 16}))
+        return made
+
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +151,17 @@ def test_pipeline_engine_candidates_equal_plain_diffusers_drafts_included(family
     assert sum(event.steps for event in stepped) == 2 * 1 + STEPS
     assert outcome_of(events).usage.transformer_forwards == rows * (2 * 1 + STEPS)
     assert outcome_of(events).usage.tflops > 0
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "flux_short"])
+def test_diffusers_call_of_a_winner_run_as_printed_draws_it(family, engines, folders, spec, monkeypatch):
+    monkeypatch.chdir(folders(family).parent)  # a file names a folder without its path
+    negative = {"negative_prompt": "grey"} if family in ("pixart", "sdxl") else {}
+    (data,) = outcome_of(run(engines(family), spec(family, guidance_scale=2.5, **negative))).images.values()
+    names = {}
+    exec(diffusers_call(read_story(data)), names)
+    assert type(names["pipeline"]).__name__ == engines(family).generator.family.name
+    assert np.array_equal(np.asarray(names["image"]), np.asarray(decode(data)))
 
 
 def test_pipeline_engine_cancel_in_flight_ends_the_call_and_frees_the_engine(engines, plain, spec):

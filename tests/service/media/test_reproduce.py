@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import random
 from collections.abc import Callable
 from typing import Any, get_args
@@ -153,6 +154,14 @@ def test_story_of_an_image_without_metadata_is_none() -> None:
 def test_damaged_stories_are_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         read_story(_png(bestofn=text))
+
+
+@pytest.mark.parametrize("field", ["name", "guidance"])
+def test_story_whose_pipeline_is_no_name_is_refused(field: str, tell: Callable[..., Story]) -> None:
+    pipeline = {"name": "P", "dtype": "float32", "guidance": None, "reads_negative": False, "arguments": {}}
+    told = tell().model_dump(mode="json") | {"pipeline": pipeline | {field: "os\nos.abort()"}}
+    with pytest.raises(ValueError, match=f"pipeline.{field}: String should match"):
+        read_story(_png(bestofn=json.dumps(told)))
 
 
 @pytest.mark.parametrize("format", FORMATS)
