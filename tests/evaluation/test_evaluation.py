@@ -5,8 +5,6 @@ import json
 import pickle
 import runpy
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
@@ -175,6 +173,28 @@ def test_a_pool_goes_on_where_it_was_cut_off_and_grows(tmp_path):
         Pool(path, replace(source, judge_revision="k"))
 
 
+def test_pool_with_kept_latents_is_filled_for_another_judge_without_drawing(tmp_path):
+    from bestofn.judge.judge import EMBEDDED
+    from bestofn.models.checkpoint import Checkpoint
+
+    model, before = Checkpoint.resolve("shapes"), SCALING.parent / "judge" / "before"
+    source = Source(str(model.path), model.revision, str(EMBEDDED), "j", benchmark(), latents=tmp_path / "latents")
+    requests = [SampleRequest(SamplingConfig(2), CHUNK, [0])]
+    pool = Pool(tmp_path / "pool.jsonl", source)
+    fill(pool, requests, 1, lambda *_: None)
+    (kept,) = (tmp_path / "latents").rglob("*.safetensors")
+    drawn_at = kept.stat().st_mtime_ns
+    other = Pool(tmp_path / "other.jsonl", replace(source, judge=str(before), judge_revision="k"))
+    fill(other, requests, 1, lambda *_: None)
+    first, second = (one.samples(SamplingConfig(2), CHUNK) for one in (pool, other))
+    assert kept.stat().st_mtime_ns == drawn_at
+    assert (first.correct == second.correct).all()
+    assert (first.margin != second.margin).any()
+    kept.write_bytes(b"")  # what is kept is read
+    with pytest.raises(Exception, match=r"(?i)header|metadata"):
+        fill(Pool(tmp_path / "third.jsonl", source), requests, 1, lambda *_: None)
+
+
 def test_ctrl_c_ends_a_pool_with_what_is_drawn_and_keeps_its_lines(tmp_path):
     from bestofn.judge.judge import EMBEDDED
     from bestofn.models.checkpoint import EMBEDDED as GENERATORS
@@ -327,14 +347,6 @@ def test_images_close_to_n_show_no_choice():
     strategies = [Strategy(n) for n in (1, 2, 4, 8, 16, 32)]
     assert [one.num_samples for one in with_little_choice(strategies, 4)] == [2, 4, 8]
     assert with_little_choice(strategies, 1) == []
-
-
-def test_efforts_on_fresh_candidates_are_the_figures_of_the_page():
-    script = SCALING / "confirm.py"
-    rows = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True).stdout.splitlines()
-    page = (SCALING / "README.md").read_text()
-    assert len(rows) == 9
-    assert [row for row in rows[2:] if row not in page] == []
 
 
 def test_the_frontier_is_that_of_the_published_figures():
