@@ -15,7 +15,7 @@ from bestofn.service.core.job_options import Finals as Finals
 from bestofn.service.core.job_options import Plan as Plan
 from bestofn.service.core.job_options import Stop as Stop
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Version of the stored form of jobs: raised with every change of `JobSpec` or of what a worker makes of it.
 
 Workers run jobs of their own version only. During an upgrade old workers finish the old jobs."""

@@ -26,7 +26,13 @@ Finish = Callable[[Heat], HeatOutcome]
 NEXT = jobs.SCHEMA_VERSION + 1
 
 # Fields, types and defaults of what is stored. A change of it needs a new SCHEMA_VERSION and a new line here.
-FORMS = {1: "eef6c12655bcf1c9", 2: "44fd8891233d86ce", 3: "b01bb6066431dd85", 4: "d3a8745e5d95cbfd"}
+FORMS = {
+    1: "eef6c12655bcf1c9",
+    2: "44fd8891233d86ce",
+    3: "b01bb6066431dd85",
+    4: "d3a8745e5d95cbfd",
+    5: "5b8f0fe84e3588d0",
+}
 
 
 def form_of(model: type[BaseModel]) -> dict[str, str]:

@@ -212,7 +212,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     right = scene(star(16), circle(48))
     exif = Image.Exif()
     exif[0x0112] = 6  # shown after a quarter turn to the right
-    clear = scene(star(48), circle(16)).convert("RGBA")
+    clear = scene(star(16, "blue"), circle(48, "red")).convert("RGBA")
     deep = Image.fromarray(np.full((50, 70), 40_000, np.uint16))
     files = {
         "swapped.png": file_of(clear),
