@@ -212,10 +212,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     right = scene(star(16), circle(48))
     exif = Image.Exif()
     exif[0x0112] = 6  # shown after a quarter turn to the right
-    clear = scene(star(16, "blue"), circle(48, "red")).convert("RGBA")
+    clear = scene(Thing("triangle", "red", 16, 32, 22), circle(48)).convert("RGBA")
     deep = Image.fromarray(np.full((50, 70), 40_000, np.uint16))
     files = {
-        "swapped.png": file_of(clear),
+        "triangle.png": file_of(clear),
         "green.webp": file_of(scene(star(16, "green"), circle(48)), "WEBP", lossless=True),
         "right.png": file_of(right.transpose(Image.Transpose.ROTATE_90), exif=exif),
         "alone.jpg": file_of(scene(circle(32)), "JPEG", quality=95),
