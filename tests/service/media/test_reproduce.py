@@ -159,9 +159,9 @@ def test_damaged_stories_are_refused(text: str, said: str) -> None:
 @pytest.mark.parametrize("field", ["name", "guidance"])
 def test_story_whose_pipeline_is_no_name_is_refused(field: str, tell: Callable[..., Story]) -> None:
     pipeline = {"name": "P", "dtype": "float32", "guidance": None, "reads_negative": False, "arguments": {}}
-    told = tell().model_dump(mode="json") | {"pipeline": pipeline | {field: "os\nos.abort()"}}
+    story = tell().model_dump(mode="json") | {"pipeline": pipeline | {field: "os\nos.abort()"}}
     with pytest.raises(ValueError, match=f"pipeline.{field}: String should match"):
-        read_story(_png(bestofn=json.dumps(told)))
+        read_story(_png(bestofn=json.dumps(story)))
 
 
 @pytest.mark.parametrize("format", FORMATS)
