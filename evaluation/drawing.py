@@ -15,6 +15,7 @@ from multiprocessing import active_children, connection, get_context, parent_pro
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -107,16 +108,19 @@ def _latents_file(source: Source, key: ChunkKey) -> Path | None:
     return folder / f"{key.number}-{key.start}.safetensors"
 
 
+@torch.inference_mode()
 def _draw(source: Source, task: Task, key: ChunkKey, kept: Path | None) -> Chunk:
-    latents = load_file(kept)["latents"] if kept is not None and kept.is_file() else None
-    if latents is None:
+    if kept is not None and kept.is_file():
+        latents = _read(kept)
+    else:
         latents = _latents(source, task, key)
         if kept is not None:
             latents = latents.half()  # what is kept is what is judged
             _write(kept, latents)
     generator, verifier = parts(source.model, source.judge, source.device)
     chunk = Chunk([], [], [])
-    for batch in latents.float().to(source.device).split(BATCH):
+    for start in range(0, CHUNK, BATCH):
+        batch = latents[start : start + BATCH].to(source.device, torch.float32)
         images = generator.decode(batch).numpy()
         verdicts = verifier.judge(list(images), [task.prompt] * len(images))
         chunk.yes.extend(round(verdict.yes_logit, DIGITS) for verdict in verdicts)
@@ -137,6 +141,14 @@ def _latents(source: Source, task: Task, key: ChunkKey) -> Tensor:
         return draw(generator, task.prompt, seeds, num_inference_steps=steps, preview_after=after)
 
     return torch.cat([batch(start) for start in range(first, first + CHUNK, BATCH)])
+
+
+def _read(path: Path) -> Tensor:
+    try:
+        latents: Tensor = load_file(path)["latents"]
+    except (SafetensorError, KeyError) as error:
+        raise SetupError(f"{path} holds no latents ({error}): delete it, and it is drawn again") from error
+    return latents
 
 
 def _write(path: Path, latents: Tensor) -> None:

@@ -57,7 +57,7 @@ class Evaluation:
             device: "cpu" or "cuda:<i>"; None: a GPU where there is one.
             tasks: all prompts.
             out: folder of the pool.
-            replay: whether nothing will be drawn, so that a pool of either precision will do.
+            replay: nothing will be drawn, so a pool of either precision will do.
             latents: folder that keeps final latents; None: they are not kept.
 
         Raises:

@@ -4,7 +4,7 @@ B candidates, C latent channels, (h, w) latent grid, (H, W) pixels.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,32 +31,17 @@ def load_generator(name: str, device: torch.device, *, low_precision: bool = Fal
     return PipelineGenerator(checkpoint, device)
 
 
-def generate(
-    generator: LoadedGenerator,
-    prompt: str,
-    seeds: Sequence[int],
-    *,
-    negative_prompt: str = "",
-    width: int | None = None,
-    height: int | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    preview_after: int | None = None,
-    layers: Sequence[int] | None = None,
-) -> Tensor:
+@torch.inference_mode()
+def generate(generator: LoadedGenerator, prompt: str, seeds: Sequence[int], **options: Any) -> Tensor:
     """Draw one image a seed, all in one batch; with a pipeline of another family in batches that fit into memory.
 
-    Args: as of `draw`.
+    Args:
+        generator, prompt, seeds, options: as of `draw`.
 
     Returns:
         (B, H, W, 3) uint8 on the CPU, each image the one that plain diffusers makes of its seed, to rounding.
     """
-    latents = draw(
-        generator, prompt, seeds, negative_prompt=negative_prompt, width=width, height=height,
-        num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, preview_after=preview_after,
-        layers=layers,
-    )  # fmt: skip
-    return generator.decode(latents)
+    return generator.decode(draw(generator, prompt, seeds, **options))
 
 
 @torch.inference_mode()

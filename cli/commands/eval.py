@@ -110,7 +110,11 @@ def evaluate(
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     try:
-        evaluation = Evaluation.of(settings.model, settings.judge, device, tasks, out, replay=replay, latents=latents)
+        evaluation = Evaluation.of(
+            *(settings.model, settings.judge, device, tasks, out),
+            replay=replay and not file,  # winners of a file are drawn, as they were judged
+            latents=latents,
+        )
     except (ModelError, JudgeFolderError, ValueError) as error:
         raise SetupError(str(error)) from error
     count = min(prompts or len(tasks), len(tasks))
@@ -123,6 +127,8 @@ def evaluate(
         except ValueError as error:
             raise SetupError(str(error)) from error
         _make_folder(out)
+        if latents is not None:
+            _make_folder(latents, "--latents")
         columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, console=err) as bar:
             task = bar.add_task("", total=None)
@@ -152,11 +158,11 @@ def _warn_of_little_choice(strategies: "Sequence[Strategy]", images: int) -> Non
         )
 
 
-def _make_folder(out: Path) -> None:
-    """Raises SetupError now, not after hours of drawing, if the pool cannot be written."""
+def _make_folder(out: Path, option: str = "--out") -> None:
+    """Raises SetupError now, not after hours of drawing, if the folder cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise SetupError(f"{out} cannot be written ({error.strerror}): name another folder with --out") from error
+        raise SetupError(f"{out} cannot be written ({error.strerror}): name another folder with {option}") from error

@@ -30,7 +30,7 @@ from bestofn.models.errors import ModelError, PromptTooLong
 from bestofn.models.sampling import generate
 from bestofn.service.client.errors import ClientClosed
 from bestofn.service.core.budget import frontier
-from bestofn.service.core.errors import BestOfNError, JudgeAway
+from bestofn.service.core.errors import BestOfNError, JudgeAway, SetupError
 from bestofn.service.core.jobs import Draft
 
 SCALING = Path(__file__).parents[2] / "evaluation" / "results" / "scaling"
@@ -191,8 +191,23 @@ def test_pool_with_kept_latents_is_filled_for_another_judge_without_drawing(tmp_
     assert (first.correct == second.correct).all()
     assert (first.margin != second.margin).any()
     kept.write_bytes(b"")  # what is kept is read
-    with pytest.raises(Exception, match=r"(?i)header|metadata"):
+    with pytest.raises(SetupError, match="delete it, and it is drawn again"):
         fill(Pool(tmp_path / "third.jsonl", source), requests, 1, lambda *_: None)
+
+
+def test_replay_takes_a_pool_of_either_precision_and_drawing_does_not(tmp_path):
+    from bestofn.evaluation.run import Evaluation
+    from bestofn.judge.judge import EMBEDDED
+    from bestofn.judge.loader import revision
+    from bestofn.models.checkpoint import Checkpoint
+
+    model, judge = Checkpoint.resolve("shapes").revision, revision(EMBEDDED)
+    source = Source("", f"{model}+bfloat16", "", judge, benchmark())
+    (tmp_path / "pool.jsonl").write_text(json.dumps(source.identity) + "\n")
+    read = Evaluation.of("shapes", "shapes", "cpu", benchmark(), tmp_path, replay=True)
+    assert read.pool.source.identity == source.identity
+    with pytest.raises(ValueError, match="choose another --out"):
+        Evaluation.of("shapes", "shapes", "cpu", benchmark(), tmp_path)
 
 
 def test_ctrl_c_ends_a_pool_with_what_is_drawn_and_keeps_its_lines(tmp_path):
