@@ -104,11 +104,14 @@ async def test_aclose_within_a_callback_ends_its_own_call(served: Any, keys: Seq
 async def test_aclose_of_a_server_that_does_not_answer_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bestofn.service.client.flows.LAST_WISH_SECONDS", 0.1)
     arrived = asyncio.Event()
+    handlers: list[asyncio.Task[Any] | None] = []
 
     async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.append(asyncio.current_task())
         arrived.set()
         await reader.read()
         writer.close()
+        await writer.wait_closed()
 
     async with await asyncio.start_server(swallow, "127.0.0.1", 0) as server:
         address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -119,6 +122,7 @@ async def test_aclose_of_a_server_that_does_not_answer_ends_in_time(monkeypatch:
             await client.aclose()
         with pytest.raises(ClientClosed):
             await call
+        await asyncio.gather(*filter(None, handlers))
 
 
 def test_close_in_another_thread_cancels_the_jobs_of_all_threads(served: Any, keys: Sequence[str]) -> None:
