@@ -212,10 +212,12 @@ def test_secrets_are_made_once_and_read_by_the_settings(tmp_path: Path, monkeypa
     assert keyring.caller(first) == "first"
     assert keyring.caller((folder / "prometheus_key").read_text().strip()) == "prometheus"
     assert not any(first in text for text in before.values())
-    (folder / "gpu-host" / "bestofn_pairwise_api_key").write_text("open-sesame\n")
+    for server in ("judge", "pairwise", "checker"):
+        (folder / "gpu-host" / f"bestofn_{server}_api_key").write_text(f"key of {server}\n")
     gpu_host = Settings(_secrets_dir=folder / "gpu-host")
     remote = gpu_host.redis_url or ""
-    assert (gpu_host.pairwise_api_key, edge.pairwise_api_key) == ("open-sesame", "")
+    keys = [(one.judge_api_key, one.pairwise_api_key, one.checker_api_key) for one in (edge, gpu_host)]
+    assert keys == [("", "", ""), ("key of judge", "key of pairwise", "key of checker")]
     assert edge.webhook_secret is not None
     assert edge.webhook_secret.startswith("whsec_")
     assert not Settings(_secrets_dir=ROOT / "docker" / "secrets" / "none").webhook_secret
