@@ -117,7 +117,7 @@ def _draw(source: Source, task: Task, key: ChunkKey, kept: Path | None) -> Chunk
         if kept is not None:
             latents = latents.half()  # what is kept is what is judged
             _write(kept, latents)
-    generator, verifier = parts(source.model, source.judge, source.device)
+    generator, verifier = parts(source.model, source.lora, source.judge, source.device)
     chunk = Chunk([], [], [])
     for start in range(0, CHUNK, BATCH):
         batch = latents[start : start + BATCH].to(source.device, torch.float32)
@@ -132,7 +132,7 @@ def _draw(source: Source, task: Task, key: ChunkKey, kept: Path | None) -> Chunk
 
 def _latents(source: Source, task: Task, key: ChunkKey) -> Tensor:
     """Finished latents (CHUNK, C, h, w) of a chunk."""
-    generator, _ = parts(source.model, source.judge, source.device)
+    generator, _ = parts(source.model, source.lora, source.judge, source.device)
     first = task.seed + key.start
 
     def batch(start: int) -> Tensor:

@@ -27,6 +27,7 @@ class Source:
     """What draws and judges: checkpoints on this machine, with their revisions, and the prompts; and where.
 
     Attributes:
+        lora: LoRAs of the generator, as BESTOFN_LORA names them; `model_revision` counts them in.
         latents: folder that keeps final latents, so that another judge's pool is filled without denoising; or None.
     """
 
@@ -37,6 +38,7 @@ class Source:
     tasks: tuple[Task, ...]
     device: str = "cpu"
     latents: Path | None = None
+    lora: str = ""
 
     @property
     def identity(self) -> dict[str, str]:

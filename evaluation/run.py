@@ -23,6 +23,7 @@ from bestofn.judge import calibration as calibrations
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.interface import PointwiseJudge
 from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.lora import Lora, listed, revision_with
 from bestofn.models.sampling import LoadedGenerator, generate
 from bestofn.service.core.settings import load_settings
 from bestofn.service.engine.compilation import BFLOAT16, low_precision
@@ -64,29 +65,30 @@ class Evaluation:
             ValueError: the pool there was filled from something else.
             ModelError, JudgeFolderError: a checkpoint is not as needed.
         """
-        checkpoint, judging = (
-            Checkpoint.resolve(model, any_pipeline=True),
-            find_judge(judge, key=load_settings().judge_api_key),
-        )
+        settings = load_settings()
+        checkpoint = Checkpoint.resolve(model, any_pipeline=True)
+        judging = find_judge(judge, key=settings.judge_api_key)
+        loras = [Lora.resolve(text) for text in listed(settings.lora)]
         device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
         path = out / "pool.jsonl"
         if replay:
             low = filled_from(path).get("model", "").endswith(BFLOAT16)
         else:
-            low = checkpoint.is_sana and device == "cpu" and low_precision(load_settings().reproducible)
+            low = checkpoint.is_sana and device == "cpu" and low_precision(settings.reproducible)
         source = Source(
             str(checkpoint.path),
-            checkpoint.revision + BFLOAT16 * low,
+            revision_with(checkpoint.revision, loras) + BFLOAT16 * low,
             judging.name.full,
             judging.revision.revision,
             tasks,
             device,
             latents,
+            settings.lora,
         )
         pool = Pool(path, source)
         file = judging.file
         fitted = calibrations.read(file) if file is not None and file.is_file() else None
-        return cls(pool, *parts(source.model, source.judge, device), fitted)
+        return cls(pool, *parts(source.model, source.lora, source.judge, device), fitted)
 
     @property
     def steps(self) -> int:

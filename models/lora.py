@@ -118,6 +118,11 @@ def listed(setting: str) -> list[str]:
     return [text.strip() for text in setting.split(",") if text.strip()]
 
 
+def revision_with(revision: str, loras: "Sequence[Lora]") -> str:
+    """Revision of a checkpoint whose images some LoRAs change."""
+    return "+lora-".join([revision, *(lora.revision for lora in loras)])
+
+
 def local_file(name: str) -> Path | None:
     """The file that a name without strength means, or None for a hub name. Raises CheckpointError for neither."""
     path = Path(name).expanduser()

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from bestofn.models.checkpoint import Checkpoint
-from bestofn.models.errors import ModelError
+from bestofn.models.errors import CheckpointError, ModelError
 from bestofn.models.generator import Generator
 from bestofn.models.guidance import guide
+from bestofn.models.lora import Lora
 from bestofn.models.solver import StepCoefficients, solver_step
 
 if TYPE_CHECKING:
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
 LoadedGenerator: TypeAlias = "Generator | PipelineGenerator"
 
 
-def load_generator(name: str, device: torch.device, *, low_precision: bool = False) -> LoadedGenerator:
-    """Resolve a checkpoint of any family and open it on a device; `low_precision` is for SANA."""
+def load_generator(
+    name: str, device: torch.device, *, loras: Sequence[Lora] = (), low_precision: bool = False
+) -> LoadedGenerator:
+    """Resolve a checkpoint of any family and open it on a device; `loras` and `low_precision` are for SANA."""
     checkpoint = Checkpoint.resolve(name, any_pipeline=True)
     if checkpoint.is_sana:
-        return Generator(checkpoint, device, low_precision=low_precision)
+        return Generator(checkpoint, device, loras=loras, low_precision=low_precision)
+    if loras:
+        raise CheckpointError(f"LoRAs are for SANA only, and {checkpoint.name} is of another family")
     from bestofn.models.pipelines.generator import PipelineGenerator  # which SANA does not pay for
 
     return PipelineGenerator(checkpoint, device)

@@ -15,7 +15,7 @@ from bestofn.models.errors import ModelError
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
 from bestofn.models.linear_dit.config import LinearDiTConfig
-from bestofn.models.lora import Lora, listed
+from bestofn.models.lora import Lora, listed, revision_with
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import FP8_DRAFTS, LORA, Revision
 from bestofn.service.core.settings import Settings
@@ -188,8 +188,7 @@ def model_info(generator: Generator, tokenizer: bytes, max_size: int, fp8_drafts
     return ModelInfo(
         revision=Revision(
             name=LORA.join([checkpoint.name, *(lora.name for lora in generator.loras)]),
-            revision="+lora-".join([checkpoint.revision, *(lora.revision for lora in generator.loras)])
-            + FP8_DRAFTS * fp8_drafts,
+            revision=revision_with(checkpoint.revision, generator.loras) + FP8_DRAFTS * fp8_drafts,
         ),
         width=defaults.width,
         height=defaults.height,
