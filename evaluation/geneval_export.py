@@ -13,6 +13,8 @@ from bestofn.evaluation.cost import Price, verdicts
 from bestofn.evaluation.pool import Pool, SamplingConfig
 from bestofn.evaluation.replay import Replayed
 from bestofn.evaluation.strategies import Strategy
+from bestofn.judge.interface import PointwiseJudge
+from bestofn.service.core.errors import SetupError
 
 Draw = Callable[[str, int, int], NDArray[np.uint8]]  # prompt, seed, steps -> (H, W, 3)
 
@@ -53,6 +55,31 @@ def write(folder: Path, pool: Pool, replayed: Replayed, steps: int, draw: Draw) 
     return key
 
 
+def scores(folder: Path, pool: Pool, replayed: Replayed, judge: PointwiseJudge) -> dict[str, float]:
+    """What a judge that chose none of them says of the best winners that `write` drew.
+
+    Args:
+        folder: that `write` returned.
+        pool, replayed: that `write` took.
+        judge: unlike the pool's.
+
+    Raises:
+        SetupError: the judge gives no verdict on any of them.
+    """
+    verdicts = []
+    for number in replayed.numbers:
+        with Image.open(folder / f"{number:05d}" / "samples" / "0000.png") as image:
+            verdicts += judge.judge([image], [pool.source.tasks[number].prompt])
+    margins = [verdict.margin for verdict in verdicts if not verdict.broken]
+    if not margins:
+        raise SetupError("the judge of --scored-by gives no verdict on any winner: try it with bestofn rank")
+    return {
+        "scored": len(margins),
+        "scored_yes": float(np.mean([margin > 0 for margin in margins])),
+        "scored_margin": float(np.mean(margins)),
+    }
+
+
 def with_little_choice(strategies: Sequence[Strategy], images: int) -> list[Strategy]:
     """Strategies of which half of the candidates or more are winners, so that their average shows no choice."""
     return [one for one in strategies if 1 < one.num_samples <= 2 * images and images > 1]
@@ -80,13 +107,18 @@ def summary(pool: Pool, replayed: Sequence[Replayed], steps: int, price: Price) 
 
 def table(figures: dict[str, Any]) -> str:
     """The summary as Markdown."""
+    own = figures.get("scored_by")
     lines = [
-        "| strategy | candidates | verdicts | TFLOP | winners judged yes | their log-odds |",
-        "|---|---|---|---|---|---|",
+        "| strategy | candidates | verdicts | TFLOP | winners judged yes | their log-odds |"
+        + (" scored yes | log-odds |" if own else ""),
+        "|---|---|---|---|---|---|" + ("---|---|" if own else ""),
         *(
             f"| {one['strategy']} | {one['candidates']:.1f} | {one['verdicts']:.1f} | {one['tflops']:.4g} | "
             f"{100 * one['judged_yes']:.1f} % | {one['margin']:+.2f} |"
+            + (f" {100 * one['scored_yes']:.1f} % | {one['scored_margin']:+.2f} |" if own else "")
             for one in figures["strategies"]
         ),
     ]
+    if own:
+        lines += ["", f"Scored by {own['name']}, revision {own['revision']}."]
     return "\n".join(lines) + "\n"

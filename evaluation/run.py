@@ -25,10 +25,29 @@ from bestofn.judge.interface import PointwiseJudge
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.lora import Lora, listed, revision_with
 from bestofn.models.sampling import LoadedGenerator, generate
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.jobs import Revision
 from bestofn.service.core.settings import load_settings
 from bestofn.service.engine.compilation import BFLOAT16, low_precision
-from bestofn.service.engine.judge_loader import find_judge
+from bestofn.service.engine.judge_loader import calibration_of, find_judge
 from bestofn.service.host.cgroups import cores
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A judge that no strategy sees: it chooses nothing, and scores winners."""
+
+    revision: Revision
+    judge: PointwiseJudge
+
+    @classmethod
+    def of(cls, name: str, device: str, chooses: str) -> "Scorer":
+        """Load it, if its revision is not `chooses`; raises JudgeFolderError, CheckpointError, SetupError."""
+        settings = load_settings()
+        found = find_judge(name, settings.judge_max_tiles, settings.judge_api_key)
+        if found.revision.revision == chooses:
+            raise SetupError(f"{name} is the judge that chooses the winners, so its score says nothing: name another")
+        return cls(found.revision, found.load(torch.device(device), calibration_of(found, None)))
 
 
 @dataclass(frozen=True)
@@ -39,6 +58,7 @@ class Evaluation:
     generator: LoadedGenerator
     judge: PointwiseJudge
     calibration: Calibration | None
+    scorer: Scorer | None = None
 
     @classmethod
     def of(
@@ -51,6 +71,7 @@ class Evaluation:
         *,
         replay: bool = False,
         latents: Path | None = None,
+        scored_by: str | None = None,
     ) -> "Evaluation":
         """
         Args:
@@ -60,10 +81,12 @@ class Evaluation:
             out: folder of the pool.
             replay: nothing will be drawn, so a pool of either precision will do.
             latents: folder that keeps final latents; None: they are not kept.
+            scored_by: name of a judge that chooses nothing, and scores the winners.
 
         Raises:
             ValueError: the pool there was filled from something else.
             ModelError, JudgeFolderError: a checkpoint is not as needed.
+            SetupError: `scored_by` is the judge that chooses, or fails its start-up test.
         """
         settings = load_settings()
         checkpoint = Checkpoint.resolve(model, any_pipeline=True)
@@ -88,7 +111,8 @@ class Evaluation:
         pool = Pool(path, source)
         file = judging.file
         fitted = calibrations.read(file) if file is not None and file.is_file() else None
-        return cls(pool, *parts(source.model, source.lora, source.judge, device), fitted)
+        scorer = Scorer.of(scored_by, device, source.judge_revision) if scored_by else None
+        return cls(pool, *parts(source.model, source.lora, source.judge, device), fitted, scorer)
 
     @property
     def steps(self) -> int:
@@ -107,7 +131,8 @@ class Evaluation:
             task = self.pool.source.tasks[number]
             try:
                 self.generator.tokenizer.check(task.prompt)
-                self.judge.check(task.prompt, defaults.width, defaults.height)
+                for judge in (self.judge, *([self.scorer.judge] if self.scorer else [])):
+                    judge.check(task.prompt, defaults.width, defaults.height)
             except ValueError as error:
                 faults.append(f"{task.place or f'prompt {number}'}: {error}")
         if faults:
@@ -151,7 +176,11 @@ class Evaluation:
         )
 
     def winners(self, numbers: Sequence[int], strategies: Sequence[Strategy], images: int, out: Path) -> dict[str, Any]:
-        """The winners of prompts of a file, drawn into folders for their evaluators, and what is known before that."""
+        """The winners of prompts of a file, drawn into folders for their evaluators, and what is known before that.
+
+        Raises:
+            SetupError: the judge that scores them gives no verdict.
+        """
         played = [
             one
             for strategy in strategies
@@ -161,9 +190,12 @@ class Evaluation:
                 )
             )
         ]
-        for one in played:
-            folders.write(out, self.pool, one, self.steps, self._draw)
+        drawn = [folders.write(out, self.pool, one, self.steps, self._draw) for one in played]
         figures = folders.summary(self.pool, played, self.steps, cost.counted(self.generator, self.judge))
+        if self.scorer is not None:
+            figures["scored_by"] = self.scorer.revision.model_dump()
+            for fields, folder, one in zip(figures["strategies"], drawn, played, strict=True):
+                fields |= folders.scores(folder, self.pool, one, self.scorer.judge)
         (out / "winners.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         return figures
 

@@ -52,6 +52,10 @@ def evaluate(
     judge: Annotated[
         str | None, typer.Option(help="shapes, a folder, a hub name, or another judge.", show_default="shapes")
     ] = None,
+    scored_by: Annotated[
+        str | None,
+        typer.Option(help="Another judge, which chooses nothing: scores winners of --file.", show_default="none"),
+    ] = None,
     latents: Annotated[
         Path | None,
         typer.Option(help="Folder that keeps final latents: with it, another --judge and --out draw nothing again."),
@@ -100,6 +104,8 @@ def evaluate(
     from bestofn.models.errors import ModelError
     from bestofn.service.engine.loader import devices
 
+    if scored_by is not None and not file:
+        raise typer.BadParameter("--scored-by is for winners of --file: the benchmark has an evaluator")
     settings = load_settings(model=model, judge=judge, devices=device)
     if device is not None:
         device = devices(settings)[0]
@@ -114,6 +120,7 @@ def evaluate(
             *(settings.model, settings.judge, device, tasks, out),
             replay=replay and not file,  # winners of a file are drawn, as they were judged
             latents=latents,
+            scored_by=scored_by,
         )
     except (ModelError, JudgeFolderError, ValueError) as error:
         raise SetupError(str(error)) from error

@@ -186,6 +186,7 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "a band of no finals": (["generate", "p", "--finals-margin", "2"], 2, "--finals-margin needs --finals"),
     "no UTF-8": (["generate", "a \udcff star"], 2, "character 3 of the prompt is not UTF-8"),
     "no such device": (["eval", "--out", "x", "--device", "cuda:99"], 1, "cuda:99 not found; this machine has "),
+    "a scorer of no winners": (["eval", "--out", "x", "--scored-by", "shapes"], 2, "is for winners of --file"),
     "no keys": (["keys", "list", "--file", "none"], 1, "bestofn keys add NAME makes the first"),
     "two places": (["generate", "p", "--local", "--server", "http://x"], 2, "exclude each other"),
     "no server there": (["generate", "p", "--server", "http://127.0.0.1:9"], 1, "cannot be reached"),

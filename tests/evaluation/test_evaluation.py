@@ -253,8 +253,10 @@ def test_the_page_on_depths_says_what_its_pools_say():
         assert line in page
 
 
-def test_winners_of_a_file_are_laid_out_for_their_evaluators(tmp_path):
+def test_winners_of_a_file_are_laid_out_for_their_evaluators_and_scored_by_another_judge(tmp_path):
+    from bestofn.evaluation.geneval_export import table
     from bestofn.evaluation.run import Evaluation
+    from bestofn.judge.judge import Judge
 
     lines = [
         {
@@ -268,7 +270,8 @@ def test_winners_of_a_file_are_laid_out_for_their_evaluators(tmp_path):
     file.write_text("\n".join(map(json.dumps, lines)) + "\n")
     tasks = read_tasks(file)
     assert [task.tag for task in tasks] == ["colors", "2 atoms"]
-    evaluation = Evaluation.of("shapes", "shapes", "cpu", tasks, tmp_path)
+    before = SCALING.parent / "judge" / "before"
+    evaluation = Evaluation.of("shapes", "shapes", "cpu", tasks, tmp_path, scored_by=str(before))
     source = evaluation.pool.source
     config, rng = SamplingConfig(12), np.random.default_rng(0)
     evaluation.pool.chunks[config] = {
@@ -285,6 +288,13 @@ def test_winners_of_a_file_are_laid_out_for_their_evaluators(tmp_path):
     named = json.loads((tmp_path / "n=4" / "images.json").read_text())
     assert list(named) == ["a photo of a red ring", "two stars"]
     assert figures["strategies"][0]["candidates"] == 4
+    best = [tmp_path / "n=4" / f"{number:05d}" / "samples" / "0000.png" for number in (0, 1)]
+    with Image.open(best[0]) as one, Image.open(best[1]) as other:
+        margins = [verdict.margin for verdict in Judge.load(before).judge([one, other], list(named))]
+    assert figures["strategies"][0]["scored_margin"] == pytest.approx(np.mean(margins), abs=1e-4)
+    assert f"Scored by {before}, revision " in table(figures)
+    with pytest.raises(SetupError, match="is the judge that chooses the winners"):
+        Evaluation.of("shapes", "shapes", "cpu", tasks, tmp_path, scored_by="shapes")
 
 
 def test_read_takes_json_and_plain_lines_with_or_without_bom(tmp_path):
