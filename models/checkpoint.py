@@ -142,6 +142,12 @@ def pipeline_parts(folder: Path) -> dict[str, bool]:
     return {part: (folder / part / "config.json").is_file() for part in parts if not part.startswith("_")}
 
 
+def quantised_with(folder: Path) -> str | None:
+    """How a part's weights are quantised, such as torchao, as its config.json says; None: they are plain."""
+    method = read_json(folder / "config.json").get("quantization_config", {}).get("quant_method")
+    return None if method is None else str(method)
+
+
 def _checked(folder: Path, any_pipeline: bool) -> Path:
     if not (folder / "model_index.json").exists():
         raise CheckpointError(f"{folder.absolute()} has no model_index.json: a folder in diffusers layout is needed")
@@ -165,6 +171,8 @@ def _checked(folder: Path, any_pipeline: bool) -> Path:
                 f"{folder / 'model_index.json'}: {part} must be [library, class], got {index[part]!r}"
             )
         check_part(folder / part, weights=part in WITH_WEIGHTS)
+        if part in WITH_WEIGHTS and (package := quantised_with(folder / part)) is not None:
+            raise CheckpointError(f"{folder / part} is quantised with {package}: SANA is read from plain weights only")
     return folder
 
 

@@ -9,6 +9,7 @@ import signal
 from contextlib import aclosing
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import diffusers
@@ -298,7 +299,7 @@ def test_family_guidance_is_the_scale_that_the_defaults_use(tmp_path):
         family("turbo", num_inference_steps=0)
 
 
-@pytest.mark.parametrize("fault", ["pickle", "code", "class", "part", "lora", "image"])
+@pytest.mark.parametrize("fault", ["pickle", "code", "class", "part", "lora", "quantised", "image"])
 def test_load_engine_refuses_what_it_would_have_to_trust_or_cannot_draw(fault, folders, tmp_path):
     folder, options, said = tmp_path / "copy", {}, ""
     shutil.copytree(folders("flux" if fault == "image" else "pixart"), folder)
@@ -317,6 +318,11 @@ def test_load_engine_refuses_what_it_would_have_to_trust_or_cannot_draw(fault, f
         said = "FluxPipeline needs text_encoder_2"
     elif fault == "lora":
         options, said = {"lora": str(folder / "lora.safetensors")}, "lora"
+    elif fault == "quantised":
+        config = folder / "transformer" / "config.json"
+        method = {"quant_method": "torchao", "quant_type": {"default": {}}}
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": method}))
+        said = "cannot be loaded: .*torchao" if find_spec("torchao") else "its transformer is .* pip install torchao"
     else:
         index["_class_name"] = "FluxImg2ImgPipeline"
         said = "does not draw from a prompt alone"
