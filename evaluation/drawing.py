@@ -1,4 +1,4 @@
-"""Draws, judges and evaluates what a pool is missing, in processes of one thread each.
+"""Draws, judges and evaluates what a pool is missing, with one thread a process, in this process if it is the only one.
 
 B candidates, C latent channels, (h, w) latent grid.
 """
@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -33,7 +33,7 @@ def fill(pool: Pool, requests: Sequence[SampleRequest], processes: int, progress
     Args:
         pool: its source says what draws and judges, and which folder keeps the latents.
         requests: drawn in this order.
-        processes: each with one thread.
+        processes: each with one thread; 1 is this process, which has generator and judge already.
         progress: called with chunks done and wanted.
 
     Raises:
@@ -45,6 +45,26 @@ def fill(pool: Pool, requests: Sequence[SampleRequest], processes: int, progress
     progress(done, total)
     if not missing:
         return
+    with contextlib.closing(_here(pool, missing) if processes == 1 else _there(pool, missing, processes)) as drawn:
+        for key, chunk in drawn:
+            pool.append(key, chunk)
+            done += 1
+            progress(done, total)
+
+
+def _here(pool: Pool, missing: Sequence[ChunkKey]) -> Generator[tuple[ChunkKey, Chunk]]:
+    """Chunks drawn one by one in this process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # verdicts depend on it, in their last digits
+    try:
+        for key in missing:
+            yield key, _draw(pool.source, pool.source.tasks[key.number], key, _latents_file(pool.source, key))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _there(pool: Pool, missing: Sequence[ChunkKey], processes: int) -> Generator[tuple[ChunkKey, Chunk]]:
+    """Chunks drawn in other processes, as they are done."""
     tasks, source = pool.source.tasks, replace(pool.source, tasks=())
     with _workers(processes) as workers:
         with _interrupts_later():
@@ -54,15 +74,12 @@ def fill(pool: Pool, requests: Sequence[SampleRequest], processes: int, progress
             }
         for future in as_completed(futures):
             try:
-                chunk = future.result()
+                yield futures[future], future.result()
             except BrokenProcessPool as error:
                 raise SetupError(
                     f"a process that draws was killed, mostly for lack of memory: take fewer --processes than "
                     f"{processes}. What is drawn is kept in {pool.path}"
                 ) from error
-            pool.append(futures[future], chunk)
-            done += 1
-            progress(done, total)
 
 
 @contextlib.contextmanager

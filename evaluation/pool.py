@@ -8,6 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bestofn.evaluation.tasks import Task, digest
+from bestofn.judge.verdict import Verdict
 
 CHUNK = 32
 DIGITS = 3  # of a logit
@@ -108,8 +110,16 @@ class Samples:
         """(P, S), the log-odds of yes, by which the judge ranks."""
         return self.yes - self.no
 
+    @cached_property
+    def verdicts(self) -> list[list[Verdict]]:
+        """(P, S), as the judge gave them."""
+        rows = zip(self.yes.tolist(), self.no.tolist(), strict=True)
+        return [[Verdict("yes" if yes > no else "no", yes, no) for yes, no in zip(*row, strict=True)] for row in rows]
+
     def of(self, numbers: Sequence[int], samples: int) -> "Samples":
-        """Fewer prompts, fewer samples."""
+        """Fewer prompts, fewer samples; itself, if these are all."""
+        if list(numbers) == self.numbers and samples == self.yes.shape[1]:
+            return self
         rows = [self.numbers.index(number) for number in numbers]
         return Samples(list(numbers), self.correct[rows, :samples], self.yes[rows, :samples], self.no[rows, :samples])
 
@@ -133,6 +143,7 @@ class Pool:
         """
         self.path, self.source = path, source
         self.chunks: dict[SamplingConfig, dict[int, dict[int, Chunk]]] = defaultdict(lambda: defaultdict(dict))
+        self._tables: dict[tuple[SamplingConfig, int], Samples] = {}
         if path.is_file() and path.stat().st_size:
             self._read()
 
@@ -152,6 +163,7 @@ class Pool:
 
     def _keep(self, key: ChunkKey, chunk: Chunk) -> None:
         self.chunks[key.config][key.number][key.start] = chunk
+        self._tables.clear()
 
     def missing(self, requests: Sequence[SampleRequest]) -> list[ChunkKey]:
         """Chunks that are wanted and not here, in the order of the wants."""
@@ -182,7 +194,12 @@ class Pool:
         return min((_run(chunks[number]) for number in prompts), default=0)
 
     def samples(self, config: SamplingConfig, samples: int) -> Samples:
-        """The first `samples` of every prompt that has as many, sampled with this config."""
+        """The first `samples` of every prompt that has as many, sampled with this config; kept for the next call."""
+        if (config, samples) not in self._tables:
+            self._tables[config, samples] = self._table(config, samples)
+        return self._tables[config, samples]
+
+    def _table(self, config: SamplingConfig, samples: int) -> Samples:
         numbers = self.prompts(config, samples)
 
         def table(rows: Callable[[Chunk], Sequence[float]]) -> Floats:

@@ -97,8 +97,8 @@ def preset(loss: Floats, cost: Floats, tags: Sequence[str], most: float) -> Pres
             first[members[: len(members) // 2]] = True
         for fit in (first, ~first):
             prompts = Prompts([tag for tag, there in zip(tags, fit.tolist(), strict=True) if there])
-            within = [k for k in range(len(loss)) if prompts.upper_bound(loss[k, fit]) <= most]
-            k = min(within, key=lambda k: prompts.mean(cost[k, fit]))
+            cheapest_first = sorted(range(len(loss)), key=lambda k: prompts.mean(cost[k, fit]))
+            k = next(k for k in cheapest_first if prompts.upper_bound(loss[k, fit]) <= most)
             lost[~fit] += loss[k, ~fit] / SPLITS
             spent[~fit] += cost[k, ~fit] / SPLITS
     prompts = Prompts(tags)

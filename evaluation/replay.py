@@ -16,7 +16,6 @@ from bestofn.evaluation.stats import Floats
 from bestofn.evaluation.strategies import Strategy
 from bestofn.judge.calibration import Calibration, probability
 from bestofn.judge.stopping import Reason
-from bestofn.judge.verdict import Verdict
 from bestofn.service.core.early_stopping import Prefix, fold
 from bestofn.service.core.jobs import Candidate, JobSpec, Revision
 from bestofn.service.core.results import promoted
@@ -126,15 +125,16 @@ class _Job(NamedTuple):
 
 def _play(spec: JobSpec, full: Samples, drafts: Samples | None, row: int, first: int) -> _Job:
     """One job over the samples from `first` on."""
+    own = slice(first, first + spec.num_samples)
     prefix = Prefix()
     drafted = solved = 0
     for heat in spec.heats():
         chosen = list(heat.candidates)
         if drafts is not None:
-            chosen = promoted(spec, {i: verdict(drafts, row, first + i) for i in chosen})
+            chosen = promoted(spec, {i: drafts.verdicts[row][first + i] for i in chosen})
             drafted += heat.count
         solved += len(chosen)
-        prefix = fold(spec, prefix, {heat.index: [Candidate(i, i, verdict(full, row, first + i)) for i in chosen]})
+        prefix = fold(spec, prefix, {heat.index: [Candidate(i, i, full.verdicts[row][first + i]) for i in chosen]})
         if prefix.stopped is not None:
             break
     winner = prefix.leaders[0]
@@ -145,11 +145,5 @@ def _play(spec: JobSpec, full: Samples, drafts: Samples | None, row: int, first:
         drafted,
         solved,
         probability(winner.verdict, spec.calibration) if sure else math.nan,
-        float(winner.index == int(full.margin[row, first : first + spec.num_samples].argmax())),
+        float(winner.index == int((full.yes[row, own] - full.no[row, own]).argmax())),
     )
-
-
-def verdict(samples: Samples, row: int, column: int) -> Verdict:
-    """A verdict as the judge gave it."""
-    yes, no = float(samples.yes[row, column]), float(samples.no[row, column])
-    return Verdict("yes" if yes > no else "no", yes, no)

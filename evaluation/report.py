@@ -76,7 +76,7 @@ def summary(pool: Pool, question: Question) -> dict[str, Any]:
         for strategy in question.strategies
         if (replayed := replay(strategy, pool, question.steps, question.prompts, question.calibration)) is not None
     ]
-    plain = _Plain(pool, question)
+    plain = _Plain(pool, question, played)
     out["strategies"] = [_strategy_figures(one, question, _prompts(pool, question.prompts), plain) for one in played]
     out |= _choices(pool, question, played, plain)
     out["drafts"] = [
@@ -96,10 +96,14 @@ class _Plain:
     over these and over all candidates.
     """
 
-    def __init__(self, pool: Pool, question: Question) -> None:
+    def __init__(self, pool: Pool, question: Question, played: Sequence[Replayed]) -> None:
         self._pool, self._question = pool, question
         self.depth = pool.depth(SamplingConfig(question.steps), question.prompts)
-        self._scores: dict[tuple[int, int], Floats | None] = {}
+        self._scores: dict[tuple[int, int], Floats | None] = {
+            (one.strategy.num_samples, one.samples): one.correct.mean(1)
+            for one in played
+            if one.strategy == Strategy(one.strategy.num_samples)
+        }
 
     def score(self, N: int, samples: int) -> Floats | None:
         """(P,) score of plain best of N over the first samples of each prompt; None if they are fewer than N."""

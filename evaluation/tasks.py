@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Task:
     place: str = ""
 
 
+@cache
 def benchmark() -> tuple[Task, ...]:
     """The 240 prompts of the shapes benchmark."""
     return tuple(Task(one.spec.prompt, one.spec.tag, one.seed, one.spec, one.held_out) for one in benchmark_prompts())
