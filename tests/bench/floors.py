@@ -1,5 +1,5 @@
-"""The least time of a candidate by operations and bytes at 1,024 px, 20 steps, guidance on
-(docs/research/performance.md).
+"""The least time of a candidate by operations and bytes (docs/research/performance.md), and what to expect of a GPU
+(docs/guide/choosing.md).
 
 python -P tests/bench/floors.py
 """
@@ -25,6 +25,7 @@ from bestofn.models.random_init.judge import LLM, VISION
 
 STEPS, ROWS_OF_A_CANDIDATE, TEXT, QUESTION = 20, 2, 300, 80
 DEVICES = {"A100 80 GB": (312, 2.04), "H100": (989, 3.35), "H200": (989, 4.8)}  # TFLOP/s in bfloat16, TB/s: datasheets
+PEAKS, EXPECTED = (790, 312), 0.35  # TFLOP/s in bfloat16 of H100 and A100; the share that is expected of them
 REACHED = 0.8  # of the datasheet's operations, by a large matrix product
 
 
@@ -37,6 +38,27 @@ def judge_tflops(tiles: int) -> float:
     side = VISION["image_size"]
     positions = QUESTION + tiles * (model.tokens_per_tile(side) + 1)
     return (tiles * vision_flops(model, side) + language_flops(model, positions)) / TERA
+
+
+def expected() -> None:
+    """The table of docs/guide/choosing.md."""
+    for name, layout, side, forwards, tiles in (
+        ("SANA-1.5 1.6B", "sana1.5-1.6b", 1024, STEPS * ROWS_OF_A_CANDIDATE, 10),
+        ("SANA-1.5 4.8B", "sana1.5-4.8b", 1024, STEPS * ROWS_OF_A_CANDIDATE, 10),
+        ("Sprint 1.6B, 2 steps", "sana-sprint-1.6b", 1024, 2, 10),
+        ("SANA-1.5 1.6B at 512 px", "sana1.5-1.6b", 512, STEPS * ROWS_OF_A_CANDIDATE, 1),
+    ):
+        config = LinearDiTConfig.from_dict(SANA_LAYOUTS[layout]["transformer"])
+        cells = side // 32
+        denoising = forwards * forward_flops(config, cells, cells, TEXT) / TERA
+        decoding, judging = decode_flops(DC_AE, cells, cells) / TERA, judge_tflops(tiles)
+        total = denoising + decoding + judging
+        rates = [peak / total for peak in (PEAKS[0], *(EXPECTED * peak for peak in PEAKS))]
+        print(
+            f"| {name} | {denoising:.1f} + {decoding:.1f} + {judging:.1f} = {total:.1f} | "
+            + " | ".join(f"{rate:.0f} /s" if rate > 10 else f"{rate:.1f} /s" for rate in rates)
+            + " |"
+        )
 
 
 def main() -> None:
@@ -55,6 +77,8 @@ def main() -> None:
             compute, memory = 1e3 * tflops / (REACHED * rate), 1e3 * moved / bandwidth
             cells.append(f"{compute:.0f} + {memory:.0f} ms: {1e3 / (compute + memory):.2f}/s")
         print(f"| {name} | {tflops:.1f} | {1e3 * moved:.0f} | " + " | ".join(cells) + " |")
+    print()
+    expected()
 
 
 if __name__ == "__main__":
