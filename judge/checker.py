@@ -19,7 +19,7 @@ class CheckFailed(Exception):
 
 
 class ImageChecker(Protocol):
-    """A checker of images; a subclass writes both methods."""
+    """A checker of images; a subclass writes `ask` and `unsafe`, and `flops` if it computes here."""
 
     def ask(self, images: Sequence[ImageLike] | torch.Tensor) -> Iterable[Any]:
         """Start one forward over B images, as `PointwiseJudge.ask` takes them; returns B rows for `unsafe`."""
@@ -28,3 +28,7 @@ class ImageChecker(Protocol):
     def unsafe(self, row: Any) -> bool:
         """Whether the image of a row is unsafe. Raises CheckFailed."""
         ...
+
+    def flops(self) -> int:
+        """Floating-point operations of one check (a multiply-add is two); 0: another machine computes."""
+        return 0

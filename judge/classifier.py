@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, AutoProcessor
 
 from bestofn.judge.checker import CheckFailed, ImageChecker
@@ -81,6 +83,16 @@ class ClassifierChecker(ImageChecker):
             each = logits.softmax(1)[:, self._labels].sum(1)
         worst: torch.Tensor = each.view(len(shown), -1).amax(1)
         return worst.cpu()
+
+    def flops(self) -> int:
+        """As `ImageChecker.flops`: counted once, since every image is resized to one size."""
+        return self._flops
+
+    @cached_property
+    def _flops(self) -> int:
+        with FlopCounterMode(display=False) as counter:
+            self.ask(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
+        return int(counter.get_total_flops())
 
     def unsafe(self, row: torch.Tensor) -> bool:
         """As `ImageChecker.unsafe`."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from bestofn.judge.checker import CheckFailed, ImageChecker
+from bestofn.models.flops import TERA
 from bestofn.models.hub import download, local_folder
 from bestofn.models.weight_files import check_part
 from bestofn.service.core.errors import SetupError
@@ -79,9 +80,18 @@ def find_checker(settings: Settings) -> FoundChecker | None:
     return FoundChecker(folder, folder.name)
 
 
-def checked(info: JudgeInfo, checker: FoundChecker | None) -> JudgeInfo:
-    """The info of a judge whose images are checked: other winners, so another revision."""
-    if checker is None:
-        return info
-    revision = info.revision.model_copy(update={"revision": f"{info.revision.revision}{CHECKED}{checker.revision}"})
-    return info.model_copy(update={"revision": revision})
+def checked(info: JudgeInfo, revision: str, flops: int) -> JudgeInfo:
+    """The info of a judge whose images are checked: other winners, so another revision, for more work.
+
+    Args:
+        info: of the judge.
+        revision: of the checker.
+        flops: of one check.
+    """
+    pinned = f"{info.revision.revision}{CHECKED}{revision}"
+    return info.model_copy(
+        update={
+            "revision": info.revision.model_copy(update={"revision": pinned}),
+            "tflops_per_forward": info.tflops_per_forward + flops / TERA,
+        }
+    )

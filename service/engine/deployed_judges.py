@@ -34,8 +34,10 @@ def hold_judges(
         judge_info(residence.get(number), judge.revision, generator, calibrations[number])
         for number, judge in enumerate(judges)
     ]
-    residence.checker()  # with its start-up test
+    loaded = residence.checker()  # with its start-up test
     held = map(residence.get, range(len(judges)))
     tokenizers = [judge.tokenizer_json for judge in held if isinstance(judge, Judge)]
     info = infos[0].model_copy(update={"second": infos[1]}) if len(infos) > 1 else infos[0]
-    return residence, checked(info, checker), tokenizers
+    if checker is not None and loaded is not None:
+        info = checked(info, checker.revision, loaded.flops())
+    return residence, info, tokenizers

@@ -257,6 +257,7 @@ class Postprocess:
                 work.warn(f"prompt: the judge {name} has never learned the words {', '.join(unknown[:12])}")
             if look.judge == 0 and (checker := self._judge.checker()) is not None:
                 row, checked = row
+                work.tflops += checker.flops() / TERA
                 try:
                     unsafe = checker.unsafe(checked)
                 except CheckFailed as error:

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 from bestofn.judge.classifier import ClassifierChecker
+from bestofn.judge.judge import Judge
 from bestofn.judge.verdict import UNSAFE
+from bestofn.models.flops import TERA
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import SentImage
 from bestofn.service.core.results import ALL_UNSAFE
@@ -71,6 +73,11 @@ def test_a_classifier_whose_bias_decides_refuses_half_of_a_job(unchecked, tmp_pa
     assert run.thumbnails == {index: unchecked.thumbnails[index] for index in sorted(safe)}
     assert {c.index for c in run.result.candidates if c.verdict.answer == "unsafe"} == set(range(4)) - set(safe)
     assert "the image checker refused 2 of 4 candidates as unsafe" in run.result.warnings
+    assert checker.flops() > 1e4
+    check = checker.flops() / TERA
+    assert run.result.usage.tflops - unchecked.result.usage.tflops == pytest.approx(4 * check, rel=1e-6)
+    verdict = Judge.load().flops(engine.model_info.width, engine.model_info.height) / TERA
+    assert engine.judge_info.tflops_per_forward == pytest.approx(verdict + check, rel=1e-6)
     make_vit(folder, (0.0, 99.0))
     failed = drawn(load_engine(settings(str(folder))))
     assert (failed.result.status, failed.result.error, failed.result.unsafe) == ("failed", ALL_UNSAFE, 4)
