@@ -1,4 +1,4 @@
-"""Minimal pairs: one scene twice, right for a prompt, then with a single object spoilt and therefore wrong."""
+"""Minimal pairs: one scene twice, right for a prompt, then wrong: one object is spoilt, or two exchange something."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ from bestofn.training.judge.composition import (
 from bestofn.training.judge.labels import LabelledImage
 from bestofn.training.judge.outlines import OutlineLibrary, Quality
 
-Spoil = Callable[[np.random.Generator, Sequence[PaintedObject], int, OutlineLibrary | None], PaintedObject | None]
-"""A flawed version of one of the objects, by index, or None where that flaw is not possible."""
+Changed = dict[int, PaintedObject]
+"""Objects of the wrong image that differ from the right one's, by index."""
+
+Spoil = Callable[[np.random.Generator, Sequence[PaintedObject], int, OutlineLibrary | None], Changed | None]
+"""What changes if the object of that index is flawed, or None where that flaw is not possible."""
 
 
 @dataclass(frozen=True, eq=False)
 class MinimalPair:
-    """Two images that differ in one object; the evaluator accepts the first for the prompt and rejects the second."""
+    """Two images that differ in one or two objects; the evaluator accepts the first for the prompt, not the second."""
 
     spec: PromptSpec
     right: LabelledImage
@@ -61,12 +64,13 @@ def _attempt(rng: np.random.Generator, library: OutlineLibrary | None) -> Minima
     objects = [PaintedObject(thing, _sound_mask(rng, thing, library), random_tint(rng)) for thing in scene.things]
     victim = int(rng.integers(len(objects)))
     spoil = SPOILS[int(rng.choice(len(SPOILS), p=[share for share, _ in SPOILS]))][1]
-    flawed = spoil(rng, objects, victim, library)
-    if flawed is None:
+    changed = spoil(rng, objects, victim, library)
+    if changed is None:
         return None
     soft, grain = rng.random() < 0.35, int(rng.integers(2**31))
     sides = []
-    for painted, wanted in ((objects, True), ([*objects[:victim], flawed, *objects[victim + 1 :]], False)):
+    spoilt = [changed.get(index, one) for index, one in enumerate(objects)]
+    for painted, wanted in ((objects, True), (spoilt, False)):
         image = compose(canvas, painted)
         if soft:
             image = softened(np.random.default_rng(grain), image)
@@ -85,36 +89,36 @@ def _sound_mask(rng: np.random.Generator, thing: Thing, library: OutlineLibrary 
 
 def _near_outline(
     rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
-) -> PaintedObject | None:
+) -> Changed | None:
     one = objects[victim]
     quality = Quality.NEAR if rng.random() < 0.7 else Quality.BAD
-    return replace(one, mask=outline(rng, one.thing, library, quality) or blended(rng, one.thing))
+    return {victim: replace(one, mask=outline(rng, one.thing, library, quality) or blended(rng, one.thing))}
 
 
 def _mixed_colours(
     rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
-) -> PaintedObject | None:
+) -> Changed | None:
     one = objects[victim]
-    return replace(one, mix=ColourMix.random(rng, one.thing.colour))
+    return {victim: replace(one, mix=ColourMix.random(rng, one.thing.colour))}
 
 
 def _stretch(
     rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
-) -> PaintedObject | None:
+) -> Changed | None:
     one = objects[victim]
-    return replace(one, mask=stretched(rng, one.thing, one.mask))
+    return {victim: replace(one, mask=stretched(rng, one.thing, one.mask))}
 
 
 def _malform(
     rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
-) -> PaintedObject | None:
+) -> Changed | None:
     one = objects[victim]
-    return replace(one, mask=malformed(rng, one.thing))
+    return {victim: replace(one, mask=malformed(rng, one.thing))}
 
 
 def _merge(
     rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
-) -> PaintedObject | None:
+) -> Changed | None:
     """The object moved towards another until the two touch."""
     if len(objects) == 1:
         return None
@@ -122,23 +126,54 @@ def _merge(
     share = rng.uniform(0.3, 0.6)
     down, right = round(share * (other.y - one.thing.y)), round(share * (other.x - one.thing.x))
     alpha, top, left = one.mask
-    return replace(one, mask=(alpha, top + down, left + right))
+    return {victim: replace(one, mask=(alpha, top + down, left + right))}
 
 
 def _other_shape(
     rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
-) -> PaintedObject | None:
+) -> Changed | None:
     one = objects[victim]
     thing = reshaped(rng, one.thing)
-    return replace(one, mask=outline(rng, thing, library, Quality.GOOD) or coverage(thing))
+    return {victim: replace(one, mask=outline(rng, thing, library, Quality.GOOD) or coverage(thing))}
+
+
+def _swapped_colours(
+    rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
+) -> Changed | None:
+    """Two objects with each other's colour."""
+    one, other = objects[victim], objects[(victim + 1) % len(objects)]
+    if one.thing.colour == other.thing.colour:
+        return None
+    return {
+        victim: replace(one, thing=replace(one.thing, colour=other.thing.colour)),
+        (victim + 1) % len(objects): replace(other, thing=replace(other.thing, colour=one.thing.colour)),
+    }
+
+
+def _swapped_places(
+    rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
+) -> Changed | None:
+    """Two objects in each other's place."""
+    if len(objects) == 1:
+        return None
+    one, other = objects[victim], objects[(victim + 1) % len(objects)]
+    return {victim: _moved(one, other.thing), (victim + 1) % len(objects): _moved(other, one.thing)}
+
+
+def _moved(one: PaintedObject, to: Thing) -> PaintedObject:
+    down, right = to.y - one.thing.y, to.x - one.thing.x
+    alpha, top, left = one.mask
+    return replace(one, thing=replace(one.thing, x=to.x, y=to.y), mask=(alpha, top + round(down), left + round(right)))
 
 
 SPOILS: tuple[tuple[float, Spoil], ...] = (
-    (0.44, _near_outline),
-    (0.28, _mixed_colours),
-    (0.09, _stretch),
-    (0.08, _malform),
-    (0.06, _merge),
-    (0.05, _other_shape),
+    (0.27, _near_outline),
+    (0.18, _mixed_colours),
+    (0.06, _stretch),
+    (0.05, _malform),
+    (0.04, _merge),
+    (0.04, _other_shape),
+    (0.18, _swapped_colours),
+    (0.18, _swapped_places),
 )
-"""Share of each flaw among attempts: the two that a judge misses most come first."""
+"""Share of each flaw among attempts. Most prompts name no two colours or no place, so most swaps are no flaw."""

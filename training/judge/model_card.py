@@ -106,8 +106,8 @@ def _training(training: Training) -> str:
         "4. *Decay*: updates on all rounds, while the learning rate falls to zero.",
         f"""From round 0 on a batch holds {mix["group_images"]} images of each of {mix["groups"]} prompts,
         {mix["pairs"]} minimal pairs and {mix["scenes"]} scenes, of which {mix["flawed"]:.0%} are flawed. A minimal pair
-        is one scene twice: right for a prompt, then wrong because one object is spoilt. Scenes and pairs use outlines
-        of generated objects.""",
+        is one scene twice: right for a prompt, then wrong because one object is spoilt, or because two have each
+        other's colour or place. Scenes and pairs use outlines of generated objects.""",
         """The exact evaluator labels every image: the answers, a description, and the shape, colour and template
         overlap of each cell. Malformed shapes and mixed colours have classes of their own. The loss adds answers,
         descriptions, label maps and the order within a prompt and within a pair. No training image is drawn for a

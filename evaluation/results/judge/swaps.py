@@ -1,6 +1,7 @@
-"""How both judges see swapped colours, swapped places and another shape: `python evaluation/results/judge/swaps.py`.
+"""How judges see swapped colours, swapped places and another shape.
 
-Prints a table from 200 drawn scenes of two objects, each right for its prompt and then with one thing changed.
+`python evaluation/results/judge/swaps.py` prints a table from 200 drawn scenes of two objects, each right for its
+prompt and then with one thing changed. Arguments are folders of further judges.
 """
 
 import sys
@@ -44,7 +45,8 @@ def cases() -> dict[str, list[tuple[str, Image, Image]]]:
 
 def main() -> None:
     """Print the table: how often the right scene outranks the changed one, how often the changed one is accepted."""
-    judges = {name: Judge.load(folder) for name, folder in JUDGES.items()}
+    folders = JUDGES | {folder: Path(folder) for folder in sys.argv[1:]}
+    judges = {name: Judge.load(folder) for name, folder in folders.items()}
     rows = [["changed", *judges], ["---"] * (len(judges) + 1)]
     for changed, scenes in cases().items():
         images, prompts = [image for one in scenes for image in one[1:]], [one[0] for one in scenes for _ in range(2)]

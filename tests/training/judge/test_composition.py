@@ -51,7 +51,7 @@ def test_an_outline_is_fitted_to_a_thing(library: OutlineLibrary) -> None:
 
 
 @pytest.mark.parametrize("outlines", [True, False])
-def test_a_pair_differs_in_one_object_that_decides_the_prompt(outlines: bool, library: OutlineLibrary) -> None:
+def test_a_pair_differs_in_what_decides_the_prompt(outlines: bool, library: OutlineLibrary) -> None:
     rng = np.random.default_rng(7)
     flaws: Counter[str] = Counter()
     for _ in range(40):
@@ -67,6 +67,20 @@ def test_a_pair_differs_in_one_object_that_decides_the_prompt(outlines: bool, li
             ] += 1
             assert sum(changed) <= 1
     assert min(flaws["outline"], flaws["colour"], flaws["other"]) >= 3
+
+
+def test_pairs_swap_colours_and_places() -> None:
+    rng = np.random.default_rng(1)
+    swaps: Counter[str] = Counter()
+    for _ in range(80):
+        pair = minimal_pair(rng, None)
+        right, wrong = (
+            sorted((one.shape, one.colour) for one in measure(side.image)) for side in (pair.right, pair.wrong)
+        )
+        shapes, colours = ([sorted(one[k] for one in side) for side in (right, wrong)] for k in (0, 1))
+        if shapes[0] == shapes[1] and colours[0] == colours[1]:
+            swaps["colours" if right != wrong else "places"] += 1
+    assert min(swaps["colours"], swaps["places"]) >= 4
 
 
 def test_scenes_show_flaws_and_no_held_out_combination(library: OutlineLibrary) -> None:
