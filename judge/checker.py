@@ -25,6 +25,10 @@ class ImageChecker(Protocol):
         """Start one forward over B images, as `PointwiseJudge.ask` takes them; returns B rows for `unsafe`."""
         ...
 
+    def answered(self, row: Any) -> bool:
+        """Whether `unsafe` of a row would not wait for another machine."""
+        return True
+
     def unsafe(self, row: Any) -> bool:
         """Whether the image of a row is unsafe. Raises CheckFailed."""
         ...

@@ -61,6 +61,10 @@ class PointwiseJudge(Protocol):
         """
         ...
 
+    def answered(self, row: Any) -> bool:
+        """Whether `verdict` of a row would not wait for another machine."""
+        return True
+
     def verdict(self, row: Any) -> Verdict:
         """The verdict in a row of `ask`."""
         ...

@@ -120,7 +120,7 @@ class HeatWork:
     def fruitful(self, draft: bool) -> bool:
         """Whether no candidate is without an image, or another one has one; unsafe ones do not count."""
         field = (self.heat.count if draft else self.heat.promoted) - self.unsafe[draft]
-        return not self.unsound[draft] or len(self.unsound[draft]) < field
+        return not self.unsound[draft] or len(set(self.unsound[draft])) < field  # two judges may fail at the same one
 
     def no_verdict(self, draft: bool, why: Verdict = BROKEN) -> Verdict:
         """The verdict on a candidate that no judge is asked about; `why` is BROKEN or UNSAFE."""

@@ -1,8 +1,8 @@
 """What passes through the stages after denoising: latents, decoded images, and batches that the device works on."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
@@ -82,6 +82,16 @@ class Queued(Generic[Item, Result, What]):
         self.clock.wait()
         return zip(self.items, self.results, strict=True)
 
+    def since(self, place: int, owners: Container[Owner]) -> "Queued[Item, Result, What]":
+        """What there is from a place on, of these owners."""
+        kept = [i for i, item in enumerate(self.items) if i >= place and item.owner in owners]
+        return replace(self, items=[self.items[i] for i in kept], results=[self.results[i] for i in kept])
+
     def drop(self, owner: Owner) -> None:
         kept = [i for i, item in enumerate(self.items) if item.owner != owner]
         self.items, self.results = [self.items[i] for i in kept], [self.results[i] for i in kept]
+
+
+def too_large(doing: str, size: Size) -> str:
+    """The reason to fail a heat of which not even one image fits."""
+    return f"{doing} one image of {size[0]}x{size[1]} pixels needs more memory than is free: ask for a smaller one"

@@ -1,6 +1,7 @@
 """Residency of the judges: with the generator in one device's memory, or in turns with it (offload)."""
 
 from collections.abc import Callable
+from typing import Any
 
 from bestofn.judge.checker import ImageChecker
 from bestofn.judge.interface import PointwiseJudge
@@ -56,6 +57,16 @@ class JudgeResidency:
             self.get()
             self._checker = self._load_checker()
         return self._checker
+
+    def answered(self, number: int, row: Any) -> bool:
+        """Whether a row of a judge, with the checker's if there is one, can be read without waiting for a server.
+
+        A tick waits for one row at most: many calls to a slow server would look like an engine that stalls.
+        """
+        checker = self.checker() if number == 0 else None
+        if checker is None:
+            return self.get(number).answered(row)
+        return self.get(number).answered(row[0]) and checker.answered(row[1])
 
     def offload(self) -> None:
         """Called before the generator works: drops the judges unless there is room for all."""

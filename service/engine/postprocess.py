@@ -19,7 +19,7 @@ from bestofn.service.engine.any_generator import AnyGenerator
 from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.heat_state import HeatWork, Owner, shrunk
-from bestofn.service.engine.items import Decoded, Image, Latent, Look, Queued
+from bestofn.service.engine.items import Decoded, Image, Latent, Look, Queued, too_large
 from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.microbatch import MicroBatches
 from bestofn.service.engine.protocol import HeatFailed, Judged
@@ -154,7 +154,8 @@ class Postprocess:
             for look, prompt in [key for key in self._images if key[0].judge == number]:
                 yield from self._ask(look, prompt)
             if not self._beside.late:
-                judged, self._judged = self._judged, []
+                judged += [queued for queued in self._judged if queued.what.judge == number]
+                self._judged = [queued for queued in self._judged if queued.what.judge != number]
             for images in [queued for queued in judged if queued.what.judge == number]:
                 yield from self._read_verdicts(images)
 
@@ -193,7 +194,7 @@ class Postprocess:
             if work is None:
                 continue
             if decoded is None:
-                yield HeatFailed(*item.owner, _too_large("decoding", size))
+                yield HeatFailed(*item.owner, too_large("decoding", size))
                 continue
             work.decoding -= 1
             work.seconds["decode"] += queued.clock.seconds * share
@@ -240,12 +241,16 @@ class Postprocess:
     def _read_verdicts(self, queued: Queued[Image, Any, Look]) -> Iterator[Judged | HeatFailed]:
         look, share = queued.what, 1 / max(1, len(queued.items))
         judge = self._judge.get(look.judge)
-        for item, row in queued.read():
+        checker = self._judge.checker() if look.judge == 0 else None
+        for place, (item, row) in enumerate(queued.read()):
+            if place and row is not None and not self._judge.answered(look.judge, row):
+                self._judged.append(queued.since(place, self._heats))
+                return
             work = self._heats.get(item.owner)
             if work is None:
                 continue
             if row is None:
-                yield HeatFailed(*item.owner, _too_large("judging", look.size))
+                yield HeatFailed(*item.owner, too_large("judging", look.size))
                 continue
             spec = work.heat.job
             work.seconds["judge"] += queued.clock.seconds * share
@@ -255,7 +260,7 @@ class Postprocess:
             if unknown := judge.unknown_words(item.prompt):
                 name = spec.judges[look.judge][0].name
                 work.warn(f"prompt: the judge {name} has never learned the words {', '.join(unknown[:12])}")
-            if look.judge == 0 and (checker := self._judge.checker()) is not None:
+            if checker is not None:
                 row, checked = row
                 work.tflops += checker.flops() / TERA
                 try:
@@ -268,7 +273,7 @@ class Postprocess:
                     yield self._refused(item, work)
                     continue
             verdict = judge.verdict(row)
-            if verdict is BROKEN and not work.note_unsound(item.candidate, "the judge gave no verdict", look.draft):
+            if verdict.broken and not work.note_unsound(item.candidate, "the judge gave no verdict", look.draft):
                 yield HeatFailed(
                     *item.owner, "the judge gave no verdict on any candidate: the worker's log has the cause"
                 )
@@ -313,7 +318,3 @@ class Postprocess:
         rows = list(judge.ask(given, prompts, one_tile=images[0].draft, non_blocking=True))
         checker = self._judge.checker() if images[0].first is None else None
         return rows if checker is None else list(zip(rows, checker.ask(given), strict=True))
-
-
-def _too_large(doing: str, size: Size) -> str:
-    return f"{doing} one image of {size[0]}x{size[1]} pixels needs more memory than is free: ask for a smaller one"

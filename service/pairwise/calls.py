@@ -163,7 +163,7 @@ class Calls:
         """Raise the error of `away` if the block cannot read an answer, which is none of those that are expected."""
         try:
             yield
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise self.away(what, advice) from error
 
     def away(self, what: str, advice: str, said: str = "") -> JudgeAway:
@@ -177,11 +177,20 @@ class ChatServer(Calls):
 
     Attributes:
         address: of the model.
-        options: of a completion; changed for servers that refuse one.
+        options: of a completion; without what the server has refused and then answered without.
     """
 
     def __init__(
-        self, address: Address, what: str, key_setting: str, key: str | None, attempts: int, tokens: int, top: int
+        self,
+        address: Address,
+        what: str,
+        key_setting: str,
+        key: str | None,
+        attempts: int,
+        tokens: int,
+        top: int,
+        *,
+        words_do: bool,
     ) -> None:
         """
         Args:
@@ -191,6 +200,7 @@ class ChatServer(Calls):
             attempts: as of `Calls`.
             tokens: maximum number of tokens of an answer.
             top: number of log-probabilities of a token.
+            words_do: an answer without log-probabilities is worth having.
         """
         models = f"{address.base_url}/models lists those it serves"
         advice = {
@@ -199,6 +209,7 @@ class ChatServer(Calls):
         }
         super().__init__(f"the {what} {address.model} at {address.base_url}", advice, key_setting, key, attempts)
         self.address = address
+        self._words_do = words_do
         self.options: dict[str, object] = {
             "temperature": 0,
             "max_tokens": tokens,
@@ -211,17 +222,17 @@ class ChatServer(Calls):
         sent = self.options
 
         def body() -> Mapping[str, Any]:
-            nonlocal sent
-            sent = self.options
             return {"model": self.address.model, "messages": messages, **sent}
 
         def adapt(response: httpx.Response) -> bool:
-            other = _without_refused(sent, response.text)
-            if other is not None and self.options is sent:
-                self.options = other
+            nonlocal sent
+            other = _without_refused(sent, response.text, self._words_do)
+            sent = other or sent
             return other is not None
 
-        return await self.send("POST", f"{self.address.base_url}/chat/completions", body, adapt)
+        answer = await self.send("POST", f"{self.address.base_url}/chat/completions", body, adapt)
+        self.options = sent  # a refusal alone may be about this image or prompt
+        return answer
 
 
 @cache
@@ -250,13 +261,13 @@ def image_url(pixels: Image.Image) -> str:
     return f"data:{MEDIA_TYPES['jpeg']};base64,{base64.b64encode(encode(pixels, 'jpeg')).decode()}"
 
 
-def _without_refused(options: dict[str, object], said: str) -> dict[str, object] | None:
+def _without_refused(options: dict[str, object], said: str, words_do: bool) -> dict[str, object] | None:
     """Options that a server which refused others may take; None: there is nothing left to change."""
     if "max_tokens" in options and "max_completion_tokens" in said:  # OpenAI's models that think
         rest = {name: value for name, value in options.items() if name != "max_tokens"}
         return {**rest, "max_completion_tokens": options["max_tokens"]}
     if "temperature" in options and "temperature" in said:
         return {name: value for name, value in options.items() if name != "temperature"}
-    if "logprobs" in options:  # some servers know no log-probabilities, and do not say so
+    if "logprobs" in options and words_do:  # some servers know no log-probabilities, and do not say so
         return {name: value for name, value in options.items() if "logprobs" not in name}
     return None

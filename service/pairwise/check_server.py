@@ -52,8 +52,8 @@ class CheckServer:
         return hashlib.sha256(known.encode()).hexdigest()[:12]
 
     async def unsafe(self, body: Mapping[str, Any], seconds: float) -> bool:
-        """Whether what is sent is unsafe. Raises JudgeAway, or TimeoutError after some seconds."""
-        async with asyncio.timeout(seconds), self._calls.room:
+        """Whether what is sent is unsafe. Raises JudgeAway, or TimeoutError some seconds after its turn has come."""
+        async with self._calls.room, asyncio.timeout(seconds):
             reply = await self._calls.send("POST", self._url, lambda: body)
         try:
             unsafe = reply.json()["unsafe"]

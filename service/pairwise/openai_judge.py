@@ -37,7 +37,9 @@ class VisionJudge:
         """
         self.address = parse_address(name)
         what, key_setting = "pairwise judge", "BESTOFN_PAIRWISE_API_KEY"
-        self._server = ChatServer(self.address, what, key_setting, key, attempts, MAX_TOKENS, TOP_LOGPROBS)
+        self._server = ChatServer(
+            self.address, what, key_setting, key, attempts, MAX_TOKENS, TOP_LOGPROBS, words_do=True
+        )
         self._unread: Counter[str] = Counter()  # what it said in place of an answer
 
     async def __aenter__(self) -> Self:

@@ -31,6 +31,10 @@ class RemoteChecker(ImageChecker):
         """As `ImageChecker.ask`; the calls have begun."""
         return [asyncio.run_coroutine_threadsafe(self._check(image), call_loop()) for image in pil_images(images)]
 
+    def answered(self, row: Future[bool]) -> bool:
+        """As `ImageChecker.answered`."""
+        return row.done()
+
     def unsafe(self, row: Future[bool]) -> bool:
         """As `ImageChecker.unsafe`."""
         try:

@@ -80,6 +80,10 @@ class RemoteJudge(PointwiseJudge):
         pairs = zip(pil_images(images), prompts, strict=True)
         return [asyncio.run_coroutine_threadsafe(self._bounded(*pair), call_loop()) for pair in pairs]
 
+    def answered(self, row: Future[Verdict]) -> bool:
+        """As `PointwiseJudge.answered`."""
+        return row.done()
+
     def verdict(self, row: Future[Verdict]) -> Verdict:
         """The verdict of one call, or none."""
         try:
@@ -95,7 +99,7 @@ class RemoteJudge(PointwiseJudge):
         return 0
 
     async def _bounded(self, image: Image.Image, prompt: str) -> Verdict:
-        async with asyncio.timeout(VERDICT_SECONDS), self.calls.room:
+        async with self.calls.room, asyncio.timeout(VERDICT_SECONDS):
             return await self._verdict(image, prompt)
 
     @abstractmethod
@@ -114,9 +118,9 @@ class OpenAIJudge(RemoteJudge):
         reply = await self.calls.ask([{"role": "user", "content": [shown, {"type": "text", "text": question}]}])
         with self.calls.reading(*NO_COMPLETION):
             logprobs = first_token(reply.json()["choices"][0])
-        if not logprobs:
-            raise self.calls.away("returns no log-probabilities", "choose a server or a model that does")
-        return first_token_verdict(logprobs)
+            if logprobs:
+                return first_token_verdict(logprobs)
+        raise self.calls.away("returns no log-probabilities", "choose a server or a model that does")
 
 
 class ScoreJudge(RemoteJudge):
@@ -148,8 +152,11 @@ class ScoreJudge(RemoteJudge):
 def first_token_verdict(logprobs: dict[str, float]) -> Verdict:
     """The verdict in the likeliest first tokens: each word's probability is summed over its spellings.
 
-    A word that is not among them counts as the least likely that is; if both are not, there is no verdict.
+    A word that is not among them counts as the least likely that is. If both are not, or a number is not finite, there
+    is no verdict.
     """
+    if not all(map(math.isfinite, logprobs.values())):
+        return BROKEN
     least = min(logprobs.values())
     found: dict[str, list[float]] = {word: [] for word in WORDS}
     other = -math.inf
@@ -161,9 +168,15 @@ def first_token_verdict(logprobs: dict[str, float]) -> Verdict:
             other = max(other, logprob)
     if not any(found.values()):
         return BROKEN
-    yes, no = (math.log(sum(map(math.exp, found[word] or [least]))) for word in WORDS)
+    yes, no = (_log_sum(found[word] or [least]) for word in WORDS)
     answer: Answer = "yes" if yes > no else "no"
     return Verdict(answer if max(yes, no) >= other else "other", yes, no)
+
+
+def _log_sum(logprobs: Sequence[float]) -> float:
+    """Logarithm of the sum of probabilities; some servers write -9999 for the least of them."""
+    most = max(logprobs)
+    return most + math.log(sum(math.exp(one - most) for one in logprobs))
 
 
 def find_remote(name: JudgeName, key: str | None) -> Revision:
@@ -187,7 +200,8 @@ def find_remote(name: JudgeName, key: str | None) -> Revision:
         known, revision = str(fields["name"]), str(fields["revision"])
     if not (_NAME.fullmatch(known) and _NAME.fullmatch(revision)):
         raise calls.away(f"has the name {known[:40]!r}, revision {revision[:40]!r}", "use letters, digits and ./:@+-")
-    return Revision(name=f"http:{known}", revision=revision)
+    pinned = hashlib.sha256(f"{known}@{revision}".encode()).hexdigest()[:12]  # many servers say revision 1
+    return Revision(name=f"http:{known}", revision=pinned)
 
 
 @cache
@@ -195,7 +209,7 @@ def load_remote(name: JudgeName, key: str | None, calibration: Calibration | Non
     """The judge behind an address, one for each process."""
     if name.kind == "openai":
         address = parse_address(name.full, "judge", KEY)
-        return OpenAIJudge(ChatServer(address, "judge", KEY, key, ATTEMPTS, 1, TOP_LOGPROBS))
+        return OpenAIJudge(ChatServer(address, "judge", KEY, key, ATTEMPTS, 1, TOP_LOGPROBS, words_do=False))
     return ScoreJudge(_score_calls(name.place, key), name.place, calibration)
 
 

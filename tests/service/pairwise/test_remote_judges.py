@@ -1,12 +1,14 @@
 """Judges behind an address: an OpenAI-compatible server's first token, and the score server of the examples."""
 
 import base64
+import hashlib
 import io
 import json
 import math
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ from bestofn.service.engine.judge_loader import find_judge
 from bestofn.service.engine.loader import load_engine
 from bestofn.service.pairwise.remote_judges import first_token_verdict
 from bestofn.service.worker.local import local_spec, run_local
+from tests.service.pairwise.checks import checks
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "score_server.py"
 RED, BLUE = (Image.new("RGB", (64, 48), colour) for colour in ("red", "blue"))
@@ -43,7 +46,8 @@ class Looker:
     """An OpenAI-compatible server that answers yes about red images.
 
     Attributes:
-        answers: "logprobs", "text" (none are returned), "thoughts" (neither word among them) or "garbage".
+        answers: "logprobs", "text" (none are returned), "thoughts" (neither word among them), "nameless" (a token
+            without text) or "garbage".
         refuses: image sides whose calls get a 400.
         asked: prompts of the calls.
     """
@@ -67,8 +71,14 @@ class Looker:
         spelled = {"Yes": 0.6 * p, " yes": 0.4 * p, "No": 1 - p}
         if self.answers == "thoughts":
             spelled = {"<think>": 0.9, "The": 0.1}
+        if self.answers == "nameless":
+            spelled = {None: 1.0}
         top = [{"token": token, "logprob": math.log(max(p, 1e-9))} for token, p in spelled.items()]
-        told = None if self.answers == "text" else {"content": [{"token": "Yes", "top_logprobs": top}]}
+        told = (
+            None
+            if self.answers == "text" or not body.get("logprobs")
+            else {"content": [{"token": "Yes", "top_logprobs": top}]}
+        )
         message = {"role": "assistant", "content": "Yes"}
         return 200, {"choices": [{"message": message, "logprobs": told, "finish_reason": "length"}]}
 
@@ -133,13 +143,62 @@ def test_first_tokens_probabilities_are_summed_over_spellings(looker: Looker) ->
     assert sorted("< |im_end|>" in question for question in looker.asked) == [False, True]
 
 
-@pytest.mark.parametrize("answers", ["text", "thoughts", "garbage"])
+@pytest.mark.parametrize("answers", ["text", "thoughts", "nameless", "garbage"])
 def test_an_answer_that_cannot_be_read_is_no_verdict(looker: Looker, answers: str) -> None:
     judge = find_judge(looker.url).load(CPU)
     looker.answers = answers
     assert judge.judge([RED], [PROMPT])[0] is BROKEN
     with pytest.raises(SetupError, match=r"it gives no verdict\. Take a model that reads images, answers yes or no"):
         find_judge(looker.url).load(CPU)
+
+
+def test_a_refused_image_leaves_the_next_call_as_it_was(looker: Looker) -> None:
+    judge = find_judge(looker.url).load(CPU)
+    looker.refuses = {RED.size}
+    assert judge.judge([RED], [PROMPT])[0] is BROKEN
+    looker.refuses = set()
+    assert judge.judge([RED], [PROMPT])[0].answer == "yes"
+
+
+def test_numbers_beyond_a_float_are_no_verdict_and_the_least_possible_ones_are() -> None:
+    assert first_token_verdict({"yes": -0.1, "no": -9999.0}).margin == pytest.approx(9998.9)
+    assert first_token_verdict({"yes": math.nan, "no": math.nan}) is BROKEN
+    rewards = [1.0, -1.0]  # to the start-up test
+    with checks(lambda _: (200, {"reward": rewards.pop(0) if rewards else 10**400})) as url:
+        assert find_judge(url).load(CPU).judge([RED], [PROMPT])[0] is BROKEN
+
+
+def test_of_two_judges_one_without_half_of_its_verdicts_leaves_a_winner() -> None:
+    rewards = [1.0, -1.0]
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        odd = hashlib.sha256(base64.b64decode(body["image"])).digest()[0] % 2
+        return (400, {}) if odd and not rewards else (200, {"reward": rewards.pop(0) if rewards else 2.0})
+
+    with checks(answer) as url:
+        engine = load_engine(Settings(judge=url, second_judge="shapes", threads=1, devices="cpu"))
+        fields = {"num_samples": 8, "top_k": 8, "seed": 7, "num_inference_steps": 2, "rule": "lower_bound"}
+        request = GenerateRequest.model_validate({"prompt": PROMPT} | fields)
+        result = run_local(local_spec(request, engine, Settings()), engine).result
+    missing = sum(one.verdict.second is None or one.verdict.yes_logit is None for one in result.candidates)
+    assert (result.status, 0 < missing < 8) == ("succeeded", True)
+
+
+def test_a_verdict_has_its_whole_time_once_its_turn_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls run eight at a time: the last of 32 end after the time of one call is over."""
+    monkeypatch.setattr("bestofn.service.pairwise.remote_judges.VERDICT_SECONDS", 5.0)
+    rewards = [1.0, -1.0]
+
+    def answer(_: dict[str, Any]) -> tuple[int, Any]:
+        if not rewards:
+            time.sleep(1.5)
+        return 200, {"reward": rewards.pop(0) if rewards else 2.0}
+
+    with checks(answer) as url:
+        engine = load_engine(Settings(judge=url, threads=1, devices="cpu"))
+        request = GenerateRequest(prompt=PROMPT, num_samples=32, num_inference_steps=1)
+        result = run_local(local_spec(request, engine, Settings()), engine).result
+    assert [one.verdict.yes_logit for one in result.candidates] == [1.0] * 32
 
 
 def test_a_word_that_is_missing_is_at_most_as_likely_as_the_least() -> None:
@@ -150,7 +209,8 @@ def test_a_word_that_is_missing_is_at_most_as_likely_as_the_least() -> None:
 
 def test_the_score_server_of_the_examples_judges_a_job(score_server: str) -> None:
     engine = load_engine(Settings(judge=score_server, threads=1, devices="cpu"))
-    assert (engine.judge_info.revision.name, engine.judge_info.revision.revision) == ("http:redness", "1")
+    pinned = hashlib.sha256(b"redness@1").hexdigest()[:12]  # revisions of two servers may have one text
+    assert (engine.judge_info.revision.name, engine.judge_info.revision.revision) == ("http:redness", pinned)
     judge = find_judge(score_server).load(CPU)
     assert judge.judge([RED, BLUE], [PROMPT] * 2)[0].margin == pytest.approx(255 / 32)
     spec = local_spec(GenerateRequest(prompt=PROMPT, num_samples=4, num_inference_steps=2), engine, Settings())
@@ -160,7 +220,7 @@ def test_the_score_server_of_the_examples_judges_a_job(score_server: str) -> Non
     place = locate(score_server, judge=True)
     assert needs(locate("shapes"), [place], CPU) is not None
     said = [one.found for one in checkpoints(Settings(judge=score_server)) if one.what == "judge"]
-    assert said == [f"{score_server}, revision 1, behind an address"]
+    assert said == [f"{score_server}, revision {pinned}, behind an address"]
 
 
 def test_a_judge_that_answers_about_none_fails_the_job(looker: Looker) -> None:
