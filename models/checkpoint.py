@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bestofn.models.weight_files import check_part, read_json
 
 EMBEDDED = {"shapes": Path(__file__).parent / "weights" / "shapes"}
 PIPELINES = ("SanaPipeline", "SanaSprintPipeline")
+QUANTISERS = ("bitsandbytes", "torchao")  # packages whose name is their quant_method
 WITH_WEIGHTS = ("transformer", "text_encoder", "vae")
 
 IMPORTANCE = "importance.json"
@@ -146,6 +148,15 @@ def quantised_with(folder: Path) -> str | None:
     """How a part's weights are quantised, such as torchao, as its config.json says; None: they are plain."""
     method = read_json(folder / "config.json").get("quantization_config", {}).get("quant_method")
     return None if method is None else str(method)
+
+
+def absent_quantiser(folder: Path) -> str:
+    """What to install for a part of a pipeline that was quantised by a package which is not here; empty: nothing."""
+    for part in (part for part, weights in pipeline_parts(folder).items() if weights):
+        package = quantised_with(folder / part)
+        if package in QUANTISERS and find_spec(package) is None:
+            return f"its {part} is quantised with {package}: pip install {package}"
+    return ""
 
 
 def _checked(folder: Path, any_pipeline: bool) -> Path:

@@ -8,7 +8,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from importlib.util import find_spec
 from typing import Any
 
 import diffusers
@@ -21,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bestofn.models import residency
-from bestofn.models.checkpoint import Checkpoint, pipeline_parts, quantised_with
+from bestofn.models.checkpoint import Checkpoint, absent_quantiser, pipeline_parts
 from bestofn.models.defaults import Defaults, Flops
 from bestofn.models.errors import CheckpointError, PromptTooLong
 from bestofn.models.guidance import needs_negative
@@ -32,7 +31,6 @@ DEFAULT_SIDE = 1024
 PROMPTS_KEPT = 16
 BATCH = 16  # of `draw_all` on a GPU, at first
 COUNTED = (8, 16, 24)  # sides in size multiples, at which FLOPs are counted
-QUANTISERS = ("bitsandbytes", "torchao")  # packages whose name is their quant_method
 UNLIMITED = 10_000  # transformers' tokenizers without a limit of their own have a huge one
 
 
@@ -75,9 +73,8 @@ class PipelineGenerator:
                 trust_remote_code=False,
             )
         except Exception as error:  # each library has errors of its own
-            raise CheckpointError(
-                f"{checkpoint.path}: {self.family.name} cannot be loaded: {one_line(error)}{_absent(checkpoint)}"
-            ) from error
+            reasons = "; ".join(filter(None, (one_line(error), absent_quantiser(checkpoint.path))))
+            raise CheckpointError(f"{checkpoint.path}: {self.family.name} cannot be loaded: {reasons}") from error
         self.pipe.set_progress_bar_config(disable=True)
         if hasattr(getattr(self.pipe, "vae", None), "enable_slicing"):
             self.pipe.vae.enable_slicing()  # images of a batch are decoded one after the other
@@ -278,15 +275,6 @@ class FastTokenizer:
         tokens = len(self._tokenizer.encode(prompt).ids)
         if tokens > self.limit:
             raise PromptTooLong(tokens, self.limit)
-
-
-def _absent(checkpoint: Checkpoint) -> str:
-    """What to install for a part that was quantised by a package which is not here, as the end of a message."""
-    for part in (part for part, weights in pipeline_parts(checkpoint.path).items() if weights):
-        package = quantised_with(checkpoint.path / part)
-        if package in QUANTISERS and find_spec(package) is None:
-            return f"; its {part} is quantised with {package}: pip install {package}"
-    return ""
 
 
 def _dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:

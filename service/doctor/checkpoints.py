@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bestofn.judge.names import ADDRESSES, JudgeName, Kind, members, parse_name, vlm_name
-from bestofn.models.checkpoint import is_pipeline, pipeline_parts
+from bestofn.models.checkpoint import absent_quantiser, is_pipeline, pipeline_parts, quantised_with
 from bestofn.models.errors import CheckpointError
 from bestofn.models.hub import cached, is_hub_name
 from bestofn.models.lora import Lora, listed, missing, split_strength
@@ -58,7 +58,7 @@ def checkpoints(settings: Settings) -> Iterator[Finding]:
             place = locate(name, kind != "model", settings.judge_api_key)
             yield from _found(kind, place)
             if kind == "model":
-                yield from _pipeline(place)
+                yield from _pipeline(place, settings)
         yield from _licences(kind, name)
     if can_draw_here():
         for checker in image_checkers(settings):
@@ -197,8 +197,8 @@ def _found(kind: str, place: Located) -> Iterator[Finding]:
         yield Finding("warn", kind, found, f"name it {place.name}@{place.revision}")
 
 
-def _pipeline(place: Located) -> Iterator[Finding]:
-    """What the family of a pipeline offers to requests."""
+def _pipeline(place: Located, settings: Settings) -> Iterator[Finding]:
+    """What the family of a pipeline offers to requests, and settings that it refuses."""
     if not place.is_pipeline or place.path is None or place.broken:
         return
     from bestofn.models.checkpoint import Checkpoint
@@ -214,6 +214,9 @@ def _pipeline(place: Located) -> Iterator[Finding]:
     after = "after each step" if family.callback else "at the end of each batch"
     found = f"{family.name}: {family.num_inference_steps} steps, {guidance}, {negative}; progress and cancel {after}"
     yield Finding("ok", "pipeline", found)
+    for name, value in (("BESTOFN_LORA", settings.lora), ("BESTOFN_FP8_DRAFTS", settings.fp8_drafts)):
+        if value:
+            yield Finding("fail", "pipeline", f"{name} is for SANA only, so no worker starts", "leave it out")
 
 
 def _loras(settings: Settings) -> Iterator[Finding]:
@@ -254,6 +257,11 @@ def _broken(folder: Path, kind: Kind | None) -> Iterator[str]:
             check_part(folder / part, weights=part not in without)
         except CheckpointError as error:
             yield str(error).replace(f"{folder}/", "")
+            continue
+        if kind is None and part not in without and not is_pipeline(folder) and (how := quantised_with(folder / part)):
+            yield f"{part} is quantised with {how}, and SANA is read from plain weights only"
+    if kind is None and is_pipeline(folder) and (absent := absent_quantiser(folder)):
+        yield absent
 
 
 def _hub(settings: Settings) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from bestofn.models.generator import Generator
 from bestofn.models.instruction import COMPLEX_HUMAN_INSTRUCTION
 from bestofn.models.residency import stored_dtype, to_release, weight_bytes
 from bestofn.models.text import load_text_encoder
+from bestofn.service.doctor.checkpoints import locate
 
 
 @pytest.fixture
@@ -70,6 +71,16 @@ def test_checkpoint_with_a_missing_part_names_it(folder, tmp_path):
     (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(CheckpointError, match="'FluxPipeline' is not supported"):
         Checkpoint.resolve(str(folder))
+
+
+def test_quantised_sana_is_refused_and_doctor_says_so(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    config = copy / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"quant_method": "torchao"}}))
+    with pytest.raises(CheckpointError, match="is quantised with torchao: SANA is read from plain weights only"):
+        Checkpoint.resolve(str(copy))
+    assert "transformer is quantised with torchao" in locate(str(copy)).broken[0]
 
 
 def test_hub_name_is_looked_up_in_the_cache_when_offline(folder, tmp_path):
