@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from bestofn.judge.names import ADDRESSES, JudgeName, Kind, members, parse_name, vlm_name
@@ -135,17 +136,7 @@ def locate(name: str, judge: bool = False, key: str | None = None) -> Located:
     parsed = parse_name(name) if judge else None
     kind, place = (None, name) if parsed is None else (parsed.kind, parsed.place)
     if parsed is not None and not parsed.local:
-        import torch
-
-        from bestofn.service.engine.judge_loader import load_judge
-        from bestofn.service.pairwise.remote_judges import find_remote
-
-        try:
-            found = find_remote(parsed, key).revision
-            load_judge(parsed.full, torch.device("cpu"), key=key)  # with its start-up test
-            return Located(name, None, found, kind=kind)
-        except SetupError as error:
-            return Located(name, None, broken=(error.detail,), kind=kind)
+        return _asked(parsed, key)
     folder = Path(place).expanduser()
     if place == "shapes":
         folder = EMBEDDED[place] if kind is None else EMBEDDED_JUDGE
@@ -161,6 +152,22 @@ def locate(name: str, judge: bool = False, key: str | None = None) -> Located:
     if path is None:
         return Located(full, None, revision, kind=kind)
     return Located(full, path, path.name, tuple(_broken(path, kind)), pinned=bool(revision), kind=kind)
+
+
+@cache
+def _asked(judge: JudgeName, key: str | None) -> Located:
+    """A judge behind an address, with its start-up test: each question may cost money, so they are asked once."""
+    import torch
+
+    from bestofn.service.engine.judge_loader import load_judge
+    from bestofn.service.pairwise.remote_judges import find_remote
+
+    try:
+        found = find_remote(judge, key).revision
+        load_judge(judge.full, torch.device("cpu"), key=key)
+        return Located(judge.full, None, found, kind=judge.kind)
+    except SetupError as error:
+        return Located(judge.full, None, broken=(error.detail,), kind=judge.kind)
 
 
 def _judges(settings: Settings) -> list[Located]:

@@ -27,7 +27,7 @@ from bestofn.judge.verdict import BROKEN
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
-from bestofn.service.doctor.checkpoints import checkpoints, locate
+from bestofn.service.doctor.checkpoints import checkpoints, disk, locate, memory
 from bestofn.service.doctor.memory_needs import needs
 from bestofn.service.engine.judge_loader import find_judge
 from bestofn.service.engine.loader import load_engine
@@ -242,6 +242,13 @@ def test_addresses_that_cannot_be_asked_are_refused() -> None:
     with pytest.raises(SetupError, match="cannot be reached"):
         find_judge("http://127.0.0.1:9/score")
     assert locate("http://127.0.0.1:9/score", judge=True).broken
+
+
+def test_doctor_asks_a_judge_behind_an_address_two_questions(looker: Looker) -> None:
+    settings = Settings(judge=looker.url, devices="cpu")
+    findings = [*checkpoints(settings), *memory(settings), *disk(settings)]
+    assert [one.state for one in findings if one.what == "judge"] == ["ok"]
+    assert len(looker.asked) == 2
 
 
 def test_rank_judges_each_image_where_a_rule_is_given(looker: Looker, tmp_path: Path) -> None:
