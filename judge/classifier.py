@@ -26,6 +26,7 @@ UNSAFE_LABELS = frozenset(
 """Labels of published safety classifiers, in lower case, that mean an unsafe image."""
 
 SHIELDGEMMA = "shieldgemma2"
+SEVERAL = "multi_label_classification"  # problem_type: a sigmoid for each label, where others have a softmax over all
 LIMIT = 0.5  # probability from which on an image is unsafe
 
 
@@ -77,7 +78,7 @@ class ClassifierChecker(ImageChecker):
         if self._model.config.model_type == SHIELDGEMMA:
             placed["logits_to_keep"] = 1  # its vocabulary is large
         logits = self._model(**placed).logits.float()
-        if self._model.config.problem_type == "multi_label_classification":
+        if self._model.config.problem_type == SEVERAL:
             each = logits.sigmoid()[:, self._labels].amax(1)
         else:
             each = logits.softmax(1)[:, self._labels].sum(1)
@@ -105,22 +106,36 @@ def unsafe_labels(folder: Path) -> dict[int, str]:
     """The labels that mean unsafe, by index: those in the folder's `bestofn.json`, else by UNSAFE_LABELS.
 
     Raises:
-        JudgeFolderError: there is none, or the folder's config cannot be read.
+        JudgeFolderError: there is none, `bestofn.json` names another, or the folder's config cannot be read.
     """
     config = _config(folder)
     if config.model_type == SHIELDGEMMA:
         return {0: "what one of its policies forbids"}  # its yes comes first
+    if config.num_labels == 1 and config.problem_type != SEVERAL:
+        raise JudgeFolderError(
+            f"{folder}: with one label the probability is always 1 and every image unsafe; take a model with a label "
+            f"for safe images, or write problem_type {SEVERAL} into its config.json if its logit is for a sigmoid"
+        )
+    labels = {index: str(label).strip().lower() for index, label in config.id2label.items()}
     own = folder / "bestofn.json"
-    asked = read_json(own).get("unsafe", []) if own.is_file() else []
-    known = {str(label).lower() for label in asked} or UNSAFE_LABELS
-    found = {index: label for index, label in config.id2label.items() if label.lower() in known}
+    known = _own_labels(own) if own.is_file() else UNSAFE_LABELS
+    shown = ", ".join(list(map(str, config.id2label.values()))[:12])
+    if own.is_file() and (unknown := sorted(known - set(labels.values()))):
+        raise JudgeFolderError(f"{own}: the model has no label {unknown[0]!r}; it has {shown}")
+    found = {index: config.id2label[index] for index, label in labels.items() if label in known}
     if not found:
-        shown = ", ".join(list(config.id2label.values())[:12])
         raise JudgeFolderError(
             f"{folder}: none of the labels {shown} is known as unsafe; write them into its bestofn.json, such as "
             '{"unsafe": ["label"]}'
         )
     return found
+
+
+def _own_labels(file: Path) -> frozenset[str]:
+    asked = read_json(file).get("unsafe")
+    if not isinstance(asked, list) or not asked or not all(isinstance(label, str) for label in asked):
+        raise JudgeFolderError(f'{file}: "unsafe" must be a list of labels, such as {{"unsafe": ["label"]}}')
+    return frozenset(label.strip().lower() for label in asked)
 
 
 def _config(folder: Path) -> Any:
