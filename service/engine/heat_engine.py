@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Heat, HeatOutcome
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
 from bestofn.service.engine import scheduler as policy
@@ -140,7 +141,7 @@ class HeatEngine(ABC):
                 self._outcomes[owner] = self._encoder.submit(work.outcome, self._signer, self.model_info.pipeline)
         for owner, outcome in list(self._outcomes.items()):
             if outcome.done() or not self._beside.late or not self._heats:
-                yield HeatFinished(owner[0], self._outcomes.pop(owner).result())
+                yield _ended(owner, self._outcomes.pop(owner))
 
     def _apply_cancels(self) -> None:
         with self._lock:
@@ -167,3 +168,11 @@ class HeatEngine(ABC):
     @abstractmethod
     def _stop(self, owner: Owner) -> None:
         """Forgets the candidates of a heat that are being drawn."""
+
+
+def _ended(owner: Owner, outcome: Future[HeatOutcome]) -> HeatFinished | HeatFailed:
+    """The event of a heat whose images are encoded, or cannot be signed."""
+    try:
+        return HeatFinished(owner[0], outcome.result())
+    except SetupError as error:
+        return HeatFailed(*owner, error.detail, final=True)

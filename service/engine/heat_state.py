@@ -141,7 +141,11 @@ class HeatWork:
         self.clocks.append(("encode", clock, 1.0))
 
     def outcome(self, signer: Signer | None, pipeline: PipelineCall | None) -> HeatOutcome:
-        """The outcome of the completed heat, with its best images encoded and, with a signer, signed."""
+        """The outcome of the completed heat, with its best images encoded and, with a signer, signed.
+
+        Raises:
+            SetupError: the signer's certificate has expired.
+        """
         spec = self.heat.job
         for stage, clock, share in self.clocks:
             self.seconds[stage] += clock.seconds * share

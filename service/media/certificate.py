@@ -7,12 +7,16 @@ from typing import Any
 from bestofn.service.core.errors import SetupError
 from bestofn.service.media.provenance import INSTALL
 
-DAYS = 365
+YEAR = timedelta(days=365)
 ROOT, SIGNER = "bestofn development root", "bestofn development"
 
 
-def write_certificate(folder: Path) -> tuple[Path, Path]:
-    """Write a certificate of one year, issued by a root made for it, and its key; for trying out, trusted by no one.
+def write_certificate(folder: Path, lifetime: timedelta = YEAR) -> tuple[Path, Path]:
+    """Write a certificate, issued by a root made for it, and its key; for trying out, trusted by no one.
+
+    Args:
+        folder: folder of both files, made if need be.
+        lifetime: time from now to the certificate's end.
 
     Returns:
         The file of the chain and the file of the key (mode 600).
@@ -31,15 +35,15 @@ def write_certificate(folder: Path) -> tuple[Path, Path]:
             raise SetupError(f"{file} exists: name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    root = _certificate(ROOT, root_key, ROOT, root_key, issuer=True)
-    own = _certificate(SIGNER, key, ROOT, root_key, issuer=False)
+    root = _certificate(ROOT, root_key, ROOT, root_key, YEAR, issuer=True)
+    own = _certificate(SIGNER, key, ROOT, root_key, lifetime, issuer=False)
     secret.touch(mode=0o600)
     secret.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     chain.write_bytes(own + root)
     return chain, secret
 
 
-def _certificate(name: str, key: Any, by: str, by_key: Any, *, issuer: bool) -> bytes:
+def _certificate(name: str, key: Any, by: str, by_key: Any, lifetime: timedelta, *, issuer: bool) -> bytes:
     from cryptography import x509
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.serialization import Encoding
@@ -66,7 +70,7 @@ def _certificate(name: str, key: Any, by: str, by_key: Any, *, issuer: bool) -> 
     made = (
         x509.CertificateBuilder(authority, subject, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(minutes=5))
-        .not_valid_after(now + timedelta(days=DAYS))
+        .not_valid_after(now + lifetime)
         .add_extension(x509.BasicConstraints(ca=issuer, path_length=None), critical=True)
         .add_extension(
             x509.KeyUsage(digital_signature=not issuer, key_cert_sign=issuer, crl_sign=issuer, **others), critical=True

@@ -100,9 +100,18 @@ class Signer:
             image: the file's bytes.
             format: its format.
             story: how it was made; the claim has the prompt if the story has it.
+
+        Raises:
+            SetupError: the certificate has expired since the start.
         """
         made = story.model_dump(mode="json", include={"model", "judge", "second_judge", "prompt"}, exclude_none=True)
-        return self._sign(image, format, _claim(format, made))
+        try:
+            return self._sign(image, format, _claim(format, made))
+        except ValueError as error:
+            raise SetupError(
+                f"the image cannot be signed by BESTOFN_C2PA_CERTIFICATE, which holds until {self.expires:%Y-%m-%d %H:%M}"
+                f" UTC ({error}): the operator has to put a new certificate there and restart the worker"
+            ) from error
 
     def _sign(self, image: bytes, format: ImageFormat, claim: Mapping[str, Any]) -> bytes:
         """Raises ValueError if the library refuses certificate or key."""

@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,10 @@ from bestofn.service.engine.scheduler import Group
 from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.slot_group import SlotGroup
 from bestofn.service.engine.slot_groups import IDLE_GROUPS
+from bestofn.service.media.certificate import write_certificate
 from bestofn.service.media.codec import decode, encode
 from bestofn.service.media.metadata import Story
+from bestofn.service.media.provenance import Signer
 from bestofn.service.queue.codec import pack_heat, unpack_heat
 
 JUDGE = Path(__file__).parents[2] / "fixtures" / "vila" / "checkpoint"
@@ -630,6 +633,17 @@ def test_engine_with_nothing_but_overflows_fails_for_good_and_names_the_stage(ma
     assert failed == [HeatFailed("job", 0, reason, final=True)]
     generator.overflowing = set()
     assert len(images(run(make(generator=generator), spec("next", num_samples=2)), "next")) == 2
+
+
+def test_engine_whose_certificate_expired_meanwhile_fails_the_heat_for_good_and_goes_on(make, spec, tmp_path):
+    pytest.importorskip("c2pa", reason="needs c2pa-python: pip install -e '.[provenance]'")
+    chain, key = write_certificate(tmp_path, lifetime=timedelta(seconds=-60))
+    engine = make(signer=Signer(chain.read_bytes(), key.read_bytes()))
+    for job in ("job", "next"):
+        [failed] = [event for event in run(engine, spec(job, num_samples=2)) if isinstance(event, HeatFailed)]
+        assert (failed.job, failed.final, engine.busy) == (job, True, False)
+        assert "cannot be signed by BESTOFN_C2PA_CERTIFICATE, which holds until 20" in failed.reason
+        assert "has to put a new certificate there and restart the worker" in failed.reason
 
 
 class CrampedMemory(TorchDispatchMode):
