@@ -79,11 +79,24 @@ class Signer:
         return load_pem_x509_certificates(self.certificate)[0].not_valid_after_utc
 
     @cached_property
-    def _algorithm(self) -> bytes:
-        from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+    def _private_key(self) -> Any:
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-        match load_pem_private_key(self.key, None):
+        return load_pem_private_key(self.key, None)
+
+    @cached_property
+    def _pkcs8(self) -> bytes:
+        """The key in the one form that c2pa reads; openssl writes `BEGIN EC PRIVATE KEY` too."""
+        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+        pem: bytes = self._private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return pem
+
+    @cached_property
+    def _algorithm(self) -> bytes:
+        from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+        match self._private_key:
             case ec.EllipticCurvePrivateKey(curve=curve) if curve.name in _ALGORITHMS:
                 return _ALGORITHMS[curve.name]
             case ed25519.Ed25519PrivateKey():
@@ -109,8 +122,9 @@ class Signer:
             return self._sign(image, format, _claim(format, made))
         except ValueError as error:
             raise SetupError(
-                f"the image cannot be signed by BESTOFN_C2PA_CERTIFICATE, which holds until {self.expires:%Y-%m-%d %H:%M}"
-                f" UTC ({error}): the operator has to put a new certificate there and restart the worker"
+                "the image cannot be signed by BESTOFN_C2PA_CERTIFICATE, which holds until "
+                f"{self.expires:%Y-%m-%d %H:%M} UTC ({error}): the operator has to put a new certificate there and "
+                "restart the worker"
             ) from error
 
     def _sign(self, image: bytes, format: ImageFormat, claim: Mapping[str, Any]) -> bytes:
@@ -119,7 +133,7 @@ class Signer:
 
         signed = io.BytesIO()
         try:
-            info = c2pa.C2paSignerInfo(self._algorithm, self.certificate, self.key, None)
+            info = c2pa.C2paSignerInfo(self._algorithm, self.certificate, self._pkcs8, None)
             with (
                 c2pa.Context(c2pa.Settings.from_dict(_OPTIONS)) as context,
                 c2pa.Builder(json.dumps(claim), context) as builder,

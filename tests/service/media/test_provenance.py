@@ -80,6 +80,26 @@ def test_signed_image_says_that_a_model_made_it_and_keeps_its_story(signing: Set
     assert decode(data).size == (32, 32)
 
 
+def test_key_as_openssl_ecparam_writes_it_signs(signing: Settings, tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        load_pem_private_key,
+    )
+
+    assert signing.c2pa_key is not None
+    key = load_pem_private_key(signing.c2pa_key.read_bytes(), None)
+    parameters = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
+    own = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    assert own.startswith(b"-----BEGIN EC PRIVATE KEY-----")
+    file = tmp_path / "ec.key"
+    file.write_bytes(parameters + own)
+    found = read_provenance(signed(signing.model_copy(update={"c2pa_key": file}), "png", story()))
+    assert found is not None
+    assert found.state == "Valid"
+
+
 def test_signed_image_without_its_prompt_names_it_nowhere(signing: Settings) -> None:
     data = signed(signing, "png", story(prompt=None))
     found = read_provenance(data)
