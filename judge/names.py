@@ -1,6 +1,8 @@
 """Names of judges: a prefix says which code runs a judge, the rest says where its weights are. Without torch."""
 
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,10 +10,14 @@ Kind = Literal["vila", "vlm", "clip", "openai", "http", "mixture"]
 
 
 PLUS = " + "
-_WEIGHTED = re.compile(r"(?:(\d+(?:\.\d+)?)\*)?(.+)")
+_WEIGHTED = re.compile(r"([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*\*\s*(.*)")
 
 ADDRESSES: tuple[Kind, ...] = ("openai", "http")
 """Kinds whose weights are on another machine, or in another process."""
+
+
+class JudgeNameError(ValueError):
+    """A name of a judge or a mixture that has not the form of one; the message has the part and the form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,30 @@ def vlm_name(name: str) -> str:
 
 
 def members(name: str) -> list[tuple[float, str]]:
-    """Weights and names of the judges in a name such as `A + 0.5*B`; 1 where no weight is given."""
-    found = (_WEIGHTED.fullmatch(part.strip()) for part in name.split(PLUS))
-    return [(float(match[1] or 1), match[2]) for match in found if match is not None]
+    """Weights and names of the judges in a name such as `A + 0.5*B`; 1 where no weight is given.
+
+    Raises:
+        JudgeNameError: a part has no name, or a weight that is no number above 0, or the only judge has a weight.
+    """
+    parts = [part.strip() for part in f" {name} ".split(PLUS)]
+    found = [_weighted(name, part) for part in parts]
+    if len(parts) == 1 and found[0][1] != parts[0]:
+        raise JudgeNameError(f"judge {name!r}: a single judge has no weight: leave out {parts[0].partition('*')[0]}*")
+    return found
+
+
+def mixture_name(parts: Iterable[tuple[float, str]]) -> str:
+    """The name that `members` splits into these weights and names."""
+    return PLUS.join(f"{repr(weight).removesuffix('.0')}*{one}" for weight, one in parts)
+
+
+def _weighted(name: str, part: str) -> tuple[float, str]:
+    match = _WEIGHTED.fullmatch(part)
+    number, one = ("1", part) if match is None else match.groups()
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = 0.0
+    if not (one and 0 < weight < math.inf):
+        raise JudgeNameError(f"judge {name!r}: {part!r} is no part of a mixture: write A + 0.5*B, with weights above 0")
+    return weight, one

@@ -4,7 +4,7 @@ import json as jsonlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bestofn.judge.names import JudgeName
+from bestofn.judge.names import JudgeName, JudgeNameError
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import load_settings
 
@@ -51,7 +51,7 @@ def about(name: str) -> dict[str, dict[str, Any]]:
             "parts": {part.name: _part(part) for part in folders},
             **_asked(judge.name),
         }
-    except (JudgeFolderError, CheckpointError) as error:
+    except (JudgeNameError, JudgeFolderError, CheckpointError) as error:
         reasons.append(str(error))
     if not found:
         raise SetupError(f"{name} is neither a generator ({reasons[0]}) nor a judge ({reasons[1]})")

@@ -15,7 +15,7 @@ from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.judge.layout import PARTS
 from bestofn.judge.loader import JudgeFolderError, flat_revision, revision
 from bestofn.judge.mixture import Member, MixtureJudge
-from bestofn.judge.names import PLUS, JudgeName, Kind, members, parse_name
+from bestofn.judge.names import JudgeName, Kind, members, mixture_name, parse_name
 from bestofn.judge.self_test import self_test
 from bestofn.models import residency
 from bestofn.models.flops import TERA
@@ -132,11 +132,11 @@ def find_judge(name: str, max_tiles: int | None = None, key: str | None = None) 
     Fewer tiles give other verdicts, so a limit is part of NVILA's revision.
 
     Raises:
-        JudgeFolderError, CheckpointError: saying what was looked for and where.
+        JudgeNameError, JudgeFolderError, CheckpointError: saying what was looked for and where.
         SetupError: the server of an address does not answer.
     """
     parsed = parse_name(name)
-    if parsed.kind == "mixture":
+    if len(members(name)) > 1:
         return _find_mixture(name, max_tiles, key)
     if not parsed.local:
         from bestofn.service.pairwise.remote_judges import find_remote
@@ -161,14 +161,12 @@ def find_judge(name: str, max_tiles: int | None = None, key: str | None = None) 
 def _find_mixture(name: str, max_tiles: int | None, key: str | None) -> JudgeCheckpoint:
     """A mixture (`names.members`), whose revision depends on all that its verdicts do."""
     weights, names = zip(*members(name), strict=True)
-    if min(weights) <= 0:
-        raise SetupError(f"the weights of the judges {name!r} must be above 0, got {min(weights):g}")
     found = [find_judge(one, max_tiles, key) for one in names]
     fitted = [calibration_of(one, None) for one in found]
     parts = [(weight, one.revision.revision, repr(c)) for weight, one, c in zip(weights, found, fitted, strict=True)]
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
     shown, places = (
-        PLUS.join(f"{weight:g}*{one}" for weight, one in zip(weights, texts, strict=True))
+        mixture_name(zip(weights, texts, strict=True))
         for texts in ([one.revision.name for one in found], [one.name.full for one in found])
     )
     return JudgeCheckpoint(JudgeName("mixture", places), Revision(name=shown, revision=digest), max_tiles, key)

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from bestofn.judge.loader import JudgeFolderError
+from bestofn.judge.names import JudgeNameError
 from bestofn.models import residency
 from bestofn.models.checkpoint import Checkpoint, importance_order
 from bestofn.models.defaults import FOLDERS, part_dtypes
@@ -109,7 +110,7 @@ def load_engine(settings: Settings, device: str | None = None) -> HeatEngine:
         raise SetupError(
             f"{place} has too little free memory to draw one image of the model's own size: {error}"
         ) from error
-    except (ModelError, JudgeFolderError) as error:
+    except (ModelError, JudgeFolderError, JudgeNameError) as error:
         raise SetupError(str(error)) from error
     return engine
 

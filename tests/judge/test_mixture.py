@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.mixture import mixed
-from bestofn.judge.names import members, parse_name
+from bestofn.judge.names import members, mixture_name, parse_name
 from bestofn.judge.verdict import BROKEN, Rule, Verdict, rank
 
 MARGINS = st.lists(st.floats(-20, 20), min_size=2, max_size=2)
@@ -36,3 +36,9 @@ def test_names_of_mixtures() -> None:
     assert members("shapes + 0.5*clip:owner/pick@main") == [(1.0, "shapes"), (0.5, "clip:owner/pick@main")]
     assert parse_name("shapes + http://host/a+b").kind == "mixture"
     assert parse_name("http://host/a+b").kind == "http"
+    assert members("./a*b + 2 *  clip:./a*b") == [(1.0, "./a*b"), (2.0, "clip:./a*b")]
+
+
+@given(st.lists(st.tuples(st.floats(0, exclude_min=True, allow_infinity=False), st.just("a*b")), min_size=2))
+def test_weights_survive_their_name(parts: list[tuple[float, str]]) -> None:
+    assert members(mixture_name(parts)) == parts

@@ -111,5 +111,33 @@ def test_a_mixture_is_a_judge_too(name, tmp_path):
         assert image.verdict.yes_logit == pytest.approx(expected.yes_logit, abs=1e-3)
     judges = [one.found for one in checkpoints(Settings(judge=mixture)) if one.what == "judge"]
     assert [alone[i].revision.revision in judges[i] for i in (0, 1)] == [True, True]
-    with pytest.raises(SetupError, match="must be above 0, got 0"):
-        find_judge(f"shapes + 0*{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("shapes + ", "judge 'shapes + ': '' is no part of a mixture: write A + 0.5*B, with weights above 0"),
+        ("shapes +", "judge 'shapes +': '' is no part of a mixture: write A"),
+        (" + ", "judge ' + ': '' is no part of a mixture: write A"),
+        ("shapes + 0*clip:x", "'0*clip:x' is no part of a mixture: write A"),
+        ("-1*clip:x + shapes", "'-1*clip:x' is no part of a mixture: write A"),
+        ("1.2.3*clip:x + shapes", "'1.2.3*clip:x' is no part of a mixture: write A"),
+        ("2* + shapes", "'2*' is no part of a mixture: write A"),
+        ("1e999*clip:x + shapes", "'1e999*clip:x' is no part of a mixture: write A"),
+        ("2*shapes", "judge '2*shapes': a single judge has no weight: leave out 2*"),
+        ("2 * shapes", "a single judge has no weight: leave out 2 *"),
+        ("-1*shapes", "'-1*shapes' is no part of a mixture: write A"),
+    ],
+)
+def test_a_mixture_that_is_none_is_an_error_with_its_part_and_the_form(name, said):
+    with pytest.raises(SetupError) as caught:
+        load_engine(Settings(judge=name, threads=1, devices="cpu"))
+    assert said in caught.value.detail
+
+
+def test_small_weights_and_spaces_are_read_back_from_a_mixtures_name():
+    found = find_judge("0.00001 * shapes + 0.123456789*shapes")
+    assert found.revision.name == "1e-05*shapes + 0.123456789*shapes"
+    assert find_judge(found.revision.name).revision == found.revision
+    assert found.weight_bytes(CPU) == 2 * find_judge("shapes").weight_bytes(CPU) > 0
+    assert found.load(CPU).judge([Image.new("RGB", (64, 64), "red")], [PROMPT])
