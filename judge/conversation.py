@@ -17,6 +17,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from bestofn.judge.interface import QUESTION
 from bestofn.judge.loader import read_json
 from bestofn.judge.pairwise import without_control_tokens
+from bestofn.judge.prompting import render
 
 
 class Conversation:
@@ -35,9 +36,9 @@ class Conversation:
             question: text with `{prompt}` once.
 
         Raises:
-            ValueError: the question has no `{prompt}`, or the template loses the question or the image.
+            ValueError: the question has no `{prompt}`, or the template fails or loses the question or the image.
         """
-        if question.count("{prompt}") != 1:
+        if not isinstance(question, str) or question.count("{prompt}") != 1:
             raise ValueError(f"the question must hold {{prompt}} once, got {question!r}")
         self._processor = processor
         self._lock = threading.Lock()  # a fast tokenizer pads for one thread at a time
@@ -118,7 +119,7 @@ def _template(processor: Any, question: str) -> str:
         return f"{processor.image_token}{question}"
     content = [{"type": "image"}, {"type": "text", "text": question}]
     messages = [{"role": "user", "content": content}]
-    text: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = render(processor, messages)
     if text.count("{prompt}") != 1 or processor.image_token not in text:
         raise ValueError(f"its chat template loses the question or the image: {text!r}")
     return text

@@ -41,7 +41,7 @@ class Question:
     """
 
     def __init__(self, tokenizer: Any, text: str = PUBLISHED_QUESTION, chat_template: str | None = "qwen2") -> None:
-        if text.count("{prompt}") != 1:
+        if not isinstance(text, str) or text.count("{prompt}") != 1:
             raise ValueError(f"the question must hold {{prompt}} once, got {text!r}")
         self.tokenizer = tokenizer
         self.text = text
@@ -102,6 +102,18 @@ def _template(tokenizer: Any, chat_template: str | None) -> tuple[str, str]:
     if not tokenizer.chat_template:
         raise ValueError("config.json names no chat_template and the tokenizer has none of its own")
     messages = [{"role": "user", "content": _CONTENT}]
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    prefix, _, suffix = text.partition(_CONTENT)
+    prefix, _, suffix = render(tokenizer, messages).partition(_CONTENT)
     return prefix, suffix
+
+
+def render(processor: Any, messages: Sequence[Any]) -> str:
+    """Messages up to the answer, as the chat template of a tokenizer or processor writes them.
+
+    Raises:
+        ValueError: the template fails.
+    """
+    try:
+        text: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # jinja2's errors, and those of the template's own expressions
+        raise ValueError(f"its chat template cannot be used: {' '.join(str(error).split())}") from error
+    return text

@@ -52,6 +52,17 @@ def bring_code(folder: Path) -> None:
     edit(tower / "config.json", model_type="mine", auto_map=auto_map)
 
 
+def break_template(folder: Path) -> None:
+    edit(folder / "config.json", chat_template=None)
+    edit(folder / "llm" / "tokenizer_config.json", chat_template="{{ raise_exception('no system role') }}")
+    (folder / "llm" / "chat_template.jinja").write_text("{{ raise_exception('no system role') }}")
+
+
+def quantise(folder: Path) -> None:
+    bits = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    edit(folder / "vision_tower" / "config.json", quantization_config=bits)
+
+
 BREAKAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
     "no part": (lambda f: shutil.rmtree(f / "mm_projector"), "has no mm_projector/: not a VILA checkpoint"),
@@ -65,6 +76,9 @@ BREAKAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown weight": (add_weight, r"llm/ has 1 unexpected keys, first model\.layers\.9\.extra"),
     "pickle": (pickle_weights, r"llm/ cannot be read: .*no file named model\.safetensors"),
     "code": (bring_code, "contains custom code which must be executed"),
+    "no text": (lambda f: (f / "bestofn.json").write_text('{"question": 5}'), r"must hold \{prompt\} once, got 5"),
+    "broken template": (break_template, "its chat template cannot be used: no system role"),
+    "quantised": (quantise, "vision_tower/ needs a package: "),
     "bad question": (lambda f: (f / "bestofn.json").write_text('{"question": "yes?"}'), r"must hold \{prompt\} once"),
 }
 

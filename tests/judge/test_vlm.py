@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +100,39 @@ def test_a_pickle_or_another_model_is_refused(folder_of: Callable[[str], Path], 
     (folder / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(JudgeFolderError, match="no processor of images and text for model_type 'bert'"):
         VlmJudge.load(folder, CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        (
+            "config.json",
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "bitsandbytes",
+        ),
+        ("config.json", {"quantization_config": {"quant_method": "awq", "bits": 4}}, "needs a package: "),
+        ("bestofn.json", {"question": 5}, r"the question must hold \{prompt\} once, got 5"),
+        ("bestofn.json", {"question": None}, r"the question must hold \{prompt\} once, got None"),
+        (
+            "chat_template.jinja",
+            "{{ raise_exception('no system role') }}",
+            "its chat template cannot be used: no system",
+        ),
+        ("chat_template.jinja", "{% if %}", "its chat template cannot be used: Expected an expression"),
+        ("chat_template.jinja", "{{ 1 + 'a' }}", "its chat template cannot be used: unsupported operand"),
+    ],
+    ids=["bitsandbytes", "AWQ", "number", "null", "exception", "syntax", "type"],
+)
+def test_what_cannot_be_used_is_one_line(
+    folder_of: Callable[[str], Path], tmp_path: Path, file: str, text: str | dict[str, object], said: str
+) -> None:
+    path = shutil.copytree(folder_of("internvl"), tmp_path / "judge") / file
+    old = json.loads(path.read_text()) if path.suffix == ".json" and path.is_file() else {}
+    path.write_text(text if isinstance(text, str) else json.dumps(old | text))
+    with pytest.raises(JudgeFolderError, match=said) as caught:
+        VlmJudge.load(path.parent, CPU, torch.float32)
+    assert str(caught.value).startswith(f"{path.parent}: ")
+    assert "\n" not in str(caught.value)
 
 
 def test_models_inspect_shows_the_template(folder_of: Callable[[str], Path]) -> None:
