@@ -146,7 +146,8 @@ def pipeline_parts(folder: Path) -> dict[str, bool]:
 
 def quantised_with(folder: Path) -> str | None:
     """How a part's weights are quantised, such as torchao, as its config.json says; None: they are plain."""
-    method = read_json(folder / "config.json").get("quantization_config", {}).get("quant_method")
+    config = read_json(folder / "config.json").get("quantization_config")
+    method = config.get("quant_method") if isinstance(config, dict) else None
     return None if method is None else str(method)
 
 

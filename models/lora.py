@@ -33,7 +33,7 @@ class Lora:
     """A LoRA file on this machine.
 
     Attributes:
-        name: file name without suffix, folder name or repository name; part of the served model's name.
+        name: file name without suffix, or name of the folder or repository; part of the served model's name.
         file: safetensors file in diffusers' layout.
         strength: factor of the update.
         revision: 8 hex digits over the file and the strength.
@@ -59,24 +59,28 @@ class Lora:
         if file is None:
             repository, _, revision = name.partition("@")
             file = download(repository, revision or "main", [FILE]) / FILE
+            short = Path(repository).name
+        else:
+            short = file.stem if Path(name).expanduser().is_file() else file.absolute().parent.name
         header(file)
         digest = hashlib.sha256(f"{strength!r}\0".encode())
         with file.open("rb") as stream:
             while block := stream.read(2**20):
                 digest.update(block)
-        return cls(Path(name.partition("@")[0]).stem, file, strength, digest.hexdigest()[:8])
+        return cls(short, file, strength, digest.hexdigest()[:8])
 
     def updates(self) -> "dict[str, Update]":
         """Updates by the name of the weight that each belongs to. Reads the whole file.
 
         Raises:
-            CheckpointError: a weight of the file is neither half of an update, or a half is missing.
+            CheckpointError: a weight of the file is neither half of an update, a half is missing, or rank or alpha is
+                none.
         """
         from safetensors import safe_open
 
         halves: dict[str, dict[str, Tensor]] = {}
         with safe_open(self.file, framework="pt") as opened:
-            facts = json.loads((opened.metadata() or {}).get(METADATA, "{}"))
+            facts = self._facts((opened.metadata() or {}).get(METADATA, "{}"))
             for key in opened.keys():  # noqa: SIM118
                 found = _WEIGHT.fullmatch(key)
                 if found is None:
@@ -87,14 +91,30 @@ class Lora:
                 halves.setdefault(found["module"], {})[found["half"]] = opened.get_tensor(key).float()
         return {f"{module}.weight": self._update(module, pair, facts) for module, pair in halves.items()}
 
+    def _facts(self, text: str) -> dict[str, Any]:
+        """The fields of diffusers' entry, checked as far as they are used."""
+        try:
+            facts: dict[str, Any] = {key.removeprefix(PREFIX): value for key, value in json.loads(text).items()}
+            patterns = facts["alpha_pattern"] = dict(facts.get("alpha_pattern") or {})
+            for pattern in patterns:
+                re.compile(pattern)
+        except (ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
+            raise CheckpointError(f"{self.file}: {METADATA} in its header cannot be read: {error}") from error
+        for alpha in (facts.get("lora_alpha", 1), *patterns.values()):
+            if type(alpha) not in (int, float) or not math.isfinite(alpha):
+                raise CheckpointError(f"{self.file}: alpha in its header is {alpha!r}, a finite number is needed")
+        return facts
+
     def _update(self, module: str, pair: "dict[str, Tensor]", facts: dict[str, Any]) -> "Update":
         if len(pair) < 2:
             raise CheckpointError(f"{self.file}: {module} has lora_{next(iter(pair))} alone")
+        if any(half.dim() < 2 or not half.numel() for half in pair.values()):
+            shapes = " and ".join(f"lora_{name} {tuple(half.shape)}" for name, half in sorted(pair.items()))
+            raise CheckpointError(f"{self.file}: {module} has {shapes}: matrices of rank 1 or more are needed")
         down, up = pair["A"].flatten(1), pair["B"].flatten(1)
         if up.shape[1] != len(down):
             raise CheckpointError(f"{self.file}: {module} has rank {len(down)} in lora_A and {up.shape[1]} in lora_B")
-        facts = {key.removeprefix(PREFIX): value for key, value in facts.items()}
-        patterns = [key for key in facts.get("alpha_pattern") or {} if re.fullmatch(rf"(.*\.)?({key})", module)]
+        patterns = [key for key in facts["alpha_pattern"] if re.fullmatch(rf"(.*\.)?({key})", module)]
         alpha = facts["alpha_pattern"][patterns[0]] if patterns else facts.get("lora_alpha", len(down))
         divisor = math.sqrt(len(down)) if facts.get("use_rslora") else len(down)
         return Update(down, up, self.strength * alpha / divisor)

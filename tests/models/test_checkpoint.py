@@ -38,6 +38,17 @@ def test_revision_follows_weights_and_configs_only(folder):
     assert Checkpoint.resolve(str(folder)).revision != first.revision
 
 
+@pytest.mark.parametrize("plain", [None, {}, []])
+def test_quantised_part_is_refused_and_an_empty_entry_means_plain_weights(folder, plain):
+    config = folder / "text_encoder" / "config.json"
+    fields = json.loads(config.read_text())
+    config.write_text(json.dumps(fields | {"quantization_config": {"quant_method": "awq"}}))
+    with pytest.raises(CheckpointError, match="text_encoder is quantised with awq: SANA is read from plain weights"):
+        Checkpoint.resolve(str(folder))
+    config.write_text(json.dumps(fields | {"quantization_config": plain}))
+    assert Checkpoint.resolve(str(folder)).path == folder
+
+
 def test_call_defaults_come_from_bestofn_json_else_diffusers(folder):
     calls = Checkpoint.resolve(str(folder)).call_defaults()
     assert calls == CallDefaults(4, 4.5, 48, COMPLEX_HUMAN_INSTRUCTION)

@@ -68,6 +68,18 @@ def test_lora_merged_adds_alpha_by_rank_times_the_product(file: Path, facts, sca
         torch.testing.assert_close(changed[name], weight + update)
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_lora_is_named_after_all_of_its_file_or_folder(file: Path, tmp_path: Path, kind: str, monkeypatch) -> None:
+    write(file)
+    (tmp_path / "a@b" / "ink-1.5").mkdir(parents=True)
+    place = tmp_path / "a@b" / ("ink-1.5.safetensors" if kind == "file" else "ink-1.5")
+    shutil.copy(file, place if kind == "file" else place / FILE)
+    assert Lora.resolve(f"{place}=0.5").name == "ink-1.5"
+    if kind == "folder":
+        monkeypatch.chdir(place)
+        assert Lora.resolve(".").name == "ink-1.5"
+
+
 def test_lora_folder_and_file_are_one_revision_which_strength_and_bytes_change(file: Path, tmp_path: Path) -> None:
     write(file)
     (tmp_path / "paint").mkdir()
@@ -83,17 +95,45 @@ def test_lora_folder_and_file_are_one_revision_which_strength_and_bytes_change(f
     [
         ({"transformer.x.lora_magnitude_vector": torch.ones(2)}, "'transformer.x.lora_magnitude_vector' is no lora_A"),
         ({"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, "'lora_unet_x.lora_down.weight' is no lora_A or lora_B"),
+        (
+            {"transformer.x.lora_A.weight": torch.ones(0, 8), "transformer.x.lora_B.weight": torch.ones(8, 0)},
+            r"x has lora_A \(0, 8\) and lora_B \(8, 0\): matrices of rank 1 or more are needed",
+        ),
+        (
+            {"transformer.x.lora_A.weight": torch.ones(8), "transformer.x.lora_B.weight": torch.ones(8, 1)},
+            r"x has lora_A \(8,\) and lora_B \(8, 1\): matrices of rank 1 or more are needed",
+        ),
         ({"transformer.x.lora_A.weight": torch.ones(2, 2)}, "x has lora_A alone"),
         ({f"transformer.{QUERY}.lora_A.weight": torch.ones(3, 2)}, "has rank 3 in lora_A and 2 in lora_B"),
         ({f"transformer.{QUERY}.lora_A.weight": torch.ones(2, 7)}, "the weight is"),
         ({f"x.lora_{half}.weight": torch.ones(2, 2) for half in "AB"}, "has no matrix 'x.weight'"),
     ],
-    ids=["DoRA", "another layout", "half", "rank", "shape", "no such module"],
+    ids=["DoRA", "another layout", "rank 0", "vector", "half", "rank", "shape", "no such module"],
 )
 def test_lora_that_does_not_fit_is_refused(file: Path, more, said) -> None:
     write(file, **more)
     with pytest.raises(CheckpointError, match=said):
         from_diffusers(tiny(file) / "transformer", loras=[Lora.resolve(str(file))])
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ("{", "lora_adapter_metadata in its header cannot be read: Expecting"),
+        ("[1]", "lora_adapter_metadata in its header cannot be read"),
+        ('{"transformer.alpha_pattern": 5}', "lora_adapter_metadata in its header cannot be read"),
+        ('{"transformer.alpha_pattern": {"(": 5}}', "lora_adapter_metadata in its header cannot be read"),
+        ('{"transformer.alpha_pattern": {"to_q": "x"}}', "alpha in its header is 'x', a finite number is needed"),
+        ('{"transformer.lora_alpha": "4"}', "alpha in its header is '4', a finite number is needed"),
+        ('{"transformer.lora_alpha": null}', "alpha in its header is None, a finite number is needed"),
+        ('{"transformer.lora_alpha": NaN}', "alpha in its header is nan, a finite number is needed"),
+    ],
+)
+def test_lora_with_odd_metadata_is_refused(file: Path, metadata: str, said: str) -> None:
+    save_file(load_file(write(file)), file, metadata={METADATA: metadata})
+    with pytest.raises(CheckpointError, match=said) as caught:
+        Lora.resolve(str(file)).updates()
+    assert str(caught.value).startswith(f"{file}: ")
 
 
 @pytest.mark.parametrize("text", ["", "=2", "x=", "x=strong", "x=nan", "no/such/folder", "."])
