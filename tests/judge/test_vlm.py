@@ -123,7 +123,7 @@ def test_a_pickle_or_another_model_is_refused(folder_of: Callable[[str], Path], 
     ],
     ids=["bitsandbytes", "AWQ", "number", "null", "exception", "syntax", "type"],
 )
-def test_what_cannot_be_used_is_one_line(
+def test_folder_that_cannot_be_used_is_refused_in_one_line(
     folder_of: Callable[[str], Path], tmp_path: Path, file: str, text: str | dict[str, object], said: str
 ) -> None:
     path = shutil.copytree(folder_of("internvl"), tmp_path / "judge") / file
