@@ -37,7 +37,7 @@ def fill(pool: Pool, requests: Sequence[SampleRequest], processes: int, progress
         progress: called with chunks done and wanted.
 
     Raises:
-        SetupError: a process was killed.
+        SetupError: a process was killed, or the judge gave no verdict on an image, whose chunk is not kept.
     """
     missing = pool.missing(requests)
     total = sum(1 for request in requests for _ in request.chunks())
@@ -140,6 +140,11 @@ def _draw(source: Source, task: Task, key: ChunkKey, kept: Path | None) -> Chunk
         batch = latents[start : start + BATCH].to(source.device, torch.float32)
         images = generator.decode(batch).numpy()
         verdicts = verifier.judge(list(images), [task.prompt] * len(images))
+        if silent := sum(verdict.broken for verdict in verdicts):
+            raise SetupError(
+                f"the judge {source.judge} gave no verdict on {silent} of {len(images)} images: "
+                "run the same command again when it answers; what was judged before is kept"
+            )
         chunk.yes.extend(round(verdict.yes_logit, DIGITS) for verdict in verdicts)
         chunk.no.extend(round(verdict.no_logit, DIGITS) for verdict in verdicts)
         if task.spec is not None:

@@ -4,6 +4,7 @@ All strategies are replayed from one pool, and so see the same candidates. What 
 """
 
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -159,7 +160,8 @@ class Pool:
             except ValueError:  # the last line of a run that was cut off
                 os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
                 return
-            self._keep(key, chunk)
+            if math.isfinite(sum(chunk.yes) + sum(chunk.no)):  # earlier versions kept missing verdicts, as NaN
+                self._keep(key, chunk)
 
     def _keep(self, key: ChunkKey, chunk: Chunk) -> None:
         self.chunks[key.config][key.number][key.start] = chunk
@@ -239,6 +241,7 @@ def _line(key: ChunkKey, chunk: Chunk) -> str:
             "yes": chunk.yes,
             "no": chunk.no,
         },
+        allow_nan=False,
         separators=(",", ":"),
     )
 

@@ -1,0 +1,111 @@
+"""A score server that gives no verdict on some images: what evaluations and fits keep and say of them."""
+
+import io
+import json
+import threading
+from base64 import b64decode
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from bestofn.cli.main import program
+from bestofn.evaluation.pool import CHUNK, Chunk, ChunkKey, Pool, SampleRequest, SamplingConfig, Source
+
+STAR, RING = "a photo of a red star", "a photo of a blue ring"
+
+
+@dataclass
+class Scores:
+    """A score server's state: its address, and the prompts that get no verdict."""
+
+    url: str = ""
+    silent: set[str] = field(default_factory=set)
+
+    def answer(self, prompt: str, file: bytes) -> dict[str, float]:
+        with Image.open(io.BytesIO(file)) as image:
+            red, _, blue = np.asarray(image).reshape(-1, 3).mean(0)
+        return {} if prompt in self.silent else {"reward": float(red - blue)}
+
+
+@pytest.fixture
+def scores() -> Iterator[Scores]:
+    state = Scores()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer({"name": "redness", "revision": "1"})
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.answer(state.answer(asked["prompt"], b64decode(asked["image"])))
+
+        def answer(self, fields: object) -> None:
+            data = json.dumps(fields).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        state.url = f"http://127.0.0.1:{server.server_port}/score"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield state
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def bestofn(*arguments: object) -> Result:
+    """Run a command, in strict mode: nothing is compiled."""
+    return CliRunner().invoke(program, [str(one) for one in arguments], env={"BESTOFN_REPRODUCIBLE": "strict"})
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_eval_keeps_no_chunk_with_a_missing_verdict_and_goes_on_when_the_judge_answers(
+    scores: Scores, processes: int, tmp_path: Path
+) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text(f"{STAR}\n{RING}\n")
+    asked = ["eval", "--file", prompts, "--judge", scores.url, "--strategy", "n=2 steps=2", "--images", "1"]
+    asked += ["--device", "cpu", "--out", out]
+    scores.silent = {RING}
+    result = bestofn(*asked, "--processes", processes)
+    said = str(result.exception)
+    assert result.exit_code == 1
+    assert f"the judge {scores.url} gave no verdict on 16 of 16 images" in said
+    assert "run the same command again when it answers" in said
+    assert "\n" not in said
+    assert not (out / "winners.json").exists()
+    pool = out / "pool.jsonl"
+    before = pool.read_text() if pool.exists() else ""
+    assert '"prompt":1' not in before
+    if processes == 1:
+        assert '"prompt":0' in before, "what was judged before stays"
+    scores.silent.clear()
+    result = bestofn(*asked, "--processes", 1)
+    assert result.exit_code == 0, result.output
+    assert pool.read_text().startswith(before)
+    for file in (pool, out / "winners.json"):
+        assert "NaN" not in file.read_text()
+    assert "nan" not in result.stdout
+
+
+def test_a_pool_reads_chunks_with_missing_verdicts_as_not_drawn(tmp_path: Path) -> None:
+    pool = Pool(tmp_path / "pool.jsonl", Source("", "m", "", "j", ()))
+    keys = [ChunkKey(number, SamplingConfig(2), 0) for number in (0, 1)]
+    for key in keys:
+        pool.append(key, Chunk([], [1.0] * CHUNK, [0.0] * CHUNK))
+    identity, first, second = pool.path.read_text().splitlines()
+    pool.path.write_text("\n".join((identity, first.replace("1.0", "NaN", 1), second)) + "\n")
+    assert Pool(pool.path, pool.source).missing([SampleRequest(SamplingConfig(2), 1, [0, 1])]) == keys[:1]
