@@ -88,10 +88,13 @@ def share_of_the_way(points: Sequence[Point]) -> float:
 
 
 def auc(correct: Floats, margin: Floats) -> float:
-    """Probability that a right candidate outranks a wrong one of its prompt, averaged over prompts that have both."""
+    """Probability that a right candidate outranks a wrong one of its prompt, averaged over prompts that have both.
+
+    Equal margins are ties, which count one half. So is a pair of which one candidate has no verdict (NaN).
+    """
     values = []
-    for right, scores in zip(correct > 0, np.nan_to_num(margin, nan=-np.inf), strict=True):
+    for right, scores in zip(correct > 0, margin, strict=True):
         if right.any() and not right.all():
-            difference = scores[right][:, None] - scores[~right][None, :]
+            difference = np.nan_to_num(scores[right][:, None] - scores[~right][None, :], nan=0.0)
             values.append(float((difference > 0).mean() + 0.5 * (difference == 0).mean()))
     return float(np.mean(values)) if values else float("nan")

@@ -45,6 +45,7 @@ class JudgeRun:
 def compare(runs: Sequence[JudgeRun]) -> dict[str, Any]:
     """The figures of every judge, and of every pair the share of prompts in which both choose the same image.
 
+    An image without a usable verdict counts as wrong in the accuracy; in the AUC its pairs are ties (`curve.auc`).
     Prompts with one image say nothing of agreement and are left out of it. Numbers that do not exist are None.
     """
     curves = [LabelledCurve.of(run.fields) for run in runs]
@@ -72,7 +73,9 @@ def _figures(run: JudgeRun, curve: LabelledCurve) -> dict[str, Any]:
     return {
         "name": run.name,
         "revision": run.revision,
-        "accuracy": _mean([one.yes == right for one, right in zip(run.verdicts, run.correct, strict=True)]),
+        "accuracy": _mean(
+            [one.usable and one.yes == right for one, right in zip(run.verdicts, run.correct, strict=True)]
+        ),
         "auc_within_prompt": _finite(_mean([value for value in within if not math.isnan(value)])),
         "without_verdict": sum(not one.usable for one in run.verdicts),
         "calibration": run.calibration,

@@ -93,6 +93,9 @@ def calibrate(
         report = fit(fields)
     except ValueError as error:
         raise SetupError(f"{labels}: {error}") from error
+    images = sum(map(len, fields))
+    if silent := images - report.images:
+        say(f"warning: the judge gave no verdict on {silent} of {images} images, which are left out of the fit")
     if report.prompts < FEW:
         say(f"warning: {report.prompts} prompts are few to calibrate on; {FEW} or more are better")
     figures = report.to_json(revision.revision, source)

@@ -24,7 +24,8 @@ def made(name: str, sign: float, broken: int = 0) -> JudgeRun:
     verdicts = [Verdict("yes" if m > 0 else "no", m / 2, -m / 2) for field in fields for m, _ in field]
     verdicts[:broken] = [BROKEN] * broken
     for i in range(broken):
-        fields[0][i] = (math.nan, fields[0][i][1])
+        field = fields[i // IMAGES]
+        field[i % IMAGES] = (math.nan, field[i % IMAGES][1])
     correct = [right for field in fields for _, right in field]
     fitted = {"calibration_error_before": 0.25, "calibration_error": 0.125} if sign > 0 else None
     return JudgeRun(name, "1", verdicts, correct, fields, fitted, None if sign < 0 else 0.5, 0.01)
@@ -37,7 +38,7 @@ def test_figures_of_a_good_and_an_inverted_judge_are_opposite() -> None:
     assert (bad["accuracy"], bad["auc_within_prompt"], bad["best_of"]["8"]["score"]) == (0, 0, 0)
     assert (good["fooled"], bad["fooled"], bad["ask_at_most"]) == (None, (0.5, 0.5), 4)
     assert (silent["without_verdict"], silent["accuracy"]) == (2, 78 / 80)
-    assert silent["auc_within_prompt"] == pytest.approx(0.95)  # half of the first prompt's pairs are lost
+    assert silent["auc_within_prompt"] == pytest.approx(0.975)  # half of the first prompt's pairs are ties
     assert [one["same_choice"] for one in figures["agreement"]] == [0, 0.9, 0]
     assert list(figures["oracle"]) == ["1", "2", "4", "8"]
     json.dumps(figures, allow_nan=False)
@@ -49,6 +50,11 @@ def test_figures_of_a_good_and_an_inverted_judge_are_opposite() -> None:
     assert "silent gives no yes or no on 2 images" in text
     assert "| good and silent | 0.900 |" in text
     assert "| by chance | 0.125 |" in text
+
+
+def test_judge_without_any_verdict_is_never_right() -> None:
+    (mute, _) = compare([made("mute", 1, broken=PROMPTS * IMAGES), made("good", 1)])["judges"]
+    assert (mute["without_verdict"], mute["accuracy"], mute["auc_within_prompt"]) == (80, 0, 0.5)
 
 
 def test_numbers_that_do_not_exist_are_none() -> None:

@@ -109,3 +109,37 @@ def test_a_pool_reads_chunks_with_missing_verdicts_as_not_drawn(tmp_path: Path) 
     identity, first, second = pool.path.read_text().splitlines()
     pool.path.write_text("\n".join((identity, first.replace("1.0", "NaN", 1), second)) + "\n")
     assert Pool(pool.path, pool.source).missing([SampleRequest(SamplingConfig(2), 1, [0, 1])]) == keys[:1]
+
+
+def labelled(folder: Path, prompts: int = 4) -> Path:
+    """A list of red and blue images for prompts that want red ones."""
+    lines = []
+    for colour in ("red", "blue"):
+        Image.new("RGB", (32, 32), colour).save(folder / f"{colour}.png")
+        lines += [{"image": f"{colour}.png", "prompt": f"red {i}", "correct": colour == "red"} for i in range(prompts)]
+    path = folder / "labels.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def test_calibrate_counts_the_images_that_were_judged(scores: Scores, tmp_path: Path) -> None:
+    labels, out = labelled(tmp_path), tmp_path / "c.json"
+    scores.silent = {"red 0", "red 3"}
+    result = bestofn("calibrate", labels, "--judge", scores.url, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "; 2 prompts, 4 images\n" in result.stdout
+    assert "warning: the judge gave no verdict on 4 of 8 images, which are left out of the fit\n" in result.stderr
+    fitted = json.loads(out.read_text())
+    assert (fitted["prompts"], fitted["images"]) == (2, 4)
+
+
+def test_judges_are_compared_with_missing_verdicts_wrong_in_accuracy_and_ties_in_auc(
+    scores: Scores, tmp_path: Path
+) -> None:
+    labels, out = labelled(tmp_path), tmp_path / "out"
+    scores.silent = {"red 0", "red 3"}
+    asked = ("--labels", labels, "--out", out, "--device", "cpu")
+    result = bestofn("eval", "--judges", f"{scores.url},shapes", *asked)
+    assert result.exit_code == 0, result.output
+    half, _ = json.loads((out / "judges.json").read_text())["judges"]
+    assert (half["accuracy"], half["auc_within_prompt"], half["without_verdict"]) == (0.5, 0.75, 4)

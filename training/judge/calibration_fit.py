@@ -78,8 +78,8 @@ class Report:
         calibration: fitted on all fields.
         table: reliability of probabilities that a fit on the other folds (five) predicts for a field.
         before: reliability of the judge's own probabilities.
-        prompts: number of prompts.
-        images: number of images.
+        prompts: number of prompts with a judged image.
+        images: number of judged images.
     """
 
     calibration: Calibration
@@ -123,12 +123,13 @@ def calibrate(fields: Sequence[Field]) -> Report:
     checked = [(Leaders.of(fields[fold::FOLDS]), _others(fields, fold)) for fold in range(min(FOLDS, len(fields)))]
     promised = [_promises(fit(Leaders.of(others)) if others else calibration, unseen) for unseen, others in checked]
     unseen = Leaders(*(np.concatenate([getattr(one, name) for one, _ in checked]) for name in Leaders.__annotations__))
+    judged = [sum(math.isfinite(margin) for margin, _ in field) for field in fields]
     return Report(
         calibration,
         reliability(np.concatenate(promised), unseen),
         reliability(_sigmoid(leaders.margin), leaders),
-        len(fields),
-        sum(map(len, fields)),
+        sum(map(bool, judged)),
+        sum(judged),
     )
 
 
