@@ -70,13 +70,13 @@ def scores(folder: Path, pool: Pool, replayed: Replayed, judge: PointwiseJudge) 
     for number in replayed.numbers:
         with Image.open(folder / f"{number:05d}" / "samples" / "0000.png") as image:
             verdicts += judge.judge([image], [pool.source.tasks[number].prompt])
-    margins = [verdict.margin for verdict in verdicts if not verdict.broken]
-    if not margins:
+    given = [verdict for verdict in verdicts if not verdict.broken]
+    if not given:
         raise SetupError("the judge of --scored-by gives no verdict on any winner: try it with bestofn rank")
     return {
-        "scored": len(margins),
-        "scored_yes": float(np.mean([margin > 0 for margin in margins])),
-        "scored_margin": float(np.mean(margins)),
+        "scored": len(given),
+        "scored_yes": float(np.mean([verdict.answer == "yes" for verdict in given])),
+        "scored_margin": float(np.mean([verdict.margin for verdict in given])),
     }
 
 

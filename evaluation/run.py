@@ -22,6 +22,7 @@ from bestofn.evaluation.tasks import Task
 from bestofn.judge import calibration as calibrations
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.interface import PointwiseJudge
+from bestofn.judge.names import members
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.lora import Lora, listed, revision_with
 from bestofn.models.sampling import LoadedGenerator, generate
@@ -29,7 +30,7 @@ from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
 from bestofn.service.core.settings import load_settings
 from bestofn.service.engine.compilation import BFLOAT16, low_precision
-from bestofn.service.engine.judge_loader import calibration_of, find_judge
+from bestofn.service.engine.judge_loader import JudgeCheckpoint, calibration_of, find_judge
 from bestofn.service.host.cgroups import cores
 
 
@@ -41,13 +42,19 @@ class Scorer:
     judge: PointwiseJudge
 
     @classmethod
-    def of(cls, name: str, device: str, chooses: str) -> "Scorer":
-        """Load it, if its revision is not `chooses`; raises JudgeFolderError, CheckpointError, SetupError."""
+    def of(cls, name: str, device: str, chooses: JudgeCheckpoint) -> "Scorer":
+        """Load it, if it shares no judge with `chooses`; raises JudgeFolderError, CheckpointError, SetupError."""
         settings = load_settings()
         found = find_judge(name, settings.judge_max_tiles, settings.judge_api_key)
-        if found.revision.revision == chooses:
+        if _single(found) & _single(chooses):
             raise SetupError(f"{name} is the judge that chooses the winners, so its score says nothing: name another")
         return cls(found.revision, found.load(torch.device(device), calibration_of(found, None)))
+
+
+def _single(judge: JudgeCheckpoint) -> set[str]:
+    """Revisions of the judges in a mixture, or of one judge, for any number of tiles; with the name of a remote one."""
+    each = [find_judge(name, key=judge.key) for _, name in members(judge.name.full)]
+    return {one.revision.revision if one.name.local else str(one.revision) for one in each}
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Evaluation:
         Raises:
             ValueError: the pool there was filled from something else.
             ModelError, JudgeFolderError: a checkpoint is not as needed.
-            SetupError: `scored_by` is the judge that chooses, or fails its start-up test.
+            SetupError: `scored_by` shares a judge with the one that chooses, or fails its start-up test.
         """
         settings = load_settings()
         checkpoint = Checkpoint.resolve(model, any_pipeline=True)
@@ -111,7 +118,7 @@ class Evaluation:
         pool = Pool(path, source)
         file = judging.file
         fitted = calibrations.read(file) if file is not None and file.is_file() else None
-        scorer = Scorer.of(scored_by, device, source.judge_revision) if scored_by else None
+        scorer = Scorer.of(scored_by, device, judging) if scored_by else None
         return cls(pool, *parts(source.model, source.lora, source.judge, device), fitted, scorer)
 
     @property

@@ -32,6 +32,7 @@ from bestofn.service.client.errors import ClientClosed
 from bestofn.service.core.budget import frontier
 from bestofn.service.core.errors import BestOfNError, JudgeAway, SetupError
 from bestofn.service.core.jobs import Draft
+from tests.judge.tiny_models import make_clip
 
 SCALING = Path(__file__).parents[2] / "evaluation" / "results" / "scaling"
 
@@ -71,6 +72,7 @@ def test_auc_counts_within_prompts_only():
     correct = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     assert auc(correct, np.array([[2.0, 1.0], [5.0, 6.0], [0.0, 0.0]])) == 1.0
     assert auc(correct, np.array([[2.0, 2.0], [6.0, 5.0], [0.0, 0.0]])) == 0.25
+    assert auc(correct, np.array([[np.nan, 2.0], [np.nan, np.nan], [0.0, 0.0]])) == 0.5
 
 
 def test_a_plan_regrets_nothing_where_prompts_are_alike_and_much_where_halves_differ():
@@ -293,8 +295,44 @@ def test_winners_of_a_file_are_laid_out_for_their_evaluators_and_scored_by_anoth
         margins = [verdict.margin for verdict in Judge.load(before).judge([one, other], list(named))]
     assert figures["strategies"][0]["scored_margin"] == pytest.approx(np.mean(margins), abs=1e-4)
     assert f"Scored by {before}, revision " in table(figures)
-    with pytest.raises(SetupError, match="is the judge that chooses the winners"):
-        Evaluation.of("shapes", "shapes", "cpu", tasks, tmp_path, scored_by="shapes")
+
+
+def test_scorers_calibration_decides_which_winners_are_a_yes(tmp_path):
+    from bestofn.evaluation.run import Evaluation
+    from bestofn.judge.calibration import FILE
+    from bestofn.judge.loader import flat_revision
+
+    clip = make_clip("clip", tmp_path / "clip")
+    (tmp_path / "prompts.txt").write_text("a red ring\n")
+    tasks, scored = read_tasks(tmp_path / "prompts.txt"), []
+    for bias in (-1000.0, 1000.0):  # all are a no, then all a yes, whatever the sign of the log-odds
+        fitted = {"judge": flat_revision(clip), "temperature": 1.0, "bias": bias, "ceiling": 1.0}
+        (clip / FILE).write_text(json.dumps(fitted))
+        evaluation = Evaluation.of("shapes", "shapes", "cpu", tasks, tmp_path, scored_by=f"clip:{clip}")
+        evaluation.pool.chunks[SamplingConfig(12)] = {0: {0: Chunk([], [1.0] * CHUNK, [0.0] * CHUNK)}}
+        scored.append(evaluation.winners([0], [Strategy(1)], 1, tmp_path)["strategies"][0])
+    assert [one["scored_yes"] for one in scored] == [0, 1]
+    assert scored[0]["scored_margin"] == scored[1]["scored_margin"]
+
+
+@pytest.mark.parametrize(
+    ("chooses", "scores"),
+    [
+        ("shapes", "shapes"),
+        ("shapes + 0.5*clip:{clip}", "shapes"),
+        ("shapes + 0.5*clip:{clip}", "clip:{clip}"),
+        ("clip:{clip}", "shapes + clip:{clip}"),
+        ("shapes + clip:{clip}", "shapes + 0.5*clip:{clip}"),
+    ],
+)
+def test_judge_that_chooses_cannot_score_alone_or_in_a_mixture(tmp_path, chooses, scores):
+    from bestofn.evaluation.run import Evaluation
+
+    clip = make_clip("clip", tmp_path / "clip")
+    judge, scorer = (name.format(clip=clip) for name in (chooses, scores))
+    with pytest.raises(SetupError, match="is the judge that chooses the winners, so its score says nothing") as error:
+        Evaluation.of("shapes", judge, "cpu", benchmark(), tmp_path, scored_by=scorer)
+    assert scorer in str(error.value)
 
 
 def test_read_takes_json_and_plain_lines_with_or_without_bom(tmp_path):
