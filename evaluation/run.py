@@ -26,6 +26,7 @@ from bestofn.judge.names import members
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.lora import Lora, listed, revision_with
 from bestofn.models.sampling import LoadedGenerator, generate
+from bestofn.models.shapes.world import CANVAS
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
 from bestofn.service.core.settings import load_settings
@@ -127,12 +128,19 @@ class Evaluation:
         return self.generator.defaults.num_inference_steps
 
     def check(self, numbers: Sequence[int]) -> None:
-        """Check that generator and judge can read these prompts.
+        """Check that generator and judge can read these prompts, and the evaluator the images.
 
         Raises:
-            ValueError: naming the first that one cannot read, and how many more there are.
+            ValueError: the benchmark's evaluator cannot measure images of this size. Or a prompt cannot be read; the
+                first is named, with the number of others.
         """
         defaults = self.generator.defaults
+        sizes = {defaults.width, defaults.height}
+        if sizes != {CANVAS} and any(self.pool.source.tasks[number].spec for number in numbers):
+            raise ValueError(
+                f"{self.pool.source.model} draws {defaults.width}x{defaults.height}, and the benchmark's evaluator "
+                f"measures {CANVAS}x{CANVAS}: name prompts with --file"
+            )
         faults = []
         for number in numbers:
             task = self.pool.source.tasks[number]

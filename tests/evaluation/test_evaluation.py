@@ -27,6 +27,7 @@ from bestofn.evaluation.tasks import Task, benchmark
 from bestofn.evaluation.tasks import read as read_tasks
 from bestofn.judge.loader import JudgeFolderError
 from bestofn.models.errors import ModelError, PromptTooLong
+from bestofn.models.random_init.checkpoint import make_random_checkpoint
 from bestofn.models.sampling import generate
 from bestofn.service.client.errors import ClientClosed
 from bestofn.service.core.budget import frontier
@@ -379,6 +380,16 @@ def test_check_finds_prompts_too_long_for_generator_or_judge_before_any_is_drawn
         evaluation.check([0, 1, 2])
     with pytest.raises(ValueError, match=r"prompts\.txt, line 3: the prompt has \d+ tokens"):
         evaluation.check([2])
+
+
+def test_check_refuses_the_benchmark_to_a_generator_of_another_size(tmp_path):
+    from bestofn.evaluation.run import Evaluation
+
+    model = make_random_checkpoint("tiny", tmp_path / "tiny")
+    with pytest.raises(ValueError, match=r"tiny draws 32x32, and .* measures 64x64: name prompts with --file"):
+        Evaluation.of(str(model), "shapes", "cpu", benchmark(), tmp_path).check([0])
+    (tmp_path / "prompts.txt").write_text("a star\n")
+    Evaluation.of(str(model), "shapes", "cpu", read_tasks(tmp_path / "prompts.txt"), tmp_path).check([0])
 
 
 def test_an_error_of_a_worker_process_arrives_whole(tmp_path):
