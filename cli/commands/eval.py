@@ -40,7 +40,8 @@ def evaluate(
     file: Annotated[
         Path | None,
         typer.Option(
-            help="Prompts to draw winners of, instead of the benchmark: lines of text, or GenEval's or GenEval 2's."
+            help="Prompts to draw winners of, instead of the benchmark: lines of text, or GenEval's or GenEval 2's. "
+            "Each has a multiple of 32 candidates drawn, whatever n is."
         ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, max=16, help="Winners of each prompt of a file, best first.")] = 4,
