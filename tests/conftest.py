@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ import uvicorn
 
 from bestofn.service.api.app import create_app
 from bestofn.service.api.key_file import Key, sha256
-from bestofn.service.api.server import address_of, listen, server_config
+from bestofn.service.api.server import BACKLOG, address_of, listen, server_config
 from bestofn.service.core.jobs import Heat, HeatOutcome, JobSpec
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerInfo
@@ -40,6 +41,7 @@ from tests.waiting import PATIENCE, until
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+ThreadingHTTPServer.request_queue_size = 128  # 5 would make a starved machine reset connections
 hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -113,6 +115,7 @@ def _serving(settings: Settings) -> Iterator[Served]:
     try:
         while not server.started and thread.is_alive():
             time.sleep(0.01)
+        listening.listen(BACKLOG)  # as `serve` does: beyond its queue, a starved machine resets connections
         yield Served(address_of(listening), settings)
     finally:
         server.should_exit = True
