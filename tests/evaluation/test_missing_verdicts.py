@@ -2,12 +2,11 @@
 
 import io
 import json
-import threading
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from bestofn.cli.main import program
 from bestofn.evaluation.pool import CHUNK, Chunk, ChunkKey, Pool, SampleRequest, SamplingConfig, Source
+from tests.service.pairwise.checks import checks
 
 STAR, RING = "a photo of a red star", "a photo of a blue ring"
 
@@ -27,43 +27,17 @@ class Scores:
     url: str = ""
     silent: set[str] = field(default_factory=set)
 
-    def answer(self, prompt: str, file: bytes) -> dict[str, float]:
-        with Image.open(io.BytesIO(file)) as image:
+    def answer(self, body: dict[str, Any]) -> tuple[int, dict[str, float]]:
+        with Image.open(io.BytesIO(b64decode(body["image"]))) as image:
             red, _, blue = np.asarray(image).reshape(-1, 3).mean(0)
-        return {} if prompt in self.silent else {"reward": float(red - blue)}
+        return 200, {} if body["prompt"] in self.silent else {"reward": float(red - blue)}
 
 
 @pytest.fixture
 def scores() -> Iterator[Scores]:
     state = Scores()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.answer({"name": "redness", "revision": "1"})
-
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.answer(state.answer(asked["prompt"], b64decode(asked["image"])))
-
-        def answer(self, fields: object) -> None:
-            data = json.dumps(fields).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        state.url = f"http://127.0.0.1:{server.server_port}/score"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield state
-        finally:
-            server.shutdown()
-            thread.join()
+    with checks(state.answer) as state.url:
+        yield state
 
 
 def bestofn(*arguments: object) -> Result:

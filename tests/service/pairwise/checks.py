@@ -1,4 +1,4 @@
-"""A safety checker on loopback whose answers a test decides."""
+"""A safety checker or score server on loopback whose answers a test decides."""
 
 import json
 import threading
@@ -12,7 +12,7 @@ Answer = Callable[[dict[str, Any]], tuple[int, Any]]
 
 @contextmanager
 def checks(answer: Answer) -> Iterator[str]:
-    """The address of a checker; `answer` makes status and JSON of a body's fields."""
+    """The address of a server; `answer` makes status and JSON of a body's fields."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
