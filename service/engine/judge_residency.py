@@ -61,7 +61,7 @@ class JudgeResidency:
     def answered(self, number: int, row: Any) -> bool:
         """Whether a row of a judge, with the checker's if there is one, can be read without waiting for a server.
 
-        A tick waits for one row at most: many calls to a slow server would look like an engine that stalls.
+        A tick waits for one row of a batch at most: many calls to a slow server would look like an engine that stalls.
         """
         checker = self.checker() if number == 0 else None
         if checker is None:

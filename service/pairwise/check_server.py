@@ -79,7 +79,8 @@ class PromptChecker:
             Unavailable: the checker gave no answer.
         """
         try:
-            unsafe = await self._server.unsafe({"prompt": prompt}, PROMPT_SECONDS)
+            async with asyncio.timeout(PROMPT_SECONDS):  # its turn included: a caller waits for the answer
+                unsafe = await self._server.unsafe({"prompt": prompt}, PROMPT_SECONDS)
         except (JudgeAway, TimeoutError) as error:
             said = error.quiet if isinstance(error, JudgeAway) else f"no answer within {PROMPT_SECONDS:.0f} s"
             log.warning("no check of a prompt", error=said)

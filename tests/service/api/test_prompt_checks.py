@@ -10,7 +10,9 @@ import httpx
 import pytest
 from PIL import Image
 
+from bestofn.service.core.errors import Unavailable
 from bestofn.service.core.settings import Settings
+from bestofn.service.pairwise.check_server import PromptChecker
 from tests.service.pairwise.checks import checks
 from tests.waiting import PATIENCE
 
@@ -62,3 +64,10 @@ def test_generate_on_this_machine_checks_the_prompt_too(
     assert code != 0
     assert "the prompt checker refused this prompt as unsafe" in " ".join(said.split())
     assert list(tmp_path.glob("*.png")) == []
+
+
+async def test_a_prompt_whose_turn_does_not_come_in_time_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bestofn.service.pairwise.check_server.PROMPT_SECONDS", 0.1)
+    monkeypatch.setattr("bestofn.service.pairwise.calls.AT_ONCE", 0)  # no call's turn ever comes
+    with pytest.raises(Unavailable, match="no prompt passes without it"):
+        await PromptChecker("http://127.0.0.1:9/check", None).check("a star")

@@ -74,13 +74,10 @@ class Looker:
         if self.answers == "nameless":
             spelled = {None: 1.0}
         top = [{"token": token, "logprob": math.log(max(p, 1e-9))} for token, p in spelled.items()]
-        told = (
-            None
-            if self.answers == "text" or not body.get("logprobs")
-            else {"content": [{"token": "Yes", "top_logprobs": top}]}
-        )
+        silent = self.answers == "text" or not body.get("logprobs")
+        logprobs = None if silent else {"content": [{"token": "Yes", "top_logprobs": top}]}
         message = {"role": "assistant", "content": "Yes"}
-        return 200, {"choices": [{"message": message, "logprobs": told, "finish_reason": "length"}]}
+        return 200, {"choices": [{"message": message, "logprobs": logprobs, "finish_reason": "length"}]}
 
 
 @pytest.fixture
