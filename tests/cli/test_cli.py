@@ -40,6 +40,7 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS
 from bestofn.service.media.codec import decode, encode
 from bestofn.service.media.metadata import Story, read_story
+from tests.service.pairwise.checks import checks, redness
 from tests.service.pairwise.vision_server import KEY, vision_server
 from tests.waiting import PATIENCE, until
 
@@ -265,6 +266,14 @@ def test_images_of_any_shape_and_prompts_of_any_kind_are_judged(run: Run, tmp_pa
         assert [image["tiles"] for image in json.loads(out)["images"]] == [1, 1]
     status, _, err = run("rank", "a \udcff star", "dot.png")
     assert (status, "character 3 of the prompt is not UTF-8" in err) == (2, True)
+
+
+def test_a_judge_without_a_verdict_warns_on_stderr(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "dot.png").write_bytes(_png(1, 1, bytes(2)))
+    with checks(lambda body: (200, {} if "ring" in body["prompt"] else {"reward": redness(body)})) as url:
+        status, out, err = run("rank", "a photo of a ring", "dot.png", "--judge", url, "--json")
+    assert (status, json.loads(out)["images"][0]["verdict"]["p_yes"]) == (0, None)
+    assert "no verdict" in err
 
 
 def test_two_judges_decide_where_both_are_named(run: Run) -> None:

@@ -1,21 +1,18 @@
 """A score server that gives no verdict on some images: what evaluations and fits keep and say of them."""
 
-import io
 import json
-from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from bestofn.cli.main import program
 from bestofn.evaluation.pool import CHUNK, Chunk, ChunkKey, Pool, SampleRequest, SamplingConfig, Source
-from tests.service.pairwise.checks import checks
+from tests.service.pairwise.checks import checks, redness
 
 STAR, RING = "a photo of a red star", "a photo of a blue ring"
 
@@ -28,9 +25,7 @@ class Scores:
     silent: set[str] = field(default_factory=set)
 
     def answer(self, body: dict[str, Any]) -> tuple[int, dict[str, float]]:
-        with Image.open(io.BytesIO(b64decode(body["image"]))) as image:
-            red, _, blue = np.asarray(image).reshape(-1, 3).mean(0)
-        return 200, {} if body["prompt"] in self.silent else {"reward": float(red - blue)}
+        return 200, {} if body["prompt"] in self.silent else {"reward": redness(body)}
 
 
 @pytest.fixture

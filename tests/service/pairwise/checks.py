@@ -1,13 +1,25 @@
 """A safety checker or score server on loopback whose answers a test decides."""
 
+import io
 import json
 import threading
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 Answer = Callable[[dict[str, Any]], tuple[int, Any]]
+
+
+def redness(body: dict[str, Any]) -> float:
+    """Red less blue of a request's image: a score that passes a judge's start-up test."""
+    with Image.open(io.BytesIO(b64decode(body["image"]))) as image:
+        red, _, blue = np.asarray(image.convert("RGB")).reshape(-1, 3).mean(0)
+    return float(red - blue)
 
 
 @contextmanager
