@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 
 from bestofn.judge.checker import CheckFailed, ImageChecker
 from bestofn.judge.interface import pil_images
-from bestofn.judge.loader import JudgeFolderError, pretrained, read_json
+from bestofn.judge.loader import JudgeFolderError, pretrained, read_json, refused
 from bestofn.judge.preprocess import ImageLike
 
 UNSAFE_LABELS = frozenset(
@@ -56,12 +56,10 @@ class ClassifierChecker(ImageChecker):
             JudgeFolderError: it holds another model, not the whole of one, or no label that is known as unsafe.
         """
         labels = unsafe_labels(folder)
-        try:
+        with refused(folder):
             reader = AutoProcessor if _config(folder).model_type == SHIELDGEMMA else AutoImageProcessor
             processor = reader.from_pretrained(folder, backend="pil", trust_remote_code=False)
             model: Any = pretrained(AutoModelForImageClassification, folder, dtype)
-        except (OSError, ValueError) as error:
-            raise JudgeFolderError(f"{folder}: {' '.join(str(error).split())}") from error
         return cls(model.to(device).eval().requires_grad_(False), processor, list(labels))
 
     @torch.inference_mode()
@@ -139,7 +137,5 @@ def _own_labels(file: Path) -> frozenset[str]:
 
 
 def _config(folder: Path) -> Any:
-    try:
+    with refused(folder):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise JudgeFolderError(f"{folder}: {' '.join(str(error).split())}") from error

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.interface import PointwiseJudge, pil_images, reward_verdict
-from bestofn.judge.loader import JudgeFolderError, pretrained, read_json
+from bestofn.judge.loader import JudgeFolderError, pretrained, read_json, refused
 from bestofn.judge.preprocess import ImageLike
 from bestofn.judge.verdict import Verdict
 
@@ -62,12 +62,10 @@ class ClipJudge(PointwiseJudge):
         kind = read_json(folder / "config.json").get("model_type")
         if kind not in MODEL_TYPES:
             raise JudgeFolderError(f"{folder / 'config.json'}: model_type {kind!r} is not {', '.join(MODEL_TYPES)}")
-        try:
+        with refused(folder):
             images = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model: Any = pretrained(AutoModel, folder, dtype)
-        except (OSError, ValueError) as error:
-            raise JudgeFolderError(f"{folder}: {' '.join(str(error).split())}") from error
         return cls(model.to(device).eval().requires_grad_(False), (images, tokenizer), dtype, calibration)
 
     @torch.inference_mode()

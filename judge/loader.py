@@ -70,7 +70,9 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, max_tiles: int 
         raise JudgeFolderError(f"{folder} has no {', no '.join(f'{part}/' for part in missing)}: not a VILA checkpoint")
     extras = read_json(folder / "bestofn.json") if (folder / "bestofn.json").is_file() else {}
     tokenizer = _tokenizer(folder / "llm")
-    try:
+    words = extras.get("known_words")
+    with refused(folder):
+        known_words = None if words is None else frozenset(map(str, words))
         image_mode = ImageMode.read(config, read_json(folder / "vision_tower" / "preprocessor_config.json"), max_tiles)
         question = Question(tokenizer, extras.get("question", PUBLISHED_QUESTION), config.get("chat_template"))
         tower = VisionTower(
@@ -80,17 +82,14 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, max_tiles: int 
         )
         llm = _llm(folder / "llm", dtype, len(tokenizer))
         projector = _projector(folder / "mm_projector", config["mm_hidden_size"], llm.config.hidden_size, dtype)
-    except (KeyError, ValueError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise JudgeFolderError(f"{folder}: {reason}") from error
+        max_positions = min(int(tokenizer.model_max_length), int(llm.config.max_position_embeddings))
     model = Nvila(tower, projector, llm, len(tokenizer), question.media_id, question.newline_id)
-    words = extras.get("known_words")
     return JudgeFolder(
         model=model.to(device).eval().requires_grad_(False),
         question=question,
         image_mode=image_mode,
-        known_words=None if words is None else frozenset(words),
-        max_positions=min(int(tokenizer.model_max_length), int(llm.config.max_position_embeddings)),
+        known_words=known_words,
+        max_positions=max_positions,
     )
 
 
@@ -126,7 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise JudgeFolderError(f"{path} is missing: a judge's folder has it") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise JudgeFolderError(f"{path} is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise JudgeFolderError(f"{path} must hold an object")
@@ -136,10 +135,24 @@ def read_json(path: Path) -> dict[str, Any]:
 def _tokenizer(folder: Path) -> Any:
     # AutoTokenizer would rebuild Qwen2's pre-tokenizer for any llm/ of type qwen2, whatever tokenizer.json says.
     kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
-    try:
+    with refused(folder):
         return kind.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # each tokenizer library has errors of its own
-        raise JudgeFolderError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def refused(folder: Path) -> Iterator[None]:
+    """Raise JudgeFolderError, in one line with the folder, for an error of any type that its files cause in a library.
+
+    A field of the wrong type may be a TypeError, an AttributeError or a division by zero.
+    """
+    try:
+        yield
+    except (JudgeFolderError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+        reason = f"{error} is missing" if isinstance(error, KeyError) else f"{kind}{' '.join(str(error).split())}"
+        raise JudgeFolderError(f"{folder}: {reason}") from error
 
 
 @contextmanager

@@ -9,15 +9,21 @@ PROMPT = "a photo of a red circle"
 SIDE = 256  # pixels
 
 
-def self_test(judge: PointwiseJudge) -> str | None:
+def self_test(judge: PointwiseJudge, *, ordered: bool = True) -> str | None:
     """What is wrong with a judge's answers about a red circle and a blue square; None: nothing.
 
     A template that does not fit a model gives both one score, or words other than yes and no.
+
+    Args:
+        judge: just loaded.
+        ordered: the circle must win; without it, both need a verdict alone.
     """
     right, wrong = judge.judge([_drawn("red", circle=True)], [PROMPT]) + judge.judge([_drawn("blue")], [PROMPT])
     scores = f"a red circle gets {_score(right)} and a blue square {_score(wrong)} for the prompt {PROMPT!r}"
     if right.broken or wrong.broken:
         return f"{scores}: it gives no verdict"
+    if not ordered:
+        return None
     if right.answer == "other":
         return f"{scores}, and its likeliest first word is neither yes nor no"
     if right.margin <= wrong.margin:

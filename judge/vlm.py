@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText
 
 from bestofn.judge.conversation import Conversation
 from bestofn.judge.interface import WORDS, PointwiseJudge, pil_images
-from bestofn.judge.loader import JudgeFolderError, pretrained
+from bestofn.judge.loader import pretrained, refused
 from bestofn.judge.preprocess import ImageLike
 from bestofn.judge.verdict import BROKEN, Answer, Verdict
 
@@ -60,12 +60,10 @@ class VlmJudge(PointwiseJudge):
         Raises:
             JudgeFolderError: the folder does not hold a model that transformers reads, or not the whole of it.
         """
-        try:
+        with refused(folder):
             conversation = Conversation.read(folder)
-            model = pretrained(AutoModelForImageTextToText, folder, dtype)
+            model: Any = pretrained(AutoModelForImageTextToText, folder, dtype)
             return cls(model.to(device).eval().requires_grad_(False), conversation, device, dtype)
-        except (OSError, ValueError) as error:
-            raise JudgeFolderError(f"{folder}: {' '.join(str(error).split())}") from error
 
     @torch.inference_mode()
     def ask(

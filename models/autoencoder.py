@@ -11,7 +11,7 @@ from diffusers import AutoencoderDC
 from torch import Tensor
 
 from bestofn.models.errors import CheckpointError
-from bestofn.models.weight_files import read_json
+from bestofn.models.weight_files import read_json, refused
 
 # Smaller tiles show seams in DC-AE's images; neighbours share an eighth of a tile.
 TILE = 1024
@@ -44,9 +44,10 @@ class Decoder:
         factor = read_json(folder / "config.json").get("scaling_factor", 1.0)
         if type(factor) not in (int, float) or not 0 < factor < math.inf:
             raise CheckpointError(f"{folder}: scaling_factor = {factor!r}, a finite number above 0 is needed")
-        vae, loading = AutoencoderDC.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, use_safetensors=True
-        )
+        with refused(folder):
+            vae, loading = AutoencoderDC.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, use_safetensors=True
+            )
         if loading["missing_keys"]:
             raise CheckpointError(f"{folder}: no weight {sorted(loading['missing_keys'])[0]!r}")
         del vae.encoder

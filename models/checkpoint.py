@@ -11,7 +11,7 @@ from typing import Any
 from bestofn.models.errors import CheckpointError
 from bestofn.models.hub import download, local_folder
 from bestofn.models.instruction import COMPLEX_HUMAN_INSTRUCTION
-from bestofn.models.weight_files import check_part, read_json
+from bestofn.models.weight_files import check_part, read_json, refused
 
 EMBEDDED = {"shapes": Path(__file__).parent / "weights" / "shapes"}
 PIPELINES = ("SanaPipeline", "SanaSprintPipeline")
@@ -88,6 +88,18 @@ class Checkpoint:
         """Whether this is a SANA-Sprint checkpoint: guidance is an input, a few consistency steps."""
         return bool(self.config("model_index.json")["_class_name"] == "SanaSprintPipeline")
 
+    @property
+    def compression(self) -> int:
+        """Pixels per latent cell and side."""
+        with refused(self.path / "vae"):
+            return int(2 ** (len(self.config("vae", "config.json")["encoder_block_out_channels"]) - 1))
+
+    @property
+    def decoder_width(self) -> int:
+        """Channels of the decoder's last stage, which has an image's pixels."""
+        with refused(self.path / "vae"):
+            return int(self.config("vae", "config.json")["decoder_block_out_channels"][0])
+
     def component(self, part: str) -> str:
         """Class name of a part, from ``model_index.json``."""
         return str(self.config("model_index.json")[part][1])
@@ -103,9 +115,11 @@ class Checkpoint:
         if unknown:
             raise CheckpointError(f"{path}: unknown field {unknown[0]!r}, known are {', '.join(vars(base))}")
         merged = vars(base) | given
-        merged["complex_human_instruction"] = tuple(merged["complex_human_instruction"] or ())
+        lines = merged["complex_human_instruction"] or ()
+        if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
+            raise CheckpointError(f"{path}: complex_human_instruction must be a list of lines")
         _check_calls(merged, path)
-        return CallDefaults(**merged)
+        return CallDefaults(**merged | {"complex_human_instruction": tuple(lines)})
 
     def block_importance(self) -> tuple[float, ...] | None:
         """Importance of each layer of the transformer; None if it is not measured.
@@ -195,8 +209,6 @@ def _check_calls(calls: dict[str, Any], path: Path) -> None:
     guidance = calls["guidance_scale"]
     if type(guidance) not in (int, float) or not 0 <= guidance < math.inf:
         raise CheckpointError(f"{path}: guidance_scale = {guidance!r}, a finite number from 0 on is needed")
-    if not all(isinstance(line, str) for line in calls["complex_human_instruction"]):
-        raise CheckpointError(f"{path}: complex_human_instruction must be a list of lines")
 
 
 def folder_revision(folder: Path) -> str:

@@ -48,6 +48,7 @@ from bestofn.models.linear_dit.weights import from_diffusers
 from bestofn.models.lora import Lora
 from bestofn.models.solver import SolverTable, StepCoefficients, solver_table
 from bestofn.models.text import EmbeddingCache, PromptTokenizer, encode, load_text_encoder
+from bestofn.models.weight_files import refused
 
 # SanaPipeline refuses sides that are not multiples of this, whatever the autoencoder.
 PIPELINE_MULTIPLE = 32
@@ -100,6 +101,7 @@ class Generator:
                 f"{checkpoint.path}: the transformer takes {self.config.in_channels} latent channels, "
                 f"the autoencoder makes {channels}"
             )
+        self.compression = checkpoint.compression  # pixels per latent cell and side
         self.tokenizer = PromptTokenizer.load(
             checkpoint.path / "tokenizer",
             checkpoint.component("tokenizer"),
@@ -133,11 +135,6 @@ class Generator:
         return cls(Checkpoint.resolve(name), device, memory_budget)
 
     # What the checkpoint says
-
-    @property
-    def compression(self) -> int:
-        """Pixels per latent cell and side."""
-        return int(2 ** (len(self.vae_config["encoder_block_out_channels"]) - 1))
 
     @cached_property
     def defaults(self) -> Defaults:
@@ -173,17 +170,19 @@ class Generator:
         _, h, w = self.latent_shape(width, height)
         shape = self.config if layers is None else replace(self.config, num_layers=layers)
         text = self.calls.max_sequence_length
-        encoder = self.checkpoint.config("text_encoder", "config.json")
+        with refused(self.checkpoint.path / "text_encoder"):
+            encoder = self.checkpoint.config("text_encoder", "config.json")
+            encoded = flops.text_flops(encoder, self.tokenizer.window(instructed=True))
         return Flops(
             forward=flops.forward_flops(shape, h, w, text),
             decode=self._decode_flops_per_cell * h * w,
-            text=flops.text_flops(encoder, self.tokenizer.window(instructed=True))
-            + flops.context_flops(self.config, text),
+            text=encoded + flops.context_flops(self.config, text),
         )
 
     @cached_property
     def _decode_flops_per_cell(self) -> int:
-        return flops.decode_flops(self.vae_config, 1, 1)
+        with refused(self.checkpoint.path / "vae"):
+            return flops.decode_flops(self.vae_config, 1, 1)
 
     # What it computes
 

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from bestofn.kernels.transfer import uploaded
 from bestofn.models.errors import CheckpointError, PromptTooLong
-from bestofn.models.weight_files import one_line, read_json
+from bestofn.models.weight_files import read_json, refused
 
 WORD = re.compile(r"\w+(?:[-']\w+)*")
 
@@ -65,11 +65,9 @@ class PromptTokenizer:
         kind = getattr(transformers, class_name, None)
         if kind is None:
             raise CheckpointError(f"{folder}: transformers has no tokenizer class {class_name!r}")
-        try:
+        with refused(folder):
             tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # each tokenizer library has errors of its own
-            raise CheckpointError(f"{folder}: the tokenizer cannot be read: {one_line(error)}") from error
-        return cls(tokenizer, max_sequence_length, instruction)
+            return cls(tokenizer, max_sequence_length, instruction)
 
     @property
     def limit(self) -> int:
@@ -129,9 +127,10 @@ def load_text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) ->
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # it would break into the program's own
     try:
-        encoder, loading = transformers.Gemma2Model.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, use_safetensors=True
-        )
+        with refused(folder):
+            encoder, loading = transformers.Gemma2Model.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, use_safetensors=True
+            )
     finally:
         if shown:
             logging.enable_progress_bar()

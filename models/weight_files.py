@@ -6,10 +6,11 @@ Nothing here needs torch, and nothing reads weights.
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bestofn.models.errors import CheckpointError
+from bestofn.models.errors import CheckpointError, ModelError
 
 BASES = ("diffusion_pytorch_model", "model")
 """Names of weight files: diffusers' (generator's transformer and autoencoder), transformers' (all other parts)."""
@@ -143,8 +144,23 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def one_line(error: Exception) -> str:
-    """A library's message on one line, or the error's class where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """A library's message on one line, behind its class where that says more than ValueError and OSError do."""
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def refused(folder: Path) -> Iterator[None]:
+    """Raise CheckpointError, in one line with the folder, for an error of any type that its files cause in a library.
+
+    A field of the wrong type may be a TypeError, an AttributeError or a division by zero.
+    """
+    try:
+        yield
+    except (ModelError, MemoryError):
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{folder}: {one_line(error)}") from error
 
 
 def parts_to_fetch(folder: Path) -> Iterator[str]:

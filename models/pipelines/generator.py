@@ -25,7 +25,7 @@ from bestofn.models.defaults import Defaults, Flops
 from bestofn.models.errors import CheckpointError, PromptTooLong
 from bestofn.models.guidance import needs_negative
 from bestofn.models.pipelines.family import Family
-from bestofn.models.weight_files import one_line
+from bestofn.models.weight_files import one_line, refused
 
 DEFAULT_SIDE = 1024
 PROMPTS_KEPT = 16
@@ -80,7 +80,8 @@ class PipelineGenerator:
             self.pipe.vae.enable_slicing()  # images of a batch are decoded one after the other
         if hasattr(self.pipe, "encode_prompt"):
             self.pipe.encode_prompt = partial(self._encode_once, self.pipe.encode_prompt)
-        self.tokenizer = FastTokenizer(self.pipe, self.family)
+        with refused(checkpoint.path):
+            self.tokenizer = FastTokenizer(self.pipe, self.family)
         self._place(memory_budget)
         self._flops = self._count_flops()
 

@@ -1,11 +1,13 @@
 """From an image checker's name to the checker: found, pinned and loaded."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from bestofn.judge.checker import CheckFailed, ImageChecker
+from bestofn.judge.loader import refused
 from bestofn.models.flops import TERA
 from bestofn.models.hub import download, local_folder
 from bestofn.models.weight_files import check_part
@@ -44,8 +46,10 @@ class FoundChecker:
             from bestofn.judge.classifier import ClassifierChecker
 
             checker = ClassifierChecker.load(self.place, device, judge_dtype(device, "vlm"))
+        with refused(self.place) if isinstance(self.place, Path) else nullcontext():
+            rows = list(checker.ask(torch.full((1, 64, 64, 3), 128, dtype=torch.uint8)))
         try:
-            for row in checker.ask(torch.full((1, 64, 64, 3), 128, dtype=torch.uint8)):
+            for row in rows:
                 checker.unsafe(row)
         except CheckFailed as error:
             raise SetupError(f"the image checker fails its start-up test: {error}") from error

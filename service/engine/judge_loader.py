@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from bestofn.judge.calibration import read as read_calibration
 from bestofn.judge.interface import PointwiseJudge
 from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.judge.layout import PARTS
-from bestofn.judge.loader import JudgeFolderError, flat_revision, revision
+from bestofn.judge.loader import JudgeFolderError, flat_revision, refused, revision
 from bestofn.judge.mixture import Member, MixtureJudge
 from bestofn.judge.names import JudgeName, Kind, members, mixture_name, parse_name
 from bestofn.judge.self_test import self_test
@@ -28,6 +29,7 @@ from bestofn.service.engine.any_generator import AnyGenerator
 from bestofn.service.host.licences import notice
 
 _FIXES: dict[Kind, str] = {
+    "vila": "Copy or download its weights again",
     "vlm": "`bestofn models inspect` shows its template; put another `question` into its bestofn.json",
     "clip": "Take another model",
     "openai": "Take a model that reads images, answers yes or no at once and returns log-probabilities",
@@ -89,11 +91,10 @@ def load_judge(
 
     Raises:
         JudgeFolderError: the folder does not hold a judge that this code can run.
-        SetupError: the judge fails its start-up test. NVILA, whose question and template are its own, has none.
+        SetupError: the judge fails its start-up test. Of NVILA, whose question and template are its own, it asks for
+            verdicts, in any order.
     """
     parsed = parse_name(name)
-    if parsed.kind == "vila":
-        return Judge.load(Path(parsed.place), device, judge_dtype(device), max_tiles)
     if parsed.kind == "mixture":
         return MixtureJudge(
             [
@@ -102,20 +103,28 @@ def load_judge(
                 for fitted in [_calibration_within(one, max_tiles)]
             ]
         )
-    judge = _load_other(parsed, device, calibration, key)
-    if (fault := self_test(judge)) is not None:
+    judge = _load_one(parsed, device, max_tiles, calibration, key)
+    with refused(Path(parsed.place)) if parsed.local else nullcontext():
+        fault = self_test(judge, ordered=parsed.kind != "vila")
+    if fault is not None:
         raise SetupError(f"the judge {name} fails its start-up test: {fault}. {_FIXES[parsed.kind]}")
     return judge
 
 
-def _load_other(
-    parsed: JudgeName, device: torch.device, calibration: Calibration | None, key: str | None
+def _load_one(
+    parsed: JudgeName,
+    device: torch.device,
+    max_tiles: int | None,
+    calibration: Calibration | None,
+    key: str | None,
 ) -> PointwiseJudge:
     if not parsed.local:
         from bestofn.service.pairwise.remote_judges import load_remote
 
         return load_remote(parsed, key, calibration)
     folder, dtype = Path(parsed.place), judge_dtype(device, parsed.kind)
+    if parsed.kind == "vila":
+        return Judge.load(folder, device, dtype, max_tiles)
     if parsed.kind == "vlm":
         from bestofn.judge.vlm import VlmJudge
 

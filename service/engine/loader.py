@@ -153,12 +153,11 @@ def generator_bytes(checkpoint: Checkpoint, device: torch.device, fp8_drafts: bo
 def checkpoint_work(checkpoint: Checkpoint, device: torch.device) -> Work:
     """What the work of a checkpoint takes at its own size; only its configs and headers are read."""
     config = LinearDiTConfig.from_file(checkpoint.path / "transformer" / "config.json")
-    vae = checkpoint.config("vae", "config.json")
     dtypes = part_dtypes(device, residency.stored_dtype(checkpoint.path / FOLDERS["transformer"]))
     return work_of(
         config,
-        2 ** (len(vae["encoder_block_out_channels"]) - 1),
-        vae["decoder_block_out_channels"][0],
+        checkpoint.compression,
+        checkpoint.decoder_width,
         checkpoint.call_defaults().max_sequence_length,
         dtypes["transformer"].itemsize,
         device.type,
