@@ -144,7 +144,7 @@ EmbedPrompt = Annotated[
     _image(
         "--embed-prompt/--no-embed-prompt",
         help="Write the prompt into the winners' files.",
-        show_default="embed-prompt",
+        show_default="where they are not signed",
     ),
 ]
 

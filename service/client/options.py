@@ -36,6 +36,6 @@ class Options(TypedDict, total=False):
     effort: Effort | None
     budget: Mapping[str, float] | None
     format: ImageFormat
-    embed_prompt: bool
+    embed_prompt: bool | None
     thumbnails: bool
     webhook: str | None

@@ -15,7 +15,7 @@ from bestofn.service.core.job_options import Finals as Finals
 from bestofn.service.core.job_options import Plan as Plan
 from bestofn.service.core.job_options import Stop as Stop
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Version of the stored form of jobs: raised with every change of `JobSpec` or of what a worker makes of it.
 
 Workers run jobs of their own version only. During an upgrade old workers finish the old jobs."""
@@ -122,7 +122,7 @@ class JobSpec(BaseModel):
     heat_size: int = Field(default=DEFAULT_HEAT_SIZE, ge=1)
     deadline_seconds: float | None = None
     thumbnails: bool = False
-    embed_prompt: bool = True
+    embed_prompt: bool | None = None
     model: Revision
     judge: Revision
     second_judge: Revision | None = None

@@ -53,8 +53,10 @@ class GenerateRequest(RequestModel):
     rule: Rule = Rule.MARGIN
     priority: Priority = "interactive"
     format: ImageFormat = "png"
-    embed_prompt: bool = Field(
-        True, strict=True, description="Write prompt and negative prompt into the winners' files."
+    embed_prompt: bool | None = Field(
+        None,
+        strict=True,
+        description="Write prompt and negative prompt into the winners' files; by default where they are not signed.",
     )
     deadline_seconds: float | None = Field(
         default=None,

@@ -159,7 +159,7 @@ class HeatWork:
         encoded = {}
         for candidate in candidates:
             if candidate.index in self.images:
-                story = Story.of(spec, candidate, pipeline)
+                story = Story.of(spec, candidate, pipeline, signed=signer is not None)
                 image = encode(self.images[candidate.index].numpy(), spec.format, story)
                 encoded[candidate.index] = image if signer is None else signer.sign(image, spec.format, story)
         if spec.sent:

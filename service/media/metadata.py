@@ -55,11 +55,14 @@ class Story(BaseModel):
     software: str
 
     @classmethod
-    def of(cls, spec: JobSpec, candidate: Candidate, pipeline: PipelineCall | None = None) -> "Story":
-        """The story of one candidate of a job."""
+    def of(
+        cls, spec: JobSpec, candidate: Candidate, pipeline: PipelineCall | None = None, *, signed: bool = False
+    ) -> "Story":
+        """The story of one candidate of a job. That of a `signed` file has the prompts only if the request says so."""
+        embed = not signed if spec.embed_prompt is None else spec.embed_prompt
         return cls(
-            prompt=spec.prompt if spec.embed_prompt else None,
-            negative_prompt=spec.negative_prompt if spec.embed_prompt else None,
+            prompt=spec.prompt if embed else None,
+            negative_prompt=spec.negative_prompt if embed else None,
             seed=spec.seed + candidate.index,
             width=spec.width,
             height=spec.height,

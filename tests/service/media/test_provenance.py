@@ -153,13 +153,17 @@ def test_certificate_command_makes_winners_that_inspect_verifies(run: Run, tmp_p
     status, out, _ = run("certificate", "c2pa")
     assert status == 0
     settings = dict(line.split("=", 1) for line in out.split())
-    options = ("--local", "-n", "2", "--steps", "2", "--no-embed-prompt")
+    options = ("--local", "-n", "2", "--steps", "2")
     assert run("generate", "a red ring", *options, **settings)[0] == 0
     status, out, _ = run("inspect", "best.png")
     assert status == 0
     assert "signature        by bestofn development, whose issuer is on no trust list here; holds" in out
     (entry,) = json.loads(run("inspect", "best.png", "--json")[1])
     assert (entry["provenance"]["state"], "prompt" in entry["provenance"]["claim"]) == ("Valid", False)
+    assert entry["story"]["prompt"] is None, "prompts of signed files are published only if the request says so"
+    assert run("generate", "a red ring", *options, "--embed-prompt", "-o", "told.png", **settings)[0] == 0
+    (told,) = json.loads(run("inspect", "told.png", "--json")[1])
+    assert told["provenance"]["claim"]["prompt"] == "a red ring"
     data = bytearray((tmp_path / "best.png").read_bytes())
     data[data.index(b"IDAT") + 8] ^= 1
     (tmp_path / "changed.png").write_bytes(data)
