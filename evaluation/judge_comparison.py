@@ -1,6 +1,5 @@
 """Judges compared on the same labelled images: how often each is right, its cost, and how often two choose alike."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bestofn.evaluation import report_files
 from bestofn.evaluation.curve import auc, chosen
 from bestofn.evaluation.labelled_curve import LabelledCurve
 from bestofn.judge.verdict import Verdict
@@ -135,16 +135,9 @@ def _cells(one: Mapping[str, Any], sizes: Sequence[str]) -> list[str]:
 
 def write(folder: Path, figures: Mapping[str, Any]) -> None:
     """judges.json, judges.md and, where matplotlib is installed, judges.png in `folder`."""
-    (folder / "judges.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    (folder / "judges.md").write_text(table(figures), encoding="utf-8")
-    try:
-        import matplotlib
-    except ImportError:
-        return
-    matplotlib.use("Agg")
-    from bestofn.evaluation import plots
-
-    plots.judges(folder / "judges.png", figures)
+    report_files.write(
+        folder, "judges", figures, table(figures), lambda plots: plots.judges(folder / "judges.png", figures)
+    )
 
 
 def _choice(field: Sequence[tuple[float, bool]]) -> int:

@@ -46,11 +46,7 @@ def deep(path: Path, points: Sequence[Point]) -> None:
 def trade(path: Path, strategies: Sequence[Mapping[str, Any]]) -> None:
     """Score against TFLOPs, one series a kind of strategy."""
     figure, axis = pyplot.subplots(figsize=(9, 5), layout="constrained")
-    series: dict[str, list[Mapping[str, Any]]] = {}
-    for one in strategies:
-        series.setdefault(_kind(Strategy.parse(one["strategy"])), []).append(one)
-    for kind, fields in series.items():
-        by_cost = sorted(fields, key=lambda one: one["tflops"])
+    for kind, by_cost in _by_kind(strategies, "tflops").items():
         form = "o-" if kind == "plain" else "."
         style = {"color": GOLD, "zorder": 3} if kind == "plain" else {"ms": 9}
         axis.plot([one["tflops"] for one in by_cost], [one["score"] for one in by_cost], form, label=kind, **style)
@@ -80,6 +76,32 @@ def judges(path: Path, figures: Mapping[str, Any]) -> None:
     pyplot.close(figure)
 
 
+def winners(path: Path, figures: Mapping[str, Any]) -> None:
+    """What judges say of winners against the candidates drawn: the one that chose, and dashed the one that did not."""
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    titles = {"judged_yes": "share of winners with a yes", "margin": "mean log-odds of winners"}
+    other = figures.get("scored_by")
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        for kind, fields in _by_kind(figures["strategies"], "candidates").items():
+            n = [one["candidates"] for one in fields]
+            (line,) = axis.plot(n, [one[name] for one in fields], "o-", label=f"{kind}, judge")
+            if other:
+                scored = [one[f"scored_{name.removeprefix('judged_')}"] for one in fields]
+                axis.plot(n, scored, "o--", color=line.get_color(), label=f"{kind}, {other['name']}")
+        _against_n(axis, sorted({round(one["candidates"], 1) for one in figures["strategies"]}), title)
+    axes[0].set_ylim(0, 1.02)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _by_kind(strategies: Sequence[Mapping[str, Any]], cost: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Strategies by their kind, each kind from the cheapest on."""
+    series: dict[str, list[Mapping[str, Any]]] = {}
+    for one in sorted(strategies, key=lambda one: one[cost]):
+        series.setdefault(_kind(Strategy.parse(one["strategy"])), []).append(one)
+    return series
+
+
 def _kind(strategy: Strategy) -> str:
     kinds = []
     if strategy.steps is not None:
@@ -102,9 +124,9 @@ def _judge(axis: Axes, points: Sequence[Point]) -> None:
     axis.plot(n, [point.random for point in points], ":", color=GREY, label="random judge")
 
 
-def _against_n(axis: Axes, n: Sequence[int], title: str) -> None:
+def _against_n(axis: Axes, n: Sequence[float], title: str) -> None:
     axis.set_xscale("log", base=2)
-    axis.set_xticks(n, [str(value) for value in n])
+    axis.set_xticks(n, [f"{value:g}" for value in n])
     axis.set_xlabel("N, candidates drawn")
     axis.set_title(title)
     axis.grid(alpha=0.25)

@@ -1,13 +1,14 @@
 """What an evaluation says: tables, JSON and plots of scaling curve, strategies, drafts, stopping and controls."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from bestofn.evaluation import report_files
 from bestofn.evaluation.cost import Price, steps_taken, verdicts
 from bestofn.evaluation.curve import Point, auc, chosen, curve, share_of_the_way
 from bestofn.evaluation.draft_ranking import ranking
@@ -228,17 +229,12 @@ def _confidence(replayed: Replayed) -> list[dict[str, float]]:
 
 def write(folder: Path, figures: Mapping[str, Any]) -> None:
     """scaling.json, scaling.md and, where matplotlib is installed, plots in `folder`."""
-    (folder / "scaling.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    (folder / "scaling.md").write_text(tables(figures), encoding="utf-8")
-    try:
-        import matplotlib
-    except ImportError:
-        return
-    matplotlib.use("Agg")
-    from bestofn.evaluation import plots
 
-    plots.curve(folder / "scaling.png", [Point(**point) for point in figures["all"]["points"]])
-    if "deep" in figures:
-        plots.deep(folder / "deep.png", [Point(**point) for point in figures["deep"]["points"]])
-    if figures["strategies"]:
-        plots.trade(folder / "trade.png", figures["strategies"])
+    def draw(plots: ModuleType) -> None:
+        plots.curve(folder / "scaling.png", [Point(**point) for point in figures["all"]["points"]])
+        if "deep" in figures:
+            plots.deep(folder / "deep.png", [Point(**point) for point in figures["deep"]["points"]])
+        if figures["strategies"]:
+            plots.trade(folder / "trade.png", figures["strategies"])
+
+    report_files.write(folder, "scaling", figures, tables(figures), draw)

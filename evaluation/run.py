@@ -1,6 +1,5 @@
 """An evaluation from checkpoints to its report: one pool, filled and replayed."""
 
-import json
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bestofn.evaluation import cost, report
+from bestofn.evaluation import cost, report, report_files
 from bestofn.evaluation import geneval_export as folders
 from bestofn.evaluation.drawing import fill
 from bestofn.evaluation.parts import parts
@@ -211,7 +210,9 @@ class Evaluation:
             figures["scored_by"] = self.scorer.revision.model_dump()
             for fields, folder, one in zip(figures["strategies"], drawn, played, strict=True):
                 fields |= folders.scores(folder, self.pool, one, self.scorer.judge)
-        (out / "winners.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        report_files.write(
+            out, "winners", figures, folders.table(figures), lambda plots: plots.winners(out / "winners.png", figures)
+        )
         return figures
 
     def _draw(self, prompt: str, seed: int, steps: int) -> NDArray[np.uint8]:

@@ -295,7 +295,9 @@ def test_winners_of_a_file_are_laid_out_for_their_evaluators_and_scored_by_anoth
     with Image.open(best[0]) as one, Image.open(best[1]) as other:
         margins = [verdict.margin for verdict in Judge.load(before).judge([one, other], list(named))]
     assert figures["strategies"][0]["scored_margin"] == pytest.approx(np.mean(margins), abs=1e-4)
-    assert f"Scored by {before}, revision " in table(figures)
+    assert f"Scored by {before}, revision " in (tmp_path / "winners.md").read_text() == table(figures)
+    with Image.open(tmp_path / "winners.png") as plot:
+        assert plot.width > 1000
 
 
 def test_scorers_calibration_decides_which_winners_are_a_yes(tmp_path):
