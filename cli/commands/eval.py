@@ -1,17 +1,18 @@
 """bestofn eval: what strategies of spending compute bring, measured on the shapes benchmark or drawn for another."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bestofn.cli.commands.eval_judges import compare_judges, judges_and_labels
+from bestofn.cli.commands.eval_judges import compare_judges, find_judges, judge_names
 from bestofn.cli.console import err, need_packages, say
 from bestofn.service.core.errors import SetupError
-from bestofn.service.core.settings import load_settings
+from bestofn.service.core.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from bestofn.evaluation.strategies import Strategy
@@ -27,6 +28,8 @@ Examples:
 `bestofn eval --file evaluation_metadata.jsonl --strategy 'n=32 stop=0.97' --out geneval`
 
 `bestofn eval --judges shapes,clip:./pickscore --labels labels.jsonl --out judges`
+
+`bestofn eval --judges shapes,http://127.0.0.1:9000/score --prompts 40 --out judges`
 """
 
 
@@ -62,10 +65,13 @@ def evaluate(
         typer.Option(help="Folder that keeps final latents: with it, another --judge and --out draw nothing again."),
     ] = None,
     judges: Annotated[
-        str | None, typer.Option(help="Judges to compare on --labels, separated by commas.", show_default="none")
+        str | None, typer.Option(help="Judges to compare on the same images, separated by commas.", show_default="none")
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="Labelled images, as bestofn calibrate takes them.", show_default="none")
+        Path | None,
+        typer.Option(
+            help="Labelled images for --judges, as bestofn calibrate takes them.", show_default="the benchmark's, drawn"
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda:0.", show_default="a GPU if there is one")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
@@ -77,17 +83,22 @@ def evaluate(
     whose evaluators are run apart. A run that is cut off goes on where it was, and one with more samples or other
     strategies draws only what is lacking.
 
-    With --judges nothing is drawn: judges are compared on labelled images, into judges.json, judges.md and judges.png.
+    With --judges, judges are compared on labelled images, into judges.json, judges.md and judges.png.
     """
     need_packages("an evaluation needs")
     from json import dumps
 
+    from bestofn.service.engine.loader import devices
+
     if judges is not None or labels is not None:
         from bestofn.evaluation import judge_comparison
 
-        names, labels = judges_and_labels(context, judges, labels)
+        found = find_judges(judge_names(context, judges, labels))
         _make_folder(out)
-        compared_judges = compare_judges(names, labels, device)
+        settings = load_settings(model=model, devices=device)
+        device = devices(settings)[0]
+        labels = labels or _drawn(out, settings, device, samples, prompts)
+        compared_judges = compare_judges(found, labels, device)
         judge_comparison.write(out, compared_judges)
         text = dumps(compared_judges, indent=1) + "\n" if json else judge_comparison.table(compared_judges)
         typer.echo(text, nl=False)
@@ -103,7 +114,6 @@ def evaluate(
     from bestofn.evaluation.text_lines import read_lines
     from bestofn.judge.loader import JudgeFolderError
     from bestofn.models.errors import ModelError
-    from bestofn.service.engine.loader import devices
 
     if scored_by is not None and not file:
         raise typer.BadParameter("--scored-by is for winners of --file: the benchmark has an evaluator")
@@ -125,8 +135,7 @@ def evaluate(
         )
     except (ModelError, JudgeFolderError, ValueError) as error:
         raise SetupError(str(error)) from error
-    count = min(prompts or len(tasks), len(tasks))
-    numbers = sorted({round(i * (len(tasks) - 1) / max(1, count - 1)) for i in range(count)})
+    numbers = _spaced(prompts, len(tasks))
     if file:
         _warn_of_little_choice(folders.with_little_choice(compared, images), images)
     if not replay:
@@ -137,14 +146,11 @@ def evaluate(
         _make_folder(out)
         if latents is not None:
             _make_folder(latents, "--latents")
-        columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=err) as bar:
-            task = bar.add_task("", total=None)
-
-            def progress(done: int, wanted: int) -> None:
-                bar.update(task, completed=CHUNK * done, total=CHUNK * wanted)
-
-            evaluation.fill(numbers, 1 if file else samples, compared, processes, progress)
+        with _drawing() as progress:
+            evaluation.fill(
+                *(numbers, 1 if file else samples, compared, processes),
+                lambda done, wanted: progress(CHUNK * done, CHUNK * wanted),
+            )
     if not evaluation.complete(numbers):
         raise SetupError(f"{evaluation.pool.path} has no candidates of all these prompts: run without --replay")
     if file:
@@ -155,6 +161,36 @@ def evaluate(
         report.write(out, figures)
         text = tables(figures)
     typer.echo(dumps(figures, indent=1) + "\n" if json else text, nl=False)
+
+
+@contextmanager
+def _drawing() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr; the function takes the images done and wanted."""
+    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, wanted: bar.update(task, completed=done, total=wanted)
+
+
+def _spaced(count: int | None, all_of_them: int) -> list[int]:
+    """Numbers of prompts, evenly spaced."""
+    count = min(count or all_of_them, all_of_them)
+    return sorted({round(i * (all_of_them - 1) / max(1, count - 1)) for i in range(count)})
+
+
+def _drawn(out: Path, settings: Settings, device: str, samples: int, prompts: int | None) -> Path:
+    """The list of images of the benchmark that are drawn for --judges."""
+    import torch
+
+    from bestofn.evaluation.labelled_images import draw_labelled
+    from bestofn.evaluation.tasks import benchmark
+    from bestofn.models.lora import Lora, listed
+    from bestofn.models.sampling import load_generator
+
+    loras = [Lora.resolve(text) for text in listed(settings.lora)]
+    generator = load_generator(settings.model, torch.device(device), loras=loras)
+    with _drawing() as progress:
+        return draw_labelled(out, generator, _spaced(prompts, len(benchmark())), samples, progress)
 
 
 def _warn_of_little_choice(strategies: "Sequence[Strategy]", images: int) -> None:

@@ -1,4 +1,4 @@
-"""bestofn eval --judges: several judges on the same labelled images."""
+"""bestofn eval --judges: several judges on the same images, labelled by a person or drawn from the benchmark."""
 
 import statistics
 from collections.abc import Sequence
@@ -18,35 +18,43 @@ if TYPE_CHECKING:
     from bestofn.service.engine.judge_loader import JudgeCheckpoint
 
 OPTIONS = ("judges", "labels", "out", "device", "json")
+DRAWN = ("samples", "prompts", "model")  # of the benchmark, where no labels are named
 
 
-def judges_and_labels(context: typer.Context, judges: str | None, labels: Path | None) -> tuple[list[str], Path]:
-    """The judges' names and the list of images; refuses options of the benchmark, and one of the two alone."""
-    if judges is None or labels is None:
-        raise typer.BadParameter("--judges and --labels go together: give both")
+def judge_names(context: typer.Context, judges: str | None, labels: Path | None) -> list[str]:
+    """The judges' names; refuses options that do not go with them."""
+    if judges is None:
+        raise typer.BadParameter("--labels is for --judges: name them too")
     for name in context.params:
         source = context.get_parameter_source(name)
-        if name not in OPTIONS and source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(f"--{name} is not for --judges, which draws nothing: leave it out")
+        if name not in OPTIONS + DRAWN * (labels is None) and source is not None and source.name == "COMMANDLINE":
+            why = "" if labels is None else " on --labels, which draws nothing"
+            raise typer.BadParameter(f"--{name.replace('_', '-')} is not for --judges{why}: leave it out")
     names = [name.strip() for name in judges.split(",")]
     if "" in names or len(set(names)) < max(2, len(names)):
         raise typer.BadParameter(
             f"--judges must have two names or more, each once, such as shapes,clip:./pickscore; got {judges!r}"
         )
-    return names, labels
+    return names
 
 
-def compare_judges(names: Sequence[str], labels: Path, device: str | None) -> dict[str, Any]:
-    """The figures of `judge_comparison.compare`; every judge is found before the first one judges.
+def find_judges(names: Sequence[str]) -> "list[JudgeCheckpoint]":
+    """Judges by their names, as --judge takes them."""
+    from bestofn.service.engine.judge_loader import find_judge
+
+    each = [load_settings(judge=name) for name in names]
+    return [find_judge(one.judge, one.judge_max_tiles, one.judge_api_key) for one in each]
+
+
+def compare_judges(judges: "Sequence[JudgeCheckpoint]", labels: Path, device: str) -> dict[str, Any]:
+    """The figures of `judge_comparison.compare`.
 
     Args:
-        names: as --judge takes them.
+        judges: found and not loaded.
         labels: list of labelled images.
-        device: where judges run; None: a GPU if there is one.
+        device: where they run.
     """
     from bestofn.evaluation.judge_comparison import compare
-    from bestofn.service.engine.judge_loader import find_judge
-    from bestofn.service.engine.loader import devices
 
     images = read_labels(labels)
     if isinstance(images, LabelledPool):
@@ -56,10 +64,7 @@ def compare_judges(names: Sequence[str], labels: Path, device: str | None) -> di
     if not images:
         raise SetupError(f"{labels} is empty: write a line of JSON for each image, as for bestofn calibrate")
     check_images(list(dict.fromkeys(one.image for one in images)))
-    each = [load_settings(judge=name, devices=device) for name in names]
-    there = devices(each[0])[0]
-    found = [find_judge(one.judge, one.judge_max_tiles, one.judge_api_key) for one in each]
-    return compare([_run(judge, images, there, labels.name) for judge in found])
+    return compare([_run(judge, images, device, labels.name) for judge in judges])
 
 
 def _run(checkpoint: "JudgeCheckpoint", images: Sequence[Labelled], device: str, source: str) -> "JudgeRun":

@@ -4,13 +4,18 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from bestofn.cli.main import program
 from bestofn.evaluation.judge_comparison import JudgeRun, compare, table
+from bestofn.evaluation.tasks import benchmark
 from bestofn.judge.verdict import BROKEN, Verdict
+from bestofn.models.generator import Generator
+from bestofn.models.sampling import generate
+from bestofn.models.shapes.evaluator import evaluate as evaluator
 from bestofn.models.shapes.world import Scene, Thing, render
 from bestofn.service.media.codec import decode
 from tests.judge.tiny_models import make_clip
@@ -89,12 +94,34 @@ def test_two_real_judges_are_compared_on_drawn_images(tmp_path: Path) -> None:
     assert decode((out / "judges.png").read_bytes()).width > 100
 
 
+def test_judges_are_compared_on_images_of_the_benchmark_that_are_drawn_once(tmp_path: Path) -> None:
+    before = Path(__file__).parents[2] / "evaluation" / "results" / "judge" / "before"
+    asked = ("--judges", f"shapes,{before}", "--out", str(tmp_path), "--prompts", "2")
+    result = evaluate(*asked, "--samples", "2")
+    assert result.exit_code == 0, result.output
+    labels = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    assert [(one["prompt"], one["group"]) for one in labels] == [(benchmark()[i].prompt, i) for i in (0, 0, 239, 239)]
+    first = tmp_path / labels[0]["image"]
+    with Image.open(first) as image:
+        drawn = np.asarray(image)
+    seed, spec = benchmark()[0].seed, benchmark()[0].spec
+    assert spec is not None
+    assert (drawn == generate(Generator.load("shapes"), labels[0]["prompt"], [seed, seed + 1])[0].numpy()).all()
+    assert labels[0]["correct"] == evaluator(drawn, spec).correct
+    written = first.stat().st_mtime_ns
+    result = evaluate(*asked, "--samples", "4")
+    assert result.exit_code == 0, result.output
+    assert (first.stat().st_mtime_ns, len(list(first.parent.iterdir()))) == (written, 8)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--judges", "shapes,shapes", "--labels", "x"], "two names or more, each once"),
-        (["--judges", "shapes,vlm:x"], "--judges and --labels go together"),
-        (["--judges", "shapes,vlm:x", "--labels", "x", "--replay"], "--replay is not for --judges"),
+        (["--labels", "x"], "--labels is for --judges: name them too"),
+        (["--judges", "shapes,vlm:x", "--strategy", "n=2"], "--strategy is not for --judges: leave it out"),
+        (["--judges", "shapes,vlm:x", "--labels", "x", "--samples", "2"], "--samples is not for --judges on --labels"),
+        (["--judges", "shapes,vlm:x", "--labels", "x", "--replay"], "--replay is not for --judges on --labels"),
     ],
 )
 def test_wrong_options_are_refused_with_the_fix(arguments: list[str], said: str, tmp_path: Path) -> None:

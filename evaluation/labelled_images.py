@@ -1,0 +1,76 @@
+"""Images of the shapes benchmark as files, each with the evaluator's word on it, for judges to be compared on."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from bestofn.evaluation.parts import BATCH
+from bestofn.evaluation.tasks import benchmark
+from bestofn.models.lora import revision_with
+from bestofn.models.sampling import LoadedGenerator, generate
+from bestofn.models.shapes.evaluator import evaluate
+from bestofn.models.shapes.world import CANVAS
+from bestofn.service.core.errors import SetupError
+
+
+def draw_labelled(
+    folder: Path,
+    generator: LoadedGenerator,
+    numbers: Sequence[int],
+    samples: int,
+    progress: Callable[[int, int], None],
+) -> Path:
+    """Draw the first candidates of prompts, those of an evaluation's pool. Files that are there are kept.
+
+    Args:
+        folder: gets a folder of images for the generator's revision, and `labels.jsonl`.
+        generator: of 64x64 images of the shapes world.
+        numbers: of benchmark prompts.
+        samples: images of each prompt.
+        progress: called with the images done and wanted.
+
+    Returns:
+        The list, as `labels.read_labels` reads it.
+
+    Raises:
+        SetupError: the evaluator cannot measure images of this size.
+    """
+    size = generator.defaults.width, generator.defaults.height
+    if size != (CANVAS, CANVAS):
+        raise SetupError(
+            f"{generator.checkpoint.name} draws {size[0]}x{size[1]}, and the benchmark's evaluator measures "
+            f"{CANVAS}x{CANVAS}: label images yourself and name them with --labels"
+        )
+    revision = revision_with(generator.checkpoint.revision, getattr(generator, "loras", ()))
+    images = folder / f"images-{revision}"
+    images.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    for number in numbers:
+        task = benchmark()[number]
+        files = [images / f"{number:03d}-{i:04d}.png" for i in range(samples)]
+        missing = [i for i, file in enumerate(files) if not file.is_file()]
+        for start in range(0, len(missing), BATCH):
+            some = missing[start : start + BATCH]
+            _write(generate(generator, task.prompt, [task.seed + i for i in some]), [files[i] for i in some])
+            progress(len(lines) + start, len(numbers) * samples)
+        for file in files:
+            with Image.open(file) as image:
+                correct = task.spec is not None and evaluate(np.asarray(image), task.spec).correct
+            image_file = file.relative_to(folder).as_posix()
+            lines.append(json.dumps({"image": image_file, "prompt": task.prompt, "correct": correct, "group": number}))
+    labels = folder / "labels.jsonl"
+    labels.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    progress(len(lines), len(lines))
+    return labels
+
+
+def _write(drawn: Tensor, files: Sequence[Path]) -> None:
+    """Write images as files that appear whole.  # (B, H, W, 3) uint8"""
+    for file, image in zip(files, drawn.numpy(), strict=True):
+        part = file.with_suffix(".part")
+        Image.fromarray(image).save(part, "PNG")
+        part.replace(file)
