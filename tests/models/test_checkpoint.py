@@ -171,5 +171,5 @@ def test_pickled_weights_are_not_fallen_back_on(folder, weights, pickled, load):
     path = folder / f"{weights}.safetensors"
     torch.save(load_file(path), path.with_name(pickled))
     path.unlink()
-    with pytest.raises(OSError, match=rf"no file named {path.name}"):
+    with pytest.raises(CheckpointError, match=rf"no file named {path.name}"):
         load(path.parent, torch.device("cpu"), torch.float32)

@@ -9,6 +9,7 @@ import signal
 from contextlib import aclosing
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import diffusers
@@ -380,6 +381,7 @@ async def test_pipeline_engine_served_job_returns_the_image_of_a_local_one(setti
     assert await worker == 0
 
 
+@pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao, which writes to stderr wherever torch loads")
 @pytest.mark.filterwarnings("ignore")  # torchao's own
 def test_a_quantised_checkpoint_draws_what_diffusers_draws(folders, tmp_path):
     from torchao.quantization import Int8WeightOnlyConfig
