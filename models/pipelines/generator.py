@@ -22,9 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from bestofn.models import residency
 from bestofn.models.checkpoint import Checkpoint, absent_quantiser, pipeline_parts
 from bestofn.models.defaults import Defaults, Flops
-from bestofn.models.errors import CheckpointError, PromptTooLong
+from bestofn.models.errors import CheckpointError, ModelError, PromptTooLong
 from bestofn.models.guidance import needs_negative
 from bestofn.models.pipelines.family import Family
+from bestofn.models.pipelines.missing_weights import check_loaded, encoders
 from bestofn.models.weight_files import one_line, refused
 
 DEFAULT_SIDE = 1024
@@ -71,7 +72,11 @@ class PipelineGenerator:
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
+                **encoders(checkpoint, self.dtype),
             )
+            check_loaded(self.pipe, checkpoint.path)
+        except ModelError:
+            raise
         except Exception as error:  # each library has errors of its own
             reasons = "; ".join(filter(None, (one_line(error), absent_quantiser(checkpoint.path))))
             raise CheckpointError(f"{checkpoint.path}: {self.family.name} cannot be loaded: {reasons}") from error

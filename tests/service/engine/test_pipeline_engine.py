@@ -16,11 +16,13 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bestofn.evaluation.cost import counted
 from bestofn.models.checkpoint import Checkpoint, quantised_with
 from bestofn.models.errors import CheckpointError, ModelError
 from bestofn.models.pipelines.family import Family
+from bestofn.models.pipelines.generator import PipelineGenerator
 from bestofn.models.sampling import generate
 from bestofn.service.core.errors import InvalidRequest, SetupError
 from bestofn.service.core.jobs import JobStatus
@@ -332,6 +334,17 @@ def test_load_engine_refuses_what_it_would_have_to_trust_or_cannot_draw(fault, f
         load_engine(settings)
     refused = [finding.what for finding in checkpoints(settings) if finding.state == "fail"]
     assert refused or fault in ("code", "image")
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "transformer", "vae"])
+def test_a_pipeline_in_which_a_weight_is_missing_is_refused(part, folders, tmp_path):
+    folder = shutil.copytree(folders("flux"), tmp_path / "flux")
+    (file,) = (folder / part).glob("*.safetensors")
+    weights = load_file(file)
+    del weights[max(weights)]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"flux/{part}: no weight '"):
+        PipelineGenerator(Checkpoint.resolve(str(folder), any_pipeline=True))
 
 
 def test_stepwise_runs_between_advances_only_and_passes_errors_on():
