@@ -27,7 +27,7 @@ def draw_labelled(
     """Draw the first candidates of prompts, those of an evaluation's pool. Files that are there are kept.
 
     Args:
-        folder: gets a folder of images for the generator's revision, and `labels.jsonl`.
+        folder: gets a folder for the generator's revision, with images and `labels.jsonl`.
         generator: of 64x64 images of the shapes world.
         numbers: of benchmark prompts.
         samples: images of each prompt.
@@ -43,7 +43,7 @@ def draw_labelled(
     if size != (CANVAS, CANVAS):
         raise SetupError(
             f"{generator.checkpoint.name} draws {size[0]}x{size[1]}, and the benchmark's evaluator measures "
-            f"{CANVAS}x{CANVAS}: label images yourself and name them with --labels"
+            f"{CANVAS}x{CANVAS}: take --model shapes, or label images yourself and name them with --labels"
         )
     revision = revision_with(generator.checkpoint.revision, getattr(generator, "loras", ()))
     images = folder / f"images-{revision}"
@@ -60,9 +60,8 @@ def draw_labelled(
         for file in files:
             with Image.open(file) as image:
                 correct = task.spec is not None and evaluate(np.asarray(image), task.spec).correct
-            image_file = file.relative_to(folder).as_posix()
-            lines.append(json.dumps({"image": image_file, "prompt": task.prompt, "correct": correct, "group": number}))
-    labels = folder / "labels.jsonl"
+            lines.append(json.dumps({"image": file.name, "prompt": task.prompt, "correct": correct, "group": number}))
+    labels = images / "labels.jsonl"  # in `folder` a list that a person wrote would be lost
     labels.write_text("\n".join(lines) + "\n", encoding="utf-8")
     progress(len(lines), len(lines))
     return labels

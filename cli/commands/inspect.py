@@ -121,7 +121,7 @@ def _lines(path: Path, story: Story | OtherStory | None) -> list[str]:
     return [
         f"{path}",
         *(f"  {name:15}  {_printable(text)}" for name, text in facts.items() if text),
-        f"  again: bestofn generate --reproduce {shlex.quote(str(path))}, or",
+        f"  again: bestofn generate {'PROMPT ' * (story.prompt is None)}--reproduce {shlex.quote(str(path))}, or",
         *(f"    {line}".rstrip() for line in diffusers_call(story).splitlines()),
     ]
 

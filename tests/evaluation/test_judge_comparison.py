@@ -14,9 +14,11 @@ from bestofn.evaluation.judge_comparison import JudgeRun, compare, table
 from bestofn.evaluation.tasks import benchmark
 from bestofn.judge.verdict import BROKEN, Verdict
 from bestofn.models.generator import Generator
+from bestofn.models.random_init.checkpoint import make_random_checkpoint
 from bestofn.models.sampling import generate
 from bestofn.models.shapes.evaluator import evaluate as evaluator
 from bestofn.models.shapes.world import Scene, Thing, render
+from bestofn.service.core.errors import SetupError
 from bestofn.service.media.codec import decode
 from tests.judge.tiny_models import make_clip
 
@@ -96,12 +98,15 @@ def test_two_real_judges_are_compared_on_drawn_images(tmp_path: Path) -> None:
 
 def test_judges_are_compared_on_images_of_the_benchmark_that_are_drawn_once(tmp_path: Path) -> None:
     before = Path(__file__).parents[2] / "evaluation" / "results" / "judge" / "before"
+    (tmp_path / "labels.jsonl").write_text("of a person")
     asked = ("--judges", f"shapes,{before}", "--out", str(tmp_path), "--prompts", "2")
     result = evaluate(*asked, "--samples", "2")
     assert result.exit_code == 0, result.output
-    labels = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    assert (tmp_path / "labels.jsonl").read_text() == "of a person"
+    (listed,) = tmp_path.glob("images-*/labels.jsonl")
+    labels = [json.loads(line) for line in listed.read_text().splitlines()]
     assert [(one["prompt"], one["group"]) for one in labels] == [(benchmark()[i].prompt, i) for i in (0, 0, 239, 239)]
-    first = tmp_path / labels[0]["image"]
+    first = listed.parent / labels[0]["image"]
     with Image.open(first) as image:
         drawn = np.asarray(image)
     seed, spec = benchmark()[0].seed, benchmark()[0].spec
@@ -111,7 +116,15 @@ def test_judges_are_compared_on_images_of_the_benchmark_that_are_drawn_once(tmp_
     written = first.stat().st_mtime_ns
     result = evaluate(*asked, "--samples", "4")
     assert result.exit_code == 0, result.output
-    assert (first.stat().st_mtime_ns, len(list(first.parent.iterdir()))) == (written, 8)
+    assert (first.stat().st_mtime_ns, len(list(first.parent.glob("*.png")))) == (written, 8)
+
+
+def test_images_that_the_evaluator_cannot_measure_are_not_drawn(tmp_path: Path) -> None:
+    before = Path(__file__).parents[2] / "evaluation" / "results" / "judge" / "before"
+    model = make_random_checkpoint("tiny", tmp_path / "sana", seed=7)
+    result = evaluate("--judges", f"shapes,{before}", "--model", str(model), "--out", str(tmp_path / "out"))
+    assert isinstance(result.exception, SetupError)
+    assert "measures 64x64: take --model shapes, or label images yourself" in str(result.exception)
 
 
 @pytest.mark.parametrize(

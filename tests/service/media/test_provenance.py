@@ -158,6 +158,7 @@ def test_certificate_command_makes_winners_that_inspect_verifies(run: Run, tmp_p
     status, out, _ = run("inspect", "best.png")
     assert status == 0
     assert "signature        by bestofn development, whose issuer is on no trust list here; holds" in out
+    assert "again: bestofn generate PROMPT --reproduce best.png, or" in out
     (entry,) = json.loads(run("inspect", "best.png", "--json")[1])
     assert (entry["provenance"]["state"], "prompt" in entry["provenance"]["claim"]) == ("Valid", False)
     assert entry["story"]["prompt"] is None, "prompts of signed files are published only if the request says so"
