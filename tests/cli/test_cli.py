@@ -1,5 +1,6 @@
 """The program `bestofn` as its users meet it: processes, exit statuses, one line on stderr."""
 
+import io
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ import httpx
 import numpy as np
 import pytest
 import redis
+import structlog
 from PIL import Image, PngImagePlugin
 
 from bestofn.cli import drawing as target
@@ -274,6 +276,17 @@ def test_a_judge_without_a_verdict_warns_on_stderr(run: Run, tmp_path: Path) -> 
         status, out, err = run("rank", "a photo of a ring", "dot.png", "--judge", url, "--json")
     assert (status, json.loads(out)["images"][0]["verdict"]["p_yes"]) == (0, None)
     assert "no verdict" in err
+
+
+def test_warnings_go_to_the_stderr_of_their_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced = io.StringIO()
+    with monkeypatch.context() as other:
+        other.setattr(sys, "stderr", replaced)
+        run("--version")
+    replaced.close()
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    structlog.get_logger().warning("later")
+    assert "later" in sys.stderr.getvalue()  # type: ignore[attr-defined]
 
 
 def test_two_judges_decide_where_both_are_named(run: Run) -> None:
