@@ -150,8 +150,11 @@ def refused(folder: Path) -> Iterator[None]:
     except (JudgeFolderError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
-        reason = f"{error} is missing" if isinstance(error, KeyError) else f"{kind}{' '.join(str(error).split())}"
+        text = " ".join(str(error).split())
+        if isinstance(error, KeyError):
+            reason = f"{text} is missing"
+        else:
+            reason = text if text and isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
         raise JudgeFolderError(f"{folder}: {reason}") from error
 
 

@@ -54,7 +54,7 @@ def about(name: str) -> dict[str, dict[str, Any]]:
     except (JudgeNameError, JudgeFolderError, CheckpointError) as error:
         reasons.append(str(error))
     if not found:
-        raise SetupError(f"{name} is neither a generator ({reasons[0]}) nor a judge ({reasons[1]})")
+        raise SetupError(f"{name!r} is not a generator ({reasons[0]}) and not a judge ({reasons[1]})")
     return found
 
 

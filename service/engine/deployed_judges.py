@@ -1,10 +1,13 @@
 """The judges and the image checker of a deployment, held on one device with a generator."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 
 import torch
 
+from bestofn.judge.calibration import Calibration
+from bestofn.judge.interface import PointwiseJudge
 from bestofn.judge.judge import Judge
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import JudgeInfo
@@ -12,6 +15,14 @@ from bestofn.service.engine.any_generator import AnyGenerator
 from bestofn.service.engine.checker_loader import FoundChecker, checked
 from bestofn.service.engine.judge_loader import JudgeCheckpoint, calibration_of, judge_info
 from bestofn.service.engine.judge_residency import JudgeResidency
+
+
+def _loader(
+    judge: JudgeCheckpoint, device: torch.device, calibration: Calibration | None
+) -> Callable[[], PointwiseJudge]:
+    """Reads a judge from disk; the first time with its start-up test."""
+    times = count()
+    return lambda: judge.load(device, calibration, tested=next(times) > 0)
 
 
 def hold_judges(
@@ -27,7 +38,7 @@ def hold_judges(
     files = (settings.calibration, settings.second_calibration)
     calibrations = [calibration_of(*one) for one in zip(judges, files, strict=False)]
     pairs = zip(judges, calibrations, strict=True)
-    load, *seconds = [partial(judge.load, device, calibration) for judge, calibration in pairs]
+    load, *seconds = [_loader(judge, device, calibration) for judge, calibration in pairs]
     second, load_checker = seconds[0] if seconds else None, partial(checker.load, device) if checker else None
     residence = JudgeResidency(load, generator, shared=shared, load_second=second, load_checker=load_checker)
     infos = [

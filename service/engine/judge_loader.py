@@ -63,9 +63,11 @@ class JudgeCheckpoint:
         """Calibration file in its folder."""
         return None if self.path is None else self.path / CALIBRATION
 
-    def load(self, device: torch.device, calibration: Calibration | None = None) -> PointwiseJudge:
+    def load(
+        self, device: torch.device, calibration: Calibration | None = None, *, tested: bool = False
+    ) -> PointwiseJudge:
         """Read it onto a device; see `load_judge`."""
-        return load_judge(self.name.full, device, self.max_tiles, calibration, self.key)
+        return load_judge(self.name.full, device, self.max_tiles, calibration, self.key, tested=tested)
 
     def weight_bytes(self, device: torch.device) -> int:
         """Bytes of its weights on a device."""
@@ -79,6 +81,8 @@ def load_judge(
     max_tiles: int | None = None,
     calibration: Calibration | None = None,
     key: str | None = None,
+    *,
+    tested: bool = False,
 ) -> PointwiseJudge:
     """A judge read onto a device.
 
@@ -88,6 +92,7 @@ def load_judge(
         max_tiles: maximum number of tiles that NVILA cuts an image into; None: its folder's.
         calibration: decides which rewards of a judge without words are a yes.
         key: API key of the judge's server.
+        tested: it has passed its start-up test before, and is read again after an offload.
 
     Raises:
         JudgeFolderError: the folder does not hold a judge that this code can run.
@@ -98,12 +103,14 @@ def load_judge(
     if parsed.kind == "mixture":
         return MixtureJudge(
             [
-                Member(load_judge(one, device, max_tiles, fitted, key), weight, fitted)
+                Member(load_judge(one, device, max_tiles, fitted, key, tested=tested), weight, fitted)
                 for weight, one in members(name)
                 for fitted in [_calibration_within(one, max_tiles)]
             ]
         )
     judge = _load_one(parsed, device, max_tiles, calibration, key)
+    if tested:
+        return judge
     with refused(Path(parsed.place)) if parsed.local else nullcontext():
         fault = self_test(judge, ordered=parsed.kind != "vila")
     if fault is not None:

@@ -10,15 +10,18 @@ from typer.testing import CliRunner
 
 from bestofn.cli.main import program
 from bestofn.judge.mixture import mixed
+from bestofn.models.generator import Generator
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
 from bestofn.service.doctor.checkpoints import checkpoints
+from bestofn.service.engine.deployed_judges import hold_judges
 from bestofn.service.engine.judge_loader import calibration_of, find_judge
 from bestofn.service.engine.loader import load_engine
 from bestofn.service.media.codec import decode
 from bestofn.service.worker.local import local_spec, run_local
 from tests.judge.tiny_models import make_clip, make_vlm
+from tests.service.pairwise.checks import checks, redness
 
 PROMPT = "a photo of a red star"
 CPU = torch.device("cpu")
@@ -141,3 +144,21 @@ def test_small_weights_and_spaces_are_read_back_from_a_mixtures_name():
     assert find_judge(found.revision.name).revision == found.revision
     assert found.weight_bytes(CPU) == 2 * find_judge("shapes").weight_bytes(CPU) > 0
     assert found.load(CPU).judge([Image.new("RGB", (64, 64), "red")], [PROMPT])
+
+
+def test_a_judge_that_is_read_again_after_an_offload_is_not_tested_again():
+    scored = []
+
+    def answer(body):
+        scored.append(body["prompt"])
+        return 200, {"reward": redness(body)}
+
+    with checks(answer) as url:
+        judges = [find_judge(url)]
+        generator = Generator.load("shapes")
+        residence, *_ = hold_judges(judges, None, Settings(), CPU, generator, shared=False)
+        tested = len(scored)
+        residence.get()
+        residence.offload()
+        residence.get()
+    assert (tested, len(scored)) == (2, 2)
