@@ -9,10 +9,13 @@ FIRST_SECONDS = 0.25
 LONGEST_SECONDS = 8.0
 LONGEST_ASKED_SECONDS = 30.0  # a server that asks for more is too busy for a caller who waits
 
+# Not those of the module: a program that seeds them would wait as long as its likes, and get other numbers than before.
+_CHANCE = random.SystemRandom()
+
 
 def backoff(attempt: int) -> float:
     """Seconds before the next attempt, doubling; a quarter is chance, so that callers do not come all at once."""
-    return min(LONGEST_SECONDS, FIRST_SECONDS * 2.0**attempt) * random.uniform(0.75, 1.0)
+    return min(LONGEST_SECONDS, FIRST_SECONDS * 2.0**attempt) * _CHANCE.uniform(0.75, 1.0)
 
 
 def asked_delay(headers: Mapping[str, str]) -> float | None:
