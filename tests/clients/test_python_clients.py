@@ -21,7 +21,8 @@ pytestmark = pytest.mark.skipif(not PROGRAMS.is_dir(), reason="needs the environ
 
 
 def python(script: str, *arguments: str, **environment: str) -> Any:
-    variables = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", **environment}
+    # `make test` sets PYTHONSAFEPATH, with which a script does not find a client in its own folder.
+    variables = {**os.environ, "PYTHONSAFEPATH": "", "LITELLM_LOCAL_MODEL_COST_MAP": "True", **environment}
     command = [PROGRAMS / "python", HERE / script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=variables)
     assert done.returncode == 0, done.stderr
