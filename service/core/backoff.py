@@ -9,7 +9,7 @@ FIRST_SECONDS = 0.25
 LONGEST_SECONDS = 8.0
 LONGEST_ASKED_SECONDS = 30.0  # a server that asks for more is too busy for a caller who waits
 
-# Not those of the module: a program that seeds them would wait as long as its likes, and get other numbers than before.
+# Not the module's generator: programs with one seed would wait alike, and a call would change their own numbers.
 _CHANCE = random.SystemRandom()
 
 

@@ -1,4 +1,4 @@
-"""Figures: what was measured beside what is wanted, as JSON of each section and as one page of tables."""
+"""Figures: what was measured and what is wanted, as JSON of each section and as one page of tables."""
 
 import json
 import math

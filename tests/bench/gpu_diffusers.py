@@ -77,7 +77,7 @@ def measure(place: Place) -> Iterator[Measured]:
             notes.append(f"Compiling and the first run took {compiled():.0f} s.")
         mine, other = ours(100 * number), theirs(100 * number)
         ratio = other[0] / mine[0]
-        rows.append((f"ours, beside {way}", N, mine[0], N / mine[0], mine[1], 1.0))
+        rows.append((f"ours, measured with {way}", N, mine[0], N / mine[0], mine[1], 1.0))
         rows.append((way, N, other[0], N / other[0], other[1], ratio))
         if not place.tiny:
             figures.append(at_least(f"ours of {way}", ratio, WANTED[way], "x"))

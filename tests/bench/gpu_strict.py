@@ -1,5 +1,5 @@
 """BESTOFN_REPRODUCIBLE=strict: the bytes of a candidate's image and verdict are the same alone, in other slots,
-beside other jobs and in another process."""
+among other jobs and in another process."""
 
 import hashlib
 import multiprocessing
@@ -41,8 +41,8 @@ def _first(place: Place) -> dict[str, Bytes]:
         for candidate in (0, N - 1)
     }
     before = job(made, 3, id="before", prompt="two rings", guidance_scale=1.0, num_inference_steps=3, seed=77)
-    side_stream = job(made, 4, id="beside", prompt="a cross", negative_prompt="grey", seed=99, num_inference_steps=2)
-    found["beside other jobs"] = _hashes(run(made, before, job(made, N, **fields), side_stream)["job"])
+    side_stream = job(made, 4, id="among", prompt="a cross", negative_prompt="grey", seed=99, num_inference_steps=2)
+    found["among other jobs"] = _hashes(run(made, before, job(made, N, **fields), side_stream)["job"])
     return found
 
 

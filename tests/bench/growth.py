@@ -62,8 +62,8 @@ async def _measure(counts: tuple[int, ...]) -> Measured:
             )
         ],
         [
-            at_most(f"worker's peak, N = {last} beside {first}", workers[last] / workers[first], 1.1, "x"),
-            at_most(f"Redis a candidate beside the winner's image, N = {last}", per_candidate[last], 600, "bytes"),
+            at_most(f"worker's peak, N = {last} against {first}", workers[last] / workers[first], 1.1, "x"),
+            at_most(f"Redis a candidate without the winner's image, N = {last}", per_candidate[last], 600, "bytes"),
         ],
         ["Redis KiB is what the whole server has grown by. A job's keys have a fixed part, which tells when N is 1."],
     )

@@ -143,7 +143,7 @@ async def _redis(short: bool) -> Measured:
             sizes.append((N, *(found.get(kind, 0) / N for kind in KINDS), total / N, images / job.top_k))
             heats = from_clients.total() / job.schedule.num_heats
             commands_.append((N, heats, from_clients.total() / N, in_scripts.total() / N))
-            figures.append(at_most(f"Redis a candidate beside the winners' images, N = {N}", total / N, 600, "bytes"))
+            figures.append(at_most(f"Redis a candidate without the winners' images, N = {N}", total / N, 600, "bytes"))
     return Measured(
         [
             Table(("Redis bytes a candidate, N", *KINDS, "all of these", "an image"), sizes),

@@ -46,7 +46,7 @@ async def _measure(counts: tuple[int, ...], heats: int) -> Measured:
             at_least(f"of the engines' own time at {most} workers", ideal / seconds[most], 0.95),
         ],
         [
-            "Efficiency is the speed of a worker beside that of one alone; the last column compares with engines that "
+            "Efficiency is the speed of a worker against that of one alone; the last column compares with engines that "
             "are never without work."
         ],
     )

@@ -162,9 +162,9 @@ def test_certificate_command_makes_winners_that_inspect_verifies(run: Run, tmp_p
     (entry,) = json.loads(run("inspect", "best.png", "--json")[1])
     assert (entry["provenance"]["state"], "prompt" in entry["provenance"]["claim"]) == ("Valid", False)
     assert entry["story"]["prompt"] is None, "prompts of signed files are published only if the request says so"
-    assert run("generate", "a red ring", *options, "--embed-prompt", "-o", "told.png", **settings)[0] == 0
-    (told,) = json.loads(run("inspect", "told.png", "--json")[1])
-    assert told["provenance"]["claim"]["prompt"] == "a red ring"
+    assert run("generate", "a red ring", *options, "--embed-prompt", "-o", "open.png", **settings)[0] == 0
+    (embedded,) = json.loads(run("inspect", "open.png", "--json")[1])
+    assert embedded["provenance"]["claim"]["prompt"] == "a red ring"
     data = bytearray((tmp_path / "best.png").read_bytes())
     data[data.index(b"IDAT") + 8] ^= 1
     (tmp_path / "changed.png").write_bytes(data)
