@@ -6,7 +6,7 @@ A step's batch depends on the seed, the step and the pools alone, so a resumed r
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,8 @@ import numpy as np
 from bestofn.models.shapes.evaluator import Component, measure
 from bestofn.models.shapes.prompts import PLURAL, PromptSpec, known_words
 from bestofn.models.shapes.questions import sample_questions
-from bestofn.models.shapes.rules import Found, violation
+from bestofn.models.shapes.rules import Found, relations, violation
+from bestofn.models.shapes.scenes import RELATIONS
 from bestofn.models.shapes.world import COLOURS, SHAPES
 from bestofn.training.judge.composition import composed_scene
 from bestofn.training.judge.examples import ImageExample, QuestionExample
@@ -31,7 +32,7 @@ OWN_PROMPT_WEIGHT = 2.0
 """Weight of the answer to the prompt that an image was made for; other questions count 1."""
 
 _COUNT = re.compile(r"\b(two|three|four|five)\b")
-_RELATION = re.compile(r"\b(left|right|above|below)\b")
+_RELATION = re.compile(rf"\b({'|'.join(RELATIONS)})\b")
 _SINGULAR = {plural: shape for shape, plural in PLURAL.items()}
 _NAMED = re.compile(rf"(?:\b({'|'.join(COLOURS)}) )?\b({'|'.join((*SHAPES, *_SINGULAR))})\b")
 _COLOUR = re.compile(rf"\b({'|'.join(COLOURS)})\b")
@@ -59,16 +60,23 @@ def importance(prompt: str) -> float:
     return 2.0 if category(prompt).startswith(("position", "counting")) else 1.0
 
 
-def auxiliary_targets(prompt: str, objects: Iterable[Found]) -> tuple[tuple[int, bool], ...]:
-    """Number of words after which each object of a prompt is named, and whether one like it is among the objects."""
-    there = [(one.shape, one.colour) for one in objects]
-    out = []
-    for named in _NAMED.finditer(prompt):
+def auxiliary_targets(prompt: str, objects: Sequence[Found]) -> tuple[tuple[int, bool], ...]:
+    """Intermediate truths of a prompt: a number of words, and whether the objects agree with what those words say.
+
+    After the name of an object: whether one like it is there. After a relation: whether one like the first object lies
+    so to any other.
+    """
+
+    def like(named: re.Match[str]) -> list[Found]:
         colour, word = named.groups()
-        shape = _SINGULAR.get(word, word)
-        seen = any(s == shape and colour in (None, c) for s, c in there)
-        out.append((len(prompt[: named.end()].split()), seen))
-    return tuple(out)
+        return [one for one in objects if one.shape == _SINGULAR.get(word, word) and colour in (None, one.colour)]
+
+    names = list(_NAMED.finditer(prompt))
+    out = [(named.end(), bool(like(named))) for named in names]
+    if relation := _RELATION.search(prompt):
+        pairs = ((a, b) for a in like(names[0]) for b in objects if a is not b)
+        out.insert(1, (relation.end(), any(relation[0] in relations(a, b) for a, b in pairs)))
+    return tuple((len(prompt[:end].split()), truth) for end, truth in out)
 
 
 @dataclass(frozen=True, eq=False)

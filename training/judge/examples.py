@@ -33,8 +33,8 @@ class QuestionExample:
         prompt: text of a user's prompt.
         satisfied: whether the image satisfies it.
         weight: weight of the answer in the loss.
-        auxiliary_targets: (number of words, truth) pairs: after that many words of the prompt, whether the object that
-            was just named is in the image. Intermediate steps make the answer much quicker to learn.
+        auxiliary_targets: (number of words, truth) pairs: whether the image agrees with that many words of the prompt,
+            a name or a relation. Intermediate steps make the answer much quicker to learn.
         group: ranking group; questions of one group have the same prompt and are ranked against each other. None for
             a question outside any group.
     """

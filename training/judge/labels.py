@@ -1,6 +1,7 @@
-"""Labels of an image by the evaluator: objects, a description, and three label maps over the judge's cells.
+"""Labels of an image by the evaluator: objects, a description, and five label maps over the judge's cells.
 
-K label maps: shape, colour, template overlap. Each is (h, w) = (8, 8) class indices.
+K label maps: shape, colour, template overlap, and the column and row of the object's centre. Each is (h, w) = (8, 8)
+class indices.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ MIXED = len(COLOURS) + 1
 OVERLAP_EDGES = (0.65, 0.72, 0.75, 0.78, 0.83)
 """Limits of the overlap classes, close together around the evaluator's limit of 0.75; class 0 is background."""
 
-CLASSES = (MALFORMED + 1, MIXED + 1, len(OVERLAP_EDGES) + 2)
+PLACES = 16
+"""Columns, and rows, of an object's centre, 4 pixels each: without them, cells know what an object is, not where."""
+
+CLASSES = (MALFORMED + 1, MIXED + 1, len(OVERLAP_EDGES) + 2, PLACES + 1, PLACES + 1)
 """Number of classes of each label map."""
 
 GRID = (len(CLASSES), CANVAS // CELL, CANVAS // CELL)
@@ -76,6 +80,9 @@ def cell_labels(components: Sequence[Component]) -> NDArray[np.int64]:
         out[0][more] = 1 + SHAPES.index(one.shape) if one.well_shaped else MALFORMED
         out[1][more] = 1 + COLOURS.index(one.colour) if one.one_coloured else MIXED
         out[2][more] = 1 + np.searchsorted(OVERLAP_EDGES, one.overlap, side="right")
+        left, top, right, bottom = one.box
+        for place, centre in ((out[3], (left + right) / 2), (out[4], (top + bottom) / 2)):
+            place[more] = 1 + min(PLACES - 1, int(centre * PLACES / CANVAS))
     return out
 
 

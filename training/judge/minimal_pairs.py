@@ -167,13 +167,13 @@ def _moved(one: PaintedObject, to: Thing) -> PaintedObject:
 
 
 SPOILS: tuple[tuple[float, Spoil], ...] = (
-    (0.27, _near_outline),
-    (0.18, _mixed_colours),
-    (0.06, _stretch),
-    (0.05, _malform),
-    (0.04, _merge),
-    (0.04, _other_shape),
-    (0.18, _swapped_colours),
-    (0.18, _swapped_places),
+    (0.24, _near_outline),
+    (0.15, _mixed_colours),
+    (0.05, _stretch),
+    (0.04, _malform),
+    (0.03, _merge),
+    (0.03, _other_shape),
+    (0.23, _swapped_colours),
+    (0.23, _swapped_places),
 )
 """Share of each flaw among attempts. Most prompts name no two colours or no place, so most swaps are no flaw."""

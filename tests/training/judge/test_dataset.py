@@ -52,9 +52,10 @@ def test_the_category_is_read_off_the_prompt(spec: PromptSpec) -> None:
     assert category(spec.prompt) == spec.tag
 
 
-def test_auxiliary_targets_follow_each_named_object() -> None:
-    found = [Found("star", "red", (0, 0, 1, 1)), Found("ring", "red", (0, 0, 1, 1))]
-    assert auxiliary_targets(SPEC.prompt, found) == ((6, True), (11, False))
+def test_auxiliary_targets_follow_each_named_object_and_the_relation() -> None:
+    found = [Found("star", "red", (0, 0, 9, 9)), Found("ring", "red", (30, 0, 39, 9))]
+    assert auxiliary_targets(SPEC.prompt, found) == ((6, True), (8, True), (11, False))
+    assert auxiliary_targets(SPEC.prompt.replace("left", "right"), found) == ((6, True), (8, False), (11, False))
     assert auxiliary_targets(counted("ring", 3).prompt, found) == ((5, True),)
 
 
