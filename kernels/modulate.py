@@ -84,19 +84,28 @@ def residual_norm(
     return y, modulated_norm(y, shift, scale, eps, weight, bias)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm over the last axis (arXiv 1910.07467)::
+@fused(fake=like)
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """Root-mean-square norm over the last axis (arXiv 1910.07467), and what DC-AE's decoder adds to it::
 
-        y = x / sqrt(mean(x^2) + eps) * weight
+        y = x / sqrt(mean(x^2) + eps) * weight + bias + residual
 
     Args:
         x: (..., D).
         weight: (D,).
         eps: added to the mean square.
+        bias: (D,) or None.
+        residual: (..., D) or None.
 
     Returns:
         (..., D) in x's dtype.
     """
     wide = x.float()
     inverse = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-    return (wide * inverse).mul_(weight.float()).to(x.dtype)
+    out = (wide * inverse).mul_(weight.float())
+    for term in (bias, residual):
+        if term is not None:
+            out.add_(term.float())
+    return out.to(x.dtype)

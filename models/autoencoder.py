@@ -4,6 +4,7 @@ B images, C latent channels, (h, w) latent grid, (H, W) pixels.
 """
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from diffusers import AutoencoderDC
 from torch import Tensor
 
 from bestofn.models.errors import CheckpointError
+from bestofn.models.fused_decoder import fuse
 from bestofn.models.weight_files import read_json, refused
 
 # Smaller tiles show seams in DC-AE's images; neighbours share an eighth of a tile.
@@ -33,6 +35,7 @@ class Decoder:
 
     def __init__(self, vae: AutoencoderDC) -> None:
         self.vae = vae
+        self.vae.blend_v, self.vae.blend_h = partial(_blended, 2), partial(_blended, 3)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> "Decoder":
@@ -51,7 +54,10 @@ class Decoder:
         if loading["missing_keys"]:
             raise CheckpointError(f"{folder}: no weight {sorted(loading['missing_keys'])[0]!r}")
         del vae.encoder
-        return cls(vae.to(device).eval())
+        vae = vae.to(device).eval()
+        if device.type == "cuda":
+            fuse(vae.to(memory_format=torch.channels_last))
+        return cls(vae)
 
     @torch.inference_mode()
     def __call__(
@@ -77,6 +83,19 @@ class Decoder:
         parts = [to_pixels(self.vae.decode(part).sample) for part in scaled.split(micro_batch or len(scaled))]
         images = torch.cat(parts)
         return images if stay else images.cpu()
+
+
+def _blended(axis: int, before: Tensor, tile: Tensor, extent: int) -> Tensor:
+    """A tile (B, 3, H, W) whose first `extent` lines along an axis fade in over the last ones of the tile before.
+
+    diffusers' result to the bit; it takes three operators a line, 68,000 an image of 4,096 px.
+    """
+    extent = min(before.shape[axis], tile.shape[axis], extent)
+    share = (torch.arange(extent, dtype=torch.float64, device=tile.device) / extent).to(tile.dtype)
+    share = share[:, None] if axis == 2 else share
+    edge = tile.narrow(axis, 0, extent)
+    edge.copy_(before.narrow(axis, before.shape[axis] - extent, extent) * (1 - share) + edge * share)
+    return tile
 
 
 def to_pixels(image: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Residual, norm and modulation in one pass over a token: each element is read once and written once.
 
-B batch, N tokens, D width.
+B batch, N tokens, D width, R rows of any number of axes.
 """
 
 import torch
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bestofn.kernels.fused.rows import row_launch
+from bestofn.kernels.fused.rows import row_launch, tile_launch
 
 
 @triton.jit
@@ -54,6 +54,34 @@ def residual_norm_kernel(
         b_scale = tl.load(scale + i_b * scale_row + o_d, mask=m_d, other=0.0).to(tl.float32)
         b_shift = tl.load(shift + i_b * shift_row + o_d, mask=m_d, other=0.0).to(tl.float32)
         tl.store(out + o_row, (b_y * (1.0 + b_scale) + b_shift).to(out.dtype.element_ty), mask=m_d)
+
+
+@triton.jit
+def rms_norm_kernel(
+    x,  # (R, D)
+    weight,  # (D,)
+    bias,  # (D,) or None
+    residual,  # (R, D) or None
+    out,  # out (R, D)
+    R,
+    D,
+    eps,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    o_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    o_rd = o_r[:, None] * D + o_d[None, :]
+    m_rd = (o_r < R)[:, None] & m_d[None, :]
+    b_x = tl.load(x + o_rd, mask=m_rd, other=0.0).to(tl.float32)
+    b_y = b_x * tl.rsqrt(tl.sum(b_x * b_x, 1) / D + eps)[:, None]
+    b_y *= tl.load(weight + o_d, mask=m_d, other=0.0).to(tl.float32)[None, :]
+    if bias is not None:
+        b_y += tl.load(bias + o_d, mask=m_d, other=0.0).to(tl.float32)[None, :]
+    if residual is not None:
+        b_y += tl.load(residual + o_rd, mask=m_rd, other=0.0).to(tl.float32)
+    tl.store(out + o_rd, b_y.to(out.dtype.element_ty), mask=m_rd)
 
 
 def _launch(
@@ -120,3 +148,15 @@ def residual_norm(
 ) -> tuple[Tensor, Tensor]:
     """See `bestofn.kernels.modulate.residual_norm`."""
     return _launch(x, gate, update, shift, scale, eps, weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """See `bestofn.kernels.modulate.rms_norm`."""
+    x, D = x.contiguous(), x.shape[-1]
+    residual = None if residual is None else residual.contiguous()
+    out = torch.empty_like(x)
+    if x.numel():
+        R, launch = x.numel() // D, tile_launch(D)
+        grid = (triton.cdiv(R, launch["BLOCK_R"]),)
+        rms_norm_kernel[grid](x, weight, bias, residual, out, R, D, eps, **launch, enable_fp_fusion=True)
+    return out

@@ -1,4 +1,4 @@
-"""What row kernels share: their launch rule, and the inverse root mean square of a token's row.
+"""What row kernels share: their launch rules, and the inverse root mean square of a token's row.
 
 B batch, N tokens, D width. One program holds one row in registers.
 """
@@ -27,6 +27,13 @@ def row_launch(D: int) -> dict[str, int]:
     """The launch rule: a row in one block, 16 elements a thread, which are two loads of 16 bytes in bfloat16."""
     block = triton.next_power_of_2(D)
     return {"BLOCK_D": block, "num_warps": min(max(block // 512, 1), 16)}
+
+
+def tile_launch(D: int) -> dict[str, int]:
+    """The launch rule of many narrow rows: as many in a program as fill four warps, or one wide one by `row_launch`."""
+    wide = row_launch(D)
+    rows = max(1, 2048 // wide["BLOCK_D"])
+    return {"BLOCK_R": rows, **wide, "num_warps": max(4, wide["num_warps"])}
 
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:

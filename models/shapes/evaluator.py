@@ -86,8 +86,8 @@ def _quadratic() -> FloatArray:
     return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], 1)
 
 
-def _length(vectors: FloatArray) -> FloatArray:
-    """Euclidean length of colours: `numpy.linalg.norm` over three channels takes four times as long.  # (..., 3) -> (...)"""
+def _length(vectors: NDArray[np.floating]) -> FloatArray:
+    """Lengths of colours (..., 3); `numpy.linalg.norm` takes four times as long.  # (...)"""
     squares = np.square(vectors)
     return np.asarray(np.sqrt(squares[..., 0] + squares[..., 1] + squares[..., 2]), np.float32)
 

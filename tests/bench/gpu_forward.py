@@ -2,6 +2,7 @@
 diffusers'; of 1.6B also with products in 8 bits; then decoder and judge by images of a batch."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from gpu_place import Place, config, draw, emptied, engine, transformer
 
 from bestofn.models.errors import UnsupportedDevice
 from bestofn.models.flops import TERA, forward_flops
+from bestofn.models.fused_decoder import OWN
 from bestofn.models.linear_dit.fp8 import check_supported, in_eight_bits
 from bestofn.service.engine.cuda_graph import Recorded
 
@@ -89,6 +91,19 @@ def supported(device: torch.device) -> bool:
 _models: dict[tuple[Place, str, str], torch.nn.Module] = {}
 
 
+@contextmanager
+def one_by_one(vae: torch.nn.Module) -> Iterator[None]:
+    """Lets a decoder compute as diffusers does."""
+    ours = {module: type(module) for module in vae.modules() if type(module) in OWN.values()}
+    for module, own in ours.items():
+        module.__class__ = own.__base__
+    try:
+        yield
+    finally:
+        for module, own in ours.items():
+            module.__class__ = own
+
+
 def _parts(place: Place) -> Iterator[tuple[str, int, float, int]]:
     _models.clear()
     place.free()
@@ -99,6 +114,8 @@ def _parts(place: Place) -> Iterator[tuple[str, int, float, int]]:
         latents = place.normal(images, *generator.latent_shape(width, height), dtype=torch.float32)
         flops = images * generator.flops(width, height).decode
         yield "decoder", images, place.seconds(lambda x=latents: generator.decode(x), 3), flops
+        with one_by_one(generator.decoder.vae):
+            yield "decoder, as diffusers", images, place.seconds(lambda x=latents: generator.decode(x), 3), flops
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     for images in place.pick((1, 16), (2,)):
         flops = images * judge.flops(width, height, "a star", one_tile=True)

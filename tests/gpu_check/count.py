@@ -31,6 +31,7 @@ sys.path.append(str(Path(__file__).parents[1] / "bench"))
 from figures import ROOT, Measured, Table, machine, save, shown, write_page
 
 from bestofn.models.autoencoder import Decoder
+from bestofn.models.fused_decoder import fuse
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.context import PromptContext
 from bestofn.models.linear_dit.model import LinearDiT
@@ -163,14 +164,16 @@ def engine_rows(name: str, side: int, table: Any) -> Iterator[tuple[str | float,
 
 
 def decode_rows(side: int) -> Iterator[tuple[str | float, ...]]:
-    """Decoding one image."""
+    """Decoding one image, as diffusers computes it and fused."""
     from diffusers import AutoencoderDC
 
     vae = built(lambda: AutoencoderDC.from_config(DC_AE))
     del vae.encoder
-    decoder, latent = Decoder(vae), torch.randn(1, 32, side // 32, side // 32, device=DEVICE)
-    call = lambda: decoder(latent, stay=True)  # noqa: E731
-    yield f"decoder, {side} px", "1 image", *counted(call, vae, latent)
+    decoder = Decoder(vae)
+    latent = torch.randn(1, 32, side // 32, side // 32, device=DEVICE).to(memory_format=torch.channels_last)
+    for way in ("1 image, as diffusers", "1 image"):
+        yield f"decoder, {side} px", way, *counted(lambda: decoder(latent, stay=True), vae, latent)
+        fuse(vae)
 
 
 def measure() -> Iterator[Measured]:

@@ -17,7 +17,7 @@ from bestofn.kernels.dispatch import missing_for_kernels
 from bestofn.kernels.fp8 import rows_in_eight_bits
 from bestofn.kernels.gated_depthwise import gated_depthwise
 from bestofn.kernels.linear_attention import relu_linear_attention
-from bestofn.kernels.modulate import gated_residual, modulated_norm, residual_norm
+from bestofn.kernels.modulate import gated_residual, modulated_norm, residual_norm, rms_norm
 
 B, N, D, H, K, L = 2, 6, 32, 2, 16, 5
 noise = partial(torch.randn, generator=torch.Generator().manual_seed(0))
@@ -29,6 +29,7 @@ CALLS = {
     modulated_norm: (x, row, row, 1e-6, weight, None),
     gated_residual: (x, row, x.clone()),
     residual_norm: (x, None, x.clone(), row, row, 1e-6, None, None),
+    rms_norm: (x, weight, 1e-5, weight, x.clone()),
     relu_linear_attention: (x, x.clone(), x.clone(), H, weight, weight, 1e-5),
     gated_depthwise: (x, noise(D, 1, 3, 3), weight, 2, 3),
     cross_attention: (x, text, text.clone(), torch.zeros(B, 1, 1, L), weight, 1e-5, torch.tensor([1, 0])),

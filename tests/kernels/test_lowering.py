@@ -25,6 +25,7 @@ ARCHITECTURES = (80, 90, 100)  # A100, H100 and H200, B200
 WIDE, FULL, INDEX, CODE, FLOAT8 = "*bf16", "*fp32", "*i64", "*i8", "*fp8e4nv"
 N, D, H, K = 1024, 2240, 70, 32  # tokens at 1024 px, width, heads and their channels
 CROSS_K, L, FFN = 112, 300, 5600  # channels of a cross-attention head, padded text, hidden width
+DECODED = 128  # channels of the decoder's last stage
 ROW = rows.row_launch(D)
 PRODUCT = {"PRECISION": "tf32x3", "BLOCK_K": K}
 
@@ -36,6 +37,13 @@ KERNELS = {
         dict.fromkeys(("x", "gate", "update", "total", "shift", "scale", "out"), WIDE)
         | {"weight": None, "bias": None, "gate_row": 6 * D, "shift_row": 6 * D, "scale_row": 6 * D}
         | {"N": N, "D": D, "eps": 1e-6, **ROW},
+        64,
+        1_024,
+    ),
+    "rms_norm": (
+        modulate.rms_norm_kernel,
+        dict.fromkeys(("x", "weight", "bias", "residual", "out"), WIDE)
+        | {"R": 1024 * 1024, "D": DECODED, "eps": 1e-5, **rows.tile_launch(DECODED)},
         64,
         1_024,
     ),

@@ -72,6 +72,6 @@ def test_row_operators_are_their_equations(dtype):
         error(modulated_norm(x, shift, scale, 1e-6, weight, weight), (normed * W + W) * (1 + C) + S) < TOLERANCE[dtype]
     )
     assert error(gated_residual(x, scale, y), X + C * Y) < TOLERANCE[dtype]
-    assert (
-        error(rms_norm(x, weight, 1e-5), X / (X.square().mean(-1, keepdim=True) + 1e-5).sqrt() * W) < TOLERANCE[dtype]
-    )
+    scaled = X / (X.square().mean(-1, keepdim=True) + 1e-5).sqrt() * W
+    assert error(rms_norm(x, weight, 1e-5), scaled) < TOLERANCE[dtype]
+    assert error(rms_norm(x, weight, 1e-5, weight, y), scaled + W + Y) < TOLERANCE[dtype]

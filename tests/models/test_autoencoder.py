@@ -1,12 +1,19 @@
 """Decoding to pixels as diffusers' image processor makes them, in slices."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderDC
 from diffusers.image_processor import PixArtImageProcessor
+from diffusers.models.autoencoders.autoencoder_dc import ResBlock
 
-from bestofn.models.autoencoder import Decoder, to_pixels
+from bestofn.models.autoencoder import TILE, TILE_STRIDE, Decoder, to_pixels
+from bestofn.models.fused_decoder import OWN, FusedResBlock, fuse
+from bestofn.models.random_init.checkpoint import DC_AE
+
+WIDTHS = ("encoder_block_out_channels", "decoder_block_out_channels")
 
 
 def test_pixels_are_the_image_processors():
@@ -14,6 +21,23 @@ def test_pixels_are_the_image_processors():
     image[0, 0, 0, :4] = torch.tensor([-1.0, 1.0, 0.5 / 127.5 - 1, 2.5 / 127.5 - 1])  # halves round to even
     wanted = PixArtImageProcessor(vae_scale_factor=4).postprocess(image, output_type="pil")
     assert np.array_equal(to_pixels(image).numpy(), np.stack([np.asarray(one_image) for one_image in wanted]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sides", [(4, 6), (1, 1)], ids=["linear_attention", "quadratic_attention"])
+def test_a_fused_decoder_computes_what_diffusers_does(sides):
+    vae: Any = AutoencoderDC.from_config({**DC_AE, **{key: [16, 16, 16, 32, 32, 32] for key in WIDTHS}}).eval()
+    for parameter in vae.decoder.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, 1, 0.3)  # weights and biases of norms, which start as ones and zeros
+    names, latents = list(vae.state_dict()), torch.randn(2, 32, *sides)
+    wanted = vae.decode(latents).sample
+    fuse(vae)
+    got = vae.decode(latents.to(memory_format=torch.channels_last)).sample
+    assert list(vae.state_dict()) == names
+    assert {type(module) for module in vae.decoder.modules()} >= set(OWN.values())
+    assert not {type(module) for module in vae.decoder.modules()} & OWN.keys()
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -27,6 +51,26 @@ def test_slices_decode_what_the_whole_autoencoder_decodes(tiny_checkpoints):
         got = decoder(latents, micro_batch)
         assert got.shape == (5, 24, 16, 3)
         assert (got.int() - wanted).abs().max() <= 1
+
+
+def test_a_decoder_with_batch_norm_is_not_fused():
+    vae: Any = AutoencoderDC.from_config(
+        {**DC_AE, **{key: [16, 16, 16, 32, 32, 32] for key in WIDTHS}, "decoder_norm_types": "batch_norm"}
+    )
+    fuse(vae)
+    kinds = {type(module) for module in vae.decoder.up_blocks[0].modules()}
+    assert ResBlock in kinds
+    assert FusedResBlock not in kinds
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_tiles_are_blended_as_diffusers_blends_them(tiny_checkpoints, dtype):
+    folder, latents = tiny_checkpoints["tiny"] / "vae", torch.randn(1, 8, 300, 290)
+    vae = AutoencoderDC.from_pretrained(folder, dtype=dtype)
+    vae.enable_tiling(TILE, TILE, TILE_STRIDE, TILE_STRIDE)
+    wanted = to_pixels(vae.decode(latents.to(dtype) / vae.config.scaling_factor).sample)
+    assert torch.equal(Decoder.load(folder, torch.device("cpu"), dtype)(latents, tiled=True), wanted)
 
 
 def test_tiles_agree_with_the_whole_image_away_from_seams(tiny_checkpoints):

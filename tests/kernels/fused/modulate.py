@@ -40,6 +40,18 @@ def test_residual_norm(name, gated, dtype):
     check(fused.residual_norm, modulate.residual_norm, args)
 
 
+@dtypes
+@pytest.mark.parametrize("added", [(False, False), (True, True), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize("name", ROWS)
+def test_rms_norm(name, added, dtype):
+    B, N, D = ROWS[name]
+    bias = noise(D, dtype=dtype) if added[0] else None
+    residual = noise(B, N, D, dtype=dtype) if added[1] else None
+    args = [noise(B, N, D, dtype=dtype), noise(D, dtype=dtype), 1e-5, bias, residual]
+    check(fused.rms_norm, modulate.rms_norm, args)
+
+
 def test_a_token_has_the_same_bits_in_every_batch():
     x, shift, scale = noise(3, 4, 24), row(3, 24, torch.float32), row(3, 24, torch.float32)
     check_alone(fused.modulated_norm, [x, shift, scale, 1e-6, None, None])
+    check_alone(fused.rms_norm, [x, noise(24), 1e-5, None, x])
