@@ -75,7 +75,12 @@ class EventTranslator:
                 best = None if self._best is None else self._shown(self._best).model_dump(mode="json")
                 translated = [("progress", event.data | {"best": best})]
             case "candidate":
-                translated = self._judge(_candidate(event.data))
+                candidate = _candidate(event.data)
+                if self._note([candidate]):
+                    data = self._shown(candidate).model_dump(mode="json", exclude={"rank"})
+                    translated = [("candidate", data), *self._matches(candidate)]
+                else:
+                    translated = []
             case "finals":
                 translated = [("finals", event.data)]
             case "heat" if "decided" in event.data:
@@ -87,12 +92,8 @@ class EventTranslator:
 
     def catch_up(self, candidates: Iterable[Candidate]) -> list[JobEvent]:
         """The matches that these candidates decide, who are known from a snapshot."""
-        return [
-            JobEvent(type, data)
-            for candidate in candidates
-            for type, data in self._judge(candidate)
-            if type != "candidate"
-        ]
+        noted = self._note(candidates)
+        return [JobEvent(type, data) for candidate in noted for type, data in self._matches(candidate)]
 
     @property
     def judged(self) -> int:
@@ -108,16 +109,22 @@ class EventTranslator:
         """Whether a completed heat has candidates without an event: the reader was too slow for the stream."""
         return event.type == "heat" and not self._known.keys() >= set(self._spec.heat(event.data["heat"]).candidates)
 
-    def _judge(self, candidate: Candidate) -> list[tuple[str, dict[str, Any]]]:
-        known = self._known.get(candidate.index)
-        if known is not None and (known.solved_in_full or not candidate.solved_in_full):
-            return []
-        self._known[candidate.index] = candidate
-        rival = self._best if self._best and self._best.index != candidate.index else None
-        self._best = ranked(self._spec, [candidate, *([rival] if rival else [])])[0]
-        data = self._shown(candidate).model_dump(mode="json", exclude={"rank"})
-        # A job that may stop may end without this candidate: its matches follow once its heat belongs to the prefix.
-        return [("candidate", data), *([] if self._spec.stop else self._play(candidate))]
+    def _note(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """Take the verdicts of those that are not known already, and return these."""
+        noted = []
+        for candidate in candidates:
+            known = self._known.get(candidate.index)
+            if known is None or (candidate.solved_in_full and not known.solved_in_full):
+                self._known[candidate.index] = candidate
+                noted.append(candidate)
+        if noted:
+            rivals = {one.index: one for one in ([self._best] if self._best else []) + noted}
+            self._best = ranked(self._spec, rivals.values())[0]
+        return noted
+
+    def _matches(self, candidate: Candidate) -> list[tuple[str, dict[str, Any]]]:
+        """The matches that a candidate decides; later, once its heat belongs to the prefix, of a job that may stop."""
+        return [] if self._spec.stop else self._play(candidate)
 
     def _decide(self, heats: int) -> list[tuple[str, dict[str, Any]]]:
         """The matches within the first `heats` heats that were not sent yet."""

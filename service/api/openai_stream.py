@@ -20,7 +20,7 @@ from bestofn.service.api.openai_answers import images_answer, refusal_of
 from bestofn.service.api.problem_details import document
 from bestofn.service.api.responses import result_of
 from bestofn.service.api.retried_calls import Call
-from bestofn.service.api.routes.events import paced, parts
+from bestofn.service.api.routes.events import catch_up, paced, parts
 from bestofn.service.api.sse import encode
 from bestofn.service.core.errors import BestOfNError, ImageNotFound, Unavailable
 from bestofn.service.core.jobs import Candidate, ImageFormat, JobSpec
@@ -104,8 +104,7 @@ async def _partial_images(
 async def _follow(context: Context, spec: JobSpec, translator: EventTranslator, event: Event) -> None:
     """Note one event of the job."""
     if translator.missed(event):
-        record = await context.queue.record(spec.id)
-        translator.catch_up(candidate for outcome in record.outcomes for candidate in outcome.candidates)
+        await catch_up(translator, (await context.queue.record(spec.id)).outcomes)
     for _ in translator.translate(event):
         pass
 

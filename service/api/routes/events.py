@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import redis.exceptions
 import structlog
@@ -18,7 +18,7 @@ from bestofn.service.api.problem_details import document
 from bestofn.service.api.responses import failure_of, result_of
 from bestofn.service.api.sse import EventStream, encode, stream_response
 from bestofn.service.core.errors import JobGone, JobNotFound, JobUnreadable
-from bestofn.service.core.jobs import JobSpec
+from bestofn.service.core.jobs import HeatOutcome, JobSpec
 from bestofn.service.queue.codec import ENDINGS, Event
 from bestofn.service.queue.connection import end_tasks
 from bestofn.service.queue.event_feed import Entry
@@ -29,6 +29,8 @@ TRANSLATED_AT_ONCE = 16  # events of a stream, before the event loop goes on
 RETRY_MS = 1000  # browsers come back after this long
 
 LastEventId = Annotated[str | None, Header(description="Resume after the event with this id.")]
+T = TypeVar("T")
+
 log = structlog.get_logger()
 
 
@@ -87,7 +89,10 @@ async def job_events(
         async with contextlib.aclosing(follow(context, spec, place_of(last), caller)) as batches:
             async for events in batches:
                 ended = events[-1].type in ("result", "problem")
-                yield b"".join(encode(event.type, event.data, event.id, RETRY_MS) for event in events)
+                for part in parts(events):
+                    async with context.turns.of(caller):
+                        encoded = b"".join(encode(event.type, event.data, event.id, RETRY_MS) for event in part)
+                    yield encoded
     except (JobGone, JobNotFound, JobUnreadable) as error:  # it went or became unreadable while it was read
         ended = True
         problem = document(error.status, error.code, error.detail) | {"job": spec.id}
@@ -157,16 +162,24 @@ class _Reader:
         return [JobEvent("queued", now)]
 
 
-def parts(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
-    return (entries[i : i + TRANSLATED_AT_ONCE] for i in range(0, len(entries), TRANSLATED_AT_ONCE))
+def parts(events: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (events[i : i + TRANSLATED_AT_ONCE] for i in range(0, len(events), TRANSLATED_AT_ONCE))
 
 
 async def _snapshot(context: Context, spec: JobSpec, translator: EventTranslator) -> list[JobEvent]:
     """The whole job, without an id: a stream that has lost events always starts with another snapshot."""
     record = await context.queue.record(spec.id)
-    candidates = (candidate for outcome in record.outcomes for candidate in outcome.candidates)
     snapshot = (await result_of(context, spec.id)).model_dump(mode="json")
-    return [JobEvent("snapshot", snapshot), *translator.catch_up(candidates)]
+    return [JobEvent("snapshot", snapshot), *await catch_up(translator, record.outcomes)]
+
+
+async def catch_up(translator: EventTranslator, outcomes: Iterable[HeatOutcome]) -> list[JobEvent]:
+    """The matches that all candidates of some heats decide; the event loop goes on meanwhile."""
+    events: list[JobEvent] = []
+    for part in parts([candidate for outcome in outcomes for candidate in outcome.candidates]):
+        events += translator.catch_up(part)
+        await asyncio.sleep(0)
+    return events
 
 
 async def _position(context: Context, spec: JobSpec) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from bestofn.judge.bracket import knockout
 from bestofn.service.api.event_translation import EventTranslator, JobEvent, place_of
-from bestofn.service.core.jobs import Candidate, JobSpec, Revision
+from bestofn.service.api.routes.events import TRANSLATED_AT_ONCE, catch_up
+from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, Revision, Usage
 from bestofn.service.core.results import ranked
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS, fake_verdict
@@ -224,3 +225,24 @@ def test_a_reader_too_slow_for_the_stream_is_noticed(make_spec: Callable[..., Jo
         )
     )
     assert not translator.missed(done)
+
+
+async def test_the_event_loop_goes_on_while_a_reader_of_a_large_job_catches_up(
+    make_spec: Callable[..., JobSpec],
+) -> None:
+    spec = make_spec(num_samples=64, heat_size=64)
+    candidates = tuple(Candidate(index, 7 + index, fake_verdict("p", index)) for index in range(64))
+    outcome = HeatOutcome(heat=0, candidates=candidates, images={}, usage=Usage(candidates=64))
+    turns = 0
+
+    async def another_caller() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(another_caller())
+    matches = await catch_up(EventTranslator(spec), [outcome])
+    other.cancel()
+    assert len(matches) == 63
+    assert turns >= 64 // TRANSLATED_AT_ONCE
