@@ -12,6 +12,7 @@ import torch
 
 from bestofn.models.checkpoint import Checkpoint, pipeline_parts
 from bestofn.models.errors import CheckpointError
+from bestofn.models.pipelines.tasks import other_task
 from bestofn.models.weight_files import read_json
 
 NEEDED = ("prompt", "num_inference_steps", "generator", "output_type")
@@ -39,8 +40,8 @@ class Family:
         """The family of a checkpoint.
 
         Raises:
-            CheckpointError: diffusers has no such pipeline, it draws from more than a prompt, or a part of it is code
-                that came with the checkpoint.
+            CheckpointError: diffusers has no such pipeline, its task is not text-to-image, or it draws from more than
+                a prompt. Or a part of it is code that came with the checkpoint.
         """
         index = checkpoint.config("model_index.json")
         name = str(index["_class_name"])
@@ -49,6 +50,10 @@ class Family:
             raise CheckpointError(f"{checkpoint.path}: diffusers {diffusers.__version__} has no pipeline {name!r}")
         parameters = inspect.signature(kind.__call__).parameters
         defaults = {name: one.default for name, one in parameters.items() if name != "self"}
+        if task := other_task(name, defaults):
+            raise CheckpointError(
+                f"{checkpoint.path}: diffusers' {name} is for {task}, and a text-to-image pipeline is needed"
+            )
         if absent := [name for name in NEEDED if name not in defaults]:
             raise CheckpointError(f"{checkpoint.path}: {name} takes no {absent[0]}: a text-to-image pipeline is needed")
         more = [

@@ -16,6 +16,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from safetensors.torch import load_file, save_file
 
 from bestofn.evaluation.cost import counted
@@ -23,6 +24,7 @@ from bestofn.models.checkpoint import Checkpoint, quantised_with
 from bestofn.models.errors import CheckpointError, ModelError
 from bestofn.models.pipelines.family import Family
 from bestofn.models.pipelines.generator import PipelineGenerator
+from bestofn.models.pipelines.tasks import other_task
 from bestofn.models.sampling import generate
 from bestofn.service.core.errors import InvalidRequest, SetupError
 from bestofn.service.core.jobs import JobStatus
@@ -30,7 +32,7 @@ from bestofn.service.core.results import assemble
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
 from bestofn.service.doctor.checkpoints import checkpoints, memory
-from bestofn.service.doctor.weights.check import check_files
+from bestofn.service.doctor.weights.check import check, check_files
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.loader import load_engine
 from bestofn.service.engine.pipeline_engine import PipelineEngine
@@ -301,10 +303,42 @@ def test_family_guidance_is_the_scale_that_the_defaults_use(tmp_path):
         family("turbo", num_inference_steps=0)
 
 
-@pytest.mark.parametrize("fault", ["pickle", "code", "class", "part", "lora", "quantised", "image"])
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("FluxImg2ImgPipeline", "image-to-image"),
+        ("SanaSprintImg2ImgPipeline", "image-to-image"),
+        ("QwenImageEditPlusPipeline", "image-to-image"),
+        ("StableDiffusionUpscalePipeline", "image-to-image"),
+        ("StableDiffusionXLInpaintPipeline", "inpainting"),
+        ("FluxFillPipeline", "inpainting"),
+        ("SanaControlNetPipeline", "ControlNet"),
+        ("FluxControlPipeline", "ControlNet"),
+        ("WanPipeline", "video"),
+        ("WanImageToVideoPipeline", "video"),
+        ("SanaVideoPipeline", "video"),
+        ("StableAudioPipeline", "audio"),
+        ("KandinskyPriorPipeline", "priors"),
+    ],
+)
+def test_pipeline_of_another_task_is_refused_by_its_class_without_weights(name, task, tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    (fault,) = check(tmp_path)
+    assert fault.state == "fail"
+    assert fault.found == f"{tmp_path}: diffusers' {name} is for {task}, and a text-to-image pipeline is needed"
+
+
+def test_every_text_to_image_pipeline_of_diffusers_is_taken_for_one():
+    kinds = [kind for kind in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values() if "Control" not in kind.__name__]
+    tasks = {kind.__name__: other_task(kind.__name__, inspect.signature(kind.__call__).parameters) for kind in kinds}
+    assert len(tasks) > 40
+    assert {name: task for name, task in tasks.items() if task and not name.startswith("Helios")} == {}  # of videos
+
+
+@pytest.mark.parametrize("fault", ["pickle", "code", "class", "part", "lora", "quantised", "image", "scheduler"])
 def test_load_engine_refuses_what_it_would_have_to_trust_or_cannot_draw(fault, folders, tmp_path):
     folder, options, said = tmp_path / "copy", {}, ""
-    shutil.copytree(folders("flux" if fault == "image" else "pixart"), folder)
+    shutil.copytree(folders("flux" if fault in ("image", "scheduler") else "pixart"), folder)
     index = json.loads((folder / "model_index.json").read_text())
     if fault == "pickle":
         (folder / "transformer" / "diffusion_pytorch_model.safetensors").rename(folder / "transformer" / "model.bin")
@@ -325,15 +359,18 @@ def test_load_engine_refuses_what_it_would_have_to_trust_or_cannot_draw(fault, f
         method = {"quant_method": "bitsandbytes", "load_in_8bit": True}
         config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": method}))
         said = "its transformer is .* pip install bitsandbytes"
-    else:
+    elif fault == "image":
         index["_class_name"] = "FluxImg2ImgPipeline"
+        said = "is for image-to-image"
+    else:
+        index["scheduler"] = ["diffusers", "DDIMScheduler"]
         said = "does not draw from a prompt alone"
     (folder / "model_index.json").write_text(json.dumps(index))
     settings = Settings(model=str(folder), threads=1, devices="cpu", **options)
     with pytest.raises(SetupError, match=said):
         load_engine(settings)
     refused = [finding.what for finding in checkpoints(settings) if finding.state == "fail"]
-    assert refused or fault in ("code", "image")
+    assert refused or fault == "scheduler"
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "transformer", "vae"])
