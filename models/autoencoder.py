@@ -12,6 +12,7 @@ from diffusers import AutoencoderDC
 from torch import Tensor
 
 from bestofn.models.errors import CheckpointError
+from bestofn.models.finite import check_finite
 from bestofn.models.fused_decoder import fuse
 from bestofn.models.weight_files import read_json, refused
 
@@ -42,7 +43,7 @@ class Decoder:
         """Load the ``vae`` folder; the encoder half is dropped.
 
         Raises:
-            CheckpointError: a weight is missing, or the scaling factor is no number above 0.
+            CheckpointError: a weight is missing or not finite, or the scaling factor is no number above 0.
         """
         factor = read_json(folder / "config.json").get("scaling_factor", 1.0)
         if type(factor) not in (int, float) or not 0 < factor < math.inf:
@@ -54,6 +55,7 @@ class Decoder:
         if loading["missing_keys"]:
             raise CheckpointError(f"{folder}: no weight {sorted(loading['missing_keys'])[0]!r}")
         del vae.encoder
+        check_finite(vae, folder)
         vae = vae.to(device).eval()
         if device.type == "cuda":
             fuse(vae.to(memory_format=torch.channels_last))

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from bestofn.kernels.transfer import uploaded
 from bestofn.models.errors import CheckpointError, PromptTooLong
+from bestofn.models.finite import check_finite
 from bestofn.models.weight_files import read_json, refused
 
 WORD = re.compile(r"\w+(?:[-']\w+)*")
@@ -136,6 +137,7 @@ def load_text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) ->
             logging.enable_progress_bar()
     if loading["missing_keys"]:
         raise CheckpointError(f"{folder}: no weight {sorted(loading['missing_keys'])[0]!r}")
+    check_finite(encoder, folder)
     return encoder.to(device).eval()
 
 

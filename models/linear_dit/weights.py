@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bestofn.models.errors import CheckpointError
+from bestofn.models.finite import check_finite
 from bestofn.models.linear_dit.blocks import PointwiseConv
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.model import LinearDiT, PatchEmbed
@@ -82,7 +83,8 @@ def from_diffusers(
         loras: updates that are added to the weights.
 
     Raises:
-        CheckpointError: naming the config field or the weight (with both shapes) that does not fit.
+        CheckpointError: naming the config field or the weight (with both shapes) that does not fit, or a weight
+            that is not finite.
     """
     folder = Path(folder)
     config = LinearDiTConfig.from_file(folder / "config.json")
@@ -96,6 +98,7 @@ def from_diffusers(
         _check_dtypes({name: file.get_slice(name).get_dtype() for file in handles for name in file.keys()}, folder)  # noqa: SIM118
         names = ((name, file.get_tensor(name)) for file in handles for name in file.keys())  # noqa: SIM118
         load_weights(model, merged(names, shapes, loras), device, dtype)
+    check_finite(model, " with LoRA ".join([str(folder), *(lora.name for lora in loras)]))
     return model.eval()
 
 

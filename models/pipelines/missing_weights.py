@@ -1,4 +1,7 @@
-"""Refuses a pipeline's checkpoint in which a weight is missing: the libraries go on with a random or an empty one."""
+"""Refuses a pipeline's checkpoint in which a weight is missing or not finite.
+
+The libraries go on with a random or an empty weight in its place, and draw black images with a NaN.
+"""
 
 from itertools import chain
 from pathlib import Path
@@ -9,6 +12,7 @@ import transformers
 
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.errors import CheckpointError
+from bestofn.models.finite import check_finite
 
 
 def encoders(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
@@ -39,13 +43,16 @@ def encoders(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def check_loaded(pipe: Any, folder: Path) -> None:
-    """Check that diffusers found every weight of its own models: it leaves a missing one without memory.
+    """Check that diffusers found every weight of its own models, and that the weights of all models are finite.
+
+    diffusers leaves a missing weight on the meta device.
 
     Raises:
-        CheckpointError: a weight is missing.
+        CheckpointError: a weight is missing or not finite.
     """
     for part, module in pipe.components.items():
         if isinstance(module, torch.nn.Module):
             for name, value in chain(module.named_parameters(), module.named_buffers()):
                 if value.is_meta:
                     raise CheckpointError(f"{folder / part}: no weight {name!r}")
+            check_finite(module, folder / part)

@@ -107,8 +107,9 @@ def test_lora_folder_and_file_are_one_revision_which_strength_and_bytes_change(f
         ({f"transformer.{QUERY}.lora_A.weight": torch.ones(3, 2)}, "has rank 3 in lora_A and 2 in lora_B"),
         ({f"transformer.{QUERY}.lora_A.weight": torch.ones(2, 7)}, "the weight is"),
         ({f"x.lora_{half}.weight": torch.ones(2, 2) for half in "AB"}, "has no matrix 'x.weight'"),
+        ({f"transformer.{QUERY}.lora_B.weight": torch.full((64, 2), torch.inf)}, "with LoRA ink: .* is not finite"),
     ],
-    ids=["DoRA", "another layout", "rank 0", "vector", "half", "rank", "shape", "no such module"],
+    ids=["DoRA", "another layout", "rank 0", "vector", "half", "rank", "shape", "no such module", "infinite"],
 )
 def test_lora_that_does_not_fit_is_refused(file: Path, more, said) -> None:
     write(file, **more)

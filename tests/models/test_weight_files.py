@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -14,12 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bestofn.judge.layout import PARTS
 from bestofn.judge.loader import JudgeFolderError
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.errors import ModelError
 from bestofn.models.generator import Generator
+from bestofn.models.linear_dit.weights import from_diffusers
 from bestofn.models.weight_files import weight_files
 from bestofn.service.engine.judge_loader import find_judge
 from tests.hub import hub
@@ -69,6 +72,34 @@ def test_generator_with_damaged_weights_is_refused_by_file(
     with pytest.raises(ModelError, match=rf"{generator / part}.* {message}") as caught:
         Checkpoint.resolve(str(generator))
     assert "\n" not in str(caught.value)
+
+
+def spoil(part: Path, value: float, dtype: torch.dtype | None = None) -> str:
+    """Put a value into the last of a part's weights, stored as another dtype; returns the weight's name."""
+    file = next(part.glob("*.safetensors"))
+    weights = load_file(file)
+    name: str = max(name for name in weights if not name.startswith("encoder."))  # DC-AE's, which is dropped
+    weights[name] = weights[name].to(dtype or weights[name].dtype)
+    weights[name].view(-1)[-1] = value
+    save_file(weights, file, metadata={"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
+def test_generator_with_a_weight_that_is_not_finite_is_refused(generator: Path, part: str, value: float) -> None:
+    name = spoil(generator / part, value)
+    loaded = Generator.load(str(generator))
+    with pytest.raises(ModelError) as caught:
+        getattr(loaded, {"transformer": "denoiser", "vae": "decoder"}.get(part, part))
+    assert str(caught.value) == f"{generator / part}: weight {name!r} has a value that is not finite in float32"
+
+
+def test_weight_that_overflows_in_float16_is_refused_in_that_dtype_alone(generator: Path) -> None:
+    name = spoil(generator / "transformer", 1e5, torch.bfloat16)
+    assert from_diffusers(generator / "transformer", dtype=torch.bfloat16).training is False
+    with pytest.raises(ModelError, match=f"weight '{name}' has a value that is not finite in float16"):
+        from_diffusers(generator / "transformer", dtype=torch.float16)
 
 
 @pytest.mark.parametrize(("damage", "message"), WEIGHT_DAMAGES.values(), ids=WEIGHT_DAMAGES)

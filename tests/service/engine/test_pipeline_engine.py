@@ -373,14 +373,18 @@ def test_load_engine_refuses_what_it_would_have_to_trust_or_cannot_draw(fault, f
     assert refused or fault == "scheduler"
 
 
+@pytest.mark.parametrize("fault", ["missing", "NaN"])
 @pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "transformer", "vae"])
-def test_a_pipeline_in_which_a_weight_is_missing_is_refused(part, folders, tmp_path):
+def test_a_pipeline_in_which_a_weight_is_missing_or_not_finite_is_refused(part, fault, folders, tmp_path):
     folder = shutil.copytree(folders("flux"), tmp_path / "flux")
     (file,) = (folder / part).glob("*.safetensors")
     weights = load_file(file)
-    del weights[max(weights)]
+    if fault == "missing":
+        del weights[max(weights)]
+    else:
+        weights[max(weights)].view(-1)[-1] = torch.nan
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(CheckpointError, match=f"flux/{part}: no weight '"):
+    with pytest.raises(CheckpointError, match=f"flux/{part}: (no )?weight '"):
         PipelineGenerator(Checkpoint.resolve(str(folder), any_pipeline=True))
 
 
