@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bestofn.evaluation.cost import Price, verdicts
-from bestofn.evaluation.pool import Pool, SamplingConfig
+from bestofn.evaluation.pool import Floats, Pool, SamplingConfig
 from bestofn.evaluation.replay import Replayed
 from bestofn.evaluation.strategies import Strategy
 from bestofn.judge.interface import PointwiseJudge
@@ -55,13 +55,17 @@ def write(folder: Path, pool: Pool, replayed: Replayed, steps: int, draw: Draw) 
     return key
 
 
-def scores(folder: Path, pool: Pool, replayed: Replayed, judge: PointwiseJudge) -> dict[str, float]:
-    """What a judge that chose none of them says of the best winners that `write` drew.
+def scores(folder: Path, pool: Pool, replayed: Replayed, steps: int, judge: PointwiseJudge) -> dict[str, float]:
+    """What a judge that chose none of them says of the best winners that `write` drew, and what the pool's judge said.
 
     Args:
         folder: that `write` returned.
-        pool, replayed: that `write` took.
+        pool, replayed, steps: that `write` took.
         judge: unlike the pool's.
+
+    Returns:
+        Fields for one of the strategies in `summary`, whose `judged_yes` and `margin` they replace. Both judges'
+        figures are then over the same winners.
 
     Raises:
         SetupError: the judge gives no verdict on any of them.
@@ -70,6 +74,7 @@ def scores(folder: Path, pool: Pool, replayed: Replayed, judge: PointwiseJudge) 
     for number in replayed.numbers:
         with Image.open(folder / f"{number:05d}" / "samples" / "0000.png") as image:
             verdicts += judge.judge([image], [pool.source.tasks[number].prompt])
+    there = [not verdict.broken for verdict in verdicts]
     given = [verdict for verdict in verdicts if not verdict.broken]
     if not given:
         raise SetupError("the judge of --scored-by gives no verdict on any winner: try it with bestofn rank")
@@ -77,6 +82,7 @@ def scores(folder: Path, pool: Pool, replayed: Replayed, judge: PointwiseJudge) 
         "scored": len(given),
         "scored_yes": float(np.mean([verdict.answer == "yes" for verdict in given])),
         "scored_margin": float(np.mean([verdict.margin for verdict in given])),
+        **_judged(_best(pool, replayed, steps)[there, 0]),
     }
 
 
@@ -89,20 +95,27 @@ def summary(pool: Pool, replayed: Sequence[Replayed], steps: int, price: Price) 
     """What is known of the strategies before an evaluator has seen the winners."""
 
     def fields(one: Replayed) -> dict[str, Any]:
-        full = SamplingConfig(one.strategy.steps or steps)
-        S = pool.depth(full, one.numbers)
-        margin = pool.samples(full, S).of(one.numbers, S).margin
-        best = np.take_along_axis(margin, one.winners[:, :, 0], 1)
         return {
             "strategy": str(one.strategy),
             "candidates": float(np.maximum(one.drafted, one.solved).mean()),
             "verdicts": float(verdicts(one).mean()),
             "tflops": float(price.of(one, steps).mean()),
-            "judged_yes": float((best > 0).mean()),
-            "margin": float(best.mean()),
+            **_judged(_best(pool, one, steps)),
         }
 
     return {**pool.source.identity, "strategies": [fields(one) for one in replayed]}
+
+
+def _best(pool: Pool, replayed: Replayed, steps: int) -> Floats:
+    """(P, B) log-odds that the pool's judge gave to every job's best winner."""
+    full = SamplingConfig(replayed.strategy.steps or steps)
+    S = pool.depth(full, replayed.numbers)
+    return np.take_along_axis(pool.samples(full, S).of(replayed.numbers, S).margin, replayed.winners[:, :, 0], 1)
+
+
+def _judged(margin: Floats) -> dict[str, float]:
+    """The fields of some winners' log-odds."""
+    return {"judged_yes": float((margin > 0).mean()), "margin": float(margin.mean())}
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -120,5 +133,6 @@ def table(figures: dict[str, Any]) -> str:
         ),
     ]
     if own:
-        lines += ["", f"Scored by {own['name']}, revision {own['revision']}."]
+        whose = "Both judges' figures are over the best winner of each prompt's first job."
+        lines += ["", f"Scored by {own['name']}, revision {own['revision']}. {whose}"]
     return "\n".join(lines) + "\n"

@@ -77,7 +77,10 @@ def judges(path: Path, figures: Mapping[str, Any]) -> None:
 
 
 def winners(path: Path, figures: Mapping[str, Any]) -> None:
-    """What judges say of winners against the candidates drawn: the one that chose, and dashed the one that did not."""
+    """What judges say of winners against the candidates drawn: the one that chose, and dashed the one that did not.
+
+    Figures of both are over the same winners (`geneval_export.scores`).
+    """
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     titles = {"judged_yes": "share of winners with a yes", "margin": "mean log-odds of winners"}
     other = figures.get("scored_by")

@@ -209,7 +209,7 @@ class Evaluation:
         if self.scorer is not None:
             figures["scored_by"] = self.scorer.revision.model_dump()
             for fields, folder, one in zip(figures["strategies"], drawn, played, strict=True):
-                fields |= folders.scores(folder, self.pool, one, self.scorer.judge)
+                fields |= folders.scores(folder, self.pool, one, self.steps, self.scorer.judge)
         report_files.write(
             out, "winners", figures, folders.table(figures), lambda plots: plots.winners(out / "winners.png", figures)
         )

@@ -295,6 +295,10 @@ def test_winners_of_a_file_are_laid_out_for_their_evaluators_and_scored_by_anoth
     with Image.open(best[0]) as one, Image.open(best[1]) as other:
         margins = [verdict.margin for verdict in Judge.load(before).judge([one, other], list(named))]
     assert figures["strategies"][0]["scored_margin"] == pytest.approx(np.mean(margins), abs=1e-4)
+    yes = np.array([evaluation.pool.chunks[config][number][0].yes for number in (0, 1)])
+    assert figures["strategies"][0]["margin"] == pytest.approx(yes[:, :4].max(1).mean())  # of the same two winners
+    unscored = replace(evaluation, scorer=None).winners([0, 1], [Strategy(4)], 2, tmp_path / "unscored")
+    assert unscored["strategies"][0]["margin"] == pytest.approx(yes.reshape(2, 8, 4).max(2).mean())  # of all jobs
     assert f"Scored by {before}, revision " in (tmp_path / "winners.md").read_text() == table(figures)
     with Image.open(tmp_path / "winners.png") as plot:
         assert plot.width > 1000

@@ -12,6 +12,9 @@ from typer.testing import CliRunner, Result
 
 from bestofn.cli.main import program
 from bestofn.evaluation.pool import CHUNK, Chunk, ChunkKey, Pool, SampleRequest, SamplingConfig, Source
+from bestofn.evaluation.run import Evaluation
+from bestofn.evaluation.strategies import Strategy
+from bestofn.evaluation.tasks import Task
 from tests.service.pairwise.checks import checks, redness
 
 STAR, RING = "a photo of a red star", "a photo of a blue ring"
@@ -78,6 +81,16 @@ def test_a_pool_reads_chunks_with_missing_verdicts_as_not_drawn(tmp_path: Path) 
     identity, first, second = pool.path.read_text().splitlines()
     pool.path.write_text("\n".join((identity, first.replace("1.0", "NaN", 1), second)) + "\n")
     assert Pool(pool.path, pool.source).missing([SampleRequest(SamplingConfig(2), 1, [0, 1])]) == keys[:1]
+
+
+def test_winner_that_the_scorer_does_not_score_counts_for_neither_judge(scores: Scores, tmp_path: Path) -> None:
+    tasks = (Task(STAR, "", 1), Task(RING, "", 2))
+    evaluation = Evaluation.of("shapes", "shapes", "cpu", tasks, tmp_path, scored_by=scores.url)
+    chosen = {number: {0: Chunk([], [yes] * CHUNK, [0.0] * CHUNK)} for number, yes in ((0, 3.0), (1, -1.0))}
+    evaluation.pool.chunks[SamplingConfig(12)] = chosen
+    scores.silent = {RING}
+    (figures,) = evaluation.winners([0, 1], [Strategy(2)], 1, tmp_path)["strategies"]
+    assert (figures["scored"], figures["margin"], figures["judged_yes"]) == (1, 3, 1)
 
 
 def labelled(folder: Path, prompts: int = 4) -> Path:
