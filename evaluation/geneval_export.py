@@ -55,7 +55,7 @@ def write(folder: Path, pool: Pool, replayed: Replayed, steps: int, draw: Draw) 
     return key
 
 
-def scores(folder: Path, pool: Pool, replayed: Replayed, steps: int, judge: PointwiseJudge) -> dict[str, float]:
+def scores(folder: Path, pool: Pool, replayed: Replayed, steps: int, judge: PointwiseJudge) -> dict[str, Any]:
     """What a judge that chose none of them says of the best winners that `write` drew, and what the pool's judge said.
 
     Args:
@@ -82,7 +82,7 @@ def scores(folder: Path, pool: Pool, replayed: Replayed, steps: int, judge: Poin
         "scored": len(given),
         "scored_yes": float(np.mean([verdict.answer == "yes" for verdict in given])),
         "scored_margin": float(np.mean([verdict.margin for verdict in given])),
-        **_judged(_best(pool, replayed, steps)[there, 0]),
+        **_judged(pool, _best(pool, replayed, steps)[there, 0]),
     }
 
 
@@ -100,7 +100,7 @@ def summary(pool: Pool, replayed: Sequence[Replayed], steps: int, price: Price) 
             "candidates": float(np.maximum(one.drafted, one.solved).mean()),
             "verdicts": float(verdicts(one).mean()),
             "tflops": float(price.of(one, steps).mean()),
-            **_judged(_best(pool, one, steps)),
+            **_judged(pool, _best(pool, one, steps)),
         }
 
     return {**pool.source.identity, "strategies": [fields(one) for one in replayed]}
@@ -113,13 +113,18 @@ def _best(pool: Pool, replayed: Replayed, steps: int) -> Floats:
     return np.take_along_axis(pool.samples(full, S).of(replayed.numbers, S).margin, replayed.winners[:, :, 0], 1)
 
 
-def _judged(margin: Floats) -> dict[str, float]:
-    """The fields of some winners' log-odds."""
-    return {"judged_yes": float((margin > 0).mean()), "margin": float(margin.mean())}
+def _judged(pool: Pool, margin: Floats) -> dict[str, float | None]:
+    """The fields of some winners' log-odds; the share of yes is None where the judge's yes is not known."""
+    yes = None if pool.yes_above is None else float((margin > pool.yes_above).mean())
+    return {"judged_yes": yes, "margin": float(margin.mean())}
 
 
 def table(figures: dict[str, Any]) -> str:
     """The summary as Markdown."""
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f} %"
+
     own = figures.get("scored_by")
     lines = [
         "| strategy | candidates | verdicts | TFLOP | winners judged yes | their log-odds |"
@@ -127,12 +132,19 @@ def table(figures: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|" + ("---|---|" if own else ""),
         *(
             f"| {one['strategy']} | {one['candidates']:.1f} | {one['verdicts']:.1f} | {one['tflops']:.4g} | "
-            f"{100 * one['judged_yes']:.1f} % | {one['margin']:+.2f} |"
-            + (f" {100 * one['scored_yes']:.1f} % | {one['scored_margin']:+.2f} |" if own else "")
+            f"{share(one['judged_yes'])} | {one['margin']:+.2f} |"
+            + (f" {share(one['scored_yes'])} | {one['scored_margin']:+.2f} |" if own else "")
             for one in figures["strategies"]
         ),
     ]
     if own:
         whose = "Both judges' figures are over the best winner of each prompt's first job."
         lines += ["", f"Scored by {own['name']}, revision {own['revision']}. {whose}"]
+    judges = {"judged_yes": f"revision {figures['judge']}", "scored_yes": own["name"] if own else ""}
+    for field, name in judges.items():
+        if any(field in one and one[field] is None for one in figures["strategies"]):
+            lines += [
+                "",
+                f"The judge {name} has no calibration, so its yes is not known: fit one by `bestofn calibrate`.",
+            ]
     return "\n".join(lines) + "\n"

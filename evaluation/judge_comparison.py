@@ -30,6 +30,7 @@ class JudgeRun:
         calibration: contents of the calibration file that was fitted on them; None: it could not be.
         tflops: mean TFLOPs of a verdict; None: computed on another machine.
         seconds: median seconds of a verdict, one image at a time.
+        answers: whether its yes means something; a CLIP's does with a calibration of its own alone.
     """
 
     name: str
@@ -40,6 +41,7 @@ class JudgeRun:
     calibration: Mapping[str, Any] | None
     tflops: float | None
     seconds: float
+    answers: bool = True
 
 
 def compare(runs: Sequence[JudgeRun]) -> dict[str, Any]:
@@ -73,9 +75,7 @@ def _figures(run: JudgeRun, curve: LabelledCurve) -> dict[str, Any]:
     return {
         "name": run.name,
         "revision": run.revision,
-        "accuracy": _mean(
-            [one.usable and one.yes == right for one, right in zip(run.verdicts, run.correct, strict=True)]
-        ),
+        "accuracy": _accuracy(run) if run.answers else None,
         "auc_within_prompt": _finite(_mean([value for value in within if not math.isnan(value)])),
         "without_verdict": sum(not one.usable for one in run.verdicts),
         "calibration": run.calibration,
@@ -88,6 +88,10 @@ def _figures(run: JudgeRun, curve: LabelledCurve) -> dict[str, Any]:
         "tflops": run.tflops,
         "seconds": run.seconds,
     }
+
+
+def _accuracy(run: JudgeRun) -> float:
+    return _mean([one.usable and one.yes == right for one, right in zip(run.verdicts, run.correct, strict=True)])
 
 
 def table(figures: Mapping[str, Any]) -> str:
@@ -111,6 +115,8 @@ def table(figures: Mapping[str, Any]) -> str:
             lines.append(
                 f"{one['name']} cannot be calibrated here: its log-odds do not rise with being right, or it has none."
             )
+        if one["accuracy"] is None:
+            lines.append(f"{one['name']} has no calibration of its own, so its yes is not known.")
         if one["without_verdict"]:
             lines.append(f"{one['name']} gives no yes or no on {one['without_verdict']} images, which count as wrong.")
     lines += ["", "| two judges | prompts in which both choose the same image |", "|---|---|"]

@@ -79,18 +79,19 @@ def judges(path: Path, figures: Mapping[str, Any]) -> None:
 def winners(path: Path, figures: Mapping[str, Any]) -> None:
     """What judges say of winners against the candidates drawn: the one that chose, and dashed the one that did not.
 
-    Figures of both are over the same winners (`geneval_export.scores`).
+    Figures of both are over the same winners (`geneval_export.scores`). A judge whose yes is not known has no share.
     """
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     titles = {"judged_yes": "share of winners with a yes", "margin": "mean log-odds of winners"}
-    other = figures.get("scored_by")
+    other = figures.get("scored_by", {}).get("name", "")
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
-        for kind, fields in _by_kind(figures["strategies"], "candidates").items():
+        series = ((name, "judge", "o-"), (f"scored_{name.removeprefix('judged_')}", other, "o--"))
+        for i, (kind, fields) in enumerate(_by_kind(figures["strategies"], "candidates").items()):
             n = [one["candidates"] for one in fields]
-            (line,) = axis.plot(n, [one[name] for one in fields], "o-", label=f"{kind}, judge")
-            if other:
-                scored = [one[f"scored_{name.removeprefix('judged_')}"] for one in fields]
-                axis.plot(n, scored, "o--", color=line.get_color(), label=f"{kind}, {other['name']}")
+            for field, judge, form in series:
+                values = [one.get(field) for one in fields]
+                if None not in values:
+                    axis.plot(n, values, form, color=f"C{i}", label=f"{kind}, {judge}")
         _against_n(axis, sorted({round(one["candidates"], 1) for one in figures["strategies"]}), title)
     axes[0].set_ylim(0, 1.02)
     figure.savefig(path, dpi=130)
@@ -133,4 +134,5 @@ def _against_n(axis: Axes, n: Sequence[float], title: str) -> None:
     axis.set_xlabel("N, candidates drawn")
     axis.set_title(title)
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=8)
+    if axis.lines:
+        axis.legend(frameon=False, fontsize=8)

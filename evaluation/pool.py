@@ -99,12 +99,14 @@ class Samples:
         numbers: (P,), of the prompts.
         correct: (P, S), 1 where the evaluator accepts the image; NaN where there is none.
         yes, no: (P, S), the judge's logits.
+        yes_above: log-odds above which the judge answers yes.
     """
 
     numbers: list[int]
     correct: Floats
     yes: Floats
     no: Floats
+    yes_above: float = 0.0
 
     @property
     def margin(self) -> Floats:
@@ -115,14 +117,18 @@ class Samples:
     def verdicts(self) -> list[list[Verdict]]:
         """(P, S), as the judge gave them."""
         rows = zip(self.yes.tolist(), self.no.tolist(), strict=True)
-        return [[Verdict("yes" if yes > no else "no", yes, no) for yes, no in zip(*row, strict=True)] for row in rows]
+        return [[self._verdict(yes, no) for yes, no in zip(*row, strict=True)] for row in rows]
+
+    def _verdict(self, yes: float, no: float) -> Verdict:
+        return Verdict("yes" if yes - no > self.yes_above else "no", yes, no)
 
     def of(self, numbers: Sequence[int], samples: int) -> "Samples":
         """Fewer prompts, fewer samples; itself, if these are all."""
         if list(numbers) == self.numbers and samples == self.yes.shape[1]:
             return self
         rows = [self.numbers.index(number) for number in numbers]
-        return Samples(list(numbers), self.correct[rows, :samples], self.yes[rows, :samples], self.no[rows, :samples])
+        correct, yes, no = (values[rows, :samples] for values in (self.correct, self.yes, self.no))
+        return Samples(list(numbers), correct, yes, no, self.yes_above)
 
 
 def filled_from(path: Path) -> dict[str, str]:
@@ -137,12 +143,17 @@ def filled_from(path: Path) -> dict[str, str]:
 class Pool:
     """The chunks of a file."""
 
-    def __init__(self, path: Path, source: Source) -> None:
+    def __init__(self, path: Path, source: Source, yes_above: float | None = 0.0) -> None:
         """
+        Args:
+            path: the file; made with its first chunk.
+            source: what draws and judges.
+            yes_above: log-odds above which the judge answers yes; None: not known, and replays take 0 as workers do.
+
         Raises:
             ValueError: the file was filled from another source.
         """
-        self.path, self.source = path, source
+        self.path, self.source, self.yes_above = path, source, yes_above
         self.chunks: dict[SamplingConfig, dict[int, dict[int, Chunk]]] = defaultdict(lambda: defaultdict(dict))
         self._tables: dict[tuple[SamplingConfig, int], Samples] = {}
         if path.is_file() and path.stat().st_size:
@@ -218,6 +229,7 @@ class Pool:
             table(lambda chunk: chunk.correct or [float("nan")] * CHUNK),
             table(lambda chunk: chunk.yes),
             table(lambda chunk: chunk.no),
+            self.yes_above or 0.0,
         )
 
 

@@ -136,12 +136,13 @@ def _prompts(pool: Pool, numbers: Sequence[int]) -> Prompts:
 
 def _curves(pool: Pool, samples: Samples) -> dict[str, Any]:
     points = curve(samples.correct, samples.margin, [pool.source.tasks[number].tag for number in samples.numbers])
+    above = pool.yes_above
     return {
         "prompts": len(samples.numbers),
         "samples": samples.correct.shape[1],
         "points": [asdict(point) for point in points],
         "share_of_the_way": share_of_the_way(points),
-        "judge_accuracy": float(np.mean((samples.margin > 0) == (samples.correct > 0))),
+        "judge_accuracy": None if above is None else float(np.mean((samples.margin > above) == (samples.correct > 0))),
         "judge_auc_within_prompt": auc(samples.correct, samples.margin),
     }
 

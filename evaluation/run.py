@@ -18,7 +18,6 @@ from bestofn.evaluation.pool import Pool, SampleRequest, SamplingConfig, Source,
 from bestofn.evaluation.replay import replay
 from bestofn.evaluation.strategies import Strategy
 from bestofn.evaluation.tasks import Task
-from bestofn.judge import calibration as calibrations
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.interface import PointwiseJudge
 from bestofn.judge.names import members
@@ -30,16 +29,23 @@ from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
 from bestofn.service.core.settings import load_settings
 from bestofn.service.engine.compilation import BFLOAT16, low_precision
-from bestofn.service.engine.judge_loader import JudgeCheckpoint, calibration_of, find_judge
+from bestofn.service.engine.judge_loader import JudgeCheckpoint, calibration_of, find_judge, yes_above
 from bestofn.service.host.cgroups import cores
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A judge that no strategy sees: it chooses nothing, and scores winners."""
+    """A judge that no strategy sees: it chooses nothing, and scores winners.
+
+    Attributes:
+        revision: as workers announce it.
+        judge: loaded.
+        answers: whether its yes means something; a CLIP's does with a calibration alone.
+    """
 
     revision: Revision
     judge: PointwiseJudge
+    answers: bool = True
 
     @classmethod
     def of(cls, name: str, device: str, chooses: JudgeCheckpoint) -> "Scorer":
@@ -48,7 +54,8 @@ class Scorer:
         found = find_judge(name, settings.judge_max_tiles, settings.judge_api_key)
         if _single(found) & _single(chooses):
             raise SetupError(f"{name} is the judge that chooses the winners, so its score says nothing: name another")
-        return cls(found.revision, found.load(torch.device(device), calibration_of(found, None)))
+        judge = found.load(torch.device(device), calibration_of(found, None))
+        return cls(found.revision, judge, yes_above(found) is not None)
 
 
 def _single(judge: JudgeCheckpoint) -> set[str]:
@@ -93,7 +100,8 @@ class Evaluation:
         Raises:
             ValueError: the pool there was filled from something else.
             ModelError, JudgeFolderError: a checkpoint is not as needed.
-            SetupError: `scored_by` shares a judge with the one that chooses, or fails its start-up test.
+            SetupError: `scored_by` shares a judge with the one that chooses, or fails its start-up test; or the
+                calibration in a judge's folder is of another revision.
         """
         settings = load_settings()
         checkpoint = Checkpoint.resolve(model, any_pipeline=True)
@@ -115,9 +123,7 @@ class Evaluation:
             latents,
             settings.lora,
         )
-        pool = Pool(path, source)
-        file = judging.file
-        fitted = calibrations.read(file) if file is not None and file.is_file() else None
+        pool, fitted = Pool(path, source, yes_above(judging)), calibration_of(judging, None)
         scorer = Scorer.of(scored_by, device, judging) if scored_by else None
         return cls(pool, *parts(source.model, source.lora, source.judge, device), fitted, scorer)
 
@@ -209,7 +215,8 @@ class Evaluation:
         if self.scorer is not None:
             figures["scored_by"] = self.scorer.revision.model_dump()
             for fields, folder, one in zip(figures["strategies"], drawn, played, strict=True):
-                fields |= folders.scores(folder, self.pool, one, self.steps, self.scorer.judge)
+                scored = folders.scores(folder, self.pool, one, self.steps, self.scorer.judge)
+                fields |= scored if self.scorer.answers else scored | {"scored_yes": None}
         report_files.write(
             out, "winners", figures, folders.table(figures), lambda plots: plots.winners(out / "winners.png", figures)
         )

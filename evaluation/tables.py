@@ -84,10 +84,16 @@ def _curve_table(one: Mapping[str, Any], never: Mapping[str, Any] | None) -> lis
         "",
         f"{one['prompts']} prompts x {one['samples']} samples. Best of {last['n']} by the judge: "
         f"{last['judge'] - points[0]['judge']:+.3f} over one sample ({low:+.3f} to {high:+.3f} over a random judge), "
-        f"{100 * one['share_of_the_way']:.0f} % of the way to the oracle's. The judge is right on "
-        f"{100 * one['judge_accuracy']:.1f} % of images; within a prompt it puts a right one above a wrong one "
+        f"{100 * one['share_of_the_way']:.0f} % of the way to the oracle's. "
+        f"{_right(one['judge_accuracy'])}; within a prompt it puts a right one above a wrong one "
         f"{100 * one['judge_auc_within_prompt']:.1f} % of the time.",
     ]
+
+
+def _right(accuracy: float | None) -> str:
+    if accuracy is None:
+        return "The judge has no calibration, so its yes is not known"
+    return f"The judge is right on {100 * accuracy:.1f} % of images"
 
 
 def _strategy_table(strategies: Sequence[Mapping[str, Any]]) -> list[str]:

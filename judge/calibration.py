@@ -41,6 +41,11 @@ class Calibration:
         """Probability that a leader of this margin is right."""
         return self.ceiling * 0.5 * (1.0 + math.tanh(0.5 * (margin / self.temperature + self.bias)))
 
+    @property
+    def even_margin(self) -> float:
+        """Margin at which `p` is one half, beyond which an answer is a yes; infinite below a ceiling of one half."""
+        return math.inf if self.ceiling <= 0.5 else -self.temperature * (math.log(2 * self.ceiling - 1) + self.bias)
+
     def log_odds(self, margin: float) -> float:
         """Log-odds of `p`, exact where that rounds to 0 or 1."""
         x = margin / self.temperature + self.bias

@@ -73,7 +73,7 @@ def _run(checkpoint: "JudgeCheckpoint", images: Sequence[Labelled], device: str,
 
     from bestofn.evaluation.judge_comparison import JudgeRun
     from bestofn.models.flops import TERA
-    from bestofn.service.engine.judge_loader import calibration_of
+    from bestofn.service.engine.judge_loader import calibration_of, yes_above
     from bestofn.training.judge.calibration_fit import calibrate
 
     judge = checkpoint.load(torch.device(device), calibration_of(checkpoint, None))
@@ -93,4 +93,5 @@ def _run(checkpoint: "JudgeCheckpoint", images: Sequence[Labelled], device: str,
         fitted,
         statistics.fmean(flops) / TERA or None,
         statistics.median(seconds),
+        yes_above(checkpoint) is not None,
     )

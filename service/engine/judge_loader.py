@@ -14,7 +14,7 @@ from bestofn.judge.calibration import read as read_calibration
 from bestofn.judge.interface import PointwiseJudge
 from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.judge.layout import PARTS
-from bestofn.judge.loader import JudgeFolderError, flat_revision, refused, revision
+from bestofn.judge.loader import JudgeFolderError, flat_revision, read_json, refused, revision
 from bestofn.judge.mixture import Member, MixtureJudge
 from bestofn.judge.names import JudgeName, Kind, members, mixture_name, parse_name
 from bestofn.judge.self_test import self_test
@@ -266,6 +266,22 @@ def calibration_of(judge: JudgeCheckpoint, file: Path | None) -> Calibration | N
         return read_calibration(path, judge.revision.revision)
     except (OSError, ValueError) as error:
         raise SetupError(f"calibration: {error}") from error
+
+
+def yes_above(judge: JudgeCheckpoint) -> float | None:
+    """Log-odds above which a judge answers yes: 0, or what the calibration of a CLIP says.
+
+    Returns:
+        None where a CLIP has no calibration in its folder, alone or in a mixture: its log-odds are far above 0 for
+        most images.
+    """
+    clips = [one for one in (parse_name(name) for _, name in members(judge.name.full)) if one.kind == "clip"]
+    fitted = {one.place: _calibration_within(one.full, None) for one in clips}
+    for place, calibration in fitted.items():
+        if calibration is None and read_json(Path(place) / "config.json").get("model_type") == "clip":
+            return None
+    own = fitted.get(judge.name.place)  # a mixture's log-odds are calibrated
+    return 0.0 if own is None else own.even_margin
 
 
 def say_licence(name: str) -> None:

@@ -116,7 +116,7 @@ class KnownPool(Pool):
     """A pool whose candidates are given."""
 
     def __init__(self, configs: dict[SamplingConfig, tuple[np.ndarray, np.ndarray]]) -> None:
-        self.source, self._tables = None, {}
+        self.source, self._tables, self.yes_above = None, {}, 0.0
         self.chunks = {
             config: {
                 row: {
@@ -320,6 +320,31 @@ def test_scorers_calibration_decides_which_winners_are_a_yes(tmp_path):
         scored.append(evaluation.winners([0], [Strategy(1)], 1, tmp_path)["strategies"][0])
     assert [one["scored_yes"] for one in scored] == [0, 1]
     assert scored[0]["scored_margin"] == scored[1]["scored_margin"]
+
+
+def test_yes_of_a_clip_that_chooses_is_its_calibrations_and_unknown_without_one(tmp_path):
+    from bestofn.evaluation.run import Evaluation
+    from bestofn.judge.calibration import FILE
+    from bestofn.judge.loader import flat_revision
+
+    clip, other = (make_clip("clip", tmp_path / name) for name in ("clip", "other"))
+    (tmp_path / "prompts.txt").write_text("a red ring\n")
+    tasks, found = read_tasks(tmp_path / "prompts.txt"), {}
+    for bias in (None, -1000.0, 1000.0):
+        if bias is not None:
+            fitted = {"judge": flat_revision(clip), "temperature": 1.0, "bias": bias, "ceiling": 1.0}
+            (clip / FILE).write_text(json.dumps(fitted))
+        evaluation = Evaluation.of("shapes", f"clip:{clip}", "cpu", tasks, tmp_path)
+        evaluation.pool.chunks[SamplingConfig(12)] = {0: {0: Chunk([], [1.0] * CHUNK, [0.0] * CHUNK)}}
+        (found[bias],) = evaluation.winners([0], [Strategy.parse("n=32 stop=0.97:16")], 1, tmp_path)["strategies"]
+        said = (tmp_path / "winners.md").read_text()
+        assert ("has no calibration, so its yes is not known" in said) == (bias is None)
+    assert [one["judged_yes"] for one in found.values()] == [None, 0, 1]
+    assert [one["candidates"] for one in found.values()] == [32, 16, 4]  # gives up after 16 of which none is a yes
+    evaluation = Evaluation.of("shapes", "shapes", "cpu", tasks, tmp_path / "scored", scored_by=f"clip:{other}")
+    evaluation.pool.chunks[SamplingConfig(12)] = {0: {0: Chunk([], [1.0] * CHUNK, [0.0] * CHUNK)}}
+    (scored,) = evaluation.winners([0], [Strategy(1)], 1, tmp_path / "scored")["strategies"]
+    assert (scored["judged_yes"], scored["scored_yes"]) == (1, None)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,8 @@ def test_two_real_judges_are_compared_on_drawn_images(tmp_path: Path) -> None:
     assert (figures["prompts"], figures["images"], list(shapes["best_of"])) == (3, 12, ["1", "2", "4"])
     assert (shapes["name"], shapes["best_of"]["4"]["score"], shapes["auc_within_prompt"]) == ("shapes", 1, 1)
     assert shapes["tflops"] > other["tflops"] > 0 < shapes["seconds"]
+    assert (shapes["accuracy"], other["accuracy"]) == (1, None)
+    assert f"clip:{clip} has no calibration of its own, so its yes is not known." in result.stdout
     assert decode((out / "judges.png").read_bytes()).width > 100
 
 

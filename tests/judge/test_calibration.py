@@ -70,6 +70,13 @@ def test_calibrated_verdict_promises_its_probability():
     assert Calibration(1e-3, 0.0).p(-9000.0) == 0.0
 
 
+def test_a_margin_above_the_even_one_is_a_yes():
+    assert TRUE.log_odds(TRUE.even_margin) == pytest.approx(0, abs=1e-12)
+    assert TRUE.p(TRUE.even_margin + 1e-6) > 0.5 > TRUE.p(TRUE.even_margin - 1e-6)
+    assert Calibration(2.0, 3.0).even_margin == -6.0
+    assert Calibration(1.0, 0.0, ceiling=0.5).even_margin == math.inf
+
+
 def test_a_file_is_read_for_its_own_judge_only(tmp_path):
     path = tmp_path / "calibration.json"
     report = calibrate(drawn(40, 4, 2))

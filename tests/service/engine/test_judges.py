@@ -9,6 +9,7 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 from bestofn.cli.main import program
+from bestofn.judge.calibration import FILE
 from bestofn.judge.mixture import mixed
 from bestofn.models.generator import Generator
 from bestofn.service.core.errors import SetupError
@@ -16,7 +17,7 @@ from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
 from bestofn.service.doctor.checkpoints import checkpoints
 from bestofn.service.engine.deployed_judges import hold_judges
-from bestofn.service.engine.judge_loader import calibration_of, find_judge
+from bestofn.service.engine.judge_loader import calibration_of, find_judge, yes_above
 from bestofn.service.engine.loader import load_engine
 from bestofn.service.media.codec import decode
 from bestofn.service.worker.local import local_spec, run_local
@@ -114,6 +115,15 @@ def test_a_mixture_is_a_judge_too(name, tmp_path):
         assert image.verdict.yes_logit == pytest.approx(expected.yes_logit, abs=1e-3)
     judges = [one.found for one in checkpoints(Settings(judge=mixture)) if one.what == "judge"]
     assert [alone[i].revision.revision in judges[i] for i in (0, 1)] == [True, True]
+
+
+def test_log_odds_of_a_clip_are_a_yes_by_its_calibration_alone(tmp_path):
+    clip, siglip = (f"clip:{make_clip(kind, tmp_path / kind)}" for kind in ("clip", "siglip"))
+    asked = ("shapes", siglip, clip, f"shapes + {clip}")
+    assert [yes_above(find_judge(name)) for name in asked] == [0, 0, None, None]
+    fitted = {"judge": find_judge(clip).revision.revision, "temperature": 2.0, "bias": -3.0, "ceiling": 1.0}
+    (tmp_path / "clip" / FILE).write_text(json.dumps(fitted))
+    assert [yes_above(find_judge(name)) for name in asked] == [0, 0, 6, 0]
 
 
 @pytest.mark.parametrize(
