@@ -8,12 +8,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from bestofn.evaluation.canvas import misfit, misfit_before_loading
 from bestofn.evaluation.parts import BATCH
 from bestofn.evaluation.tasks import benchmark
+from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.lora import revision_with
 from bestofn.models.sampling import LoadedGenerator, generate
 from bestofn.models.shapes.evaluator import evaluate
-from bestofn.models.shapes.world import CANVAS
 from bestofn.service.core.errors import SetupError
 
 
@@ -39,12 +40,7 @@ def draw_labelled(
     Raises:
         SetupError: the evaluator cannot measure images of this size.
     """
-    size = generator.defaults.width, generator.defaults.height
-    if size != (CANVAS, CANVAS):
-        raise SetupError(
-            f"{generator.checkpoint.name} draws {size[0]}x{size[1]}, and the benchmark's evaluator measures "
-            f"{CANVAS}x{CANVAS}: take --model shapes, or label images yourself and name them with --labels"
-        )
+    _refuse(misfit(generator.checkpoint.name, (generator.defaults.width, generator.defaults.height)))
     revision = revision_with(generator.checkpoint.revision, getattr(generator, "loras", ()))
     images = folder / f"images-{revision}"
     images.mkdir(parents=True, exist_ok=True)
@@ -65,6 +61,21 @@ def draw_labelled(
     labels.write_text("\n".join(lines) + "\n", encoding="utf-8")
     progress(len(lines), len(lines))
     return labels
+
+
+def check_drawable(checkpoint: Checkpoint) -> None:
+    """Check that `draw_labelled` takes a generator, as far as its files say it without loading weights.
+
+    Raises:
+        SetupError: the evaluator cannot measure images of its size.
+        CheckpointError: it cannot be loaded.
+    """
+    _refuse(misfit_before_loading(checkpoint.name, checkpoint))
+
+
+def _refuse(fault: str) -> None:
+    if fault:
+        raise SetupError(f"{fault}: take --model shapes, or label images yourself and name them with --labels")
 
 
 def _write(drawn: Tensor, files: Sequence[Path]) -> None:

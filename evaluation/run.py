@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bestofn.evaluation import cost, report, report_files
 from bestofn.evaluation import geneval_export as folders
+from bestofn.evaluation.canvas import misfit, misfit_before_loading
 from bestofn.evaluation.drawing import fill
 from bestofn.evaluation.parts import parts
 from bestofn.evaluation.pool import Pool, SampleRequest, SamplingConfig, Source, filled_from
@@ -22,9 +23,9 @@ from bestofn.judge.calibration import Calibration
 from bestofn.judge.interface import PointwiseJudge
 from bestofn.judge.names import members
 from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.generator import Generator
 from bestofn.models.lora import Lora, listed, revision_with
 from bestofn.models.sampling import LoadedGenerator, generate
-from bestofn.models.shapes.world import CANVAS
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
 from bestofn.service.core.settings import load_settings
@@ -64,6 +65,11 @@ def _single(judge: JudgeCheckpoint) -> set[str]:
     return {one.revision.revision if one.name.local else str(one.revision) for one in each}
 
 
+def _refuse(fault: str) -> None:
+    if fault:
+        raise ValueError(f"{fault}: name prompts with --file")
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A pool with what draws and judges for it."""
@@ -98,13 +104,16 @@ class Evaluation:
             scored_by: name of a judge that chooses nothing, and scores the winners.
 
         Raises:
-            ValueError: the pool there was filled from something else.
+            ValueError: the pool there was filled from something else, or the benchmark's evaluator cannot measure
+                images of this size.
             ModelError, JudgeFolderError: a checkpoint is not as needed.
-            SetupError: `scored_by` shares a judge with the one that chooses, or fails its start-up test; or the
+            SetupError: `scored_by` shares a judge with the one that chooses, or fails its start-up test. Or the
                 calibration in a judge's folder is of another revision.
         """
         settings = load_settings()
         checkpoint = Checkpoint.resolve(model, any_pipeline=True)
+        if not replay and any(task.spec for task in tasks):
+            _refuse(misfit_before_loading(str(checkpoint.path), checkpoint))
         judging = find_judge(judge, key=settings.judge_api_key)
         loras = [Lora.resolve(text) for text in listed(settings.lora)]
         device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -132,20 +141,20 @@ class Evaluation:
         """Of the checkpoint."""
         return self.generator.defaults.num_inference_steps
 
-    def check(self, numbers: Sequence[int]) -> None:
-        """Check that generator and judge can read these prompts, and the evaluator the images.
+    def check(self, numbers: Sequence[int], strategies: Sequence[Strategy] = ()) -> None:
+        """Check that the generator draws by these strategies, that it and the judge can read these prompts, and the
+        evaluator the images.
 
         Raises:
-            ValueError: the benchmark's evaluator cannot measure images of this size. Or a prompt cannot be read; the
-                first is named, with the number of others.
+            ValueError: the benchmark's evaluator cannot measure images of this size, or a pipeline has no previews. Or
+                a prompt cannot be read; the first is named, with the number of others.
         """
+        previews = [one for one in strategies if one.preview is not None]
+        if previews and not isinstance(self.generator, Generator):
+            raise ValueError(f"{self.generator.family.name} has no previews: leave out the strategy {previews[0]}")
         defaults = self.generator.defaults
-        sizes = {defaults.width, defaults.height}
-        if sizes != {CANVAS} and any(self.pool.source.tasks[number].spec for number in numbers):
-            raise ValueError(
-                f"{self.pool.source.model} draws {defaults.width}x{defaults.height}, and the benchmark's evaluator "
-                f"measures {CANVAS}x{CANVAS}: name prompts with --file"
-            )
+        if any(self.pool.source.tasks[number].spec for number in numbers):
+            _refuse(misfit(self.pool.source.model, (defaults.width, defaults.height)))
         faults = []
         for number in numbers:
             task = self.pool.source.tasks[number]

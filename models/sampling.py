@@ -13,6 +13,7 @@ from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.errors import CheckpointError, ModelError
 from bestofn.models.generator import Generator
 from bestofn.models.guidance import guide
+from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.lora import Lora
 from bestofn.models.solver import StepCoefficients, solver_step
 
@@ -34,6 +35,23 @@ def load_generator(
     from bestofn.models.pipelines.generator import PipelineGenerator  # which SANA does not pay for
 
     return PipelineGenerator(checkpoint, device)
+
+
+def default_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
+    """Width and height of a checkpoint's images in pixels, without its weights.
+
+    Returns:
+        None of a pipeline whose size is known after loading only.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    if checkpoint.is_sana:
+        config = LinearDiTConfig.from_file(checkpoint.path / "transformer" / "config.json")
+        return (config.sample_size * checkpoint.compression,) * 2
+    from bestofn.models.pipelines.default_size import default_size as pipeline_size
+
+    return pipeline_size(checkpoint)
 
 
 @torch.inference_mode()

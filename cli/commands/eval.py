@@ -140,7 +140,7 @@ def evaluate(
         _warn_of_little_choice(folders.with_little_choice(compared, images), images)
     if not replay:
         try:
-            evaluation.check(numbers)
+            evaluation.check(numbers, compared)
         except ValueError as error:
             raise SetupError(str(error)) from error
         _make_folder(out)
@@ -182,11 +182,13 @@ def _drawn(out: Path, settings: Settings, device: str, samples: int, prompts: in
     """The list of images of the benchmark that are drawn for --judges."""
     import torch
 
-    from bestofn.evaluation.labelled_images import draw_labelled
+    from bestofn.evaluation.labelled_images import check_drawable, draw_labelled
     from bestofn.evaluation.tasks import benchmark
+    from bestofn.models.checkpoint import Checkpoint
     from bestofn.models.lora import Lora, listed
     from bestofn.models.sampling import load_generator
 
+    check_drawable(Checkpoint.resolve(settings.model, any_pipeline=True))
     loras = [Lora.resolve(text) for text in listed(settings.lora)]
     generator = load_generator(settings.model, torch.device(device), loras=loras)
     with _drawing() as progress:

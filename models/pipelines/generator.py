@@ -24,11 +24,11 @@ from bestofn.models.checkpoint import Checkpoint, absent_quantiser, pipeline_par
 from bestofn.models.defaults import Defaults, Flops
 from bestofn.models.errors import CheckpointError, ModelError, PromptTooLong
 from bestofn.models.guidance import needs_negative
+from bestofn.models.pipelines.default_size import config_of, size_of
 from bestofn.models.pipelines.family import Family
 from bestofn.models.pipelines.missing_weights import check_loaded, encoders
 from bestofn.models.weight_files import one_line, refused
 
-DEFAULT_SIDE = 1024
 PROMPTS_KEPT = 16
 BATCH = 16  # of `draw_all` on a GPU, at first
 COUNTED = (8, 16, 24)  # sides in size multiples, at which FLOPs are counted
@@ -102,22 +102,15 @@ class PipelineGenerator:
         else:
             self.pipe.to(self.device)
 
-    @property
-    def _denoiser(self) -> Any:
-        return getattr(self.pipe, "transformer", None) or getattr(self.pipe, "unet", None)
-
     @cached_property
     def defaults(self) -> Defaults:
         """Call defaults and limits."""
-        given, scale = self.family.defaults, getattr(self.pipe, "vae_scale_factor", 8)
-        config = getattr(self._denoiser, "config", {})
-        sample = getattr(self.pipe, "default_sample_size", None) or config.get("sample_size")
-        side = sample * scale if isinstance(sample, int) else DEFAULT_SIDE
-        patch = config.get("patch_size")
+        width, height = size_of(self.pipe, self.family)
+        scale, patch = getattr(self.pipe, "vae_scale_factor", 8), config_of(self.pipe).get("patch_size")
         multiple = scale * math.lcm(2, patch if isinstance(patch, int) else 1)  # families that pack 2x2 latents have 1
         return Defaults(
-            width=given.get("width") or side,
-            height=given.get("height") or side,
+            width=width,
+            height=height,
             num_inference_steps=self.family.num_inference_steps,
             guidance_scale=self.family.guidance_scale,
             size_multiple=multiple,

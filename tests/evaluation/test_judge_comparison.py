@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from bestofn.cli.main import program
@@ -21,8 +22,10 @@ from bestofn.models.shapes.world import Scene, Thing, render
 from bestofn.service.core.errors import SetupError
 from bestofn.service.media.codec import decode
 from tests.judge.tiny_models import make_clip
+from tests.tiny_pipelines import make_pipeline
 
 PROMPTS, IMAGES = 10, 8
+BEFORE = Path(__file__).parents[2] / "evaluation" / "results" / "judge" / "before"
 
 
 def made(name: str, sign: float, broken: int = 0) -> JudgeRun:
@@ -99,9 +102,8 @@ def test_two_real_judges_are_compared_on_drawn_images(tmp_path: Path) -> None:
 
 
 def test_judges_are_compared_on_images_of_the_benchmark_that_are_drawn_once(tmp_path: Path) -> None:
-    before = Path(__file__).parents[2] / "evaluation" / "results" / "judge" / "before"
     (tmp_path / "labels.jsonl").write_text("of a person")
-    asked = ("--judges", f"shapes,{before}", "--out", str(tmp_path), "--prompts", "2")
+    asked = ("--judges", f"shapes,{BEFORE}", "--out", str(tmp_path), "--prompts", "2")
     result = evaluate(*asked, "--samples", "2")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "labels.jsonl").read_text() == "of a person"
@@ -122,11 +124,23 @@ def test_judges_are_compared_on_images_of_the_benchmark_that_are_drawn_once(tmp_
 
 
 def test_images_that_the_evaluator_cannot_measure_are_not_drawn(tmp_path: Path) -> None:
-    before = Path(__file__).parents[2] / "evaluation" / "results" / "judge" / "before"
     model = make_random_checkpoint("tiny", tmp_path / "sana", seed=7)
-    result = evaluate("--judges", f"shapes,{before}", "--model", str(model), "--out", str(tmp_path / "out"))
+    result = evaluate("--judges", f"shapes,{BEFORE}", "--model", str(model), "--out", str(tmp_path / "out"))
     assert isinstance(result.exception, SetupError)
     assert "measures 64x64: take --model shapes, or label images yourself" in str(result.exception)
+
+
+@pytest.mark.parametrize("asked", [("--judges", f"shapes,{BEFORE}"), ("--judge", "shapes")])
+def test_pipeline_of_another_size_is_refused_before_its_weights_are_read(
+    asked: tuple[str, ...], tmp_path: Path
+) -> None:
+    model = make_pipeline("flux", tmp_path / "flux")
+    (file,) = (model / "transformer").glob("*.safetensors")
+    weights = load_file(file)
+    del weights[max(weights)]  # without which it cannot be loaded
+    save_file(weights, file, {"format": "pt"})
+    result = evaluate(*asked, "--model", str(model), "--out", str(tmp_path / "out"))
+    assert "flux draws 256x256, and the benchmark's evaluator measures 64x64" in str(result.exception)
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,15 @@ from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from safetensors.torch import load_file, save_file
 
 from bestofn.evaluation.cost import counted
+from bestofn.evaluation.run import Evaluation
+from bestofn.evaluation.strategies import Strategy
+from bestofn.evaluation.tasks import Task
 from bestofn.models.checkpoint import Checkpoint, quantised_with
 from bestofn.models.errors import CheckpointError, ModelError
 from bestofn.models.pipelines.family import Family
 from bestofn.models.pipelines.generator import PipelineGenerator
 from bestofn.models.pipelines.tasks import other_task
-from bestofn.models.sampling import generate
+from bestofn.models.sampling import default_size, generate
 from bestofn.service.core.errors import InvalidRequest, SetupError
 from bestofn.service.core.jobs import JobStatus
 from bestofn.service.core.results import assemble
@@ -268,6 +271,20 @@ def test_doctor_names_what_the_family_has(family, settings_of, folders):
     assert steps in found["pipeline"].found
     assert found["memory"].state == "ok"
     assert [one.state for one in check_files(folders(family))] == ["ok"] * (4 if family == "sdxl" else 3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_size_is_known_without_weights(family, engines, folders):
+    checkpoint, loaded = Checkpoint.resolve(str(folders(family)), any_pipeline=True), engines(family).generator.defaults
+    assert default_size(checkpoint) == (loaded.width, loaded.height)
+
+
+def test_evaluation_refuses_previews_of_a_pipeline_before_any_is_drawn(folders, tmp_path):
+    tasks = (Task(PROMPT, "", SEED),)
+    evaluation = Evaluation.of(str(folders("pixart")), "shapes", "cpu", tasks, tmp_path)
+    evaluation.check([0], [Strategy(4)])
+    with pytest.raises(ValueError, match="PixArtSigmaPipeline has no previews: leave out the strategy n=4 preview=2:0"):
+        evaluation.check([0], [Strategy(4), Strategy.parse("n=4 preview=2:0.25")])
 
 
 def test_flops_of_another_size_equal_a_count_of_it(engines):
