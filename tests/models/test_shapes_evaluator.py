@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bestofn.models.shapes.evaluator import detect, evaluate, measure, well_formed
+from bestofn.models.shapes.evaluator import MIN_AREA, connected_regions, detect, evaluate, measure, well_formed
 from bestofn.models.shapes.prompts import PromptSpec, caption, counted, held_out, pair, single
 from bestofn.models.shapes.questions import drawn_object, random_scene, sample_questions
 from bestofn.models.shapes.rules import Found
@@ -103,3 +105,20 @@ def test_a_held_out_combination_is_neither_confirmed_nor_denied() -> None:
     assert counted("heart", 2).prompt in prompts
     assert counted("heart", 3).prompt not in prompts
     assert sample_questions(np.random.default_rng(0), (), (), 6) == []
+
+
+@given(share=st.floats(0, 1), side=st.integers(1, 24), seed=st.integers(0, 10**6))
+def test_regions_are_those_that_grow_until_they_touch_nothing_else(share: float, side: int, seed: int) -> None:
+    mask = np.random.default_rng(seed).random((side, side + 3)) < share
+    left = {(int(y), int(x)) for y, x in np.argwhere(mask)}
+    wanted = []
+    while left:
+        region, edge = set(), {left.pop()}
+        while edge:
+            region |= edge
+            edge = {(y + dy, x + dx) for y, x in edge for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= edge
+        if len(region) >= MIN_AREA:
+            wanted.append(region)
+    found = [{(int(y), int(x)) for y, x in np.argwhere(region)} for region in connected_regions(mask)]
+    assert sorted(found, key=min) == sorted(wanted, key=min)

@@ -108,8 +108,10 @@ def _training(training: Training) -> str:
         {mix["pairs"]} minimal pairs and {mix["scenes"]} scenes, of which {mix["flawed"]:.0%} are flawed. A minimal pair
         is one scene twice: right for a prompt, then wrong because one object is spoilt, or because two have each
         other's colour or place. Scenes and pairs use outlines of generated objects.""",
-        """The exact evaluator labels every image: the answers, a description, and the shape, colour and template
-        overlap of each cell. Malformed shapes and mixed colours have classes of their own. The loss adds answers,
+        """The exact evaluator labels every image: the answers, a description, and of each cell's object the shape,
+        colour, template overlap and centre. Malformed shapes and mixed colours have classes of their own. Words of a
+        prompt before its end are answered too: whether a named object is there, and, after "left of", whether one like
+        it lies left of any other. The loss adds answers,
         descriptions, label maps and the order within a prompt and within a pair. No training image is drawn for a
         prompt of the benchmark or of validation. No question, whatever its answer, names a combination that is held
         out of training.""",
