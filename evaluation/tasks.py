@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bestofn.evaluation.text_lines import read_lines
-from bestofn.models.shapes.prompts import SEED_STRIDE, PromptSpec, benchmark_prompts, calibration_prompts
+from bestofn.models.shapes.prompts import SEED_STRIDE, PromptSpec, benchmark_prompts
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.request_checks import check_text, is_blank
 
@@ -41,11 +41,6 @@ class Task:
 def benchmark() -> tuple[Task, ...]:
     """The 240 prompts of the shapes benchmark."""
     return tuple(Task(one.spec.prompt, one.spec.tag, one.seed, one.spec, one.held_out) for one in benchmark_prompts())
-
-
-def calibration() -> tuple[Task, ...]:
-    """As many prompts again, to fit a judge's probabilities on (`calibration_prompts`)."""
-    return tuple(Task(one.spec.prompt, one.spec.tag, one.seed, one.spec) for one in calibration_prompts())
 
 
 def read(path: Path) -> tuple[Task, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,8 +135,8 @@ def caption(rng: np.random.Generator, wish: Wish) -> PromptSpec:
     return pair(a, b, None, relation) if draw < 0.74 else pair(a, b)
 
 
-def sample_prompt(rng: np.random.Generator, tag: str) -> PromptSpec:
-    """A random prompt of one category from the combinations that training may show."""
+def sample_prompt(rng: np.random.Generator, tag: str, held: bool = False) -> PromptSpec:
+    """A random prompt of one category from the combinations that training may show; with `held`, from all."""
 
     def pick(words: Sequence[str]) -> str:
         return words[int(rng.integers(len(words)))]
@@ -157,7 +157,7 @@ def sample_prompt(rng: np.random.Generator, tag: str) -> PromptSpec:
         }[tag]
         if len(spec.include) == 2 and a == b:
             continue
-        if not held_out(spec):
+        if held or not held_out(spec):
             return spec
 
 
@@ -227,18 +227,23 @@ CALIBRATION_SEED = 2**41
 """First noise seed of the calibration prompts, far from those of benchmark and training."""
 
 
-def calibration_prompts() -> tuple[BenchmarkPrompt, ...]:
-    """Prompts that a judge's probabilities are fitted on: 40 a category, none with a held-out combination.
+def calibration_prompts(trained: Collection[str] = ()) -> tuple[BenchmarkPrompt, ...]:
+    """Prompts that a judge's probabilities are fitted on: 40 a category, of all combinations, as callers send them.
 
-    Two categories have too few distinct prompts to avoid those of the benchmark; noise seeds always differ.
+    None is a prompt of its training, on whose images it is surer than on others. Three categories then have too few
+    distinct prompts to avoid those of the benchmark; noise seeds always differ.
+
+    Args:
+        trained: prompts of the judge's training.
     """
     rng = np.random.default_rng(CALIBRATION_SEED)
     seen = {one.spec.prompt for one in benchmark_prompts()}
     out: list[BenchmarkPrompt] = []
     for tag in CATEGORIES:
         for _ in range(PER_CATEGORY):
-            drawn = [sample_prompt(rng, tag) for _ in range(50)]
-            spec = next((spec for spec in drawn if spec.prompt not in seen), drawn[0])
+            drawn = [sample_prompt(rng, tag, held=True) for _ in range(200)]
+            fresh = [spec for spec in drawn if spec.prompt not in trained]
+            spec = next((spec for spec in fresh if spec.prompt not in seen), fresh[0])
             seen.add(spec.prompt)
-            out.append(BenchmarkPrompt(spec, CALIBRATION_SEED + SEED_STRIDE * len(out), False))
+            out.append(BenchmarkPrompt(spec, CALIBRATION_SEED + SEED_STRIDE * len(out), held_out(spec)))
     return tuple(out)

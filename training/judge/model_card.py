@@ -81,7 +81,6 @@ _LIMITS = """## Limits
 
 - It knows one to five objects of 14 to 36 pixels on a soft grey background and nothing else.
 - Outlines near the evaluator's limit and objects with a trace of a second colour remain its hardest cases.
-- Some calibration prompts are among the training prompts, with other images.
 """
 
 
@@ -172,9 +171,10 @@ def _calibration(fit: Mapping[str, Any]) -> str:
         for row in fit["reliability"]
     ]
     text = f"""`{CALIBRATION}` turns log-odds into the probability that the best of 4 to 32 candidates is right. It was
-    fitted on {fit["images"]:,} images of {fit["prompts"]} calibration prompts, none with a held-out combination.
-    Temperature {fit["temperature"]:.3f}, bias {fit["bias"]:.3f}, ceiling {fit["ceiling"]:.3f}. Its probabilities are
-    off by {fit["calibration_error"]:.3f} on average, the judge's own by {fit["calibration_error_before"]:.3f}."""
+    fitted on {fit["images"]:,} images of {fit["prompts"]} prompts of all combinations, held-out ones too, none of the
+    training. Temperature {fit["temperature"]:.3f}, bias {fit["bias"]:.3f}, ceiling {fit["ceiling"]:.3f}. Its
+    probabilities are off by {fit["calibration_error"]:.3f} on average, the judge's own by
+    {fit["calibration_error_before"]:.3f}."""
     table = _table(("predicted", "mean", "right", "leaders"), rows)
     return "\n\n".join(["## Calibration", _filled(text), table]) + "\n"
 

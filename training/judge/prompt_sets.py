@@ -6,6 +6,7 @@ Noise seeds of the sets never meet: benchmark below 2**40, training from 2**40, 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 
 import numpy as np
@@ -106,11 +107,11 @@ def validation_jobs(per_category: int, images: int, steps: int) -> list[DrawJob]
     ]
 
 
-def calibration_jobs(per_category: int, images: int, steps: int) -> list[DrawJob]:
-    """Jobs of the calibration: one prompt each, the first `per_category` of every category."""
+def calibration_jobs(per_category: int, images: int, steps: int, trained: Collection[str]) -> list[DrawJob]:
+    """Jobs of the calibration: one prompt each, the first `per_category` of every category; none of those trained."""
     return [
         DrawJob.one_prompt(one.spec, one.seed, images, steps)
-        for k, one in enumerate(calibration_prompts())
+        for k, one in enumerate(calibration_prompts(trained))
         if k % PER_CATEGORY < per_category
     ]
 

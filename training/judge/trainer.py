@@ -185,7 +185,8 @@ class JudgeTrainer:
     def calibrated(self, folder: Path) -> Report:
         """Calibration of an exported judge on images of the calibration prompts."""
         settings = self.settings
-        jobs = prompt_sets.calibration_jobs(settings.calibration_prompts, settings.calibration_images, STEPS)
+        trained = {spec.prompt for stage in stages(settings) for job in stage.jobs for spec in job.specs}
+        jobs = prompt_sets.calibration_jobs(settings.calibration_prompts, settings.calibration_images, STEPS, trained)
         groups, _ = label_pool(self.pool("calibration", jobs))
         judge = Judge.load(folder)
         fields = []
