@@ -23,7 +23,7 @@ GRACE_SECONDS = 10
 BACKLOG = 2048  # connections that wait in the system to be accepted
 ACCEPTED_AT_ONCE = 32  # before the event loop goes on, and idle connections are closed for them
 SWITCH_SECONDS = 0.001  # a thread that reads a large job lets the event loop go on after this long
-FULL_COLLECTION_AFTER = 100  # collections of the middle generation: ten times Python's own number
+FULL_COLLECTION_AFTER = 1000  # collections of the middle generation: a hundred times Python's own number
 
 
 class _Server(uvicorn.Server):

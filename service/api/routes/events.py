@@ -25,7 +25,7 @@ from bestofn.service.queue.event_feed import Entry
 from bestofn.service.queue.job_events import follow_entries, last_place
 
 POSITION_SECONDS = 1.0  # a waiting job's place is looked up this often
-TRANSLATED_AT_ONCE = 16  # events of a stream, before the event loop goes on
+TRANSLATED_AT_ONCE = 8  # events of a stream, before the event loop goes on
 RETRY_MS = 1000  # browsers come back after this long
 
 LastEventId = Annotated[str | None, Header(description="Resume after the event with this id.")]
