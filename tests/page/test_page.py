@@ -22,6 +22,7 @@ def ask(page, prompt: str, samples: int) -> None:
 def judged(page) -> int:
     if page.locator("#all").is_visible():
         page.locator("#all").click()
+        page.locator("#all").wait_for(state="hidden")  # the next frame draws the others
     return page.locator(".tile:not(:disabled)").count()
 
 
