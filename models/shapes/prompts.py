@@ -135,8 +135,8 @@ def caption(rng: np.random.Generator, wish: Wish) -> PromptSpec:
     return pair(a, b, None, relation) if draw < 0.74 else pair(a, b)
 
 
-def sample_prompt(rng: np.random.Generator, tag: str, held: bool = False) -> PromptSpec:
-    """A random prompt of one category from the combinations that training may show; with `held`, from all."""
+def sample_prompt(rng: np.random.Generator, tag: str, with_held_out: bool = False) -> PromptSpec:
+    """A random prompt of one category from the combinations that training may show, or from all."""
 
     def pick(words: Sequence[str]) -> str:
         return words[int(rng.integers(len(words)))]
@@ -157,7 +157,7 @@ def sample_prompt(rng: np.random.Generator, tag: str, held: bool = False) -> Pro
         }[tag]
         if len(spec.include) == 2 and a == b:
             continue
-        if held or not held_out(spec):
+        if with_held_out or not held_out(spec):
             return spec
 
 
@@ -241,7 +241,7 @@ def calibration_prompts(trained: Collection[str] = ()) -> tuple[BenchmarkPrompt,
     out: list[BenchmarkPrompt] = []
     for tag in CATEGORIES:
         for _ in range(PER_CATEGORY):
-            drawn = [sample_prompt(rng, tag, held=True) for _ in range(200)]
+            drawn = [sample_prompt(rng, tag, with_held_out=True) for _ in range(200)]
             fresh = [spec for spec in drawn if spec.prompt not in trained]
             spec = next((spec for spec in fresh if spec.prompt not in seen), fresh[0])
             seen.add(spec.prompt)

@@ -31,9 +31,7 @@ async def greedy(rounds: int) -> list[Figure]:
             running = spec(num_samples=LARGE, num_inference_steps=20, heat_size=16, priority="batch")
             await here.queue.submit(running, cost=1, caller="greedy")
             quiet, reads = await _other(http, rounds)
-            figures.append(
-                told(name, "quiet, beside a large job: job of 4, slowest; reads, p99", _seconds(quiet, reads))
-            )
+            figures.append(told(name, "quiet, with a large job: job of 4, slowest; reads, p99", _seconds(quiet, reads)))
             for kind, count, jobs in (
                 ("idle", 1100, []),
                 ("calls", 5100, [running.id]),

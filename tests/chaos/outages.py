@@ -211,7 +211,7 @@ async def kill_api(rounds: int) -> list[Figure]:
     return [
         exactly(name, f"streams of {rounds * STREAMS} that did not end with a result", 0, unended),
         exactly(name, "events missed", 0, gaps),
-        exactly(name, "events told twice", 0, repeated),
+        exactly(name, "events sent twice", 0, repeated),
         exactly(name, "streams that had to begin afresh", 0, snapshots),
     ]
 

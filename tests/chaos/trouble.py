@@ -72,7 +72,7 @@ async def memory(rounds: int) -> list[Figure]:
             exactly(name, "these jobs complete", rounds, again.count(JobStatus.SUCCEEDED)),
             exactly(name, "an image that does not fit alone fails its job", 1, int(failed is JobStatus.FAILED)),
             exactly(name, "and says so in words", 1, int("needs more memory than is free" in reason)),
-            exactly(name, "the job beside it completes", 1, int(good is JobStatus.SUCCEEDED)),
+            exactly(name, "the other job completes", 1, int(good is JobStatus.SUCCEEDED)),
             exactly(name, "workers that ended by it", 0, int(worker.poll() is not None)),
         ]
 

@@ -167,7 +167,7 @@ async def drain(rounds: int) -> list[Figure]:
             *jobs.figures(name, rounds),
             exactly(name, "workers that did not end with 0", 0, failed),
             at_most(name, "job done though the lease is 60 s, slowest", 15, max(waits), "s"),
-            told(name, "workers told to leave; gone, median and slowest", _spread(leaving)),
+            told(name, "workers asked to leave; gone, median and slowest", _spread(leaving)),
         ]
 
 
