@@ -138,10 +138,16 @@ class HeatEngine(ABC):
                 del self._heats[owner]
                 with self._beside.queue():
                     work.bring_home(Clock(self.device))
-                self._outcomes[owner] = self._encoder.submit(work.outcome, self._signer, self.model_info.pipeline)
+                self._outcomes[owner] = self._encoder.submit(self._outcome, work)
         for owner, outcome in list(self._outcomes.items()):
             if outcome.done() or not self._beside.late or not self._heats:
                 yield _ended(owner, self._outcomes.pop(owner))
+
+    def _outcome(self, work: HeatWork) -> HeatOutcome:
+        """The outcome of a completed heat; raises SetupError if its images cannot be signed."""
+        if self._signer is not None:
+            self._signer = self._signer.current()
+        return work.outcome(self._signer, self.model_info.pipeline)
 
     def _apply_cancels(self) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -38,10 +39,12 @@ class Signer:
     Attributes:
         certificate: PEM chain, the signer's own certificate first.
         key: PEM private key: P-256, P-384, P-521, Ed25519 or RSA.
+        files: certificate and key on disk.
     """
 
     certificate: bytes
     key: bytes
+    files: tuple[Path, Path]
 
     @classmethod
     def of(cls, settings: Settings) -> "Signer | None":
@@ -54,22 +57,40 @@ class Signer:
             return None
         if settings.c2pa_certificate is None or settings.c2pa_key is None:
             raise SetupError("BESTOFN_C2PA_CERTIFICATE and BESTOFN_C2PA_KEY go together, and one of them is not set")
+        return cls.read(settings.c2pa_certificate, settings.c2pa_key)
+
+    @classmethod
+    def read(cls, certificate: Path, key: Path) -> "Signer":
+        """The signer of two files, tried once.
+
+        Raises:
+            SetupError: a file is missing, c2pa is not installed, or certificate and key do not sign.
+        """
         try:
-            signer = cls(settings.c2pa_certificate.read_bytes(), settings.c2pa_key.read_bytes())
+            signer = cls(certificate.read_bytes(), key.read_bytes(), (certificate, key))
         except OSError as error:
             raise SetupError(f"C2PA: {error.filename}: {error.strerror}") from error
         try:
             if signer.expires <= datetime.now(UTC):
-                raise SetupError(f"the C2PA certificate expired on {signer.expires:%Y-%m-%d}: renew it")
+                raise SetupError(
+                    f"the C2PA certificate {certificate} expired on {signer.expires:%Y-%m-%d}: put a new one there"
+                )
             signer._sign(encode(Image.new("RGB", (1, 1)), "png"), "png", _claim("png", {}))
         except ImportError as error:
             raise SetupError(f"signing images needs packages: {INSTALL}") from error
         except (ValueError, TypeError) as error:
             raise SetupError(
-                f"{settings.c2pa_certificate} and {settings.c2pa_key} do not sign: a PEM chain and its key without a "
-                f"password are needed ({error})"
+                f"{certificate} and {key} do not sign: a PEM chain and its key without a password are needed ({error})"
             ) from error
         return signer
+
+    def current(self) -> "Signer":
+        """This signer, or one of the files' present content where its certificate has expired.
+
+        Raises:
+            SetupError: as `read`; the certificate was not renewed, for example.
+        """
+        return self if datetime.now(UTC) < self.expires else Signer.read(*self.files)
 
     @cached_property
     def expires(self) -> datetime:
@@ -123,8 +144,7 @@ class Signer:
         except ValueError as error:
             raise SetupError(
                 "the image cannot be signed by BESTOFN_C2PA_CERTIFICATE, which holds until "
-                f"{self.expires:%Y-%m-%d %H:%M} UTC ({error}): the operator has to put a new certificate there and "
-                "restart the worker"
+                f"{self.expires:%Y-%m-%d %H:%M} UTC ({error}): the operator has to put a new certificate there"
             ) from error
 
     def _sign(self, image: bytes, format: ImageFormat, claim: Mapping[str, Any]) -> bytes:
