@@ -4,7 +4,10 @@ B batch, N tokens, D width, F feed-forward width, L text tokens, H cross-attenti
 Parameters carry the names of the diffusers checkpoint, so a key in an error message is a key in the file.
 """
 
+from typing import Any, Self
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bestofn.kernels.cross_attention import cross_attention
@@ -28,7 +31,13 @@ def _weight(norm: nn.Module) -> Tensor | None:
 
 
 class LinearAttention(nn.Module):
-    """ReLU linear attention among the image's tokens."""
+    """ReLU linear attention among the image's tokens.
+
+    Attributes:
+        packed: (3 D, D), the memory of the three weights of q, k and v after `pack`; None before.
+    """
+
+    packed: Tensor | None = None
 
     def __init__(self, config: LinearDiTConfig) -> None:
         super().__init__()
@@ -41,9 +50,27 @@ class LinearAttention(nn.Module):
         self.norm_k = _norm(config, D)
         self.to_out = nn.ModuleList([nn.Linear(D, D)])
 
+    @torch.no_grad()
+    def pack(self, device: torch.device | str, dtype: torch.dtype) -> None:
+        """Move the weights of q, k and v into one tensor, so that one product takes all three where no gradient is
+        wanted. They stay parameters under their names; those of the meta device are not initialised. Layers with a bias
+        stay apart."""
+        if self.to_q.bias is None:
+            weights = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight]).to(dtype)
+            weights = torch.empty_like(weights, device=device) if weights.is_meta else weights.to(device)
+            for linear, rows in zip((self.to_q, self.to_k, self.to_v), weights.chunk(3), strict=True):
+                linear.weight = nn.Parameter(rows, linear.weight.requires_grad)
+            self.packed = weights
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self.packed = None  # parameters are moved one by one
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return,no-untyped-call]
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        return self.attend(self.to_q(x), self.to_k(x), self.to_v(x))
+        if self.packed is None or torch.is_grad_enabled():
+            return self.attend(self.to_q(x), self.to_k(x), self.to_v(x))
+        return self.attend(*F.linear(x, self.packed).chunk(3, dim=-1))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, N, D) three times -> (B, N, D)."""

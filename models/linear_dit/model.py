@@ -64,6 +64,11 @@ class LinearDiT(nn.Module):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
+    def pack(self, device: torch.device | str, dtype: torch.dtype) -> None:
+        """Give every block one product for the queries, keys and values of the image: see `LinearAttention.pack`."""
+        for block in self.transformer_blocks:
+            block.attn1.pack(device, dtype)  # type: ignore[union-attr,operator]
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of weights and of computation."""

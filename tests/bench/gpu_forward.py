@@ -1,5 +1,6 @@
-"""One forward of the transformer by rows of the batch: ours as the engine calls it, plainly and as a CUDA graph, and
-diffusers'; of 1.6B also with products in 8 bits; then decoder and judge by images of a batch."""
+"""One forward of the transformer by rows of the batch: ours as the engine calls it, plainly and as a CUDA graph,
+without each of its joined operators, and diffusers'; of 1.6B also with products in 8 bits; then decoder and judge by
+images of a batch."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from gpu_place import Place, config, draw, emptied, engine, transformer
 from bestofn.models.errors import UnsupportedDevice
 from bestofn.models.flops import TERA, forward_flops
 from bestofn.models.fused_decoder import OWN
+from bestofn.models.linear_dit.blocks import LinearAttention
 from bestofn.models.linear_dit.fp8 import check_supported, in_eight_bits
 from bestofn.service.engine.cuda_graph import Recorded
 
@@ -63,6 +65,11 @@ def _forward(place: Place, size: str, rows: int) -> Iterator[tuple[str, float, i
         recorded = Recorded(plain, place.device)
         recorded()
         yield "recorded", place.seconds(recorded, runs), flops
+        for way, parted in APART.items():
+            with parted(model):
+                recorded = Recorded(plain, place.device)
+                recorded()
+                yield f"recorded, {way}", place.seconds(recorded, runs), flops
         if size == "1.6B" and supported(place.device):
             twin = in_eight_bits(model)
             recorded = Recorded(lambda: out.copy_(twin(latent, time, context)), place.device)
@@ -87,6 +94,21 @@ def supported(device: torch.device) -> bool:
         return False
     return True
 
+
+@contextmanager
+def three_products(model: torch.nn.Module) -> Iterator[None]:
+    """Lets queries, keys and values be products of their own."""
+    packed = {module: module.packed for module in model.modules() if isinstance(module, LinearAttention)}
+    for module in packed:
+        module.packed = None
+    try:
+        yield
+    finally:
+        for module, weights in packed.items():
+            module.packed = weights
+
+
+APART = {"q, k, v apart": three_products}
 
 _models: dict[tuple[Place, str, str], torch.nn.Module] = {}
 

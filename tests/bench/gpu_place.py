@@ -115,10 +115,11 @@ def config(place: Place, size: str) -> LinearDiTConfig:
 
 
 def transformer(place: Place, size: str) -> LinearDiT:
-    """Made on the device, without a file."""
+    """Made on the device, without a file, and packed as a GPU's is."""
     with torch.device("meta"):
-        model = LinearDiT(config(place, size))
-    return draw(emptied(model, place))
+        model = emptied(LinearDiT(config(place, size)), place)
+    model.pack(place.device, place.dtype)
+    return draw(model)  # type: ignore[no-any-return]
 
 
 def emptied(model: nn.Module, place: Place) -> Any:

@@ -128,6 +128,7 @@ def engine_rows(name: str, side: int, table: Any) -> Iterator[tuple[str | float,
     layout = SANA_LAYOUTS[MODELS[name]]
     config = LinearDiTConfig.from_dict(layout["transformer"])
     model = built(lambda: LinearDiT(config))
+    model.pack(DEVICE, torch.bfloat16)
 
     def output(x: Tensor, at: Any, context: PromptContext, scale: Tensor, layers: Any, *, eight_bit: bool) -> Tensor:
         guidance = scale * config.guidance_embeds_scale if config.guidance_embeds else None
