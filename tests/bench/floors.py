@@ -62,8 +62,9 @@ def expected() -> None:
 
 
 def main() -> None:
-    calls = dict.fromkeys(work(SANA), 1) | {"gated_residual": 2}  # of a block
+    calls = dict.fromkeys(work(SANA), 1) | {"residual_norm": 2, "modulated_norm": 0}  # of a block
     block = sum(work(SANA)[name].moved * count for name, count in calls.items())
+    first = work(SANA)["modulated_norm"].moved  # of a forward
     decode, judge = decode_flops(DC_AE, 32, 32) / TERA, judge_tflops(1)
     print(f"decoder {decode:.2f} TFLOP, judge {judge:.2f} with one tile, {judge_tflops(10):.2f} with ten\n")
     print("| | TFLOP a candidate | GB of operators | " + " | ".join(DEVICES) + " |")
@@ -71,7 +72,7 @@ def main() -> None:
         config = LinearDiTConfig.from_dict(SANA_LAYOUTS[layout]["transformer"])
         forwards = STEPS * ROWS_OF_A_CANDIDATE
         tflops = forwards * forward_flops(config, 32, 32, TEXT) / TERA + decode + judge
-        moved = forwards * config.num_layers * block / 1e12  # TB
+        moved = forwards * (config.num_layers * block + first) / 1e12  # TB
         cells = []
         for rate, bandwidth in DEVICES.values():
             compute, memory = 1e3 * tflops / (REACHED * rate), 1e3 * moved / bandwidth

@@ -4,6 +4,8 @@ images of a batch."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -12,10 +14,11 @@ from figures import Measured, Table
 from gpu_ceilings import peak_rate
 from gpu_place import Place, config, draw, emptied, engine, transformer
 
+from bestofn.kernels.modulate import gated_residual, modulated_norm
 from bestofn.models.errors import UnsupportedDevice
 from bestofn.models.flops import TERA, forward_flops
 from bestofn.models.fused_decoder import OWN
-from bestofn.models.linear_dit.blocks import LinearAttention
+from bestofn.models.linear_dit import blocks
 from bestofn.models.linear_dit.fp8 import check_supported, in_eight_bits
 from bestofn.service.engine.cuda_graph import Recorded
 
@@ -98,7 +101,7 @@ def supported(device: torch.device) -> bool:
 @contextmanager
 def three_products(model: torch.nn.Module) -> Iterator[None]:
     """Lets queries, keys and values be products of their own."""
-    packed = {module: module.packed for module in model.modules() if isinstance(module, LinearAttention)}
+    packed = {module: module.packed for module in model.modules() if isinstance(module, blocks.LinearAttention)}
     for module in packed:
         module.packed = None
     try:
@@ -108,7 +111,22 @@ def three_products(model: torch.nn.Module) -> Iterator[None]:
             module.packed = weights
 
 
-APART = {"q, k, v apart": three_products}
+@contextmanager
+def two_passes(model: torch.nn.Module) -> Iterator[None]:
+    """Lets a block's last residual and the next norm be passes of their own."""
+
+    def apart(x: torch.Tensor, gate: torch.Tensor | None, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if gate is None:
+            return joined(x, gate, *rest)  # type: ignore[no-any-return]
+        y = gated_residual(x, gate, rest[0])
+        return y, modulated_norm(y, *rest[1:])
+
+    joined: Any = blocks.residual_norm
+    with patch.object(blocks, "residual_norm", apart):
+        yield
+
+
+APART = {"q, k, v apart": three_products, "last residual apart": two_passes}
 
 _models: dict[tuple[Place, str, str], torch.nn.Module] = {}
 

@@ -72,8 +72,9 @@ def test_a_block_quantises_each_input_once_and_adds_biases_within_products(gener
     context = generator.prompt_contexts([("a photo of a red star", False)])[0]
     config = generator.config
     x, modulation = torch.randn(1, 64, config.width), torch.randn(1, 6, config.width)
+    following = (*modulation[:, :2].chunk(2, dim=1), 1e-6)
     with torch.inference_mode(), Operators() as seen:
-        block(x, context.keys[0], context.values[0], context.bias, modulation, 8, 8)
+        block(x, x, context.keys[0], context.values[0], context.bias, modulation, following, 8, 8)
     products = [
         (args, kwargs) for operator, args, kwargs in seen.calls if operator is torch.ops.aten._scaled_mm.default
     ]
