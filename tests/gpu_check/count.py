@@ -99,8 +99,8 @@ class Counter(TorchDispatchMode):
 
 def counted(call: Callable[[], object], *held: Any) -> tuple[float, ...]:
     """Operators, GB, waits and peak GiB of a call; `held` are modules and tensors that are in memory before it."""
-    tensors = (one.parameters() if isinstance(one, torch.nn.Module) else [one] for one in held)
-    with Counter(chain.from_iterable(tensors)) as counter:
+    kinds = (chain(one.parameters(), one.buffers()) if isinstance(one, torch.nn.Module) else [one] for one in held)
+    with Counter(chain.from_iterable(kinds)) as counter:
         call()
     return counter.operators, counter.bytes / 1e9, counter.waits, counter.peak / GIB
 
