@@ -51,7 +51,17 @@ MODELS = {"1.6B": "sana1.5-1.6b", "4.8B": "sana1.5-4.8b", "Sprint": "sana-sprint
 SIDES = (1024, 2048, 4096)
 TEXT = 300  # tokens of a prompt
 SLOTS = {1024: 32, 2048: 8, 4096: 2}  # as many as have the tokens of 32 images of 1,024 px
-FREE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh"}
+FREE = {
+    "empty",
+    "empty_strided",
+    "empty_like",
+    "new_empty",
+    "new_empty_strided",
+    "detach",
+    "alias",
+    "lift_fresh",
+    "device",
+}
 WAITS = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal"}
 
 
