@@ -123,9 +123,9 @@ class DepthwiseConv(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """Feed-forward network with a depthwise convolution, which also gives tokens their position: its parameters.
+    """Parameters of the feed-forward network, whose depthwise convolution also gives tokens their position.
 
-    `Block.forward` computes it, so that no caller keeps the memory of its input and of its 2 F channels.
+    `Block.forward` computes it, where nothing holds a tensor after it was read: memory is shortest here.
     """
 
     def __init__(self, config: LinearDiTConfig) -> None:
