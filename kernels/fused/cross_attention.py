@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bestofn.kernels.fused.linear_attention import precision
-from bestofn.kernels.fused.rows import inverse_rms
+from bestofn.kernels.fused.rows import in_rows, inverse_rms
 
 # A bias at or below this gives a weight of zero in float32 next to any token without a bias.
 UNSEEN = -5_000.0
@@ -113,7 +113,7 @@ def cross_attention(
     out = torch.empty_like(query)
     if not query.numel():
         return out
-    rms = None if weight is None else inverse_rms(query, eps)
+    rms = None if weight is None else inverse_rms(in_rows(query), eps)
     cross_attention_kernel[(H, triton.cdiv(N, LAUNCH["BLOCK_N"]), B)](
         query,
         rms,

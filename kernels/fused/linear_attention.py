@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bestofn.kernels.fused.rows import inverse_rms
+from bestofn.kernels.fused.rows import in_rows, inverse_rms
 from bestofn.kernels.linear_attention import EPSILON
 
 # Neighbouring programs take neighbouring heads, whose channels share lines of memory.
@@ -26,8 +26,8 @@ def state_kernel(
     rms,  # (B, N) float32, the keys' inverse RMS, or None: keys are normalised already
     weight,  # (D,) or None
     state,  # out (B, H, K + 1, K) float32: K rows of phi(k)^T v, then the sum of phi(k)
+    row,  # stride from token to token of key and value
     N,
-    D,
     K,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -44,13 +44,13 @@ def state_kernel(
     for i_n in range(0, N, BLOCK_N):
         o_n = i_n + tl.arange(0, BLOCK_N)
         m_n = o_n < N
-        o_nk = o_n[:, None] * D + (i_h * K + o_k)[None, :]
+        o_nk = o_n[:, None] * row + (i_h * K + o_k)[None, :]
         m_nk = m_n[:, None] & m_k[None, :]
-        b_k = tl.load(key + i_b * N * D + o_nk, mask=m_nk, other=0.0).to(tl.float32)
+        b_k = tl.load(key + i_b * N * row + o_nk, mask=m_nk, other=0.0).to(tl.float32)
         if rms is not None:
             b_k *= tl.load(rms + i_b * N + o_n, mask=m_n, other=0.0)[:, None] * b_weight[None, :]
         b_k = tl.maximum(b_k, 0.0).to(key.dtype.element_ty)  # rounded as the reference's norm does
-        b_v = tl.load(value + i_b * N * D + o_nk, mask=m_nk, other=0.0)
+        b_v = tl.load(value + i_b * N * row + o_nk, mask=m_nk, other=0.0)
         b_state = tl.dot(tl.trans(b_k), b_v, b_state, input_precision=PRECISION)
         b_total += tl.sum(b_k.to(tl.float32), 0)
 
@@ -65,6 +65,7 @@ def read_out_kernel(
     weight,  # (D,) or None
     state,  # (B, H, K + 1, K) float32
     out,  # out (B, N, D)
+    row,  # stride from token to token of query
     N,
     D,
     K,
@@ -77,10 +78,10 @@ def read_out_kernel(
     o_k = tl.arange(0, BLOCK_K)
     m_k = o_k < K
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_nk = o_n[:, None] * D + (i_h * K + o_k)[None, :]
+    o_hk = (i_h * K + o_k)[None, :]
     m_nk = (o_n < N)[:, None] & m_k[None, :]
 
-    b_q = tl.load(query + i_b * N * D + o_nk, mask=m_nk, other=0.0).to(tl.float32)
+    b_q = tl.load(query + i_b * N * row + o_n[:, None] * row + o_hk, mask=m_nk, other=0.0).to(tl.float32)
     if weight is not None:
         b_q *= tl.load(weight + i_h * K + o_k, mask=m_k, other=0.0).to(tl.float32)[None, :]
     b_q = tl.maximum(b_q, 0.0)
@@ -91,7 +92,7 @@ def read_out_kernel(
     b_total = tl.load(p_state + K * K + o_k, mask=m_k, other=0.0)
     b_top = tl.dot(b_q, b_state, input_precision=PRECISION)
     b_out = b_top / (tl.sum(b_q * b_total[None, :], 1) + EPSILON)[:, None]
-    tl.store(out + i_b * N * D + o_nk, b_out.to(out.dtype.element_ty), mask=m_nk)
+    tl.store(out + i_b * N * D + o_n[:, None] * D + o_hk, b_out.to(out.dtype.element_ty), mask=m_nk)
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -110,11 +111,15 @@ def relu_linear_attention(
     eps: float,
 ) -> Tensor:
     """See `bestofn.kernels.linear_attention.relu_linear_attention`."""
-    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     B, N, D = query.shape
     K = D // heads
+    out = torch.empty(B, N, D, dtype=query.dtype, device=query.device)
+    parts = [in_rows(part) for part in (query, key, value)]
+    if len({part.stride(0) for part in parts}) > 1:
+        parts = [part.contiguous() for part in parts]
+    query, key, value = parts
+    row = query.stride(0)
     state = torch.empty(B, heads, K + 1, K, dtype=torch.float32, device=query.device)
-    out = torch.empty_like(query)
     if not query.numel():
         return out
     options = {
@@ -123,7 +128,7 @@ def relu_linear_attention(
         "enable_fp_fusion": True,
     }
     rms = None if key_weight is None else inverse_rms(key, eps)
-    state_kernel[(heads, B)](key, value, rms, key_weight, state, N, D, K, **STATE_LAUNCH, **options)
+    state_kernel[(heads, B)](key, value, rms, key_weight, state, row, N, K, **STATE_LAUNCH, **options)
     grid = (heads, triton.cdiv(N, READ_OUT_LAUNCH["BLOCK_N"]), B)
-    read_out_kernel[grid](query, query_weight, state, out, N, D, K, EPSILON, **READ_OUT_LAUNCH, **options)
+    read_out_kernel[grid](query, query_weight, state, out, row, N, D, K, EPSILON, **READ_OUT_LAUNCH, **options)
     return out

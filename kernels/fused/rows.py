@@ -1,6 +1,6 @@
-"""What row kernels share: their launch rules, and the inverse root mean square of a token's row.
+"""What row kernels share: their launch rules, rows of a part of a tensor, and the inverse root mean square of a row.
 
-B batch, N tokens, D width. One program holds one row in registers.
+B batch, N tokens, D width, R rows. One program holds one row in registers.
 """
 
 import torch
@@ -11,15 +11,16 @@ from torch import Tensor
 
 @triton.jit
 def inverse_rms_kernel(
-    x,  # (B, N, D)
-    out,  # out (B, N) float32
+    x,  # (R, D)
+    out,  # out (R,) float32
+    x_row,
     D,
     eps,
     BLOCK_D: tl.constexpr,
 ):
     i_row = tl.program_id(0).to(tl.int64)
     o_d = tl.arange(0, BLOCK_D)
-    b_x = tl.load(x + i_row * D + o_d, mask=o_d < D, other=0.0).to(tl.float32)
+    b_x = tl.load(x + i_row * x_row + o_d, mask=o_d < D, other=0.0).to(tl.float32)
     tl.store(out + i_row, tl.rsqrt(tl.sum(b_x * b_x, 0) / D + eps))
 
 
@@ -36,10 +37,15 @@ def tile_launch(D: int) -> dict[str, int]:
     return {"BLOCK_R": rows, **wide, "num_warps": max(4, wide["num_warps"])}
 
 
+def in_rows(x: Tensor) -> Tensor:
+    """(..., D) -> (R, D) with a stride from row to row; copied only where there is no such stride."""
+    return (x if x.stride(-1) == 1 else x.contiguous()).flatten(0, -2)
+
+
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """``1 / sqrt(mean(x^2) + eps)`` over the last axis: contiguous (B, N, D) -> (B, N) float32."""
-    B, N, D = x.shape
-    out = torch.empty(B, N, dtype=torch.float32, device=x.device)
+    """``1 / sqrt(mean(x^2) + eps)`` over the last axis: (R, D), as `in_rows` gives them, -> (R,) float32."""
+    R, D = x.shape
+    out = torch.empty(R, dtype=torch.float32, device=x.device)
     if x.numel():
-        inverse_rms_kernel[(B * N,)](x, out, D, eps, **row_launch(D), enable_fp_fusion=True)
+        inverse_rms_kernel[(R,)](x, out, x.stride(0), D, eps, **row_launch(D), enable_fp_fusion=True)
     return out

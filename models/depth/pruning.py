@@ -50,9 +50,9 @@ def block_importance(
     blocks = generator.denoiser.transformer_blocks
     sums, counts = [torch.zeros((), device=generator.device) for _ in blocks], [0] * len(blocks)
 
-    def measure(index: int) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def hook(block: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
-            sums[index] += 1 - F.cosine_similarity(inputs[0].float(), out.float(), dim=-1).mean()  # (B, N, D) -> ()
+    def measure(index: int) -> Callable[[nn.Module, tuple[Any, ...], tuple[Tensor, Tensor]], None]:
+        def hook(block: nn.Module, inputs: tuple[Any, ...], out: tuple[Tensor, Tensor]) -> None:
+            sums[index] += 1 - F.cosine_similarity(inputs[0].float(), out[0].float(), dim=-1).mean()  # (B, N, D) -> ()
             counts[index] += 1
 
         return hook

@@ -4,18 +4,22 @@ B batch, N tokens, D width, F feed-forward width, L text tokens, H cross-attenti
 Parameters carry the names of the diffusers checkpoint, so a key in an error message is a key in the file.
 """
 
+from typing import Any, Self
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bestofn.kernels.cross_attention import cross_attention
 from bestofn.kernels.gated_depthwise import gated_depthwise
 from bestofn.kernels.linear_attention import relu_linear_attention
-from bestofn.kernels.modulate import gated_residual, modulated_norm, residual_norm
+from bestofn.kernels.modulate import gated_residual, residual_norm
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.embeddings import RMSNorm
 
 FLOAT16_MAX = 65_504.0
 QK_NORM_EPS = 1e-5
+Norm = tuple[Tensor, Tensor, float]  # shift and scale (B, 1, D) and eps of a modulated norm
 
 
 def _norm(config: LinearDiTConfig, width: int) -> nn.Module:
@@ -28,7 +32,13 @@ def _weight(norm: nn.Module) -> Tensor | None:
 
 
 class LinearAttention(nn.Module):
-    """ReLU linear attention among the image's tokens."""
+    """ReLU linear attention among the image's tokens.
+
+    Attributes:
+        packed: (3 D, D), the memory of the three weights of q, k and v after `pack`; None before.
+    """
+
+    packed: Tensor | None = None
 
     def __init__(self, config: LinearDiTConfig) -> None:
         super().__init__()
@@ -41,9 +51,27 @@ class LinearAttention(nn.Module):
         self.norm_k = _norm(config, D)
         self.to_out = nn.ModuleList([nn.Linear(D, D)])
 
+    @torch.no_grad()
+    def pack(self, device: torch.device | str, dtype: torch.dtype) -> None:
+        """Move the weights of q, k and v into one tensor, so that one product takes all three where no gradient is
+        wanted. They stay parameters under their names; those of the meta device are not initialised. Layers with a bias
+        stay apart."""
+        if self.to_q.bias is None:
+            weights = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight]).to(dtype)
+            weights = torch.empty_like(weights, device=device) if weights.is_meta else weights.to(device)
+            for linear, rows in zip((self.to_q, self.to_k, self.to_v), weights.chunk(3), strict=True):
+                linear.weight = nn.Parameter(rows, linear.weight.requires_grad)
+            self.packed = weights
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self.packed = None  # parameters are moved one by one
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return,no-untyped-call]
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        return self.attend(self.to_q(x), self.to_k(x), self.to_v(x))
+        if self.packed is None or torch.is_grad_enabled():
+            return self.attend(self.to_q(x), self.to_k(x), self.to_v(x))
+        return self.attend(*F.linear(x, self.packed).chunk(3, dim=-1))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, N, D) three times -> (B, N, D)."""
@@ -95,7 +123,10 @@ class DepthwiseConv(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """Feed-forward network with a depthwise convolution, which also gives tokens their position."""
+    """Parameters of the feed-forward network, whose depthwise convolution also gives tokens their position.
+
+    `Block.forward` computes it, where nothing holds a tensor after it was read: memory is shortest here.
+    """
 
     def __init__(self, config: LinearDiTConfig) -> None:
         super().__init__()
@@ -104,15 +135,12 @@ class MixFFN(nn.Module):
         self.conv_depth = DepthwiseConv(2 * hidden)
         self.conv_point = PointwiseConv(hidden, D, bias=False)
 
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        x = self.conv_inverted(x)  # (B, N, 2F)
-        x = gated_depthwise(x, self.conv_depth.weight, self.conv_depth.bias, height, width)  # (B, N, F)
-        return self.conv_point(x)  # type: ignore[no-any-return]
-
 
 class Block(nn.Module):
-    """Modulated linear attention, cross-attention, modulated Mix-FFN, each on a residual."""
+    """Modulated linear attention, cross-attention, modulated Mix-FFN, each on a residual.
+
+    A block's last residual and the next block's first norm are one pass. `LinearDiT.forward` begins with a norm alone.
+    """
 
     def __init__(self, config: LinearDiTConfig) -> None:
         super().__init__()
@@ -125,18 +153,31 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(6, D) / D**0.5)
 
     def forward(
-        self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, modulation: Tensor, height: int, width: int,
-        prompts: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Tokens (B, N, D), the block's keys and values (P, H, L, K), bias (P, 1, 1, L), modulation (B, 6, D), and the
-        prompt (B,) of each row; None: P = B."""
-        rows = (self.scale_shift_table + modulation).chunk(6, dim=1)  # six of (B, 1, D)
-        shift_attention, scale_attention, gate_attention, shift_ffn, scale_ffn, gate_ffn = rows
-        ffn_norm = (shift_ffn, scale_ffn, self.eps, self.norm2.weight, self.norm2.bias)
+        self, x: Tensor, h: Tensor, keys: Tensor, values: Tensor, bias: Tensor, modulation: Tensor, following: Norm,
+        height: int, width: int, prompts: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """
+        Args:
+            x, h: (B, N, D), tokens and their first norm.
+            keys, values: (P, H, L, K), the block's.
+            bias: (P, 1, 1, L).
+            modulation: (B, 6, D), the block's table with the timestep's rows.
+            following: norm that reads the result.
+            height, width: token grid.
+            prompts: (B,), prompt of each row; None: P = B.
 
-        h = modulated_norm(x, shift_attention, scale_attention, self.eps)  # (B, N, D)
-        x = gated_residual(x, gate_attention, self.attn1(h))
+        Returns:
+            Tokens and their following norm, (B, N, D) twice.
+        """
+        _, _, gate_attention, shift_ffn, scale_ffn, gate_ffn = modulation.chunk(6, dim=1)  # six of (B, 1, D)
+        ffn_norm = (shift_ffn, scale_ffn, self.eps, self.norm2.weight, self.norm2.bias)
+        depth = self.ff.conv_depth
+
+        x = gated_residual(x, gate_attention, self.attn1(h))  # (B, N, D)
 
         x, h = residual_norm(x, None, self.attn2(x, keys, values, bias, prompts), *ffn_norm)  # (B, N, D) twice
 
-        return gated_residual(x, gate_ffn, self.ff(h, height, width))
+        h = self.ff.conv_inverted(h)  # (B, N, 2 F)
+        h = gated_depthwise(h, depth.weight, depth.bias, height, width)  # (B, N, F)
+        h = self.ff.conv_point(h)  # (B, N, D)
+        return residual_norm(x, gate_ffn, h, *following)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bestofn.models.linear_dit.blocks import Block
+from bestofn.models.linear_dit.blocks import Block, Norm
 from bestofn.models.linear_dit.context import PromptContext
 from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.linear_dit.weights import from_diffusers
@@ -60,19 +60,20 @@ class CompiledBlocks:
         self._ready: set[tuple[int, ...]] = set()
 
     def __call__(
-        self, block: Block, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, modulation: Tensor, height: int,
-        width: int, prompts: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self, block: Block, x: Tensor, h: Tensor, keys: Tensor, values: Tensor, bias: Tensor, modulation: Tensor,
+        following: Norm, height: int, width: int, prompts: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """`Block.forward`; rows get keys and values of their own, as a compiled graph takes one number of prompts."""
-        if (*x.shape, height) not in self._ready:
-            return block(x, keys, values, bias, modulation, height, width, prompts)  # type: ignore[no-any-return]
-        return self._compiled(block, x, keys, values, bias, modulation, height, width, prompts)
+        call = self._compiled if (*x.shape, height) in self._ready else Block.__call__
+        return call(block, x, h, keys, values, bias, modulation, following, height, width, prompts)
 
-    def _compiled(self, block: Block, x: Tensor, *rest: Any) -> Tensor:
-        keys, values, bias, modulation, height, width, prompts = rest
+    def _compiled(
+        self, block: Block, x: Tensor, h: Tensor, keys: Tensor, values: Tensor, bias: Tensor, *rest: Any
+    ) -> tuple[Tensor, Tensor]:
+        *others, prompts = rest
         if prompts is not None:
             keys, values, bias = (t.index_select(0, prompts) for t in (keys, values, bias))
-        return self._call(block, x, keys, values, bias, modulation, height, width)  # type: ignore[no-any-return]
+        return self._call(block, x, h, keys, values, bias, *others)  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def compile(self, model: LinearDiT, rows: int, size: tuple[int, int], tokens: int) -> None:
@@ -91,8 +92,8 @@ class CompiledBlocks:
         guidance = torch.ones(rows) if model.config.guidance_embeds else None
         seen: list[tuple[int, ...]] = []
 
-        def run(block: Block, x: Tensor, *rest: Any) -> Tensor:
-            seen.append((*x.shape, rest[4]))
+        def run(block: Block, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+            seen.append((*x.shape, rest[-3]))
             return self._compiled(block, x, *rest)
 
         model(torch.randn(rows, C, *size), torch.full((rows,), 500.0), context, guidance, run=run)

@@ -5,7 +5,6 @@ GPU's tensor cores then take half the time; the rest stays as it is.
 """
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,28 +29,6 @@ def check_supported(device: torch.device) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A tensor (..., K) as rows in 8 bits, which several products may read.
-
-    Attributes:
-        codes: (R, K) float8.
-        scale: (R, 1) float32.
-        shape: all but the last of the tensor's sides.
-        dtype: the tensor's.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    shape: torch.Size
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, x: Tensor) -> "Rows":
-        """Quantise a tensor."""
-        return cls(*rows_in_eight_bits(x.flatten(0, -2)), x.shape[:-1], x.dtype)
-
-
 class EightBitLinear(nn.Module):
     """A linear layer whose product is taken in 8 bits and summed in float32; (..., K) -> (..., M) in x's dtype.
 
@@ -59,36 +36,34 @@ class EightBitLinear(nn.Module):
     of the sum on Hopper, which drafts do not notice.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         with torch.no_grad():
-            weight, scale = rows_in_eight_bits(linear.weight)  # (M, K), (M, 1)
-        self.register_buffer("weight", weight)
+            codes, scale = rows_in_eight_bits(weight)  # (M, K), (M, 1)
+        self.register_buffer("weight", codes)
         self.register_buffer("scale", scale)
-        self.bias = linear.bias  # shared
+        self.bias = bias  # shared
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(Rows.of(x))
-
-    def product(self, x: Rows) -> Tensor:
-        """The layer's output for rows that are quantised already."""
         weight: Tensor = self.weight.t()  # type: ignore[operator]
         scale: Tensor = self.scale.t()  # type: ignore[operator]
         bias = None if self.bias is None else self.bias.to(torch.bfloat16)  # as the result
-        y = torch._scaled_mm(x.codes, weight, x.scale, scale, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True)
-        return y.view(*x.shape, -1).to(x.dtype)
+        codes, rows = rows_in_eight_bits(x.flatten(0, -2))
+        y = torch._scaled_mm(codes, weight, rows, scale, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True)
+        return y.view(*x.shape[:-1], -1).to(x.dtype)
 
 
 class EightBitAttention(LinearAttention):
-    """Linear attention whose queries, keys and values read one quantised input."""
+    """Linear attention whose queries, keys and values are one product in 8 bits."""
+
+    to_qkv: EightBitLinear
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        rows = Rows.of(x)
-        q, k, v = (linear.product(rows) for linear in (self.to_q, self.to_k, self.to_v))  # type: ignore[operator]
-        return self.attend(q, k, v)
+        return self.attend(*self.to_qkv(x).chunk(3, dim=-1))
 
 
+@torch.no_grad()
 def in_eight_bits(model: LinearDiT) -> LinearDiT:
     """The model with FP8 products in its layers.
 
@@ -113,11 +88,17 @@ def _copied(module: nn.Module) -> nn.Module:
 
 def _converted(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.Linear):
-        fits = module.in_features % MULTIPLE == 0 and module.out_features % MULTIPLE == 0
-        return EightBitLinear(module) if fits else module
+        return EightBitLinear(module.weight, module.bias) if _fits(module) else module
     twin = _copied(module)
-    for name, child in module.named_children():
-        twin._modules[name] = _converted(child)
-    if isinstance(twin, LinearAttention) and isinstance(twin.to_q, EightBitLinear):
+    if isinstance(twin, LinearAttention) and _fits(twin.to_q):
+        layers: Any = [twin._modules.pop(name) for name in ("to_q", "to_k", "to_v")]
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers if layer.bias is not None]
         twin.__class__ = EightBitAttention
+        twin.to_qkv = EightBitLinear(torch.cat(weights), torch.cat(biases) if biases else None)
+    for name, child in twin.named_children():
+        twin._modules[name] = _converted(child)
     return twin
+
+
+def _fits(linear: nn.Linear) -> bool:
+    return linear.in_features % MULTIPLE == 0 and linear.out_features % MULTIPLE == 0

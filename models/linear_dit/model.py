@@ -4,12 +4,13 @@ B batch, C latent channels, (h, w) latent grid, P patch side, N = h w / P^2 toke
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bestofn.kernels.modulate import modulated_norm
-from bestofn.models.linear_dit.blocks import Block
+from bestofn.models.linear_dit.blocks import Block, Norm
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.context import PromptContext, mask_bias
 from bestofn.models.linear_dit.embeddings import (
@@ -21,6 +22,7 @@ from bestofn.models.linear_dit.embeddings import (
 )
 
 NORM_OUT_EPS = 1e-6
+Run = Callable[..., tuple[Tensor, Tensor]]  # of a block and its arguments
 
 
 class PatchEmbed(nn.Module):
@@ -57,12 +59,17 @@ class LinearDiT(nn.Module):
         self.transformer_blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
         self.scale_shift_table = nn.Parameter(torch.randn(2, D) / D**0.5)
         self.proj_out = nn.Linear(D, config.patch_size**2 * config.in_channels)
-        self.run: Callable[..., Tensor] = Block.__call__  # how blocks are called: see `compiled.py`
+        self.run: Run = Block.__call__  # how blocks are called: see `compiled.py`
 
     def init_weights(self) -> None:
         """Start training: construction gives diffusers' initial values; a zero head makes the first velocity zero."""
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
+
+    def pack(self, device: torch.device | str, dtype: torch.dtype) -> None:
+        """Give every block one product for the queries, keys and values of the image: see `LinearAttention.pack`."""
+        for block in self.transformer_blocks:
+            block.attn1.pack(device, dtype)  # type: ignore[union-attr,operator]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,7 +106,7 @@ class LinearDiT(nn.Module):
         context: PromptContext,
         guidance: Tensor | None = None,
         blocks: Sequence[int] | None = None,
-        run: Callable[..., Tensor] | None = None,
+        run: Run | None = None,
     ) -> Tensor:
         """Velocity of the flow.
 
@@ -132,13 +139,16 @@ class LinearDiT(nn.Module):
             x = (x + place).to(x.dtype)  # (B, N, D)
         embedded, modulation = self.time_embed(timestep, guidance)  # (B, D), (B, 6, D)
 
-        run = run or self.run
-        for i in range(self.config.num_layers) if blocks is None else blocks:
-            block = self.transformer_blocks[i]
-            prompts = context.keys[i], context.values[i], context.bias
-            x = run(block, x, *prompts, modulation, rows, columns, context.prompts)  # (B, N, D)
+        run, chosen = run or self.run, range(self.config.num_layers) if blocks is None else blocks
+        tables: list[Any] = [self.transformer_blocks[i].scale_shift_table for i in chosen]
+        modulations = [*(torch.stack(tables)[:, None] + modulation)]  # (B, 6, D) a block
+        norms: list[Norm] = [(*one[:, :2].chunk(2, dim=1), self.config.norm_eps) for one in modulations]
+        norms += [(*(self.scale_shift_table + embedded[:, None]).chunk(2, dim=1), NORM_OUT_EPS)]  # (B, 1, D) twice
+        normed = modulated_norm(x, *norms[0])  # (B, N, D)
+        for i, own, following in zip(chosen, modulations, norms[1:], strict=True):
+            block, prompts = self.transformer_blocks[i], (context.keys[i], context.values[i], context.bias)
+            x, normed = run(block, x, normed, *prompts, own, following, rows, columns, context.prompts)
 
-        shift, scale = (self.scale_shift_table + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D) twice
-        out: Tensor = self.proj_out(modulated_norm(x, shift, scale, NORM_OUT_EPS))  # (B, N, P P C)
+        out: Tensor = self.proj_out(normed)  # (B, N, P P C)
         out = out.reshape(B, rows, columns, P, P, C).permute(0, 5, 1, 3, 2, 4)  # (B, C, h/P, P, w/P, P)
         return out.reshape(B, C, h, w)

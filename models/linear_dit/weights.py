@@ -60,13 +60,17 @@ def _check_dtypes(found: dict[str, str], folder: Path) -> None:
 def load_weights(
     model: LinearDiT, tensors: Iterator[tuple[str, Tensor]], device: torch.device | str, dtype: torch.dtype
 ) -> None:
-    """Put diffusers-shaped tensors in place of the model's parameters, one at a time, converting each as it comes."""
+    """Put diffusers-shaped tensors in place of the model's parameters, or into those that have memory already; one at a
+    time, converting each as it comes."""
     owners: dict[str, nn.Module] = dict(model.named_modules())
     for name, tensor in tensors:
         path, _, leaf = name.rpartition(".")
-        shape = owners[path].get_parameter(leaf).shape
-        value = tensor.reshape(shape).to(device=device, dtype=dtype)
-        setattr(owners[path], leaf, nn.Parameter(value.contiguous(), requires_grad=True))
+        own = owners[path].get_parameter(leaf)
+        if own.is_meta:
+            value = tensor.reshape(own.shape).to(device=device, dtype=dtype)
+            setattr(owners[path], leaf, nn.Parameter(value.contiguous(), requires_grad=True))
+        else:
+            own.data.copy_(tensor.reshape(own.shape))
 
 
 def from_diffusers(
@@ -96,6 +100,8 @@ def from_diffusers(
         shapes = file_shapes(model)
         check_keys(shapes, found, folder)
         _check_dtypes({name: file.get_slice(name).get_dtype() for file in handles for name in file.keys()}, folder)  # noqa: SIM118
+        if torch.device(device).type == "cuda":
+            model.pack(device, dtype)
         names = ((name, file.get_tensor(name)) for file in handles for name in file.keys())  # noqa: SIM118
         load_weights(model, merged(names, shapes, loras), device, dtype)
     check_finite(model, " with LoRA ".join([str(folder), *(lora.name for lora in loras)]))

@@ -1,8 +1,11 @@
-"""One forward of the transformer by rows of the batch: ours as the engine calls it, plainly and as a CUDA graph, and
-diffusers'; of 1.6B also with products in 8 bits; then decoder and judge by images of a batch."""
+"""One forward of the transformer by rows of the batch: ours as the engine calls it, plainly and as a CUDA graph,
+without each of its joined operators, and diffusers'; of 1.6B also with products in 8 bits; then decoder and judge by
+images of a batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -11,9 +14,11 @@ from figures import Measured, Table
 from gpu_ceilings import peak_rate
 from gpu_place import Place, config, draw, emptied, engine, transformer
 
+from bestofn.kernels.modulate import gated_residual, modulated_norm
 from bestofn.models.errors import UnsupportedDevice
 from bestofn.models.flops import TERA, forward_flops
-from bestofn.models.fused_decoder import OWN
+from bestofn.models.fused_decoder import OWN, FusedUpsampling
+from bestofn.models.linear_dit import blocks
 from bestofn.models.linear_dit.fp8 import check_supported, in_eight_bits
 from bestofn.service.engine.cuda_graph import Recorded
 
@@ -22,7 +27,7 @@ TEXT = 300
 
 
 def measure(place: Place) -> Iterator[Measured]:
-    """The ceiling is a large matrix product of this run."""
+    """The ceiling is a large matrix product of this run. Operations of the decoder are those of diffusers."""
     forwards: list[tuple[str | float, ...]] = []
     parts: list[tuple[str | float, ...]] = []
     ceiling = peak_rate(place)
@@ -63,6 +68,11 @@ def _forward(place: Place, size: str, rows: int) -> Iterator[tuple[str, float, i
         recorded = Recorded(plain, place.device)
         recorded()
         yield "recorded", place.seconds(recorded, runs), flops
+        for way, parted in APART.items():
+            with parted(model):
+                recorded = Recorded(plain, place.device)
+                recorded()
+                yield f"recorded, {way}", place.seconds(recorded, runs), flops
         if size == "1.6B" and supported(place.device):
             twin = in_eight_bits(model)
             recorded = Recorded(lambda: out.copy_(twin(latent, time, context)), place.device)
@@ -88,13 +98,43 @@ def supported(device: torch.device) -> bool:
     return True
 
 
+@contextmanager
+def three_products(model: torch.nn.Module) -> Iterator[None]:
+    """Lets queries, keys and values be products of their own."""
+    packed = {module: module.packed for module in model.modules() if isinstance(module, blocks.LinearAttention)}
+    for module in packed:
+        module.packed = None
+    try:
+        yield
+    finally:
+        for module, weights in packed.items():
+            module.packed = weights
+
+
+@contextmanager
+def two_passes(model: torch.nn.Module) -> Iterator[None]:
+    """Lets a block's last residual and the next norm be passes of their own."""
+
+    def apart(x: torch.Tensor, gate: torch.Tensor | None, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if gate is None:
+            return joined(x, gate, *rest)  # type: ignore[no-any-return]
+        y = gated_residual(x, gate, rest[0])
+        return y, modulated_norm(y, *rest[1:])
+
+    joined: Any = blocks.residual_norm
+    with patch.object(blocks, "residual_norm", apart):
+        yield
+
+
+APART = {"q, k, v apart": three_products, "last residual apart": two_passes}
+
 _models: dict[tuple[Place, str, str], torch.nn.Module] = {}
 
 
 @contextmanager
-def one_by_one(vae: torch.nn.Module) -> Iterator[None]:
-    """Lets a decoder compute as diffusers does."""
-    ours = {module: type(module) for module in vae.modules() if type(module) in OWN.values()}
+def one_by_one(vae: torch.nn.Module, kinds: Collection[type] = frozenset(OWN.values())) -> Iterator[None]:
+    """Lets a decoder, or its modules of some kinds, compute as diffusers does."""
+    ours = {module: type(module) for module in vae.modules() if type(module) in kinds}
     for module, own in ours.items():
         module.__class__ = own.__base__
     try:
@@ -114,8 +154,9 @@ def _parts(place: Place) -> Iterator[tuple[str, int, float, int]]:
         latents = place.normal(images, *generator.latent_shape(width, height), dtype=torch.float32)
         flops = images * generator.flops(width, height).decode
         yield "decoder", images, place.seconds(lambda x=latents: generator.decode(x), 3), flops
-        with one_by_one(generator.decoder.vae):
-            yield "decoder, as diffusers", images, place.seconds(lambda x=latents: generator.decode(x), 3), flops
+        for way, kinds in (("upsampling apart", {FusedUpsampling}), ("as diffusers", OWN.values())):
+            with one_by_one(generator.decoder.vae, kinds):
+                yield f"decoder, {way}", images, place.seconds(lambda x=latents: generator.decode(x), 3), flops
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     for images in place.pick((1, 16), (2,)):
         flops = images * judge.flops(width, height, "a star", one_tile=True)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bestofn.models.fused_decoder import FusedUpsampling
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.random_init.checkpoint import SANA_LAYOUTS, make_random_checkpoint
@@ -104,6 +105,9 @@ def draw(module: nn.Module, seed: int = 0) -> Any:
             value.normal_(0.0, 1 / math.sqrt(math.prod(value.shape[1:])), generator=source)
         elif not torch.isfinite(value).all():
             value.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    for child in module.modules():
+        if isinstance(child, FusedUpsampling):
+            child.sum_weights()
     return module
 
 
@@ -115,10 +119,11 @@ def config(place: Place, size: str) -> LinearDiTConfig:
 
 
 def transformer(place: Place, size: str) -> LinearDiT:
-    """Made on the device, without a file."""
+    """Made on the device, without a file, and packed as a GPU's is."""
     with torch.device("meta"):
-        model = LinearDiT(config(place, size))
-    return draw(emptied(model, place))
+        model = emptied(LinearDiT(config(place, size)), place)
+    model.pack(place.device, place.dtype)
+    return draw(model)  # type: ignore[no-any-return]
 
 
 def emptied(model: nn.Module, place: Place) -> Any:

@@ -98,7 +98,7 @@ def calls(s: Shape, B: int) -> dict[Callable[..., object], tuple[object, ...]]:
         modulated_norm: (noise(B, N, D), shift, scale, EPS, None, None),
         gated_residual: (noise(B, N, D), gate, noise(B, N, D)),
         residual_norm: (noise(B, N, D), gate, noise(B, N, D), shift, scale, EPS, None, None),
-        relu_linear_attention: (*(noise(B, N, D) for _ in "qkv"), s.heads, noise(D), noise(D), EPS),
+        relu_linear_attention: (*noise(B, N, 3 * D).chunk(3, dim=-1), s.heads, noise(D), noise(D), EPS),
         gated_depthwise: (noise(B, N, 2 * s.hidden), noise(2 * s.hidden, 1, 3, 3), noise(2 * s.hidden), s.side, s.side),
         cross_attention: (noise(B, N, D), keys, values, bias, noise(D), EPS, prompts),
     }

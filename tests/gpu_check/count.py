@@ -51,7 +51,17 @@ MODELS = {"1.6B": "sana1.5-1.6b", "4.8B": "sana1.5-4.8b", "Sprint": "sana-sprint
 SIDES = (1024, 2048, 4096)
 TEXT = 300  # tokens of a prompt
 SLOTS = {1024: 32, 2048: 8, 4096: 2}  # as many as have the tokens of 32 images of 1,024 px
-FREE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh"}
+FREE = {
+    "empty",
+    "empty_strided",
+    "empty_like",
+    "new_empty",
+    "new_empty_strided",
+    "detach",
+    "alias",
+    "lift_fresh",
+    "device",
+}
 WAITS = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal"}
 
 
@@ -99,8 +109,8 @@ class Counter(TorchDispatchMode):
 
 def counted(call: Callable[[], object], *held: Any) -> tuple[float, ...]:
     """Operators, GB, waits and peak GiB of a call; `held` are modules and tensors that are in memory before it."""
-    tensors = (one.parameters() if isinstance(one, torch.nn.Module) else [one] for one in held)
-    with Counter(chain.from_iterable(tensors)) as counter:
+    kinds = (chain(one.parameters(), one.buffers()) if isinstance(one, torch.nn.Module) else [one] for one in held)
+    with Counter(chain.from_iterable(kinds)) as counter:
         call()
     return counter.operators, counter.bytes / 1e9, counter.waits, counter.peak / GIB
 
@@ -128,6 +138,7 @@ def engine_rows(name: str, side: int, table: Any) -> Iterator[tuple[str | float,
     layout = SANA_LAYOUTS[MODELS[name]]
     config = LinearDiTConfig.from_dict(layout["transformer"])
     model = built(lambda: LinearDiT(config))
+    model.pack(DEVICE, torch.bfloat16)
 
     def output(x: Tensor, at: Any, context: PromptContext, scale: Tensor, layers: Any, *, eight_bit: bool) -> Tensor:
         guidance = scale * config.guidance_embeds_scale if config.guidance_embeds else None

@@ -47,7 +47,12 @@ KERNELS = {
         64,
         1_024,
     ),
-    "inverse_rms": (rows.inverse_rms_kernel, {"x": WIDE, "out": FULL, "D": D, "eps": 1e-5, **ROW}, 32, 1_024),
+    "inverse_rms": (
+        rows.inverse_rms_kernel,
+        {"x": WIDE, "out": FULL, "x_row": 3 * D, "D": D, "eps": 1e-5, **ROW},
+        32,
+        1_024,
+    ),
     "rows_in_eight_bits": (
         scaled_rows.rows_in_eight_bits_kernel,
         {"x": WIDE, "codes": FLOAT8, "scales": FULL, "K": FFN}
@@ -57,7 +62,7 @@ KERNELS = {
     ),
     "state": (
         linear_attention.state_kernel,
-        {"key": WIDE, "value": WIDE, "rms": FULL, "weight": WIDE, "state": FULL, "N": N, "D": D, "K": K}
+        {"key": WIDE, "value": WIDE, "rms": FULL, "weight": WIDE, "state": FULL, "row": 3 * D, "N": N, "K": K}
         | PRODUCT
         | linear_attention.STATE_LAUNCH,
         128,
@@ -65,8 +70,8 @@ KERNELS = {
     ),
     "read_out": (
         linear_attention.read_out_kernel,
-        {"query": WIDE, "weight": WIDE, "state": FULL, "out": WIDE, "N": N, "D": D, "K": K, "EPSILON": 1e-15}
-        | PRODUCT
+        {"query": WIDE, "weight": WIDE, "state": FULL, "out": WIDE, "row": 3 * D, "N": N, "D": D, "K": K}
+        | {"EPSILON": 1e-15, **PRODUCT}
         | linear_attention.READ_OUT_LAUNCH,
         104,
         32_768,

@@ -7,10 +7,10 @@ import pytest
 import torch
 from diffusers import AutoencoderDC
 from diffusers.image_processor import PixArtImageProcessor
-from diffusers.models.autoencoders.autoencoder_dc import ResBlock
+from diffusers.models.autoencoders.autoencoder_dc import DCUpBlock2d, ResBlock
 
 from bestofn.models.autoencoder import TILE, TILE_STRIDE, Decoder, to_pixels
-from bestofn.models.fused_decoder import OWN, FusedResBlock, fuse
+from bestofn.models.fused_decoder import OWN, FusedUpsampling, fuse
 from bestofn.models.random_init.checkpoint import DC_AE
 
 WIDTHS = ("encoder_block_out_channels", "decoder_block_out_channels")
@@ -53,14 +53,32 @@ def test_slices_decode_what_the_whole_autoencoder_decodes(tiny_checkpoints):
         assert (got.int() - wanted).abs().max() <= 1
 
 
-def test_a_decoder_with_batch_norm_is_not_fused():
-    vae: Any = AutoencoderDC.from_config(
-        {**DC_AE, **{key: [16, 16, 16, 32, 32, 32] for key in WIDTHS}, "decoder_norm_types": "batch_norm"}
-    )
+@torch.no_grad()
+@pytest.mark.parametrize("width", [8, 4, 2])
+@pytest.mark.parametrize("sides", [(1, 1), (3, 5)], ids=str)
+def test_upsampling_is_four_convolutions_of_two_by_two(width, sides):
+    block, image = DCUpBlock2d(8, width, interpolate=True), torch.randn(2, 8, *sides)
+    wanted = block(image)
+    block.__class__ = FusedUpsampling
+    block.sum_weights()
+    torch.testing.assert_close(block(image.to(memory_format=torch.channels_last)), wanted, rtol=1e-5, atol=1e-5)
+    exact = block.double()(image.double())
+    block.bfloat16().sum_weights()
+    rounded = block(image.bfloat16()).double()
+    assert (rounded - exact).norm() < 0.01 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [({"decoder_norm_types": "batch_norm"}, ResBlock), ({"upsample_block_type": "pixel_shuffle"}, DCUpBlock2d)],
+    ids=["batch_norm", "pixel_shuffle"],
+)
+def test_a_decoder_of_other_blocks_keeps_them(changes, kind):
+    vae: Any = AutoencoderDC.from_config({**DC_AE, **{key: [16, 16, 16, 32, 32, 32] for key in WIDTHS}, **changes})
     fuse(vae)
     kinds = {type(module) for module in vae.decoder.up_blocks[0].modules()}
-    assert ResBlock in kinds
-    assert FusedResBlock not in kinds
+    assert kind in kinds
+    assert OWN[kind] not in kinds
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ def test_a_layer_is_within_the_rounding_of_its_numbers(bias: bool) -> None:
     linear = nn.Linear(64, 48, bias=bias)
     x = torch.randn(2, 7, 64)
     with torch.inference_mode():
-        y = EightBitLinear(linear)(x)
+        y = EightBitLinear(linear.weight, linear.bias)(x)
         assert y.shape == (2, 7, 48)
         assert y.dtype == x.dtype
         assert relative_error(y, linear(x)) < 0.06
@@ -49,7 +49,7 @@ def test_the_twin_shares_all_but_the_blocks_products(generator: Generator) -> No
     model = generator.denoiser
     twin = in_eight_bits(model)
     names = [name for name, module in twin.named_modules() if isinstance(module, EightBitLinear)]
-    assert len(names) == 8 * len(model.transformer_blocks)  # q, k, v, out; q, out; two of the Mix-FFN
+    assert len(names) == 6 * len(model.transformer_blocks)  # q with k and v, out; q, out; two of the Mix-FFN
     assert not any(isinstance(module, EightBitLinear) for module in model.modules())
     own = {parameter.data_ptr() for parameter in model.parameters()}
     assert all(parameter.data_ptr() in own for parameter in twin.parameters())
@@ -72,14 +72,14 @@ def test_a_block_quantises_each_input_once_and_adds_biases_within_products(gener
     context = generator.prompt_contexts([("a photo of a red star", False)])[0]
     config = generator.config
     x, modulation = torch.randn(1, 64, config.width), torch.randn(1, 6, config.width)
+    following = (*modulation[:, :2].chunk(2, dim=1), 1e-6)
     with torch.inference_mode(), Operators() as seen:
-        block(x, context.keys[0], context.values[0], context.bias, modulation, 8, 8)
+        block(x, x, context.keys[0], context.values[0], context.bias, modulation, following, 8, 8)
     products = [
         (args, kwargs) for operator, args, kwargs in seen.calls if operator is torch.ops.aten._scaled_mm.default
     ]
     quantised = [1 for operator, _, _ in seen.calls if operator is torch.ops.aten.amax.default]
-    assert len(products) == 8
-    assert len(quantised) == 6, "queries, keys and values of linear attention read one quantised input"
+    assert len(products) == len(quantised) == 6, "queries, keys and values of linear attention are one product"
     biased = sum((args[4] if len(args) > 4 else kwargs.get("bias")) is not None for args, kwargs in products)
     linears = [module for module in block.modules() if isinstance(module, EightBitLinear)]
     assert biased == sum(linear.bias is not None for linear in linears) > 0

@@ -15,7 +15,7 @@ from bestofn.models.errors import CheckpointError
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.context import PromptContext
 from bestofn.models.linear_dit.model import LinearDiT
-from bestofn.models.linear_dit.weights import from_diffusers, save_diffusers, to_diffusers_state_dict
+from bestofn.models.linear_dit.weights import from_diffusers, load_weights, save_diffusers, to_diffusers_state_dict
 
 SMALL = {
     "in_channels": 4,
@@ -87,6 +87,34 @@ def test_same_gradient_as_diffusers(tmp_path):
     wanted = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     for name, parameter in ours.named_parameters():
         assert relative_error(parameter.grad, wanted[name].reshape(parameter.shape)) < 1e-4, name
+
+
+@pytest.mark.parametrize("overrides", [{"qk_norm": "rms_norm_across_heads"}, {"attention_bias": True}], ids=str)
+def test_packed_weights_keep_names_velocity_and_gradient(overrides):
+    ours = LinearDiT(LinearDiTConfig.from_dict(SMALL | overrides))
+    with torch.device("meta"):
+        packed = LinearDiT(ours.config)
+    with torch.inference_mode():  # as the engine loads
+        packed.pack("cpu", torch.float32)
+        load_weights(packed, iter(to_diffusers_state_dict(ours).items()), "cpu", torch.float32)
+        assert list(packed.state_dict()) == list(ours.state_dict())
+        latent, timestep, embeds = torch.randn(2, 4, 8, 8), torch.tensor([900.0, 40.0]), torch.randn(2, 7, 20)
+        context = ours.prompt_context(embeds, torch.ones(2, 7))
+        wanted = ours(latent, timestep, context)
+        assert relative_error(packed(latent, timestep, context), wanted) < 1e-5
+
+    ours.pack("cpu", torch.float32)
+    attention = ours.transformer_blocks[0].attn1
+    if "attention_bias" in overrides:
+        assert attention.packed is None, "layers with a bias stay apart"
+        return
+    with torch.no_grad():
+        assert relative_error(ours(latent, timestep, context), wanted) < 1e-5
+        attention.to_k.weight.mul_(2)
+        assert torch.equal(attention.packed[48:96], attention.to_k.weight), "a change in place reaches the product"
+    attention(torch.randn(1, 5, 48)).sum().backward()
+    assert attention.to_v.weight.grad.any()
+    assert ours.double().transformer_blocks[0].attn1.packed is None, "weights that move leave the product"
 
 
 @torch.no_grad()

@@ -38,6 +38,14 @@ def test_linear_attention_of_dead_faint_and_loud_queries(dtype):
     assert not fused.relu_linear_attention(*args)[0, 0].any()
 
 
+@pytest.mark.parametrize("parts", [3, 4], ids=["one_stride", "several_strides"])
+def test_linear_attention_of_parts_of_one_product(parts):
+    q, k, v = noise(2, 20, parts * 32).chunk(parts, dim=-1)[:3]
+    v = v if parts == 3 else v.contiguous()
+    weight = noise(32)
+    check(fused.relu_linear_attention, linear_attention.relu_linear_attention, [q, k, v, 2, weight, weight, EPS])
+
+
 def test_a_row_has_the_same_bits_in_every_batch():
     weight = noise(24)
     check_alone(fused.relu_linear_attention, [*(noise(3, 70, 24) for _ in "qkv"), 2, weight, weight, EPS])
