@@ -108,7 +108,7 @@ def _process(one: Watched, window: tuple[float, float]) -> list[Figure]:
         *rows,
         at_most(_NAME, f"{one.role}: growth of resident memory", GROWTH, fifths.growth("rss"), "%"),
         _told(f"{one.role}: growth of memory of its own", f"{fifths.growth('uss'):.2g} %"),
-        at_most(_NAME, f"{one.role}: descriptors more than before", POOLED, max(0, round(fifths.more("files")))),
+        at_most(_NAME, f"{one.role}: descriptors more than before", POOLED, max(0, round(fifths.more("files"))), ""),
     ]
 
 
