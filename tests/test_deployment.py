@@ -15,7 +15,7 @@ from bestofn.service.api.access import check_binding
 from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.key_file import new_key
 from bestofn.service.core.errors import SetupError
-from bestofn.service.core.settings import Settings
+from bestofn.service.core.settings import Settings, misspelt
 from tests.hub import COMMIT, hub
 from tests.judge.tiny_models import make_vit, make_vlm
 
@@ -130,6 +130,7 @@ def test_each_kind_of_worker_has_the_names_that_prometheus_looks_up() -> None:
 
 def test_every_variable_is_explained() -> None:
     used = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
+    assert not misspelt(used)
     explained = set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert used <= explained
     assert explained - used == {"COMPOSE_PROFILES"}

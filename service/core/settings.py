@@ -1,5 +1,8 @@
 """Settings: one class, the only reader of the environment (BESTOFN_*, REDIS_URL, files in /run/secrets)."""
 
+import difflib
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,6 +10,7 @@ from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SECRETS = Path("/run/secrets")
+SIMILAR = 0.84  # of a variable and the setting that it means: more than any two variables of docker-compose.yml
 
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s*]+)$")]
 
@@ -15,7 +19,7 @@ class Settings(BaseSettings):
     """Every setting of API, worker and command line. Times are in seconds, sizes in bytes."""
 
     model_config = SettingsConfigDict(
-        env_prefix="BESTOFN_", secrets_dir=SECRETS if SECRETS.is_dir() else None, extra="ignore", populate_by_name=True
+        env_prefix="BESTOFN_", secrets_dir=SECRETS if SECRETS.is_dir() else None, extra="forbid", populate_by_name=True
     )
 
     # Queue
@@ -223,3 +227,21 @@ def local_url(host: str, port: int) -> str:
 def load_settings(**overrides: object) -> Settings:
     """Settings from the environment, overridden by command line flags; None: the flag was not given."""
     return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+
+
+def misspelt(variables: Iterable[str] | None = None) -> dict[str, str]:
+    """Variables that are no setting, each with the setting that it seems to mean.
+
+    Others are left out, since docker-compose.yml has BESTOFN_* variables of its own and containers get all of .env.
+
+    Args:
+        variables: names; None: the environment's.
+    """
+    prefix, settings = "BESTOFN_", [name.upper() for name in Settings.model_fields]
+    found = {}
+    for variable in os.environ if variables is None else variables:
+        name = variable.upper().removeprefix(prefix)
+        if variable.upper().startswith(prefix) and name not in settings:
+            for meant in difflib.get_close_matches(name, settings, 1, SIMILAR):
+                found[variable] = prefix + meant
+    return found

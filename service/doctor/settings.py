@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from bestofn.service.api.access import check_binding
 from bestofn.service.core.errors import SetupError
-from bestofn.service.core.settings import SECRETS, Settings
+from bestofn.service.core.settings import SECRETS, Settings, misspelt
 from bestofn.service.doctor.findings import Finding
 from bestofn.service.media.provenance import Signer
 
@@ -25,6 +25,8 @@ def settings_changed(settings: Settings) -> Iterator[Finding]:
             value = "(set)"
         changed.append(f"{name}={value}")
     yield Finding("ok", "settings", ", ".join(changed) or "all at their defaults")
+    for name, meant in misspelt().items():
+        yield Finding("warn", "settings", f"{name} is no setting and has no effect", f"you may mean {meant}")
     if SECRETS.is_dir():
         # Files of other programs may be there too; only names of ours are shown.
         known = {f"bestofn_{name}" for name in type(settings).model_fields} | {"redis_url"}

@@ -6,17 +6,18 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from figures import Figure, exactly, told
 from place import place
 
 HERE = Path(__file__).parent
 KEY = "fuzz"
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "max_samples": 64,
     "max_steps": 16,
     "max_queued_candidates": 4000,
-    "wait_seconds": 0.2,
+    "max_wait_seconds": 0.2,
 }
 ALWAYS = 500  # cases at least, however few examples are asked for: the edges of every field
 PER_EXAMPLE = 12  # cases at least: of each operation one, and sequences
@@ -56,7 +57,7 @@ async def bad_input(rounds: int) -> list[Figure]:
                 process.kill()
         if process.returncode:
             print(said.decode())  # noqa: T201
-        found = (
+        found: dict[str, Any] = (
             json.loads(report.read_text()) if report.is_file() else {"test_cases": {}, "failures": [], "errors": [1]}
         )
         statuses = collections.Counter(line["status"] for line in api.requests())

@@ -19,7 +19,7 @@ TROUBLE = ("unavailable", "wait_timeout", "deadline_passed")
 
 
 @schemathesis.hook
-def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> None:
+def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
     """Half of the submissions want something else than JSON."""
     if case.path == "/generate" and case.method == "POST":
         chosen = zlib.crc32(repr(case.body).encode(errors="replace")) % (2 * len(ACCEPT))
@@ -45,7 +45,7 @@ def image(context: DeserializationContext, response: Response) -> dict[str, Any]
 
 
 @schemathesis.check
-def refusal_says_what_to_change(context: CheckContext, response: Response, case: Case) -> None:
+def refusal_says_what_to_change(context: CheckContext, response: Response, case: Case[Any]) -> None:
     """A problem document that names the field at fault, in few words; a 5xx only of a kind that passes by itself."""
     status = response.status_code
     if status < 400:

@@ -65,15 +65,15 @@ def cramped(notes: Path) -> "Engine":
                 raise torch.OutOfMemoryError(failed("denoising", len(x)))
             return super().output(x, *rest, **options)
 
-        def decode(self, latents: torch.Tensor, **options: Any) -> torch.Tensor:
+        def decode(self, latents: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
             if len(latents) > 1 or latents.shape[-1] * self.config_scale > 128:
                 raise MemoryError(failed("decoding", len(latents)))
-            return super().decode(latents, **options)
+            return super().decode(latents, *rest, **options)
 
         config_scale = 0
 
     class CrampedJudge(Judge):
-        def ask(self, images: Sequence[Any], prompts: Sequence[str], **options: Any) -> torch.Tensor:
+        def ask(self, images: Any, prompts: Sequence[str], **options: Any) -> torch.Tensor:
             if len(images) > 2:
                 failed("judging", len(images))
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 byte")

@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 from figures import Figure, at_most, exactly, percentile, told
@@ -58,7 +59,7 @@ class _Flood:
 async def flood(rounds: int) -> list[Figure]:
     """200 clients of one key submit as fast as they can for so many seconds; another key submits now and then."""
     name = "flood"
-    limits = {"max_queued_candidates": 2000, "max_queued_candidates_per_key": 1000}
+    limits: dict[str, Any] = {"max_queued_candidates": 2000, "max_queued_candidates_per_key": 1000}
     async with place(**limits) as here:
         here.keys("flood", "other")
         await here.workers(1, slots=16, step_seconds=0.05)

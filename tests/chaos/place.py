@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,9 +113,11 @@ class Place:
         url = str(ready[0]["address"])
         return Api(url, int(url.rpartition(":")[2]), log, process)
 
-    def start(self, command: list[str], log: Path, settings: dict[str, object] | None = None) -> Any:
+    def start(
+        self, command: list[str], log: Path, settings: Mapping[str, object] | None = None
+    ) -> "subprocess.Popen[bytes]":
         """Starts a process with the settings of this place, and of its own; it writes to `log`."""
-        told = {"log": "json", **self.settings.model_dump(exclude_unset=True), **(settings or {})}
+        told = {"log_format": "json", **self.settings.model_dump(exclude_unset=True), **(settings or {})}
         environment = {f"BESTOFN_{name.upper()}": _as_text(value) for name, value in told.items()}
         with log.open("ab") as out:
             process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **environment})
@@ -155,14 +157,16 @@ async def place(name: str = "redis", megabytes: int | None = None, **settings: A
     with server(name, megabytes) as on:
         folder = on.folder / "notes"
         folder.mkdir()
-        told = {
+        told: dict[str, Any] = {
             "redis_url": on.url,
             "namespace": f"chaos-{uuid.uuid4().hex[:8]}",
             "data_dir": folder,
             "lease_seconds": LEASE_SECONDS,
             "heartbeat_seconds": BEAT_SECONDS,
         }
-        made = Settings(**(told | settings))
+        told |= settings
+        assert told.keys() <= Settings.model_fields.keys(), f"no settings: {told.keys() - Settings.model_fields.keys()}"
+        made = Settings(**told)
         queue = await Queue.connect(made)
         here = Place(folder, made, queue, on)
         try:

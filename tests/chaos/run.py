@@ -14,9 +14,9 @@ import asyncio
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))  # which -P leaves out
 
@@ -33,7 +33,7 @@ from figures import ROOT, Figure, table, write
 class Section(NamedTuple):
     """Something that breaks, and how often it does so: in full, and for a short look."""
 
-    run: Callable[[int], Awaitable[list[Figure]]]
+    run: Callable[[int], Coroutine[Any, Any, list[Figure]]]
     rounds: int
     short: int
 

@@ -90,7 +90,7 @@ class Fifths:
     def growth(self, name: str) -> float:
         """Of the median, in percent."""
         before, after = (statistics.median(getattr(s, name) for s in part) for part in (self.second, self.last))
-        return 100.0 * (after / before - 1.0)
+        return 100.0 * float(after / before - 1.0)
 
     def more(self, name: str) -> float:
         """By how much the median has grown."""

@@ -43,6 +43,14 @@ def look(*names: str, **fields: Any) -> dict[str, Finding]:
     return {finding.what: finding for _, finding in examine(settings, CHECKS, names or None)}
 
 
+def test_doctor_names_the_setting_that_a_misspelt_variable_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BESTOFN_WAIT_SECONDS", "5")
+    monkeypatch.setenv("BESTOFN_MAX_WAIT_SECONDS", "5")
+    found = look("settings")["settings"]
+    assert (found.state, found.found) == ("warn", "BESTOFN_WAIT_SECONDS is no setting and has no effect")
+    assert "BESTOFN_MAX_WAIT_SECONDS" in found.fix
+
+
 def test_a_check_that_breaks_or_hangs_is_a_finding() -> None:
     forever = threading.Event()
 
