@@ -10,12 +10,10 @@ from structlog.contextvars import bind_contextvars
 
 from bestofn.service.api.dependencies import Context
 from bestofn.service.api.uploads import Upload
-from bestofn.service.core.deployments import Deployment
+from bestofn.service.core.deployments import Deployment, tflops
 from bestofn.service.core.errors import InvalidRequest
-from bestofn.service.core.job_cost import tflops
 from bestofn.service.core.jobs import ImageFormat, JobSpec
-from bestofn.service.core.planning import job_spec
-from bestofn.service.core.rank_planning import rank_spec
+from bestofn.service.core.planning import job_spec, rank_spec
 from bestofn.service.core.rank_request import RankOptions
 from bestofn.service.core.schemas import RANDOM_SEEDS, GenerateRequest
 from bestofn.service.core.webhooks import check_webhook

@@ -1,11 +1,33 @@
 """WorkerInfo: what a worker publishes about its model and judge, so that the API checks requests without torch."""
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from bestofn.judge.calibration import Calibration
 from bestofn.service.core import jobs
 from bestofn.service.core.jobs import Revision, Revisions
-from bestofn.service.core.pipeline_call import PipelineCall
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]  # a story may come from anywhere: no source code
+
+
+class PipelineCall(BaseModel):
+    """Class and arguments of a diffusers pipeline.
+
+    Attributes:
+        name: class of the pipeline.
+        dtype: of its weights; float32: on a CPU, another: on a GPU.
+        guidance: argument that takes the guidance scale; None: the call takes none.
+        reads_negative: whether a negative prompt has an effect.
+        arguments: further arguments with their values, the same in every call.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: Name
+    dtype: Name
+    guidance: Name | None
+    reads_negative: bool
+    arguments: dict[Name, bool | int] = Field(default={}, max_length=100)
 
 
 class ModelInfo(BaseModel):
@@ -79,6 +101,11 @@ class JudgeInfo(BaseModel):
     prompt_limit: PromptLimit | None = None  # None: published by an older worker
     second: "JudgeInfo | None" = None  # used by jobs with rule lower_bound
 
+    @property
+    def revisions(self) -> tuple[Revision, Revision | None]:
+        """Revisions of the judge and of the second one."""
+        return self.revision, None if self.second is None else self.second.revision
+
 
 class WorkerInfo(BaseModel):
     """One worker process. `capacity` is the number of candidates that it holds at once.
@@ -106,8 +133,4 @@ class WorkerInfo(BaseModel):
     @property
     def revisions(self) -> Revisions:
         """Revisions of its model, judge and second judge."""
-        return (
-            self.model.revision,
-            self.judge.revision,
-            None if self.judge.second is None else self.judge.second.revision,
-        )
+        return self.model.revision, *self.judge.revisions

@@ -107,8 +107,7 @@ class FakeEngine:
         return max(0, 2 * self.slots - admitted)
 
     def admit(self, heat: Heat) -> None:
-        second = self.judge_info.second
-        if heat.job.revisions != (self.model_info.revision, self.judge_info.revision, second and second.revision):
+        if heat.job.revisions != (self.model_info.revision, *self.judge_info.revisions):
             raise ValueError(f"heat {heat.index} is of {heat.job.revisions}, not of this engine")
         self._runs[heat.job.id, heat.index] = _Run(heat, deque(heat.candidates))
 

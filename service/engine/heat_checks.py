@@ -12,8 +12,7 @@ def check_heat(heat: Heat, model: ModelInfo, judge: JudgeInfo) -> None:
         ValueError: another revision, size or layer is asked for.
     """
     spec = heat.job
-    held = (model.revision, judge.revision, None if judge.second is None else judge.second.revision)
-    for asked, mine in zip(spec.revisions, held, strict=True):
+    for asked, mine in zip(spec.revisions, (model.revision, *judge.revisions), strict=True):
         if asked != mine:
             holds, asks = (f"{one.name}@{one.revision}" if one else "no second judge" for one in (mine, asked))
             raise ValueError(f"this engine holds {holds}, the heat asks for {asks}")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bestofn.judge.verdict import BROKEN, Verdict
 from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, Usage
-from bestofn.service.core.pipeline_call import PipelineCall
 from bestofn.service.core.results import leaders, promoted
+from bestofn.service.core.workers import PipelineCall
 from bestofn.service.engine.timing import Clock
 from bestofn.service.media.codec import encode, thumbnail
 from bestofn.service.media.metadata import Story
