@@ -1,26 +1,104 @@
-"""Who may call: API keys where they are set, and on an open loopback server only pages and programs of this machine."""
+"""Who may call: API keys and signed addresses where keys are set; else, on a loopback server, this machine alone."""
 
+import asyncio
+import hmac
 import ipaddress
+import re
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
+import structlog
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
-from bestofn.service.api.api_keys import Keyring
-from bestofn.service.api.open_calls import AT_END, OpenCalls
+from bestofn.service.api.key_file import Key, keys_file, parse, sha256
 from bestofn.service.api.problem_details import problem_of
-from bestofn.service.api.routes import docs as manual
-from bestofn.service.api.routes import web as page
-from bestofn.service.api.signed_addresses import is_signed
+from bestofn.service.api.rate_limit import AT_END, OpenCalls
+from bestofn.service.api.routes import web
 from bestofn.service.core.errors import BestOfNError, HostNotAllowed, NotAuthorized, SetupError
 from bestofn.service.core.settings import Settings
 
 # Probes carry no key; the page and the description of the API are no secret, and the page asks for a key itself.
-OPEN_PATHS = page.PATHS | manual.PATHS | {"/livez", "/readyz", "/openapi.json"}
+OPEN_PATHS = web.PATHS | {"/livez", "/readyz", "/openapi.json"}
+READ_SECONDS = 1.0  # between two readings of the file of keys
+VALID_SECONDS = 3600  # of a signed address: at least, and at most twice; it stays the same for as long
+_PICTURE = re.compile(r"/jobs/[0-9a-f]{1,64}/images/\d{1,2}")
+
+log = structlog.get_logger()
+
+
+class Keyring:
+    """Who may call. `on`: whether keys are asked for; once they are, they are for as long as the process lives.
+
+    A file that cannot be read leaves the keys unchanged. A deleted file leaves no key: all requests are refused.
+    `trouble` says so while it lasts.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Reads the file, if there is one. Without one no keys are asked for.
+
+        Raises:
+            SetupError: it cannot be read, or the settings name it and it is not there.
+        """
+        self.file = keys_file(settings)
+        self.on = settings.keys_file is not None
+        self.trouble: str | None = None
+        self._keys: tuple[Key, ...] = ()
+        self._text: str | None = None
+        self.refresh()
+        if self.trouble is not None:
+            raise SetupError(f"{self.trouble}; mend it, or make a key: bestofn keys add NAME")
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def caller(self, key: str) -> str | None:
+        """The name of a key. All hashes are compared, so that the time of a call gives nothing away."""
+        sent, found = sha256(key), None
+        for known in self._keys:
+            if hmac.compare_digest(sent, known.sha256):
+                found = known.name
+        return found
+
+    def refresh(self) -> None:
+        """Reads the file: the whole of it each time, since links and fast writers may leave its time as it was."""
+        try:
+            text = self.file.read_text(encoding="utf-8")
+            if text != self._text:
+                self._keys, self._text, self.on = parse(text, self.file), text, True
+            self.trouble = None
+        except (FileNotFoundError, NotADirectoryError):
+            self._keys, self._text = (), None
+            self.trouble = f"{self.file} is not there" if self.on else None
+        except (OSError, UnicodeDecodeError, SetupError) as error:
+            self.on = True
+            self.trouble = error.detail if isinstance(error, SetupError) else f"{self.file} cannot be read: {error}"
+
+    async def watch(self) -> None:
+        """Read the file every second in the background and log every change."""
+        logged = None
+        loop = asyncio.get_running_loop()
+        # A thread of its own: lookups of host names may hold all of the loop's threads for seconds.
+        reader = ThreadPoolExecutor(1, "keys")
+        while True:
+            now = self.on, self.trouble, self._keys
+            if self.on and now != logged:
+                names = sorted({key.name for key in self._keys})
+                if self.trouble is None:
+                    log.info("keys in force", file=str(self.file), names=names)
+                else:
+                    log.error("the keys cannot be read", why=self.trouble, still_in_force=names)
+            logged = now
+            await asyncio.sleep(READ_SECONDS)
+            try:
+                await loop.run_in_executor(reader, self.refresh)
+            except Exception:  # or no key could be revoked any more
+                log.exception("the keys could not be looked at")
 
 
 def is_loopback(host: str) -> bool:
@@ -104,6 +182,41 @@ def _name(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:  # such as an unfinished IPv6 address
         return ""
+
+
+def sign(secret: bytes, path: str, now: float | None = None) -> str:
+    """A picture's path with its signature.
+
+    Args:
+        secret: of the queue.
+        path: such as /jobs/3f9a/images/1, without a prefix.
+        now: seconds since 1970; None: the clock's.
+    """
+    expires = (int(time.time() if now is None else now) // VALID_SECONDS + 2) * VALID_SECONDS
+    return f"{path}?{urlencode({'expires': expires, 'signature': _signature(secret, path, expires)})}"
+
+
+def is_signed(scope: Scope) -> bool:
+    """Whether a request reads a picture with a signature, which is not checked yet."""
+    reads = scope["method"] in ("GET", "HEAD")
+    return reads and b"signature=" in scope["query_string"] and _PICTURE.fullmatch(scope["path"]) is not None
+
+
+def check_signature(secret: bytes, scope: Scope, now: float | None = None) -> None:
+    """Raise NotAuthorized unless the signature is this queue's, of this path, and has not expired."""
+    query = parse_qs(scope["query_string"].decode("latin-1"))
+    expires, signature = query.get("expires", [""])[0], query.get("signature", [""])[0]
+    known = re.fullmatch(r"\d{1,12}", expires) and hmac.compare_digest(
+        signature.encode(), _signature(secret, scope["path"], int(expires)).encode()
+    )
+    if not known:
+        raise NotAuthorized("the signature of this address is not this server's: take the address as the job gives it")
+    if int(expires) < (time.time() if now is None else now):
+        raise NotAuthorized("this address has expired: read the job again for a new one, or send a key with it")
+
+
+def _signature(secret: bytes, path: str, expires: int) -> str:
+    return hmac.digest(secret, f"{path}?{expires}".encode(), "sha256").hex()
 
 
 class Guard:

@@ -12,17 +12,14 @@ from fastapi import FastAPI
 from bestofn.service.api import access as guard
 from bestofn.service.api import problem_details as problem
 from bestofn.service.api.connections import CONNECTIONS_KEPT, DESCRIPTORS_KEPT, ConnectionLimit, Connections
-from bestofn.service.api.cors import Cors
 from bestofn.service.api.dependencies import Context
-from bestofn.service.api.http_middleware import Head, JsonGzip, Prefix
-from bestofn.service.api.open_calls import OpenCalls
-from bestofn.service.api.openai_errors import OpenAIErrors
+from bestofn.service.api.deployments import TokenCounters
+from bestofn.service.api.http_middleware import Cors, Head, JsonGzip, Prefix
 from bestofn.service.api.openapi import Described
+from bestofn.service.api.problem_details import OpenAIErrors
+from bestofn.service.api.rate_limit import OpenCalls
 from bestofn.service.api.request_log import Requests, is_probe
-from bestofn.service.api.routes import docs as manual
-from bestofn.service.api.routes import events, generate, health, jobs, metrics, openai, rank, status
-from bestofn.service.api.routes import web as page
-from bestofn.service.api.token_counter import TokenCounters
+from bestofn.service.api.routes import events, generate, health, jobs, openai, status, web
 from bestofn.service.api.webhooks import WebhookSender
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
@@ -121,7 +118,7 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
         version=VERSION,
         description=DESCRIPTION.format(server=settings.public_url or f"http://localhost:{settings.port}"),
         lifespan=lifespan,
-        docs_url=None,  # of `manual`, which asks no other server for scripts
+        docs_url=None,  # of `web`, which asks no other server for scripts
         redoc_url=None,
         telemetry={
             "metrics": False,
@@ -142,10 +139,10 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(Prefix, public_url=settings.public_url)  # around all of them
     problem.install(app)
-    for module in (generate, rank, jobs, events):
+    for module in (generate, jobs, events):
         app.include_router(module.router, tags=["Jobs"])
     for module in (health, status):
         app.include_router(module.router, tags=["Service"])
-    for module in (openai, metrics, page, manual):
+    for module in (openai, web):
         app.include_router(module.router)
     return app

@@ -12,16 +12,12 @@ import structlog
 from fastapi import Depends, Header, Path, Request
 from pydantic import BaseModel, Field
 
-from bestofn.service.api.access import caller_of
-from bestofn.service.api.api_keys import Keyring
+from bestofn.service.api.access import Keyring, caller_of, check_signature
 from bestofn.service.api.connections import Connections
-from bestofn.service.api.deployments import Deployed
-from bestofn.service.api.open_calls import OpenCalls, Turns
+from bestofn.service.api.deployments import Deployed, TokenCounters
 from bestofn.service.api.queue_metrics import EndedJobs
-from bestofn.service.api.rate_limit import RefusalLimiter
-from bestofn.service.api.signed_addresses import check_signature
-from bestofn.service.api.token_counter import TokenCounters
-from bestofn.service.api.uploads import UploadTurns
+from bestofn.service.api.rate_limit import OpenCalls, RefusalLimiter, Turns
+from bestofn.service.api.request_bodies import UploadTurns
 from bestofn.service.core.errors import JobNotFound
 from bestofn.service.core.settings import Settings
 from bestofn.service.pairwise.check_server import PromptChecker
@@ -45,7 +41,7 @@ class Context:
     prompt_checker: PromptChecker | None = None
     ended: EndedJobs = field(default_factory=EndedJobs)
     refusal_limiter: RefusalLimiter = field(default_factory=RefusalLimiter)
-    turns: Turns = field(default_factory=Turns)
+    turns: Turns = field(default_factory=Turns)  # of steps on the event loop that take a few milliseconds
     upload_turns: UploadTurns = field(default_factory=UploadTurns)
     deployed: Deployed = field(init=False)
     base: str = field(init=False)  # public address of the API, before every path; "": relative to the server

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents: one shape for refusals of ours, of FastAPI and of Starlette."""
+"""Errors as RFC 9457 problem documents, or in OpenAI's form under /v1: refusals of ours, FastAPI and Starlette."""
 
 import json
 import math
@@ -10,9 +10,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from redis.exceptions import RedisError, ResponseError
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, get_contextvars
 
 from bestofn.service.api.field_hints import hint
@@ -25,10 +27,13 @@ from bestofn.service.core.errors import (
     JobUnreadable,
     Unavailable,
 )
+from bestofn.service.core.openai_schemas import error_body
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
 from bestofn.service.queue.connection_errors import away, moved, why
 
 MEDIA_TYPE = "application/problem+json"
+PREFIX = "/v1/"
+STATUS_UNDER_V1 = {422: 400}  # clients of OpenAI know a bad request as 400
 MOST_ERRORS = 8  # that are explained of one request, so that no answer is much longer than what it answers
 QUEUE_RETRY_SECONDS = 2.0  # a restarted queue server answers again within seconds
 
@@ -187,3 +192,40 @@ async def _queue_lost(request: Request, error: Exception) -> Response:
         context.later(context.queue.drop_connections())
     wait = BUSY_RETRY_SECONDS if isinstance(error, ResponseError) else QUEUE_RETRY_SECONDS
     return problem_of(Unavailable(f"{why(error)}; try again", retry_after=wait))
+
+
+class OpenAIErrors:
+    """ASGI middleware around everything that may refuse a call. Headers stay, Retry-After and x-should-retry too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(PREFIX):
+            return await self._app(scope, receive, send)
+        start: Message | None = None
+        problem = b""
+
+        async def rewrite(message: Message) -> None:
+            nonlocal start, problem
+            if message["type"] == "http.response.start":
+                if MutableHeaders(scope=message).get("content-type") != MEDIA_TYPE:
+                    return await send(message)
+                start = message
+            elif start is None:
+                await send(message)
+            else:
+                problem += message.get("body", b"")
+                if not message.get("more_body", False):
+                    await _send(start, problem, send)
+
+        await self._app(scope, receive, rewrite)
+
+
+async def _send(start: Message, problem: bytes, send: Send) -> None:
+    body = json.dumps(error_body(json.loads(problem))).encode()
+    headers = MutableHeaders(scope=start)
+    headers["Content-Type"] = "application/json"
+    headers["Content-Length"] = str(len(body))
+    await send({**start, "status": STATUS_UNDER_V1.get(start["status"], start["status"])})
+    await send({"type": "http.response.body", "body": body})

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from structlog.contextvars import bind_contextvars
 
 from bestofn.service.api.dependencies import Context
-from bestofn.service.api.uploads import Upload
+from bestofn.service.api.request_bodies import Upload
 from bestofn.service.core.deployments import Deployment, tflops
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.jobs import ImageFormat, JobSpec

@@ -10,15 +10,13 @@ from starlette.responses import Response
 from bestofn.service.api.access import caller_of
 from bestofn.service.api.content_negotiation import read_prefer
 from bestofn.service.api.dependencies import Context, ContextDep
-from bestofn.service.api.json_body import JsonRoute
-from bestofn.service.api.openai_answers import images_answer, refusal_of
-from bestofn.service.api.openai_stream import image_events
+from bestofn.service.api.openai_answers import image_events, images_answer, refusal_of
 from bestofn.service.api.problem_details import problem_of
-from bestofn.service.api.responses import result_of
+from bestofn.service.api.request_bodies import JsonRoute
+from bestofn.service.api.responses import Ending, result_of, wait
 from bestofn.service.api.retried_calls import HEADER, Call
-from bestofn.service.api.sse import stream_response
+from bestofn.service.api.routes.events import stream_response
 from bestofn.service.api.submission import fingerprint_of, submit
-from bestofn.service.api.wait import Ending, wait
 from bestofn.service.core.errors import InvalidRequest, ModelNotFound, WaitTimeout
 from bestofn.service.core.openai_schemas import ImagesRequest, ImagesResponse, ModelsOut, OpenAIModel
 from bestofn.service.core.workers import WorkerInfo
