@@ -26,7 +26,7 @@ from bestofn.service.core.results import assemble, unreadable
 from bestofn.service.core.schemas import CandidateOut, JobResult
 from bestofn.service.queue.connection import end_tasks
 from bestofn.service.queue.job_events import wait_for_end
-from bestofn.service.queue.winners import read_winners
+from bestofn.service.queue.job_reader import read_winners
 
 PAGE, MAX_PAGE = 256, 4096  # candidates and matches of a page: the default, and the most
 POLL_SECONDS = 1.0

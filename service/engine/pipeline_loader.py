@@ -15,8 +15,8 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import ModelInfo, PipelineCall
 from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.engine.checker_loader import FoundChecker
-from bestofn.service.engine.deployed_judges import hold_judges
 from bestofn.service.engine.judge_loader import JudgeCheckpoint
+from bestofn.service.engine.judge_residency import hold_judges
 from bestofn.service.engine.loader import MAX_ENLARGEMENT, known_words
 from bestofn.service.engine.pipeline_engine import PipelineEngine
 from bestofn.service.media.provenance import Signer

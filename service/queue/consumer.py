@@ -23,11 +23,10 @@ from bestofn.service.queue.codec import (
     unpack_heat,
     unpack_leaders,
 )
-from bestofn.service.queue.image_store import stage
+from bestofn.service.queue.image_store import stage, with_images
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import GROUP, PRIORITIES, pair_id
 from bestofn.service.queue.scripts import Argument
-from bestofn.service.queue.sent_images import with_images
 from bestofn.service.telemetry import worker_metrics as metrics
 
 MOST_PENDING = 1000

@@ -28,13 +28,11 @@ from bestofn.service.queue.codec import Event, JobRecord, QueuePosition, read_sp
 from bestofn.service.queue.connection import check_connection, close_redis, connect_redis
 from bestofn.service.queue.connection_errors import away, why
 from bestofn.service.queue.embedded_server import find_redis
-from bestofn.service.queue.event_feed import EventFeed
-from bestofn.service.queue.image_store import ImageStore
-from bestofn.service.queue.job_events import follow
+from bestofn.service.queue.image_store import ImageStore, submit_staged
+from bestofn.service.queue.job_events import EventFeed, follow
 from bestofn.service.queue.job_reader import JobReader
 from bestofn.service.queue.keys import PRIORITIES, Keys, opaque, pair_id
 from bestofn.service.queue.scripts import Scripts
-from bestofn.service.queue.sent_images import submit_staged
 
 
 class Queue:

@@ -6,7 +6,7 @@ from functools import partial
 from bestofn.service.core.errors import BestOfNError
 from bestofn.service.core.finals import FinalsState, not_played
 from bestofn.service.core.scheduling import DeliveryAction
-from bestofn.service.pairwise.finals_runner import play
+from bestofn.service.pairwise.openai_judge import play
 from bestofn.service.queue.claims import Claim
 from bestofn.service.worker.context import WorkerContext
 from bestofn.service.worker.held_heats import FinalsCompleted, HeatKey, HeatResult, Released

@@ -25,11 +25,10 @@ from bestofn.service.queue.leftovers import sweep
 from bestofn.service.telemetry import worker_metrics as metrics
 from bestofn.service.worker.claims import ClaimLoop
 from bestofn.service.worker.completion import Completion
-from bestofn.service.worker.context import WorkerContext, retried
+from bestofn.service.worker.context import WorkerContext, heartbeat_loop, retried
 from bestofn.service.worker.engine_thread import EngineThread
 from bestofn.service.worker.finals import FinalsPlayer
 from bestofn.service.worker.health_server import Condition, LoopMonitor, metrics_port
-from bestofn.service.worker.heartbeat import heartbeat_loop
 from bestofn.service.worker.held_heats import Failed, HeldHeats
 from bestofn.service.worker.job_control import JobControl
 from bestofn.service.worker.supervisor import announce_ready

@@ -22,8 +22,7 @@ from bestofn.service.core.errors import JobGone, JobNotFound, JobUnreadable
 from bestofn.service.core.jobs import HeatOutcome, JobSpec
 from bestofn.service.queue.codec import ENDINGS, Event
 from bestofn.service.queue.connection import end_tasks
-from bestofn.service.queue.event_feed import Entry
-from bestofn.service.queue.job_events import follow_entries, last_place
+from bestofn.service.queue.job_events import Entry, follow_entries, last_place
 
 POSITION_SECONDS = 1.0  # a waiting job's place is looked up this often
 TRANSLATED_AT_ONCE = 8  # events of a stream, before the event loop goes on

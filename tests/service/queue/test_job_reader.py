@@ -13,8 +13,7 @@ from bestofn.service.core.results import assemble
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.codec import decode_heats, pack_heat
 from bestofn.service.queue.consumer import QueueConsumer
-from bestofn.service.queue.job_reader import AT_ONCE, CANDIDATE_BYTES, KEPT_SECONDS, JobReader
-from bestofn.service.queue.winners import read_winners
+from bestofn.service.queue.job_reader import AT_ONCE, CANDIDATE_BYTES, KEPT_SECONDS, JobReader, read_winners
 from tests.service.queue.opening import opened
 
 MakeSpec = Callable[..., JobSpec]
