@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from bestofn.service.core.jobs import JobStatus
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.stats import EndedJob, QueueStats, ended_jobs, last_ended
-from bestofn.service.telemetry.registry import LATENCY
+from bestofn.service.telemetry.metrics import LATENCY
 
 SCORES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 

@@ -25,7 +25,7 @@ from bestofn.service.engine.postprocess import Postprocess
 from bestofn.service.engine.protocol import HeatFailed, Stepped
 from bestofn.service.engine.stepwise import Stepwise
 from bestofn.service.media.provenance import Signer
-from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
+from bestofn.service.telemetry.metrics import OUT_OF_MEMORY
 
 
 @dataclass(slots=True)

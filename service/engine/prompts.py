@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bestofn.models.linear_dit.context import PromptContext
-from bestofn.service.telemetry.worker_metrics import PROMPT_HITS, PROMPT_MISSES
+from bestofn.service.telemetry.metrics import PROMPT_HITS, PROMPT_MISSES
 
 MAX_BYTES = 2**30
 STEP = 8  # prompts by which the table grows

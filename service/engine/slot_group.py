@@ -23,7 +23,7 @@ from bestofn.service.engine.device_work import Recorded, Recorder
 from bestofn.service.engine.microbatch import BatchPool, out_of_memory, release_cache
 from bestofn.service.engine.prompts import PromptTable
 from bestofn.service.engine.scheduler import Group
-from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
+from bestofn.service.telemetry.metrics import OUT_OF_MEMORY
 
 
 @dataclass(slots=True)

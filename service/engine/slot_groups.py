@@ -12,7 +12,7 @@ from bestofn.service.engine.microbatch import BatchPool, out_of_memory, release_
 from bestofn.service.engine.prompts import PromptTable
 from bestofn.service.engine.scheduler import Group, Size, to_close
 from bestofn.service.engine.slot_group import SlotGroup
-from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
+from bestofn.service.telemetry.metrics import OUT_OF_MEMORY
 
 IDLE_GROUPS = 2  # kept open behind those in use: sizes and depths are without number
 

@@ -22,7 +22,7 @@ from bestofn.service.queue.connection import end_tasks
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.leftovers import sweep
-from bestofn.service.telemetry import worker_metrics as metrics
+from bestofn.service.telemetry import metrics
 from bestofn.service.worker.claims import ClaimLoop
 from bestofn.service.worker.completion import Completion
 from bestofn.service.worker.context import WorkerContext, heartbeat_loop, retried
@@ -211,7 +211,7 @@ class Worker:
         claims = context.held.claims()
         await context.call(lambda: context.consumer.leave(claims))
         for claim in claims:
-            context.heat_log.ended(claim, "released")
+            context.held.log_end(claim, "released")
         log.info("left", worker=context.consumer.worker, released=len(claims))
 
     async def _sweep(self) -> None:

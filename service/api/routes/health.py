@@ -17,7 +17,7 @@ from bestofn.service.core.request_checks import forbidden_default
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
 from bestofn.service.queue.connection_errors import away
 from bestofn.service.queue.stats import read_stats
-from bestofn.service.telemetry.api_metrics import REGISTRY
+from bestofn.service.telemetry.metrics import API_REGISTRY
 
 router = APIRouter()
 
@@ -61,7 +61,7 @@ async def metrics(request: Request, context: ContextDep) -> Response:
             raise
         stats = None
     registry = CollectorRegistry()
-    for part in (REGISTRY, QueueState(stats, context.settings.image_budget_bytes), context.ended.registry):
+    for part in (API_REGISTRY, QueueState(stats, context.settings.image_budget_bytes), context.ended.registry):
         registry.register(part)
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(registry), media_type=media_type)

@@ -17,7 +17,7 @@ from bestofn.service.queue.codec import pack_leaders, read_spec, unpack_leaders
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.stats import ended_jobs, read_stats
-from bestofn.service.telemetry.worker_metrics import HEATS
+from bestofn.service.telemetry.metrics import HEATS
 from tests.service.queue.opening import opened
 from tests.waiting import PATIENCE
 
