@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import redis.exceptions
-import structlog
 from fastapi import FastAPI
 
 from bestofn.service.api import access as guard
@@ -21,17 +20,13 @@ from bestofn.service.api.rate_limit import OpenCalls
 from bestofn.service.api.request_log import Requests, is_probe
 from bestofn.service.api.routes import events, generate, health, jobs, openai, status, web
 from bestofn.service.api.webhooks import WebhookSender
-from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
 from bestofn.service.pairwise.check_server import prompt_checker
-from bestofn.service.queue.connection import check_connection, connect_redis, end_tasks
-from bestofn.service.queue.embedded_server import find_redis
+from bestofn.service.queue.connection import end_tasks
 from bestofn.service.queue.job_queue import Queue
 
 EXPIRE_SECONDS = 0.5
-
-log = structlog.get_logger()
 
 DESCRIPTION = """\
 Inference-time scaling of text-to-image: a prompt comes in, N candidates are drawn, a judge compares them in a knockout
@@ -46,24 +41,7 @@ Errors are `application/problem+json` (RFC 9457) with a stable `code`, and carry
 
 async def check_queue(settings: Settings) -> None:
     """Connect to the queue once. Raises SetupError if there is none, or none that fits; one that is down may return."""
-    await (await _connect(settings)).aclose()
-
-
-async def _connect(settings: Settings) -> Queue:
-    """A queue that may not answer yet: calls are refused with 503 until it does.
-
-    Raises:
-        SetupError: it answers, and is too old or may forget jobs.
-    """
-    queue = Queue(connect_redis(find_redis(settings)), settings)
-    try:
-        await check_connection(queue.redis)
-    except SetupError:
-        await queue.aclose()
-        raise
-    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
-        log.warning("the queue cannot be reached yet", error=str(error))
-    return queue
+    await (await Queue.connect(settings, may_be_away=True)).aclose()
 
 
 async def _expire_jobs(queue: Queue) -> None:
@@ -94,7 +72,7 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        used = queue or await _connect(settings)
+        used = queue or await Queue.connect(settings, may_be_away=True)
         app.state.context = context = Context(
             used, settings, keyring, TokenCounters(used.tokenizer), connections, calls, prompt_checker(settings)
         )

@@ -173,12 +173,12 @@ async def _partial_images(
                         await _follow(context, spec, translator, Event.read(*entry))
                         while left and translator.judged >= left[0]:
                             due = left.pop(0)
-                if not due or translator.leader is None:
+                if not due or translator.best is None:
                     continue
-                shown = await _shown(context, spec, translator.leader)
-                if shown is not None and (translator.leader.index, shown[1]) != last:
-                    last = (translator.leader.index, shown[1])
-                    yield _partial(spec, translator.leader, sent, translator.judged, shown)
+                shown = await _shown(context, spec, translator.best)
+                if shown is not None and (translator.best.index, shown[1]) != last:
+                    last = (translator.best.index, shown[1])
+                    yield _partial(spec, translator.best, sent, translator.judged, shown)
                     sent += 1
 
 

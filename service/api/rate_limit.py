@@ -96,6 +96,7 @@ class OpenCalls:
         limit: maximum of waiting calls and event streams together, of each caller.
         most: maximum of all calls in progress, of each caller.
         refused: number of calls refused so far.
+        turns: of the calls that are worked on.
     """
 
     def __init__(self, limit: int, connections: int) -> None:
@@ -104,15 +105,11 @@ class OpenCalls:
         self.refused = 0
         self._all: Counter[str] = Counter()
         self._open: Counter[tuple[str, Kind]] = Counter()
-        self._turns = Turns(WORKED_ON)
+        self.turns = Turns(WORKED_ON)
 
     def count(self, kind: Kind) -> int:
         """Number of open calls of this kind, of all callers."""
         return sum(number for (_, known), number in self._open.items() if known == kind)
-
-    def turn(self, caller: str) -> asyncio.Semaphore:
-        """The turns of a caller: calls that are worked on."""
-        return self._turns.of(caller)
 
     def admit(self, scope: MutableMapping[str, Any]) -> None:
         """Count a call until its answer is sent. Raises TooManyCalls if its caller has too many in progress."""
@@ -125,7 +122,7 @@ class OpenCalls:
 
     async def take_turn(self, scope: MutableMapping[str, Any]) -> None:
         """Wait for the call's turn, and hold it until the answer is sent or `enter` is called."""
-        turn = self.turn(scope.get("caller", ""))
+        turn = self.turns.of(scope.get("caller", ""))
         await turn.acquire()
         scope[_TURN] = turn
         at_end: ExitStack = scope[AT_END]

@@ -45,7 +45,7 @@ async def submit(
     """
     if body.webhook is not None:
         check_webhook(body.webhook, context.settings)
-    async with context.open_calls.turn(caller):
+    async with context.open_calls.turns.of(caller):
         deployment = await context.deployed.choose(body.model, body.judge, body.rule, finals=body.finals is not None)
         for sha256 in deployment.tokenizers:
             await context.counters.load(sha256)
@@ -69,7 +69,7 @@ async def submit_rank(context: Context, upload: Upload, *, caller: str, key: str
     body = upload.options
     if body.webhook is not None:
         check_webhook(body.webhook, context.settings)
-    async with context.open_calls.turn(caller):
+    async with context.open_calls.turns.of(caller):
         wanted = {"finals": body.finals is not None, "any_model": True}
         deployment = await context.deployed.choose(None, body.judge, body.rule, **wanted)
         for sha256 in deployment.tokenizers:

@@ -165,7 +165,7 @@ class JobSpec(BaseModel):
     def schedule(self) -> HeatSchedule:
         """How the candidates are cut into heats."""
         keep = None if self.draft is None else self.draft.keep
-        return HeatSchedule.of(self.num_samples, self.heat_size, may_stop=self.stop is not None, keep=keep)
+        return HeatSchedule(self.num_samples, self.heat_size, self.stop is not None, keep)
 
     @property
     def total_steps(self) -> int:

@@ -13,8 +13,9 @@ import structlog
 
 from bestofn.judge.pairwise import LABELS, Answer, Answers, Rounds, knockout, question, read_answer
 from bestofn.service.core.errors import JudgeAway
-from bestofn.service.core.finals import FinalsOutcome, FinalsState, not_played, played
+from bestofn.service.core.finals import FinalsOutcome, not_played, played
 from bestofn.service.core.jobs import JobSpec
+from bestofn.service.core.schemas import FinalsProgress
 from bestofn.service.media.codec import decode
 from bestofn.service.pairwise.calls import ATTEMPTS, NO_COMPLETION, ChatServer, first_token, image_url, parse_address
 
@@ -140,7 +141,7 @@ async def play(
     spec: JobSpec,
     meet: Sequence[int],
     images: Mapping[int, bytes],
-    tell: Callable[[FinalsState], Awaitable[None]],
+    tell: Callable[[FinalsProgress], Awaitable[None]],
     *,
     own: bool = False,
 ) -> FinalsOutcome:
@@ -157,7 +158,8 @@ async def play(
     model = judge.address.model
 
     async def before_round(rounds: Rounds) -> None:
-        await tell(FinalsState(model, tuple(meet), rounds))
+        played_so_far = [[match.to_json() for match in matches] for matches in rounds]
+        await tell(FinalsProgress.model_validate({"judge": model, "entrants": meet, "rounds": played_so_far}))
 
     try:
         return played(model, await judge.knockout(spec.prompt, meet, images, before_round))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from bestofn.judge.verdict import ANSWERS, Verdict
 from bestofn.service.core import jobs
 from bestofn.service.core.errors import JobUnreadable
-from bestofn.service.core.finals import FinalsOutcome, FinalsState
+from bestofn.service.core.finals import FinalsOutcome
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
 from bestofn.service.core.results import Ranking, shown
 from bestofn.service.core.schemas import FinalsProgress, JobProgress
@@ -258,8 +258,8 @@ def unpack_heat(spec: JobSpec, heat: int, record: str | bytes) -> HeatOutcome:
     return HeatOutcome(heat, tuple(candidates), {}, Usage(*fields["usage"]), warnings=tuple(fields["warnings"]))
 
 
-def pack_finals(finals: FinalsOutcome | FinalsState) -> str:
-    """The result or the state of finals, as JSON."""
+def pack_finals(finals: FinalsOutcome) -> str:
+    """The result of finals, as JSON."""
     return _compact(finals.to_json())
 
 

@@ -4,14 +4,13 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bestofn.service.core.jobs import ACTIVE, JobStatus
-from bestofn.service.queue.codec import ENDINGS, Event, reading
+from bestofn.service.queue.codec import ENDINGS, reading
 
 if TYPE_CHECKING:
     from bestofn.service.queue.job_queue import Queue
@@ -135,26 +134,15 @@ def numbers_of(entry: str) -> tuple[int, int]:
     return int(milliseconds), int(sequence or 0)
 
 
-async def follow(queue: "Queue", job: str, after: str) -> AsyncGenerator[Event, None]:
+async def follow_entries(queue: "Queue", job: str, after: str = "0") -> AsyncGenerator[Sequence[Entry], None]:
     """Events of a job after the one with id `after`, as they come, up to its last event.
 
-    The stream is capped: a late reader misses the oldest events.
+    They are as stored, for `Event.read`: as many at once as there are, at most 256. The stream is capped: a late reader
+    misses the oldest events.
 
     Raises:
         JobNotFound, JobGone: there is no such job, at the start or while following it.
-        JobUnreadable: an event or the job's status cannot be read.
-    """
-    async with aclosing(follow_entries(queue, job, after)) as batches:
-        async for entries in batches:
-            for entry in entries:
-                yield Event.read(*entry)
-
-
-async def follow_entries(queue: "Queue", job: str, after: str = "0") -> AsyncGenerator[Sequence[Entry], None]:
-    """The same events as they are stored, for `Event.read`: as many at once as there are, at most 256.
-
-    Raises:
-        JobNotFound, JobGone: there is no such job, at the start or while following it.
+        JobUnreadable: the job's status cannot be read.
     """
     key = queue.keys("events", job)
     seconds = 0.0

@@ -61,7 +61,7 @@ async def metrics(request: Request, context: ContextDep) -> Response:
             raise
         stats = None
     registry = CollectorRegistry()
-    for part in (API_REGISTRY, QueueState(stats, context.settings.image_budget_bytes), context.ended.registry):
+    for part in (API_REGISTRY, QueueState(stats), context.ended.registry):
         registry.register(part)
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(registry), media_type=media_type)
