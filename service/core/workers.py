@@ -42,7 +42,7 @@ class ModelInfo(BaseModel):
         known_words: vocabulary of the model; None: open.
         tflops_per_forward: one sample through the transformer at the default size.
         tflops_per_decode: one image through the decoder at the default size.
-        depth: number of layers; None: published by an older worker.
+        depth: number of layers; None: of a pipeline, or published by an older worker.
         layer_order: layers by importance, the most important first; None: all layers always run.
         tflops_per_layer: share of one layer in `tflops_per_forward`.
         guidance_embeds: whether guidance is an input of the model (SANA-Sprint), so no negative prompt is read.
@@ -70,7 +70,7 @@ class ModelInfo(BaseModel):
 
     @property
     def depths(self) -> list[int]:
-        """Depths that a job may use, in ascending order; empty for an older worker."""
+        """Depths that a job may use, in ascending order; empty for a pipeline or an older worker."""
         return list(range(1 if self.layer_order else self.depth, self.depth + 1)) if self.depth else []
 
     def layers(self, depth: int | None) -> tuple[int, ...] | None:
@@ -98,7 +98,7 @@ class JudgeInfo(BaseModel):
     revision: Revision
     tflops_per_forward: float
     calibration: Calibration | None = None
-    prompt_limit: PromptLimit | None = None  # None: published by an older worker
+    prompt_limit: PromptLimit | None = None  # None: not known, of other judges than NVILA
     second: "JudgeInfo | None" = None  # used by jobs with rule lower_bound
 
     @property

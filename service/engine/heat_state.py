@@ -96,11 +96,10 @@ class HeatWork:
         spec = self.heat.job
         candidate = Candidate(index, spec.seed_of(index), verdict, self.drafts.get(index))
         self.candidates.append(candidate)
-        if spec.sent:
-            return candidate, self._thumbnail(small)
-        self.images[index] = pixels
-        in_play = set(leaders(spec, self.candidates))
-        self.images = {i: image for i, image in self.images.items() if i in in_play}
+        if not spec.sent:
+            self.images[index] = pixels
+            in_play = set(leaders(spec, self.candidates))
+            self.images = {i: image for i, image in self.images.items() if i in in_play}
         return candidate, self._thumbnail(small)
 
     def drafted(

@@ -76,10 +76,10 @@ class JobRecord:
     created: float
     started: float | None
     ended: float | None
-    thumbnails: frozenset[int] = frozenset()  # candidates with a thumbnail
-    discarded_forwards: int = 0  # forwards for candidates that an early end left out
-    finals: FinalsOutcome | None = None
-    ranking: Ranking | None = None  # of `outcomes`
+    thumbnails: frozenset[int]  # candidates with a thumbnail
+    discarded_forwards: int  # forwards for candidates that an early end left out
+    finals: FinalsOutcome | None
+    ranking: Ranking  # of `outcomes`
 
 
 @dataclass(frozen=True, slots=True)

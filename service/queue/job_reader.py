@@ -181,12 +181,8 @@ async def read_winners(queue: "Queue", job: str) -> Winners:
     if state is not JobStatus.SUCCEEDED:
         return Winners(state)
     spec = read_spec(text)
-    order: Sequence[Candidate]
-    if stopped == b"deadline":  # the stored leaders are those of the decided prefix alone
-        record = await queue.record(job)
-        order = record.ranking.order if record.ranking is not None else ()
-    else:
-        order = unpack_leaders(spec, leaders)
+    late = stopped == b"deadline"  # then the stored leaders are those of the decided prefix alone
+    order = (await queue.record(job)).ranking.order if late else unpack_leaders(spec, leaders)
     return Winners(state, spec, [candidate for candidate in order[: spec.top_k] if candidate.has_image])
 
 

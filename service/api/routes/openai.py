@@ -48,7 +48,7 @@ async def generate_images(
     wanted = body.generate_request(context.settings.max_samples, context.settings.model_aliases)
     context.open_calls.enter(request.scope, "stream" if body.stream else "wait")
     caller, preference = caller_of(request), read_prefer(prefer, math.inf)
-    call = Call.of(caller, fingerprint_of(wanted, wanted.format), request.headers.get(HEADER))
+    call = Call.of(caller, fingerprint_of(wanted, format=wanted.format), request.headers.get(HEADER))
     joined = await call.join(context) if idempotency_key is None else None
     try:
         job_id, created = (
