@@ -12,10 +12,8 @@ from bestofn.service.api import access as guard
 from bestofn.service.api import problem_details as problem
 from bestofn.service.api.connections import CONNECTIONS_KEPT, DESCRIPTORS_KEPT, ConnectionLimit, Connections
 from bestofn.service.api.dependencies import Context
-from bestofn.service.api.deployments import TokenCounters
 from bestofn.service.api.http_middleware import Cors, Head, JsonGzip, Prefix
 from bestofn.service.api.openapi import Described
-from bestofn.service.api.problem_details import OpenAIErrors
 from bestofn.service.api.rate_limit import OpenCalls
 from bestofn.service.api.request_log import Requests, is_probe
 from bestofn.service.api.routes import events, generate, health, jobs, openai, status, web
@@ -73,9 +71,7 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         used = queue or await Queue.connect(settings, may_be_away=True)
-        app.state.context = context = Context(
-            used, settings, keyring, TokenCounters(used.tokenizer), connections, calls, prompt_checker(settings)
-        )
+        app.state.context = context = Context(used, settings, keyring, connections, calls, prompt_checker(settings))
         with contextlib.suppress(redis.exceptions.RedisError):
             await context.ended.read(context.queue)  # jobs that end from now on are counted
         works = [keyring.watch(), _expire_jobs(used), connections.sweep()]
@@ -109,7 +105,6 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
     app.state.connections = connections
     app.add_middleware(guard.Guard, settings=settings, keyring=keyring, calls=calls)
     app.add_middleware(ConnectionLimit, connections=connections)
-    app.add_middleware(OpenAIErrors)  # around the guard, whose refusals it rewrites too
     app.add_middleware(JsonGzip)
     app.add_middleware(Head)
     app.add_middleware(Requests)

@@ -35,7 +35,6 @@ class Context:
     queue: Queue
     settings: Settings
     keyring: Keyring
-    counters: TokenCounters
     connections: Connections
     open_calls: OpenCalls
     prompt_checker: PromptChecker | None = None
@@ -44,6 +43,7 @@ class Context:
     turns: Turns = field(default_factory=Turns)  # of steps on the event loop that take a few milliseconds
     upload_turns: UploadTurns = field(default_factory=UploadTurns)
     deployed: Deployed = field(init=False)
+    counters: TokenCounters = field(init=False)
     base: str = field(init=False)  # public address of the API, before every path; "": relative to the server
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -55,7 +55,8 @@ class Context:
         return (self.base or str(request.base_url).rstrip("/")) + path
 
     def __post_init__(self) -> None:
-        self.deployed, self.base = Deployed(self.queue), self.settings.public_url or ""
+        self.deployed, self.counters = Deployed(self.queue), TokenCounters(self.queue)
+        self.base = self.settings.public_url or ""
 
     async def standstill(self) -> str | None:
         """Why no running job goes on, such as a full disk of the queue's server; None if jobs go on.

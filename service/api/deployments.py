@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -71,9 +71,8 @@ KEPT = 8  # tokenizers in memory; Gemma's takes about 200 MB
 class TokenCounters:
     """Tokenizers by the hash of their file, fetched once."""
 
-    def __init__(self, fetch: Callable[[str], Awaitable[bytes]]) -> None:
-        """`fetch` returns the tokenizer.json of a hash."""
-        self._fetch = fetch
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
         self._kept: OrderedDict[str, Tokenizer] = OrderedDict()
         self._lock = asyncio.Lock()
 
@@ -81,7 +80,7 @@ class TokenCounters:
         """Make sure that `count` knows this tokenizer. Parsing a large one takes seconds: not on the event loop."""
         async with self._lock:
             if sha256 not in self._kept:
-                content = await self._fetch(sha256)
+                content = await self._queue.tokenizer(sha256)
                 tokenizer = await asyncio.to_thread(Tokenizer.from_buffer, content)
                 # The file may ask for cutting or padding, which would hide how long a text is.
                 tokenizer.no_truncation()

@@ -10,11 +10,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from redis.exceptions import RedisError, ResponseError
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, get_contextvars
 
 from bestofn.service.api.field_hints import hint
@@ -88,7 +87,23 @@ def problem(
     if retry_after is not None:
         sent |= {"Retry-After": str(math.ceil(retry_after)), "retry-after-ms": str(round(1000 * retry_after))}
     # ASCII only: a message may quote a lone surrogate, which has no UTF-8.
-    return Response(json.dumps(body), status, sent, MEDIA_TYPE)
+    return _Problem(body, sent)
+
+
+class _Problem(Response):
+    """A problem document, under /v1 in OpenAI's form. Headers are the same, Retry-After and x-should-retry too."""
+
+    def __init__(self, document: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+        super().__init__(json.dumps(document), document["status"], headers, MEDIA_TYPE)
+        self._document = document
+        self._sent = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not scope["path"].startswith(PREFIX):
+            return await super().__call__(scope, receive, send)
+        status = STATUS_UNDER_V1.get(self.status_code, self.status_code)
+        theirs = Response(json.dumps(error_body(self._document)), status, self._sent, "application/json")
+        await theirs(scope, receive, send)
 
 
 def problem_of(error: BestOfNError, *, job: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
@@ -192,40 +207,3 @@ async def _queue_lost(request: Request, error: Exception) -> Response:
         context.later(context.queue.drop_connections())
     wait = BUSY_RETRY_SECONDS if isinstance(error, ResponseError) else QUEUE_RETRY_SECONDS
     return problem_of(Unavailable(f"{why(error)}; try again", retry_after=wait))
-
-
-class OpenAIErrors:
-    """ASGI middleware around everything that may refuse a call. Headers stay, Retry-After and x-should-retry too."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(PREFIX):
-            return await self._app(scope, receive, send)
-        start: Message | None = None
-        problem = b""
-
-        async def rewrite(message: Message) -> None:
-            nonlocal start, problem
-            if message["type"] == "http.response.start":
-                if MutableHeaders(scope=message).get("content-type") != MEDIA_TYPE:
-                    return await send(message)
-                start = message
-            elif start is None:
-                await send(message)
-            else:
-                problem += message.get("body", b"")
-                if not message.get("more_body", False):
-                    await _send(start, problem, send)
-
-        await self._app(scope, receive, rewrite)
-
-
-async def _send(start: Message, problem: bytes, send: Send) -> None:
-    body = json.dumps(error_body(json.loads(problem))).encode()
-    headers = MutableHeaders(scope=start)
-    headers["Content-Type"] = "application/json"
-    headers["Content-Length"] = str(len(body))
-    await send({**start, "status": STATUS_UNDER_V1.get(start["status"], start["status"])})
-    await send({"type": "http.response.body", "body": body})

@@ -82,16 +82,11 @@ async def generate_images(
 router.include_router(_images)
 
 
+@router.get("/models/", include_in_schema=False)
 @router.get("/models", summary="The models that requests can name")
 async def list_models(context: ContextDep) -> ModelsOut:
     """Those of warm workers first, then those whose workers are away."""
     return ModelsOut(data=await _models(context))
-
-
-@router.get("/models/", include_in_schema=False)
-async def list_models_too(context: ContextDep) -> ModelsOut:
-    """The same, for callers who end addresses with a slash."""
-    return await list_models(context)
 
 
 @router.get("/models/{name:path}", summary="One of them")
