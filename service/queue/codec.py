@@ -170,17 +170,6 @@ def decode_heats(
     return DecodedHeats(text or b"", spec, outcomes, finals, ranking)
 
 
-@contextmanager
-def naming_status(fields: Mapping[bytes, bytes]) -> Iterator[None]:
-    """Note status and error of a job, by its hash, in the JobUnreadable that this block raises."""
-    try:
-        yield
-    except JobUnreadable as error:
-        known = (fields.get(name) for name in (b"status", b"error"))
-        error.job_status, error.job_error = (None if text is None else text.decode(errors="replace") for text in known)
-        raise
-
-
 @reading("the job's stored record")
 def read_record(fields: Mapping[bytes, bytes], heats: DecodedHeats) -> JobRecord:
     """The record of a job, without its queue position, from its hash and its heats. Raises JobUnreadable."""

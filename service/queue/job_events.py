@@ -148,7 +148,11 @@ async def follow_entries(queue: "Queue", job: str, after: str = "0") -> AsyncGen
     seconds = 0.0
     ended, status = False, JobStatus.QUEUED
     while True:
-        entries = await _entries(queue, key, after, seconds)
+        if seconds:
+            entries = await queue.feed.read(key, after, seconds)
+        else:
+            reply = await queue.redis.xread({key: after}, count=MAX_ENTRIES)
+            entries = reply[0][1] if reply else ()
         if entries:
             yield entries
             last, fields = entries[-1]
@@ -191,14 +195,6 @@ async def last_place(queue: "Queue", job: str) -> tuple[int, int] | None:
     if fields[b"type"].decode() not in ENDINGS:
         return None
     return numbers_of(entry.decode())
-
-
-async def _entries(queue: "Queue", key: str, after: str, seconds: float) -> Sequence[Entry]:
-    """Entries after `after`: those that are there, or with `seconds` the next ones within that time."""
-    if seconds:
-        return await queue.feed.read(key, after, seconds)
-    reply = await queue.redis.xread({key: after}, count=MAX_ENTRIES)
-    return reply[0][1] if reply else ()
 
 
 async def _patience(queue: "Queue", job: str) -> tuple[JobStatus, float]:

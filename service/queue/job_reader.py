@@ -11,12 +11,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
+from bestofn.service.core.errors import JobUnreadable
 from bestofn.service.core.jobs import Candidate, JobSpec, JobStatus
 from bestofn.service.queue.codec import (
     DecodedHeats,
     JobRecord,
     decode_heats,
-    naming_status,
     read_record,
     read_spec,
     unpack_leaders,
@@ -78,10 +78,14 @@ class JobReader:
                 if not fields:
                     known.decoded = None
                     return None
-                with naming_status(fields):
+                try:
                     if new or known.decoded is None:
                         known.decoded = await self._decode(fields, new, known.decoded)
                     record = read_record(fields, known.decoded)
+                except JobUnreadable as error:
+                    known_text = {name: text.decode(errors="replace") for name, text in fields.items()}
+                    error.job_status, error.job_error = known_text.get(b"status"), known_text.get(b"error")
+                    raise
                 self._keep(job, known)
                 return record
         finally:
