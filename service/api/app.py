@@ -50,12 +50,11 @@ async def _expire_jobs(queue: Queue) -> None:
         await asyncio.sleep(EXPIRE_SECONDS)
 
 
-def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: int | None = None) -> FastAPI:
-    """The application.
+def create_app(settings: Settings, *, descriptors: int | None = None) -> FastAPI:
+    """The application. It connects to the queue of `settings` when it starts.
 
     Args:
         settings: settings of the API.
-        queue: its queue, which it does not close; if left out, it connects to that of `settings`.
         descriptors: file descriptors that the process may have open; None: as many as it needs.
 
     Raises:
@@ -70,11 +69,11 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        used = queue or await Queue.connect(settings, may_be_away=True)
-        app.state.context = context = Context(used, settings, keyring, connections, calls, prompt_checker(settings))
+        queue = await Queue.connect(settings, may_be_away=True)
+        app.state.context = context = Context(queue, settings, keyring, connections, calls, prompt_checker(settings))
         with contextlib.suppress(redis.exceptions.RedisError):
-            await context.ended.read(context.queue)  # jobs that end from now on are counted
-        works = [keyring.watch(), _expire_jobs(used), connections.sweep()]
+            await context.ended.read(queue)  # jobs that end from now on are counted
+        works = [keyring.watch(), _expire_jobs(queue), connections.sweep()]
         if settings.webhook_secret:
             works.append(WebhookSender(context, settings.webhook_secret).run())
         tasks = [asyncio.create_task(work) for work in works]
@@ -82,8 +81,7 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
             yield
         finally:
             await end_tasks(set(tasks))
-            if queue is None:
-                await used.aclose()
+            await queue.aclose()
 
     app = Described(
         keys=keyring.on,

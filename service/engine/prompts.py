@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bestofn.models.linear_dit.context import PromptContext
 from bestofn.service.telemetry.metrics import PROMPT_HITS, PROMPT_MISSES
 
-MAX_BYTES = 2**30
+MAX_BYTES = 2**30  # that all contexts may take together
 STEP = 8  # prompts by which the table grows
 
 Prompt = tuple[str, bool]  # the text, and whether it is the negative prompt
@@ -20,14 +20,12 @@ class PromptCache:
     The empty negative prompt of guidance is shared by nearly all jobs and so never grows old.
     """
 
-    def __init__(self, encode: Callable[[Sequence[Prompt]], list[PromptContext]], max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, encode: Callable[[Sequence[Prompt]], list[PromptContext]]) -> None:
         """
         Args:
             encode: gives the contexts of prompts, one each.
-            max_bytes: that all contexts may take together.
         """
         self._encode = encode
-        self._max_bytes = max_bytes
         self._contexts: OrderedDict[Prompt, PromptContext] = OrderedDict()
 
     def __len__(self) -> int:
@@ -48,7 +46,7 @@ class PromptCache:
         for prompt in prompts:
             self._contexts.move_to_end(prompt)
         held = sum(context.nbytes for context in self._contexts.values())
-        while held > self._max_bytes and len(self._contexts) > len(set(prompts)):
+        while held > MAX_BYTES and len(self._contexts) > len(set(prompts)):
             held -= self._contexts.popitem(last=False)[1].nbytes
         return found
 
