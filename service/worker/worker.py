@@ -16,7 +16,7 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import COMMIT, VERSION
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.engine.protocol import Engine
-from bestofn.service.host.descriptors import raise_descriptor_limit
+from bestofn.service.host.cgroups import raise_descriptor_limit
 from bestofn.service.pairwise.openai_judge import VisionJudge
 from bestofn.service.queue.connection import end_tasks
 from bestofn.service.queue.consumer import QueueConsumer
