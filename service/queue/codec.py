@@ -166,7 +166,8 @@ def decode_heats(
     if b"%d" % last in heats:
         finals = unpack_finals(heats[b"%d" % last])
     ranking = Ranking.of(spec, tuple(outcomes.values()), finals)
-    ranking.prepare(bracket=bracket)
+    if bracket:
+        _ = ranking.rounds  # computed here, which may be off the event loop
     return DecodedHeats(text or b"", spec, outcomes, finals, ranking)
 
 
