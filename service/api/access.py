@@ -1,22 +1,19 @@
 """Who may call: API keys and signed addresses where keys are set; else, on a loopback server, this machine alone."""
 
-import asyncio
 import hmac
 import ipaddress
 import re
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-import structlog
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
-from bestofn.service.api.key_file import Key, keys_file, parse, sha256
+from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.problem_details import problem_of
 from bestofn.service.api.rate_limit import AT_END, OpenCalls
 from bestofn.service.api.routes import web
@@ -25,80 +22,8 @@ from bestofn.service.core.settings import Settings
 
 # Probes carry no key; the page and the description of the API are no secret, and the page asks for a key itself.
 OPEN_PATHS = web.PATHS | {"/livez", "/readyz", "/openapi.json"}
-READ_SECONDS = 1.0  # between two readings of the file of keys
 VALID_SECONDS = 3600  # of a signed address: at least, and at most twice; it stays the same for as long
 _PICTURE = re.compile(r"/jobs/[0-9a-f]{1,64}/images/\d{1,2}")
-
-log = structlog.get_logger()
-
-
-class Keyring:
-    """Who may call. `on`: whether keys are asked for; once they are, they are for as long as the process lives.
-
-    A file that cannot be read leaves the keys unchanged. A deleted file leaves no key: all requests are refused.
-    `trouble` says so while it lasts.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        """Reads the file, if there is one. Without one no keys are asked for.
-
-        Raises:
-            SetupError: it cannot be read, or the settings name it and it is not there.
-        """
-        self.file = keys_file(settings)
-        self.on = settings.keys_file is not None
-        self.trouble: str | None = None
-        self._keys: tuple[Key, ...] = ()
-        self._text: str | None = None
-        self.refresh()
-        if self.trouble is not None:
-            raise SetupError(f"{self.trouble}; mend it, or make a key: bestofn keys add NAME")
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def caller(self, key: str) -> str | None:
-        """The name of a key. All hashes are compared, so that the time of a call gives nothing away."""
-        sent, found = sha256(key), None
-        for known in self._keys:
-            if hmac.compare_digest(sent, known.sha256):
-                found = known.name
-        return found
-
-    def refresh(self) -> None:
-        """Reads the file: the whole of it each time, since links and fast writers may leave its time as it was."""
-        try:
-            text = self.file.read_text(encoding="utf-8")
-            if text != self._text:
-                self._keys, self._text, self.on = parse(text, self.file), text, True
-            self.trouble = None
-        except (FileNotFoundError, NotADirectoryError):
-            self._keys, self._text = (), None
-            self.trouble = f"{self.file} is not there" if self.on else None
-        except (OSError, UnicodeDecodeError, SetupError) as error:
-            self.on = True
-            self.trouble = error.detail if isinstance(error, SetupError) else f"{self.file} cannot be read: {error}"
-
-    async def watch(self) -> None:
-        """Read the file every second in the background and log every change."""
-        logged = None
-        loop = asyncio.get_running_loop()
-        # A thread of its own: lookups of host names may hold all of the loop's threads for seconds.
-        reader = ThreadPoolExecutor(1, "keys")
-        while True:
-            now = self.on, self.trouble, self._keys
-            if self.on and now != logged:
-                names = sorted({key.name for key in self._keys})
-                if self.trouble is None:
-                    log.info("keys in force", file=str(self.file), names=names)
-                else:
-                    log.error("the keys cannot be read", why=self.trouble, still_in_force=names)
-            logged = now
-            await asyncio.sleep(READ_SECONDS)
-            try:
-                await loop.run_in_executor(reader, self.refresh)
-            except Exception:  # or no key could be revoked any more
-                log.exception("the keys could not be looked at")
 
 
 def is_loopback(host: str) -> bool:

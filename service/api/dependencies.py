@@ -12,7 +12,8 @@ import structlog
 from fastapi import Depends, Header, Path, Request
 from pydantic import BaseModel, Field
 
-from bestofn.service.api.access import Keyring, caller_of, check_signature
+from bestofn.service.api.access import caller_of, check_signature
+from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.connections import Connections
 from bestofn.service.api.deployments import Deployed, TokenCounters
 from bestofn.service.api.queue_metrics import EndedJobs

@@ -13,11 +13,12 @@ from bestofn.service.core.jobs import Heat, HeatOutcome
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
 from bestofn.service.engine import scheduler as policy
 from bestofn.service.engine.batch_sizes import Sizes
-from bestofn.service.engine.device_work import Clock, SideStream
 from bestofn.service.engine.heat_state import HeatWork, Owner
 from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.postprocess import Postprocess
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinished, Stepped
+from bestofn.service.engine.side_stream import SideStream
+from bestofn.service.engine.timing import Clock
 from bestofn.service.host.cgroups import cores
 from bestofn.service.media.provenance import Signer
 

@@ -12,7 +12,7 @@ from bestofn.judge.verdict import BROKEN, Verdict
 from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, Usage
 from bestofn.service.core.results import leaders, promoted
 from bestofn.service.core.workers import PipelineCall
-from bestofn.service.engine.device_work import Clock
+from bestofn.service.engine.timing import Clock
 from bestofn.service.media.codec import encode, thumbnail
 from bestofn.service.media.metadata import Story
 from bestofn.service.media.provenance import Signer

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from bestofn.judge.verdict import Verdict
 from bestofn.service.core.jobs import Heat
-from bestofn.service.engine.device_work import Clock
 from bestofn.service.engine.heat_state import Owner, Small
 from bestofn.service.engine.protocol import HeatFailed
 from bestofn.service.engine.scheduler import Size
+from bestofn.service.engine.timing import Clock
 from bestofn.service.media.codec import decode
 
 WAIT_SECONDS = 0.05  # for the thread that decodes, while the device is idle: then cancellations are looked at again

@@ -24,7 +24,7 @@ from bestofn.service.core.workers import ModelInfo
 from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.engine.checker_loader import find_checker
 from bestofn.service.engine.compilation import compile_blocks, forward_rows, low_precision
-from bestofn.service.engine.device_work import Recorded, plain
+from bestofn.service.engine.cuda_graph import Recorded, plain
 from bestofn.service.engine.engine import Engine
 from bestofn.service.engine.heat_engine import HeatEngine
 from bestofn.service.engine.judge_loader import find_judge, say_licence

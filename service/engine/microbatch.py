@@ -1,12 +1,12 @@
-"""Micro-batches: work in batches of a pinned size, one a core on a CPU, halved for good where memory is short."""
+"""Micro-batches: work in batches of a pinned size, halved for good where memory does not suffice."""
 
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Generic, TypeVar
 
 import torch
 
+from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.telemetry.metrics import OUT_OF_MEMORY
 
 Item = TypeVar("Item")
@@ -19,24 +19,6 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
-
-
-class BatchPool:
-    """Runs independent batches side by side.
-
-    Small operators gain almost nothing from a second thread. Whole batches in parallel use all cores, and their bits do
-    not depend on the number of cores.
-    """
-
-    def __init__(self, count: int) -> None:
-        """Run `count` batches in parallel; torch must then use a single thread for each."""
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="batch") if count > 1 else None
-
-    def map(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """The results in the order of the items."""
-        if self._pool is None or len(items) < 2:
-            return [call(item) for item in items]
-        return list(self._pool.map(call, items))
 
 
 class MicroBatches(Generic[Item, Result, Shape]):

@@ -14,16 +14,17 @@ from bestofn.models.pipelines.generator import PipelineGenerator
 from bestofn.service.core.jobs import Heat
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
 from bestofn.service.engine import scheduler as policy
+from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
-from bestofn.service.engine.device_work import Clock
 from bestofn.service.engine.heat_engine import HeatEngine, denoising
 from bestofn.service.engine.heat_state import Owner
 from bestofn.service.engine.items import Latent
 from bestofn.service.engine.judge_residency import JudgeResidency
-from bestofn.service.engine.microbatch import BatchPool, out_of_memory, release_cache
+from bestofn.service.engine.microbatch import out_of_memory, release_cache
 from bestofn.service.engine.postprocess import Postprocess
 from bestofn.service.engine.protocol import HeatFailed, Stepped
 from bestofn.service.engine.stepwise import Stepwise
+from bestofn.service.engine.timing import Clock
 from bestofn.service.media.provenance import Signer
 from bestofn.service.telemetry.metrics import OUT_OF_MEMORY
 

@@ -16,14 +16,16 @@ from bestofn.models.defaults import Flops
 from bestofn.models.flops import TERA
 from bestofn.service.core.jobs import Heat, JobSpec
 from bestofn.service.engine.any_generator import AnyGenerator
+from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
-from bestofn.service.engine.device_work import Clock, SideStream
 from bestofn.service.engine.heat_state import HeatWork, Owner, shrunk
 from bestofn.service.engine.items import Decoded, Image, Latent, Look, Queued, SentImages, too_large
 from bestofn.service.engine.judge_residency import JudgeResidency
-from bestofn.service.engine.microbatch import BatchPool, MicroBatches
+from bestofn.service.engine.microbatch import MicroBatches
 from bestofn.service.engine.protocol import HeatFailed, Judged
 from bestofn.service.engine.scheduler import Size, split_due
+from bestofn.service.engine.side_stream import SideStream
+from bestofn.service.engine.timing import Clock
 
 log = structlog.get_logger()
 

@@ -18,9 +18,10 @@ from bestofn.models.generator import Generator
 from bestofn.models.guidance import guide
 from bestofn.models.linear_dit.context import PromptContext
 from bestofn.models.solver import SolverTable, StepCoefficients, solver_step
+from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import bucket
-from bestofn.service.engine.device_work import Recorded, Recorder
-from bestofn.service.engine.microbatch import BatchPool, out_of_memory, release_cache
+from bestofn.service.engine.cuda_graph import Recorded, Recorder
+from bestofn.service.engine.microbatch import out_of_memory, release_cache
 from bestofn.service.engine.prompts import PromptTable
 from bestofn.service.engine.scheduler import Group
 from bestofn.service.telemetry.metrics import OUT_OF_MEMORY

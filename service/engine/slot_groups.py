@@ -6,9 +6,10 @@ from bestofn.models.defaults import Flops
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
 from bestofn.models.linear_dit.context import PromptContext
+from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
-from bestofn.service.engine.device_work import Recorder
-from bestofn.service.engine.microbatch import BatchPool, out_of_memory, release_cache
+from bestofn.service.engine.cuda_graph import Recorder
+from bestofn.service.engine.microbatch import out_of_memory, release_cache
 from bestofn.service.engine.prompts import PromptTable
 from bestofn.service.engine.scheduler import Group, Size, to_close
 from bestofn.service.engine.slot_group import SlotGroup

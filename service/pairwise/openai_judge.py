@@ -1,4 +1,4 @@
-"""A pairwise judge behind an OpenAI-compatible server (vLLM, SGLang, Ollama, ...), and the finals that it plays.
+"""A pairwise judge behind an OpenAI-compatible server (vLLM, SGLang, Ollama, ...): two images in one message.
 
 The prompt and both images leave this machine. The images are encoded as JPEG from their pixels, without metadata.
 """
@@ -9,21 +9,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Self
 
-import structlog
-
 from bestofn.judge.pairwise import LABELS, Answer, Answers, Rounds, knockout, question, read_answer
-from bestofn.service.core.errors import JudgeAway
-from bestofn.service.core.finals import FinalsOutcome, not_played, played
-from bestofn.service.core.jobs import JobSpec
-from bestofn.service.core.schemas import FinalsProgress
 from bestofn.service.media.codec import decode
 from bestofn.service.pairwise.calls import ATTEMPTS, NO_COMPLETION, ChatServer, first_token, image_url, parse_address
 
 MAX_TOKENS = 8  # one letter, and room for signs around it
 MAX_THINKING_TOKENS = 4096  # for a model that does not come to its letter within MAX_TOKENS
 TOP_LOGPROBS = 5
-
-log = structlog.get_logger()
 
 
 class VisionJudge:
@@ -134,43 +126,6 @@ class VisionJudge:
 def data_url(image: bytes) -> str:
     """An image's file as a `data:` URL: RGB, its longer side at most LONG_SIDE pixels. Raises ValueError."""
     return image_url(decode(image))
-
-
-async def play(
-    judge: VisionJudge,
-    spec: JobSpec,
-    meet: Sequence[int],
-    images: Mapping[int, bytes],
-    tell: Callable[[FinalsProgress], Awaitable[None]],
-    *,
-    own: bool = False,
-) -> FinalsOutcome:
-    """Run the knockout; if the judge fails, the result says so and the verdicts' order holds.
-
-    Args:
-        judge: the pairwise judge.
-        spec: the job.
-        meet: entrants, best first (`finals.entrants`).
-        images: file bytes of their images.
-        tell: awaited before each round, with the state of the finals.
-        own: the job's caller has also chosen the judge, so that its errors may name the judge's address.
-    """
-    model = judge.address.model
-
-    async def before_round(rounds: Rounds) -> None:
-        played_so_far = [[match.to_json() for match in matches] for matches in rounds]
-        await tell(FinalsProgress.model_validate({"judge": model, "entrants": meet, "rounds": played_so_far}))
-
-    try:
-        return played(model, await judge.knockout(spec.prompt, meet, images, before_round))
-    except JudgeAway as error:
-        if own:
-            return not_played(model, error.detail)
-        log.warning("finals not played", job=spec.id, error=error.quiet)
-        return not_played(model, f"the pairwise judge {model} could not be asked")
-    except ValueError as error:
-        log.warning("finals not played", job=spec.id, error=str(error))
-        return not_played(model, "an image of those who meet cannot be read")
 
 
 def _read(choice: Mapping[str, Any]) -> Answer:

@@ -1,4 +1,4 @@
-"""What the loops of one worker share: settings, queue, engine thread, the heats it holds, and its heartbeat."""
+"""What the loops of one worker share: settings, queue, engine thread and the heats it holds."""
 
 import asyncio
 from collections import deque
@@ -20,7 +20,6 @@ from bestofn.service.worker.held_heats import HeatKey, HeatResult, HeldHeats
 from bestofn.service.worker.progress_buffer import ProgressBuffer
 
 INFO_TTL_HEARTBEATS = 4  # a worker's info expires after this many missed heartbeats
-HOPELESS_FACTOR = 5.0  # an engine that stalls for this many stall times is given up
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 2.0
 RECENT_JOBS = 1000
@@ -111,19 +110,3 @@ class WorkerContext:
         if lost:
             LEASES_LOST.inc(len(lost))
             log.warning("leases lost; other workers run these heats too", entries=sorted(lost))
-
-
-async def heartbeat_loop(context: WorkerContext) -> None:
-    """Announce the worker every `heartbeat_seconds`; not while its engine is stalled, so that its leases expire."""
-    stalled = False
-    while True:
-        await asyncio.sleep(context.settings.heartbeat_seconds)
-        if context.stalled() != stalled:
-            stalled = not stalled
-            log.warning(
-                "the engine has stalled: no heartbeat" if stalled else "the engine goes on", held=len(context.held)
-            )
-        if not stalled:
-            await context.announce()
-        elif context.stalled(HOPELESS_FACTOR):
-            context.engine_thread.give_up()

@@ -7,7 +7,7 @@ from bestofn.service.core.errors import BestOfNError
 from bestofn.service.core.finals import not_played
 from bestofn.service.core.scheduling import DeliveryAction
 from bestofn.service.core.schemas import FinalsProgress
-from bestofn.service.pairwise.openai_judge import play
+from bestofn.service.pairwise.finals_runner import play
 from bestofn.service.queue.claims import Claim
 from bestofn.service.worker.context import WorkerContext
 from bestofn.service.worker.held_heats import FinalsCompleted, HeatKey, HeatResult, Released

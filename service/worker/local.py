@@ -33,7 +33,8 @@ from bestofn.service.core.schemas import (
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.protocol import Engine, HeatFailed, HeatFinished, Judged, Stepped
 from bestofn.service.pairwise.calls import parse_address
-from bestofn.service.pairwise.openai_judge import VisionJudge, play
+from bestofn.service.pairwise.finals_runner import play
+from bestofn.service.pairwise.openai_judge import VisionJudge
 
 LOOK_SECONDS = 0.05  # between looks at Ctrl-C and the deadline while finals are played
 

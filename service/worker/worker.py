@@ -25,10 +25,12 @@ from bestofn.service.queue.leftovers import sweep
 from bestofn.service.telemetry import metrics
 from bestofn.service.worker.claims import ClaimLoop
 from bestofn.service.worker.completion import Completion
-from bestofn.service.worker.context import WorkerContext, heartbeat_loop, retried
+from bestofn.service.worker.context import WorkerContext, retried
 from bestofn.service.worker.engine_thread import EngineThread
 from bestofn.service.worker.finals import FinalsPlayer
 from bestofn.service.worker.health_server import Condition, LoopMonitor, metrics_port
+from bestofn.service.worker.heartbeat import heartbeat_loop
+from bestofn.service.worker.heat_log import log_end
 from bestofn.service.worker.held_heats import Failed, HeldHeats
 from bestofn.service.worker.job_control import JobControl
 from bestofn.service.worker.supervisor import announce_ready
@@ -211,7 +213,7 @@ class Worker:
         claims = context.held.claims()
         await context.call(lambda: context.consumer.leave(claims))
         for claim in claims:
-            context.held.log_end(claim, "released")
+            log_end(context.held, claim, "released")
         log.info("left", worker=context.consumer.worker, released=len(claims))
 
     async def _sweep(self) -> None:

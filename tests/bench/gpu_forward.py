@@ -20,7 +20,7 @@ from bestofn.models.flops import TERA, forward_flops
 from bestofn.models.fused_decoder import OWN, FusedUpsampling
 from bestofn.models.linear_dit import blocks
 from bestofn.models.linear_dit.fp8 import check_supported, in_eight_bits
-from bestofn.service.engine.device_work import Recorded
+from bestofn.service.engine.cuda_graph import Recorded
 
 ROWS = {"1.6B": (2, 4, 8, 16, 32, 64), "4.8B": (2, 16, 64)}
 TEXT = 300

@@ -15,8 +15,8 @@ from bestofn.judge.judge import Judge
 from bestofn.judge.verdict import Verdict, script_prefers_first
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
+from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import sizes_for
-from bestofn.service.engine.microbatch import BatchPool
 from bestofn.service.host.cgroups import cores
 
 PROMPT = "a photo of a red star left of a blue circle"

@@ -37,9 +37,9 @@ from bestofn.models.linear_dit.context import PromptContext
 from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.random_init.checkpoint import DC_AE, SANA_LAYOUTS
 from bestofn.models.solver import solver_table
+from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import sizes_for
-from bestofn.service.engine.device_work import plain
-from bestofn.service.engine.microbatch import BatchPool
+from bestofn.service.engine.cuda_graph import plain
 from bestofn.service.engine.prompts import PromptTable
 from bestofn.service.engine.scheduler import Group
 from bestofn.service.engine.slot_group import SlotGroup

@@ -4,7 +4,7 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from bestofn.service.engine.device_work import Recorded
+from bestofn.service.engine.cuda_graph import Recorded
 from bestofn.service.telemetry.metrics import WORKER_REGISTRY
 
 

@@ -25,13 +25,13 @@ from bestofn.service.core.jobs import Candidate, Draft, JobSpec, SentImage, Usag
 from bestofn.service.core.results import promoted, ranked
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.batch_sizes import Sizes, sizes_for
-from bestofn.service.engine.device_work import SideStream
 from bestofn.service.engine.engine import Engine
 from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.loader import load_engine
 from bestofn.service.engine.prompts import STEP
 from bestofn.service.engine.protocol import HeatFailed, HeatFinished, Judged, Stepped
 from bestofn.service.engine.scheduler import Group
+from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.slot_group import SlotGroup
 from bestofn.service.engine.slot_groups import IDLE_GROUPS
 from bestofn.service.media.certificate import write_certificate

@@ -23,13 +23,13 @@ from bestofn.service.core.results import ranked
 from bestofn.service.core.schemas import GenerateRequest, VerdictOut
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerInfo
-from bestofn.service.engine.device_work import SideStream
 from bestofn.service.engine.engine import Engine
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.engine.judge_loader import find_judge
 from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.loader import load_engine
 from bestofn.service.engine.protocol import HeatFinished
+from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.media.codec import decode
 from bestofn.service.queue.codec import pack_heat, pack_leaders, unpack_heat, unpack_leaders
 from bestofn.service.queue.keys import pair_id
