@@ -130,7 +130,7 @@ def _engine(settings: Settings) -> "HeatEngine":
     import torch
 
     from bestofn.service.engine.loader import load_engine
-    from bestofn.service.telemetry.worker_metrics import watch_device
+    from bestofn.service.telemetry.metrics import watch_device
 
     engine = load_engine(settings)
     device = engine.device

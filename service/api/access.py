@@ -1,9 +1,12 @@
-"""Who may call: API keys where they are set, and on an open loopback server only pages and programs of this machine."""
+"""Who may call: API keys and signed addresses where keys are set; else, on a loopback server, this machine alone."""
 
+import hmac
 import ipaddress
+import re
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
@@ -11,16 +14,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
 from bestofn.service.api.api_keys import Keyring
-from bestofn.service.api.open_calls import AT_END, OpenCalls
 from bestofn.service.api.problem_details import problem_of
-from bestofn.service.api.routes import docs as manual
-from bestofn.service.api.routes import web as page
-from bestofn.service.api.signed_addresses import is_signed
+from bestofn.service.api.rate_limit import AT_END, OpenCalls
+from bestofn.service.api.routes import web
 from bestofn.service.core.errors import BestOfNError, HostNotAllowed, NotAuthorized, SetupError
 from bestofn.service.core.settings import Settings
 
 # Probes carry no key; the page and the description of the API are no secret, and the page asks for a key itself.
-OPEN_PATHS = page.PATHS | manual.PATHS | {"/livez", "/readyz", "/openapi.json"}
+OPEN_PATHS = web.PATHS | {"/livez", "/readyz", "/openapi.json"}
+VALID_SECONDS = 3600  # of a signed address: at least, and at most twice; it stays the same for as long
+_PICTURE = re.compile(r"/jobs/[0-9a-f]{1,64}/images/\d{1,2}")
 
 
 def is_loopback(host: str) -> bool:
@@ -104,6 +107,41 @@ def _name(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:  # such as an unfinished IPv6 address
         return ""
+
+
+def sign(secret: bytes, path: str, now: float | None = None) -> str:
+    """A picture's path with its signature.
+
+    Args:
+        secret: of the queue.
+        path: such as /jobs/3f9a/images/1, without a prefix.
+        now: seconds since 1970; None: the clock's.
+    """
+    expires = (int(time.time() if now is None else now) // VALID_SECONDS + 2) * VALID_SECONDS
+    return f"{path}?{urlencode({'expires': expires, 'signature': _signature(secret, path, expires)})}"
+
+
+def is_signed(scope: Scope) -> bool:
+    """Whether a request reads a picture with a signature, which is not checked yet."""
+    reads = scope["method"] in ("GET", "HEAD")
+    return reads and b"signature=" in scope["query_string"] and _PICTURE.fullmatch(scope["path"]) is not None
+
+
+def check_signature(secret: bytes, scope: Scope, now: float | None = None) -> None:
+    """Raise NotAuthorized unless the signature is this queue's, of this path, and has not expired."""
+    query = parse_qs(scope["query_string"].decode("latin-1"))
+    expires, signature = query.get("expires", [""])[0], query.get("signature", [""])[0]
+    known = re.fullmatch(r"\d{1,12}", expires) and hmac.compare_digest(
+        signature.encode(), _signature(secret, scope["path"], int(expires)).encode()
+    )
+    if not known:
+        raise NotAuthorized("the signature of this address is not this server's: take the address as the job gives it")
+    if int(expires) < (time.time() if now is None else now):
+        raise NotAuthorized("this address has expired: read the job again for a new one, or send a key with it")
+
+
+def _signature(secret: bytes, path: str, expires: int) -> str:
+    return hmac.digest(secret, f"{path}?{expires}".encode(), "sha256").hex()
 
 
 class Guard:

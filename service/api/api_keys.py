@@ -10,7 +10,7 @@ from bestofn.service.api.key_file import Key, keys_file, parse, sha256
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 
-READ_SECONDS = 1.0
+READ_SECONDS = 1.0  # between two readings of the file of keys
 
 log = structlog.get_logger()
 

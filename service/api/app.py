@@ -6,35 +6,25 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import redis.exceptions
-import structlog
 from fastapi import FastAPI
 
 from bestofn.service.api import access as guard
 from bestofn.service.api import problem_details as problem
 from bestofn.service.api.connections import CONNECTIONS_KEPT, DESCRIPTORS_KEPT, ConnectionLimit, Connections
-from bestofn.service.api.cors import Cors
 from bestofn.service.api.dependencies import Context
-from bestofn.service.api.http_middleware import Head, JsonGzip, Prefix
-from bestofn.service.api.open_calls import OpenCalls
-from bestofn.service.api.openai_errors import OpenAIErrors
+from bestofn.service.api.http_middleware import Cors, Head, JsonGzip, Prefix
 from bestofn.service.api.openapi import Described
+from bestofn.service.api.rate_limit import OpenCalls
 from bestofn.service.api.request_log import Requests, is_probe
-from bestofn.service.api.routes import docs as manual
-from bestofn.service.api.routes import events, generate, health, jobs, metrics, openai, rank, status
-from bestofn.service.api.routes import web as page
-from bestofn.service.api.token_counter import TokenCounters
+from bestofn.service.api.routes import events, generate, health, jobs, openai, status, web
 from bestofn.service.api.webhooks import WebhookSender
-from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
 from bestofn.service.pairwise.check_server import prompt_checker
-from bestofn.service.queue.connection import check_connection, connect_redis, end_tasks
-from bestofn.service.queue.embedded_server import find_redis
+from bestofn.service.queue.connection import end_tasks
 from bestofn.service.queue.job_queue import Queue
 
 EXPIRE_SECONDS = 0.5
-
-log = structlog.get_logger()
 
 DESCRIPTION = """\
 Inference-time scaling of text-to-image: a prompt comes in, N candidates are drawn, a judge compares them in a knockout
@@ -49,24 +39,7 @@ Errors are `application/problem+json` (RFC 9457) with a stable `code`, and carry
 
 async def check_queue(settings: Settings) -> None:
     """Connect to the queue once. Raises SetupError if there is none, or none that fits; one that is down may return."""
-    await (await _connect(settings)).aclose()
-
-
-async def _connect(settings: Settings) -> Queue:
-    """A queue that may not answer yet: calls are refused with 503 until it does.
-
-    Raises:
-        SetupError: it answers, and is too old or may forget jobs.
-    """
-    queue = Queue(connect_redis(find_redis(settings)), settings)
-    try:
-        await check_connection(queue.redis)
-    except SetupError:
-        await queue.aclose()
-        raise
-    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
-        log.warning("the queue cannot be reached yet", error=str(error))
-    return queue
+    await (await Queue.connect(settings, may_be_away=True)).aclose()
 
 
 async def _expire_jobs(queue: Queue) -> None:
@@ -77,12 +50,11 @@ async def _expire_jobs(queue: Queue) -> None:
         await asyncio.sleep(EXPIRE_SECONDS)
 
 
-def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: int | None = None) -> FastAPI:
-    """The application.
+def create_app(settings: Settings, *, descriptors: int | None = None) -> FastAPI:
+    """The application. It connects to the queue of `settings` when it starts.
 
     Args:
         settings: settings of the API.
-        queue: its queue, which it does not close; if left out, it connects to that of `settings`.
         descriptors: file descriptors that the process may have open; None: as many as it needs.
 
     Raises:
@@ -97,13 +69,11 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        used = queue or await _connect(settings)
-        app.state.context = context = Context(
-            used, settings, keyring, TokenCounters(used.tokenizer), connections, calls, prompt_checker(settings)
-        )
+        queue = await Queue.connect(settings, may_be_away=True)
+        app.state.context = context = Context(queue, settings, keyring, connections, calls, prompt_checker(settings))
         with contextlib.suppress(redis.exceptions.RedisError):
-            await context.ended.read(context.queue)  # jobs that end from now on are counted
-        works = [keyring.watch(), _expire_jobs(used), connections.sweep()]
+            await context.ended.read(queue)  # jobs that end from now on are counted
+        works = [keyring.watch(), _expire_jobs(queue), connections.sweep()]
         if settings.webhook_secret:
             works.append(WebhookSender(context, settings.webhook_secret).run())
         tasks = [asyncio.create_task(work) for work in works]
@@ -111,8 +81,7 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
             yield
         finally:
             await end_tasks(set(tasks))
-            if queue is None:
-                await used.aclose()
+            await queue.aclose()
 
     app = Described(
         keys=keyring.on,
@@ -121,7 +90,7 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
         version=VERSION,
         description=DESCRIPTION.format(server=settings.public_url or f"http://localhost:{settings.port}"),
         lifespan=lifespan,
-        docs_url=None,  # of `manual`, which asks no other server for scripts
+        docs_url=None,  # of `web`, which asks no other server for scripts
         redoc_url=None,
         telemetry={
             "metrics": False,
@@ -134,7 +103,6 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
     app.state.connections = connections
     app.add_middleware(guard.Guard, settings=settings, keyring=keyring, calls=calls)
     app.add_middleware(ConnectionLimit, connections=connections)
-    app.add_middleware(OpenAIErrors)  # around the guard, whose refusals it rewrites too
     app.add_middleware(JsonGzip)
     app.add_middleware(Head)
     app.add_middleware(Requests)
@@ -142,10 +110,10 @@ def create_app(settings: Settings, queue: Queue | None = None, *, descriptors: i
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(Prefix, public_url=settings.public_url)  # around all of them
     problem.install(app)
-    for module in (generate, rank, jobs, events):
+    for module in (generate, jobs, events):
         app.include_router(module.router, tags=["Jobs"])
     for module in (health, status):
         app.include_router(module.router, tags=["Service"])
-    for module in (openai, metrics, page, manual):
+    for module in (openai, web):
         app.include_router(module.router)
     return app

@@ -12,16 +12,13 @@ import structlog
 from fastapi import Depends, Header, Path, Request
 from pydantic import BaseModel, Field
 
-from bestofn.service.api.access import caller_of
+from bestofn.service.api.access import caller_of, check_signature
 from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.connections import Connections
-from bestofn.service.api.deployments import Deployed
-from bestofn.service.api.open_calls import OpenCalls, Turns
+from bestofn.service.api.deployments import Deployed, TokenCounters
 from bestofn.service.api.queue_metrics import EndedJobs
-from bestofn.service.api.rate_limit import RefusalLimiter
-from bestofn.service.api.signed_addresses import check_signature
-from bestofn.service.api.token_counter import TokenCounters
-from bestofn.service.api.uploads import UploadTurns
+from bestofn.service.api.rate_limit import OpenCalls, RefusalLimiter, Turns
+from bestofn.service.api.request_bodies import UploadTurns
 from bestofn.service.core.errors import JobNotFound
 from bestofn.service.core.settings import Settings
 from bestofn.service.pairwise.check_server import PromptChecker
@@ -39,15 +36,15 @@ class Context:
     queue: Queue
     settings: Settings
     keyring: Keyring
-    counters: TokenCounters
     connections: Connections
     open_calls: OpenCalls
     prompt_checker: PromptChecker | None = None
     ended: EndedJobs = field(default_factory=EndedJobs)
     refusal_limiter: RefusalLimiter = field(default_factory=RefusalLimiter)
-    turns: Turns = field(default_factory=Turns)
+    turns: Turns = field(default_factory=Turns)  # of steps on the event loop that take a few milliseconds
     upload_turns: UploadTurns = field(default_factory=UploadTurns)
     deployed: Deployed = field(init=False)
+    counters: TokenCounters = field(init=False)
     base: str = field(init=False)  # public address of the API, before every path; "": relative to the server
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -59,7 +56,8 @@ class Context:
         return (self.base or str(request.base_url).rstrip("/")) + path
 
     def __post_init__(self) -> None:
-        self.deployed, self.base = Deployed(self.queue), self.settings.public_url or ""
+        self.deployed, self.counters = Deployed(self.queue), TokenCounters(self.queue)
+        self.base = self.settings.public_url or ""
 
     async def standstill(self) -> str | None:
         """Why no running job goes on, such as a full disk of the queue's server; None if jobs go on.

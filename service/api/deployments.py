@@ -1,9 +1,13 @@
-"""What is deployed, as workers' cards say: looked up at most a few times a second, however many requests come."""
+"""What is deployed, as workers' cards say: looked up a few times a second at most, with its tokenizers."""
 
+import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+
+from tokenizers import Tokenizer
 
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.deployments import NO_WORKER_RETRY_SECONDS, Deployment, choose_deployment, deployments_of
@@ -59,3 +63,33 @@ class Deployed:
                 retry_after=NO_WORKER_RETRY_SECONDS,
             )
         return choose(self._live, self._announced)
+
+
+KEPT = 8  # tokenizers in memory; Gemma's takes about 200 MB
+
+
+class TokenCounters:
+    """Tokenizers by the hash of their file, fetched once."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._kept: OrderedDict[str, Tokenizer] = OrderedDict()
+        self._lock = asyncio.Lock()
+
+    async def load(self, sha256: str) -> None:
+        """Make sure that `count` knows this tokenizer. Parsing a large one takes seconds: not on the event loop."""
+        async with self._lock:
+            if sha256 not in self._kept:
+                content = await self._queue.tokenizer(sha256)
+                tokenizer = await asyncio.to_thread(Tokenizer.from_buffer, content)
+                # The file may ask for cutting or padding, which would hide how long a text is.
+                tokenizer.no_truncation()
+                tokenizer.no_padding()
+                self._kept[sha256] = tokenizer
+            self._kept.move_to_end(sha256)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+
+    def count(self, sha256: str, text: str) -> int:
+        """Tokens of `text`, control tokens included. Raises KeyError for a tokenizer that was not loaded."""
+        return len(self._kept[sha256].encode(text).ids)

@@ -62,7 +62,7 @@ class EventTranslator:
         # With drafts, promoted candidates are not known beforehand: their knockout comes with the result.
         self._knockout = None if spec.draft else LiveKnockout(spec.num_samples, spec.rule)
         self._known: dict[int, Candidate] = {}
-        self._best: Candidate | None = None
+        self.best: Candidate | None = None  # of those judged so far
 
     def translate(self, event: Event) -> Iterator[JobEvent]:
         """The reader's events for a stored event; none for the job's end, whose result the caller adds."""
@@ -72,7 +72,7 @@ class EventTranslator:
             case "started":
                 translated = [("started", {})]
             case "progress":
-                best = None if self._best is None else self._shown(self._best).model_dump(mode="json")
+                best = None if self.best is None else self._shown(self.best).model_dump(mode="json")
                 translated = [("progress", event.data | {"best": best})]
             case "candidate":
                 candidate = _candidate(event.data)
@@ -100,11 +100,6 @@ class EventTranslator:
         """Candidates judged so far."""
         return len(self._known)
 
-    @property
-    def leader(self) -> Candidate | None:
-        """The best of them."""
-        return self._best
-
     def missed(self, event: Event) -> bool:
         """Whether a completed heat has candidates without an event: the reader was too slow for the stream."""
         return event.type == "heat" and not self._known.keys() >= set(self._spec.heat(event.data["heat"]).candidates)
@@ -118,8 +113,8 @@ class EventTranslator:
                 self._known[candidate.index] = candidate
                 noted.append(candidate)
         if noted:
-            rivals = {one.index: one for one in ([self._best] if self._best else []) + noted}
-            self._best = ranked(self._spec, rivals.values())[0]
+            rivals = {one.index: one for one in ([self.best] if self.best else []) + noted}
+            self.best = ranked(self._spec, rivals.values())[0]
         return noted
 
     def _matches(self, candidate: Candidate) -> list[tuple[str, dict[str, Any]]]:

@@ -8,9 +8,8 @@ from pydantic import BaseModel, Field
 
 from bestofn.service.api.access import OPEN_PATHS
 from bestofn.service.api.content_negotiation import EVENTS, FORMATS
-from bestofn.service.api.openai_errors import PREFIX, STATUS_UNDER_V1
-from bestofn.service.api.problem_details import MEDIA_TYPE
-from bestofn.service.api.uploads import FORM
+from bestofn.service.api.problem_details import MEDIA_TYPE, PREFIX, STATUS_UNDER_V1
+from bestofn.service.api.request_bodies import FORM
 from bestofn.service.core.rank_request import RankOptions, RankRequest
 
 

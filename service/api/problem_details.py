@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents: one shape for refusals of ours, of FastAPI and of Starlette."""
+"""Errors as RFC 9457 problem documents, or in OpenAI's form under /v1: refusals of ours, FastAPI and Starlette."""
 
 import json
 import math
@@ -13,6 +13,7 @@ from redis.exceptions import RedisError, ResponseError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, get_contextvars
 
 from bestofn.service.api.field_hints import hint
@@ -25,10 +26,13 @@ from bestofn.service.core.errors import (
     JobUnreadable,
     Unavailable,
 )
+from bestofn.service.core.openai_schemas import error_body
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
 from bestofn.service.queue.connection_errors import away, moved, why
 
 MEDIA_TYPE = "application/problem+json"
+PREFIX = "/v1/"
+STATUS_UNDER_V1 = {422: 400}  # clients of OpenAI know a bad request as 400
 MOST_ERRORS = 8  # that are explained of one request, so that no answer is much longer than what it answers
 QUEUE_RETRY_SECONDS = 2.0  # a restarted queue server answers again within seconds
 
@@ -83,7 +87,23 @@ def problem(
     if retry_after is not None:
         sent |= {"Retry-After": str(math.ceil(retry_after)), "retry-after-ms": str(round(1000 * retry_after))}
     # ASCII only: a message may quote a lone surrogate, which has no UTF-8.
-    return Response(json.dumps(body), status, sent, MEDIA_TYPE)
+    return _Problem(body, sent)
+
+
+class _Problem(Response):
+    """A problem document, under /v1 in OpenAI's form. Headers are the same, Retry-After and x-should-retry too."""
+
+    def __init__(self, document: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+        super().__init__(json.dumps(document), document["status"], headers, MEDIA_TYPE)
+        self._document = document
+        self._sent = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not scope["path"].startswith(PREFIX):
+            return await super().__call__(scope, receive, send)
+        status = STATUS_UNDER_V1.get(self.status_code, self.status_code)
+        theirs = Response(json.dumps(error_body(self._document)), status, self._sent, "application/json")
+        await theirs(scope, receive, send)
 
 
 def problem_of(error: BestOfNError, *, job: str | None = None, headers: Mapping[str, str] | None = None) -> Response:

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from bestofn.service.core.jobs import JobStatus
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.stats import EndedJob, QueueStats, ended_jobs, last_ended
-from bestofn.service.telemetry.registry import LATENCY
+from bestofn.service.telemetry.metrics import LATENCY
 
 SCORES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
@@ -20,9 +20,8 @@ SCORES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1
 class QueueState(Collector):
     """A census as metrics; None says that the queue's server is away."""
 
-    def __init__(self, stats: QueueStats | None, image_budget_bytes: int) -> None:
+    def __init__(self, stats: QueueStats | None) -> None:
         self._stats = stats
-        self._image_budget_bytes = image_budget_bytes
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats
@@ -38,7 +37,7 @@ class QueueState(Collector):
         yield from _work(stats)
         yield from _workers(stats)
         yield Gauge("bestofn_images_reserved_bytes", "Bytes of winners' images, here or to come.", stats.image_bytes)
-        yield Gauge("bestofn_images_budget_bytes", "Most of them: more is refused.", self._image_budget_bytes)
+        yield Gauge("bestofn_images_budget_bytes", "Most of them: more is refused.", stats.image_budget_bytes)
         yield Gauge("bestofn_redis_memory_bytes", "Memory of the queue's server.", stats.server.memory_bytes)
         yield Gauge("bestofn_redis_memory_limit_bytes", "Its limit; 0: none.", stats.server.max_memory_bytes or 0)
 
@@ -47,7 +46,7 @@ def _work(stats: QueueStats) -> Iterator[Metric]:
     jobs = Gauge("bestofn_backlog_jobs", "Jobs that wait or run.", labels=("priority",))
     candidates = Gauge("bestofn_backlog_candidates", "Candidates to be drawn yet.", labels=("priority",))
     tflops = Gauge("bestofn_backlog_tflops", "Work of those candidates, in TFLOP.", labels=("priority",))
-    for priority, load in stats.loads.items():
+    for priority, load in stats.by_priority.items():
         jobs.add_metric((priority,), load.jobs)
         candidates.add_metric((priority,), load.candidates)
         tflops.add_metric((priority,), load.tflops)
@@ -60,7 +59,7 @@ def _work(stats: QueueStats) -> Iterator[Metric]:
     )
     if stats.estimated_wait_seconds is not None:
         yield Gauge("bestofn_backlog_seconds", "Time that the backlog will take.", value=stats.estimated_wait_seconds)
-    yield Gauge("bestofn_dead_heats", "Heats in the dead-letter stream.", value=stats.dead)
+    yield Gauge("bestofn_dead_heats", "Heats in the dead-letter stream.", value=stats.dead_heats)
 
 
 def _workers(stats: QueueStats) -> Iterator[Metric]:

@@ -11,8 +11,7 @@ from structlog.contextvars import bind_contextvars, clear_contextvars, get_conte
 
 from bestofn.service.api.problem_details import problem
 from bestofn.service.core.errors import BestOfNError
-from bestofn.service.telemetry import api_metrics as metrics
-from bestofn.service.telemetry import logs
+from bestofn.service.telemetry import logs, metrics
 
 HEADER = "X-Request-ID"
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds: no line, no trace

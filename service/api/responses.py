@@ -1,15 +1,18 @@
-"""Answers about a job: its result as JSON with the headers that go with its state, or an image's bytes."""
+"""Answers about a job: the wait for its end, its result as JSON with headers of its state, or an image's bytes."""
 
+import asyncio
 import contextlib
 import math
 from collections.abc import Sequence
+from enum import Enum
 from functools import partial
 
+from fastapi import Request
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
+from bestofn.service.api.access import sign
 from bestofn.service.api.dependencies import Context
-from bestofn.service.api.signed_addresses import sign
 from bestofn.service.core.errors import (
     BestOfNError,
     DeadlinePassed,
@@ -21,7 +24,9 @@ from bestofn.service.core.errors import (
 from bestofn.service.core.jobs import ACTIVE, Candidate, JobSpec, JobStatus
 from bestofn.service.core.results import assemble, unreadable
 from bestofn.service.core.schemas import CandidateOut, JobResult
-from bestofn.service.queue.winners import read_winners
+from bestofn.service.queue.connection import end_tasks
+from bestofn.service.queue.job_events import wait_for_end
+from bestofn.service.queue.job_reader import read_winners
 
 PAGE, MAX_PAGE = 256, 4096  # candidates and matches of a page: the default, and the most
 POLL_SECONDS = 1.0
@@ -159,3 +164,39 @@ def _describe(
         described["X-Bestofn-Warning"] = "; ".join(warnings)[:1000]
     # Headers are Latin-1 at best, and names and warnings may hold anything.
     return {name: value.encode("ascii", "backslashreplace").decode() for name, value in described.items()}
+
+
+class Ending(Enum):
+    """Why a wait was over."""
+
+    ENDED = "the job has ended"
+    TIME = "the time was up, or the server stops"
+    HUNG_UP = "the caller has gone"
+
+
+async def wait(context: Context, request: Request, job_id: str, seconds: float = math.inf) -> Ending:
+    """Wait until the job has ended, at most `seconds`.
+
+    All waits of a process share one blocking read, so hundreds of callers may wait together.
+    """
+    if seconds <= 0:
+        return Ending.TIME
+    ended = asyncio.create_task(wait_for_end(context.queue, job_id))
+    hung_up = asyncio.create_task(_hung_up(request))
+    stopping = asyncio.create_task(context.stopping.wait())
+    tasks = {ended, hung_up, stopping}
+    try:
+        done, _ = await asyncio.wait(
+            tasks, timeout=None if seconds == math.inf else seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+    finally:
+        await end_tasks(tasks)
+    if ended in done:
+        ended.result()  # raises what went wrong: the queue was lost, say
+        return Ending.ENDED
+    return Ending.HUNG_UP if hung_up in done else Ending.TIME
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -5,7 +5,7 @@ import contextlib
 from dataclasses import dataclass
 
 from bestofn.service.api.dependencies import Context
-from bestofn.service.queue import orphans
+from bestofn.service.queue import leftovers
 
 HEADER = "x-stainless-retry-count"  # 0 in the first request of a call, then 1, 2, ...
 FIRST_PAUSE_SECONDS = 0.5  # of the OpenAI clients before they make a call again; doubled each time
@@ -33,14 +33,14 @@ class Call:
 
     async def join(self, context: Context) -> str | None:
         """The job of the request that is retried; None if it left none, or if this is the first."""
-        return await orphans.adopt(context.queue, self.name) if self.retries else None
+        return await leftovers.adopt(context.queue, self.name) if self.retries else None
 
     async def leave(self, context: Context, job_id: str) -> None:
         """The caller has gone: cancel its job, with a client that retries once no retry has come in time."""
         if self.retries is None:
             await context.queue.cancel(job_id)
             return
-        await orphans.leave(context.queue, self.name, job_id)
+        await leftovers.leave(context.queue, self.name, job_id)
         context.later(self._cancel(context, job_id))
 
     async def _cancel(self, context: Context, job_id: str) -> None:
@@ -48,4 +48,4 @@ class Call:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(context.stopping.wait(), pause + MARGIN_SECONDS)
             return  # another process serves the retry
-        await orphans.cancel(context.queue, self.name, job_id)
+        await leftovers.cancel(context.queue, self.name, job_id)

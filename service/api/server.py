@@ -16,7 +16,7 @@ from bestofn.service.api.connections import IDLE_SECONDS, AcceptErrors
 from bestofn.service.api.dependencies import Context
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, local_url
-from bestofn.service.host.descriptors import raise_descriptor_limit
+from bestofn.service.host.cgroups import raise_descriptor_limit
 from bestofn.service.telemetry import traces
 
 GRACE_SECONDS = 10

@@ -5,17 +5,16 @@ import hashlib
 import json
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 from structlog.contextvars import bind_contextvars
 
 from bestofn.service.api.dependencies import Context
-from bestofn.service.api.uploads import Upload
-from bestofn.service.core.deployments import Deployment
+from bestofn.service.api.request_bodies import Upload
+from bestofn.service.core.deployments import Deployment, tflops
 from bestofn.service.core.errors import InvalidRequest
-from bestofn.service.core.job_cost import tflops
 from bestofn.service.core.jobs import ImageFormat, JobSpec
-from bestofn.service.core.planning import job_spec
-from bestofn.service.core.rank_planning import rank_spec
+from bestofn.service.core.planning import job_spec, rank_spec
 from bestofn.service.core.rank_request import RankOptions
 from bestofn.service.core.schemas import RANDOM_SEEDS, GenerateRequest
 from bestofn.service.core.webhooks import check_webhook
@@ -45,12 +44,8 @@ async def submit(
         InvalidRequest, IdempotencyMismatch, Overloaded, Unavailable: as `job_spec` and `Queue.submit` say.
         PromptRefused, Unavailable: as `PromptChecker.check` says.
     """
-    if body.webhook is not None:
-        check_webhook(body.webhook, context.settings)
-    async with context.open_calls.turn(caller):
-        deployment = await context.deployed.choose(body.model, body.judge, body.rule, finals=body.finals is not None)
-        for sha256 in deployment.tokenizers:
-            await context.counters.load(sha256)
+    async with context.open_calls.turns.of(caller):
+        deployment = await _deployment(context, body, body.model)
         spec = job_spec(
             body,
             deployment,
@@ -60,22 +55,15 @@ async def submit(
             count_tokens=context.counters.count,
             image_format=image_format,
         )
-        fingerprint = fingerprint_of(body, spec.format)
-        return await _queued(
-            context, spec, deployment, caller=caller, key=key, fingerprint=fingerprint, webhook=body.webhook
-        )
+        fingerprint = fingerprint_of(body, format=spec.format)
+        return await _queued(context, spec, deployment, body.webhook, caller, key, fingerprint)
 
 
 async def submit_rank(context: Context, upload: Upload, *, caller: str, key: str | None = None) -> tuple[str, bool]:
     """Submit the job that judges sent images; arguments, result and errors as of `submit`."""
-    body = upload.options
-    if body.webhook is not None:
-        check_webhook(body.webhook, context.settings)
-    async with context.open_calls.turn(caller):
-        wanted = {"finals": body.finals is not None, "any_model": True}
-        deployment = await context.deployed.choose(None, body.judge, body.rule, **wanted)
-        for sha256 in deployment.tokenizers:
-            await context.counters.load(sha256)
+    body, files = upload.options, [file.data for file in upload.files]
+    async with context.open_calls.turns.of(caller):
+        deployment = await _deployment(context, body, None, any_model=True)
         spec = rank_spec(
             body,
             upload.images,
@@ -85,30 +73,34 @@ async def submit_rank(context: Context, upload: Upload, *, caller: str, key: str
             count_tokens=context.counters.count,
         )
         spec = spec.model_copy(update={"warnings": upload.warnings})
-        files = [file.data for file in upload.files]
-        fingerprint = await asyncio.to_thread(fingerprint_of_rank, body, files)
-        return await _queued(
-            context,
-            spec,
-            deployment,
-            caller=caller,
-            key=key,
-            fingerprint=fingerprint,
-            sent=files,
-            webhook=body.webhook,
-        )
+        # Names of files have no effect, and neither has the kind of body.
+        hashes = await asyncio.to_thread(lambda: [hashlib.sha256(data).hexdigest() for data in files])
+        fingerprint = fingerprint_of(body, images=hashes)
+        return await _queued(context, spec, deployment, body.webhook, caller, key, fingerprint, files)
+
+
+async def _deployment(
+    context: Context, body: GenerateRequest | RankOptions, model: str | None, *, any_model: bool = False
+) -> Deployment:
+    """The deployment that serves a request, whose webhook is checked too; its tokenizers are loaded."""
+    if body.webhook is not None:
+        check_webhook(body.webhook, context.settings)
+    finals = body.finals is not None
+    deployment = await context.deployed.choose(model, body.judge, body.rule, finals=finals, any_model=any_model)
+    for sha256 in deployment.tokenizers:
+        await context.counters.load(sha256)
+    return deployment
 
 
 async def _queued(
     context: Context,
     spec: JobSpec,
     deployment: Deployment,
-    *,
+    webhook: str | None,
     caller: str,
     key: str | None,
     fingerprint: str,
     sent: Sequence[bytes] = (),
-    webhook: str | None = None,
 ) -> tuple[str, bool]:
     """Queue a job, or find the one that the Idempotency-Key names."""
     if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
@@ -134,14 +126,10 @@ async def _queued(
     return job, created
 
 
-def fingerprint_of(body: GenerateRequest, format: ImageFormat) -> str:
-    """A hash that is the same for requests of the same values: a default that is written is one that is left out."""
-    asked = body.model_dump(mode="json", exclude_defaults=True) | {"format": format}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+def fingerprint_of(body: GenerateRequest | RankOptions, **decided: Any) -> str:
+    """A hash that is the same for requests of the same values: a default that is written is one that is left out.
 
-
-def fingerprint_of_rank(body: RankOptions, files: Sequence[bytes]) -> str:
-    """The same of a request with sent images, in either kind of body. Names of files have no effect."""
-    asked = body.model_dump(mode="json", exclude_defaults=True, exclude={"images"})
-    asked["images"] = [hashlib.sha256(data).hexdigest() for data in files]
+    `decided` are values that count in place of the body's.
+    """
+    asked = body.model_dump(mode="json", exclude_defaults=True, exclude={"images"}) | decided
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

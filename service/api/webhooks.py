@@ -26,7 +26,7 @@ from bestofn.service.core.webhooks import AllowedHosts, headers_of, pause
 from bestofn.service.queue import webhooks
 from bestofn.service.queue.connection import end_tasks
 from bestofn.service.queue.webhooks import DueWebhook
-from bestofn.service.telemetry import api_metrics as metrics
+from bestofn.service.telemetry import metrics
 
 POLL_SECONDS = 0.5
 AT_ONCE = 32  # attempts of a process

@@ -89,7 +89,7 @@ def plan(measured: Measured, prices: Prices) -> Plan | None:
     drafted = 0 if draft is None else draft.num_inference_steps * prices.step + prices.verdict
     solved = prices.steps * prices.step + prices.verdict
     keep = None if draft is None else draft.keep
-    schedule = HeatSchedule.of(measured.num_samples, may_stop=measured.stop is not None, keep=keep)
+    schedule = HeatSchedule(measured.num_samples, may_stop=measured.stop is not None, keep=keep)
     return Plan(
         num_samples=measured.num_samples,
         draft=draft,

@@ -1,11 +1,12 @@
-"""Deployments: the (model, judge) pairs that live workers hold, and the choice among them for a request."""
+"""Deployments: the (model, judge) pairs that live workers hold, the choice among them, and the cost of a job on one."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bestofn.judge.verdict import Rule
+from bestofn.service.core.budget import Prices
 from bestofn.service.core.errors import InvalidRequest, Unavailable
-from bestofn.service.core.jobs import Revisions
+from bestofn.service.core.jobs import JobSpec, Revisions
 from bestofn.service.core.workers import JudgeInfo, ModelInfo, WorkerInfo
 
 NO_WORKER_RETRY_SECONDS = 5.0  # a worker that starts now needs at least this long to load its weights
@@ -36,6 +37,12 @@ class Deployment:
     def tokenizers(self) -> list[str]:
         """SHA-256 of the tokenizer.json files with which its prompts are counted."""
         return [self.model.tokenizer_sha256, *(j.prompt_limit.tokenizer_sha256 for j in self.judges if j.prompt_limit)]
+
+    def deciding(self, rule: Rule) -> list[JudgeInfo]:
+        """The judges that decide by a rule: two with lower_bound. Raises InvalidRequest if there is no second one."""
+        if rule is Rule.LOWER_BOUND and self.judge.second is None:
+            raise _no_second_judge(self)
+        return self.judges if rule is Rule.LOWER_BOUND else [self.judge]
 
 
 def deployments_of(workers: Iterable[WorkerInfo]) -> list[Deployment]:
@@ -106,11 +113,11 @@ def choose_deployment(
         None,
     )
     if deployment is None:
-        raise no_second_judge(named[0], " and a pairwise judge" if finals else "")
+        raise _no_second_judge(named[0], " and a pairwise judge" if finals else "")
     return deployment
 
 
-def no_second_judge(deployment: Deployment, where: str = "") -> InvalidRequest:
+def _no_second_judge(deployment: Deployment, where: str = "") -> InvalidRequest:
     """The refusal of rule lower_bound where no worker has a second judge."""
     return InvalidRequest(
         f"rule lower_bound needs a second judge, and no worker of model {deployment.model.revision.name} with judge "
@@ -129,3 +136,33 @@ def _choose(field: str, name: str | None, current: Sequence[str], known: Sequenc
         where = " with this model" if field == "judge" else ""
         raise InvalidRequest(f"{field} {name[:100]!a} is not deployed{where}; choose from {listed}", field=field)
     return name
+
+
+def tflops(spec: JobSpec, deployment: Deployment) -> float:
+    """Estimated work of a job in TFLOP; linear attention makes a forward proportional to the number of pixels."""
+    judge, *second = (one.tflops_per_forward for one in deployment.deciding(spec.rule))
+    if spec.sent:
+        return spec.num_samples * (judge + sum(second))
+    asked = spec.width, spec.height, spec.num_inference_steps, spec.guidance_scale
+    prices = prices_of(deployment, *asked, spec.depth)
+    steps = spec.schedule.num_promoted * spec.num_inference_steps * prices.step
+    if spec.draft is not None:
+        draft = prices_of(deployment, *asked, spec.draft.depth or spec.depth)
+        steps += spec.num_samples * spec.draft.num_inference_steps * draft.step
+    verdicts = spec.schedule.num_promoted + (0 if spec.draft is None else spec.num_samples)
+    return steps + verdicts * prices.verdict + spec.schedule.num_promoted * sum(second)
+
+
+def prices_of(
+    deployment: Deployment, width: int, height: int, steps: int, guidance: float, depth: int | None
+) -> Prices:
+    """TFLOP of a denoising step and of a verdict for images of this size, with this guidance and depth."""
+    info = deployment.model
+    spared = 0 if depth is None or info.depth is None else info.depth - depth
+    area = width * height / (info.width * info.height)
+    guided = 2 if guidance > 1 and not info.guidance_embeds else 1
+    return Prices(
+        step=area * guided * (info.tflops_per_forward - spared * info.tflops_per_layer),
+        verdict=area * info.tflops_per_decode + deployment.judge.tflops_per_forward,
+        steps=steps,
+    )

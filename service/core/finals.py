@@ -43,26 +43,6 @@ class FinalsOutcome:
         return cls(fields["judge"], read_rounds(fields["rounds"]), tuple(fields["warnings"]))
 
 
-@dataclass(frozen=True, slots=True)
-class FinalsState:
-    """Finals in progress. It is a whole state: another worker that repeats the finals publishes it again.
-
-    Attributes:
-        judge: model name of the pairwise judge.
-        entrants: candidates in the finals, best first by verdict.
-        rounds: rounds played so far.
-    """
-
-    judge: str
-    entrants: tuple[int, ...]
-    rounds: Rounds = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """`{"judge": "name", "entrants": [0, 1], "rounds": []}`."""
-        rounds = [[match.to_json() for match in matches] for matches in self.rounds]
-        return {"judge": self.judge, "entrants": list(self.entrants), "rounds": rounds}
-
-
 def played(judge: str, rounds: Rounds) -> FinalsOutcome:
     """The result of a played knockout, with a warning if the judge named neither image in some answers."""
     outcome = FinalsOutcome(judge, rounds)

@@ -22,22 +22,19 @@ class HeatSchedule:
     Attributes:
         num_samples: number of candidates of the job.
         heat_size: number of candidates of a heat after the first ones.
-        first_heats: number of candidates of each of the first heats, where these are smaller.
+        may_stop: whether the job may stop early, so that its first heats are smaller.
         keep: share of a heat's drafts that is solved in full, at least one; None: no drafts.
     """
 
     num_samples: int
     heat_size: int = DEFAULT_HEAT_SIZE
-    first_heats: tuple[int, ...] = ()
+    may_stop: bool = False
     keep: float | None = None
 
-    @classmethod
-    def of(
-        cls, num_samples: int, heat_size: int = DEFAULT_HEAT_SIZE, *, may_stop: bool, keep: float | None
-    ) -> "HeatSchedule":
-        """The schedule of a job with or without early stopping and drafts."""
-        first = (FIRST_HEATS if keep is None else FIRST_DRAFTED_HEATS) if may_stop else ()
-        return cls(num_samples, heat_size, first, keep)
+    @property
+    def first_heats(self) -> tuple[int, ...]:
+        """Candidates of each of the first heats, where these are smaller."""
+        return (FIRST_HEATS if self.keep is None else FIRST_DRAFTED_HEATS) if self.may_stop else ()
 
     @property
     def num_heats(self) -> int:

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.verdict import Rule, Verdict
 from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE, HeatSchedule
-from bestofn.service.core.job_options import Draft as Draft
-from bestofn.service.core.job_options import Finals as Finals
-from bestofn.service.core.job_options import Plan as Plan
-from bestofn.service.core.job_options import Stop as Stop
+from bestofn.service.core.request_model import Draft as Draft
+from bestofn.service.core.request_model import Finals as Finals
+from bestofn.service.core.request_model import Plan as Plan
+from bestofn.service.core.request_model import Stop as Stop
 
 SCHEMA_VERSION = 6
 """Version of the stored form of jobs: raised with every change of `JobSpec` or of what a worker makes of it.
@@ -165,7 +165,7 @@ class JobSpec(BaseModel):
     def schedule(self) -> HeatSchedule:
         """How the candidates are cut into heats."""
         keep = None if self.draft is None else self.draft.keep
-        return HeatSchedule.of(self.num_samples, self.heat_size, may_stop=self.stop is not None, keep=keep)
+        return HeatSchedule(self.num_samples, self.heat_size, self.stop is not None, keep)
 
     @property
     def total_steps(self) -> int:

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.jobs import ImageFormat, Revision
-from bestofn.service.core.pipeline_call import PipelineCall
 from bestofn.service.core.schemas import GenerateRequest, VerdictOut
+from bestofn.service.core.workers import PipelineCall
 
 Quality = Literal["auto", "low", "medium", "standard", "high", "hd", "xhigh", "max"]
 

@@ -1,12 +1,14 @@
-"""Planning: validate a request against the live workers and build its JobSpec, every default filled in."""
+"""Planning: validate a request, of drawing or of ranking, and build its JobSpec, every default filled in."""
 
-from bestofn.judge.verdict import Rule
+from collections.abc import Sequence
+from typing import Any
+
 from bestofn.service.core.budget import Budget, Prices, best, frontier, plan, planned
-from bestofn.service.core.deployments import Deployment, no_second_judge
+from bestofn.service.core.deployments import Deployment, prices_of, tflops
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE, heat_size
-from bestofn.service.core.job_cost import prices_of, second_verdict_tflops, tflops
-from bestofn.service.core.jobs import Finals, ImageFormat, JobSpec, Plan
+from bestofn.service.core.jobs import Finals, ImageFormat, JobSpec, Plan, SentImage
+from bestofn.service.core.rank_request import RankOptions
 from bestofn.service.core.request_checks import (
     TokenCounter,
     check_at_most,
@@ -19,11 +21,13 @@ from bestofn.service.core.request_checks import (
     checked_draft,
     checked_guidance,
     checked_size,
+    request_warnings,
     stop_of,
+    unread_negative,
 )
-from bestofn.service.core.request_warnings import request_warnings, unread_negative
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
+from bestofn.service.core.workers import JudgeInfo
 
 PLANNED = ("num_samples", "draft", "stop")  # fields that an effort or a budget chooses
 
@@ -42,7 +46,7 @@ def job_spec(
 
     Args:
         request: fields within the bounds of the schema.
-        pair: what serves it, of `choose_deployment`.
+        deployment: what serves it, of `choose_deployment`.
         settings: the server's limits.
         job_id: a new job's id.
         random_seed: taken if the request names no seed; at most 2**53.
@@ -52,10 +56,7 @@ def job_spec(
     Raises:
         InvalidRequest: with the field at fault, its limit and what to change.
     """
-    info, second = deployment.model, deployment.judge.second
-    bound = request.rule is Rule.LOWER_BOUND
-    if bound and second is None:
-        raise no_second_judge(deployment)
+    info, judges = deployment.model, deployment.deciding(request.rule)
     check_prompt(request.prompt)
     check_text("negative_prompt", request.negative_prompt)
     steps = info.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
@@ -65,12 +66,12 @@ def job_spec(
     height = checked_size("height", request.height, info.height, info, settings)
     depth = checked_depth("depth", request.depth, info)
     prices = prices_of(deployment, width, height, steps, guidance, depth)
-    if bound:
-        prices = prices.model_copy(update={"verdict": prices.verdict + second_verdict_tflops(deployment)})
+    for second in judges[1:]:
+        prices = prices.model_copy(update={"verdict": prices.verdict + second.tflops_per_forward})
     chosen = _chosen(request, prices, deployment, settings)
     if chosen is not None:
         request = request.model_copy(update={name: getattr(chosen, name) for name in PLANNED})
-    check_finals(request.finals, deployment)
+    _check_finals(request.finals, deployment)
     check_at_most("num_samples", request.num_samples, settings.max_samples, "the limit of BESTOFN_MAX_SAMPLES")
     check_at_most("top_k", request.top_k, request.num_samples, "num_samples")
     N = request.num_samples
@@ -79,13 +80,12 @@ def job_spec(
     for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
         if text:
             check_tokens(field, count_tokens(info.tokenizer_sha256, text.lower().strip()), info)
-    for judge in deployment.judges[: 1 + bound]:
+    for judge in judges:
         check_readable(request.prompt, judge, count_tokens)
     draft = checked_draft(request, steps, depth, info)
     unread = unread_negative(request, guidance, info)
     spec = JobSpec(
         id=job_id,
-        prompt=request.prompt,
         negative_prompt="" if unread else request.negative_prompt,
         num_samples=N,
         top_k=request.top_k,
@@ -96,9 +96,7 @@ def job_spec(
         guidance_scale=guidance,
         depth=depth,
         layers=info.layers(depth),
-        rule=request.rule,
         format=image_format or request.format,
-        priority=request.priority,
         # Drafts compete within a heat and `stop` asks after each, so that its size is part of the result.
         heat_size=(
             heat_size(N, deployment.capacities)
@@ -107,27 +105,82 @@ def job_spec(
         ),
         draft=draft,
         draft_layers=None if draft is None else info.layers(draft.depth or depth),
-        stop=stop_of(request, deployment.judge),
-        calibration=None if request.stop is None and not bound else deployment.judge.calibration,
-        second_calibration=None if second is None or not bound else second.calibration,
-        finals=request.finals,
-        deadline_seconds=request.deadline_seconds,
-        thumbnails=request.thumbnails,
+        stop=stop_of(request, judges),
+        calibration=None if request.stop is None and not judges[1:] else deployment.judge.calibration,
         embed_prompt=request.embed_prompt,
         plan=chosen,
-        model=info.revision,
-        judge=deployment.judge.revision,
-        second_judge=None if second is None else second.revision,
-        warnings=(*([unread] if unread else []), *request_warnings(request, info, deployment.judge, chosen)),
+        warnings=(*([unread] if unread else []), *request_warnings(request, info, judges, chosen)),
+        **_fields_of_all(request, deployment, judges),
     )
     check_at_most(
         "top_k", spec.top_k, spec.schedule.num_promoted, "the candidates that are solved in full; raise draft.keep"
     )
-    check_work(spec, deployment, settings, "num_samples", "fewer steps or a smaller image")
+    _check_work(spec, deployment, settings, "num_samples", "fewer steps or a smaller image")
     return spec
 
 
-def check_finals(finals: Finals | None, deployment: Deployment) -> None:
+def rank_spec(
+    request: RankOptions,
+    images: Sequence[SentImage],
+    deployment: Deployment,
+    settings: Settings,
+    *,
+    job_id: str,
+    count_tokens: TokenCounter,
+) -> JobSpec:
+    """The job that judges these images, one candidate an image. Its fields of drawing are zero.
+
+    Args:
+        request: fields within the bounds of the schema.
+        images: the sent images, at least two.
+        deployment: what serves the request.
+        settings: the server's limits.
+        job_id: a new job's id.
+        count_tokens: counts with the judge's own tokenizer.
+
+    Raises:
+        InvalidRequest: with the field at fault, its limit and what to change.
+    """
+    judges = deployment.deciding(request.rule)
+    check_prompt(request.prompt)
+    _check_finals(request.finals, deployment)
+    check_at_most("images", len(images), settings.max_samples, "the limit of BESTOFN_MAX_SAMPLES")
+    check_at_most("top_k", request.top_k, len(images), "the number of images")
+    for judge in judges:
+        check_readable(request.prompt, judge, count_tokens)
+    spec = JobSpec(
+        id=job_id,
+        num_samples=len(images),
+        top_k=request.top_k,
+        seed=0,
+        width=0,
+        height=0,
+        num_inference_steps=0,
+        guidance_scale=0.0,
+        heat_size=heat_size(len(images), deployment.capacities),
+        calibration=deployment.judge.calibration if judges[1:] else None,
+        sent=tuple(images),
+        **_fields_of_all(request, deployment, judges),
+    )
+    _check_work(spec, deployment, settings, "images", "in several requests")
+    return spec
+
+
+def _fields_of_all(
+    request: GenerateRequest | RankOptions, deployment: Deployment, judges: Sequence[JudgeInfo]
+) -> dict[str, Any]:
+    """Fields of a job that are the same for either kind of request. `judges` are the one or two that decide."""
+    names = ("prompt", "rule", "priority", "finals", "deadline_seconds", "thumbnails")
+    judge, second = deployment.judge.revisions
+    return {name: getattr(request, name) for name in names} | {
+        "model": deployment.model.revision,
+        "judge": judge,
+        "second_judge": second,
+        "second_calibration": judges[1].calibration if judges[1:] else None,
+    }
+
+
+def _check_finals(finals: Finals | None, deployment: Deployment) -> None:
     """Raise InvalidRequest for finals where no worker has a pairwise judge."""
     if finals is not None and deployment.pairwise_judge is None:
         raise InvalidRequest(
@@ -137,7 +190,7 @@ def check_finals(finals: Finals | None, deployment: Deployment) -> None:
         )
 
 
-def check_work(spec: JobSpec, deployment: Deployment, settings: Settings, field: str, fix: str) -> None:
+def _check_work(spec: JobSpec, deployment: Deployment, settings: Settings, field: str, fix: str) -> None:
     """Raise InvalidRequest for a job of more work than BESTOFN_MAX_TFLOPS, naming `field` and another `fix`."""
     work, most = tflops(spec, deployment), settings.max_tflops
     if most is not None and work > most:

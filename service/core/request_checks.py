@@ -1,11 +1,11 @@
-"""Checks of a request's fields against the model, the judge and the server's limits."""
+"""Checks of a request's fields against the model, the judge and the server's limits: errors and warnings."""
 
+import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from bestofn.judge.verdict import Rule
 from bestofn.service.core.errors import InvalidRequest
-from bestofn.service.core.jobs import Draft, Stop
+from bestofn.service.core.jobs import Draft, Plan, Stop
 from bestofn.service.core.schemas import MAX_SEED, GenerateRequest
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
@@ -55,17 +55,16 @@ def checked_draft(request: GenerateRequest, steps: int, depth: int | None, info:
     return request.draft.model_copy(update={"depth": asked if shallower else None})
 
 
-def stop_of(request: GenerateRequest, judge: JudgeInfo) -> Stop | None:
+def stop_of(request: GenerateRequest, judges: Sequence[JudgeInfo]) -> Stop | None:
     """The stopping rule. A confidence that was left out is relative to the confidence ceiling."""
-    most = confidence_ceiling(request, judge)
+    most = confidence_ceiling(judges)
     if request.stop is None or most is None or request.stop.chosen("confidence"):
         return request.stop
     return request.stop.model_copy(update={"confidence": request.stop.confidence * most[0]})
 
 
-def confidence_ceiling(request: GenerateRequest, judge: JudgeInfo) -> tuple[float, str] | None:
+def confidence_ceiling(judges: Sequence[JudgeInfo]) -> tuple[float, str] | None:
     """Lowest calibration ceiling among the judges, with that judge's name; None if no judge is calibrated."""
-    judges = [judge, *([judge.second] if judge.second and request.rule is Rule.LOWER_BOUND else [])]
     return min(((one.calibration.ceiling, one.revision.name) for one in judges if one.calibration), default=None)
 
 
@@ -165,3 +164,46 @@ def check_seed(seed: int, num_samples: int) -> None:
             f"the greatest seed for {num_samples} candidates is {MAX_SEED - num_samples}",
             field="seed",
         )
+
+
+def request_warnings(
+    request: GenerateRequest, model: ModelInfo, judges: Sequence[JudgeInfo], chosen: Plan | None
+) -> list[str]:
+    """All warnings for the job's caller.
+
+    Args:
+        request: the request, with the options that an effort or a budget chose.
+        model: the model that serves it.
+        judges: the one or two judges that decide.
+        chosen: the options of an effort or a budget; None if the request names neither.
+    """
+    warnings = []
+    known = None if model.known_words is None else set(model.known_words)
+    for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+        words = dict.fromkeys(re.findall(r"[^\W_]+", text.lower()))
+        unknown = [word for word in words if known is not None and word not in known]
+        if unknown:
+            listed = ", ".join(unknown[:12]) + (", ..." if len(unknown) > 12 else "")
+            warnings.append(f"{field}: {model.revision.name} does not know the words {listed}; it cannot draw them")
+    most, stop = confidence_ceiling(judges), request.stop
+    if stop is not None and most is not None and stop.chosen("confidence") and stop.confidence >= most[0]:
+        warnings.append(
+            f"stop.confidence {stop.confidence:g} is never reached: calibrated, judge {most[1]} gives less than "
+            f"{most[0]:.3f} to every image"
+        )
+    revision = judges[0].revision.revision
+    if any(second.revision.revision == revision for second in judges[1:]):
+        warnings.append(f"both judges are of revision {revision}: rule lower_bound then ranks as margin does")
+    if chosen is not None and model.revision.name != "shapes":
+        warnings.append(f"the options were chosen from measurements on shapes; {model.revision.name} may differ")
+    return warnings
+
+
+def unread_negative(request: GenerateRequest, guidance: float, model: ModelInfo) -> str | None:
+    """The warning of a negative prompt that is not read; None if it is read, or left out."""
+    if not request.negative_prompt or (guidance > 1 and not model.guidance_embeds):
+        return None
+    why = (
+        f"{model.revision.name} reads none" if model.guidance_embeds else f"guidance_scale {guidance:g} is not above 1"
+    )
+    return f"negative_prompt has no effect: {why}"

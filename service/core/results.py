@@ -90,6 +90,7 @@ class Ranking:
     Attributes:
         by_verdict: candidates, best first by their verdicts.
         order: candidates, best first after the finals.
+        places: candidates in index order, each with its place in `order`.
         usage: work of all finished heats; None if there is none.
         warnings: warnings of all finished heats.
         unusable: number of candidates without a usable verdict, but for unsafe ones.
@@ -98,6 +99,7 @@ class Ranking:
 
     by_verdict: tuple[Candidate, ...]
     order: tuple[Candidate, ...]
+    places: Sequence[tuple[int, Candidate]]
     usage: Usage | None
     warnings: tuple[str, ...]
     unusable: int
@@ -107,23 +109,16 @@ class Ranking:
     def of(cls, spec: JobSpec, outcomes: Collection[HeatOutcome], finals: FinalsOutcome | None = None) -> "Ranking":
         """Rank the candidates of finished heats, in any order."""
         by_verdict = ranked(spec, (candidate for outcome in outcomes for candidate in outcome.candidates))
+        order = tuple(reordered(by_verdict, finals))
         return cls(
             by_verdict=tuple(by_verdict),
-            order=tuple(reordered(by_verdict, finals)),
+            order=order,
+            places=sorted(enumerate(order), key=lambda entry: entry[1].index),
             usage=sum((outcome.usage for outcome in outcomes), Usage()) if outcomes else None,
             warnings=tuple(dict.fromkeys(text for outcome in outcomes for text in outcome.warnings)),
             unusable=sum(not (candidate.verdict.usable or candidate.verdict.unsafe) for candidate in by_verdict),
             unsafe=sum(candidate.verdict.unsafe for candidate in by_verdict),
         )
-
-    def prepare(self, *, bracket: bool) -> None:
-        """Compute now what pages of the result need, and with `bracket` the knockout too."""
-        _ = self.places, self.rounds if bracket else ()
-
-    @cached_property
-    def places(self) -> Sequence[tuple[int, Candidate]]:
-        """Candidates in index order, each with its place in `order`."""
-        return sorted(enumerate(self.order), key=lambda entry: entry[1].index)
 
     @cached_property
     def rounds(self) -> Sequence[Sequence[Match]]:

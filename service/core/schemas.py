@@ -158,7 +158,7 @@ class FinalsOut(BaseModel):
 
 
 class FinalsProgress(FinalsOut):
-    """Finals in progress: `rounds` are those played so far."""
+    """Finals in progress: `rounds` are those played so far. Repeated finals are published from the start."""
 
     entrants: list[int] = Field(description="Candidates of the finals, best first by verdict.")
 

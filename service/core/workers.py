@@ -1,11 +1,33 @@
 """WorkerInfo: what a worker publishes about its model and judge, so that the API checks requests without torch."""
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from bestofn.judge.calibration import Calibration
 from bestofn.service.core import jobs
 from bestofn.service.core.jobs import Revision, Revisions
-from bestofn.service.core.pipeline_call import PipelineCall
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]  # a story may come from anywhere: no source code
+
+
+class PipelineCall(BaseModel):
+    """Class and arguments of a diffusers pipeline.
+
+    Attributes:
+        name: class of the pipeline.
+        dtype: of its weights; float32: on a CPU, another: on a GPU.
+        guidance: argument that takes the guidance scale; None: the call takes none.
+        reads_negative: whether a negative prompt has an effect.
+        arguments: further arguments with their values, the same in every call.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: Name
+    dtype: Name
+    guidance: Name | None
+    reads_negative: bool
+    arguments: dict[Name, bool | int] = Field(default={}, max_length=100)
 
 
 class ModelInfo(BaseModel):
@@ -20,7 +42,7 @@ class ModelInfo(BaseModel):
         known_words: vocabulary of the model; None: open.
         tflops_per_forward: one sample through the transformer at the default size.
         tflops_per_decode: one image through the decoder at the default size.
-        depth: number of layers; None: published by an older worker.
+        depth: number of layers; None: of a pipeline, or published by an older worker.
         layer_order: layers by importance, the most important first; None: all layers always run.
         tflops_per_layer: share of one layer in `tflops_per_forward`.
         guidance_embeds: whether guidance is an input of the model (SANA-Sprint), so no negative prompt is read.
@@ -48,7 +70,7 @@ class ModelInfo(BaseModel):
 
     @property
     def depths(self) -> list[int]:
-        """Depths that a job may use, in ascending order; empty for an older worker."""
+        """Depths that a job may use, in ascending order; empty for a pipeline or an older worker."""
         return list(range(1 if self.layer_order else self.depth, self.depth + 1)) if self.depth else []
 
     def layers(self, depth: int | None) -> tuple[int, ...] | None:
@@ -76,8 +98,13 @@ class JudgeInfo(BaseModel):
     revision: Revision
     tflops_per_forward: float
     calibration: Calibration | None = None
-    prompt_limit: PromptLimit | None = None  # None: published by an older worker
+    prompt_limit: PromptLimit | None = None  # None: not known, of other judges than NVILA
     second: "JudgeInfo | None" = None  # used by jobs with rule lower_bound
+
+    @property
+    def revisions(self) -> tuple[Revision, Revision | None]:
+        """Revisions of the judge and of the second one."""
+        return self.revision, None if self.second is None else self.second.revision
 
 
 class WorkerInfo(BaseModel):
@@ -106,8 +133,4 @@ class WorkerInfo(BaseModel):
     @property
     def revisions(self) -> Revisions:
         """Revisions of its model, judge and second judge."""
-        return (
-            self.model.revision,
-            self.judge.revision,
-            None if self.judge.second is None else self.judge.second.revision,
-        )
+        return self.model.revision, *self.judge.revisions

@@ -18,7 +18,7 @@ from bestofn.service.core.workers import JudgeInfo
 from bestofn.service.engine.judge_loader import folder_revision, judge_bytes, judge_dtype, say_licence
 from bestofn.service.pairwise.calls import run_call
 from bestofn.service.pairwise.check_server import CheckServer
-from bestofn.service.pairwise.remote_checker import RemoteChecker
+from bestofn.service.pairwise.remote_judges import RemoteChecker
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import structlog
 import torch
 
 from bestofn.service.engine.microbatch import out_of_memory
-from bestofn.service.telemetry.worker_metrics import UNRECORDED
+from bestofn.service.telemetry.metrics import UNRECORDED
 
 log = structlog.get_logger()
 

@@ -17,14 +17,13 @@ from bestofn.service.engine import scheduler as policy
 from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.cuda_graph import Recorded, Recorder, plain
-from bestofn.service.engine.heat_checks import denoising
-from bestofn.service.engine.heat_engine import HeatEngine
+from bestofn.service.engine.heat_engine import HeatEngine, denoising
 from bestofn.service.engine.heat_state import HeatWork, Owner
 from bestofn.service.engine.items import Latent
 from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.microbatch import out_of_memory, release_cache
 from bestofn.service.engine.postprocess import Postprocess
-from bestofn.service.engine.prompt_cache import PromptCache
+from bestofn.service.engine.prompts import PromptCache
 from bestofn.service.engine.protocol import EngineEvent, HeatFailed, Stepped
 from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.slot_group import SlotGroup

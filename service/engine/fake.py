@@ -65,7 +65,6 @@ class FakeEngine:
         step_seconds: float = 0.0,
         name: str = "fake",
         revision: str = "1",
-        size: int = 64,
         second_judge: bool = False,
     ) -> None:
         self.slots = slots
@@ -74,8 +73,8 @@ class FakeEngine:
         self.tokenizer_files = (_tokenizer(),)
         self.model_info = ModelInfo(
             revision=Revision(name=name, revision=revision),
-            width=size,
-            height=size,
+            width=64,
+            height=64,
             max_size=1024,
             size_multiple=32,
             num_inference_steps=4,
@@ -107,8 +106,7 @@ class FakeEngine:
         return max(0, 2 * self.slots - admitted)
 
     def admit(self, heat: Heat) -> None:
-        second = self.judge_info.second
-        if heat.job.revisions != (self.model_info.revision, self.judge_info.revision, second and second.revision):
+        if heat.job.revisions != (self.model_info.revision, *self.judge_info.revisions):
             raise ValueError(f"heat {heat.index} is of {heat.job.revisions}, not of this engine")
         self._runs[heat.job.id, heat.index] = _Run(heat, deque(heat.candidates))
 

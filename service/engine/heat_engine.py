@@ -1,4 +1,4 @@
-"""Heats of one device: admission, cancellation and outcomes, for every engine; how candidates are drawn is theirs."""
+"""Heats of one device: checks, admission, cancellation and outcomes, for every engine; the drawing is theirs."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -13,7 +13,6 @@ from bestofn.service.core.jobs import Heat, HeatOutcome
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
 from bestofn.service.engine import scheduler as policy
 from bestofn.service.engine.batch_sizes import Sizes
-from bestofn.service.engine.heat_checks import check_heat
 from bestofn.service.engine.heat_state import HeatWork, Owner
 from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.postprocess import Postprocess
@@ -174,6 +173,31 @@ class HeatEngine(ABC):
     @abstractmethod
     def _stop(self, owner: Owner) -> None:
         """Forgets the candidates of a heat that are being drawn."""
+
+
+def check_heat(heat: Heat, model: ModelInfo, judge: JudgeInfo) -> None:
+    """Check that an engine's model and judges are those of a heat, and that its size and layers can be drawn.
+
+    Raises:
+        ValueError: another revision, size or layer is asked for.
+    """
+    spec = heat.job
+    for asked, mine in zip(spec.revisions, (model.revision, *judge.revisions), strict=True):
+        if asked != mine:
+            holds, asks = (f"{one.name}@{one.revision}" if one else "no second judge" for one in (mine, asked))
+            raise ValueError(f"this engine holds {holds}, the heat asks for {asks}")
+    if spec.sent:
+        return
+    multiple, depth = model.size_multiple, model.depth or 0
+    if min(spec.width, spec.height) < multiple or spec.width % multiple or spec.height % multiple:
+        raise ValueError(f"width and height must be multiples of {multiple}, got {spec.width}x{spec.height}")
+    if wrong := [layer for layer in (spec.layers or ()) + (spec.draft_layers or ()) if not 0 <= layer < depth]:
+        raise ValueError(f"layer {wrong[0]} does not exist: this engine's transformer has layers 0 to {depth - 1}")
+
+
+def denoising(group: policy.Group) -> str:
+    """The denoising of a group, for messages."""
+    return f"denoising an image of {group.width}x{group.height} pixels"
 
 
 def _ended(owner: Owner, outcome: Future[HeatOutcome]) -> HeatFinished | HeatFailed:

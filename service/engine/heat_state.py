@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bestofn.judge.verdict import BROKEN, Verdict
 from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome, Usage
-from bestofn.service.core.pipeline_call import PipelineCall
 from bestofn.service.core.results import leaders, promoted
+from bestofn.service.core.workers import PipelineCall
 from bestofn.service.engine.timing import Clock
 from bestofn.service.media.codec import encode, thumbnail
 from bestofn.service.media.metadata import Story
@@ -96,11 +96,10 @@ class HeatWork:
         spec = self.heat.job
         candidate = Candidate(index, spec.seed_of(index), verdict, self.drafts.get(index))
         self.candidates.append(candidate)
-        if spec.sent:
-            return candidate, self._thumbnail(small)
-        self.images[index] = pixels
-        in_play = set(leaders(spec, self.candidates))
-        self.images = {i: image for i, image in self.images.items() if i in in_play}
+        if not spec.sent:
+            self.images[index] = pixels
+            in_play = set(leaders(spec, self.candidates))
+            self.images = {i: image for i, image in self.images.items() if i in in_play}
         return candidate, self._thumbnail(small)
 
     def drafted(

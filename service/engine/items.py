@@ -1,16 +1,23 @@
-"""What passes through the stages after denoising: latents, decoded images, and batches that the device works on."""
+"""What passes through the stages after denoising: latents, decoded and sent images, and batches in work."""
 
-from collections.abc import Container, Iterator
-from concurrent.futures import Future
+from collections.abc import Container, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from bestofn.judge.verdict import Verdict
+from bestofn.service.core.jobs import Heat
 from bestofn.service.engine.heat_state import Owner, Small
+from bestofn.service.engine.protocol import HeatFailed
 from bestofn.service.engine.scheduler import Size
 from bestofn.service.engine.timing import Clock
+from bestofn.service.media.codec import decode
+
+WAIT_SECONDS = 0.05  # for the thread that decodes, while the device is idle: then cancellations are looked at again
 
 Item = TypeVar("Item", "Latent", "Image")
 What = TypeVar("What")
@@ -92,6 +99,46 @@ class Queued(Generic[Item, Result, What]):
         self.items, self.results = [self.items[i] for i in kept], [self.results[i] for i in kept]
 
 
+class SentImages:
+    """Decodes the images of heats, one heat after the other and in the order of their admission."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._reading: dict[Owner, Future[dict[int, Tensor]]] = {}
+
+    def add(self, owner: Owner, heat: Heat) -> None:
+        """Start to decode the images of a heat."""
+        self._reading[owner] = self._thread.submit(_decoded, heat.images)
+
+    def drop(self, owner: Owner) -> None:
+        """Forget a heat."""
+        future = self._reading.pop(owner, None)
+        if future is not None:
+            future.cancel()
+
+    def read(self, *, idle: bool) -> Iterator[tuple[Owner, dict[int, Tensor]] | HeatFailed]:
+        """Heats whose images are decoded, (H, W, 3) uint8 by candidate, and those with one that cannot be.
+
+        Args:
+            idle: wait a moment for the next heat, because there is nothing else to do.
+        """
+        if idle and self._reading:
+            wait([next(iter(self._reading.values()))], WAIT_SECONDS)
+        for owner, future in list(self._reading.items()):
+            if future.done():
+                del self._reading[owner]
+                try:
+                    yield owner, future.result()
+                except ValueError as error:
+                    yield HeatFailed(*owner, str(error), final=True)
+                except MemoryError:
+                    yield HeatFailed(*owner, "decoding the sent images needs more memory than is free")
+
+
 def too_large(doing: str, size: Size) -> str:
     """The reason to fail a heat of which not even one image fits."""
     return f"{doing} one image of {size[0]}x{size[1]} pixels needs more memory than is free: ask for a smaller one"
+
+
+def _decoded(files: Mapping[int, bytes]) -> dict[int, Tensor]:
+    return {index: torch.from_numpy(np.array(decode(data, f"images[{index}]"))) for index, data in files.items()}

@@ -25,10 +25,10 @@ from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.engine.checker_loader import find_checker
 from bestofn.service.engine.compilation import compile_blocks, forward_rows, low_precision
 from bestofn.service.engine.cuda_graph import Recorded, plain
-from bestofn.service.engine.deployed_judges import hold_judges
 from bestofn.service.engine.engine import Engine
 from bestofn.service.engine.heat_engine import HeatEngine
 from bestofn.service.engine.judge_loader import find_judge, say_licence
+from bestofn.service.engine.judge_residency import hold_judges
 from bestofn.service.engine.memory_share import Work, share_memory, work_of
 from bestofn.service.host.cgroups import cores
 from bestofn.service.media.provenance import Signer

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from bestofn.models import residency
 from bestofn.models.autoencoder import TILE, is_tiled
 from bestofn.models.linear_dit.config import LinearDiTConfig
-from bestofn.service.engine.prompt_table import STEP
+from bestofn.service.engine.prompts import STEP
 
 # Values alive at the peak of a forward, counted over the published shapes: a token's in the transformer, in units of
 # the Mix-FFN's width before its gate (2 F), with fused operators and with plain ones; and a pixel's in the decoder, in

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 import torch
 
 from bestofn.service.engine.batch_pool import BatchPool
-from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
+from bestofn.service.telemetry.metrics import OUT_OF_MEMORY
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -16,8 +16,7 @@ from bestofn.service.core.workers import JudgeInfo, ModelInfo
 from bestofn.service.engine import scheduler as policy
 from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
-from bestofn.service.engine.heat_checks import denoising
-from bestofn.service.engine.heat_engine import HeatEngine
+from bestofn.service.engine.heat_engine import HeatEngine, denoising
 from bestofn.service.engine.heat_state import Owner
 from bestofn.service.engine.items import Latent
 from bestofn.service.engine.judge_residency import JudgeResidency
@@ -27,7 +26,7 @@ from bestofn.service.engine.protocol import HeatFailed, Stepped
 from bestofn.service.engine.stepwise import Stepwise
 from bestofn.service.engine.timing import Clock
 from bestofn.service.media.provenance import Signer
-from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
+from bestofn.service.telemetry.metrics import OUT_OF_MEMORY
 
 
 @dataclass(slots=True)

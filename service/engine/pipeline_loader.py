@@ -11,13 +11,12 @@ from bestofn.models.flops import TERA
 from bestofn.models.pipelines.generator import PipelineGenerator
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
-from bestofn.service.core.pipeline_call import PipelineCall
 from bestofn.service.core.settings import Settings
-from bestofn.service.core.workers import ModelInfo
+from bestofn.service.core.workers import ModelInfo, PipelineCall
 from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.engine.checker_loader import FoundChecker
-from bestofn.service.engine.deployed_judges import hold_judges
 from bestofn.service.engine.judge_loader import JudgeCheckpoint
+from bestofn.service.engine.judge_residency import hold_judges
 from bestofn.service.engine.loader import MAX_ENLARGEMENT, known_words
 from bestofn.service.engine.pipeline_engine import PipelineEngine
 from bestofn.service.media.provenance import Signer

@@ -19,12 +19,11 @@ from bestofn.service.engine.any_generator import AnyGenerator
 from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.heat_state import HeatWork, Owner, shrunk
-from bestofn.service.engine.items import Decoded, Image, Latent, Look, Queued, too_large
+from bestofn.service.engine.items import Decoded, Image, Latent, Look, Queued, SentImages, too_large
 from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.microbatch import MicroBatches
 from bestofn.service.engine.protocol import HeatFailed, Judged
 from bestofn.service.engine.scheduler import Size, split_due
-from bestofn.service.engine.sent_images import SentImages
 from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.timing import Clock
 
@@ -176,15 +175,15 @@ class Postprocess:
                 if pixels is not None
             ]
             checks = iter(torch.stack(rows).to("cpu", non_blocking=True) if rows else ())
-            results = [
-                None if pixels is None else self._shown(item, pixels, next(checks))
-                for item, pixels in zip(due, images, strict=True)
-            ]
+            results: list[Decoded | None] = []
+            for item, pixels in zip(due, images, strict=True):
+                if pixels is None:
+                    results.append(None)
+                    continue
+                shown = self._heats[item.owner].heat.job.has_thumbnail(item.candidate)
+                copy = pixels.to("cpu", non_blocking=True) if shown else None
+                results.append(Decoded(pixels, copy, next(checks)))
         self._decoded.append(Queued(due, results, clock, size))
-
-    def _shown(self, item: Latent, pixels: Tensor, checks: Tensor) -> Decoded:
-        shown = self._heats[item.owner].heat.job.has_thumbnail(item.candidate)
-        return Decoded(pixels, pixels.to("cpu", non_blocking=True) if shown else None, checks)
 
     def _read_images(self, queued: Queued[Latent, Decoded, Size]) -> Iterator[Judged | HeatFailed]:
         size, share = queued.what, 1 / max(1, len(queued.items))

@@ -22,9 +22,9 @@ from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import bucket
 from bestofn.service.engine.cuda_graph import Recorded, Recorder
 from bestofn.service.engine.microbatch import out_of_memory, release_cache
-from bestofn.service.engine.prompt_table import PromptTable
+from bestofn.service.engine.prompts import PromptTable
 from bestofn.service.engine.scheduler import Group
-from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
+from bestofn.service.telemetry.metrics import OUT_OF_MEMORY
 
 
 @dataclass(slots=True)

@@ -10,10 +10,10 @@ from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.cuda_graph import Recorder
 from bestofn.service.engine.microbatch import out_of_memory, release_cache
-from bestofn.service.engine.prompt_table import PromptTable
+from bestofn.service.engine.prompts import PromptTable
 from bestofn.service.engine.scheduler import Group, Size, to_close
 from bestofn.service.engine.slot_group import SlotGroup
-from bestofn.service.telemetry.worker_metrics import OUT_OF_MEMORY
+from bestofn.service.telemetry.metrics import OUT_OF_MEMORY
 
 IDLE_GROUPS = 2  # kept open behind those in use: sizes and depths are without number
 

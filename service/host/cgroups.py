@@ -1,11 +1,14 @@
-"""What this process may use of the machine: affinity, and a container's limits of CPU and memory."""
+"""What this process may use of the machine: cores, a container's limits of CPU and memory, and file descriptors."""
 
+import contextlib
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_GROUP = Path("/proc/self/cgroup")
+_MOST_DESCRIPTORS = 1_048_576  # systems with a greater or no hard limit refuse more than about this
 _NO_LIMIT = 2**60  # version 1 writes the greatest page-aligned number for "no limit"
 
 
@@ -57,3 +60,14 @@ def _read(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit of descriptors to the hard limit, as far as the system allows; returns the soft limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return _MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft

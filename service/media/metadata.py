@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.jobs import Candidate, ImageFormat, JobSpec, Revision
-from bestofn.service.core.pipeline_call import PipelineCall
 from bestofn.service.core.schemas import VerdictOut
 from bestofn.service.core.version import VERSION
+from bestofn.service.core.workers import PipelineCall
 
 KEY = "bestofn"  # of the PNG chunk that holds the story as JSON; the other chunks are for other programs
 MAX_JSON = 256 * 1024  # characters; ours have at most some 50,000, with the longest prompts

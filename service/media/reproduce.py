@@ -5,7 +5,7 @@ from typing import Any
 
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.jobs import Revision
-from bestofn.service.core.pipeline_call import PipelineCall
+from bestofn.service.core.workers import PipelineCall
 from bestofn.service.media.metadata import Story
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -6,8 +6,9 @@ import structlog
 
 from bestofn.judge.pairwise import Rounds
 from bestofn.service.core.errors import JudgeAway
-from bestofn.service.core.finals import FinalsOutcome, FinalsState, not_played, played
+from bestofn.service.core.finals import FinalsOutcome, not_played, played
 from bestofn.service.core.jobs import JobSpec
+from bestofn.service.core.schemas import FinalsProgress
 from bestofn.service.pairwise.openai_judge import VisionJudge
 
 log = structlog.get_logger()
@@ -18,7 +19,7 @@ async def play(
     spec: JobSpec,
     meet: Sequence[int],
     images: Mapping[int, bytes],
-    tell: Callable[[FinalsState], Awaitable[None]],
+    tell: Callable[[FinalsProgress], Awaitable[None]],
     *,
     own: bool = False,
 ) -> FinalsOutcome:
@@ -35,7 +36,8 @@ async def play(
     model = judge.address.model
 
     async def before_round(rounds: Rounds) -> None:
-        await tell(FinalsState(model, tuple(meet), rounds))
+        played_so_far = [[match.to_json() for match in matches] for matches in rounds]
+        await tell(FinalsProgress.model_validate({"judge": model, "entrants": meet, "rounds": played_so_far}))
 
     try:
         return played(model, await judge.knockout(spec.prompt, meet, images, before_round))

@@ -1,4 +1,4 @@
-"""Pointwise judges behind an address: an OpenAI-compatible server, or a score server with a small JSON protocol.
+"""Pointwise judges and the image checker behind an address: an OpenAI-compatible server, or a small JSON protocol.
 
 The prompt and the image leave this machine. Score protocol: GET answers `{"name": TEXT, "revision": TEXT}`; POST of
 `{"prompt": TEXT, "image": BASE64_OF_PNG}` answers `{"yes": LOGIT, "no": LOGIT}` or `{"reward": NUMBER}`.
@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from bestofn.judge.calibration import Calibration
+from bestofn.judge.checker import CheckFailed, ImageChecker
 from bestofn.judge.interface import QUESTION, WORDS, PointwiseJudge, pil_images, reward_verdict
 from bestofn.judge.names import JudgeName
 from bestofn.judge.pairwise import without_control_tokens
@@ -39,6 +40,7 @@ from bestofn.service.pairwise.calls import (
     run_call,
     web_address,
 )
+from bestofn.service.pairwise.check_server import IMAGE_SECONDS, CheckServer
 
 log = structlog.get_logger()
 
@@ -147,6 +149,38 @@ class ScoreJudge(RemoteJudge):
                 return reward_verdict(float(fields["reward"]), self._calibration)
             yes, no = float(fields["yes"]), float(fields["no"])
         return Verdict("yes" if yes > no else "no", yes, no) if math.isfinite(yes - no) else BROKEN
+
+
+class RemoteChecker(ImageChecker):
+    """An image checker behind an address; every check is one call, and the calls of an `ask` run together."""
+
+    def __init__(self, server: CheckServer) -> None:
+        """
+        Args:
+            server: whose calls run in the event loop of all such calls.
+        """
+        self._server = server
+
+    def ask(self, images: Sequence[ImageLike] | torch.Tensor) -> list[Future[bool]]:
+        """As `ImageChecker.ask`; the calls have begun."""
+        return [asyncio.run_coroutine_threadsafe(self._check(image), call_loop()) for image in pil_images(images)]
+
+    def answered(self, row: Future[bool]) -> bool:
+        """As `ImageChecker.answered`."""
+        return row.done()
+
+    def unsafe(self, row: Future[bool]) -> bool:
+        """As `ImageChecker.unsafe`."""
+        try:
+            return row.result()
+        except JudgeAway as error:
+            raise CheckFailed(error.quiet) from error
+        except TimeoutError as error:
+            raise CheckFailed(f"the image checker did not answer within {IMAGE_SECONDS:.0f} s") from error
+
+    async def _check(self, image: Image.Image) -> bool:
+        file = await asyncio.to_thread(encode, image, "png")
+        return await self._server.unsafe({"image": base64.b64encode(file).decode()}, IMAGE_SECONDS)
 
 
 def first_token_verdict(logprobs: dict[str, float]) -> Verdict:

@@ -53,14 +53,14 @@ class Claim:
         return self.entry.job, self.entry.heat
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HeatProgress:
     """Progress of a heat since its last start: candidates judged, steps and transformer forwards done."""
 
     heat: int
-    judged: int
-    steps: int
-    forwards: int
+    judged: int = 0
+    steps: int = 0
+    forwards: int = 0
 
 
 @dataclass(frozen=True, slots=True)

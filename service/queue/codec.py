@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from bestofn.judge.verdict import ANSWERS, Verdict
 from bestofn.service.core import jobs
 from bestofn.service.core.errors import JobUnreadable
-from bestofn.service.core.finals import FinalsOutcome, FinalsState
+from bestofn.service.core.finals import FinalsOutcome
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus, Usage
 from bestofn.service.core.results import Ranking, shown
 from bestofn.service.core.schemas import FinalsProgress, JobProgress
@@ -76,10 +76,10 @@ class JobRecord:
     created: float
     started: float | None
     ended: float | None
-    thumbnails: frozenset[int] = frozenset()  # candidates with a thumbnail
-    discarded_forwards: int = 0  # forwards for candidates that an early end left out
-    finals: FinalsOutcome | None = None
-    ranking: Ranking | None = None  # of `outcomes`
+    thumbnails: frozenset[int]  # candidates with a thumbnail
+    discarded_forwards: int  # forwards for candidates that an early end left out
+    finals: FinalsOutcome | None
+    ranking: Ranking  # of `outcomes`
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,19 +166,9 @@ def decode_heats(
     if b"%d" % last in heats:
         finals = unpack_finals(heats[b"%d" % last])
     ranking = Ranking.of(spec, tuple(outcomes.values()), finals)
-    ranking.prepare(bracket=bracket)
+    if bracket:
+        _ = ranking.rounds  # computed here, which may be off the event loop
     return DecodedHeats(text or b"", spec, outcomes, finals, ranking)
-
-
-@contextmanager
-def naming_status(fields: Mapping[bytes, bytes]) -> Iterator[None]:
-    """Note status and error of a job, by its hash, in the JobUnreadable that this block raises."""
-    try:
-        yield
-    except JobUnreadable as error:
-        known = (fields.get(name) for name in (b"status", b"error"))
-        error.job_status, error.job_error = (None if text is None else text.decode(errors="replace") for text in known)
-        raise
 
 
 @reading("the job's stored record")
@@ -258,8 +248,8 @@ def unpack_heat(spec: JobSpec, heat: int, record: str | bytes) -> HeatOutcome:
     return HeatOutcome(heat, tuple(candidates), {}, Usage(*fields["usage"]), warnings=tuple(fields["warnings"]))
 
 
-def pack_finals(finals: FinalsOutcome | FinalsState) -> str:
-    """The result or the state of finals, as JSON."""
+def pack_finals(finals: FinalsOutcome) -> str:
+    """The result of finals, as JSON."""
     return _compact(finals.to_json())
 
 

@@ -8,9 +8,10 @@ import structlog
 
 from bestofn.service.core.early_stopping import Prefix, decide
 from bestofn.service.core.errors import JobUnreadable
-from bestofn.service.core.finals import FinalsOutcome, FinalsState, entrants, reordered
+from bestofn.service.core.finals import FinalsOutcome, entrants, reordered
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, Priority
 from bestofn.service.core.scheduling import DeliveryAction, delivery_action
+from bestofn.service.core.schemas import FinalsProgress
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.queue.claims import Claim, Entry, HeatProgress, Judgement, number
 from bestofn.service.queue.codec import (
@@ -23,12 +24,11 @@ from bestofn.service.queue.codec import (
     unpack_heat,
     unpack_leaders,
 )
-from bestofn.service.queue.image_store import stage
+from bestofn.service.queue.image_store import stage, with_images
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import GROUP, PRIORITIES, pair_id
 from bestofn.service.queue.scripts import Argument
-from bestofn.service.queue.sent_images import with_images
-from bestofn.service.telemetry import worker_metrics as metrics
+from bestofn.service.telemetry import metrics
 
 MOST_PENDING = 1000
 
@@ -173,22 +173,20 @@ class QueueConsumer:
 
     async def finals_entrants(self, job: JobSpec) -> tuple[list[int], dict[int, bytes]]:
         """Entrants of a job's finals, best first, and their images. Raises ImageNotFound if an image has expired."""
-        text = await self.queue.redis.hget(self.queue.keys("job", job.id), "leaders")
-        meet = [candidate.index for candidate in entrants(job, unpack_leaders(job, text or b"[]"))]
+        meet = [candidate.index for candidate in entrants(job, await self._leaders(job))]
         return meet, {index: await self.queue.image(job.id, index) for index in meet}
 
-    async def publish_finals(self, claim: Claim, meeting: FinalsState) -> bool:
+    async def publish_finals(self, claim: Claim, meeting: FinalsProgress) -> bool:
         """Publish the state of the finals; False if this worker does not hold them any more."""
         reply = await self.queue.scripts(
-            "publish_finals", **self._entry(claim.entry), worker=self.worker, data=pack_finals(meeting)
+            "publish_finals", **self._entry(claim.entry), worker=self.worker, data=meeting.model_dump_json()
         )
         return bool(reply)
 
     async def complete_finals(self, claim: Claim, finals: FinalsOutcome) -> bool:
         """Record the result of the finals, which ends the job; returns whether it was the first completion."""
         spec, entry = claim.heat.job, claim.entry
-        text = await self.queue.redis.hget(self.queue.keys("job", entry.job), "leaders")
-        leaders = reordered(unpack_leaders(spec, text or b"[]"), finals)
+        leaders = reordered(await self._leaders(spec), finals)
         reply = await self.queue.scripts(
             "complete_finals",
             **self._entry(entry),
@@ -291,6 +289,11 @@ class QueueConsumer:
             for heat, record in zip(beyond, records, strict=True)
             if record is not None
         }
+
+    async def _leaders(self, spec: JobSpec) -> list[Candidate]:
+        """Candidates in play, best first."""
+        text = await self.queue.redis.hget(self.queue.keys("job", spec.id), "leaders")
+        return unpack_leaders(spec, text or b"[]")
 
     async def _give_back(self, entry: Entry, deliveries: int, outcome: str, reason: str = "") -> None:
         await self.queue.scripts(

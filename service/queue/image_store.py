@@ -1,23 +1,32 @@
-"""Storage of winner images: in the queue's server, or as files in a folder that API and workers share."""
+"""Storage of images, winners' and sent ones: in the queue's server, or as files in a folder of API and workers."""
 
 import asyncio
 import errno
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from bestofn.service.core.errors import ImageNotFound
+from bestofn.service.core.errors import ImageNotFound, JobUnreadable, Unavailable
+from bestofn.service.core.jobs import ACTIVE, Heat
 from bestofn.service.core.settings import Settings
+from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
 from bestofn.service.queue.keys import opaque
+from bestofn.service.queue.scripts import Argument
+
+if TYPE_CHECKING:
+    from bestofn.service.queue.job_queue import Queue
 
 LEAST_FREE = 64 * 2**20  # free bytes below which the folder counts as full
 LEAST_AGE = 600.0  # minimum age in seconds of a job's files before a sweep deletes them
 STAGED_MS = 600_000  # staged images of a heat that was never completed go after this
+SENT_BY = "api"  # writer of the files of sent images, in an images folder
+_ACTIVE = {status.encode() for status in ACTIVE}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFERENCE = re.compile(rb"file:([0-9a-f]{12})")  # no image begins like this
 
@@ -32,7 +41,7 @@ class ImageNotStored(Exception):
 
 
 class ImageStore:
-    """Winner images. Redis holds the bytes, or a reference to the file FOLDER/queue-NAMESPACE/JOB/CANDIDATE-WRITER.
+    """Winner images. Redis holds the bytes, or a reference to the file FOLDER/queue-NAMESPACE/JOB/CANDIDATE-SENT_BY.
 
     A file is written before its reference and never changed. A reference holds no path.
     """
@@ -125,6 +134,59 @@ async def stage(redis: Any, key: str, images: Mapping[int, bytes]) -> bool:
             raise
         return False
     return True
+
+
+async def submit_staged(queue: "Queue", sent: Sequence[bytes], **arguments: Argument) -> Any:
+    """Run the submission script, and store a job's images once it would accept the job.
+
+    Args:
+        queue: takes the job.
+        sent: files of the job's images by candidate; none if its candidates are drawn.
+        arguments: of the script, but `staged`.
+
+    Returns:
+        The script's reply.
+
+    Raises:
+        Unavailable: the images cannot be stored.
+    """
+    job = str(arguments["job"])
+    staged = queue.keys("staged", job, "sent", SENT_BY) if sent else ""
+    reply = await queue.scripts("submit", **arguments, staged=staged)
+    if reply != [b"stage"]:
+        return reply
+    try:
+        images = await queue.images.put(job, SENT_BY, dict(enumerate(sent)))
+    except ImageNotStored as error:
+        raise Unavailable(f"{error}; try again later", retry_after=BUSY_RETRY_SECONDS) from error
+    if not await stage(queue.redis, staged, images):
+        raise Unavailable("the queue's memory is full; try again later", retry_after=BUSY_RETRY_SECONDS)
+    reply = await queue.scripts("submit", **arguments, staged=staged)
+    await queue.redis.unlink(staged)  # of a job that was refused after all; else it is renamed
+    return reply
+
+
+async def with_images(queue: "Queue", heat: Heat) -> Heat | None:
+    """The heat with the sent images of its candidates; None if its job has ended.
+
+    Raises:
+        JobUnreadable: an image cannot be read.
+    """
+    job = heat.job.id
+    if not heat.job.sent or heat.is_finals:
+        return heat
+    held = await queue.redis.hmget(queue.keys("sent", job), list(heat.candidates))
+    images: dict[int, bytes] = {}
+    if None in held and await queue.redis.hget(queue.keys("job", job), "status") not in _ACTIVE:
+        return None
+    for candidate, image in zip(heat.candidates, held, strict=True):
+        if image is None:
+            raise JobUnreadable(f"the sent image of candidate {candidate} is gone")
+        try:
+            images[candidate] = await queue.images.get(job, candidate, image)
+        except ImageNotFound as error:
+            raise JobUnreadable(error.detail) from error
+    return replace(heat, images=images)
 
 
 def _write(folder: Path, writer: str, images: Mapping[int, bytes]) -> None:

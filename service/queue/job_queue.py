@@ -3,9 +3,10 @@
 import json
 import math
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import structlog
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
@@ -24,17 +25,17 @@ from bestofn.service.queue.admission import (
     nearly_full,
     refusal,
 )
-from bestofn.service.queue.codec import Event, JobRecord, QueuePosition, read_spec, read_workers, without_prompt
+from bestofn.service.queue.codec import JobRecord, QueuePosition, read_spec, read_workers, without_prompt
 from bestofn.service.queue.connection import check_connection, close_redis, connect_redis
-from bestofn.service.queue.connection_errors import away, why
+from bestofn.service.queue.connection_errors import AWAY, away, why
 from bestofn.service.queue.embedded_server import find_redis
-from bestofn.service.queue.event_feed import EventFeed
-from bestofn.service.queue.image_store import ImageStore
-from bestofn.service.queue.job_events import follow
+from bestofn.service.queue.image_store import ImageStore, submit_staged
+from bestofn.service.queue.job_events import EventFeed
 from bestofn.service.queue.job_reader import JobReader
 from bestofn.service.queue.keys import PRIORITIES, Keys, opaque, pair_id
 from bestofn.service.queue.scripts import Scripts
-from bestofn.service.queue.sent_images import submit_staged
+
+log = structlog.get_logger()
 
 
 class Queue:
@@ -51,8 +52,8 @@ class Queue:
         self.reader = JobReader(self.scripts)
 
     @classmethod
-    async def connect(cls, settings: Settings) -> "Queue":
-        """Connect to the server that `find_redis` names.
+    async def connect(cls, settings: Settings, *, may_be_away: bool = False) -> "Queue":
+        """Connect to the server that `find_redis` names; with `may_be_away` also to one that does not answer yet.
 
         Raises:
             SetupError: no server is known, or it is too old, or it may evict keys.
@@ -60,7 +61,10 @@ class Queue:
         queue = cls(connect_redis(find_redis(settings)), settings)
         try:
             await check_connection(queue.redis)
-        except BaseException:
+        except BaseException as error:
+            if may_be_away and isinstance(error, AWAY):
+                log.warning("the queue cannot be reached yet", error=str(error))
+                return queue
             await queue.aclose()
             raise
         return queue
@@ -253,10 +257,6 @@ class Queue:
         if status is None:
             await self.missing(job)
         return JobStatus(status.decode())
-
-    def events(self, job: str, after: str = "0") -> AsyncGenerator[Event, None]:
-        """Events of a job, up to its last one; see `job_events`."""
-        return follow(self, job, after)
 
     async def expire_jobs(self) -> None:
         """End the jobs whose deadline has passed. Workers do it at every heartbeat, an API process twice a second."""

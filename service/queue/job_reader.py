@@ -4,15 +4,27 @@ import asyncio
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
-from bestofn.service.queue.codec import DecodedHeats, JobRecord, decode_heats, naming_status, read_record
+from bestofn.service.core.errors import JobUnreadable
+from bestofn.service.core.jobs import Candidate, JobSpec, JobStatus
+from bestofn.service.queue.codec import (
+    DecodedHeats,
+    JobRecord,
+    decode_heats,
+    read_record,
+    read_spec,
+    unpack_leaders,
+)
 from bestofn.service.queue.scripts import Scripts
+
+if TYPE_CHECKING:
+    from bestofn.service.queue.job_queue import Queue
 
 KEPT_BYTES = 64 * 2**20
 KEPT_SECONDS = 60.0  # after the last read: long enough for a caller who polls, and less than results live
@@ -66,10 +78,14 @@ class JobReader:
                 if not fields:
                     known.decoded = None
                     return None
-                with naming_status(fields):
+                try:
                     if new or known.decoded is None:
                         known.decoded = await self._decode(fields, new, known.decoded)
                     record = read_record(fields, known.decoded)
+                except JobUnreadable as error:
+                    known_text = {name: text.decode(errors="replace") for name, text in fields.items()}
+                    error.job_status, error.job_error = known_text.get(b"status"), known_text.get(b"error")
+                    raise
                 self._keep(job, known)
                 return record
         finally:
@@ -147,6 +163,31 @@ class JobReader:
             del self._known[job]
             self.kept_bytes -= known.size
             known.size = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Winners:
+    """A job's winners, best first; `spec` is None and there are none unless the job has succeeded."""
+
+    status: JobStatus
+    spec: JobSpec | None = None
+    candidates: Sequence[Candidate] = ()
+
+
+async def read_winners(queue: "Queue", job: str) -> Winners:
+    """Read the winners of a job. Raises JobNotFound, JobGone, JobUnreadable."""
+    text, status, stopped, leaders = await queue.redis.hmget(
+        queue.keys("job", job), ["spec", "status", "stopped", "leaders"]
+    )
+    if status is None:
+        await queue.missing(job)
+    state = JobStatus(status.decode())
+    if state is not JobStatus.SUCCEEDED:
+        return Winners(state)
+    spec = read_spec(text)
+    late = stopped == b"deadline"  # then the stored leaders are those of the decided prefix alone
+    order = (await queue.record(job)).ranking.order if late else unpack_leaders(spec, leaders)
+    return Winners(state, spec, [candidate for candidate in order[: spec.top_k] if candidate.has_image])
 
 
 def _size(decoded: DecodedHeats | None) -> int:

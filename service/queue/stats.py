@@ -25,26 +25,27 @@ class QueueStats:
     """The queue at one moment.
 
     Attributes:
-        loads: work that waits or runs, by priority.
+        by_priority: work that waits or runs, by priority.
         queued, running: number of jobs.
         oldest_wait_seconds: longest wait of a job that has not started; 0 if none waits.
         estimated_wait_seconds: seconds for the whole backlog; None while no worker's speed is known.
-        image_bytes: bytes reserved for winner images.
+        image_bytes, image_budget_bytes: bytes reserved for winner images, and their limit.
         kept_bytes, kept_budget_bytes: bytes of all else that is kept of jobs, at most, and their limit.
-        dead: number of heats in the dead-letter stream.
+        dead_heats: number of heats in the dead-letter stream.
         workers: warm workers.
         refuses: reason why no job is accepted now; None if jobs are accepted.
     """
 
-    loads: Mapping[Priority, Backlog]
+    by_priority: Mapping[Priority, Backlog]
     queued: int
     running: int
     oldest_wait_seconds: float
     estimated_wait_seconds: float | None
     image_bytes: int
+    image_budget_bytes: int
     kept_bytes: int
     kept_budget_bytes: int
-    dead: int
+    dead_heats: int
     workers: tuple[WorkerInfo, ...]
     server: ServerOut
     refuses: str | None
@@ -88,15 +89,16 @@ async def read_stats(queue: Queue) -> QueueStats:
     whole = _backlog(load, "")
     valkey = info.get("server_name") == "valkey"
     return QueueStats(
-        loads={priority: _backlog(load, f"{priority}:") for priority in PRIORITIES},
+        by_priority={priority: _backlog(load, f"{priority}:") for priority in PRIORITIES},
         queued=queued,
         running=max(0, whole.jobs - queued),
         oldest_wait_seconds=max(0.0, seconds + micros / 1e6 - oldest[0][1] / 1000) if oldest else 0.0,
         estimated_wait_seconds=wait_seconds(whole.candidates, whole, workers),
         image_bytes=int(reserved or 0),
+        image_budget_bytes=queue.settings.image_budget_bytes,
         kept_bytes=int(kept or 0),
         kept_budget_bytes=int(KEPT_SHARE * (int(info["maxmemory"]) or int(info["total_system_memory"]))),
-        dead=dead,
+        dead_heats=dead,
         workers=workers,
         server=ServerOut(
             name="valkey" if valkey else "redis",
@@ -131,9 +133,9 @@ async def read_holdings(queue: Queue, caller: str) -> Holdings:
 
 def max_holdings(stats: QueueStats, own: Holdings, settings: Settings) -> Holdings:
     """The most that a caller who has `own` may have now; 0 GFLOP where these have no limit."""
-    everyone = sum(load.candidates for load in stats.loads.values())
+    everyone = sum(load.candidates for load in stats.by_priority.values())
     candidates = own_limit(own.candidates, everyone, settings.max_queued_candidates)
-    gflop = round(1000 * sum(load.tflops for load in stats.loads.values()))
+    gflop = round(1000 * sum(load.tflops for load in stats.by_priority.values()))
     return Holdings(
         min(candidates, settings.max_queued_candidates_per_key or candidates),
         own_limit(own.gflop, gflop, round(1000 * (settings.max_queued_tflops or 0))),

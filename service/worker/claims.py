@@ -8,9 +8,10 @@ import structlog
 
 from bestofn.service.core.scheduling import DeliveryAction, claim_count
 from bestofn.service.queue.claims import Claim
-from bestofn.service.telemetry import worker_metrics as metrics
+from bestofn.service.telemetry import metrics
 from bestofn.service.worker.context import WorkerContext
 from bestofn.service.worker.finals import FinalsPlayer
+from bestofn.service.worker.heat_log import log_end
 from bestofn.service.worker.held_heats import HeatState, HeldHeat
 
 log = structlog.get_logger()
@@ -103,7 +104,7 @@ class ClaimLoop:
             "their worker died or stalled"
         )
         await self._context.call(lambda: self._context.consumer.give_back(claim, "dead_lettered", reason))
-        self._context.heat_log.ended(claim, "dead_lettered", reason=reason)
+        log_end(self._context.held, claim, "dead_lettered", reason=reason)
 
     async def _start_isolated(self, isolated: HeldHeat) -> None:
         isolated.move(HeatState.RUNNING)

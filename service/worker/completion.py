@@ -9,8 +9,15 @@ from bestofn.service.engine.protocol import EngineEvent, HeatFailed, HeatFinishe
 from bestofn.service.queue.claims import Claim, Judgement
 from bestofn.service.queue.image_store import ImageNotStored
 from bestofn.service.worker.context import WorkerContext
-from bestofn.service.worker.heat_log import HeatEnding
-from bestofn.service.worker.held_heats import Completed, Failed, FinalsCompleted, HeatKey, HeatResult, Released
+from bestofn.service.worker.heat_log import HeatEnding, judged, log_end
+from bestofn.service.worker.held_heats import (
+    Completed,
+    Failed,
+    FinalsCompleted,
+    HeatKey,
+    HeatResult,
+    Released,
+)
 from bestofn.service.worker.job_control import JobControl
 from bestofn.service.worker.progress_buffer import speed_after
 
@@ -34,8 +41,8 @@ class Completion:
                     if context.held.get((job, heat)) is not None:
                         context.progress.step(job, heat, steps, forwards)
                 case Judged(job, heat, candidate, thumbnail):
-                    if context.held.get((job, heat)) is not None:
-                        context.heat_log.judged(job, heat, candidate)
+                    if (held := context.held.get((job, heat))) is not None:
+                        judged(held, candidate)
                         context.progress.judge(job, heat, Judgement(candidate, thumbnail))
                 case HeatFinished(job, outcome):
                     context.tflops_per_second = speed_after(context.tflops_per_second, outcome.usage)
@@ -75,7 +82,7 @@ class Completion:
         ending: HeatEnding = "dead_lettered" if last else "retried"
         context.progress.forget(*claim.key)
         await context.call(lambda: context.consumer.give_back(claim, ending, failure.reason))
-        context.heat_log.ended(claim, ending, reason=failure.reason)
+        log_end(context.held, claim, ending, reason=failure.reason)
         context.held.drop(claim.key)
 
     async def _publish(self, job: str) -> None:
@@ -116,12 +123,12 @@ class Completion:
                 except ImageNotStored as error:
                     await self.fail(claim, Failed(str(error), error.full))
                 else:
-                    context.heat_log.ended(claim, "completed" if first else "duplicate", outcome)
+                    log_end(context.held, claim, "completed" if first else "duplicate", outcome)
             case FinalsCompleted(finals):
                 first = await context.call(lambda: context.consumer.complete_finals(claim, finals))
-                context.heat_log.ended(claim, "completed" if first else "duplicate")
+                log_end(context.held, claim, "completed" if first else "duplicate")
             case Failed() as failure:
                 await self.fail(claim, failure)
             case Released():
                 await context.call(lambda: context.consumer.give_back(claim, "released"))
-                context.heat_log.ended(claim, "released")
+                log_end(context.held, claim, "released")

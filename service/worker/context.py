@@ -14,9 +14,8 @@ from bestofn.service.pairwise.openai_judge import VisionJudge
 from bestofn.service.queue.connection_errors import away, moved, why
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.telemetry.worker_metrics import LEASES_LOST
+from bestofn.service.telemetry.metrics import LEASES_LOST
 from bestofn.service.worker.engine_thread import EngineThread
-from bestofn.service.worker.heat_log import HeatLog
 from bestofn.service.worker.held_heats import HeatKey, HeatResult, HeldHeats
 from bestofn.service.worker.progress_buffer import ProgressBuffer
 
@@ -78,7 +77,6 @@ class WorkerContext:
     vision: VisionJudge | None
     held: HeldHeats
     progress: ProgressBuffer = field(default_factory=ProgressBuffer)
-    heat_log: HeatLog = field(default_factory=HeatLog)
     ended: "asyncio.Queue[HeatKey]" = field(default_factory=asyncio.Queue)
     ended_jobs: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT_JOBS))
     tflops_per_second: float | None = None

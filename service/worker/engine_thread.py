@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from bestofn.service.core.jobs import Heat
 from bestofn.service.engine.protocol import Engine, EngineEvent, Stepped
-from bestofn.service.telemetry.worker_metrics import BATCH_FILL, TICK_SECONDS
+from bestofn.service.telemetry.metrics import BATCH_FILL, TICK_SECONDS
 
 STALL_TICKS = 10.0  # a tick may take this many times as long as usual before the engine counts as stalled
 PROBE_SECONDS = 5.0  # interval of the probes of an idle device

@@ -4,8 +4,9 @@ import asyncio
 from functools import partial
 
 from bestofn.service.core.errors import BestOfNError
-from bestofn.service.core.finals import FinalsState, not_played
+from bestofn.service.core.finals import not_played
 from bestofn.service.core.scheduling import DeliveryAction
+from bestofn.service.core.schemas import FinalsProgress
 from bestofn.service.pairwise.finals_runner import play
 from bestofn.service.queue.claims import Claim
 from bestofn.service.worker.context import WorkerContext
@@ -71,7 +72,7 @@ class FinalsPlayer:
             return Released()
         return FinalsCompleted(not_played("", "no worker has a pairwise judge any more"))
 
-    async def _publish(self, claim: Claim, state: FinalsState) -> None:
+    async def _publish(self, claim: Claim, state: FinalsProgress) -> None:
         held = self._context.held.get(claim.key)
         current = claim if held is None else held.claim
         if not await self._context.call(lambda: self._context.consumer.publish_finals(current, state)):

@@ -14,7 +14,7 @@ from socketserver import TCPServer
 from prometheus_client.exposition import choose_encoder
 
 from bestofn.service.core.errors import SetupError
-from bestofn.service.telemetry.worker_metrics import REGISTRY
+from bestofn.service.telemetry.metrics import WORKER_REGISTRY
 
 BEAT_SECONDS = 1.0
 SPINNING = 0.95  # share of a core that the loop's thread takes while it spins; a working loop takes a few percent
@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         match self.path.partition("?")[0]:
             case "/metrics":
                 encode, media_type = choose_encoder(self.headers.get("Accept", ""))
-                self._answer(200, media_type, encode(REGISTRY))
+                self._answer(200, media_type, encode(WORKER_REGISTRY))
             case "/livez":
                 self._tell(condition, condition in LIVE)
             case "/readyz":

@@ -68,11 +68,13 @@ class HeldHeat:
         claim: the last claim of it; its lease is renewed while the heat is held.
         state: see `HeatState`.
         result: set when the heat has ended.
+        num_judged: verdicts on its candidates so far.
     """
 
     claim: Claim
     state: HeatState
     result: HeatResult | None = None
+    num_judged: int = 0
 
     @property
     def in_engine(self) -> bool:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from bestofn.judge.stopping import Reason
 from bestofn.service.core.deployments import Deployment
 from bestofn.service.core.early_stopping import enough
-from bestofn.service.core.finals import FinalsOutcome, FinalsState, entrants
+from bestofn.service.core.finals import FinalsOutcome, entrants
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, JobStatus
 from bestofn.service.core.planning import job_spec
 from bestofn.service.core.results import ALL_UNSAFE, assemble, best_of, ranked, shown
@@ -149,9 +149,9 @@ def run_local(
         ended: str | None = stopped
         if judge is not None and (meet := entrants(spec, in_play)):
 
-            async def tell(meeting: FinalsState) -> None:
+            async def tell(meeting: FinalsProgress) -> None:
                 if on_progress is not None:
-                    progress.finals = FinalsProgress.model_validate(meeting.to_json())
+                    progress.finals = meeting
                     on_progress(assemble(spec, JobStatus.RUNNING, (), progress=progress.model_copy()))
 
             finals = asyncio.run(_finals(judge, spec, meet, images, tell, deadline, interrupted))
@@ -182,7 +182,7 @@ async def _finals(
     spec: JobSpec,
     meet: Sequence[Candidate],
     images: Mapping[int, bytes],
-    tell: Callable[[FinalsState], Awaitable[None]],
+    tell: Callable[[FinalsProgress], Awaitable[None]],
     deadline: float,
     interrupted: threading.Event,
 ) -> FinalsOutcome | None:

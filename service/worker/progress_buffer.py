@@ -1,9 +1,8 @@
 """Progress buffer: steps and verdicts of heats since their last publication, by job."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bestofn.service.core.jobs import Usage
 from bestofn.service.queue.claims import HeatProgress, Judgement
@@ -20,11 +19,9 @@ def speed_after(speed: float | None, usage: Usage) -> float | None:
     return now if speed is None else speed + _HEAT_WEIGHT * (now - speed)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Job:
-    steps: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))  # heat -> steps since its start
-    forwards: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
-    judged: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    heats: dict[int, HeatProgress] = field(default_factory=dict)
     changed: set[int] = field(default_factory=set)
     judgements: list[Judgement] = field(default_factory=list)
 
@@ -38,15 +35,14 @@ class ProgressBuffer:
 
     def step(self, job: str, heat: int, steps: int, forwards: int) -> None:
         """Count candidate steps of a heat and their forwards."""
-        report = self._of(job, heat)
-        report.steps[heat] += steps
-        report.forwards[heat] += forwards
+        progress = self._of(job, heat)
+        progress.steps += steps
+        progress.forwards += forwards
 
     def judge(self, job: str, heat: int, judgement: Judgement) -> None:
         """Count a verdict."""
-        report = self._of(job, heat)
-        report.judged[heat] += not judgement.candidate.again
-        report.judgements.append(judgement)
+        self._of(job, heat).judged += not judgement.candidate.again
+        self._jobs[job].judgements.append(judgement)
 
     async def wait(self) -> None:
         """Wait until there is something to publish."""
@@ -62,11 +58,7 @@ class ProgressBuffer:
         report = self._jobs.get(job)
         if report is None:
             return [], []
-        progress = [
-            HeatProgress(heat, report.judged[heat], report.steps[heat], report.forwards[heat])
-            for heat in sorted(report.changed)
-        ]
-        judgements = report.judgements
+        progress, judgements = [replace(report.heats[heat]) for heat in sorted(report.changed)], report.judgements
         report.changed, report.judgements = set(), []
         return progress, judgements
 
@@ -82,19 +74,17 @@ class ProgressBuffer:
         report = self._jobs.get(job)
         if report is None:
             return
-        report.steps.pop(heat, None)
-        report.forwards.pop(heat, None)
-        report.judged.pop(heat, None)
+        report.heats.pop(heat, None)
         report.changed.discard(heat)
-        if not report.steps and not report.judged:
+        if not report.heats:
             del self._jobs[job]
 
     def drop(self, job: str) -> None:
         """Drop all heats of a job."""
         self._jobs.pop(job, None)
 
-    def _of(self, job: str, heat: int) -> _Job:
+    def _of(self, job: str, heat: int) -> HeatProgress:
         report = self._jobs.setdefault(job, _Job())
         report.changed.add(heat)
         self._news.set()
-        return report
+        return report.heats.setdefault(heat, HeatProgress(heat))

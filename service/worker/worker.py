@@ -16,13 +16,13 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import COMMIT, VERSION
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.engine.protocol import Engine
-from bestofn.service.host.descriptors import raise_descriptor_limit
+from bestofn.service.host.cgroups import raise_descriptor_limit
 from bestofn.service.pairwise.openai_judge import VisionJudge
 from bestofn.service.queue.connection import end_tasks
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.leftovers import sweep
-from bestofn.service.telemetry import worker_metrics as metrics
+from bestofn.service.telemetry import metrics
 from bestofn.service.worker.claims import ClaimLoop
 from bestofn.service.worker.completion import Completion
 from bestofn.service.worker.context import WorkerContext, retried
@@ -30,6 +30,7 @@ from bestofn.service.worker.engine_thread import EngineThread
 from bestofn.service.worker.finals import FinalsPlayer
 from bestofn.service.worker.health_server import Condition, LoopMonitor, metrics_port
 from bestofn.service.worker.heartbeat import heartbeat_loop
+from bestofn.service.worker.heat_log import log_end
 from bestofn.service.worker.held_heats import Failed, HeldHeats
 from bestofn.service.worker.job_control import JobControl
 from bestofn.service.worker.supervisor import announce_ready
@@ -212,7 +213,7 @@ class Worker:
         claims = context.held.claims()
         await context.call(lambda: context.consumer.leave(claims))
         for claim in claims:
-            context.heat_log.ended(claim, "released")
+            log_end(context.held, claim, "released")
         log.info("left", worker=context.consumer.worker, released=len(claims))
 
     async def _sweep(self) -> None:

@@ -20,6 +20,7 @@ from bestofn.service.core.jobs import JobSpec, JobStatus
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.queue.embedded_server import LocalServer
+from bestofn.service.queue.job_events import follow_entries
 from bestofn.service.queue.job_queue import Queue
 
 PATIENCE_SECONDS = 120.0
@@ -76,7 +77,7 @@ class Stand:
     async def ended(self, job: str) -> None:
         """Returns when a job has succeeded."""
         async with asyncio.timeout(PATIENCE_SECONDS):
-            async for _ in self.queue.events(job):
+            async for _ in follow_entries(self.queue, job):
                 pass
         record = await self.queue.record(job)
         if record.status is not JobStatus.SUCCEEDED:

@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import sys
 
-from bestofn.service.host.descriptors import raise_descriptor_limit
+from bestofn.service.host.cgroups import raise_descriptor_limit
 
 PAUSE_SECONDS = 30.0  # after a connection that was closed, or a call that was refused
 OPENED_AT_ONCE = 20  # each tenth of a second

@@ -25,6 +25,7 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.queue.embedded_server import LocalServer, embedded_binary
+from bestofn.service.queue.job_events import follow_entries
 from bestofn.service.queue.job_queue import Queue
 
 LEASE_SECONDS, BEAT_SECONDS = 2.0, 0.4
@@ -205,7 +206,7 @@ async def submitted(queue: Queue, **fields: Any) -> str:
 async def ended(queue: Queue, job: str, seconds: float = PATIENCE_SECONDS) -> JobStatus:
     """The status in which a job ends; TimeoutError if it does not within so many seconds: it is lost."""
     async with asyncio.timeout(seconds):
-        async for _ in queue.events(job):
+        async for _ in follow_entries(queue, job):
             pass
     return (await queue.record(job)).status
 

@@ -18,8 +18,7 @@ from soak_book import Book
 
 import bestofn
 from bestofn.models.shapes.world import COLOURS, SHAPES
-from bestofn.service.core.deployments import Deployment
-from bestofn.service.core.job_cost import tflops
+from bestofn.service.core.deployments import Deployment, tflops
 
 PROMPTS = [f"a photo of a {colour} {shape}" for colour, shape in itertools.product(COLOURS, SHAPES)]
 SIZES = (1, 2, 4, 8, 16, 32, 64)

@@ -11,6 +11,8 @@ from figures import Figure, at_most, exactly, percentile, told
 from place import LEASE_SECONDS, Place, answer, at_rest, ended, place, spec, started, submitted
 
 from bestofn.service.core.jobs import JobStatus
+from bestofn.service.queue.codec import Event
+from bestofn.service.queue.job_events import follow_entries
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import GROUP, pair_id
 
@@ -51,7 +53,8 @@ class _Jobs:
             self.lost += 1
             return
         self.differing += await answer(self.here.queue, job) != self.answers[number % SEEDS]
-        heats = [event.data["heat"] async for event in self.here.queue.events(job) if event.type == "heat"]
+        stored = [entry async for entries in follow_entries(self.here.queue, job) for entry in entries]
+        heats = [event.data["heat"] for event in (Event.read(*entry) for entry in stored) if event.type == "heat"]
         self.repeated += sorted(heats) != list(range(16))
 
     def figures(self, name: str, rounds: int) -> list[Figure]:

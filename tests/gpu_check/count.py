@@ -40,7 +40,7 @@ from bestofn.models.solver import solver_table
 from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.engine.cuda_graph import plain
-from bestofn.service.engine.prompt_table import PromptTable
+from bestofn.service.engine.prompts import PromptTable
 from bestofn.service.engine.scheduler import Group
 from bestofn.service.engine.slot_group import SlotGroup
 

@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from bestofn.judge.verdict import Rule
-from bestofn.service.core.pipeline_call import PipelineCall
+from bestofn.service.core.workers import PipelineCall
 from bestofn.service.media.metadata import Story
 from bestofn.service.media.reproduce import diffusers_call
 

@@ -2,36 +2,44 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any, TypeVar
 
 import redis.exceptions
 import structlog
 from fastapi import APIRouter, Header, Request
-from starlette.responses import Response
+from fastapi.sse import format_sse_event
+from starlette.responses import Response, StreamingResponse
 
 from bestofn.service.api.access import caller_of
 from bestofn.service.api.dependencies import Context, ContextDep, JobId
 from bestofn.service.api.event_translation import EventTranslator, JobEvent, Place, place_of
 from bestofn.service.api.problem_details import document
 from bestofn.service.api.responses import failure_of, result_of
-from bestofn.service.api.sse import EventStream, encode, stream_response
 from bestofn.service.core.errors import JobGone, JobNotFound, JobUnreadable
 from bestofn.service.core.jobs import HeatOutcome, JobSpec
 from bestofn.service.queue.codec import ENDINGS, Event
 from bestofn.service.queue.connection import end_tasks
-from bestofn.service.queue.event_feed import Entry
-from bestofn.service.queue.job_events import follow_entries, last_place
+from bestofn.service.queue.job_events import Entry, follow_entries, last_place
 
 POSITION_SECONDS = 1.0  # a waiting job's place is looked up this often
 TRANSLATED_AT_ONCE = 8  # events of a stream, before the event loop goes on
 RETRY_MS = 1000  # browsers come back after this long
+KEEP_ALIVE_SECONDS = 15.0  # proxies end a connection that is silent for longer than about 60 s
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 LastEventId = Annotated[str | None, Header(description="Resume after the event with this id.")]
 T = TypeVar("T")
 
 log = structlog.get_logger()
+
+
+class EventStream(StreamingResponse):
+    """A response of server-sent events."""
+
+    media_type = "text/event-stream"
 
 
 router = APIRouter()
@@ -219,3 +227,47 @@ async def paced(context: Context, job_id: str) -> AsyncGenerator[Sequence[Entry]
     finally:
         await end_tasks({stopping, *([coming] if coming else [])})
         await source.aclose()
+
+
+def encode(type: str, data: Any, id: str | None = None, retry_ms: int | None = None) -> bytes:
+    """An event as it is sent, its data as JSON."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return format_sse_event(data_str=text, event=type, id=id, retry=retry_ms)
+
+
+def stream_response(events: AsyncGenerator[bytes, None], headers: dict[str, str]) -> EventStream:
+    """Send encoded events as they come. The generator is closed at the end of the stream.
+
+    Args:
+        events: events of one reader, one or several at once.
+        headers: sent with the status 200, before the first event.
+    """
+    return EventStream(_kept_alive(events), headers=HEADERS | headers)
+
+
+async def _kept_alive(events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    coming: asyncio.Task[bytes] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(events))
+            done, _ = await asyncio.wait({coming}, timeout=KEEP_ALIVE_SECONDS)
+            if not done:
+                yield format_sse_event(comment="keep-alive")
+                continue
+            try:
+                encoded = coming.result()
+            except StopAsyncIteration:
+                return
+            coming = None
+            yield encoded
+    finally:
+        # A task of its own: Starlette cancels the stream of a caller who has gone at every step, this one included.
+        ending = asyncio.create_task(_end(events, coming))
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(ending)
+
+
+async def _end(events: AsyncGenerator[bytes, None], coming: "asyncio.Task[bytes] | None") -> None:
+    if coming is not None:
+        await end_tasks({coming})
+    await events.aclose()

@@ -1,23 +1,36 @@
-"""POST /generate: submit a job and, unless the caller prefers not to, wait for its result or its winner's bytes."""
+"""POST /generate and /rank: submit a job and, unless the caller prefers not to, wait for its result or winner."""
+
+import asyncio
 
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from bestofn.service.api.access import caller_of
-from bestofn.service.api.content_negotiation import OFFERS, Accepted, Preference, image_format, read_accept, read_prefer
+from bestofn.service.api.content_negotiation import (
+    EVENTS,
+    OFFERS,
+    Accepted,
+    Preference,
+    image_format,
+    read_accept,
+    read_prefer,
+)
 from bestofn.service.api.dependencies import CallHeadersDep, Context, ContextDep
-from bestofn.service.api.json_body import JsonRoute
 from bestofn.service.api.problem_details import problem_of
-from bestofn.service.api.responses import failure_of, image_answer, json_answer, result_of
+from bestofn.service.api.request_bodies import JsonRoute, UploadRoute
+from bestofn.service.api.responses import Ending, failure_of, image_answer, json_answer, result_of, wait
 from bestofn.service.api.routes.events import stream_of
-from bestofn.service.api.submission import submit
-from bestofn.service.api.wait import Ending, wait
+from bestofn.service.api.submission import submit, submit_rank
 from bestofn.service.core.errors import InvalidRequest, WaitTimeout
 from bestofn.service.core.jobs import ACTIVE, ImageFormat
 from bestofn.service.core.schemas import GenerateRequest, JobResult
 
+UPLOAD_SECONDS = 300.0
+
 router = APIRouter(route_class=JsonRoute)
+_uploads = APIRouter(route_class=UploadRoute)
 
 
 @router.post("/generate", response_model=JobResult, summary="Draw N candidates, judge them, return the best")
@@ -30,13 +43,33 @@ async def generate(request: Request, context: ContextDep, body: GenerateRequest,
     call returns to the same job.
     """
     accepted, wanted = _read_accept(headers.accept, body)
-    preference = enter_call(context, request, accepted, headers.prefer)
+    preference = _enter_call(context, request, accepted, headers.prefer)
     key = headers.idempotency_key
     job_id, created = await submit(context, body, image_format=wanted, caller=caller_of(request), key=key)
-    return await answer(context, request, job_id, created, accepted, preference, headers.last_event_id)
+    return await _answer(context, request, job_id, created, accepted, preference, headers.last_event_id)
 
 
-def enter_call(context: Context, request: Request, accepted: Accepted, prefer: str | None) -> Preference:
+@_uploads.post("/rank", response_model=JobResult, summary="Judge 2 to 64 images that exist, and rank them")
+async def rank(request: Request, context: ContextDep, headers: CallHeadersDep) -> Response:
+    """The job has one candidate an image, in their order: verdicts, ranks, bracket and events as of POST /generate.
+
+    A form (`multipart/form-data`) has `prompt` and one part `images` a file. JSON has data URLs. Files are PNG, WebP or
+    JPEG: each at most 16 MiB and 16 Mi pixels, together at most 32 MiB and 128 Mi pixels. The job keeps them until its
+    end, and then the images of the first `top_k` ranks.
+    """
+    accepted = read_accept(headers.accept)
+    if not (accepted.json or accepted.events_first):
+        raise HTTPException(406, f"Accept asks for {str(headers.accept)[:100]!a}; there is application/json, {EVENTS}")
+    preference = _enter_call(context, request, accepted, headers.prefer)
+    job_id, created = await _submitted(context, request, headers.idempotency_key)
+    as_json = accepted if accepted.events_first else read_accept(None)
+    return await _answer(context, request, job_id, created, as_json, preference, headers.last_event_id)
+
+
+router.include_router(_uploads)
+
+
+def _enter_call(context: Context, request: Request, accepted: Accepted, prefer: str | None) -> Preference:
     """How long a submission waits; one that waits or streams is counted among its key's open calls.
 
     Raises:
@@ -48,7 +81,7 @@ def enter_call(context: Context, request: Request, accepted: Accepted, prefer: s
     return preference
 
 
-async def answer(
+async def _answer(
     context: Context,
     request: Request,
     job_id: str,
@@ -85,10 +118,10 @@ async def answer(
     if ending is Ending.HUNG_UP and created and preference.cancel_on_disconnect:
         await context.queue.cancel(job_id)
     result = await result_of(context, job_id, caller=caller_of(request))
-    return await _answer(context, result, accepted, preference, headers)
+    return await _answer_ended(context, result, accepted, preference, headers)
 
 
-async def _answer(
+async def _answer_ended(
     context: Context, result: JobResult, accepted: Accepted, preference: Preference, headers: dict[str, str]
 ) -> Response:
     job_id = result.id
@@ -123,3 +156,19 @@ def _read_accept(header: str | None, body: GenerateRequest) -> tuple[Accepted, I
             field="format",
         )
     return accepted, wanted
+
+
+async def _submitted(context: Context, request: Request, key: str | None) -> tuple[str, bool]:
+    """Read the body in the caller's turn, and submit its job; the body is dropped before the wait for the result."""
+    caller = caller_of(request)
+    async with context.upload_turns.of(caller):
+        try:
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                body = b"".join([chunk async for chunk in request.stream()])  # which the request does not keep
+        except ClientDisconnect as error:
+            raise HTTPException(400) from error
+        except TimeoutError as error:
+            late = f"the body took longer than {UPLOAD_SECONDS:.0f} s; send fewer or smaller images"
+            raise HTTPException(408, late) from error
+        upload = await context.upload_turns.read(request.headers.get("content-type", ""), body)
+        return await submit_rank(context, upload, caller=caller, key=key)

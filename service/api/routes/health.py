@@ -1,15 +1,23 @@
-"""Probes: whether this process lives, and whether a request would be served now."""
+"""Probes: whether this process lives, whether a request would be served now, and its metrics and the queue's."""
 
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel, Field
+from redis.exceptions import RedisError
+from starlette.responses import Response
 
 from bestofn.service.api.dependencies import ContextDep
+from bestofn.service.api.queue_metrics import QueueState
 from bestofn.service.core.deployments import NO_WORKER_RETRY_SECONDS
 from bestofn.service.core.errors import Unavailable
 from bestofn.service.core.request_checks import forbidden_default
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
+from bestofn.service.queue.connection_errors import away
+from bestofn.service.queue.stats import read_stats
+from bestofn.service.telemetry.metrics import API_REGISTRY
 
 router = APIRouter()
 
@@ -40,3 +48,20 @@ async def readyz(context: ContextDep) -> Ready:
     if all(forbidden):
         raise Unavailable(f"a request without options is refused: {forbidden[0]}", retry_after=NO_WORKER_RETRY_SECONDS)
     return Ready(workers=len(workers))
+
+
+@router.get("/metrics", response_class=Response, include_in_schema=False)
+async def metrics(request: Request, context: ContextDep) -> Response:
+    """200 even if the queue is away: bestofn_redis_up is 0 then, and what would be read from the queue is left out."""
+    try:
+        await context.ended.read(context.queue)
+        stats = await read_stats(context.queue)
+    except RedisError as error:
+        if not away(error):
+            raise
+        stats = None
+    registry = CollectorRegistry()
+    for part in (API_REGISTRY, QueueState(stats), context.ended.registry):
+        registry.register(part)
+    encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(registry), media_type=media_type)

@@ -10,15 +10,13 @@ from starlette.responses import Response
 from bestofn.service.api.access import caller_of
 from bestofn.service.api.content_negotiation import read_prefer
 from bestofn.service.api.dependencies import Context, ContextDep
-from bestofn.service.api.json_body import JsonRoute
-from bestofn.service.api.openai_answers import images_answer, refusal_of
-from bestofn.service.api.openai_stream import image_events
+from bestofn.service.api.openai_answers import image_events, images_answer, refusal_of
 from bestofn.service.api.problem_details import problem_of
-from bestofn.service.api.responses import result_of
+from bestofn.service.api.request_bodies import JsonRoute
+from bestofn.service.api.responses import Ending, result_of, wait
 from bestofn.service.api.retried_calls import HEADER, Call
-from bestofn.service.api.sse import stream_response
+from bestofn.service.api.routes.events import stream_response
 from bestofn.service.api.submission import fingerprint_of, submit
-from bestofn.service.api.wait import Ending, wait
 from bestofn.service.core.errors import InvalidRequest, ModelNotFound, WaitTimeout
 from bestofn.service.core.openai_schemas import ImagesRequest, ImagesResponse, ModelsOut, OpenAIModel
 from bestofn.service.core.workers import WorkerInfo
@@ -50,7 +48,7 @@ async def generate_images(
     wanted = body.generate_request(context.settings.max_samples, context.settings.model_aliases)
     context.open_calls.enter(request.scope, "stream" if body.stream else "wait")
     caller, preference = caller_of(request), read_prefer(prefer, math.inf)
-    call = Call.of(caller, fingerprint_of(wanted, wanted.format), request.headers.get(HEADER))
+    call = Call.of(caller, fingerprint_of(wanted, format=wanted.format), request.headers.get(HEADER))
     joined = await call.join(context) if idempotency_key is None else None
     try:
         job_id, created = (
@@ -84,16 +82,11 @@ async def generate_images(
 router.include_router(_images)
 
 
+@router.get("/models/", include_in_schema=False)
 @router.get("/models", summary="The models that requests can name")
 async def list_models(context: ContextDep) -> ModelsOut:
     """Those of warm workers first, then those whose workers are away."""
     return ModelsOut(data=await _models(context))
-
-
-@router.get("/models/", include_in_schema=False)
-async def list_models_too(context: ContextDep) -> ModelsOut:
-    """The same, for callers who end addresses with a slash."""
-    return await list_models(context)
 
 
 @router.get("/models/{name:path}", summary="One of them")

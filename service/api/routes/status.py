@@ -69,6 +69,7 @@ class LoadOut(BaseModel):
 class QueueOut(BaseModel):
     """`estimated_wait_seconds` is the time that all of it will take; null while the workers' speed is not known."""
 
+    model_config = ConfigDict(from_attributes=True)
     queued: int
     running: int
     by_priority: dict[Priority, LoadOut]
@@ -176,7 +177,7 @@ def status_of(stats: QueueStats | None, holdings: Holdings | None, context: Cont
         workers=[_worker(info) for info in workers],
         models=_models(workers),
         judges=[JudgeOut(**judge.model_dump(), workers=number) for judge, number in judges.items()],
-        queue=_queue(stats, settings) if stats is not None else None,
+        queue=QueueOut.model_validate(stats) if stats is not None else None,
         caller=_caller(stats, holdings, settings) if stats is not None and holdings is not None else None,
         server=stats.server if stats is not None else None,
         keys="off" if not keyring.on else "on" if keyring.trouble is None else "stale",
@@ -223,21 +224,6 @@ def _models(workers: tuple[WorkerInfo, ...]) -> list[ModelStatus]:
         ModelStatus.model_validate({**info.model_dump(), **revision.model_dump(), "workers": count[revision]})
         for revision, info in models.items()
     ]
-
-
-def _queue(stats: QueueStats, settings: Settings) -> QueueOut:
-    return QueueOut(
-        queued=stats.queued,
-        running=stats.running,
-        by_priority={priority: LoadOut.model_validate(load) for priority, load in stats.loads.items()},
-        oldest_wait_seconds=stats.oldest_wait_seconds,
-        estimated_wait_seconds=stats.estimated_wait_seconds,
-        image_bytes=stats.image_bytes,
-        image_budget_bytes=settings.image_budget_bytes,
-        kept_bytes=stats.kept_bytes,
-        kept_budget_bytes=stats.kept_budget_bytes,
-        dead_heats=stats.dead,
-    )
 
 
 def _caller(stats: QueueStats, holdings: Holdings, settings: Settings) -> CallerOut:

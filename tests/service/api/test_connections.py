@@ -144,7 +144,7 @@ async def test_failed_accepts_are_logged_once_a_second() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 def test_soft_limit_of_descriptors_is_raised_to_the_hard_one() -> None:
     program = (
-        "import resource; from bestofn.service.host.descriptors import raise_descriptor_limit as r;"
+        "import resource; from bestofn.service.host.cgroups import raise_descriptor_limit as r;"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 512));"
         "print(r(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
     )

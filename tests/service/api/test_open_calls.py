@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bestofn.service.api.open_calls import AT_END, WORKED_ON, OpenCalls
+from bestofn.service.api.rate_limit import AT_END, WORKED_ON, OpenCalls
 from bestofn.service.core.errors import TooManyCalls
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.connection import MAX_CONNECTIONS

@@ -13,7 +13,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image
 
-from bestofn.service.api.openai_stream import thresholds
+from bestofn.service.api.openai_answers import thresholds
 from bestofn.service.core.jobs import Candidate, Heat, HeatOutcome
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS, fake_image

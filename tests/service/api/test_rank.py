@@ -20,7 +20,7 @@ from PIL import Image
 
 from bestofn.judge.bracket import knockout
 from bestofn.judge.verdict import rank as ranked
-from bestofn.service.api.uploads import AT_ONCE, read_upload
+from bestofn.service.api.request_bodies import AT_ONCE, read_upload
 from bestofn.service.core import rank_request
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.settings import Settings
@@ -186,7 +186,7 @@ def test_other_faults_of_a_request_name_their_field(served: Any) -> None:
 
 
 def test_bodies_longer_than_the_limit_are_refused(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bestofn.service.api.json_body.MAX_BODY_BYTES", 1000)  # of the API, which is a thread
+    monkeypatch.setattr("bestofn.service.api.request_bodies.MAX_BODY_BYTES", 1000)  # of the API, which is a thread
     answer = rank(served.url, PICTURES * 2)
     assert (answer.status_code, "send fewer or smaller images" in answer.json()["detail"]) == (413, True)
 
@@ -201,7 +201,7 @@ def test_a_body_that_does_not_come_is_given_up(
         for _ in range(AT_ONCE + 1):
             with socket.create_connection(place) as gone:
                 gone.sendall(head)
-        monkeypatch.setattr("bestofn.service.api.routes.rank.UPLOAD_SECONDS", 0.01)  # of the API, which is a thread
+        monkeypatch.setattr("bestofn.service.api.routes.generate.UPLOAD_SECONDS", 0.01)  # of the API, which is a thread
         with socket.create_connection(place) as slow:
             slow.sendall(head)
             answer = slow.makefile("rb").readline()

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bestofn.service.api.signed_addresses import VALID_SECONDS, check_signature, sign
+from bestofn.service.api.access import VALID_SECONDS, check_signature, sign
 from bestofn.service.core.errors import NotAuthorized
 from bestofn.service.core.settings import Settings
 from tests.service.api.test_api_keys import bearer

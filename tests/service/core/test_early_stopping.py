@@ -26,6 +26,7 @@ from bestofn.service.queue.codec import Event, pack_candidate
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.worker.local import local_spec, run_local
+from tests.waiting import events_of
 
 MakeSpec = Callable[..., JobSpec]
 OpenLane = Callable[..., Awaitable[QueueConsumer]]
@@ -273,7 +274,7 @@ async def test_early_stop_drops_and_counts_heats_that_ran_ahead(
     with pytest.raises(ImageNotFound):
         await queue.thumbnail(spec.id, 63)
     assert (await queue.backlog()).image_bytes == len(await queue.image(spec.id, 40)) + 2 * len(b"small")
-    events = [event async for event in queue.events(spec.id)]
+    events = [event async for event in events_of(queue, spec.id)]
     assert [event.data["decided"] for event in events if event.type == "heat"] == [1, 2, 3, 4, 5]
     matches = [
         told.data

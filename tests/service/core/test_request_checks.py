@@ -7,9 +7,8 @@ import pytest
 
 from bestofn.judge.calibration import Calibration
 from bestofn.service.core.budget import frontier
-from bestofn.service.core.deployments import Deployment, choose_deployment, deployments_of
+from bestofn.service.core.deployments import Deployment, choose_deployment, deployments_of, tflops
 from bestofn.service.core.errors import InvalidRequest, Unavailable
-from bestofn.service.core.job_cost import tflops
 from bestofn.service.core.jobs import Finals, JobSpec, Revision
 from bestofn.service.core.planning import job_spec
 from bestofn.service.core.schemas import GenerateRequest

@@ -28,7 +28,7 @@ from bestofn.service.engine.batch_sizes import Sizes, sizes_for
 from bestofn.service.engine.engine import Engine
 from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.loader import load_engine
-from bestofn.service.engine.prompt_table import STEP
+from bestofn.service.engine.prompts import STEP
 from bestofn.service.engine.protocol import HeatFailed, HeatFinished, Judged, Stepped
 from bestofn.service.engine.scheduler import Group
 from bestofn.service.engine.side_stream import SideStream

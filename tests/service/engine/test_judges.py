@@ -16,8 +16,8 @@ from bestofn.service.core.errors import SetupError
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
 from bestofn.service.doctor.checkpoints import checkpoints
-from bestofn.service.engine.deployed_judges import hold_judges
 from bestofn.service.engine.judge_loader import calibration_of, find_judge, yes_above
+from bestofn.service.engine.judge_residency import hold_judges
 from bestofn.service.engine.loader import load_engine
 from bestofn.service.media.codec import decode
 from bestofn.service.worker.local import local_spec, run_local

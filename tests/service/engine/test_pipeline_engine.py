@@ -48,6 +48,7 @@ from bestofn.service.queue.job_queue import Queue
 from bestofn.service.worker.local import local_spec, run_local
 from bestofn.service.worker.worker import Worker
 from tests.tiny_pipelines import FAMILIES, make_pipeline
+from tests.waiting import events_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning",  # diffusers' own
@@ -440,7 +441,7 @@ async def test_pipeline_engine_served_job_returns_the_image_of_a_local_one(setti
         while not await queue.workers():
             await asyncio.sleep(0.02)
         await queue.submit(job, cost=1.0)
-        async for _ in queue.events(job.id):
+        async for _ in events_of(queue, job.id):
             pass
         record = await queue.record(job.id)
         result = assemble(record.spec, record.status, record.outcomes)

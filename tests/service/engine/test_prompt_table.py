@@ -3,7 +3,7 @@
 import torch
 
 from bestofn.models.linear_dit.context import PromptContext
-from bestofn.service.engine.prompt_table import STEP, PromptTable
+from bestofn.service.engine.prompts import STEP, PromptTable
 
 
 def context(value: float) -> PromptContext:

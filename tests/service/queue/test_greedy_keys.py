@@ -17,6 +17,7 @@ from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import GROUP
 from bestofn.service.queue.stats import max_holdings, read_holdings, read_stats
 from tests.service.queue.opening import opened
+from tests.waiting import events_of
 
 MakeSpec = Callable[..., JobSpec]
 Finish = Callable[[Heat], HeatOutcome]
@@ -234,9 +235,9 @@ async def test_a_canceled_job_keeps_its_status_and_nothing_else(
         assert await queue.redis.pttl(queue.keys("events", spec.id)) <= 10_000
         record = await queue.record(spec.id)
         assert (record.status, record.spec.prompt, record.spec.seed) == (JobStatus.CANCELED, "", spec.seed)
-        assert [event.type async for event in queue.events(spec.id)] == ["canceled"]
+        assert [event.type async for event in events_of(queue, spec.id)] == ["canceled"]
         await queue.redis.delete(queue.keys("events", spec.id))
-        assert [event.type async for event in queue.events(spec.id)] == ["canceled"]
+        assert [event.type async for event in events_of(queue, spec.id)] == ["canceled"]
         assert await queue.redis.memory_usage(queue.keys("job", spec.id)) < 4096
         assert await queue.submit(make_spec(), cost=1, caller="k", idempotency_key="i", fingerprint="f") == (
             spec.id,

@@ -27,6 +27,7 @@ from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import GROUP, Keys
 from tests.service.queue.opening import opened
+from tests.waiting import events_of
 
 MakeSpec = Callable[..., JobSpec]
 Finish = Callable[[Heat], HeatOutcome]
@@ -44,7 +45,7 @@ async def drain(lane: QueueConsumer, finish: Finish) -> list[Claim]:
 
 
 async def types(queue: Queue, job: str, after: str = "0") -> list[str]:
-    return [event.type async for event in queue.events(job, after)]
+    return [event.type async for event in events_of(queue, job, after)]
 
 
 async def test_a_job_runs_to_its_end(
@@ -400,7 +401,7 @@ async def test_a_heat_handed_back_is_no_delivery_and_one_that_failed_is(
         assert (record.status, record.error) == (JobStatus.FAILED, 'it said "no"')
         [(_, letter)] = await queue.redis.xrange(queue.keys("dead_letters"))
         assert (letter[b"job"].decode(), letter[b"deliveries"]) == (spec.id, b"3")
-        events = [event async for event in queue.events(spec.id)]
+        events = [event async for event in events_of(queue, spec.id)]
         assert events[-1].data == {"status": "failed", "error": 'it said "no"'}
         assert await types(queue, spec.id, events[-2].id) == ["failed"]
         assert await types(queue, spec.id, events[-1].id) == []

@@ -17,9 +17,9 @@ from bestofn.service.queue.codec import pack_leaders, read_spec, unpack_leaders
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.stats import ended_jobs, read_stats
-from bestofn.service.telemetry.worker_metrics import HEATS
+from bestofn.service.telemetry.metrics import HEATS
 from tests.service.queue.opening import opened
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, events_of
 
 MakeSpec = Callable[..., JobSpec]
 Finish = Callable[[Heat], HeatOutcome]
@@ -63,7 +63,7 @@ async def test_an_unreadable_job_fails_when_all_workers_have_refused_it_and_othe
         letters = [fields async for fields in _letters(queue)]
         assert {fields[b"job"].decode() for fields in letters} == {bad.id}
         assert {int(fields[b"deliveries"]) for fields in letters} == {1}
-        assert [event.type async for event in queue.events(bad.id)][-1] == "failed"
+        assert [event.type async for event in events_of(queue, bad.id)][-1] == "failed"
         assert (await queue.backlog()).candidates == 0
 
 
@@ -130,7 +130,7 @@ async def test_follower_of_a_job_without_a_readable_state_gets_the_reason(
         await queue.submit(spec, cost=1)
         await write(queue, spec, field, b"\xff?")
         with pytest.raises(JobUnreadable, match=r"^the job's stored status cannot be read"):
-            [event async for event in queue.events(spec.id)]
+            [event async for event in events_of(queue, spec.id)]
 
 
 async def _letters(queue: Queue) -> AsyncIterator[dict[bytes, bytes]]:

@@ -11,7 +11,7 @@ from bestofn.service.core.jobs import Heat, HeatOutcome, JobSpec, JobStatus
 from bestofn.service.core.results import ALL_UNSAFE, assemble, leaders
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.consumer import QueueConsumer
-from bestofn.service.queue.winners import read_winners
+from bestofn.service.queue.job_reader import read_winners
 from tests.service.queue.opening import opened
 
 MakeSpec = Callable[..., JobSpec]

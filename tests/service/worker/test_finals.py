@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -22,10 +21,10 @@ from bestofn.judge.pairwise import Answer, Answers, Rounds, knockout
 from bestofn.judge.verdict import Rule, Verdict
 from bestofn.service.core.early_stopping import Prefix, fold
 from bestofn.service.core.errors import InvalidRequest
-from bestofn.service.core.finals import FinalsOutcome, FinalsState, entrants, not_played, played, reordered
+from bestofn.service.core.finals import FinalsOutcome, entrants, not_played, played, reordered
 from bestofn.service.core.jobs import Candidate, Finals, Heat, HeatOutcome, JobSpec, JobStatus, Revision, Stop, Usage
 from bestofn.service.core.results import assemble, best_of, ranked
-from bestofn.service.core.schemas import GenerateRequest, JobResult
+from bestofn.service.core.schemas import FinalsProgress, GenerateRequest, JobResult
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FakeEngine, fake_image
 from bestofn.service.media.codec import decode
@@ -37,7 +36,7 @@ from bestofn.service.worker.local import LocalRun, local_spec, run_local
 from bestofn.service.worker.worker import Worker
 from tests.service.core.test_early_stopping import drawn, outcome_of
 from tests.service.pairwise.vision_server import Vision, brightness, vision_server
-from tests.waiting import DEADLINES, PATIENCE, until
+from tests.waiting import DEADLINES, PATIENCE, events_of, until
 
 PIN = Revision(name="fake", revision="0")
 VERDICTS = st.builds(
@@ -224,7 +223,7 @@ async def worker(settings: Settings, slots: int = 16) -> AsyncIterator[None]:
 
 
 async def ended(queue: Queue, job: str) -> tuple[JobResult, list[bytes]]:
-    async for _ in queue.events(job):
+    async for _ in events_of(queue, job):
         pass
     record = await queue.record(job)
     shown = assemble(record.spec, record.status, record.outcomes, stopped=record.stopped, finals=record.finals)
@@ -269,7 +268,7 @@ async def test_a_served_job_ends_as_a_local_one(
         assert result.finals is not None
         assert result.model_copy(update={"usage": None}) == here.result.model_copy(update={"usage": None})
         assert images == list(here.images.values())
-        told = [event.data async for event in queue.events(spec.id) if event.type == "finals"]
+        told = [event.data async for event in events_of(queue, spec.id) if event.type == "finals"]
         assert told == [job.progress.finals.model_dump() for job in shown if job.progress and job.progress.finals]
         rounds = [[match.model_dump() for match in matches] for matches in result.finals.rounds]
         assert [state["rounds"] for state in told] == [rounds[:played] for played in range(len(rounds))]
@@ -378,12 +377,12 @@ async def test_finals_are_handed_on_like_any_heat(
     assert (taken.heat, taken.deliveries) == (claim.heat, 3)
     meet, all_images = await two.finals_entrants(spec)
     assert len(meet) > 1
-    meeting = FinalsState("m", tuple(meet))
+    meeting = FinalsProgress(judge="m", rounds=[], entrants=meet)
     assert await two.publish_finals(taken, meeting)
-    assert not await one.publish_finals(claim, replace(meeting, judge="of one who has lost them"))
+    assert not await one.publish_finals(claim, meeting.model_copy(update={"judge": "of one who has lost them"}))
     known = (await queue.record(spec.id)).progress.finals
     assert known is not None
-    assert known.model_dump() == meeting.to_json()
+    assert known == meeting
     finals = played("m", decided(meet, {index: float(-place) for place, index in enumerate(reversed(meet))}))
     assert await two.complete_finals(taken, finals)
     assert not await one.complete_finals(claim, finals)

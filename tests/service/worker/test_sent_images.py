@@ -31,7 +31,7 @@ from bestofn.service.media.codec import decode
 from bestofn.service.queue.image_store import STAGED_MS
 from bestofn.service.queue.job_queue import Queue
 from tests.service.pairwise.vision_server import vision_server
-from tests.waiting import PATIENCE, until
+from tests.waiting import PATIENCE, events_of, until
 
 MakeSpec = Callable[..., JobSpec]
 Serving = Callable[[Settings], AbstractContextManager[Any]]
@@ -95,7 +95,7 @@ async def left(queue: Queue, job: str) -> list[bytes]:
 
 
 async def ended(queue: Queue, job: str) -> JobStatus:
-    async for _ in queue.events(job):
+    async for _ in events_of(queue, job):
         pass
     return (await queue.record(job)).status
 
@@ -123,7 +123,7 @@ async def test_kill_9_of_the_worker_in_the_middle_changes_nothing(
         await queue.submit(undisturbed, cost=1, sent=files)
         assert await ended(queue, undisturbed.id) is JobStatus.SUCCEEDED
         await queue.submit(disturbed, cost=1, sent=files)
-        async for event in queue.events(disturbed.id):
+        async for event in events_of(queue, disturbed.id):
             if event.type == "heat":
                 break
         first.send_signal(signal.SIGKILL)

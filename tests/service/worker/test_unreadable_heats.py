@@ -12,6 +12,7 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.worker.worker import Worker
+from tests.waiting import events_of
 
 MakeSpec = Callable[..., JobSpec]
 
@@ -32,7 +33,7 @@ async def test_a_worker_outlives_a_job_that_it_cannot_read(settings: Settings, m
             await queue.redis.hset(queue.keys("job", bad.id), field, "{")
     ends = {}
     for spec in (blocker, bad, good):
-        events = [event.type async for event in queue.events(spec.id)]
+        events = [event.type async for event in events_of(queue, spec.id)]
         assert not task.done()
         ends[spec.id] = events[-1]
     assert ends == {blocker.id: "result", bad.id: "result" if field == "progress" else "failed", good.id: "result"}

@@ -25,7 +25,7 @@ from bestofn.service.queue.embedded_server import LocalServer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.worker.local import run_local
 from bestofn.service.worker.worker import Worker
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, events_of
 
 MakeSpec = Callable[..., JobSpec]
 Start = Callable[..., "subprocess.Popen[bytes]"]
@@ -76,13 +76,13 @@ async def ready(queue: Queue, workers: int) -> None:
 
 
 async def ended(queue: Queue, job: str) -> JobStatus:
-    async for _ in queue.events(job):
+    async for _ in events_of(queue, job):
         pass
     return (await queue.record(job)).status
 
 
 async def heats_done(queue: Queue, job: str, number: int) -> None:
-    async for event in queue.events(job):
+    async for event in events_of(queue, job):
         number -= event.type == "heat"
         if number == 0:
             return
@@ -110,7 +110,7 @@ async def test_kill_9_of_one_of_two_workers_changes_nothing(
     one.send_signal(signal.SIGKILL)
     assert await ended(queue, disturbed.id) is JobStatus.SUCCEEDED
     assert await answer(queue, disturbed.id) == await answer(queue, undisturbed.id)
-    events = [event.data["heat"] async for event in queue.events(disturbed.id) if event.type == "heat"]
+    events = [event.data["heat"] async for event in events_of(queue, disturbed.id) if event.type == "heat"]
     assert sorted(events) == list(range(12))
     assert (await queue.backlog()).candidates == 0
     await queue.aclose()
@@ -175,7 +175,7 @@ async def test_a_stopped_worker_is_overtaken_and_its_late_result_ignored(
     await ready(queue, 2)
     await asyncio.sleep(0.5)
     assert await answer(queue, spec.id) == before
-    assert [event.type async for event in queue.events(spec.id)].count("heat") == 2
+    assert [event.type async for event in events_of(queue, spec.id)].count("heat") == 2
     one.terminate()
     assert await asyncio.to_thread(one.wait) == 0
     await queue.aclose()
@@ -412,7 +412,7 @@ def test_candidates_are_reported_before_their_heat_after_any_retry(
                 os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.to_thread(server.restart)
             assert await ended(queue, spec.id) is JobStatus.SUCCEEDED
-            types = [event.type async for event in queue.events(spec.id)]
+            types = [event.type async for event in events_of(queue, spec.id)]
             assert types.count("candidate") == 8
             assert types[-2:] == ["heat", "result"]
             for candidate in range(8):

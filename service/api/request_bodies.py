@@ -1,23 +1,30 @@
-"""Bodies of POST /rank: a form with files, or JSON with data URLs; and the checks of the images in them."""
+"""Bodies of submissions, limited in size: JSON, or of POST /rank images in a form or as data URLs; checks of images."""
 
 import asyncio
 import base64
 import binascii
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakValueDictionary
 
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Message
 
-from bestofn.service.core.errors import InvalidRequest
+from bestofn.service.api.access import caller_of
+from bestofn.service.api.rate_limit import Turns
+from bestofn.service.core.errors import InvalidRequest, Overloaded, Unavailable, UnsupportedMediaType
 from bestofn.service.core.jobs import SentImage
 from bestofn.service.core.rank_request import (
+    MAX_BODY_BYTES,
     MAX_IMAGE_PIXELS,
     MAX_IMAGES,
     RankOptions,
@@ -61,14 +68,13 @@ class UploadTurns:
 
     def __init__(self) -> None:
         self._all = asyncio.Semaphore(AT_ONCE)
-        self._callers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._callers = Turns(AT_ONCE_OF_CALLER)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="uploads")
 
     @asynccontextmanager
     async def of(self, caller: str) -> AsyncIterator[None]:
         """A turn of a caller, in the order of asking."""
-        own = self._callers.setdefault(caller, asyncio.Semaphore(AT_ONCE_OF_CALLER))
-        async with own, self._all:
+        async with self._callers.of(caller), self._all:
             yield
 
     async def read(self, content_type: str, body: bytes) -> Upload:
@@ -206,3 +212,70 @@ def _validated(model: type[RankOptions], sent: Any) -> Any:
     except ValidationError as error:
         entries: Sequence[Any] = [entry | {"loc": ("body", *entry["loc"])} for entry in error.errors()]
         raise RequestValidationError(entries, body=RankRequest) from error
+
+
+class JsonRoute(APIRoute):
+    """A route for submissions as JSON, in bodies of limited size.
+
+    Other bodies, and callers over their rate limit, are refused before the body is read.
+    """
+
+    form = False  # whether a body may be a form with files
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_submission(request: Request) -> Response:
+            context = request.app.state.context
+            caller, content_type = caller_of(request), request.headers.get("content-type", "")
+            limit, fix = context.settings.max_body_bytes, "a request needs a few hundred"
+            if self.form:
+                limit, fix = MAX_BODY_BYTES, "send fewer or smaller images, or JPEG or WebP"
+            context.refusal_limiter.enter(caller)
+            if not (self.form and is_form(content_type)):
+                _check_json(content_type, FORM if self.form else "application/json")
+            try:
+                return await handle(_limited(request, limit, fix))
+            except (Overloaded, Unavailable) as refusal:
+                context.refusal_limiter.refused(caller, refusal)
+                raise
+
+        return handle_submission
+
+
+class UploadRoute(JsonRoute):
+    """A route for images, in a form or as JSON with data URLs."""
+
+    form = True
+
+
+def _check_json(header: str, fix: str) -> None:
+    media = header.partition(";")[0].strip().lower()
+    if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
+        said = f"Content-Type is {media[:100]!a}" if media else "the header Content-Type is missing"
+        raise UnsupportedMediaType(
+            f"{said}; send Content-Type: {fix} "
+            + ("(curl: -F images=@FILE)" if fix == FORM else f"(curl: -H 'Content-Type: {fix}')"),
+            field="Content-Type",
+        )
+
+
+def _limited(request: Request, limit: int, fix: str) -> Request:
+    """The same request, whose body raises a 413 as soon as it is known to be longer than `limit` bytes."""
+    # An HTTPException, since FastAPI turns every other error while it reads a body into "cannot be parsed".
+    too_long = HTTPException(413, f"the body is longer than {limit:,} bytes; {fix}")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > limit:
+        raise too_long
+    received = 0
+
+    async def receive() -> Message:
+        nonlocal received
+        message = await request.receive()
+        if message["type"] == "http.request":
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise too_long
+        return message
+
+    return Request(request.scope, receive)
