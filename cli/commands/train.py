@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +19,7 @@ from rich.progress import (
 from bestofn.cli.console import err, need_packages, say
 from bestofn.service.core.errors import SetupError
 from bestofn.training.judge.settings import JudgeSettings
+from bestofn.training.optimizers import Name
 
 program = typer.Typer(
     no_args_is_help=True, help="Train the shapes models, or fine-tune a checkpoint. A run that was cut off goes on."
@@ -33,15 +33,6 @@ Accumulate = Annotated[int, typer.Option(min=1, help="Forwards of an update, who
 Bf16 = Annotated[
     bool | None, typer.Option("--bf16/--no-bf16", help="Matrix products in bfloat16; by default where the GPU has it.")
 ]
-
-
-class Optimizer(StrEnum):
-    """As `bestofn.training.optimizers.factory.NAMES`, which needs torch."""
-
-    ADAMW = "adamw"
-    CAME = "came"
-    CAME8BIT = "came8bit"
-    MUON = "muon"
 
 
 class _Bar(Progress):
@@ -84,7 +75,7 @@ def generator(
     start: Annotated[
         str | None, typer.Option(help="Go on from a trained checkpoint, such as a grown one; shapes or a folder.")
     ] = None,
-    optimizer: Optimizer = Optimizer.MUON,
+    optimizer: Name = "muon",
     accumulate: Accumulate = 1,
     ema: Annotated[
         float, typer.Option(min=0, max=0.99999, help="Decay of the running mean of the weights, which is written.")
@@ -115,7 +106,7 @@ def generator(
             vae,
             steps,
             seed=seed,
-            optimizer=optimizer.value,
+            optimizer=optimizer,
             accumulate=accumulate,
             ema=ema,
             low_precision=bf16,
@@ -149,7 +140,7 @@ def finetune(
     run: Run,
     out: Out,
     steps: Annotated[int, typer.Option(min=1, help="Updates.")],
-    optimizer: Optimizer = Optimizer.CAME8BIT,
+    optimizer: Name = "came8bit",
     learning_rate: Annotated[float, typer.Option(min=0, help="The greatest, after the warm-up.")] = 1e-5,
     weight_decay: Annotated[float, typer.Option(min=0)] = 0.0,
     batch: Annotated[int, typer.Option(min=1, help="Images of a forward, in each process.")] = 1,
@@ -194,7 +185,7 @@ def finetune(
             width,
             height,
             steps,
-            optimizer=optimizer.value,
+            optimizer=optimizer,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             batch_size=batch,

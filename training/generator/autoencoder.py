@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bestofn.models.shapes.scenes import place, sample_wish
 from bestofn.models.shapes.world import CANVAS, render
-from bestofn.training.optimizers.muon import Group, MuonAdam
+from bestofn.training.optimizers.muon import MuonAdam, groups_of
 from bestofn.training.runs import Progress, Run
 
 LATENT_CHANNELS = 6
@@ -105,10 +105,7 @@ def train_autoencoder(settings: AutoencoderSettings, progress: Progress) -> Auto
     kernels = [p for p in model.parameters() if p.ndim == 4]
     ends = {id(model.encoder.conv_in.conv.weight)} if hasattr(model.encoder.conv_in, "conv") else set()
     hidden = [p for p in kernels if id(p) not in ends and p.shape[0] > 12]
-    chosen = {id(p) for p in hidden}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    rate = settings.learning_rate
-    optimizer = MuonAdam([Group(hidden, rate, muon=True), Group(rest, rate, muon=False)])
+    optimizer = MuonAdam(groups_of(hidden, model.parameters(), settings.learning_rate, settings.learning_rate))
     saved = run.load()
     step = 0
     if saved:

@@ -27,8 +27,10 @@ from bestofn.models.residency import stored_dtype
 from bestofn.training.distributed import barrier, rank_and_ranks
 from bestofn.training.generator import image_dataset as images
 from bestofn.training.generator.image_dataset import Features
-from bestofn.training.optimizers.factory import Name, Stepper, build_optimizer, here
-from bestofn.training.optimizers.muon import Group
+from bestofn.training.optimizers import Name
+from bestofn.training.optimizers.came8bit import here
+from bestofn.training.optimizers.factory import Stepper, build_optimizer
+from bestofn.training.optimizers.muon import groups_of
 from bestofn.training.runs import Progress, Run, publish
 
 
@@ -95,12 +97,8 @@ def build_finetune_state(checkpoint: Checkpoint, settings: FinetuneSettings, dev
         fully_shard(transformer, mesh=mesh, mp_policy=policy)
     inner = list(transformer.transformer_blocks.parameters())
     matrices = [p for p in inner if p.ndim >= 2 and p.shape[1] == p.shape[1:].numel() and p.shape[0] > 6]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in transformer.parameters() if id(p) not in chosen]
-    groups = [
-        Group(matrices, settings.learning_rate, muon=True, weight_decay=settings.weight_decay),
-        Group(rest, settings.learning_rate, muon=False),
-    ]
+    rate = settings.learning_rate
+    groups = groups_of(matrices, transformer.parameters(), rate, rate, settings.weight_decay)
     mean = [here(p.detach()).clone() for p in transformer.parameters()] if settings.ema else []
     return FinetuneState(transformer, build_optimizer(settings.optimizer, groups), mean)
 

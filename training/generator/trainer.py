@@ -23,8 +23,9 @@ from bestofn.training.generator.forward import forward
 from bestofn.training.generator.latent_cache import Latents, cached_latents
 from bestofn.training.generator.pipeline import FLOW_SHIFT, Parts, build_parts, load_parts
 from bestofn.training.generator.text_encoder import LayoutHead, Words, layout
-from bestofn.training.optimizers.factory import Name, Stepper, build_optimizer
-from bestofn.training.optimizers.muon import Group, MuonAdam
+from bestofn.training.optimizers import Name
+from bestofn.training.optimizers.factory import Stepper, build_optimizer
+from bestofn.training.optimizers.muon import MuonAdam, groups_of
 from bestofn.training.runs import Progress, Run
 
 PROMPT_TAGS = ("colors", "counting", "counting_color", "two_object", "color_attr", "position", "position_color")
@@ -135,13 +136,8 @@ def build_train_state(settings: GeneratorSettings) -> TrainState:
     inner = [*parts.transformer.transformer_blocks.parameters(), *parts.text_encoder.layers.parameters()]
     inner += list(parts.transformer.caption_projection.parameters())
     matrices = [p for p in inner if p.ndim >= 2 and p[0].numel() > 9 and p.shape[0] > 6]
-    chosen = {id(p) for p in matrices}
     everything = [p for module in (*parts.modules, heads) for p in module.parameters()]
-    rest = [p for p in everything if id(p) not in chosen]
-    groups = [
-        Group(matrices, settings.matrix_rate, muon=True, weight_decay=0.01),
-        Group(rest, settings.other_rate, muon=False),
-    ]
+    groups = groups_of(matrices, everything, settings.matrix_rate, settings.other_rate, weight_decay=0.01)
     muon = settings.optimizer == "muon"
     optimizer = MuonAdam(groups, dtype=settings.dtype) if muon else build_optimizer(settings.optimizer, groups)
     mean = [p.detach().clone() for module in parts.modules for p in module.parameters()]

@@ -85,7 +85,7 @@ class CAME(Optimizer):
     def _update(self, p: Tensor, group: dict[str, Any]) -> None:
         over = Shards.of(p)
         assert p.grad is not None
-        weight, grad = _here(p), _here(p.grad)
+        weight, grad = here(p), here(p.grad)
         if grad.is_sparse:
             raise ValueError("CAME takes dense gradients: build the embedding with sparse=False")
         state = self.state[p]
@@ -147,7 +147,8 @@ class Shards:
         return x
 
 
-def _here(x: Tensor) -> Tensor:
+def here(x: Any) -> Any:
+    """The part of a tensor that lies in this process: all of it, unless it is sharded."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 

@@ -32,7 +32,7 @@ from bestofn.training.generator.recovery import recover
 from bestofn.training.generator.score import score, spread
 from bestofn.training.generator.text_encoder import Words
 from bestofn.training.generator.trainer import noise_levels
-from bestofn.training.optimizers.muon import Group, MuonAdam
+from bestofn.training.optimizers.muon import MuonAdam, groups_of
 
 LOG = Path(__file__).parent / "runs.jsonl"
 WIDTH, SHALLOW, DEEP, BATCH = 64, 4, 8, 32
@@ -129,9 +129,7 @@ def train(
     """
     inner = [*model.transformer_blocks.parameters(), *model.caption_projection.parameters()]
     matrices = [p for p in inner if p.ndim >= 2 and p[0].numel() > 9 and p.shape[0] > 6]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    optimizer = MuonAdam([Group(matrices, MATRIX_RATE, True, 0.01), Group(rest, OTHER_RATE, False)])
+    optimizer = MuonAdam(groups_of(matrices, model.parameters(), MATRIX_RATE, OTHER_RATE, weight_decay=0.01))
     mean = copy.deepcopy(model)
     yield 0, mean
     for step in range(steps):
