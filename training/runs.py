@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,10 +56,9 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
     stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     write(fresh)
-    if folder.exists():
+    replaced = folder.exists()
+    if replaced:
         os.replace(folder, stale)
     os.replace(fresh, folder)
-    if stale.exists():
-        for path in sorted(stale.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        stale.rmdir()
+    if replaced:
+        shutil.rmtree(stale)

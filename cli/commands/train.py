@@ -88,7 +88,7 @@ def generator(
 
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.training.generator.autoencoder import AutoencoderSettings, train_autoencoder
-    from bestofn.training.generator.pipeline import CALL_DEFAULTS, sample, save_pipeline
+    from bestofn.training.generator.pipeline import sample, save_pipeline
     from bestofn.training.generator.score import score, spread
     from bestofn.training.generator.trainer import GeneratorSettings, further, train_generator
     from bestofn.training.runs import publish
@@ -118,12 +118,7 @@ def generator(
     publish(out, lambda folder: save_pipeline(parts, folder))
     say(f"wrote {out}")
     if scored:
-        call_steps, guidance = CALL_DEFAULTS["num_inference_steps"], CALL_DEFAULTS["guidance_scale"]
-        assert isinstance(call_steps, int)
-        assert isinstance(guidance, float)
-        figures = score(
-            lambda prompts, seeds: list(sample(parts, prompts, seeds, call_steps, guidance).numpy()), spread(scored)
-        )
+        figures = score(lambda prompts, seeds: list(sample(parts, prompts, seeds).numpy()), spread(scored))
         typer.echo(_text(figures))
 
 

@@ -131,8 +131,8 @@ def test_only_the_drawn_world_is_trained_on(tiny_checkpoints: dict[str, Path]) -
 def test_words_agree_with_the_tokenizer() -> None:
     tokenizer = build_tokenizer()
     prompts = ["a photo of a red star left of a blue circle", "", "a photo of four wugs"]
-    ids, mask = Words(tokenizer)(prompts, 14)
-    theirs = tokenizer(prompts, padding="max_length", max_length=14, return_tensors="pt")
+    ids, mask = Words(tokenizer)(prompts)
+    theirs = tokenizer(prompts, padding="max_length", max_length=TOKENS, return_tensors="pt")
     assert torch.equal(ids, theirs.input_ids)
     assert torch.equal(mask, theirs.attention_mask)
     assert len(tokenizer) == len(known_words()) + 4

@@ -19,9 +19,10 @@ from bestofn.training.generator.text_encoder import Words, build_text_encoder, b
 
 FLOW_SHIFT = 3.0
 LATENT_SIDE = 16
+STEPS, GUIDANCE = 12, 4.0
 CALL_DEFAULTS = {
-    "num_inference_steps": 12,
-    "guidance_scale": 4.0,
+    "num_inference_steps": STEPS,
+    "guidance_scale": GUIDANCE,
     "max_sequence_length": 16,
     "complex_human_instruction": None,
 }
@@ -93,29 +94,26 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
 
 
 @torch.no_grad()
-def sample(parts: Parts, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
-    """The images that a SanaPipeline of these parts would draw, all in one batch.  # -> (B, H, W, 3) uint8"""
+def sample(parts: Parts, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    """The images of a SanaPipeline of these parts at the call defaults, in one batch.  # -> (B, H, W, 3) uint8"""
     words = Words(parts.tokenizer)
     ids, mask = words([*[""] * len(prompts), *prompts])
     text = parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     shape = (LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE)
     x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     scheduler = build_scheduler()
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(STEPS)
     for t in scheduler.timesteps:
         levels = (t / 1000).float().expand(2 * len(x))
         both, _ = forward(parts.transformer, torch.cat([x, x]), levels, text, mask, torch.float32, tap=0)
         free, bound = both.chunk(2)
-        x = scheduler.step(free + guidance * (bound - free), t, x, return_dict=False)[0]
+        x = scheduler.step(free + GUIDANCE * (bound - free), t, x, return_dict=False)[0]
     pixels: Tensor = parts.vae.decode(x / parts.vae.config.scaling_factor).sample
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
 
 
-def save_pipeline(parts: Parts, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_pipeline(parts: Parts, folder: Path) -> None:
     """Write the folder that plain `SanaPipeline.from_pretrained` loads, with `bestofn.json`."""
     pipeline = SanaPipeline(parts.tokenizer, parts.text_encoder, parts.vae, parts.transformer, build_scheduler())
-    before = parts.transformer.dtype
-    pipeline.to(dtype)
     pipeline.save_pretrained(folder)
-    pipeline.to(before)
     (folder / "bestofn.json").write_text(json.dumps(CALL_DEFAULTS, indent=2) + "\n")

@@ -24,15 +24,12 @@ def spread(per_category: int) -> list[BenchmarkPrompt]:
     return out
 
 
-def score(draw: Drawer, prompts: Sequence[BenchmarkPrompt], samples: int = 1) -> dict[str, float]:
+def score(draw: Drawer, prompts: Sequence[BenchmarkPrompt]) -> dict[str, float]:
     """Share of correct images by category, their mean ("mean"), and the share on held-out ones ("held_out")."""
-    texts = [p.spec.prompt for p in prompts for _ in range(samples)]
-    seeds = [p.seed + k for p in prompts for k in range(samples)]
-    owners = [p for p in prompts for _ in range(samples)]
-    images = draw(texts, seeds)
-    correct = np.array([evaluate(image, p.spec).correct for image, p in zip(images, owners, strict=True)])
-    tags = np.array([p.spec.tag for p in owners])
-    held = np.array([p.held_out for p in owners])
+    images = draw([p.spec.prompt for p in prompts], [p.seed for p in prompts])
+    correct = np.array([evaluate(image, p.spec).correct for image, p in zip(images, prompts, strict=True)])
+    tags = np.array([p.spec.tag for p in prompts])
+    held = np.array([p.held_out for p in prompts])
     out = {tag: float(correct[tags == tag].mean()) for tag in CATEGORIES if (tags == tag).any()}
     out["mean"] = float(np.mean(list(out.values())))
     out["held_out"] = float(correct[held].mean()) if held.any() else float("nan")

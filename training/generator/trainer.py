@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderDC
 from torch import Tensor, nn
 
-from bestofn.models.shapes.prompts import PromptSpec, caption, sample_prompt
+from bestofn.models.shapes.prompts import caption, sample_prompt
 from bestofn.models.shapes.world import COLOURS, SHAPES
-from bestofn.training.generator.forward import forward
+from bestofn.training.generator.forward import flow_loss
 from bestofn.training.generator.latent_cache import Latents, cached_latents
 from bestofn.training.generator.pipeline import FLOW_SHIFT, Parts, build_parts, load_parts
 from bestofn.training.generator.text_encoder import LayoutHead, Words, layout
@@ -29,6 +29,7 @@ from bestofn.training.optimizers.muon import MuonAdam, groups_of
 from bestofn.training.runs import Progress, Run
 
 PROMPT_TAGS = ("colors", "counting", "counting_color", "two_object", "color_attr", "position", "position_color")
+TEXT_BATCH = 192  # prompts of the text encoder's warm-up
 
 
 @dataclass(frozen=True)
@@ -150,22 +151,19 @@ def noise_levels(n: int, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)).float()
 
 
-def _layout_loss(state: TrainState, specs: list[PromptSpec], ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    text = state.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    return text, state.heads["layout"](text, mask, torch.tensor([layout(spec) for spec in specs]))
-
-
-def text_step(state: TrainState, words: Words, rng: np.random.Generator, batch: int = 192) -> Tensor:
+def text_step(state: TrainState, words: Words, rng: np.random.Generator) -> Tensor:
     """Warm-up of the text encoder alone: say where what is, from the prompt's last token."""
-    specs = [sample_prompt(rng, PROMPT_TAGS[int(rng.integers(len(PROMPT_TAGS)))]) for _ in range(batch)]
+    specs = [sample_prompt(rng, PROMPT_TAGS[int(rng.integers(len(PROMPT_TAGS)))]) for _ in range(TEXT_BATCH)]
     ids, mask = words([spec.prompt for spec in specs])
-    return _layout_loss(state, specs, ids, mask)[1]
+    text = state.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    loss: Tensor = state.heads["layout"](text, mask, torch.tensor([layout(spec) for spec in specs]))
+    return loss
 
 
 def flow_step(
     state: TrainState, settings: GeneratorSettings, latents: Latents, words: Words, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Loss to minimise, and the flow-matching part of it: || velocity - (noise - latent) ||^2."""
+    """Loss to minimise, and the flow-matching part of it."""
     picks = rng.integers(len(latents.values), size=settings.batch_size)
     specs = [caption(rng, latents.wish(int(k))) for k in picks]
     dropped = rng.random(len(specs)) < settings.caption_dropout
@@ -178,11 +176,9 @@ def flow_step(
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     noise = torch.randn(x.shape, generator=generator)
     sigma = noise_levels(len(x), rng)
-    level = sigma[:, None, None, None]
-    noisy = (1 - level) * x + level * noise
-    tap = len(state.parts.transformer.transformer_blocks) // 2
-    velocity, tokens = forward(state.parts.transformer, noisy, sigma, text, mask, settings.dtype, tap)
-    flow = (velocity - (noise - x)).square().mean()
+    transformer = state.parts.transformer
+    tap = len(transformer.transformer_blocks) // 2
+    flow, tokens = flow_loss(transformer, x, noise, sigma, text, mask, settings.dtype, tap)
     labels = state.heads["labels"](tokens, latents.shapes[picks], latents.colours[picks])
     return flow + settings.label_weight * labels + settings.layout_weight * layout_loss, flow.detach()
 
@@ -199,12 +195,11 @@ def conditioning(state: TrainState, latents: Latents, words: Words, n: int = 48)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     out = {}
     for level in (0.3, 0.6, 0.8, 0.95):
-        noisy, sigma = (1 - level) * x + level * noise, torch.full((n,), level)
-        losses = []
-        for shift in (0, 1):
-            words_in, mask_in = text.roll(shift, 0), mask.roll(shift, 0)
-            v = forward(state.parts.transformer, noisy, sigma, words_in, mask_in, torch.float32, 0)[0]
-            losses.append(float((v - (noise - x)).square().mean()))
+        sigma = torch.full((n,), level)
+        losses = [
+            float(flow_loss(state.parts.transformer, x, noise, sigma, text.roll(shift, 0), mask.roll(shift, 0))[0])
+            for shift in (0, 1)
+        ]
         out[f"loss@{level}"], out[f"gap@{level}"] = losses[0], losses[1] - losses[0]
     return out
 

@@ -21,7 +21,7 @@ from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.random_init.checkpoint import SANA_LAYOUTS
 from bestofn.models.shapes.prompts import caption
-from bestofn.training.generator.forward import forward
+from bestofn.training.generator.forward import flow_loss
 from bestofn.training.generator.latent_cache import Latents, cached_latents
 from bestofn.training.generator.pipeline import Parts, build_parts, load_parts
 from bestofn.training.generator.text_encoder import Words
@@ -134,10 +134,7 @@ class World:
             text = self.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         x = self.latents.values[picks].float()
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**62))))
-        sigma = noise_levels(len(x), rng)
-        level = sigma[:, None, None, None]
-        velocity, _ = forward(model, (1 - level) * x + level * noise, sigma, text, mask, torch.float32, 0)
-        return (velocity - (noise - x)).square().mean()
+        return flow_loss(model, x, noise, noise_levels(len(x), rng), text, mask)[0]
 
     @torch.no_grad()
     def held_out(self, model: SanaTransformer2DModel) -> float:

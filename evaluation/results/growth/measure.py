@@ -26,7 +26,7 @@ from bestofn.models.shapes.evaluator import evaluate
 from bestofn.models.shapes.prompts import single
 from bestofn.models.shapes.scenes import Wish, place, trainable
 from bestofn.models.shapes.world import render
-from bestofn.training.generator.forward import forward
+from bestofn.training.generator.forward import flow_loss
 from bestofn.training.generator.pipeline import Parts, build_parts, load_parts, sample, save_pipeline
 from bestofn.training.generator.recovery import recover
 from bestofn.training.generator.score import score, spread
@@ -47,7 +47,6 @@ KINDS = [
     if trainable(Wish((shape,), (colour,)))
 ]
 SEEDS = (0, 1, 2)
-DEFAULTS: tuple[int, float] = (12, 4.0)  # steps and guidance: CALL_DEFAULTS
 RECOVERY_STEPS, RECOVERY_BATCH, SCORED = 100, 32, spread(20)
 
 
@@ -99,25 +98,17 @@ def held_out_loss(world: World, model: SanaTransformer2DModel) -> float:
     rng = np.random.default_rng(9)
     x, text, mask = world.batch(range(SCENES, SCENES + HELD_SCENES), rng)
     sigma = noise_levels(len(x), rng)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
-        return float(flow_loss(model, x, text, mask, sigma, torch.Generator().manual_seed(9)))
+        return float(flow_loss(model, x, noise, sigma, text, mask)[0])
 
 
 def share_right(world: World, model: SanaTransformer2DModel) -> float:
     """Share of images that the exact evaluator accepts: every kind of object, seeds that are always the same."""
     specs = [single(*kind) for kind in KINDS for _ in range(PICTURES)]
     seeds = [seed for _ in KINDS for seed in range(PICTURES)]
-    images = sample(replace(world.parts, transformer=model), [spec.prompt for spec in specs], seeds, *DEFAULTS).numpy()
+    images = sample(replace(world.parts, transformer=model), [spec.prompt for spec in specs], seeds).numpy()
     return float(np.mean([evaluate(image, spec).correct for image, spec in zip(images, specs, strict=True)]))
-
-
-def flow_loss(
-    model: SanaTransformer2DModel, x: Tensor, text: Tensor, mask: Tensor, sigma: Tensor, noises: torch.Generator
-) -> Tensor:
-    noise = torch.randn(x.shape, generator=noises)
-    level = sigma[:, None, None, None]
-    velocity, _ = forward(model, (1 - level) * x + level * noise, sigma, text, mask, torch.float32, 0)
-    return (velocity - (noise - x)).square().mean()
 
 
 def train(
@@ -135,8 +126,8 @@ def train(
     for step in range(steps):
         rng = np.random.default_rng((seed, step))
         x, text, mask = world.batch(rng.integers(SCENES, size=BATCH).tolist(), rng)
-        noises = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        loss = flow_loss(model, x, text, mask, noise_levels(BATCH, rng), noises)
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**62))))
+        loss, _ = flow_loss(model, x, noise, noise_levels(BATCH, rng), text, mask)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(1 - step / steps if falling else min(1.0, (step + 1) / WARMUP))
@@ -287,7 +278,7 @@ def recover_cached(work: Path, start: Path, out: Path) -> None:
 def evaluator_score(folder: Path) -> float:
     """Mean of the six categories on half of the benchmark, at the call defaults."""
     parts = load_parts(folder)
-    result = score(lambda prompts, seeds: list(sample(parts, prompts, seeds, *DEFAULTS).numpy()), SCORED)["mean"]
+    result = score(lambda prompts, seeds: list(sample(parts, prompts, seeds).numpy()), SCORED)["mean"]
     sys.stderr.write(f"{folder.name}: {result:.3f}\n")
     return result
 
