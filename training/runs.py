@@ -50,6 +50,13 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
 
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name, then move it into place: readers never see half of it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    write(part)
+    os.replace(part, path)
+
+
 def publish(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder, then replace `folder` by it, so that readers never see a partial one."""
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,7 @@ Out = Annotated[Path, typer.Option(help="Folder that the trained model is writte
 Seed = Annotated[int, typer.Option(min=0, help="Of first weights, data and noise.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 Accumulate = Annotated[int, typer.Option(min=1, help="Forwards of an update, whose gradients are added up.")]
+_count = partial(typer.Option, min=1)
 Bf16 = Annotated[
     bool | None, typer.Option("--bf16/--no-bf16", help="Matrix products in bfloat16; by default where the GPU has it.")
 ]
@@ -214,27 +216,17 @@ def judge(
     generator: Annotated[
         str, typer.Option(help="Checkpoint whose images the judge learns from.")
     ] = JudgeSettings.generator,
-    rendered_steps: Annotated[
-        int, typer.Option(min=1, help="Updates on composed scenes.")
-    ] = JudgeSettings.rendered_steps,
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts of round 0.")] = JudgeSettings.prompts,
-    images: Annotated[int, typer.Option(min=1, help="Images of each prompt of round 0.")] = JudgeSettings.images,
-    steps: Annotated[int, typer.Option(min=1, help="Updates of round 0.")] = JudgeSettings.steps,
+    rendered_steps: Annotated[int, _count(help="Updates on composed scenes.")] = JudgeSettings.rendered_steps,
+    prompts: Annotated[int, _count(help="Prompts of round 0.")] = JudgeSettings.prompts,
+    images: Annotated[int, _count(help="Images of each prompt of round 0.")] = JudgeSettings.images,
+    steps: Annotated[int, _count(help="Updates of round 0.")] = JudgeSettings.steps,
     adversarial_rounds: Annotated[
         int, typer.Option(min=0, max=9, help="Rounds on images that fool the judge.")
     ] = JudgeSettings.adversarial_rounds,
-    adversarial_prompts: Annotated[
-        int, typer.Option(min=1, help="Prompts of each adversarial round.")
-    ] = JudgeSettings.adversarial_prompts,
-    adversarial_images: Annotated[
-        int, typer.Option(min=1, help="Images drawn of each of these prompts.")
-    ] = JudgeSettings.adversarial_images,
-    adversarial_steps: Annotated[
-        int, typer.Option(min=1, help="Updates of each adversarial round.")
-    ] = JudgeSettings.adversarial_steps,
-    decay_steps: Annotated[
-        int, typer.Option(min=1, help="Updates of the final decay, on all rounds.")
-    ] = JudgeSettings.decay_steps,
+    adversarial_prompts: Annotated[int, _count(help="Prompts of each such round.")] = JudgeSettings.adversarial_prompts,
+    adversarial_images: Annotated[int, _count(help="Images of each prompt.")] = JudgeSettings.adversarial_images,
+    adversarial_steps: Annotated[int, _count(help="Updates of each such round.")] = JudgeSettings.adversarial_steps,
+    decay_steps: Annotated[int, _count(help="Updates of the final decay, on all rounds.")] = JudgeSettings.decay_steps,
     seed: Seed = 0,
     threads: Threads = 1,
     bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16; faster on CPUs with AVX512-BF16.")] = True,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bestofn.models.shapes.prompts import caption, sample_prompt
 from bestofn.models.shapes.world import COLOURS, SHAPES
+from bestofn.training.distributed import rank_and_ranks
 from bestofn.training.generator.forward import flow_loss
 from bestofn.training.generator.latent_cache import Latents, cached_latents
 from bestofn.training.generator.pipeline import FLOW_SHIFT, Parts, build_parts, load_parts
@@ -62,6 +63,7 @@ class GeneratorSettings:
     low_precision: bool = False
     save_every: int = 200
     start: Path | None = None  # a shapes checkpoint to go on from, whose shape then counts; None: fresh weights
+    latents: Path | None = None  # file of the scenes, shared by runs of one process; None: one of this run's own
 
     @property
     def dtype(self) -> torch.dtype:
@@ -226,13 +228,12 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> TrainSta
     Inside an initialised `torch.distributed` group every process draws its own scenes and gradients are averaged; only
     rank 0 writes. A resumed run goes on bit by bit: every step's randomness comes from (seed, rank, step) alone.
     """
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    rank, ranks = rank_and_ranks()
     run = Run(settings.folder)
     state = build_train_state(settings)
     words = Words(state.parts.tokenizer)
     step = _restore(run, state)
-    cache = settings.folder.parent / f"latents-{settings.vae.parent.name}-{rank}.pt"
+    cache = settings.latents or settings.folder.parent / f"latents-{settings.vae.parent.name}-{rank}.pt"
     latents = cached_latents(cache, state.parts.vae, settings.scenes, (settings.seed, 7, rank))
     parameters = state.optimizer.parameters
     smoothed = 0.0

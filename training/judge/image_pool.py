@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from bestofn.models.shapes.prompts import PromptSpec
 from bestofn.training.judge.drawing import Drawer, Images
+from bestofn.training.runs import replace_file
 
 SETTINGS = "settings.json"
 
@@ -126,10 +126,3 @@ def _read(path: Path) -> PoolImages:
         images, lines, seeds = file["images"], file["specs"], file["seeds"]  # each access reads the whole array
     specs = tuple(PromptSpec.from_json(json.loads(line)) for line in lines)
     return PoolImages(images, specs, tuple(int(seed) for seed in seeds))
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name, then move it into place: readers never see half of it."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    write(part)
-    os.replace(part, path)

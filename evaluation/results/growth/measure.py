@@ -266,13 +266,8 @@ def measure_shipped(work: Path) -> None:
 
 def recover_cached(work: Path, start: Path, out: Path) -> None:
     """Recovery on scenes that are drawn once for all."""
-    shared, folder = work / "recovery-latents.pt", work / f"{start.name}-run"
-    mine = folder / f"latents-{start.name}-0.pt"
-    folder.mkdir(exist_ok=True)
-    if shared.exists():
-        shutil.copyfile(shared, mine)
-    recover(start, out, folder, RECOVERY_STEPS, lambda _: None, batch=RECOVERY_BATCH)
-    shutil.copyfile(mine, shared)
+    folder, scenes = work / f"{start.name}-run", work / "recovery-latents.pt"
+    recover(start, out, folder, RECOVERY_STEPS, lambda _: None, batch=RECOVERY_BATCH, latents=scenes)
 
 
 def evaluator_score(folder: Path) -> float:
