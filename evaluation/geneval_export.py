@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bestofn.evaluation.cost import Price, verdicts
+from bestofn.evaluation.files import write_whole
 from bestofn.evaluation.pool import Floats, Pool, SamplingConfig
 from bestofn.evaluation.replay import Replayed
 from bestofn.evaluation.strategies import Strategy
@@ -47,9 +49,8 @@ def write(folder: Path, pool: Pool, replayed: Replayed, steps: int, draw: Draw) 
         for k, winner in enumerate(winners):
             file = samples / f"{k:04d}.png"
             if not file.is_file():
-                part = file.with_suffix(".part")
-                Image.fromarray(draw(task.prompt, task.seed + int(winner), strategy.steps or steps)).save(part, "PNG")
-                part.replace(file)
+                image = Image.fromarray(draw(task.prompt, task.seed + int(winner), strategy.steps or steps))
+                write_whole(file, partial(image.save, format="PNG"))
         best.setdefault(task.prompt, str((samples / "0000.png").resolve()))
     (key / "images.json").write_text(json.dumps(best, indent=1) + "\n", encoding="utf-8")
     return key

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bestofn.evaluation.text_lines import read_lines
+from bestofn.evaluation.files import read_lines
 from bestofn.service.core.errors import SetupError
 
 

@@ -4,9 +4,9 @@ P prompts, S samples of each, N candidates of a job, B = S // N disjoint blocks,
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,21 +85,8 @@ def replay(
         [_play(spec, solved, drafts, row, block * spec.num_samples) for block in range(B)]
         for row in range(len(prompts))
     ]
-
-    def table(value: Callable[[_Job], object]) -> NDArray[Any]:
-        return np.array([[value(one) for one in row] for row in played])
-
-    return Replayed(
-        strategy,
-        list(prompts),
-        S,
-        table(lambda one: one.winners),
-        table(lambda one: one.correct),
-        table(lambda one: one.drafted),
-        table(lambda one: one.solved),
-        table(lambda one: one.confidence),
-        table(lambda one: one.kept),
-    )
+    tables = {name: np.array([[getattr(one, name) for one in row] for row in played]) for name in _Job._fields}
+    return Replayed(strategy, list(prompts), S, **tables)
 
 
 _REPLAYED = Revision(name="", revision="")  # a replayed job never runs
@@ -115,6 +102,8 @@ def job(strategy: Strategy, steps: int, calibration: Calibration | None, top_k: 
 
 
 class _Job(NamedTuple):
+    """What became of one job; fields as of `Replayed`."""
+
     winners: list[int]
     correct: float
     drafted: int

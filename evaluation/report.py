@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from bestofn.evaluation import report_files
 from bestofn.evaluation.cost import Price, steps_taken, verdicts
 from bestofn.evaluation.curve import Point, auc, chosen, curve, share_of_the_way
-from bestofn.evaluation.draft_ranking import ranking
+from bestofn.evaluation.files import write_report
 from bestofn.evaluation.pool import Pool, Samples, SamplingConfig
 from bestofn.evaluation.regret import MOST_LOSS, preset, regret
 from bestofn.evaluation.replay import Replayed, replay
@@ -24,6 +23,7 @@ REFERENCES = (4, 8, 16, 32, 128)  # plain best-of-N with which every strategy is
 PAR = 32  # the N that measures the luck of the first candidates
 PRESETS = (8, 32, 128)  # references that a preset has to reach within MOST_LOSS
 COPIES = 4
+HEAT = 16  # candidates among which drafts are ranked
 BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
 
 
@@ -228,6 +228,42 @@ def _confidence(replayed: Replayed) -> list[dict[str, float]]:
     ]
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """How well drafts or previews foretell full solutions, over prompts x heats of 16.
+
+    Attributes:
+        jobs: heats.
+        spearman: rank correlation of the judge's log-odds within a heat, mean over heats.
+        retention: share of heats whose best full solution is among the best 1, 2, 4 and 8 drafts.
+    """
+
+    jobs: int
+    spearman: float
+    retention: dict[int, float]
+
+
+def ranking(pool: Pool, full: SamplingConfig, coarse: SamplingConfig, prompts: Sequence[int]) -> Ranking | None:
+    """None while the pool has no complete heat of either for one of these prompts."""
+    S = min(pool.depth(full, prompts), pool.depth(coarse, prompts)) // HEAT * HEAT
+    if not S or not prompts:
+        return None
+    return foretold(*(pool.samples(config, S).of(prompts, S).margin.reshape(-1, HEAT) for config in (full, coarse)))
+
+
+def foretold(final: Floats, draft: Floats) -> Ranking:
+    """The same of the judge's log-odds on J heats of 16.  # (J, 16), (J, 16)"""
+    places = _ranks(-draft)  # 0 is the best draft
+    best = places[np.arange(len(final)), final.argmax(1)]
+    a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in (_ranks(final), _ranks(draft)))
+    correlation = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    return Ranking(len(final), float(correlation.mean()), {k: float((best < k).mean()) for k in (1, 2, 4, 8)})
+
+
+def _ranks(values: Floats) -> Floats:  # (J, 16)
+    return np.asarray(values.argsort(1, kind="stable").argsort(1, kind="stable"), np.float64)
+
+
 def write(folder: Path, figures: Mapping[str, Any]) -> None:
     """scaling.json, scaling.md and, where matplotlib is installed, plots in `folder`."""
 
@@ -238,4 +274,4 @@ def write(folder: Path, figures: Mapping[str, Any]) -> None:
         if figures["strategies"]:
             plots.trade(folder / "trade.png", figures["strategies"])
 
-    report_files.write(folder, "scaling", figures, tables(figures), draw)
+    write_report(folder, "scaling", figures, tables(figures), draw)

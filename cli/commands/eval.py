@@ -1,10 +1,10 @@
 """bestofn eval: what strategies of spending compute bring, measured on the shapes benchmark or drawn for another."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,9 +13,6 @@ from bestofn.cli.commands.eval_judges import compare_judges, find_judges, judge_
 from bestofn.cli.console import err, need_packages, say
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from bestofn.evaluation.strategies import Strategy
 
 EPILOG = """A strategy is a line such as `n=32`, `n=16 steps=24`, `n=16 draft=4:0.125` (steps:keep) or `n=64 stop=0.97`.
 
@@ -106,12 +103,12 @@ def evaluate(
 
     from bestofn.evaluation import geneval_export as folders
     from bestofn.evaluation import report
+    from bestofn.evaluation.files import read_lines
     from bestofn.evaluation.pool import CHUNK
     from bestofn.evaluation.run import Evaluation
     from bestofn.evaluation.strategies import Strategy, parse_all
     from bestofn.evaluation.tables import tables
     from bestofn.evaluation.tasks import benchmark, read
-    from bestofn.evaluation.text_lines import read_lines
     from bestofn.judge.loader import JudgeFolderError
     from bestofn.models.errors import ModelError
 
@@ -136,8 +133,11 @@ def evaluate(
     except (ModelError, JudgeFolderError, ValueError) as error:
         raise SetupError(str(error)) from error
     numbers = _spaced(prompts, len(tasks))
-    if file:
-        _warn_of_little_choice(folders.with_little_choice(compared, images), images)
+    if file and (little := folders.with_little_choice(compared, images)):
+        say(
+            f"warning: GenEval averages over the {images} winners of a prompt, which shows little of the choice with "
+            f"{', '.join(map(str, little))}: take --images 1, or a greater n"
+        )
     if not replay:
         try:
             evaluation.check(numbers, compared)
@@ -193,15 +193,6 @@ def _drawn(out: Path, settings: Settings, device: str, samples: int, prompts: in
     generator = load_generator(settings.model, torch.device(device), loras=loras)
     with _drawing() as progress:
         return draw_labelled(out, generator, _spaced(prompts, len(benchmark())), samples, progress)
-
-
-def _warn_of_little_choice(strategies: "Sequence[Strategy]", images: int) -> None:
-    if strategies:
-        named = ", ".join(map(str, strategies))
-        say(
-            f"warning: GenEval averages over the {images} winners of a prompt, which shows little of the choice with "
-            f"{named}: take --images 1, or a greater n"
-        )
 
 
 def _make_folder(out: Path, option: str = "--out") -> None:

@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib import pyplot
 
 from bestofn.evaluation.curve import auc
-from bestofn.evaluation.draft_ranking import HEAT, foretold
 from bestofn.evaluation.pool import Pool, Samples, SamplingConfig, Source
+from bestofn.evaluation.report import HEAT, foretold
 from bestofn.evaluation.stats import Floats, Prompts
 from bestofn.evaluation.tasks import benchmark
 from bestofn.judge.judge import Judge
