@@ -9,7 +9,7 @@ from bestofn.models.checkpoint import PIPELINES, WITH_WEIGHTS
 from bestofn.models.errors import CheckpointError
 from bestofn.models.weight_files import read_json
 from bestofn.service.doctor.findings import Finding
-from bestofn.service.doctor.weights.part_files import AGAIN, TokenizerFacts, shapes, weights
+from bestofn.service.doctor.weights.part_files import AGAIN, TokenizerFacts, embedded_entries, weights
 
 CLASSES = {
     "transformer": ("SanaTransformer2DModel",),
@@ -108,11 +108,6 @@ def _tokenizer(folder: Path) -> Iterator[Finding]:
         yield Finding(
             "warn", "tokenizer", found, "prompts would be encoded otherwise than in training: images get worse"
         )
-    try:
-        stored = shapes(folder / "text_encoder")
-    except CheckpointError:
-        return  # a finding of that part
-    rows = next((shape[0] for name, shape in stored.items() if name.endswith("embed_tokens.weight")), None)
-    if rows is not None and rows < facts.size:
+    if (rows := embedded_entries(folder / "text_encoder")) < facts.size:
         found = f"{facts.size} entries, text_encoder embeds {rows}"
         yield Finding("fail", "tokenizer", found, "a prompt with a later entry fails: the two are of different models")

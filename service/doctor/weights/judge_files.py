@@ -10,7 +10,7 @@ from bestofn.models.errors import CheckpointError
 from bestofn.models.weight_files import read_json
 from bestofn.service.doctor.findings import Finding, State
 from bestofn.service.doctor.weights.generator_files import REFUSED
-from bestofn.service.doctor.weights.part_files import AGAIN, TokenizerFacts, shapes, weights
+from bestofn.service.doctor.weights.part_files import AGAIN, TokenizerFacts, embedded_entries, weights
 
 ONE_TOKEN = (MEDIA_TOKENS[0], "\n", "yes", "no")
 PREPROCESSOR = ("image_mean", "image_std", "rescale_factor")
@@ -94,11 +94,7 @@ def _tokenizer(folder: Path, config: dict[str, Any]) -> Iterator[Finding]:
     if not unknown:
         yield Finding("ok", "tokenizer", f"{facts.size} entries; {', '.join(map(repr, ONE_TOKEN))} are one token each")
     yield from _template(llm, config.get("chat_template"))
-    try:
-        rows = next((s[0] for name, s in shapes(llm).items() if name.endswith("embed_tokens.weight")), None)
-    except CheckpointError:
-        return  # a finding of that part
-    if rows is not None and rows < facts.size:
+    if (rows := embedded_entries(llm)) < facts.size:
         yield Finding("fail", "tokenizer", f"{facts.size} entries, llm embeds {rows}", REFUSED)
 
 

@@ -1,5 +1,6 @@
 """Facts of one part of a checkpoint from its files alone: index, headers, dtypes, tokenizer. Needs no torch."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         CheckpointError: a file is damaged or missing.
     """
     return {name: tuple(entry["shape"]) for file in weight_files(folder) for name, entry in header(file).items()}
+
+
+def embedded_entries(folder: Path) -> float:
+    """Rows of a part's token embedding; infinity if no file says it, which is a finding on the part's weights."""
+    try:
+        rows = (shape[0] for name, shape in shapes(folder).items() if name.endswith("embed_tokens.weight"))
+        return next(rows, math.inf)
+    except CheckpointError:
+        return math.inf
 
 
 def _index(folder: Path, tables: dict[str, dict[str, Any]]) -> Iterator[Finding]:
