@@ -18,7 +18,7 @@ def read(path: Path) -> Story:
     Raises:
         SetupError: the file is not an image, or has no metadata of bestofn.
     """
-    story = story_of(path)
+    story, _ = story_of(path)
     if isinstance(story, Story):
         return story
     written = f"is of {story.program}" if isinstance(story, OtherStory) else "has no metadata of a generator"

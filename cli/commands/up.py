@@ -13,6 +13,7 @@ import httpx
 import typer
 from redis.exceptions import RedisError
 
+from bestofn.cli import options
 from bestofn.cli.console import say
 from bestofn.cli.process_supervisor import Supervisor
 from bestofn.service.client.discovery import address_file, is_bestofn
@@ -36,23 +37,14 @@ EPILOG = """Examples:
 
 
 def up(
-    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65_535, help="0: a free one.", show_default="8000")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.", show_default="shapes")
-    ] = None,
-    judge: Annotated[str | None, typer.Option(help="As --model, for the judge.", show_default="shapes")] = None,
-    second_judge: Annotated[
-        str | None, typer.Option(metavar="JUDGE", help="As --judge: another one, for jobs with rule lower_bound.")
-    ] = None,
-    pairwise_judge: Annotated[
-        str | None,
-        typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two images, for jobs with finals."),
-    ] = None,
-    devices: Annotated[str | None, typer.Option(help="all, cuda, cpu, or a list: cuda:0,cuda:1.")] = None,
-    allow_unauthenticated: Annotated[
-        bool, typer.Option("--allow-unauthenticated", help="Let other machines call without a key.")
-    ] = False,
+    host: options.Host = None,
+    port: options.Port = None,
+    model: options.Model = None,
+    judge: options.Judge = None,
+    second_judge: options.SecondJudge = None,
+    pairwise_judge: options.PairwiseJudge = None,
+    devices: options.Devices = None,
+    allow_unauthenticated: options.AllowUnauthenticated = False,
     command: Annotated[
         str | None,
         typer.Option(

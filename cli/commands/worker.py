@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bestofn.cli import options
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, load_settings
 from bestofn.service.host.packages import can_draw_here
@@ -26,24 +27,12 @@ EPILOG = """Examples:
 
 
 def worker(
-    devices: Annotated[
-        str | None, typer.Option(help="all, cuda, cpu, or a list: cuda:0,cuda:1.", show_default="all")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.", show_default="shapes")
-    ] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(help="As --model, or vlm:, clip:, openai: or http (docs/guide/judges.md).", show_default="shapes"),
-    ] = None,
-    second_judge: Annotated[
-        str | None, typer.Option(metavar="JUDGE", help="As --judge: another one, for jobs with rule lower_bound.")
-    ] = None,
-    pairwise_judge: Annotated[
-        str | None,
-        typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two images, for jobs with finals."),
-    ] = None,
-    redis_url: Annotated[str | None, typer.Option(help="The queue's server.", show_default="of `bestofn up`")] = None,
+    devices: options.Devices = None,
+    model: options.Model = None,
+    judge: options.Judge = None,
+    second_judge: options.SecondJudge = None,
+    pairwise_judge: options.PairwiseJudge = None,
+    redis_url: options.RedisUrl = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Candidates drawn together.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if left out.")] = None,
     metrics_port: Annotated[

@@ -206,10 +206,8 @@ def pipeline_memory(model: Located, judges: Sequence[Located], device: torch.dev
     itemsize = 2 if device.type == "cuda" else 4
     weighing = [part for part, weights in pipeline_parts(model.path).items() if weights]
     pipeline = sum(weight_bytes(model.path / part, itemsize) for part in weighing)
-    weights, memory = (
-        pipeline + sum(_judge_bytes(judge, device) or 0 for judge in judges),
-        residency.memory_bytes(device),
-    )
+    weights = pipeline + sum(_judge_bytes(judge, device) or 0 for judge in judges)
+    memory = residency.memory_bytes(device)
     found = f"weights take {weights / GIB:.1f} GiB of {memory / GIB:.1f} on this {device}; batches take the rest"
     if weights <= residency.WEIGHTS_SHARE * memory:
         return Finding("ok", "memory", found)
