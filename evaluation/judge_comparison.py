@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bestofn.evaluation.curve import auc, chosen
+from bestofn.evaluation.curve import LabelledCurve, auc, chosen
 from bestofn.evaluation.files import write_report
-from bestofn.evaluation.labelled_curve import LabelledCurve
 from bestofn.judge.verdict import Verdict
 
 Fields = Sequence[Sequence[tuple[float, bool]]]

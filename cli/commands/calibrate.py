@@ -67,7 +67,7 @@ def calibrate(
     need_packages("calibrating needs")
     read = read_labels(labels)
 
-    from bestofn.evaluation.labelled_curve import LabelledCurve
+    from bestofn.evaluation.curve import LabelledCurve
     from bestofn.service.engine.judge_loader import find_judge
     from bestofn.training.judge.calibration_fit import calibrate as fit
 

@@ -109,12 +109,8 @@ class ProblemEvent(JobEvent):
 
 
 _KINDS: Mapping[str, type[JobEvent]] = {kind.type: kind for kind in JobEvent.__subclasses__()}
-_WHOLE = {
-    "finals": "finals",
-    "snapshot": "result",
-    "result": "result",
-    "problem": "problem",
-}  # the field that is all of the data
+# The field that is all of the data.
+_WHOLE = {"finals": "finals", "snapshot": "result", "result": "result", "problem": "problem"}
 ENDINGS = (ResultEvent, ProblemEvent)
 
 

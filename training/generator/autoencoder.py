@@ -35,7 +35,6 @@ class AutoencoderSettings:
     scenes: int = 12_000
     learning_rate: float = 2.5e-3
     latent_noise: float = 0.1
-    low_precision: bool = False
     save_every: int = 200
 
 
@@ -117,10 +116,9 @@ def train_autoencoder(settings: AutoencoderSettings, progress: Progress) -> Auto
         rng = np.random.default_rng((settings.seed, 1, step))
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         x = crops.sample(rng, settings.batch_size)
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.low_precision):
-            z = model.encode(x).latent.float()
-            noise = torch.randn(z.shape, generator=generator) * settings.latent_noise
-            y = model.decode(z + noise * z.detach().std()).sample.float()
+        z = model.encode(x).latent
+        noise = torch.randn(z.shape, generator=generator) * settings.latent_noise
+        y = model.decode(z + noise * z.detach().std()).sample
         loss = reconstruction_loss(y, x, z)
         torch.autograd.backward(loss)
         scale = min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / settings.steps))

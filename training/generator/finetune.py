@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.utils.rnn import pad_sequence
 
 from bestofn.kernels.linear_attention import relu_linear_attention
 from bestofn.models.checkpoint import Checkpoint
@@ -103,7 +104,9 @@ def build_finetune_state(checkpoint: Checkpoint, settings: FinetuneSettings, dev
     return FinetuneState(transformer, build_optimizer(settings.optimizer, groups), mean)
 
 
-def prepared(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.device, warn: images.Warn) -> Features:
+def prepared(
+    checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.device, warn: images.Warn | None
+) -> Features:
     """The images' features: encoded once, each process its share, and kept in the run's folder."""
     rank, ranks = rank_and_ranks()
     folder = settings.folder / "features"
@@ -144,8 +147,7 @@ def flow_loss(
         latents.append(features.latent(index))
         noises.append(torch.randn(latents[-1].shape, generator=torch.Generator().manual_seed(int(rng.integers(2**62)))))
     device = finetuned.mean[0].device if finetuned.mean else here(next(finetuned.transformer.parameters())).device
-    length = max(len(states) for states, _ in texts)
-    states, masks = (torch.stack([_padded(text[i], length) for text in texts]).to(device) for i in (0, 1))
+    states, masks = (pad_sequence([text[i] for text in texts], batch_first=True).to(device) for i in (0, 1))
     x, noise = torch.stack(latents).to(device), torch.stack(noises).to(device)  # (B, C, h, w)
     sigma = torch.tensor(levels, dtype=torch.float32, device=device)
     level = sigma[:, None, None, None]
@@ -156,16 +158,12 @@ def flow_loss(
     return loss
 
 
-def _padded(x: Tensor, length: int) -> Tensor:
-    return torch.cat([x, x.new_zeros(length - len(x), *x.shape[1:])])
-
-
 def finetune(
     checkpoint: Checkpoint,
     settings: FinetuneSettings,
     device: torch.device,
     progress: Progress,
-    warn: images.Warn = images.ignore,
+    warn: images.Warn = None,
 ) -> FinetuneState:
     """Train, or go on training, the run of a folder. In a `torch.distributed` group every process calls it.
 

@@ -25,15 +25,11 @@ from bestofn.training.generator.captioned_images import ImageTextPair, pairs
 
 EMPTY = "empty"
 
-Warn = Callable[[str], object]
+Warn = Callable[[str], object] | None
 """Called with a sentence for the person who trains."""
 
 
-def ignore(_: str) -> None:
-    pass
-
-
-def pixels(pair: ImageTextPair, width: int, height: int, warn: Warn = ignore) -> Tensor:
+def pixels(pair: ImageTextPair, width: int, height: int, warn: Warn = None) -> Tensor:
     """The middle of an image at the given size, on white where it is transparent.  # -> (3, H, W) in -1..1
 
     Raises:
@@ -76,7 +72,7 @@ def encode_pairs(
     device: torch.device,
     part: int,
     of: int,
-    warn: Warn = ignore,
+    warn: Warn = None,
 ) -> int:
     """Write the features of every ``of``-th pair from the ``part``-th on; returns how many pairs there are in all.
 

@@ -44,7 +44,7 @@ class Parts:
         return self.transformer, self.text_encoder
 
 
-def build_parts(vae: AutoencoderDC, width: int, layers: int, mlp_ratio: float) -> Parts:
+def build_parts(vae: AutoencoderDC, width: int, layers: int) -> Parts:
     """An untrained generator around a trained autoencoder."""
     tokenizer = build_tokenizer()
     text_encoder = build_text_encoder(len(tokenizer))
@@ -58,7 +58,7 @@ def build_parts(vae: AutoencoderDC, width: int, layers: int, mlp_ratio: float) -
         cross_attention_head_dim=32,
         cross_attention_dim=width,
         caption_channels=text_encoder.config.hidden_size,
-        mlp_ratio=mlp_ratio,
+        mlp_ratio=2.5,
         sample_size=LATENT_SIDE,
         patch_size=2,
         interpolation_scale=1,

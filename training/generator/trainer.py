@@ -50,7 +50,6 @@ class GeneratorSettings:
     scenes: int = 80_000  # a process
     width: int = 128
     layers: int = 6
-    mlp_ratio: float = 2.5
     optimizer: Name = "muon"
     matrix_rate: float = 4e-3
     other_rate: float = 3e-3
@@ -129,8 +128,7 @@ def build_train_state(settings: GeneratorSettings) -> TrainState:
     if settings.start:
         parts = load_parts(settings.start)
     else:
-        vae = AutoencoderDC.from_pretrained(settings.vae)
-        parts = build_parts(vae, settings.width, settings.layers, settings.mlp_ratio)
+        parts = build_parts(AutoencoderDC.from_pretrained(settings.vae), settings.width, settings.layers)
     parts.vae.eval()
     text_width = parts.text_encoder.config.hidden_size
     heads = nn.ModuleDict(

@@ -146,7 +146,7 @@ def train(
     world: World, kind: str, seed: int, rate: float, steps: int
 ) -> Iterator[tuple[int, SanaTransformer2DModel, torch.optim.Optimizer]]:
     torch.manual_seed(seed)
-    model = build_parts(world.parts.vae, WIDTH, LAYERS, 2.5).transformer
+    model = build_parts(world.parts.vae, WIDTH, LAYERS).transformer
     optimizer = OPTIMIZERS[kind](model.parameters(), rate)
     for step in range(steps):
         rng = np.random.default_rng((seed, step))

@@ -172,7 +172,7 @@ def log(*lines: dict[str, object]) -> None:
 
 def built(world: World, layers: int, seed: int) -> SanaTransformer2DModel:
     torch.manual_seed(seed)
-    return build_parts(world.parts.vae, WIDTH, layers, 2.5).transformer
+    return build_parts(world.parts.vae, WIDTH, layers).transformer
 
 
 def grown(work: Path, source: Path, method: Method, dropped: int, seed: int) -> SanaTransformer2DModel:
