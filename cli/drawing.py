@@ -11,7 +11,7 @@ from bestofn.cli.progress_bar import JobBar
 from bestofn.judge.verdict import Rule
 from bestofn.service.client.client import Client
 from bestofn.service.client.discovery import running_server
-from bestofn.service.client.progress import Progress
+from bestofn.service.client.events import Progress
 from bestofn.service.core.errors import InvalidRequest, JobFailed, SetupError
 from bestofn.service.core.jobs import JobStatus
 from bestofn.service.core.schemas import GenerateRequest

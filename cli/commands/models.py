@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
-from bestofn.cli.commands.checkpoint_facts import about as facts_of
+from bestofn.cli.commands.checkpoint_files import about as facts_of
 from bestofn.cli.commands.checkpoint_files import add_to as add_files
 from bestofn.cli.commands.checkpoint_files import check_fetched
 from bestofn.cli.console import err, need_packages, say

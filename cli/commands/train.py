@@ -90,8 +90,7 @@ def generator(
 
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.training.generator.autoencoder import AutoencoderSettings, train_autoencoder
-    from bestofn.training.generator.pipeline import sample, save_pipeline
-    from bestofn.training.generator.score import score, spread
+    from bestofn.training.generator.pipeline import sample, save_pipeline, score, spread
     from bestofn.training.generator.trainer import GeneratorSettings, further, train_generator
     from bestofn.training.runs import publish
 

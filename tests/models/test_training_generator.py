@@ -16,9 +16,8 @@ from bestofn.models.shapes.scenes import Wish
 from bestofn.training.generator.autoencoder import AutoencoderSettings, train_autoencoder
 from bestofn.training.generator.forward import forward
 from bestofn.training.generator.latent_cache import draw_latents
-from bestofn.training.generator.pipeline import load_parts, save_pipeline
+from bestofn.training.generator.pipeline import load_parts, save_pipeline, score, spread
 from bestofn.training.generator.recovery import recover
-from bestofn.training.generator.score import score, spread
 from bestofn.training.generator.text_encoder import TOKENS, Words, build_tokenizer, layout
 from bestofn.training.generator.trainer import GeneratorSettings, build_train_state, noise_levels, rate, train_generator
 from bestofn.training.optimizers.muon import orthogonalise

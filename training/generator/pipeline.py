@@ -1,18 +1,22 @@
-"""The shapes generator as a bundle of diffusers parts: built, sampled from while it trains, written to a folder."""
+"""The shapes generator as a bundle of diffusers parts: built, sampled from, written to a folder, scored."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
 from torch import Tensor
 from transformers import Gemma2Model, PreTrainedTokenizerFast
 
 from bestofn.models.errors import CheckpointError
+from bestofn.models.shapes.evaluator import evaluate
+from bestofn.models.shapes.prompts import CATEGORIES, BenchmarkPrompt, benchmark_prompts
+from bestofn.models.shapes.world import Image
 from bestofn.training.generator.autoencoder import LATENT_CHANNELS
 from bestofn.training.generator.forward import forward
 from bestofn.training.generator.text_encoder import Words, build_text_encoder, build_tokenizer
@@ -27,6 +31,9 @@ CALL_DEFAULTS = {
     "complex_human_instruction": None,
 }
 """Call defaults in `bestofn.json` of the checkpoint folder."""
+
+Drawer = Callable[[Sequence[str], Sequence[int]], Sequence[Image]]
+"""Prompts and noise seeds to images (64, 64, 3) uint8."""
 
 
 @dataclass(frozen=True)
@@ -117,3 +124,25 @@ def save_pipeline(parts: Parts, folder: Path) -> None:
     pipeline = SanaPipeline(parts.tokenizer, parts.text_encoder, parts.vae, parts.transformer, build_scheduler())
     pipeline.save_pretrained(folder)
     (folder / "bestofn.json").write_text(json.dumps(CALL_DEFAULTS, indent=2) + "\n")
+
+
+def spread(per_category: int) -> list[BenchmarkPrompt]:
+    """A part of the benchmark: `per_category` prompts of each category, evenly spaced in it."""
+    out = []
+    for tag in CATEGORIES:
+        members = [p for p in benchmark_prompts() if p.spec.tag == tag]
+        picks = np.linspace(0, len(members) - 1, min(per_category, len(members))).round().astype(int)
+        out += [members[k] for k in picks]
+    return out
+
+
+def score(draw: Drawer, prompts: Sequence[BenchmarkPrompt]) -> dict[str, float]:
+    """Share of correct images by category, their mean ("mean"), and the share on held-out ones ("held_out")."""
+    images = draw([p.spec.prompt for p in prompts], [p.seed for p in prompts])
+    correct = np.array([evaluate(image, p.spec).correct for image, p in zip(images, prompts, strict=True)])
+    tags = np.array([p.spec.tag for p in prompts])
+    held = np.array([p.held_out for p in prompts])
+    out = {tag: float(correct[tags == tag].mean()) for tag in CATEGORIES if (tags == tag).any()}
+    out["mean"] = float(np.mean(list(out.values())))
+    out["held_out"] = float(correct[held].mean()) if held.any() else float("nan")
+    return out

@@ -22,8 +22,8 @@ from bestofn.models.generator import Generator
 from bestofn.models.sampling import generate
 from bestofn.models.shapes.prompts import benchmark_prompts
 from bestofn.service.engine.judge_loader import find_judge
+from bestofn.training.generator.pipeline import spread
 from bestofn.training.generator.recovery import recover
-from bestofn.training.generator.score import spread
 
 HERE = Path(__file__).parent
 # Of recovery: layers, the first rate as a share of a fresh run's. Where more is left, more can be spoilt: in 45 steps

@@ -27,9 +27,8 @@ from bestofn.models.shapes.prompts import single
 from bestofn.models.shapes.scenes import Wish, place, trainable
 from bestofn.models.shapes.world import render
 from bestofn.training.generator.forward import flow_loss
-from bestofn.training.generator.pipeline import Parts, build_parts, load_parts, sample, save_pipeline
+from bestofn.training.generator.pipeline import Parts, build_parts, load_parts, sample, save_pipeline, score, spread
 from bestofn.training.generator.recovery import recover
-from bestofn.training.generator.score import score, spread
 from bestofn.training.generator.text_encoder import Words
 from bestofn.training.generator.trainer import noise_levels
 from bestofn.training.optimizers.muon import MuonAdam, groups_of
