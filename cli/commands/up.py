@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated
 
 import httpx
@@ -97,7 +96,9 @@ def up(
         errand: list[subprocess.Popen[bytes]] = []
 
         def begin() -> None:
-            _announce(file, address)
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file.write_text(json.dumps({"server": address, "pid": os.getpid()}))
+            say(f"ready at {address} (its description is at {address}/docs; Ctrl-C stops everything)")
             if command is not None:
                 errand.append(subprocess.Popen(command, shell=True, env={**os.environ, "BESTOFN_SERVER": address}))
 
@@ -158,9 +159,3 @@ def _answers(url: str) -> bool:
         return httpx.get(url, timeout=2.0).is_success
     except httpx.HTTPError:
         return False
-
-
-def _announce(file: Path, address: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file.write_text(json.dumps({"server": address, "pid": os.getpid()}))
-    say(f"ready at {address} (its description is at {address}/docs; Ctrl-C stops everything)")

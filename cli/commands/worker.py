@@ -41,17 +41,16 @@ def worker(
     ] = None,
 ) -> None:
     """Draw and judge the queue's jobs until SIGTERM or Ctrl-C. With several devices, one process each."""
-    settings = load_settings(
-        devices=devices,
-        model=model,
-        judge=judge,
-        second_judge=second_judge,
-        pairwise_judge=pairwise_judge,
-        redis_url=redis_url,
-        slots=slots,
-        threads=threads,
-        metrics_port=metrics_port,
-    )
+    given = {
+        "model": model,
+        "judge": judge,
+        "second_judge": second_judge,
+        "pairwise_judge": pairwise_judge,
+        "redis_url": redis_url,
+        "slots": slots,
+        "threads": threads,
+    }
+    settings = load_settings(devices=devices, metrics_port=metrics_port, **given)
     start(settings, "worker")
     if not can_draw_here():
         raise SetupError("a worker needs its packages: pip install 'bestofn[worker]'")
@@ -74,16 +73,7 @@ def worker(
 
     from bestofn.service.worker.supervisor import supervise
 
-    flags = {
-        "--model": model,
-        "--judge": judge,
-        "--second-judge": second_judge,
-        "--pairwise-judge": pairwise_judge,
-        "--redis-url": redis_url,
-        "--slots": slots,
-        "--threads": threads,
-    }
-    raise typer.Exit(supervise(device_commands(names, flags, settings.metrics_port)))
+    raise typer.Exit(supervise(device_commands(names, given, settings.metrics_port)))
 
 
 def check_kernel_caches(environment: Mapping[str, str]) -> None:
@@ -105,11 +95,12 @@ def check_kernel_caches(environment: Mapping[str, str]) -> None:
 
 
 def device_commands(
-    devices: Sequence[str], flags: Mapping[str, str | int | None], metrics_port: int | None
+    devices: Sequence[str], options: Mapping[str, str | int | None], metrics_port: int | None
 ) -> list[list[str]]:
-    """One worker a device, with the flags that were given and ports from `metrics_port` on."""
+    """One worker a device, with the options that were given, by name, and ports from `metrics_port` on."""
     program = [sys.executable, "-P", "-m", "bestofn.cli", "worker"]
-    given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
+    flags = {f"--{name.replace('_', '-')}": str(value) for name, value in options.items() if value is not None}
+    given = [part for flag in flags.items() for part in flag]
     ports = [["--metrics-port", str(metrics_port + i)] if metrics_port else [] for i in range(len(devices))]
     return [[*program, "--devices", device, *given, *port] for device, port in zip(devices, ports, strict=True)]
 

@@ -19,7 +19,7 @@ from bestofn.models.shapes.prompts import CATEGORIES, BenchmarkPrompt, benchmark
 from bestofn.models.shapes.world import Image
 from bestofn.training.generator.autoencoder import LATENT_CHANNELS
 from bestofn.training.generator.forward import forward
-from bestofn.training.generator.text_encoder import Words, build_text_encoder, build_tokenizer
+from bestofn.training.generator.text_encoder import TOKENS, build_text_encoder, build_tokenizer
 
 FLOW_SHIFT = 3.0
 LATENT_SIDE = 16
@@ -44,6 +44,12 @@ class Parts:
     text_encoder: Gemma2Model
     transformer: SanaTransformer2DModel
     vae: AutoencoderDC
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The text encoder's states (B, L, D) and the mask (B, L) of prompts; the empty prompt is a lone BOS."""
+        rows = self.tokenizer(list(prompts), padding="max_length", max_length=TOKENS, return_tensors="pt")
+        out = self.text_encoder(input_ids=rows.input_ids, attention_mask=rows.attention_mask)
+        return out.last_hidden_state, rows.attention_mask
 
     @property
     def modules(self) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -103,9 +109,7 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
 @torch.no_grad()
 def sample(parts: Parts, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
     """The images of a SanaPipeline of these parts at the call defaults, in one batch.  # -> (B, H, W, 3) uint8"""
-    words = Words(parts.tokenizer)
-    ids, mask = words([*[""] * len(prompts), *prompts])
-    text = parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    text, mask = parts.encode([*[""] * len(prompts), *prompts])
     shape = (LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE)
     x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     scheduler = build_scheduler()

@@ -5,8 +5,6 @@ Axes: B prompts, L tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -62,21 +60,6 @@ def build_text_encoder(vocabulary: int) -> Gemma2Model:
         bos_token_id=2,
     )
     return Gemma2Model(config)
-
-
-class Words:
-    """Prompts to padded token ids without the tokenizer's overhead."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.ids: dict[str, int] = tokenizer.get_vocab()
-
-    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids and mask; the empty prompt is a lone BOS.  # (B, L) twice"""
-        rows = torch.zeros(len(prompts), TOKENS, dtype=torch.long)
-        for row, prompt in zip(rows, prompts, strict=True):
-            ids = [self.ids[BOS], *(self.ids.get(word, self.ids[UNKNOWN]) for word in prompt.split())]
-            row[: len(ids)] = torch.tensor(ids)
-        return rows, (rows != 0).long()
 
 
 SLOTS = ("left of", "right of", "above", "below", "first", "second")

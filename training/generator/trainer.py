@@ -23,7 +23,7 @@ from bestofn.training.distributed import rank_and_ranks
 from bestofn.training.generator.forward import flow_loss
 from bestofn.training.generator.latent_cache import Latents, cached_latents
 from bestofn.training.generator.pipeline import FLOW_SHIFT, Parts, build_parts, load_parts
-from bestofn.training.generator.text_encoder import LayoutHead, Words, layout
+from bestofn.training.generator.text_encoder import LayoutHead, layout
 from bestofn.training.optimizers import Name
 from bestofn.training.optimizers.factory import Stepper, build_optimizer
 from bestofn.training.optimizers.muon import MuonAdam, groups_of
@@ -151,25 +151,23 @@ def noise_levels(n: int, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)).float()
 
 
-def text_step(state: TrainState, words: Words, rng: np.random.Generator) -> Tensor:
+def text_step(state: TrainState, rng: np.random.Generator) -> Tensor:
     """Warm-up of the text encoder alone: say where what is, from the prompt's last token."""
     specs = [sample_prompt(rng, PROMPT_TAGS[int(rng.integers(len(PROMPT_TAGS)))]) for _ in range(TEXT_BATCH)]
-    ids, mask = words([spec.prompt for spec in specs])
-    text = state.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    text, mask = state.parts.encode([spec.prompt for spec in specs])
     loss: Tensor = state.heads["layout"](text, mask, torch.tensor([layout(spec) for spec in specs]))
     return loss
 
 
 def flow_step(
-    state: TrainState, settings: GeneratorSettings, latents: Latents, words: Words, rng: np.random.Generator
+    state: TrainState, settings: GeneratorSettings, latents: Latents, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Loss to minimise, and the flow-matching part of it."""
     picks = rng.integers(len(latents.values), size=settings.batch_size)
     specs = [caption(rng, latents.wish(int(k))) for k in picks]
     dropped = rng.random(len(specs)) < settings.caption_dropout
-    ids, mask = words(["" if gone else spec.prompt for spec, gone in zip(specs, dropped, strict=True)])
+    text, mask = state.parts.encode(["" if gone else spec.prompt for spec, gone in zip(specs, dropped, strict=True)])
     kept = torch.from_numpy(~dropped)
-    text = state.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     target = torch.tensor([layout(spec) for spec in specs])
     layout_loss = state.heads["layout"](text[kept], mask[kept], target[kept])
     x = latents.values[picks].float()
@@ -184,13 +182,12 @@ def flow_step(
 
 
 @torch.no_grad()
-def conditioning(state: TrainState, latents: Latents, words: Words, n: int = 48) -> dict[str, float]:
+def conditioning(state: TrainState, latents: Latents) -> dict[str, float]:
     """Loss with shuffled captions less the loss with the right ones, at four noise levels: what the words are worth."""
-    n = min(n, len(latents.values))
+    n = min(48, len(latents.values))
     rng = np.random.default_rng(1)
     specs = [caption(rng, latents.wish(k)) for k in range(n)]
-    ids, mask = words([spec.prompt for spec in specs])
-    text = state.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    text, mask = state.parts.encode([spec.prompt for spec in specs])
     x = latents.values[:n].float()
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     out = {}
@@ -229,7 +226,6 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> TrainSta
     rank, ranks = rank_and_ranks()
     run = Run(settings.folder)
     state = build_train_state(settings)
-    words = Words(state.parts.tokenizer)
     step = _restore(run, state)
     cache = settings.latents or settings.folder.parent / f"latents-{settings.vae.parent.name}-{rank}.pt"
     latents = cached_latents(cache, state.parts.vae, settings.scenes, (settings.seed, 7, rank))
@@ -243,10 +239,10 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> TrainSta
         flow = torch.zeros(())
         for _ in range(settings.accumulate):
             if warm:
-                loss = text_step(state, words, rng)
+                loss = text_step(state, rng)
                 part = loss.detach()
             else:
-                loss, part = flow_step(state, settings, latents, words, rng)
+                loss, part = flow_step(state, settings, latents, rng)
             torch.autograd.backward(loss / settings.accumulate)
             flow += part / settings.accumulate
         scale = min(1.0, (step + 1) / settings.warmup_steps) if warm else rate(step - settings.text_steps, settings)
@@ -264,7 +260,7 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> TrainSta
         if rank == 0 and (done or step % settings.save_every == 0):
             figures = {"step": step - settings.text_steps, "steps": settings.steps, "loss": smoothed}
             progress(figures)
-            run.log(**figures, ranks=ranks, rate=scale, **({} if warm else conditioning(state, latents, words)))
+            run.log(**figures, ranks=ranks, rate=scale, **({} if warm else conditioning(state, latents)))
             _save(run, state, step)
     return state
 

@@ -24,7 +24,6 @@ from bestofn.models.shapes.prompts import caption
 from bestofn.training.generator.forward import flow_loss
 from bestofn.training.generator.latent_cache import Latents, cached_latents
 from bestofn.training.generator.pipeline import Parts, build_parts, load_parts
-from bestofn.training.generator.text_encoder import Words
 from bestofn.training.generator.trainer import noise_levels
 from bestofn.training.optimizers.came8bit import CAME
 
@@ -124,14 +123,12 @@ class World:
         self.parts: Parts = load_parts(EMBEDDED["shapes"])
         for module in (self.parts.text_encoder, self.parts.vae):
             module.eval()
-        self.words = Words(self.parts.tokenizer)
         self.latents: Latents = cached_latents(work / "latents.pt", self.parts.vae, SCENES + HELD, (5,))
 
     def loss(self, model: SanaTransformer2DModel, picks: np.ndarray, rng: np.random.Generator) -> Tensor:
         prompts = [caption(rng, self.latents.wish(int(k))).prompt if rng.random() > 0.1 else "" for k in picks]
-        ids, mask = self.words(prompts)
         with torch.no_grad():
-            text = self.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+            text, mask = self.parts.encode(prompts)
         x = self.latents.values[picks].float()
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**62))))
         return flow_loss(model, x, noise, noise_levels(len(x), rng), text, mask)[0]

@@ -29,7 +29,6 @@ from bestofn.models.shapes.world import render
 from bestofn.training.generator.forward import flow_loss
 from bestofn.training.generator.pipeline import Parts, build_parts, load_parts, sample, save_pipeline, score, spread
 from bestofn.training.generator.recovery import recover
-from bestofn.training.generator.text_encoder import Words
 from bestofn.training.generator.trainer import noise_levels
 from bestofn.training.optimizers.muon import MuonAdam, groups_of
 
@@ -84,9 +83,8 @@ def load_world(work: Path) -> World:
                 batches.append(parts.vae.encode(pixels).latent * parts.vae.config.scaling_factor)
         torch.save(torch.cat(batches), cache)
     prompts = ["", *dict.fromkeys(single(shape, c).prompt for shape, colour in KINDS for c in (None, colour))]
-    ids, mask = Words(parts.tokenizer)(prompts)
     with torch.no_grad():
-        states = parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        states, mask = parts.encode(prompts)
     text = {prompt: (states[i], mask[i]) for i, prompt in enumerate(prompts)}
     shapes, colours = zip(*kinds, strict=True)
     return World(torch.load(cache, weights_only=True), shapes, colours, text, parts)
