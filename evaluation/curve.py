@@ -41,6 +41,12 @@ def chosen(score: Floats, n: int) -> NDArray[np.intp]:
     return picked
 
 
+def of_chosen(values: Floats, score: Floats, n: int) -> Floats:
+    """Values of the best of every block of n, averaged over blocks.  # (P, S), (P, S) -> (P,)"""
+    mean: Floats = np.take_along_axis(values, chosen(score, n), 1).mean(1)
+    return mean
+
+
 def curve(correct: Floats, margin: Floats, tags: Sequence[str], seed: int = 0) -> list[Point]:
     """The scaling curve of a pool.
 
@@ -60,17 +66,15 @@ def curve(correct: Floats, margin: Floats, tags: Sequence[str], seed: int = 0) -
     prompts = Prompts(tags, seed)
     points = []
     for n in sizes(S):
-        by = {
-            name: np.take_along_axis(correct, chosen(score, n), 1).mean(1)
-            for name, score in (("judge", margin), ("oracle", correct), ("random", noise))
-        }
+        scores = {"judge": margin, "oracle": correct, "random": noise}
+        by = {name: of_chosen(correct, score, n) for name, score in scores.items()}
         points.append(
             Point(
                 n,
                 prompts.mean(by["judge"]),
                 prompts.mean(by["oracle"]),
                 prompts.mean(by["random"]),
-                prompts.mean(np.take_along_axis(margin, chosen(margin, n), 1).mean(1)),
+                prompts.mean(of_chosen(margin, margin, n)),
                 prompts.interval(by["judge"]),
                 prompts.interval(by["judge"] - by["random"]),
                 prompts.by_category(by["judge"]),
@@ -129,7 +133,7 @@ class LabelledCurve:
         tags = ["all"] * len(table)
         points = curve(correct, margin, tags)
         best = max(points, key=lambda point: (point.judge, point.n)).n
-        lost = _right(correct, margin, best) - _right(correct, margin, S)
+        lost = of_chosen(correct, margin, best) - of_chosen(correct, margin, S)
         return cls(len(table), points, best, Prompts(tags).interval(lost))
 
     @property
@@ -150,9 +154,3 @@ class LabelledCurve:
             )
         else:
             yield f"up to N = {last} nothing shows that more search fools this judge ({self.prompts} prompts)"
-
-
-def _right(correct: Floats, margin: Floats, n: int) -> Floats:
-    """Share of blocks of n whose choice is right.  # (P, S), (P, S) -> (P,)"""
-    right: Floats = np.take_along_axis(correct, chosen(margin, n), 1).mean(1)
-    return right

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bestofn.evaluation.cost import Price, steps_taken, verdicts
-from bestofn.evaluation.curve import Point, auc, chosen, curve, share_of_the_way
+from bestofn.evaluation.curve import Point, auc, curve, of_chosen, share_of_the_way
 from bestofn.evaluation.files import write_report
 from bestofn.evaluation.pool import Pool, Samples, SamplingConfig
 from bestofn.evaluation.regret import MOST_LOSS, preset, regret
@@ -154,8 +154,8 @@ def _controls(samples: Samples, prompts: Prompts) -> dict[str, Any]:
     correct, margin = (np.repeat(values, COPIES, 1) for values in (samples.correct, samples.margin))
     values = {
         "one sample": samples.correct.mean(1),
-        f"best of {N}, verdicts shuffled": np.take_along_axis(samples.correct, chosen(shuffled, N), 1).mean(1),
-        f"best of {COPIES} copies of one": np.take_along_axis(correct, chosen(margin, COPIES), 1).mean(1),
+        f"best of {N}, verdicts shuffled": of_chosen(samples.correct, shuffled, N),
+        f"best of {COPIES} copies of one": of_chosen(correct, margin, COPIES),
     }
     return {name: {"score": prompts.mean(v), "interval": prompts.interval(v)} for name, v in values.items()}
 
