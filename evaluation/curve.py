@@ -47,7 +47,7 @@ def of_chosen(values: Floats, score: Floats, n: int) -> Floats:
     return mean
 
 
-def curve(correct: Floats, margin: Floats, tags: Sequence[str], seed: int = 0) -> list[Point]:
+def curve(correct: Floats, margin: Floats, tags: Sequence[str]) -> list[Point]:
     """The scaling curve of a pool.
 
     A larger N uses fewer, larger blocks of the same samples, so every point sees every sample. The random judge's
@@ -57,13 +57,12 @@ def curve(correct: Floats, margin: Floats, tags: Sequence[str], seed: int = 0) -
         correct: (P, S), 1 where the evaluator accepts the image.
         margin: (P, S), the judge's log-odds.
         tags: the category of each prompt.
-        seed: of the random judge and of the bootstrap.
     """
     P, S = correct.shape
     if margin.shape != (P, S) or len(tags) != P:
         raise ValueError(f"{P} x {S} outcomes need as many margins and {P} tags, got {margin.shape} and {len(tags)}")
-    noise = np.random.default_rng(seed).random((P, S))
-    prompts = Prompts(tags, seed)
+    noise = np.random.default_rng(0).random((P, S))
+    prompts = Prompts(tags)
     points = []
     for n in sizes(S):
         scores = {"judge": margin, "oracle": correct, "random": noise}

@@ -40,7 +40,8 @@ VERIFIER = "Efficient-Large-Model/NVILA-Lite-2B-Verifier"
 def look(*names: str, **fields: Any) -> dict[str, Finding]:
     """The findings of these checks, the last one of a name."""
     settings = Settings(redis_url=None).model_copy(update=fields)
-    return {finding.what: finding for _, finding in examine(settings, CHECKS, names or None)}
+    checks = {name: CHECKS[name] for name in names} or CHECKS
+    return {finding.what: finding for _, finding in examine(settings, checks)}
 
 
 def test_a_check_that_breaks_or_hangs_is_a_finding() -> None:
