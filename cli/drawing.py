@@ -16,7 +16,7 @@ from bestofn.service.core.errors import InvalidRequest, JobFailed, SetupError
 from bestofn.service.core.jobs import JobStatus
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
-from bestofn.service.host.packages import can_draw_here as can_draw_here
+from bestofn.service.host.packages import can_draw_here
 from bestofn.service.pairwise.check_server import prompt_checker
 
 

@@ -16,7 +16,10 @@ Model = Annotated[
 ]
 Judge = Annotated[
     str | None,
-    typer.Option(help="As --model, or vlm:, clip:, openai: or http (docs/guide/judges.md).", show_default="shapes"),
+    typer.Option(
+        help="shapes, a folder, a hub name with @revision, or another one (docs/guide/judges.md).",
+        show_default="shapes",
+    ),
 ]
 SecondJudge = Annotated[
     str | None, typer.Option(metavar="JUDGE", help="As --judge: another one, for jobs with rule lower_bound.")

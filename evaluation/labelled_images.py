@@ -11,9 +11,8 @@ from PIL import Image
 from bestofn.evaluation.drawing import BATCH
 from bestofn.evaluation.files import write_whole
 from bestofn.evaluation.tasks import benchmark, check_size
-from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.lora import revision_with
-from bestofn.models.sampling import LoadedGenerator, default_size, generate
+from bestofn.models.sampling import LoadedGenerator, generate
 from bestofn.models.shapes.evaluator import evaluate
 
 REMEDY = "take --model shapes, or label images yourself and name them with --labels"
@@ -64,13 +63,3 @@ def draw_labelled(
     labels.write_text("\n".join(lines) + "\n", encoding="utf-8")
     progress(len(lines), len(lines))
     return labels
-
-
-def check_drawable(checkpoint: Checkpoint) -> None:
-    """Check that `draw_labelled` takes a generator, as far as its files say it without loading weights.
-
-    Raises:
-        SetupError: the evaluator cannot measure images of its size.
-        CheckpointError: it cannot be loaded.
-    """
-    check_size(checkpoint.name, default_size(checkpoint), REMEDY)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bestofn.cli import options
 from bestofn.cli.commands.rank import ImageFiles, check_images
 from bestofn.cli.console import err, need_packages, say
 from bestofn.evaluation.labels import Labelled, LabelledPool, fields_of, read_labels
@@ -41,10 +42,7 @@ def calibrate(
             show_default=False,
         ),
     ],
-    judge: Annotated[
-        str | None,
-        typer.Option(help="shapes, a folder, a hub name@revision, or another judge.", show_default="shapes"),
-    ] = None,
+    judge: options.Judge = None,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bestofn.cli import options
 from bestofn.cli.commands.eval_judges import compare_judges, find_judges, judge_names
 from bestofn.cli.console import err, need_packages, say
 from bestofn.service.core.errors import SetupError
@@ -49,10 +50,8 @@ def evaluate(
     strategies: Annotated[Path | None, typer.Option(help="A file of strategies, one a line.")] = None,
     replay: Annotated[bool, typer.Option("--replay", help="Draw and judge nothing: report from the pool.")] = False,
     processes: Annotated[int | None, typer.Option(min=1, help="One thread each.", show_default="all cores")] = None,
-    model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name.", show_default="shapes")] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="shapes, a folder, a hub name, or another judge.", show_default="shapes")
-    ] = None,
+    model: options.Model = None,
+    judge: options.Judge = None,
     scored_by: Annotated[
         str | None,
         typer.Option(help="Another judge, which chooses nothing: scores winners of --file.", show_default="none"),
@@ -182,13 +181,14 @@ def _drawn(out: Path, settings: Settings, device: str, samples: int, prompts: in
     """The list of images of the benchmark that are drawn for --judges."""
     import torch
 
-    from bestofn.evaluation.labelled_images import check_drawable, draw_labelled
-    from bestofn.evaluation.tasks import benchmark
+    from bestofn.evaluation.labelled_images import REMEDY, draw_labelled
+    from bestofn.evaluation.tasks import benchmark, check_size
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.models.lora import Lora, listed
-    from bestofn.models.sampling import load_generator
+    from bestofn.models.sampling import default_size, load_generator
 
-    check_drawable(Checkpoint.resolve(settings.model, any_pipeline=True))
+    checkpoint = Checkpoint.resolve(settings.model, any_pipeline=True)
+    check_size(checkpoint.name, default_size(checkpoint), REMEDY)
     loras = [Lora.resolve(text) for text in listed(settings.lora)]
     generator = load_generator(settings.model, torch.device(device), loras=loras)
     with _drawing() as progress:

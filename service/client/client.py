@@ -11,8 +11,8 @@ from bestofn.service.client.drivers import LIMITS, AsyncDriver, Driver
 from bestofn.service.client.events import JobEvent, Progress
 from bestofn.service.client.flows import Flows
 from bestofn.service.client.generation import Generation
-from bestofn.service.client.options import Options
-from bestofn.service.client.rank_form import ImageSource, RankOptions, fields_of, files_of
+from bestofn.service.client.options import Options, RankOptions
+from bestofn.service.client.rank_form import ImageSource, fields_of, files_of
 from bestofn.service.core.errors import Unavailable
 from bestofn.service.core.openai_schemas import OpenAIModel
 from bestofn.service.core.schemas import JobResult
