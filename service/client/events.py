@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from bestofn.service.client.errors import error_from
 from bestofn.service.core.errors import BestOfNError
 from bestofn.service.core.jobs import ENDED, JobStatus
-from bestofn.service.core.schemas import CandidateOut, FinalsProgress, JobResult, VerdictOut
+from bestofn.service.core.schemas import CandidateOut, FinalsProgress, JobProgress, JobResult, MatchOut, VerdictOut
 
 
 class JobEvent(BaseModel):
@@ -62,15 +62,12 @@ class CandidateEvent(JobEvent):
     thumbnail: str | None = None
 
 
-class MatchEvent(JobEvent):
+class MatchEvent(JobEvent, MatchOut):
     """A match of the knockout is decided, `bracket[round][place]` of the result; `b` is None for a bye."""
 
     type = "match"
     round: int
     place: int
-    a: int
-    b: int | None
-    winner: int
 
 
 class FinalsEvent(JobEvent):
@@ -129,7 +126,7 @@ def read_event(message: ServerSentEvent) -> JobEvent | None:
     return kind.model_validate({**(data if whole is None else {whole: data}), "id": message.id or None})
 
 
-class Progress(BaseModel):
+class Progress(JobProgress):
     """A job at one moment.
 
     Attributes:
@@ -146,15 +143,6 @@ class Progress(BaseModel):
     model_config = ConfigDict(frozen=True)
     job: str
     status: JobStatus
-    judged: int = 0
-    num_samples: int
-    steps: int = 0
-    total_steps: int
-    transformer_forwards: int = 0
-    best: CandidateOut | None = None
-    position: int | None = None
-    estimated_wait_seconds: float | None = None
-    finals: FinalsProgress | None = None
 
     @property
     def fraction(self) -> float:

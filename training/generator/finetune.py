@@ -104,9 +104,7 @@ def build_finetune_state(checkpoint: Checkpoint, settings: FinetuneSettings, dev
     return FinetuneState(transformer, build_optimizer(settings.optimizer, groups), mean)
 
 
-def prepared(
-    checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.device, warn: images.Warn | None
-) -> Features:
+def prepared(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.device, warn: images.Warn) -> Features:
     """The images' features: encoded once, each process its share, and kept in the run's folder."""
     rank, ranks = rank_and_ranks()
     folder = settings.folder / "features"
