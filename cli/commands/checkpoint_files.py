@@ -109,14 +109,10 @@ def check(
     A finding says what a disagreement would do. Names and shapes of weights are checked where torch is installed. Exit
     status 1 if a worker would refuse the checkpoint.
     """
-    from bestofn.models.errors import CheckpointError
     from bestofn.service.doctor.weights.check import check as findings
     from bestofn.service.doctor.weights.check import folders
 
-    try:
-        found = [(folder, finding) for folder in folders(name) for finding in findings(folder)]
-    except CheckpointError as error:
-        raise SetupError(str(error)) from error
+    found = [(folder, finding) for folder in folders(name) for finding in findings(folder)]
     if json:
         listed = [{"folder": str(folder), **asdict(finding)} for folder, finding in found]
         typer.echo(jsonlib.dumps(listed, indent=2))

@@ -108,8 +108,6 @@ def evaluate(
     from bestofn.evaluation.strategies import Strategy, parse_all
     from bestofn.evaluation.tables import tables
     from bestofn.evaluation.tasks import benchmark, read
-    from bestofn.judge.loader import JudgeFolderError
-    from bestofn.models.errors import ModelError
 
     if scored_by is not None and not file:
         raise typer.BadParameter("--scored-by is for winners of --file: the benchmark has an evaluator")
@@ -122,15 +120,12 @@ def evaluate(
         compared = parse_all(lines) or [Strategy(2**i) for i in range(samples.bit_length())]
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
-    try:
-        evaluation = Evaluation.of(
-            *(settings.model, settings.judge, device, tasks, out),
-            replay=replay and not file,  # winners of a file are drawn, as they were judged
-            latents=latents,
-            scored_by=scored_by,
-        )
-    except (ModelError, JudgeFolderError, ValueError) as error:
-        raise SetupError(str(error)) from error
+    evaluation = Evaluation.of(
+        *(settings.model, settings.judge, device, tasks, out),
+        replay=replay and not file,  # winners of a file are drawn, as they were judged
+        latents=latents,
+        scored_by=scored_by,
+    )
     numbers = _spaced(prompts, len(tasks))
     if file and (little := folders.with_little_choice(compared, images)):
         say(
@@ -138,10 +133,7 @@ def evaluate(
             f"{', '.join(map(str, little))}: take --images 1, or a greater n"
         )
     if not replay:
-        try:
-            evaluation.check(numbers, compared)
-        except ValueError as error:
-            raise SetupError(str(error)) from error
+        evaluation.check(numbers, compared)
         _make_folder(out)
         if latents is not None:
             _make_folder(latents, "--latents")

@@ -263,10 +263,7 @@ def judge(
             if "auc" in figures:
                 say(f"{stage}, held out: {_text({name: figures[name] for name in ('accuracy', 'chosen', 'auc')})}")
 
-        try:
-            train_judge(settings, show)
-        except ValueError as error:
-            raise SetupError(str(error)) from error
+        train_judge(settings, show)
     say(f"wrote {out}")
 
 
