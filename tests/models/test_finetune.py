@@ -272,7 +272,7 @@ def test_pairs_a_shard_that_is_cut_short_names_the_member(tmp_path: Path) -> Non
 
 
 def test_pixels_names_a_broken_image_and_warns_of_an_animation() -> None:
-    with pytest.raises(ModelError, match=r"^shard\.tar:a\.png: not a readable PNG, WebP or JPEG"):
+    with pytest.raises(ValueError, match=r"^shard\.tar:a\.png: not a readable PNG, WebP or JPEG"):
         pixels(ImageTextPair("shard.tar:a.png", png()[:40], "a fox"), 8, 8)
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     file, said = io.BytesIO(), []

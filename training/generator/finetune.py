@@ -168,7 +168,7 @@ def finetune(
     `warn` gets sentences about images that are not read as a person may expect.
 
     Raises:
-        ModelError: images, a checkpoint or an optimizer that do not serve, with the remedy.
+        ValueError: images, a checkpoint or an optimizer that do not serve, with the remedy.
     """
     if checkpoint.is_sprint:
         raise ModelError(f"{checkpoint.name} is distilled to few steps, which this training would undo: take SANA-1.5")

@@ -33,13 +33,9 @@ def pixels(pair: ImageTextPair, width: int, height: int, warn: Warn = None) -> T
     """The middle of an image at the given size, on white where it is transparent.  # -> (3, H, W) in -1..1
 
     Raises:
-        ModelError: the image cannot be read; with its name.
+        ValueError: the image cannot be read; with its name.
     """
-    try:
-        image = decode(pair.image, pair.name, warn)
-    except ValueError as error:
-        raise ModelError(str(error)) from error
-    fitted = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    fitted = ImageOps.fit(decode(pair.image, pair.name, warn), (width, height), Image.Resampling.LANCZOS)
     values: Tensor = torch.from_numpy(np.array(fitted))
     return values.permute(2, 0, 1).float() / 127.5 - 1
 
@@ -79,7 +75,7 @@ def encode_pairs(
     Text encoder and autoencoder are in memory one after the other, in bfloat16 on a GPU, else in float32.
 
     Raises:
-        ModelError: a pair that is not one, an image that cannot be read, or a caption that is too long, by name.
+        ValueError: a pair that is not one, an image that cannot be read, or a caption that is too long, by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
