@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,16 +120,13 @@ class MuonAdam:
         torch._foreach_add_(denominators, EPS)
         torch._foreach_addcdiv_(live, first, denominators, -rate / (1 - beta1**self.steps))
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit by bit."""
         return {"steps": self.steps, "state": [self.state[p] for p in self.parameters]}
 
-    def load_state_dict(self, saved: dict[str, object]) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Inverse of `state_dict`, over the same parameters in the same order."""
-        state, steps = saved["state"], saved["steps"]
-        assert isinstance(state, list)
-        assert isinstance(steps, int)
-        self.steps = steps
-        for p, values in zip(self.parameters, state, strict=True):
+        self.steps = saved["steps"]
+        for p, values in zip(self.parameters, saved["state"], strict=True):
             for mine, theirs in zip(self.state[p], values, strict=True):
                 mine.copy_(theirs)
