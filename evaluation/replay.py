@@ -29,24 +29,42 @@ class Replayed:
 
     Attributes:
         strategy: that was replayed.
+        steps: of a full solution.
         numbers: (P,), of the prompts.
         samples: S.
         winners: (P, B, top_k), the best samples of the pool's, best first.
         correct: 1 where the evaluator accepts the winner.
+        margin: the judge's log-odds of the winner.
         drafted, solved: candidates that were drafted, and solved in full.
         confidence: promised for the winner where the job stopped; NaN elsewhere.
         kept: 1 where the winner is the one that the best of all N would be, were all solved in full.
     """
 
     strategy: Strategy
+    steps: int
     numbers: list[int]
     samples: int
     winners: Ints
     correct: Floats
+    margin: Floats
     drafted: Ints
     solved: Ints
     confidence: Floats
     kept: Floats
+
+    @property
+    def verdicts(self) -> Ints:
+        """Images that are decoded and judged."""
+        return self.drafted + self.solved
+
+    @property
+    def steps_taken(self) -> Ints:
+        """Denoising steps; a preview's are the first of the full solution's."""
+        if self.strategy.preview is not None:
+            first = self.strategy.preview.num_inference_steps
+            return self.drafted * first + self.solved * (self.steps - first)
+        draft = 0 if self.strategy.draft is None else self.strategy.draft.num_inference_steps
+        return self.drafted * draft + self.solved * self.steps
 
 
 def replay(
@@ -86,7 +104,7 @@ def replay(
         for row in range(len(prompts))
     ]
     tables = {name: np.array([[getattr(one, name) for one in row] for row in played]) for name in _Job._fields}
-    return Replayed(strategy, list(prompts), S, **tables)
+    return Replayed(strategy, spec.num_inference_steps, list(prompts), S, **tables)
 
 
 _REPLAYED = Revision(name="", revision="")  # a replayed job never runs
@@ -106,6 +124,7 @@ class _Job(NamedTuple):
 
     winners: list[int]
     correct: float
+    margin: float
     drafted: int
     solved: int
     confidence: float
@@ -127,10 +146,12 @@ def _play(spec: JobSpec, full: Samples, drafts: Samples | None, row: int, first:
         if prefix.stopped is not None:
             break
     winner = prefix.leaders[0]
+    best = row, first + winner.index
     sure = prefix.stopped is Reason.CONFIDENT
     return _Job(
         [first + leader.index for leader in prefix.leaders],
-        float(full.correct[row, first + winner.index]),
+        float(full.correct[best]),
+        float(full.yes[best] - full.no[best]),
         drafted,
         solved,
         probability(winner.verdict, spec.calibration) if sure else math.nan,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bestofn.evaluation.cost import Price, steps_taken, verdicts
+from bestofn.evaluation.cost import Price
 from bestofn.evaluation.curve import Point, auc, curve, of_chosen, share_of_the_way
 from bestofn.evaluation.files import write_report
 from bestofn.evaluation.pool import Pool, Samples, SamplingConfig
@@ -175,7 +175,7 @@ def _choices(pool: Pool, question: Question, played: Sequence[Replayed], plain: 
         return {"planner": None, "presets": {}}
     price, tags = question.prices["tflops"], [pool.source.tasks[number].tag for number in question.prompts]
     score = np.array([one.correct.mean(1) for one in asked])
-    cost = np.array([price.of(one, question.steps).mean(1) for one in asked])
+    cost = np.array([price.of(one).mean(1) for one in asked])
     there = {str(one.strategy): k for k, one in enumerate(asked)}
     presets = {
         str(N): asdict(preset(score[k] - score, cost, tags, MOST_LOSS))
@@ -199,9 +199,9 @@ def _strategy_figures(replayed: Replayed, question: Question, prompts: Prompts, 
         "drafted": prompts.mean(replayed.drafted.mean(1)),
         "solved": prompts.mean(replayed.solved.mean(1)),
         "candidates": prompts.mean(np.maximum(replayed.drafted, replayed.solved).mean(1)),
-        "steps": prompts.mean(steps_taken(replayed, question.steps).mean(1)),
-        "verdicts": prompts.mean(verdicts(replayed).mean(1)),
-        **{unit: prompts.mean(price.of(replayed, question.steps).mean(1)) for unit, price in question.prices.items()},
+        "steps": prompts.mean(replayed.steps_taken.mean(1)),
+        "verdicts": prompts.mean(replayed.verdicts.mean(1)),
+        **{unit: prompts.mean(price.of(replayed).mean(1)) for unit, price in question.prices.items()},
         "keeps_the_best": prompts.mean(replayed.kept.mean(1)),
         "loss": {
             str(N): {"mean": prompts.mean(loss), "upper_bound": prompts.upper_bound(loss)}

@@ -216,12 +216,12 @@ class Evaluation:
                 )
             )
         ]
-        drawn = [folders.write(out, self.pool, one, self.steps, self._draw) for one in played]
-        figures = folders.summary(self.pool, played, self.steps, cost.counted(self.generator, self.judge))
+        drawn = [folders.write(out, self.pool, one, self._draw) for one in played]
+        figures = folders.summary(self.pool, played, cost.counted(self.generator, self.judge))
         if self.scorer is not None:
             figures["scored_by"] = self.scorer.revision.model_dump()
             for fields, folder, one in zip(figures["strategies"], drawn, played, strict=True):
-                scored = folders.scores(folder, self.pool, one, self.steps, self.scorer.judge)
+                scored = folders.scores(folder, self.pool, one, self.scorer.judge)
                 fields |= scored if self.scorer.answers else scored | {"scored_yes": None}
         table, plot = folders.table(figures), out / "winners.png"
         write_report(out, "winners", figures, table, lambda plots: plots.winners(plot, figures))
