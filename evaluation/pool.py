@@ -196,6 +196,10 @@ class Pool:
         """Candidates in the file."""
         return {config: CHUNK * sum(map(len, chunks.values())) for config, chunks in self.chunks.items() if chunks}
 
+    def tags(self, prompts: Sequence[int]) -> list[str]:
+        """Categories of prompts by their numbers."""
+        return [self.source.tasks[number].tag for number in prompts]
+
     def prompts(self, config: SamplingConfig, samples: int) -> list[int]:
         """Numbers of the prompts with at least `samples` samples of this config."""
         starts = set(range(0, samples, CHUNK))

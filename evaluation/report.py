@@ -50,10 +50,9 @@ class Question:
 
 def summary(pool: Pool, question: Question) -> dict[str, Any]:
     """Every figure of the report."""
-    full = SamplingConfig(question.steps)
-    everything = pool.samples(full, pool.depth(full, question.prompts)).of(
-        question.prompts, pool.depth(full, question.prompts)
-    )
+    full, prompts = SamplingConfig(question.steps), Prompts(pool.tags(question.prompts))
+    depth = pool.depth(full, question.prompts)
+    everything = pool.samples(full, depth).of(question.prompts, depth)
     identity = pool.source.identity
     deepest = max((pool.depth(full, [number]) for number in question.prompts), default=0)
     out: dict[str, Any] = {
@@ -64,13 +63,13 @@ def summary(pool: Pool, question: Question) -> dict[str, Any]:
         "candidates": {str(config): count for config, count in pool.counts().items()},
         "all": _curves(pool, everything),
     }
-    if deepest > everything.correct.shape[1]:
+    if deepest > depth:
         few = [number for number in question.prompts if pool.depth(full, [number]) >= deepest]
         out["deep"] = _curves(pool, pool.samples(full, deepest).of(few, deepest))
     never = [number for number in question.prompts if pool.source.tasks[number].held_out]
     if never:
-        out["never_trained"] = _curves(pool, everything.of(never, everything.correct.shape[1]))
-    out["controls"] = _controls(everything, _prompts(pool, question.prompts))
+        out["never_trained"] = _curves(pool, everything.of(never, depth))
+    out["controls"] = _controls(everything, prompts)
     out["prices"] = {unit: asdict(price) for unit, price in question.prices.items()}
     played = [
         replayed
@@ -78,7 +77,7 @@ def summary(pool: Pool, question: Question) -> dict[str, Any]:
         if (replayed := replay(strategy, pool, question.steps, question.prompts, question.calibration)) is not None
     ]
     plain = _Plain(pool, question, played)
-    out["strategies"] = [_strategy_figures(one, question, _prompts(pool, question.prompts), plain) for one in played]
+    out["strategies"] = [_strategy_figures(one, question, prompts, plain) for one in played]
     out |= _choices(pool, question, played, plain)
     out["drafts"] = [
         {"steps": config.steps, "after": config.after, **asdict(one)}
@@ -130,12 +129,8 @@ class _Plain:
         return None if everywhere is None else everywhere - self.without_luck(score, samples)
 
 
-def _prompts(pool: Pool, numbers: Sequence[int]) -> Prompts:
-    return Prompts([pool.source.tasks[number].tag for number in numbers])
-
-
 def _curves(pool: Pool, samples: Samples) -> dict[str, Any]:
-    points = curve(samples.correct, samples.margin, [pool.source.tasks[number].tag for number in samples.numbers])
+    points = curve(samples.correct, samples.margin, pool.tags(samples.numbers))
     above = pool.yes_above
     return {
         "prompts": len(samples.numbers),
@@ -173,13 +168,12 @@ def _choices(pool: Pool, question: Question, played: Sequence[Replayed], plain: 
     ]
     if len(asked) < 2 or "tflops" not in question.prices:
         return {"planner": None, "presets": {}}
-    price, tags = question.prices["tflops"], [pool.source.tasks[number].tag for number in question.prompts]
+    price, tags = question.prices["tflops"], pool.tags(question.prompts)
     score = np.array([one.correct.mean(1) for one in asked])
     cost = np.array([price.of(one).mean(1) for one in asked])
     there = {str(one.strategy): k for k, one in enumerate(asked)}
     presets = {
-        str(N): asdict(preset(score[k] - score, cost, tags, MOST_LOSS))
-        | {"of": _prompts(pool, question.prompts).mean(cost[k])}
+        str(N): asdict(preset(score[k] - score, cost, tags, MOST_LOSS)) | {"of": Prompts(tags).mean(cost[k])}
         for N in PRESETS
         if (k := there.get(str(Strategy(N)))) is not None
     }
