@@ -26,8 +26,7 @@ from bestofn.models.depth.rewrite import DTYPES
 from bestofn.models.errors import ModelError
 from bestofn.models.residency import stored_dtype
 from bestofn.training.distributed import barrier, rank_and_ranks
-from bestofn.training.generator import image_dataset as images
-from bestofn.training.generator.image_dataset import Features
+from bestofn.training.generator.image_dataset import Features, Warn, prepared
 from bestofn.training.optimizers import Name
 from bestofn.training.optimizers.came8bit import here
 from bestofn.training.optimizers.factory import Stepper, build_optimizer
@@ -104,28 +103,6 @@ def build_finetune_state(checkpoint: Checkpoint, settings: FinetuneSettings, dev
     return FinetuneState(transformer, build_optimizer(settings.optimizer, groups), mean)
 
 
-def prepared(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.device, warn: images.Warn) -> Features:
-    """The images' features: encoded once, each process its share, and kept in the run's folder."""
-    rank, ranks = rank_and_ranks()
-    folder = settings.folder / "features"
-    wanted = {
-        "images": str(settings.images.resolve()),
-        "checkpoint": checkpoint.revision,
-        "size": [settings.width, settings.height],
-    }
-    features = images.whole(folder, wanted)
-    barrier()  # all processes have checked before one writes
-    if features is None:
-        count = images.encode_pairs(
-            checkpoint, settings.images, folder, settings.width, settings.height, device, rank, ranks, warn
-        )
-        barrier()
-        if rank == 0:
-            images.close(folder, wanted, count)
-        features = Features(folder, count)
-    return features
-
-
 def flow_loss(
     finetuned: FinetuneState, features: Features, samples: Sequence[int], settings: FinetuneSettings, shift: float
 ) -> Tensor:
@@ -161,7 +138,7 @@ def finetune(
     settings: FinetuneSettings,
     device: torch.device,
     progress: Progress,
-    warn: images.Warn = None,
+    warn: Warn = None,
 ) -> FinetuneState:
     """Train, or go on training, the run of a folder. In a `torch.distributed` group every process calls it.
 
@@ -176,7 +153,8 @@ def finetune(
         raise ModelError("Muon needs whole matrices: take came8bit where weights are spread over processes")
     rank, ranks = rank_and_ranks()
     run = Run(settings.folder, f"checkpoint-{rank}-of-{ranks}.pt")
-    features = prepared(checkpoint, settings, device, warn)
+    kept, size = settings.folder / "features", (settings.width, settings.height)
+    features = prepared(checkpoint, settings.images, kept, size, device, warn)
     finetuned = build_finetune_state(checkpoint, settings, device)
     done = _restore(run, finetuned)
     shift = float(checkpoint.config("scheduler", "scheduler_config.json").get("flow_shift", 1.0))
