@@ -10,7 +10,7 @@ from bestofn.models.errors import CheckpointError
 from bestofn.models.weight_files import read_json
 from bestofn.service.doctor.findings import Finding, State
 from bestofn.service.doctor.weights.generator_files import REFUSED
-from bestofn.service.doctor.weights.part_files import AGAIN, TokenizerFacts, embedded_entries, weights
+from bestofn.service.doctor.weights.part_files import AGAIN, TokenizerFacts, embedded_entries, guarded, weights
 
 ONE_TOKEN = (MEDIA_TOKENS[0], "\n", "yes", "no")
 PREPROCESSOR = ("image_mean", "image_std", "rescale_factor")
@@ -18,21 +18,18 @@ PREPROCESSOR = ("image_mean", "image_std", "rescale_factor")
 
 def check_judge(folder: Path) -> Iterator[Finding]:
     """Findings on a folder in VILA layout: a failure is what the loader refuses."""
-    try:
-        config = read_json(folder / "config.json")
-    except CheckpointError as error:
-        yield Finding("fail", "config", str(error), AGAIN)
-        return
+    return guarded("config", _judge(folder))
+
+
+def _judge(folder: Path) -> Iterator[Finding]:
+    config = read_json(folder / "config.json")
     yield from _fields(config)
     for part in PARTS:
         if not (folder / part).is_dir():
             yield Finding("fail", part, f"{folder / part} does not exist", AGAIN)
             continue
         yield from weights(folder / part)
-        try:
-            yield from _part(folder / part, config)
-        except CheckpointError as error:
-            yield Finding("fail", part, str(error), AGAIN)
+        yield from guarded(part, _part(folder / part, config))
     yield from _tokenizer(folder, config)
 
 

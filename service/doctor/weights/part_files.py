@@ -13,15 +13,23 @@ DTYPES = ("BF16", "F16", "F32")
 AGAIN = "download or copy it again, the whole of it"
 
 
+def guarded(what: str, check: Iterator[Finding], fix: str = AGAIN) -> Iterator[Finding]:
+    """The findings of a check; a damaged or missing file is one of them, and ends this check alone."""
+    try:
+        yield from check
+    except CheckpointError as error:
+        yield Finding("fail", what, str(error), fix)
+
+
 def weights(folder: Path) -> Iterator[Finding]:
     """Whether a part's weight files are whole, agree with their index, and hold numbers that loaders take."""
+    return guarded(folder.name, _weights(folder))
+
+
+def _weights(folder: Path) -> Iterator[Finding]:
     part = folder.name
-    try:
-        check_part(folder)
-        tables = {file.name: header(file) for file in weight_files(folder)}
-    except CheckpointError as error:
-        yield Finding("fail", part, str(error), AGAIN)
-        return
+    check_part(folder)
+    tables = {file.name: header(file) for file in weight_files(folder)}
     yield from _index(folder, tables)
     # A count of training steps is a whole number without a shape.
     entries = {name: entry for table in tables.values() for name, entry in table.items() if entry["shape"]}
