@@ -29,11 +29,12 @@ from bestofn.service.client.client import AsyncClient, Client
 from bestofn.service.client.discovery import address_file
 from bestofn.service.client.drivers import AsyncDriver, Driver
 from bestofn.service.client.errors import error_of
+from bestofn.service.client.event_stream import Following
 from bestofn.service.client.events import FinalsEvent, QueuedEvent, StartedEvent, read_event
 from bestofn.service.client.flows import Flows
 from bestofn.service.client.generation import Generation
 from bestofn.service.client.options import Options
-from bestofn.service.client.retries import Following, passes
+from bestofn.service.client.retries import passes
 from bestofn.service.core.backoff import LONGEST_ASKED_SECONDS, asked_delay
 from bestofn.service.core.errors import (
     BestOfNError,
