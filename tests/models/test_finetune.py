@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,16 @@ with processes() as device:
 TWO_PROCESSES = (sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums of several threads have another order, by which AdamW turns updates of gradients near zero."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_two_processes_compute_what_one_does(tmp_path: Path, album: Path, tiny_checkpoints: dict[str, Path]) -> None:
     tiny = tiny_checkpoints["tiny"]
     program = tmp_path / "worker.py"
