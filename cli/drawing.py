@@ -4,19 +4,17 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from bestofn.cli.output import Outcome
 from bestofn.cli.progress_bar import JobBar
 from bestofn.judge.verdict import Rule
 from bestofn.service.client.client import Client
 from bestofn.service.client.discovery import running_server
-from bestofn.service.client.progress import Progress
+from bestofn.service.client.events import Progress
 from bestofn.service.core.errors import InvalidRequest, JobFailed, SetupError
 from bestofn.service.core.jobs import JobStatus
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
-from bestofn.service.host.packages import can_draw_here as can_draw_here
+from bestofn.service.host.packages import can_draw_here
 from bestofn.service.pairwise.check_server import prompt_checker
 
 
@@ -55,15 +53,11 @@ def draw_here(request: Mapping[str, Any], settings: Settings) -> Outcome:
     """Load the models of the settings, draw, judge. Ctrl-C cancels.
 
     Raises:
-        BestOfNError: what is wrong with the request or the checkpoints, or why the job failed.
+        ValidationError: what is wrong with the request.
+        BestOfNError: what is wrong with the checkpoints, or why the job failed.
         KeyboardInterrupt: Ctrl-C came.
     """
-    try:
-        checked = GenerateRequest.model_validate(request)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise InvalidRequest(f"{field}: {first['msg']}", field=field) from error
+    checked = GenerateRequest.model_validate(request)
     if checked.rule is not Rule.LOWER_BOUND:
         settings = settings.model_copy(update={"second_judge": None})  # this job does not use it
     elif not settings.second_judge:

@@ -4,7 +4,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as Bar
 
 from bestofn.cli.console import err
-from bestofn.service.client.progress import Progress
+from bestofn.service.client.events import Progress
 from bestofn.service.core.jobs import JobStatus
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bestofn.evaluation.replay import Ints, Replayed
+from bestofn.evaluation.replay import Replayed
 from bestofn.evaluation.stats import Floats
 from bestofn.judge.interface import PointwiseJudge
 from bestofn.models.flops import TERA
@@ -25,27 +25,10 @@ class Price:
     decode: float
     judge: float
 
-    def of(self, replayed: Replayed, steps: int) -> Floats:
+    def of(self, replayed: Replayed) -> Floats:
         """The price of every job, (P, B)."""
-        price: Floats = (
-            self.text + steps_taken(replayed, steps) * self.step + verdicts(replayed) * (self.decode + self.judge)
-        )
+        price: Floats = self.text + replayed.steps_taken * self.step + replayed.verdicts * (self.decode + self.judge)
         return price
-
-
-def steps_taken(replayed: Replayed, steps: int) -> Ints:
-    """Denoising steps of every job, (P, B); a preview's are the first of the full solution's."""
-    strategy, full = replayed.strategy, replayed.strategy.steps or steps
-    if strategy.preview is not None:
-        first = strategy.preview.num_inference_steps
-        return replayed.drafted * first + replayed.solved * (full - first)
-    draft = 0 if strategy.draft is None else strategy.draft.num_inference_steps
-    return replayed.drafted * draft + replayed.solved * full
-
-
-def verdicts(replayed: Replayed) -> Ints:
-    """Images that every job decodes and judges, (P, B)."""
-    return replayed.drafted + replayed.solved
 
 
 def counted(generator: LoadedGenerator, judge: PointwiseJudge) -> Price:

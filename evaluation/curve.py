@@ -3,7 +3,7 @@
 Axes: P prompts, S samples of a prompt, B = S // n disjoint blocks of n samples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,13 @@ def chosen(score: Floats, n: int) -> NDArray[np.intp]:
     return picked
 
 
-def curve(correct: Floats, margin: Floats, tags: Sequence[str], seed: int = 0) -> list[Point]:
+def of_chosen(values: Floats, score: Floats, n: int) -> Floats:
+    """Values of the best of every block of n, averaged over blocks.  # (P, S), (P, S) -> (P,)"""
+    mean: Floats = np.take_along_axis(values, chosen(score, n), 1).mean(1)
+    return mean
+
+
+def curve(correct: Floats, margin: Floats, tags: Sequence[str]) -> list[Point]:
     """The scaling curve of a pool.
 
     A larger N uses fewer, larger blocks of the same samples, so every point sees every sample. The random judge's
@@ -51,26 +57,23 @@ def curve(correct: Floats, margin: Floats, tags: Sequence[str], seed: int = 0) -
         correct: (P, S), 1 where the evaluator accepts the image.
         margin: (P, S), the judge's log-odds.
         tags: the category of each prompt.
-        seed: of the random judge and of the bootstrap.
     """
     P, S = correct.shape
     if margin.shape != (P, S) or len(tags) != P:
         raise ValueError(f"{P} x {S} outcomes need as many margins and {P} tags, got {margin.shape} and {len(tags)}")
-    noise = np.random.default_rng(seed).random((P, S))
-    prompts = Prompts(tags, seed)
+    noise = np.random.default_rng(0).random((P, S))
+    prompts = Prompts(tags)
     points = []
     for n in sizes(S):
-        by = {
-            name: np.take_along_axis(correct, chosen(score, n), 1).mean(1)
-            for name, score in (("judge", margin), ("oracle", correct), ("random", noise))
-        }
+        scores = {"judge": margin, "oracle": correct, "random": noise}
+        by = {name: of_chosen(correct, score, n) for name, score in scores.items()}
         points.append(
             Point(
                 n,
                 prompts.mean(by["judge"]),
                 prompts.mean(by["oracle"]),
                 prompts.mean(by["random"]),
-                prompts.mean(np.take_along_axis(margin, chosen(margin, n), 1).mean(1)),
+                prompts.mean(of_chosen(margin, margin, n)),
                 prompts.interval(by["judge"]),
                 prompts.interval(by["judge"] - by["random"]),
                 prompts.by_category(by["judge"]),
@@ -98,3 +101,55 @@ def auc(correct: Floats, margin: Floats) -> float:
             difference = np.nan_to_num(scores[right][:, None] - scores[~right][None, :], nan=0.0)
             values.append(float((difference > 0).mean() + 0.5 * (difference == 0).mean()))
     return float(np.mean(values)) if values else float("nan")
+
+
+@dataclass(frozen=True)
+class LabelledCurve:
+    """The curve up to N = S over P prompts.
+
+    Attributes:
+        prompts: P, those with at least S images.
+        points: N = 1, 2, 4, ..., S.
+        best: the N at which the judge's choice is right most often.
+        loss: 95 % interval of the share lost from there to S, paired by prompt. Above 0: search fools the judge.
+    """
+
+    prompts: int
+    points: list[Point]
+    best: int
+    loss: tuple[float, float]
+
+    @classmethod
+    def of(cls, fields: Sequence[Sequence[tuple[float, bool]]]) -> "LabelledCurve":
+        """
+        Args:
+            fields: log-odds and whether the image is right, of the candidates of each prompt. S is the greatest power
+                of two that half of the prompts reach.
+        """
+        S = 2 ** (int(np.median([len(field) for field in fields])).bit_length() - 1)
+        table = np.array([field[:S] for field in fields if len(field) >= S], np.float64)  # (P, S, 2)
+        margin, correct = table[..., 0], table[..., 1]
+        tags = ["all"] * len(table)
+        points = curve(correct, margin, tags)
+        best = max(points, key=lambda point: (point.judge, point.n)).n
+        lost = of_chosen(correct, margin, best) - of_chosen(correct, margin, S)
+        return cls(len(table), points, best, Prompts(tags).interval(lost))
+
+    @property
+    def fooled(self) -> bool:
+        """Whether the judge chooses worse among all images than among fewer, beyond chance."""
+        return self.loss[0] > 0
+
+    def lines(self) -> Iterator[str]:
+        """The curve as text, and what it says."""
+        yield "    N  judge's choice  best there is  at random"
+        for point in self.points:
+            yield f"{point.n:5d}  {point.judge:14.3f}  {point.oracle:13.3f}  {point.random:9.3f}"
+        last, low, high = self.points[-1].n, *self.loss
+        if self.fooled:
+            yield (
+                f"more search fools this judge: from N = {self.best} to {last} it loses {low:.3f} to {high:.3f} "
+                f"(95 %, {self.prompts} prompts). Ask for at most {self.best} candidates"
+            )
+        else:
+            yield f"up to N = {last} nothing shows that more search fools this judge ({self.prompts} prompts)"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import cache
 from multiprocessing import active_children, connection, get_context, parent_process
 from pathlib import Path
 
@@ -19,12 +20,32 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bestofn.evaluation.parts import BATCH, parts
+from bestofn.evaluation.files import write_whole
 from bestofn.evaluation.pool import CHUNK, DIGITS, Chunk, ChunkKey, Pool, SampleRequest, Source
 from bestofn.evaluation.tasks import Task, digest
-from bestofn.models.sampling import draw
+from bestofn.judge.interface import PointwiseJudge
+from bestofn.models.generator import Generator as SanaGenerator
+from bestofn.models.lora import Lora, listed
+from bestofn.models.sampling import LoadedGenerator, draw, load_generator
 from bestofn.models.shapes.evaluator import evaluate
 from bestofn.service.core.errors import SetupError
+from bestofn.service.core.settings import load_settings
+from bestofn.service.engine.compilation import compile_blocks, low_precision
+from bestofn.service.engine.judge_loader import load_judge
+
+BATCH = 16  # candidates of one forward
+
+
+@cache
+def parts(model: str, lora: str, judge: str, device: str) -> tuple[LoadedGenerator, PointwiseJudge]:
+    """Generator with LoRAs and judge on a device, once a process; in fast mode on a CPU with compiled blocks."""
+    there, settings = torch.device(device), load_settings()
+    low = there.type == "cpu" and low_precision(settings.reproducible)
+    generator = load_generator(model, there, loras=[Lora.resolve(text) for text in listed(lora)], low_precision=low)
+    if low and isinstance(generator, SanaGenerator):
+        torch.set_num_threads(1)  # as in the pool's processes, which find the compiled blocks in the cache
+        compile_blocks(generator, settings.data_dir, [BATCH]).wait()
+    return generator, load_judge(judge, there, key=settings.judge_api_key)
 
 
 def fill(pool: Pool, requests: Sequence[SampleRequest], processes: int, progress: Callable[[int, int], None]) -> None:
@@ -133,7 +154,8 @@ def _draw(source: Source, task: Task, key: ChunkKey, kept: Path | None) -> Chunk
         latents = _latents(source, task, key)
         if kept is not None:
             latents = latents.half()  # what is kept is what is judged
-            _write(kept, latents)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(kept, lambda part: save_file({"latents": latents.contiguous()}, part))
     generator, verifier = parts(source.model, source.lora, source.judge, source.device)
     chunk = Chunk([], [], [])
     for start in range(0, CHUNK, BATCH):
@@ -171,11 +193,3 @@ def _read(path: Path) -> Tensor:
     except (SafetensorError, KeyError) as error:
         raise SetupError(f"{path} holds no latents ({error}): delete it, and it is drawn again") from error
     return latents
-
-
-def _write(path: Path, latents: Tensor) -> None:
-    """All or nothing: a process may be killed meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file({"latents": latents.contiguous()}, part)
-    part.replace(path)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bestofn.evaluation.cost import Price, verdicts
-from bestofn.evaluation.pool import Floats, Pool, SamplingConfig
+from bestofn.evaluation.cost import Price
+from bestofn.evaluation.files import write_whole
+from bestofn.evaluation.pool import Floats, Pool
 from bestofn.evaluation.replay import Replayed
 from bestofn.evaluation.strategies import Strategy
 from bestofn.judge.interface import PointwiseJudge
@@ -19,7 +21,7 @@ from bestofn.service.core.errors import SetupError
 Draw = Callable[[str, int, int], NDArray[np.uint8]]  # prompt, seed, steps -> (H, W, 3)
 
 
-def write(folder: Path, pool: Pool, replayed: Replayed, steps: int, draw: Draw) -> Path:
+def write(folder: Path, pool: Pool, replayed: Replayed, draw: Draw) -> Path:
     """Draws the winners of each prompt's first job.
 
     `<strategy>/00000/metadata.jsonl` and `samples/0000.png` ... are GenEval's layout, best winner first;
@@ -30,14 +32,12 @@ def write(folder: Path, pool: Pool, replayed: Replayed, steps: int, draw: Draw) 
         folder: a folder for each strategy is made in it.
         pool: that was replayed.
         replayed: one strategy.
-        steps: of the checkpoint, where the strategy names none.
         draw: an image from its seed.
 
     Returns:
         The strategy's folder.
     """
-    strategy = replayed.strategy
-    key = folder / str(strategy).replace(" ", "_").replace(":", "-")
+    key = folder / str(replayed.strategy).replace(" ", "_").replace(":", "-")
     best: dict[str, str] = {}
     for number, winners in zip(replayed.numbers, replayed.winners[:, 0], strict=True):
         task = pool.source.tasks[number]
@@ -47,20 +47,19 @@ def write(folder: Path, pool: Pool, replayed: Replayed, steps: int, draw: Draw) 
         for k, winner in enumerate(winners):
             file = samples / f"{k:04d}.png"
             if not file.is_file():
-                part = file.with_suffix(".part")
-                Image.fromarray(draw(task.prompt, task.seed + int(winner), strategy.steps or steps)).save(part, "PNG")
-                part.replace(file)
+                image = Image.fromarray(draw(task.prompt, task.seed + int(winner), replayed.steps))
+                write_whole(file, partial(image.save, format="PNG"))
         best.setdefault(task.prompt, str((samples / "0000.png").resolve()))
     (key / "images.json").write_text(json.dumps(best, indent=1) + "\n", encoding="utf-8")
     return key
 
 
-def scores(folder: Path, pool: Pool, replayed: Replayed, steps: int, judge: PointwiseJudge) -> dict[str, Any]:
+def scores(folder: Path, pool: Pool, replayed: Replayed, judge: PointwiseJudge) -> dict[str, Any]:
     """What a judge that chose none of them says of the best winners that `write` drew, and what the pool's judge said.
 
     Args:
         folder: that `write` returned.
-        pool, replayed, steps: that `write` took.
+        pool, replayed: that `write` took.
         judge: unlike the pool's.
 
     Returns:
@@ -82,7 +81,7 @@ def scores(folder: Path, pool: Pool, replayed: Replayed, steps: int, judge: Poin
         "scored": len(given),
         "scored_yes": float(np.mean([verdict.answer == "yes" for verdict in given])),
         "scored_margin": float(np.mean([verdict.margin for verdict in given])),
-        **_judged(pool, _best(pool, replayed, steps)[there, 0]),
+        **_judged(pool, replayed.margin[there, 0]),
     }
 
 
@@ -91,26 +90,19 @@ def with_little_choice(strategies: Sequence[Strategy], images: int) -> list[Stra
     return [one for one in strategies if 1 < one.num_samples <= 2 * images and images > 1]
 
 
-def summary(pool: Pool, replayed: Sequence[Replayed], steps: int, price: Price) -> dict[str, Any]:
+def summary(pool: Pool, replayed: Sequence[Replayed], price: Price) -> dict[str, Any]:
     """What is known of the strategies before an evaluator has seen the winners."""
 
     def fields(one: Replayed) -> dict[str, Any]:
         return {
             "strategy": str(one.strategy),
             "candidates": float(np.maximum(one.drafted, one.solved).mean()),
-            "verdicts": float(verdicts(one).mean()),
-            "tflops": float(price.of(one, steps).mean()),
-            **_judged(pool, _best(pool, one, steps)),
+            "verdicts": float(one.verdicts.mean()),
+            "tflops": float(price.of(one).mean()),
+            **_judged(pool, one.margin),
         }
 
     return {**pool.source.identity, "strategies": [fields(one) for one in replayed]}
-
-
-def _best(pool: Pool, replayed: Replayed, steps: int) -> Floats:
-    """(P, B) log-odds that the pool's judge gave to every job's best winner."""
-    full = SamplingConfig(replayed.strategy.steps or steps)
-    S = pool.depth(full, replayed.numbers)
-    return np.take_along_axis(pool.samples(full, S).of(replayed.numbers, S).margin, replayed.winners[:, :, 0], 1)
 
 
 def _judged(pool: Pool, margin: Floats) -> dict[str, float | None]:

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bestofn.evaluation import report_files
-from bestofn.evaluation.curve import auc, chosen
-from bestofn.evaluation.labelled_curve import LabelledCurve
+from bestofn.evaluation.curve import LabelledCurve, auc, chosen
+from bestofn.evaluation.files import write_report
 from bestofn.judge.verdict import Verdict
 
 Fields = Sequence[Sequence[tuple[float, bool]]]
@@ -71,11 +70,12 @@ def compare(runs: Sequence[JudgeRun]) -> dict[str, Any]:
 
 
 def _figures(run: JudgeRun, curve: LabelledCurve) -> dict[str, Any]:
+    right = [one.usable and one.yes == correct for one, correct in zip(run.verdicts, run.correct, strict=True)]
     within = [auc(np.array([[right for _, right in field]]), np.array([[m for m, _ in field]])) for field in run.fields]
     return {
         "name": run.name,
         "revision": run.revision,
-        "accuracy": _accuracy(run) if run.answers else None,
+        "accuracy": _mean(right) if run.answers else None,
         "auc_within_prompt": _finite(_mean([value for value in within if not math.isnan(value)])),
         "without_verdict": sum(not one.usable for one in run.verdicts),
         "calibration": run.calibration,
@@ -88,10 +88,6 @@ def _figures(run: JudgeRun, curve: LabelledCurve) -> dict[str, Any]:
         "tflops": run.tflops,
         "seconds": run.seconds,
     }
-
-
-def _accuracy(run: JudgeRun) -> float:
-    return _mean([one.usable and one.yes == right for one, right in zip(run.verdicts, run.correct, strict=True)])
 
 
 def table(figures: Mapping[str, Any]) -> str:
@@ -141,9 +137,7 @@ def _cells(one: Mapping[str, Any], sizes: Sequence[str]) -> list[str]:
 
 def write(folder: Path, figures: Mapping[str, Any]) -> None:
     """judges.json, judges.md and, where matplotlib is installed, judges.png in `folder`."""
-    report_files.write(
-        folder, "judges", figures, table(figures), lambda plots: plots.judges(folder / "judges.png", figures)
-    )
+    write_report(folder, "judges", figures, table(figures), lambda plots: plots.judges(folder / "judges.png", figures))
 
 
 def _choice(field: Sequence[tuple[float, bool]]) -> int:

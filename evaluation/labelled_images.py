@@ -2,20 +2,20 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from bestofn.evaluation.canvas import misfit, misfit_before_loading
-from bestofn.evaluation.parts import BATCH
-from bestofn.evaluation.tasks import benchmark
-from bestofn.models.checkpoint import Checkpoint
+from bestofn.evaluation.drawing import BATCH
+from bestofn.evaluation.files import write_whole
+from bestofn.evaluation.tasks import benchmark, check_size
 from bestofn.models.lora import revision_with
 from bestofn.models.sampling import LoadedGenerator, generate
 from bestofn.models.shapes.evaluator import evaluate
-from bestofn.service.core.errors import SetupError
+
+REMEDY = "take --model shapes, or label images yourself and name them with --labels"
 
 
 def draw_labelled(
@@ -40,7 +40,7 @@ def draw_labelled(
     Raises:
         SetupError: the evaluator cannot measure images of this size.
     """
-    _refuse(misfit(generator.checkpoint.name, (generator.defaults.width, generator.defaults.height)))
+    check_size(generator.checkpoint.name, (generator.defaults.width, generator.defaults.height), REMEDY)
     revision = revision_with(generator.checkpoint.revision, getattr(generator, "loras", ()))
     images = folder / f"images-{revision}"
     images.mkdir(parents=True, exist_ok=True)
@@ -51,36 +51,15 @@ def draw_labelled(
         missing = [i for i, file in enumerate(files) if not file.is_file()]
         for start in range(0, len(missing), BATCH):
             some = missing[start : start + BATCH]
-            _write(generate(generator, task.prompt, [task.seed + i for i in some]), [files[i] for i in some])
+            drawn = generate(generator, task.prompt, [task.seed + i for i in some]).numpy()  # (B, H, W, 3) uint8
+            for i, image in zip(some, drawn, strict=True):
+                write_whole(files[i], partial(Image.fromarray(image).save, format="PNG"))
             progress(len(lines) + start, len(numbers) * samples)
         for file in files:
-            with Image.open(file) as image:
-                correct = task.spec is not None and evaluate(np.asarray(image), task.spec).correct
+            with Image.open(file) as kept:
+                correct = task.spec is not None and evaluate(np.asarray(kept), task.spec).correct
             lines.append(json.dumps({"image": file.name, "prompt": task.prompt, "correct": correct, "group": number}))
     labels = images / "labels.jsonl"  # in `folder` a list that a person wrote would be lost
     labels.write_text("\n".join(lines) + "\n", encoding="utf-8")
     progress(len(lines), len(lines))
     return labels
-
-
-def check_drawable(checkpoint: Checkpoint) -> None:
-    """Check that `draw_labelled` takes a generator, as far as its files say it without loading weights.
-
-    Raises:
-        SetupError: the evaluator cannot measure images of its size.
-        CheckpointError: it cannot be loaded.
-    """
-    _refuse(misfit_before_loading(checkpoint.name, checkpoint))
-
-
-def _refuse(fault: str) -> None:
-    if fault:
-        raise SetupError(f"{fault}: take --model shapes, or label images yourself and name them with --labels")
-
-
-def _write(drawn: Tensor, files: Sequence[Path]) -> None:
-    """Write images as files that appear whole.  # (B, H, W, 3) uint8"""
-    for file, image in zip(files, drawn.numpy(), strict=True):
-        part = file.with_suffix(".part")
-        Image.fromarray(image).save(part, "PNG")
-        part.replace(file)

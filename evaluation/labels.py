@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bestofn.evaluation.text_lines import read_lines
+from bestofn.evaluation.files import read_lines
 from bestofn.service.core.errors import SetupError
 
 
@@ -41,13 +41,12 @@ def read_labels(path: Path) -> LabelledPool | list[Labelled]:
 
     Raises:
         SetupError: it cannot be read, or a line is neither; with its number.
+        ValueError: it is not UTF-8.
     """
     try:
         lines = read_lines(path)
     except OSError as error:
         raise SetupError(f"{path} cannot be read: {error}") from error
-    except ValueError as error:
-        raise SetupError(str(error)) from error
     parsed = [(number, _line(path, number, line)) for number, line in lines]
     if parsed and {"model", "judge", "prompts"} <= parsed[0][1].keys():
         return _pool(path, [fields for _, fields in parsed])

@@ -117,10 +117,10 @@ class Samples:
     def verdicts(self) -> list[list[Verdict]]:
         """(P, S), as the judge gave them."""
         rows = zip(self.yes.tolist(), self.no.tolist(), strict=True)
-        return [[self._verdict(yes, no) for yes, no in zip(*row, strict=True)] for row in rows]
-
-    def _verdict(self, yes: float, no: float) -> Verdict:
-        return Verdict("yes" if yes - no > self.yes_above else "no", yes, no)
+        return [
+            [Verdict("yes" if yes - no > self.yes_above else "no", yes, no) for yes, no in zip(*row, strict=True)]
+            for row in rows
+        ]
 
     def of(self, numbers: Sequence[int], samples: int) -> "Samples":
         """Fewer prompts, fewer samples; itself, if these are all."""
@@ -195,6 +195,10 @@ class Pool:
     def counts(self) -> dict[SamplingConfig, int]:
         """Candidates in the file."""
         return {config: CHUNK * sum(map(len, chunks.values())) for config, chunks in self.chunks.items() if chunks}
+
+    def tags(self, prompts: Sequence[int]) -> list[str]:
+        """Categories of prompts by their numbers."""
+        return [self.source.tasks[number].tag for number in prompts]
 
     def prompts(self, config: SamplingConfig, samples: int) -> list[int]:
         """Numbers of the prompts with at least `samples` samples of this config."""

@@ -4,9 +4,9 @@ P prompts, S samples of each, N candidates of a job, B = S // N disjoint blocks,
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,24 +29,42 @@ class Replayed:
 
     Attributes:
         strategy: that was replayed.
+        steps: of a full solution.
         numbers: (P,), of the prompts.
         samples: S.
         winners: (P, B, top_k), the best samples of the pool's, best first.
         correct: 1 where the evaluator accepts the winner.
+        margin: the judge's log-odds of the winner.
         drafted, solved: candidates that were drafted, and solved in full.
         confidence: promised for the winner where the job stopped; NaN elsewhere.
         kept: 1 where the winner is the one that the best of all N would be, were all solved in full.
     """
 
     strategy: Strategy
+    steps: int
     numbers: list[int]
     samples: int
     winners: Ints
     correct: Floats
+    margin: Floats
     drafted: Ints
     solved: Ints
     confidence: Floats
     kept: Floats
+
+    @property
+    def verdicts(self) -> Ints:
+        """Images that are decoded and judged."""
+        return self.drafted + self.solved
+
+    @property
+    def steps_taken(self) -> Ints:
+        """Denoising steps; a preview's are the first of the full solution's."""
+        if self.strategy.preview is not None:
+            first = self.strategy.preview.num_inference_steps
+            return self.drafted * first + self.solved * (self.steps - first)
+        draft = 0 if self.strategy.draft is None else self.strategy.draft.num_inference_steps
+        return self.drafted * draft + self.solved * self.steps
 
 
 def replay(
@@ -85,21 +103,8 @@ def replay(
         [_play(spec, solved, drafts, row, block * spec.num_samples) for block in range(B)]
         for row in range(len(prompts))
     ]
-
-    def table(value: Callable[[_Job], object]) -> NDArray[Any]:
-        return np.array([[value(one) for one in row] for row in played])
-
-    return Replayed(
-        strategy,
-        list(prompts),
-        S,
-        table(lambda one: one.winners),
-        table(lambda one: one.correct),
-        table(lambda one: one.drafted),
-        table(lambda one: one.solved),
-        table(lambda one: one.confidence),
-        table(lambda one: one.kept),
-    )
+    tables = {name: np.array([[getattr(one, name) for one in row] for row in played]) for name in _Job._fields}
+    return Replayed(strategy, spec.num_inference_steps, list(prompts), S, **tables)
 
 
 _REPLAYED = Revision(name="", revision="")  # a replayed job never runs
@@ -115,8 +120,11 @@ def job(strategy: Strategy, steps: int, calibration: Calibration | None, top_k: 
 
 
 class _Job(NamedTuple):
+    """What became of one job; fields as of `Replayed`."""
+
     winners: list[int]
     correct: float
+    margin: float
     drafted: int
     solved: int
     confidence: float
@@ -138,10 +146,12 @@ def _play(spec: JobSpec, full: Samples, drafts: Samples | None, row: int, first:
         if prefix.stopped is not None:
             break
     winner = prefix.leaders[0]
+    best = row, first + winner.index
     sure = prefix.stopped is Reason.CONFIDENT
     return _Job(
         [first + leader.index for leader in prefix.leaders],
-        float(full.correct[row, first + winner.index]),
+        float(full.correct[best]),
+        float(full.yes[best] - full.no[best]),
         drafted,
         solved,
         probability(winner.verdict, spec.calibration) if sure else math.nan,

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from bestofn.evaluation import report_files
-from bestofn.evaluation.cost import Price, steps_taken, verdicts
-from bestofn.evaluation.curve import Point, auc, chosen, curve, share_of_the_way
-from bestofn.evaluation.draft_ranking import ranking
+from bestofn.evaluation.cost import Price
+from bestofn.evaluation.curve import Point, auc, curve, of_chosen, share_of_the_way
+from bestofn.evaluation.files import write_report
 from bestofn.evaluation.pool import Pool, Samples, SamplingConfig
 from bestofn.evaluation.regret import MOST_LOSS, preset, regret
 from bestofn.evaluation.replay import Replayed, replay
@@ -24,6 +23,7 @@ REFERENCES = (4, 8, 16, 32, 128)  # plain best-of-N with which every strategy is
 PAR = 32  # the N that measures the luck of the first candidates
 PRESETS = (8, 32, 128)  # references that a preset has to reach within MOST_LOSS
 COPIES = 4
+HEAT = 16  # candidates among which drafts are ranked
 BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
 
 
@@ -50,10 +50,9 @@ class Question:
 
 def summary(pool: Pool, question: Question) -> dict[str, Any]:
     """Every figure of the report."""
-    full = SamplingConfig(question.steps)
-    everything = pool.samples(full, pool.depth(full, question.prompts)).of(
-        question.prompts, pool.depth(full, question.prompts)
-    )
+    full, prompts = SamplingConfig(question.steps), Prompts(pool.tags(question.prompts))
+    depth = pool.depth(full, question.prompts)
+    everything = pool.samples(full, depth).of(question.prompts, depth)
     identity = pool.source.identity
     deepest = max((pool.depth(full, [number]) for number in question.prompts), default=0)
     out: dict[str, Any] = {
@@ -64,13 +63,13 @@ def summary(pool: Pool, question: Question) -> dict[str, Any]:
         "candidates": {str(config): count for config, count in pool.counts().items()},
         "all": _curves(pool, everything),
     }
-    if deepest > everything.correct.shape[1]:
+    if deepest > depth:
         few = [number for number in question.prompts if pool.depth(full, [number]) >= deepest]
         out["deep"] = _curves(pool, pool.samples(full, deepest).of(few, deepest))
     never = [number for number in question.prompts if pool.source.tasks[number].held_out]
     if never:
-        out["never_trained"] = _curves(pool, everything.of(never, everything.correct.shape[1]))
-    out["controls"] = _controls(everything, _prompts(pool, question.prompts))
+        out["never_trained"] = _curves(pool, everything.of(never, depth))
+    out["controls"] = _controls(everything, prompts)
     out["prices"] = {unit: asdict(price) for unit, price in question.prices.items()}
     played = [
         replayed
@@ -78,7 +77,7 @@ def summary(pool: Pool, question: Question) -> dict[str, Any]:
         if (replayed := replay(strategy, pool, question.steps, question.prompts, question.calibration)) is not None
     ]
     plain = _Plain(pool, question, played)
-    out["strategies"] = [_strategy_figures(one, question, _prompts(pool, question.prompts), plain) for one in played]
+    out["strategies"] = [_strategy_figures(one, question, prompts, plain) for one in played]
     out |= _choices(pool, question, played, plain)
     out["drafts"] = [
         {"steps": config.steps, "after": config.after, **asdict(one)}
@@ -130,12 +129,8 @@ class _Plain:
         return None if everywhere is None else everywhere - self.without_luck(score, samples)
 
 
-def _prompts(pool: Pool, numbers: Sequence[int]) -> Prompts:
-    return Prompts([pool.source.tasks[number].tag for number in numbers])
-
-
 def _curves(pool: Pool, samples: Samples) -> dict[str, Any]:
-    points = curve(samples.correct, samples.margin, [pool.source.tasks[number].tag for number in samples.numbers])
+    points = curve(samples.correct, samples.margin, pool.tags(samples.numbers))
     above = pool.yes_above
     return {
         "prompts": len(samples.numbers),
@@ -154,8 +149,8 @@ def _controls(samples: Samples, prompts: Prompts) -> dict[str, Any]:
     correct, margin = (np.repeat(values, COPIES, 1) for values in (samples.correct, samples.margin))
     values = {
         "one sample": samples.correct.mean(1),
-        f"best of {N}, verdicts shuffled": np.take_along_axis(samples.correct, chosen(shuffled, N), 1).mean(1),
-        f"best of {COPIES} copies of one": np.take_along_axis(correct, chosen(margin, COPIES), 1).mean(1),
+        f"best of {N}, verdicts shuffled": of_chosen(samples.correct, shuffled, N),
+        f"best of {COPIES} copies of one": of_chosen(correct, margin, COPIES),
     }
     return {name: {"score": prompts.mean(v), "interval": prompts.interval(v)} for name, v in values.items()}
 
@@ -173,13 +168,12 @@ def _choices(pool: Pool, question: Question, played: Sequence[Replayed], plain: 
     ]
     if len(asked) < 2 or "tflops" not in question.prices:
         return {"planner": None, "presets": {}}
-    price, tags = question.prices["tflops"], [pool.source.tasks[number].tag for number in question.prompts]
+    price, tags = question.prices["tflops"], pool.tags(question.prompts)
     score = np.array([one.correct.mean(1) for one in asked])
-    cost = np.array([price.of(one, question.steps).mean(1) for one in asked])
+    cost = np.array([price.of(one).mean(1) for one in asked])
     there = {str(one.strategy): k for k, one in enumerate(asked)}
     presets = {
-        str(N): asdict(preset(score[k] - score, cost, tags, MOST_LOSS))
-        | {"of": _prompts(pool, question.prompts).mean(cost[k])}
+        str(N): asdict(preset(score[k] - score, cost, tags, MOST_LOSS)) | {"of": Prompts(tags).mean(cost[k])}
         for N in PRESETS
         if (k := there.get(str(Strategy(N)))) is not None
     }
@@ -199,9 +193,9 @@ def _strategy_figures(replayed: Replayed, question: Question, prompts: Prompts, 
         "drafted": prompts.mean(replayed.drafted.mean(1)),
         "solved": prompts.mean(replayed.solved.mean(1)),
         "candidates": prompts.mean(np.maximum(replayed.drafted, replayed.solved).mean(1)),
-        "steps": prompts.mean(steps_taken(replayed, question.steps).mean(1)),
-        "verdicts": prompts.mean(verdicts(replayed).mean(1)),
-        **{unit: prompts.mean(price.of(replayed, question.steps).mean(1)) for unit, price in question.prices.items()},
+        "steps": prompts.mean(replayed.steps_taken.mean(1)),
+        "verdicts": prompts.mean(replayed.verdicts.mean(1)),
+        **{unit: prompts.mean(price.of(replayed).mean(1)) for unit, price in question.prices.items()},
         "keeps_the_best": prompts.mean(replayed.kept.mean(1)),
         "loss": {
             str(N): {"mean": prompts.mean(loss), "upper_bound": prompts.upper_bound(loss)}
@@ -228,6 +222,42 @@ def _confidence(replayed: Replayed) -> list[dict[str, float]]:
     ]
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """How well drafts or previews foretell full solutions, over prompts x heats of 16.
+
+    Attributes:
+        jobs: heats.
+        spearman: rank correlation of the judge's log-odds within a heat, mean over heats.
+        retention: share of heats whose best full solution is among the best 1, 2, 4 and 8 drafts.
+    """
+
+    jobs: int
+    spearman: float
+    retention: dict[int, float]
+
+
+def ranking(pool: Pool, full: SamplingConfig, coarse: SamplingConfig, prompts: Sequence[int]) -> Ranking | None:
+    """None while the pool has no complete heat of either for one of these prompts."""
+    S = min(pool.depth(full, prompts), pool.depth(coarse, prompts)) // HEAT * HEAT
+    if not S or not prompts:
+        return None
+    return foretold(*(pool.samples(config, S).of(prompts, S).margin.reshape(-1, HEAT) for config in (full, coarse)))
+
+
+def foretold(final: Floats, draft: Floats) -> Ranking:
+    """The same of the judge's log-odds on J heats of 16.  # (J, 16), (J, 16)"""
+    places = _ranks(-draft)  # 0 is the best draft
+    best = places[np.arange(len(final)), final.argmax(1)]
+    a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in (_ranks(final), _ranks(draft)))
+    correlation = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    return Ranking(len(final), float(correlation.mean()), {k: float((best < k).mean()) for k in (1, 2, 4, 8)})
+
+
+def _ranks(values: Floats) -> Floats:  # (J, 16)
+    return np.asarray(values.argsort(1, kind="stable").argsort(1, kind="stable"), np.float64)
+
+
 def write(folder: Path, figures: Mapping[str, Any]) -> None:
     """scaling.json, scaling.md and, where matplotlib is installed, plots in `folder`."""
 
@@ -238,4 +268,4 @@ def write(folder: Path, figures: Mapping[str, Any]) -> None:
         if figures["strategies"]:
             plots.trade(folder / "trade.png", figures["strategies"])
 
-    report_files.write(folder, "scaling", figures, tables(figures), draw)
+    write_report(folder, "scaling", figures, tables(figures), draw)

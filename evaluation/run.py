@@ -10,28 +10,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bestofn.evaluation import cost, report, report_files
+from bestofn.evaluation import cost, report
 from bestofn.evaluation import geneval_export as folders
-from bestofn.evaluation.canvas import misfit, misfit_before_loading
-from bestofn.evaluation.drawing import fill
-from bestofn.evaluation.parts import parts
+from bestofn.evaluation.drawing import fill, parts
+from bestofn.evaluation.files import write_report
 from bestofn.evaluation.pool import Pool, SampleRequest, SamplingConfig, Source, filled_from
 from bestofn.evaluation.replay import replay
 from bestofn.evaluation.strategies import Strategy
-from bestofn.evaluation.tasks import Task
+from bestofn.evaluation.tasks import Task, check_size
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.interface import PointwiseJudge
 from bestofn.judge.names import members
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.generator import Generator
 from bestofn.models.lora import Lora, listed, revision_with
-from bestofn.models.sampling import LoadedGenerator, generate
+from bestofn.models.sampling import LoadedGenerator, default_size, generate
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
 from bestofn.service.core.settings import load_settings
 from bestofn.service.engine.compilation import BFLOAT16, low_precision
 from bestofn.service.engine.judge_loader import JudgeCheckpoint, calibration_of, find_judge, yes_above
 from bestofn.service.host.cgroups import cores
+
+REMEDY = "name prompts with --file"
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,6 @@ def _single(judge: JudgeCheckpoint) -> set[str]:
     """Revisions of the judges in a mixture, or of one judge, for any number of tiles; with the name of a remote one."""
     each = [find_judge(name, key=judge.key) for _, name in members(judge.name.full)]
     return {one.revision.revision if one.name.local else str(one.revision) for one in each}
-
-
-def _refuse(fault: str) -> None:
-    if fault:
-        raise ValueError(f"{fault}: name prompts with --file")
 
 
 @dataclass(frozen=True)
@@ -104,16 +100,16 @@ class Evaluation:
             scored_by: name of a judge that chooses nothing, and scores the winners.
 
         Raises:
-            ValueError: the pool there was filled from something else, or the benchmark's evaluator cannot measure
-                images of this size.
+            ValueError: the pool there was filled from something else.
             ModelError, JudgeFolderError: a checkpoint is not as needed.
             SetupError: `scored_by` shares a judge with the one that chooses, or fails its start-up test. Or the
-                calibration in a judge's folder is of another revision.
+                calibration in a judge's folder is of another revision. Or the benchmark's evaluator cannot measure
+                images of this size.
         """
         settings = load_settings()
         checkpoint = Checkpoint.resolve(model, any_pipeline=True)
         if not replay and any(task.spec for task in tasks):
-            _refuse(misfit_before_loading(str(checkpoint.path), checkpoint))
+            check_size(str(checkpoint.path), default_size(checkpoint), REMEDY)
         judging = find_judge(judge, key=settings.judge_api_key)
         loras = [Lora.resolve(text) for text in listed(settings.lora)]
         device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -146,15 +142,16 @@ class Evaluation:
         evaluator the images.
 
         Raises:
-            ValueError: the benchmark's evaluator cannot measure images of this size, or a pipeline has no previews. Or
-                a prompt cannot be read; the first is named, with the number of others.
+            SetupError: the benchmark's evaluator cannot measure images of this size.
+            ValueError: a pipeline has no previews, or a prompt cannot be read; the first is named, with the number of
+                others.
         """
         previews = [one for one in strategies if one.preview is not None]
         if previews and not isinstance(self.generator, Generator):
             raise ValueError(f"{self.generator.family.name} has no previews: leave out the strategy {previews[0]}")
         defaults = self.generator.defaults
         if any(self.pool.source.tasks[number].spec for number in numbers):
-            _refuse(misfit(self.pool.source.model, (defaults.width, defaults.height)))
+            check_size(self.pool.source.model, (defaults.width, defaults.height), REMEDY)
         faults = []
         for number in numbers:
             task = self.pool.source.tasks[number]
@@ -219,16 +216,15 @@ class Evaluation:
                 )
             )
         ]
-        drawn = [folders.write(out, self.pool, one, self.steps, self._draw) for one in played]
-        figures = folders.summary(self.pool, played, self.steps, cost.counted(self.generator, self.judge))
+        drawn = [folders.write(out, self.pool, one, self._draw) for one in played]
+        figures = folders.summary(self.pool, played, cost.counted(self.generator, self.judge))
         if self.scorer is not None:
             figures["scored_by"] = self.scorer.revision.model_dump()
             for fields, folder, one in zip(figures["strategies"], drawn, played, strict=True):
-                scored = folders.scores(folder, self.pool, one, self.steps, self.scorer.judge)
+                scored = folders.scores(folder, self.pool, one, self.scorer.judge)
                 fields |= scored if self.scorer.answers else scored | {"scored_yes": None}
-        report_files.write(
-            out, "winners", figures, folders.table(figures), lambda plots: plots.winners(out / "winners.png", figures)
-        )
+        table, plot = folders.table(figures), out / "winners.png"
+        write_report(out, "winners", figures, table, lambda plots: plots.winners(plot, figures))
         return figures
 
     def _draw(self, prompt: str, seed: int, steps: int) -> NDArray[np.uint8]:

@@ -18,13 +18,9 @@ ONE_SIDED = 95.0  # per cent
 class Prompts:
     """Prompts of an evaluation by category, and resamples of them that are the same for all that is compared."""
 
-    def __init__(self, tags: Sequence[str], seed: int = 0) -> None:
-        """
-        Args:
-            tags: (P,), the category of each prompt.
-            seed: of the resamples.
-        """
-        rng = np.random.default_rng(seed)
+    def __init__(self, tags: Sequence[str]) -> None:
+        """`tags` are (P,), the category of each prompt."""
+        rng = np.random.default_rng(0)
         self.names = list(dict.fromkeys(tags))
         self._members = [np.flatnonzero(np.array(tags) == name) for name in self.names]
         self._picks = [rng.choice(group, (RESAMPLES, len(group))) for group in self._members]

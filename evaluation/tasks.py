@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bestofn.evaluation.text_lines import read_lines
+from bestofn.evaluation.files import read_lines
 from bestofn.models.shapes.prompts import SEED_STRIDE, PromptSpec, benchmark_prompts
-from bestofn.service.core.errors import InvalidRequest
+from bestofn.models.shapes.world import CANVAS
+from bestofn.service.core.errors import InvalidRequest, SetupError
 from bestofn.service.core.request_checks import check_text, is_blank
 
 
@@ -41,6 +42,17 @@ class Task:
 def benchmark() -> tuple[Task, ...]:
     """The 240 prompts of the shapes benchmark."""
     return tuple(Task(one.spec.prompt, one.spec.tag, one.seed, one.spec, one.held_out) for one in benchmark_prompts())
+
+
+def check_size(name: str, size: tuple[int, int] | None, remedy: str) -> None:
+    """Check that the benchmark's evaluator can measure images of a size in pixels; None: not known yet.
+
+    Raises:
+        SetupError: it cannot, with the name of the generator and the remedy.
+    """
+    if size not in (None, (CANVAS, CANVAS)):
+        drawn = f"{name} draws {size[0]}x{size[1]}"
+        raise SetupError(f"{drawn}, and the benchmark's evaluator measures {CANVAS}x{CANVAS}: {remedy}")
 
 
 def read(path: Path) -> tuple[Task, ...]:

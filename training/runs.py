@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -49,16 +50,22 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
 
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name, then move it into place: readers never see half of it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    write(part)
+    os.replace(part, path)
+
+
 def publish(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder, then replace `folder` by it, so that readers never see a partial one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
     stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     write(fresh)
-    if folder.exists():
+    replaced = folder.exists()
+    if replaced:
         os.replace(folder, stale)
     os.replace(fresh, folder)
-    if stale.exists():
-        for path in sorted(stale.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        stale.rmdir()
+    if replaced:
+        shutil.rmtree(stale)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bestofn.cli import options
 from bestofn.cli.commands.rank import ImageFiles, check_images
 from bestofn.cli.console import err, need_packages, say
 from bestofn.evaluation.labels import Labelled, LabelledPool, fields_of, read_labels
@@ -41,10 +42,7 @@ def calibrate(
             show_default=False,
         ),
     ],
-    judge: Annotated[
-        str | None,
-        typer.Option(help="shapes, a folder, a hub name@revision, or another judge.", show_default="shapes"),
-    ] = None,
+    judge: options.Judge = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -67,7 +65,7 @@ def calibrate(
     need_packages("calibrating needs")
     read = read_labels(labels)
 
-    from bestofn.evaluation.labelled_curve import LabelledCurve
+    from bestofn.evaluation.curve import LabelledCurve
     from bestofn.service.engine.judge_loader import find_judge
     from bestofn.training.judge.calibration_fit import calibrate as fit
 

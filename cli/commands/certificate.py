@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bestofn.cli.console import say
-from bestofn.service.media.certificate import write_certificate
+from bestofn.service.media.provenance import write_certificate
 
 
 def certificate(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bestofn.cli import options
 from bestofn.cli.console import FAILURE, err, say
 from bestofn.service.core.settings import load_settings
 
@@ -30,11 +31,11 @@ EPILOG = """Examples:
 
 
 def doctor(
-    redis_url: Annotated[str | None, typer.Option(help="The queue's server.", show_default="of `bestofn up`")] = None,
-    model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.")] = None,
-    judge: Annotated[str | None, typer.Option(help="As --model, for the judge.")] = None,
-    second_judge: Annotated[str | None, typer.Option(metavar="JUDGE", help="As --judge: another one.")] = None,
-    devices: Annotated[str | None, typer.Option(help="all, cuda, cpu, or a list: cuda:0,cuda:1.")] = None,
+    redis_url: options.RedisUrl = None,
+    model: options.Model = None,
+    judge: options.Judge = None,
+    second_judge: options.SecondJudge = None,
+    devices: options.Devices = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, to paste into a report.")] = False,
 ) -> None:
     """Look at program, machine, devices, settings, queue, server, checkpoints, memory and disk, and say what to change.

@@ -1,21 +1,19 @@
 """bestofn eval: what strategies of spending compute bring, measured on the shapes benchmark or drawn for another."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bestofn.cli import options
 from bestofn.cli.commands.eval_judges import compare_judges, find_judges, judge_names
 from bestofn.cli.console import err, need_packages, say
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from bestofn.evaluation.strategies import Strategy
 
 EPILOG = """A strategy is a line such as `n=32`, `n=16 steps=24`, `n=16 draft=4:0.125` (steps:keep) or `n=64 stop=0.97`.
 
@@ -52,10 +50,8 @@ def evaluate(
     strategies: Annotated[Path | None, typer.Option(help="A file of strategies, one a line.")] = None,
     replay: Annotated[bool, typer.Option("--replay", help="Draw and judge nothing: report from the pool.")] = False,
     processes: Annotated[int | None, typer.Option(min=1, help="One thread each.", show_default="all cores")] = None,
-    model: Annotated[str | None, typer.Option(help="shapes, a folder, or a hub name.", show_default="shapes")] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="shapes, a folder, a hub name, or another judge.", show_default="shapes")
-    ] = None,
+    model: options.Model = None,
+    judge: options.Judge = None,
     scored_by: Annotated[
         str | None,
         typer.Option(help="Another judge, which chooses nothing: scores winners of --file.", show_default="none"),
@@ -106,14 +102,12 @@ def evaluate(
 
     from bestofn.evaluation import geneval_export as folders
     from bestofn.evaluation import report
+    from bestofn.evaluation.files import read_lines
     from bestofn.evaluation.pool import CHUNK
     from bestofn.evaluation.run import Evaluation
     from bestofn.evaluation.strategies import Strategy, parse_all
     from bestofn.evaluation.tables import tables
     from bestofn.evaluation.tasks import benchmark, read
-    from bestofn.evaluation.text_lines import read_lines
-    from bestofn.judge.loader import JudgeFolderError
-    from bestofn.models.errors import ModelError
 
     if scored_by is not None and not file:
         raise typer.BadParameter("--scored-by is for winners of --file: the benchmark has an evaluator")
@@ -126,23 +120,20 @@ def evaluate(
         compared = parse_all(lines) or [Strategy(2**i) for i in range(samples.bit_length())]
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
-    try:
-        evaluation = Evaluation.of(
-            *(settings.model, settings.judge, device, tasks, out),
-            replay=replay and not file,  # winners of a file are drawn, as they were judged
-            latents=latents,
-            scored_by=scored_by,
-        )
-    except (ModelError, JudgeFolderError, ValueError) as error:
-        raise SetupError(str(error)) from error
+    evaluation = Evaluation.of(
+        *(settings.model, settings.judge, device, tasks, out),
+        replay=replay and not file,  # winners of a file are drawn, as they were judged
+        latents=latents,
+        scored_by=scored_by,
+    )
     numbers = _spaced(prompts, len(tasks))
-    if file:
-        _warn_of_little_choice(folders.with_little_choice(compared, images), images)
+    if file and (little := folders.with_little_choice(compared, images)):
+        say(
+            f"warning: GenEval averages over the {images} winners of a prompt, which shows little of the choice with "
+            f"{', '.join(map(str, little))}: take --images 1, or a greater n"
+        )
     if not replay:
-        try:
-            evaluation.check(numbers, compared)
-        except ValueError as error:
-            raise SetupError(str(error)) from error
+        evaluation.check(numbers, compared)
         _make_folder(out)
         if latents is not None:
             _make_folder(latents, "--latents")
@@ -182,26 +173,18 @@ def _drawn(out: Path, settings: Settings, device: str, samples: int, prompts: in
     """The list of images of the benchmark that are drawn for --judges."""
     import torch
 
-    from bestofn.evaluation.labelled_images import check_drawable, draw_labelled
-    from bestofn.evaluation.tasks import benchmark
+    from bestofn.evaluation.labelled_images import REMEDY, draw_labelled
+    from bestofn.evaluation.tasks import benchmark, check_size
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.models.lora import Lora, listed
-    from bestofn.models.sampling import load_generator
+    from bestofn.models.sampling import default_size, load_generator
 
-    check_drawable(Checkpoint.resolve(settings.model, any_pipeline=True))
+    checkpoint = Checkpoint.resolve(settings.model, any_pipeline=True)
+    check_size(checkpoint.name, default_size(checkpoint), REMEDY)
     loras = [Lora.resolve(text) for text in listed(settings.lora)]
     generator = load_generator(settings.model, torch.device(device), loras=loras)
     with _drawing() as progress:
         return draw_labelled(out, generator, _spaced(prompts, len(benchmark())), samples, progress)
-
-
-def _warn_of_little_choice(strategies: "Sequence[Strategy]", images: int) -> None:
-    if strategies:
-        named = ", ".join(map(str, strategies))
-        say(
-            f"warning: GenEval averages over the {images} winners of a prompt, which shows little of the choice with "
-            f"{named}: take --images 1, or a greater n"
-        )
 
 
 def _make_folder(out: Path, option: str = "--out") -> None:

@@ -1,17 +1,20 @@
-"""bestofn generate: the best of N images of a prompt, as a file."""
+"""bestofn generate: the best of N images of a prompt as a file, or an image drawn once more."""
 
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 import typer
 
 from bestofn.cli import generate_options as options
-from bestofn.cli import reproduce as remaking
+from bestofn.cli.commands.inspect import story_of
 from bestofn.cli.console import check_text, say
-from bestofn.cli.output import check_writable, format_of, paths_of, report, write
+from bestofn.cli.output import FORMATS, check_writable, format_of, paths_of, report, write
 from bestofn.judge.verdict import Rule
+from bestofn.service.core.errors import SetupError
+from bestofn.service.core.schemas import JobResult
 from bestofn.service.core.settings import load_settings
-from bestofn.service.media.metadata import Story
+from bestofn.service.media.metadata import OtherStory, Story
 from bestofn.service.media.reproduce import remake_request
 
 EPILOG = """Examples:
@@ -82,10 +85,12 @@ def generate(
     story: Story | None = None
     base: dict[str, Any] = {} if effort or budget else {"num_samples": options.CANDIDATES}
     if reproduce is not None:
-        story = remaking.read(reproduce)
-        remaking.check_prompt(story, reproduce, prompt)
+        story = _read(reproduce)
+        if prompt is None and story.prompt is None:
+            left_out = f"{reproduce} leaves its prompt out: write it before --reproduce"
+            raise typer.BadParameter(f"{left_out}, and --negative if it had a negative prompt")
         base = remake_request(story)
-        output = output or remaking.output_of(reproduce)
+        output = output or Path(f"again{reproduce.suffix if reproduce.suffix.lower() in FORMATS else '.png'}")
     output = output or Path("best.png")
     fields: dict[str, Any] = {
         "prompt": prompt,
@@ -129,9 +134,48 @@ def generate(
         say("drawing in this process" if local else "no server is running: drawing in this process")
         settings = load_settings(model=model, judge=judge, second_judge=second_judge)
         if story is not None and model is None:
-            remaking.check_model_here(story, settings.model)
+            _check_model_here(story, settings.model)
         outcome = draw_here(request, settings)
     if story is not None:
-        for difference in remaking.differences(story, outcome.result):
+        for difference in _differences(story, outcome.result):
             say(f"warning: {difference}")
     report(write(outcome, output, sheet), sheet, json=json)
+
+
+def _read(path: Path) -> Story:
+    """The story of one of our images.
+
+    Raises:
+        SetupError: the file is not an image, or has no metadata of bestofn.
+    """
+    story, _ = story_of(path)
+    if isinstance(story, Story):
+        return story
+    written = f"is of {story.program}" if isinstance(story, OtherStory) else "has no metadata of a generator"
+    raise SetupError(f"{path} {written}: only images that bestofn wrote can be drawn again (see bestofn inspect)")
+
+
+def _check_model_here(story: Story, model: str) -> None:
+    """Raises SetupError if this process would draw with another model. A file does not choose what is downloaded."""
+    if story.model.checkpoint.name not in (model.partition("@")[0], PurePath(model).name):
+        raise SetupError(
+            f"the image was drawn by {story.model.name}@{story.model.revision}, but this process would draw with "
+            f"{model}: name the model to draw with, such as --model {story.model.name}@{story.model.revision}"
+        )
+
+
+def _differences(story: Story, result: JobResult) -> Iterator[str]:
+    """What was not as when the image was made, in words."""
+    held = (("model", story.model, result.model), ("judge", story.judge, result.judge))
+    for kind, then, now in (*held, ("second judge", story.second_judge, result.second_judge)):
+        if then is not None and now is not None and then.revision != (now.weights if kind == "model" else now.revision):
+            effect = "the image may differ" if kind == "model" else "the verdict may differ, the image does not"
+            before, today = (f"{revision.name}@{revision.revision}" for revision in (then, now))
+            yield f"the {kind} was {before} and is {today}: {effect}"
+    layers = result.parameters.get("layers")
+    if list(story.layers or ()) != (layers or []):
+        yield f"it was drawn with {_layers(story.layers)} and now with {_layers(layers)}: the image differs"
+
+
+def _layers(layers: Sequence[int] | None) -> str:
+    return "all layers" if layers is None else f"layers {', '.join(map(str, layers))}"

@@ -25,26 +25,18 @@ MAX_BYTES = 256 * 2**20
 MAX_SHOWN = 2000  # characters of another program's text
 
 
-def data_of(path: Path) -> bytes:
-    """An image's file.
-
-    Raises:
-        SetupError: it is too large to be one of ours.
-    """
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise SetupError(f"{path} has {size >> 20} MiB; images of up to {MAX_BYTES >> 20} MiB are read")
-    return path.read_bytes()
-
-
-def story_of(path: Path) -> Story | OtherStory | None:
-    """What is written in an image's file.
+def story_of(path: Path) -> tuple[Story | OtherStory | None, bytes]:
+    """What is written in an image's file, and the file's bytes.
 
     Raises:
         SetupError: it is no image, too large to be one of ours, or its story is damaged.
     """
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise SetupError(f"{path} has {size >> 20} MiB; images of up to {MAX_BYTES >> 20} MiB are read")
+    data = path.read_bytes()
     try:
-        return read_story(data_of(path))
+        return read_story(data), data
     except ValueError as error:
         raise SetupError(f"{path}: {error}") from error
 
@@ -65,7 +57,8 @@ def inspect(
         signature: Provenance | None = None
         error: str | None = None
         try:
-            story, signature = story_of(path), read_provenance(data_of(path))
+            story, data = story_of(path)
+            signature = read_provenance(data)
         except SetupError as problem:
             error = problem.detail
         except OSError as problem:

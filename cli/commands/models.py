@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
-from bestofn.cli.commands.checkpoint_facts import about as facts_of
+from bestofn.cli.commands.checkpoint_files import about as facts_of
 from bestofn.cli.commands.checkpoint_files import add_to as add_files
 from bestofn.cli.commands.checkpoint_files import check_fetched
 from bestofn.cli.console import err, need_packages, say
@@ -211,7 +211,7 @@ def _measure(
     source: "Checkpoint", prompts: Path | None, steps: int | None, devices: str | None, seed: int
 ) -> tuple[list[float], int]:
     """Importances of a checkpoint's layers, and the number of prompts they were measured with."""
-    from bestofn.evaluation.text_lines import read_lines
+    from bestofn.evaluation.files import read_lines
     from bestofn.models.depth.pruning import block_importance, calibration_prompts
     from bestofn.models.generator import Generator
     from bestofn.service.core.settings import load_settings

@@ -11,7 +11,6 @@ import typer
 from bestofn.cli.console import check_text, need_packages, say
 from bestofn.judge.pairwise import Played, ranking
 from bestofn.judge.verdict import Rule, Verdict
-from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, load_settings
 from bestofn.service.pairwise.calls import PREFIX
 from bestofn.service.pairwise.openai_judge import VisionJudge
@@ -232,27 +231,20 @@ class ImageFiles(Sequence["Image"]):
     def __getitem__(self, index: slice) -> list["Image"]: ...
 
     def __getitem__(self, index: int | slice) -> "Image | list[Image]":
-        """The image, or those of a slice. Raises SetupError, naming the file."""
+        """The image, or those of a slice. Raises ValueError, naming the file."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         from bestofn.service.media.codec import decode_file
 
-        try:
-            image = decode_file(self._paths[index])
-        except ValueError as error:
-            raise SetupError(str(error)) from error
+        image = decode_file(self._paths[index])
         self.sizes[index] = image.size
         return image
 
 
 def check_images(paths: Sequence[Path]) -> None:
-    """Look at the header of each file before the judge starts. Raises SetupError, naming the file."""
+    """Look at the header of each file before the judge starts. Raises ValueError, naming the file."""
     from bestofn.service.media.codec import check_file
 
     for path in paths:
-        try:
-            warning = check_file(path)
-        except ValueError as error:
-            raise SetupError(str(error)) from error
-        if warning:
+        if warning := check_file(path):
             say(f"warning: {warning}")

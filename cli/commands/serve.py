@@ -1,10 +1,8 @@
 """bestofn serve: the HTTP API alone."""
 
-from typing import Annotated
-
 import structlog
-import typer
 
+from bestofn.cli import options
 from bestofn.cli.console import say
 from bestofn.service.core.settings import load_settings
 from bestofn.service.telemetry import logs, start
@@ -20,12 +18,10 @@ EPILOG = """Examples:
 
 
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65_535, help="0: any.", show_default="8000")] = None,
-    redis_url: Annotated[str | None, typer.Option(help="The queue's server.", show_default="of `bestofn up`")] = None,
-    allow_unauthenticated: Annotated[
-        bool, typer.Option("--allow-unauthenticated", help="Let other machines call without a key.")
-    ] = False,
+    host: options.Host = None,
+    port: options.Port = None,
+    redis_url: options.RedisUrl = None,
+    allow_unauthenticated: options.AllowUnauthenticated = False,
 ) -> None:
     """Serve the HTTP API. It needs a queue (REDIS_URL, or a running `bestofn up`) and no torch."""
     from bestofn.service.api.server import serve as run

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +20,7 @@ from rich.progress import (
 from bestofn.cli.console import err, need_packages, say
 from bestofn.service.core.errors import SetupError
 from bestofn.training.judge.settings import JudgeSettings
+from bestofn.training.optimizers import Name
 
 program = typer.Typer(
     no_args_is_help=True, help="Train the shapes models, or fine-tune a checkpoint. A run that was cut off goes on."
@@ -30,18 +31,10 @@ Out = Annotated[Path, typer.Option(help="Folder that the trained model is writte
 Seed = Annotated[int, typer.Option(min=0, help="Of first weights, data and noise.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 Accumulate = Annotated[int, typer.Option(min=1, help="Forwards of an update, whose gradients are added up.")]
+_count = partial(typer.Option, min=1)
 Bf16 = Annotated[
     bool | None, typer.Option("--bf16/--no-bf16", help="Matrix products in bfloat16; by default where the GPU has it.")
 ]
-
-
-class Optimizer(StrEnum):
-    """As `bestofn.training.optimizers.factory.NAMES`, which needs torch."""
-
-    ADAMW = "adamw"
-    CAME = "came"
-    CAME8BIT = "came8bit"
-    MUON = "muon"
 
 
 class _Bar(Progress):
@@ -84,7 +77,7 @@ def generator(
     start: Annotated[
         str | None, typer.Option(help="Go on from a trained checkpoint, such as a grown one; shapes or a folder.")
     ] = None,
-    optimizer: Optimizer = Optimizer.MUON,
+    optimizer: Name = "muon",
     accumulate: Accumulate = 1,
     ema: Annotated[
         float, typer.Option(min=0, max=0.99999, help="Decay of the running mean of the weights, which is written.")
@@ -97,8 +90,7 @@ def generator(
 
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.training.generator.autoencoder import AutoencoderSettings, train_autoencoder
-    from bestofn.training.generator.pipeline import CALL_DEFAULTS, sample, save_pipeline
-    from bestofn.training.generator.score import score, spread
+    from bestofn.training.generator.pipeline import sample, save_pipeline, score, spread
     from bestofn.training.generator.trainer import GeneratorSettings, further, train_generator
     from bestofn.training.runs import publish
 
@@ -115,7 +107,7 @@ def generator(
             vae,
             steps,
             seed=seed,
-            optimizer=optimizer.value,
+            optimizer=optimizer,
             accumulate=accumulate,
             ema=ema,
             low_precision=bf16,
@@ -127,12 +119,7 @@ def generator(
     publish(out, lambda folder: save_pipeline(parts, folder))
     say(f"wrote {out}")
     if scored:
-        call_steps, guidance = CALL_DEFAULTS["num_inference_steps"], CALL_DEFAULTS["guidance_scale"]
-        assert isinstance(call_steps, int)
-        assert isinstance(guidance, float)
-        figures = score(
-            lambda prompts, seeds: list(sample(parts, prompts, seeds, call_steps, guidance).numpy()), spread(scored)
-        )
+        figures = score(lambda prompts, seeds: list(sample(parts, prompts, seeds).numpy()), spread(scored))
         typer.echo(_text(figures))
 
 
@@ -149,7 +136,7 @@ def finetune(
     run: Run,
     out: Out,
     steps: Annotated[int, typer.Option(min=1, help="Updates.")],
-    optimizer: Optimizer = Optimizer.CAME8BIT,
+    optimizer: Name = "came8bit",
     learning_rate: Annotated[float, typer.Option(min=0, help="The greatest, after the warm-up.")] = 1e-5,
     weight_decay: Annotated[float, typer.Option(min=0)] = 0.0,
     batch: Annotated[int, typer.Option(min=1, help="Images of a forward, in each process.")] = 1,
@@ -194,7 +181,7 @@ def finetune(
             width,
             height,
             steps,
-            optimizer=optimizer.value,
+            optimizer=optimizer,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             batch_size=batch,
@@ -228,27 +215,17 @@ def judge(
     generator: Annotated[
         str, typer.Option(help="Checkpoint whose images the judge learns from.")
     ] = JudgeSettings.generator,
-    rendered_steps: Annotated[
-        int, typer.Option(min=1, help="Updates on composed scenes.")
-    ] = JudgeSettings.rendered_steps,
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts of round 0.")] = JudgeSettings.prompts,
-    images: Annotated[int, typer.Option(min=1, help="Images of each prompt of round 0.")] = JudgeSettings.images,
-    steps: Annotated[int, typer.Option(min=1, help="Updates of round 0.")] = JudgeSettings.steps,
+    rendered_steps: Annotated[int, _count(help="Updates on composed scenes.")] = JudgeSettings.rendered_steps,
+    prompts: Annotated[int, _count(help="Prompts of round 0.")] = JudgeSettings.prompts,
+    images: Annotated[int, _count(help="Images of each prompt of round 0.")] = JudgeSettings.images,
+    steps: Annotated[int, _count(help="Updates of round 0.")] = JudgeSettings.steps,
     adversarial_rounds: Annotated[
         int, typer.Option(min=0, max=9, help="Rounds on images that fool the judge.")
     ] = JudgeSettings.adversarial_rounds,
-    adversarial_prompts: Annotated[
-        int, typer.Option(min=1, help="Prompts of each adversarial round.")
-    ] = JudgeSettings.adversarial_prompts,
-    adversarial_images: Annotated[
-        int, typer.Option(min=1, help="Images drawn of each of these prompts.")
-    ] = JudgeSettings.adversarial_images,
-    adversarial_steps: Annotated[
-        int, typer.Option(min=1, help="Updates of each adversarial round.")
-    ] = JudgeSettings.adversarial_steps,
-    decay_steps: Annotated[
-        int, typer.Option(min=1, help="Updates of the final decay, on all rounds.")
-    ] = JudgeSettings.decay_steps,
+    adversarial_prompts: Annotated[int, _count(help="Prompts of each such round.")] = JudgeSettings.adversarial_prompts,
+    adversarial_images: Annotated[int, _count(help="Images of each prompt.")] = JudgeSettings.adversarial_images,
+    adversarial_steps: Annotated[int, _count(help="Updates of each such round.")] = JudgeSettings.adversarial_steps,
+    decay_steps: Annotated[int, _count(help="Updates of the final decay, on all rounds.")] = JudgeSettings.decay_steps,
     seed: Seed = 0,
     threads: Threads = 1,
     bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16; faster on CPUs with AVX512-BF16.")] = True,
@@ -286,10 +263,7 @@ def judge(
             if "auc" in figures:
                 say(f"{stage}, held out: {_text({name: figures[name] for name in ('accuracy', 'chosen', 'auc')})}")
 
-        try:
-            train_judge(settings, show)
-        except ValueError as error:
-            raise SetupError(str(error)) from error
+        train_judge(settings, show)
     say(f"wrote {out}")
 
 

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated
 
 import httpx
 import typer
 from redis.exceptions import RedisError
 
+from bestofn.cli import options
 from bestofn.cli.console import say
 from bestofn.cli.process_supervisor import Supervisor
 from bestofn.service.client.discovery import address_file, is_bestofn
@@ -36,23 +36,14 @@ EPILOG = """Examples:
 
 
 def up(
-    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65_535, help="0: a free one.", show_default="8000")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.", show_default="shapes")
-    ] = None,
-    judge: Annotated[str | None, typer.Option(help="As --model, for the judge.", show_default="shapes")] = None,
-    second_judge: Annotated[
-        str | None, typer.Option(metavar="JUDGE", help="As --judge: another one, for jobs with rule lower_bound.")
-    ] = None,
-    pairwise_judge: Annotated[
-        str | None,
-        typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two images, for jobs with finals."),
-    ] = None,
-    devices: Annotated[str | None, typer.Option(help="all, cuda, cpu, or a list: cuda:0,cuda:1.")] = None,
-    allow_unauthenticated: Annotated[
-        bool, typer.Option("--allow-unauthenticated", help="Let other machines call without a key.")
-    ] = False,
+    host: options.Host = None,
+    port: options.Port = None,
+    model: options.Model = None,
+    judge: options.Judge = None,
+    second_judge: options.SecondJudge = None,
+    pairwise_judge: options.PairwiseJudge = None,
+    devices: options.Devices = None,
+    allow_unauthenticated: options.AllowUnauthenticated = False,
     command: Annotated[
         str | None,
         typer.Option(
@@ -105,7 +96,9 @@ def up(
         errand: list[subprocess.Popen[bytes]] = []
 
         def begin() -> None:
-            _announce(file, address)
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file.write_text(json.dumps({"server": address, "pid": os.getpid()}))
+            say(f"ready at {address} (its description is at {address}/docs; Ctrl-C stops everything)")
             if command is not None:
                 errand.append(subprocess.Popen(command, shell=True, env={**os.environ, "BESTOFN_SERVER": address}))
 
@@ -166,9 +159,3 @@ def _answers(url: str) -> bool:
         return httpx.get(url, timeout=2.0).is_success
     except httpx.HTTPError:
         return False
-
-
-def _announce(file: Path, address: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file.write_text(json.dumps({"server": address, "pid": os.getpid()}))
-    say(f"ready at {address} (its description is at {address}/docs; Ctrl-C stops everything)")

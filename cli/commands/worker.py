@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bestofn.cli import options
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, load_settings
 from bestofn.service.host.packages import can_draw_here
@@ -26,24 +27,12 @@ EPILOG = """Examples:
 
 
 def worker(
-    devices: Annotated[
-        str | None, typer.Option(help="all, cuda, cpu, or a list: cuda:0,cuda:1.", show_default="all")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="shapes, a folder, or a hub name with @revision.", show_default="shapes")
-    ] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(help="As --model, or vlm:, clip:, openai: or http (docs/guide/judges.md).", show_default="shapes"),
-    ] = None,
-    second_judge: Annotated[
-        str | None, typer.Option(metavar="JUDGE", help="As --judge: another one, for jobs with rule lower_bound.")
-    ] = None,
-    pairwise_judge: Annotated[
-        str | None,
-        typer.Option(metavar="JUDGE", help="openai:ADDRESS#MODEL: compares two images, for jobs with finals."),
-    ] = None,
-    redis_url: Annotated[str | None, typer.Option(help="The queue's server.", show_default="of `bestofn up`")] = None,
+    devices: options.Devices = None,
+    model: options.Model = None,
+    judge: options.Judge = None,
+    second_judge: options.SecondJudge = None,
+    pairwise_judge: options.PairwiseJudge = None,
+    redis_url: options.RedisUrl = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Candidates drawn together.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if left out.")] = None,
     metrics_port: Annotated[
@@ -52,17 +41,16 @@ def worker(
     ] = None,
 ) -> None:
     """Draw and judge the queue's jobs until SIGTERM or Ctrl-C. With several devices, one process each."""
-    settings = load_settings(
-        devices=devices,
-        model=model,
-        judge=judge,
-        second_judge=second_judge,
-        pairwise_judge=pairwise_judge,
-        redis_url=redis_url,
-        slots=slots,
-        threads=threads,
-        metrics_port=metrics_port,
-    )
+    given = {
+        "model": model,
+        "judge": judge,
+        "second_judge": second_judge,
+        "pairwise_judge": pairwise_judge,
+        "redis_url": redis_url,
+        "slots": slots,
+        "threads": threads,
+    }
+    settings = load_settings(devices=devices, metrics_port=metrics_port, **given)
     start(settings, "worker")
     if not can_draw_here():
         raise SetupError("a worker needs its packages: pip install 'bestofn[worker]'")
@@ -85,16 +73,7 @@ def worker(
 
     from bestofn.service.worker.supervisor import supervise
 
-    flags = {
-        "--model": model,
-        "--judge": judge,
-        "--second-judge": second_judge,
-        "--pairwise-judge": pairwise_judge,
-        "--redis-url": redis_url,
-        "--slots": slots,
-        "--threads": threads,
-    }
-    raise typer.Exit(supervise(device_commands(names, flags, settings.metrics_port)))
+    raise typer.Exit(supervise(device_commands(names, given, settings.metrics_port)))
 
 
 def check_kernel_caches(environment: Mapping[str, str]) -> None:
@@ -116,11 +95,12 @@ def check_kernel_caches(environment: Mapping[str, str]) -> None:
 
 
 def device_commands(
-    devices: Sequence[str], flags: Mapping[str, str | int | None], metrics_port: int | None
+    devices: Sequence[str], options: Mapping[str, str | int | None], metrics_port: int | None
 ) -> list[list[str]]:
-    """One worker a device, with the flags that were given and ports from `metrics_port` on."""
+    """One worker a device, with the options that were given, by name, and ports from `metrics_port` on."""
     program = [sys.executable, "-P", "-m", "bestofn.cli", "worker"]
-    given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
+    flags = {f"--{name.replace('_', '-')}": str(value) for name, value in options.items() if value is not None}
+    given = [part for flag in flags.items() for part in flag]
     ports = [["--metrics-port", str(metrics_port + i)] if metrics_port else [] for i in range(len(devices))]
     return [[*program, "--devices", device, *given, *port] for device, port in zip(devices, ports, strict=True)]
 

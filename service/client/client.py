@@ -1,20 +1,18 @@
 """The two clients of the HTTP API: `Client` blocks, `AsyncClient` awaits; both run the same flows."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import TypeVar, Unpack
 
 import anyio.to_thread
 import httpx
 
 from bestofn.service.client.discovery import find_server
 from bestofn.service.client.drivers import LIMITS, AsyncDriver, Driver
-from bestofn.service.client.events import JobEvent
+from bestofn.service.client.events import JobEvent, Progress
 from bestofn.service.client.flows import Flows
 from bestofn.service.client.generation import Generation
-from bestofn.service.client.options import Options
-from bestofn.service.client.progress import Progress
-from bestofn.service.client.rank_form import ImageSource, RankOptions, fields_of, files_of
+from bestofn.service.client.options import Options, RankOptions
+from bestofn.service.client.rank_form import ImageSource, fields_of, files_of
 from bestofn.service.core.errors import Unavailable
 from bestofn.service.core.openai_schemas import OpenAIModel
 from bestofn.service.core.schemas import JobResult
@@ -40,10 +38,6 @@ def _connect(
     except httpx.InvalidURL as error:
         raise Unavailable(f"{address!r} is no address of a server: {error}") from error
     return http, Flows(address, retries, reconnects)
-
-
-def _request(prompt: str, options: Options) -> dict[str, Any]:
-    return {"prompt": prompt, **options}
 
 
 class Client:
@@ -85,9 +79,7 @@ class Client:
     def __enter__(self) -> "Client":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -117,7 +109,7 @@ class Client:
             Unavailable: the server cannot be reached, or has no worker; Overloaded: it has no room.
             ClientClosed: the client was closed, which has canceled the job.
         """
-        return self._driver.run(self._flows.generate(_request(prompt, options), idempotency_key), on_progress)
+        return self._driver.run(self._flows.generate({"prompt": prompt, **options}, idempotency_key), on_progress)
 
     def rank(
         self,
@@ -148,7 +140,7 @@ class Client:
 
     def submit(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> JobResult:
         """Queue a job and return at once; its `id` is what the other methods take. Arguments as of `generate`."""
-        return self._driver.run(self._flows.submit(_request(prompt, options), idempotency_key))
+        return self._driver.run(self._flows.submit({"prompt": prompt, **options}, idempotency_key))
 
     def wait(self, job_id: str, on_progress: OnProgress | None = None) -> Generation:
         """Follow a job to its end. An interruption leaves the job alone.
@@ -222,9 +214,7 @@ class AsyncClient:
     async def __aenter__(self) -> "AsyncClient":
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -243,7 +233,7 @@ class AsyncClient:
         **options: Unpack[Options],
     ) -> Generation:
         """As `Client.generate`; `on_progress` may be a coroutine function."""
-        return await self._driver.run(self._flows.generate(_request(prompt, options), idempotency_key), on_progress)
+        return await self._driver.run(self._flows.generate({"prompt": prompt, **options}, idempotency_key), on_progress)
 
     async def rank(
         self,
@@ -260,7 +250,7 @@ class AsyncClient:
 
     async def submit(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> JobResult:
         """As `Client.submit`."""
-        return await self._driver.run(self._flows.submit(_request(prompt, options), idempotency_key))
+        return await self._driver.run(self._flows.submit({"prompt": prompt, **options}, idempotency_key))
 
     async def wait(self, job_id: str, on_progress: OnProgressAsync | None = None) -> Generation:
         """As `Client.wait`."""

@@ -4,7 +4,6 @@ import time
 
 import httpx
 from httpx_sse import ServerSentEvent
-from pydantic import ValidationError
 
 from bestofn.service.client.actions import Close, Flow, Next, Open, Sleep
 from bestofn.service.client.events import ENDINGS, JobEvent, QueuedEvent, read_event
@@ -90,7 +89,7 @@ class Following:
     def _read(self, message: ServerSentEvent) -> JobEvent | None:
         try:
             event = read_event(message)
-        except (ValidationError, ValueError) as error:
+        except ValueError as error:
             raise BestOfNError(
                 f"{self._server} sent a {message.event!r} event that this version ({VERSION}) does not understand: "
                 f"{error}"

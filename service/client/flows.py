@@ -13,9 +13,8 @@ from pydantic import ValidationError
 from bestofn.service.client.actions import Emit, Flow, Send
 from bestofn.service.client.errors import ClientClosed
 from bestofn.service.client.event_stream import Following
-from bestofn.service.client.events import ProblemEvent, ResultEvent
+from bestofn.service.client.events import ProblemEvent, Progress, ResultEvent
 from bestofn.service.client.generation import Generation
-from bestofn.service.client.progress import Progress
 from bestofn.service.client.rank_form import Files
 from bestofn.service.client.retries import call
 from bestofn.service.core.errors import BestOfNError, JobCanceled

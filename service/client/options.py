@@ -8,7 +8,20 @@ from bestofn.service.core.budget import Effort
 from bestofn.service.core.jobs import ImageFormat, Priority
 
 
-class Options(TypedDict, total=False):
+class RankOptions(TypedDict, total=False):
+    """Options of POST /rank. Options that are left out take the server's defaults."""
+
+    top_k: int
+    judge: str | None
+    rule: Rule | Literal["margin", "official", "lower_bound"]
+    finals: Mapping[str, float] | None
+    priority: Priority
+    deadline_seconds: float | None
+    thumbnails: bool
+    webhook: str | None
+
+
+class Options(RankOptions, total=False):
     """Options of POST /generate except the prompt. Options that are left out take the server's defaults.
 
     `num_samples` is N, the number of candidates, and `top_k` the number of winners returned. Candidate i is drawn from
@@ -18,7 +31,6 @@ class Options(TypedDict, total=False):
 
     negative_prompt: str
     num_samples: int
-    top_k: int
     seed: int | None
     width: int | None
     height: int | None
@@ -26,16 +38,9 @@ class Options(TypedDict, total=False):
     guidance_scale: float | None
     depth: int | None
     model: str | None
-    judge: str | None
-    rule: Rule | Literal["margin", "official", "lower_bound"]
-    priority: Priority
-    deadline_seconds: float | None
     draft: Mapping[str, float] | None
     stop: Mapping[str, float] | None
-    finals: Mapping[str, float] | None
     effort: Effort | None
     budget: Mapping[str, float] | None
     format: ImageFormat
     embed_prompt: bool | None
-    thumbnails: bool
-    webhook: str | None

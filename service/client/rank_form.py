@@ -5,12 +5,10 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 from PIL import Image, ImageOps
 
-from bestofn.judge.verdict import Rule
-from bestofn.service.core.jobs import Priority
 from bestofn.service.core.rank_request import check_number, check_sizes, shown_name
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
@@ -21,19 +19,6 @@ ImageSource = str | os.PathLike[str] | bytes | Image.Image
 
 Files = Sequence[tuple[str, tuple[str, bytes]]]
 """Field, name and bytes of each file."""
-
-
-class RankOptions(TypedDict, total=False):
-    """Options of POST /rank. Options that are left out take the server's defaults."""
-
-    top_k: int
-    judge: str | None
-    rule: Rule | Literal["margin", "official", "lower_bound"]
-    finals: Mapping[str, float] | None
-    priority: Priority
-    deadline_seconds: float | None
-    thumbnails: bool
-    webhook: str | None
 
 
 def fields_of(prompt: str, options: Mapping[str, Any]) -> dict[str, str]:

@@ -87,8 +87,7 @@ def memory(settings: Settings) -> Iterator[Finding]:
     import torch
 
     from bestofn.models.residency import memory_bytes
-    from bestofn.service.doctor.memory import findings
-    from bestofn.service.doctor.memory_needs import needs, pipeline_memory
+    from bestofn.service.doctor.memory import findings, needs, pipeline_memory
     from bestofn.service.engine.loader import devices
     from bestofn.service.host.cgroups import memory_limit
 

@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -30,39 +30,24 @@ Check = Callable[[Settings], Iterator[Finding]]
 
 
 def examine(
-    settings: Settings, checks: Mapping[str, Check], names: Iterable[str] | None = None, patience: float | None = None
+    settings: Settings, checks: Mapping[str, Check], patience: float = PATIENCE_SECONDS
 ) -> Iterator[tuple[str, Finding]]:
-    """(check, finding) of these checks, or of all. Neither passwords and keys nor the home folder's name are in them.
+    """(check, finding) of all checks, each within `patience` seconds.
 
-    Args:
-        settings: what is examined.
-        checks: by name; each yields its findings.
-        names: of those to make; all if None.
-        patience: seconds that one check may take.
+    Neither passwords and keys nor the home folder's name are in them.
     """
-    hide = hiding(settings)
-    for name in checks if names is None else names:
-        for finding in _findings(name, checks[name], settings, PATIENCE_SECONDS if patience is None else patience):
-            yield name, replace(finding, found=hide(finding.found), fix=hide(finding.fix))
+    for name, check in checks.items():
+        for finding in _findings(name, check, settings, patience):
+            yield name, replace(finding, found=_hidden(finding.found, settings), fix=_hidden(finding.fix, settings))
 
 
-def hiding(settings: Settings) -> Callable[[str], str]:
-    """A function that takes passwords, keys and the home folder's name out of a text."""
-    home = str(Path.home())
-
-    def hide(text: str) -> str:
-        for key in (
-            settings.api_key,
-            settings.pairwise_api_key,
-            settings.judge_api_key,
-            settings.checker_api_key,
-        ):
-            if key:
-                text = text.replace(key, "***")
-        text = _PASSWORD.sub("***", text)
-        return re.sub(rf"{re.escape(home)}(?=[/\s,;:)'\"]|$)", "~", text) if len(home) > 1 else text
-
-    return hide
+def _hidden(text: str, settings: Settings) -> str:
+    """The text without passwords, keys and the home folder's name."""
+    keys = settings.api_key, settings.pairwise_api_key, settings.judge_api_key, settings.checker_api_key
+    for key in filter(None, keys):
+        text = text.replace(key, "***")
+    text, home = _PASSWORD.sub("***", text), str(Path.home())
+    return re.sub(rf"{re.escape(home)}(?=[/\s,;:)'\"]|$)", "~", text) if len(home) > 1 else text
 
 
 def _findings(name: str, check: Check, settings: Settings, patience: float) -> list[Finding]:

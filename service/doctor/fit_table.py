@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from bestofn.service.doctor.checkpoints import GIB, Located
-from bestofn.service.doctor.memory import MemoryPlan, plan
-from bestofn.service.doctor.memory_needs import needs
+from bestofn.service.doctor.memory import MemoryPlan, needs, plan
 
 CARDS = {"16 GB": 15.7, "24 GB": 23.5, "48 GB": 47.4, "80 GB": 79.1, "141 GB": 139.8}  # GiB that such cards report
 SIZES = {"1,024": "1024px", "2,048": "2kpx", "4,096": "4kpx"}

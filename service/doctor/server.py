@@ -7,6 +7,7 @@ import httpx
 
 from bestofn.service.api.access import is_loopback
 from bestofn.service.client.discovery import is_bestofn, running_server
+from bestofn.service.client.errors import error_of
 from bestofn.service.core.settings import Settings, local_url
 from bestofn.service.core.version import VERSION
 from bestofn.service.doctor.findings import Finding
@@ -40,9 +41,9 @@ def server(settings: Settings) -> Iterator[Finding]:
     if ready.is_success:
         yield Finding("ok", "ready", f"a request would be served now, workers warm: {ready.json().get('workers', '?')}")
     else:
-        yield Finding("warn", "ready", _detail(ready), "see the queue and the workers above")
+        yield Finding("warn", "ready", error_of(ready).detail, "see the queue and the workers above")
     if allowed.status_code in (401, 403):
-        yield Finding("warn", "access", _detail(allowed), "set BESTOFN_API_KEY to one of the server's keys")
+        yield Finding("warn", "access", error_of(allowed).detail, "set BESTOFN_API_KEY to one of the server's keys")
 
 
 def _port(settings: Settings) -> Finding:
@@ -60,10 +61,3 @@ def _port(settings: Settings) -> Finding:
                 fix += f", or name the server that runs: BESTOFN_SERVER=http://{host}:{settings.port}"
             return Finding("warn", "server", found, fix)
     return Finding("ok", "server", f"none runs; {host}:{settings.port} is free")
-
-
-def _detail(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return f"{response.request.url.path} answered {response.status_code}"

@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ TRUSTED, INVALID = "Trusted", "Invalid"  # c2pa's states; a third is Valid
 _MARK = b"c2pa"  # in every file with a manifest
 _OPTIONS = {"builder": {"thumbnail": {"enabled": False}}}  # a thumbnail would be larger than a small winner
 _ALGORITHMS: Mapping[str, bytes] = {"secp256r1": b"es256", "secp384r1": b"es384", "secp521r1": b"es512"}
+
+YEAR = timedelta(days=365)
+_ROOT, _SIGNER = "bestofn development root", "bestofn development"  # names in certificates for trying out
 
 
 @dataclass(frozen=True)
@@ -219,3 +222,75 @@ def _claim(format: ImageFormat, made: Mapping[str, Any]) -> dict[str, Any]:
             {"label": ASSERTION, "data": made},
         ],
     }
+
+
+def write_certificate(folder: Path, lifetime: timedelta = YEAR) -> tuple[Path, Path]:
+    """Write a certificate, issued by a root made for it, and its key; for trying out, trusted by no one.
+
+    Args:
+        folder: folder of both files, made if need be.
+        lifetime: time from now to the certificate's end.
+
+    Returns:
+        The file of the chain and the file of the key (mode 600).
+
+    Raises:
+        SetupError: cryptography is not installed, or a file exists.
+    """
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+    except ImportError as error:
+        raise SetupError(f"making a certificate needs packages: {INSTALL}") from error
+    chain, secret = folder / "c2pa.pem", folder / "c2pa.key"
+    for file in (chain, secret):
+        if file.exists():
+            raise SetupError(f"{file} exists: name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    root = _certificate(_ROOT, root_key, _ROOT, root_key, YEAR, issuer=True)
+    own = _certificate(_SIGNER, key, _ROOT, root_key, lifetime, issuer=False)
+    secret.touch(mode=0o600)
+    secret.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    chain.write_bytes(own + root)
+    return chain, secret
+
+
+def _certificate(name: str, key: Any, by: str, by_key: Any, lifetime: timedelta, *, issuer: bool) -> bytes:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.serialization import Encoding
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    now = datetime.now(UTC)
+    others = dict.fromkeys(
+        (
+            "content_commitment",
+            "key_encipherment",
+            "data_encipherment",
+            "key_agreement",
+            "encipher_only",
+            "decipher_only",
+        ),
+        False,
+    )
+    subject, authority = (
+        x509.Name(
+            [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "bestofn"), x509.NameAttribute(NameOID.COMMON_NAME, who)]
+        )
+        for who in (name, by)
+    )
+    made = (
+        x509.CertificateBuilder(authority, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + lifetime)
+        .add_extension(x509.BasicConstraints(ca=issuer, path_length=None), critical=True)
+        .add_extension(
+            x509.KeyUsage(digital_signature=not issuer, key_cert_sign=issuer, crl_sign=issuer, **others), critical=True
+        )
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(by_key.public_key()), critical=False)
+    )
+    if not issuer:
+        made = made.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)
+    return made.sign(by_key, SHA256()).public_bytes(Encoding.PEM)

@@ -44,9 +44,11 @@ def diffusers_call(story: Story) -> str:
     model = story.model.checkpoint
     hub = _COMMIT.fullmatch(model.revision) is not None
     if story.pipeline is not None:
-        load, further = _from_pipeline(model, story.pipeline, hub), _of_pipeline(story, story.pipeline)
+        load = _loaded(model, story.pipeline.name, story.pipeline.dtype, hub)
+        further = _of_pipeline(story, story.pipeline)
     else:
-        load, further = (_from_hub if hub else _from_folder)(model), _of_sana(story, hub)
+        load = _loaded(model, "DiffusionPipeline", "bfloat16", hub) if hub else _from_folder(model)
+        further = _of_sana(story, hub)
     call = [
         "..." if story.prompt is None else _literal(story.prompt),
         f"width={story.width}",
@@ -89,27 +91,16 @@ def _of_pipeline(story: Story, pipeline: PipelineCall) -> list[str]:
     ]
 
 
-def _from_pipeline(model: Revision, pipeline: PipelineCall, hub: bool) -> list[str]:
+def _loaded(model: Revision, pipeline: str, dtype: str, hub: bool) -> list[str]:
     pinned = f', revision="{model.revision}"' if hub else ""
     return [
         "import torch",
-        f"from diffusers import {pipeline.name}",
+        f"from diffusers import {pipeline}",
         "",
         *([] if hub else [f"# The folder of revision {_plain(model.revision)}"]),
-        f"pipeline = {pipeline.name}.from_pretrained(",
-        f"    {_literal(model.name)}{pinned}, dtype=torch.{pipeline.dtype}",
-        ")" if pipeline.dtype == "float32" else ').to("cuda")',
-    ]
-
-
-def _from_hub(model: Revision) -> list[str]:
-    return [
-        "import torch",
-        "from diffusers import DiffusionPipeline",
-        "",
-        "pipeline = DiffusionPipeline.from_pretrained(",
-        f'    {_literal(model.name)}, revision="{model.revision}", dtype=torch.bfloat16',
-        ').to("cuda")',
+        f"pipeline = {pipeline}.from_pretrained(",
+        f"    {_literal(model.name)}{pinned}, dtype=torch.{dtype}",
+        ")" if dtype == "float32" else ').to("cuda")',
     ]
 
 

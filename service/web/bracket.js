@@ -1,8 +1,8 @@
 // The knockout as a tree: half of the entrants on each side, the winner in the middle; earlier rounds folded below.
 
 import { imagePath } from "./job.js";
-import { imageUrl } from "./images.js";
-import { $, drawing, element, plural, score } from "./text.js";
+import { paint } from "./images.js";
+import { $, drawing, element, onPick, plural, score } from "./text.js";
 
 const SIZES = [84, 64, 50, 40, 30]; // of an image in the last round, the one before, ...
 const GAP = 24;
@@ -92,10 +92,7 @@ export class BracketView {
   /** `open(index)` shows a candidate large. */
   constructor(open) {
     $("earlier").addEventListener("toggle", () => this.#unfold());
-    $("knockout").addEventListener("click", ({ target }) => {
-      const picked = target.closest("[data-index]");
-      if (picked) open(Number(picked.dataset.index));
-    });
+    onPick($("knockout"), open);
   }
 
   clear() {
@@ -158,11 +155,7 @@ export class BracketView {
     );
     if (index === null) return;
     group.dataset.index = index;
-    const path = imagePath(job, index);
-    if (path && image.dataset.path !== path) {
-      image.dataset.path = path;
-      imageUrl(path).then((url) => url && image.dataset.path === path && image.setAttribute("href", url));
-    }
+    paint(image, imagePath(job, index), (url) => image.setAttribute("href", url));
   }
 
   #unfold() {
@@ -195,8 +188,7 @@ export function sentences(job, first) {
 export function small(job, index, fate) {
   const tile = element("button", { type: "button", className: fate === "lost" ? fate : "", dataset: { index } });
   tile.setAttribute("aria-label", `Candidate ${index}, ${fate}`);
-  const path = imagePath(job, index);
-  if (path) imageUrl(path).then((url) => url && tile.append(element("img", { src: url, alt: "" })));
+  paint(tile, imagePath(job, index), (url) => tile.append(element("img", { src: url, alt: "" })));
   return tile;
 }
 

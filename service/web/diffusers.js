@@ -3,6 +3,7 @@
 // A JSON string is a Python string: the same quotes, the same escapes.
 const python = JSON.stringify;
 const float = (value) => (Number.isInteger(value) ? `${value}.0` : `${value}`);
+const PLAIN = { name: "DiffusionPipeline", dtype: "bfloat16" }; // of SANA from the hub
 const literal = (value) => ({ true: "True", false: "False" })[value] ?? `${value}`;
 
 /** Python source that makes the image of `seed`; `pipeline` of GET /v1/models is null for SANA. */
@@ -10,7 +11,7 @@ export function diffusersCall({ prompt, parameters, model: { name, revision } },
   const [[checkpoint, ...loras], [commit]] = [name.split("+lora:"), revision.split("+")];
   const model = { name: checkpoint, revision: commit };
   const hub = /^[0-9a-f]{40}$/.test(model.revision);
-  const load = pipeline ? fromPipeline(model, pipeline, hub) : (hub ? fromHub : fromFolder)(model);
+  const load = pipeline || hub ? loaded(model, pipeline ?? PLAIN, hub) : fromFolder(model);
   const call = [
     python(prompt),
     `width=${parameters.width}`,
@@ -54,7 +55,7 @@ const shallower = ({ layers }) =>
       ]
     : [];
 
-const fromPipeline = ({ name, revision }, { name: kind, dtype }, hub) => [
+const loaded = ({ name, revision }, { name: kind, dtype }, hub) => [
   "import torch",
   `from diffusers import ${kind}`,
   "",
@@ -62,15 +63,6 @@ const fromPipeline = ({ name, revision }, { name: kind, dtype }, hub) => [
   `pipeline = ${kind}.from_pretrained(`,
   `    ${python(name)}${hub ? `, revision="${revision}"` : ""}, dtype=torch.${dtype}`,
   dtype === "float32" ? ")" : ').to("cuda")',
-];
-
-const fromHub = ({ name, revision }) => [
-  "import torch",
-  "from diffusers import DiffusionPipeline",
-  "",
-  "pipeline = DiffusionPipeline.from_pretrained(",
-  `    ${python(name)}, revision="${revision}", dtype=torch.bfloat16`,
-  ').to("cuda")',
 ];
 
 const fromFolder = ({ name, revision }) => [

@@ -21,9 +21,11 @@ export function save(blob, name) {
 /** All images that the server keeps of a job, best first, as a zip. Throws Problem. */
 export async function zipOf(job) {
   const files = [];
-  for (const { candidate, path } of pictures(job)) {
+  for (const index of ordered(job, true)) {
+    const path = imagePath(job, index);
+    if (!path) continue;
     const blob = await imageBlob(path);
-    const { index, rank, seed } = candidate;
+    const { rank, seed } = job.candidates.get(index);
     const which = seed === null ? "" : `-seed-${seed}`;
     files.push({
       name: `${`${rank ?? 0}`.padStart(4, "0")}-candidate-${index}${which}.${blob.type.split("/")[1] ?? "bin"}`,
@@ -62,13 +64,6 @@ export async function sheetOf(job, facts) {
     write(`${rank ?? ""} · ${score(verdict)}`, x, y + side + 8, "18px system-ui, sans-serif", "#17181c");
   }
   return new Promise((done) => canvas.toBlob(done, "image/png"));
-}
-
-/** Candidates with an image, best first. */
-function pictures(job) {
-  return ordered(job, true)
-    .map((index) => ({ candidate: job.candidates.get(index), path: imagePath(job, index) }))
-    .filter(({ path }) => path);
 }
 
 /** Draw an image into a square, its middle where it is not one. */

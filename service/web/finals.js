@@ -2,17 +2,14 @@
 
 import { small } from "./bracket.js";
 import { matchesOf } from "./job.js";
-import { $, element, plural } from "./text.js";
+import { $, element, onPick, plural } from "./text.js";
 
 export class FinalsView {
   #drawn = null; // what is drawn
 
   /** `open(index)` shows a candidate large. */
   constructor(open) {
-    $("finals-played").addEventListener("click", ({ target }) => {
-      const picked = target.closest("[data-index]");
-      if (picked) open(Number(picked.dataset.index));
-    });
+    onPick($("finals-played"), open);
   }
 
   draw(job) {

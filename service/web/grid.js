@@ -1,8 +1,8 @@
 // The candidates as tiles, filled as they are judged; arrow keys move, Enter opens.
 
 import { ended, ordered, imagePath } from "./job.js";
-import { imageUrl } from "./images.js";
-import { $, element, score } from "./text.js";
+import { paint } from "./images.js";
+import { $, element, onPick, score } from "./text.js";
 
 const SHOWN = 512; // the server keeps no more thumbnails of a job
 const FOLDED = 32; // tiles of a job that has ended: the knockout stays in sight
@@ -10,16 +10,11 @@ const FOLDED = 32; // tiles of a job that has ended: the knockout stays in sight
 export class Grid {
   #list = $("grid");
   #tiles = new Map(); // index -> tile
-  #open;
   all = false; // whether all tiles of a job that has ended are shown
 
   /** `open(index)` shows a candidate large. */
   constructor(open) {
-    this.#open = open;
-    this.#list.addEventListener("click", ({ target }) => {
-      const tile = target.closest("button:not(:disabled)");
-      if (tile) open(Number(tile.dataset.index));
-    });
+    onPick(this.#list, open);
     this.#list.addEventListener("keydown", (event) => this.#walk(event));
   }
 
@@ -97,13 +92,7 @@ export class Grid {
       label.replaceChildren(element("i", {}, candidate.rank ? `${candidate.rank}` : ""), badge);
       label.style.setProperty("--score", p ?? 0);
     }
-    const path = imagePath(job, index);
-    if (path && pixels.dataset.path !== path) {
-      pixels.dataset.path = path;
-      imageUrl(path).then(
-        (url) => url && pixels.dataset.path === path && pixels.replaceChildren(element("img", { src: url, alt: "" })),
-      );
-    }
+    paint(pixels, imagePath(job, index), (url) => pixels.replaceChildren(element("img", { src: url, alt: "" })));
   }
 
   #walk(event) {

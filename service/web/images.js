@@ -10,6 +10,13 @@ export function imageUrl(path) {
   return kept.get(path);
 }
 
+/** Give `put` the object URL of an image, unless `holder` has it already or shows another by then. */
+export function paint(holder, path, put) {
+  if (!path || holder.dataset.path === path) return;
+  holder.dataset.path = path;
+  imageUrl(path).then((url) => url && holder.dataset.path === path && put(url));
+}
+
 /** Drop all images: another job will be shown. */
 export function forget() {
   for (const loading of kept.values()) loading.then((url) => url && URL.revokeObjectURL(url));

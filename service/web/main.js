@@ -15,7 +15,7 @@ import { Sent } from "./sent.js";
 import { drawJob, stateOf } from "./show.js";
 import { Spending } from "./spending.js";
 import { follow, sleep } from "./stream.js";
-import { $, score, sentence } from "./text.js";
+import { $, onPick, score, sentence } from "./text.js";
 import { nameOf, Viewer } from "./viewer.js";
 
 const ADVICE = {
@@ -59,27 +59,34 @@ async function generate() {
   const signal = begin();
   // The same key for every attempt: an answer that got lost does not draw the images twice.
   const headers = { Prefer: "respond-async", "Idempotency-Key": hex(crypto.getRandomValues(new Uint8Array(16))) };
-  for (let attempt = 0; ; attempt++) {
+  const submit = async () => {
+    const result = await json(sent.any ? "rank" : "generate", { method: "POST", body, headers, signal });
+    form.complain(null);
+    remember(result.id, {
+      prompt: result.prompt,
+      count: result.parameters.num_samples,
+      status: "running",
+      parameters: kept(result),
+      asked: sent.any ? undefined : Spending.of(body),
+    });
+    since = Date.now();
+    history.pushState(null, "", `#job=${result.id}`);
+    await watch(result, signal);
+  };
+  await patiently(submit, signal, (error) => refused(error, generate));
+}
+
+/** Run `attempt` again while the server has no answer or no room, until `signal`; other errors go to `fail`. */
+async function patiently(attempt, signal, fail) {
+  for (let failures = 0; !signal.aborted; failures++) {
     try {
-      const result = await json(sent.any ? "rank" : "generate", { method: "POST", body, headers, signal });
-      form.complain(null);
-      remember(result.id, {
-        prompt: result.prompt,
-        count: result.parameters.num_samples,
-        status: "running",
-        parameters: kept(result),
-        asked: sent.any ? undefined : Spending.of(body),
-      });
-      since = Date.now();
-      history.pushState(null, "", `#job=${result.id}`);
-      return await watch(result, signal);
+      return await attempt();
     } catch (error) {
       if (signal.aborted) return;
-      if (!(error instanceof Problem) || !error.passing) return refused(error, generate);
-      const pause = error.retryAfter ?? Math.min(10, 2 ** attempt);
+      if (!(error instanceof Problem) || !error.passing) return fail(error);
+      const pause = error.retryAfter ?? Math.min(10, 2 ** failures);
       form.complain(`${plain(error)} Trying again in ${Math.ceil(pause)} s.`);
       await sleep(1000 * pause, signal).catch(() => {});
-      if (signal.aborted) return;
     }
   }
 }
@@ -130,18 +137,10 @@ async function download(button, ending, make) {
 async function reopen(id) {
   const signal = begin();
   since = null;
-  for (let attempt = 0; ; attempt++) {
-    try {
-      return await watch(await json(`jobs/${id}?limit=1`, { signal }), signal);
-    } catch (error) {
-      if (signal.aborted) return;
-      if ([404, 410].includes(error.status)) return expired(id);
-      if (!error.passing) return refused(error, () => reopen(id));
-      form.complain(`${plain(error)} Trying again.`);
-      await sleep(Math.min(10_000, 500 * 2 ** attempt), signal).catch(() => {});
-      if (signal.aborted) return;
-    }
-  }
+  const read = async () => watch(await json(`jobs/${id}?limit=1`, { signal }), signal);
+  await patiently(read, signal, (error) =>
+    [404, 410].includes(error.status) ? expired(id) : refused(error, () => reopen(id)),
+  );
 }
 
 function expired(id) {
@@ -344,10 +343,7 @@ $("download-all").addEventListener("click", ({ target }) => download(target, "al
 $("download-sheet").addEventListener("click", ({ target }) =>
   download(target, "sheet.png", (job) => sheetOf(job, $("job-facts").textContent)),
 );
-$("winners").addEventListener("click", ({ target }) => {
-  const picked = target.closest("[data-index]");
-  if (picked) open(Number(picked.dataset.index));
-});
+onPick($("winners"), open);
 $("clear-history").addEventListener("click", () => {
   forgetAll();
   drawHistory(pick, null);

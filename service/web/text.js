@@ -19,6 +19,14 @@ export function drawing(name, attributes = {}) {
   return made;
 }
 
+/** Calls `open` with the index of the candidate in `box` that is clicked. */
+export function onPick(box, open) {
+  box.addEventListener("click", ({ target }) => {
+    const picked = target.closest("[data-index]:not(:disabled)");
+    if (picked) open(Number(picked.dataset.index));
+  });
+}
+
 /** Fills a <dl> with [term, description] pairs. */
 export function fillPairs(list, pairs) {
   list.replaceChildren(

@@ -417,7 +417,7 @@ def test_check_refuses_the_benchmark_to_a_generator_of_another_size(tmp_path):
     from bestofn.evaluation.run import Evaluation
 
     model = make_random_checkpoint("tiny", tmp_path / "tiny")
-    with pytest.raises(ValueError, match=r"tiny draws 32x32, and .* measures 64x64: name prompts with --file"):
+    with pytest.raises(SetupError, match=r"tiny draws 32x32, and .* measures 64x64: name prompts with --file"):
         Evaluation.of(str(model), "shapes", "cpu", benchmark(), tmp_path).check([0])
     (tmp_path / "prompts.txt").write_text("a star\n")
     Evaluation.of(str(model), "shapes", "cpu", read_tasks(tmp_path / "prompts.txt"), tmp_path).check([0])

@@ -18,7 +18,7 @@ from bestofn.judge.loader import JudgeFolderError, flat_revision
 from bestofn.judge.verdict import BROKEN
 from bestofn.judge.vlm import VlmJudge
 from bestofn.service.doctor.checkpoints import locate
-from bestofn.service.doctor.memory_needs import needs
+from bestofn.service.doctor.memory import needs
 from bestofn.service.doctor.weights.check import check
 from bestofn.service.engine.judge_loader import judge_bytes
 from tests.judge.tiny_models import VLMS, make_vlm

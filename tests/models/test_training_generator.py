@@ -16,10 +16,9 @@ from bestofn.models.shapes.scenes import Wish
 from bestofn.training.generator.autoencoder import AutoencoderSettings, train_autoencoder
 from bestofn.training.generator.forward import forward
 from bestofn.training.generator.latent_cache import draw_latents
-from bestofn.training.generator.pipeline import load_parts, save_pipeline
+from bestofn.training.generator.pipeline import load_parts, save_pipeline, score, spread
 from bestofn.training.generator.recovery import recover
-from bestofn.training.generator.score import score, spread
-from bestofn.training.generator.text_encoder import TOKENS, Words, build_tokenizer, layout
+from bestofn.training.generator.text_encoder import TOKENS, build_tokenizer, layout
 from bestofn.training.generator.trainer import GeneratorSettings, build_train_state, noise_levels, rate, train_generator
 from bestofn.training.optimizers.muon import orthogonalise
 
@@ -81,13 +80,13 @@ def test_forward_is_the_diffusers_transformer(tmp_path: Path, vae: Path) -> None
     state = build_train_state(_settings(tmp_path, vae, 1))
     model = state.parts.transformer
     torch.nn.init.normal_(model.proj_out.weight)
-    ids, mask = Words(state.parts.tokenizer)(["a photo of a ring", ""])
+    _, mask = state.parts.encode(["a photo of a ring", ""])
     text = torch.randn(2, TOKENS, 128)
     x, sigma = torch.randn(2, 6, 16, 16), torch.tensor([0.3, 0.9])
     with torch.no_grad():
         mine, _ = forward(model, x, sigma, text, mask, torch.float32, tap=0)
         theirs = model(x, text, sigma * 1000, encoder_attention_mask=mask).sample
-    assert ids.shape == (2, TOKENS)
+    assert mask.sum(1).tolist() == [6, 1]
     assert (mine - theirs).norm() / theirs.norm() < 1e-5
 
 
@@ -128,15 +127,14 @@ def test_only_the_drawn_world_is_trained_on(tiny_checkpoints: dict[str, Path]) -
         load_parts(tiny_checkpoints["tiny"])
 
 
-def test_words_agree_with_the_tokenizer() -> None:
+def test_the_tokenizer_knows_every_word_and_a_prompt_begins_with_bos() -> None:
     tokenizer = build_tokenizer()
     prompts = ["a photo of a red star left of a blue circle", "", "a photo of four wugs"]
-    ids, mask = Words(tokenizer)(prompts, 14)
-    theirs = tokenizer(prompts, padding="max_length", max_length=14, return_tensors="pt")
-    assert torch.equal(ids, theirs.input_ids)
-    assert torch.equal(mask, theirs.attention_mask)
+    ids = tokenizer(prompts, padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
+    assert ids.shape == (3, TOKENS)
+    assert ids[:, 0].tolist() == [tokenizer.bos_token_id] * 3
     assert len(tokenizer) == len(known_words()) + 4
-    assert tokenizer.unk_token_id in ids[2]
+    assert [tokenizer.unk_token_id in row for row in ids] == [False, False, True]
 
 
 def test_layout_puts_words_in_their_places() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bestofn.models.shapes.scenes import place, sample_wish
 from bestofn.models.shapes.world import CANVAS, render
-from bestofn.training.optimizers.muon import Group, MuonAdam
+from bestofn.training.optimizers.muon import MuonAdam, groups_of
 from bestofn.training.runs import Progress, Run
 
 LATENT_CHANNELS = 6
@@ -35,7 +35,6 @@ class AutoencoderSettings:
     scenes: int = 12_000
     learning_rate: float = 2.5e-3
     latent_noise: float = 0.1
-    low_precision: bool = False
     save_every: int = 200
 
 
@@ -105,10 +104,7 @@ def train_autoencoder(settings: AutoencoderSettings, progress: Progress) -> Auto
     kernels = [p for p in model.parameters() if p.ndim == 4]
     ends = {id(model.encoder.conv_in.conv.weight)} if hasattr(model.encoder.conv_in, "conv") else set()
     hidden = [p for p in kernels if id(p) not in ends and p.shape[0] > 12]
-    chosen = {id(p) for p in hidden}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    rate = settings.learning_rate
-    optimizer = MuonAdam([Group(hidden, rate, muon=True), Group(rest, rate, muon=False)])
+    optimizer = MuonAdam(groups_of(hidden, model.parameters(), settings.learning_rate, settings.learning_rate))
     saved = run.load()
     step = 0
     if saved:
@@ -120,10 +116,9 @@ def train_autoencoder(settings: AutoencoderSettings, progress: Progress) -> Auto
         rng = np.random.default_rng((settings.seed, 1, step))
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         x = crops.sample(rng, settings.batch_size)
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.low_precision):
-            z = model.encode(x).latent.float()
-            noise = torch.randn(z.shape, generator=generator) * settings.latent_noise
-            y = model.decode(z + noise * z.detach().std()).sample.float()
+        z = model.encode(x).latent
+        noise = torch.randn(z.shape, generator=generator) * settings.latent_noise
+        y = model.decode(z + noise * z.detach().std()).sample
         loss = reconstruction_loss(y, x, z)
         torch.autograd.backward(loss)
         scale = min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / settings.steps))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.utils.rnn import pad_sequence
 
 from bestofn.kernels.linear_attention import relu_linear_attention
 from bestofn.models.checkpoint import Checkpoint
@@ -25,10 +26,11 @@ from bestofn.models.depth.rewrite import DTYPES
 from bestofn.models.errors import ModelError
 from bestofn.models.residency import stored_dtype
 from bestofn.training.distributed import barrier, rank_and_ranks
-from bestofn.training.generator import image_dataset as images
-from bestofn.training.generator.image_dataset import Features
-from bestofn.training.optimizers.factory import Name, Stepper, build_optimizer, here
-from bestofn.training.optimizers.muon import Group
+from bestofn.training.generator.image_dataset import Features, Warn, prepared
+from bestofn.training.optimizers import Name
+from bestofn.training.optimizers.came8bit import here
+from bestofn.training.optimizers.factory import Stepper, build_optimizer
+from bestofn.training.optimizers.muon import groups_of
 from bestofn.training.runs import Progress, Run, publish
 
 
@@ -95,36 +97,10 @@ def build_finetune_state(checkpoint: Checkpoint, settings: FinetuneSettings, dev
         fully_shard(transformer, mesh=mesh, mp_policy=policy)
     inner = list(transformer.transformer_blocks.parameters())
     matrices = [p for p in inner if p.ndim >= 2 and p.shape[1] == p.shape[1:].numel() and p.shape[0] > 6]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in transformer.parameters() if id(p) not in chosen]
-    groups = [
-        Group(matrices, settings.learning_rate, muon=True, weight_decay=settings.weight_decay),
-        Group(rest, settings.learning_rate, muon=False),
-    ]
+    rate = settings.learning_rate
+    groups = groups_of(matrices, transformer.parameters(), rate, rate, settings.weight_decay)
     mean = [here(p.detach()).clone() for p in transformer.parameters()] if settings.ema else []
     return FinetuneState(transformer, build_optimizer(settings.optimizer, groups), mean)
-
-
-def prepared(checkpoint: Checkpoint, settings: FinetuneSettings, device: torch.device, warn: images.Warn) -> Features:
-    """The images' features: encoded once, each process its share, and kept in the run's folder."""
-    rank, ranks = rank_and_ranks()
-    folder = settings.folder / "features"
-    wanted = {
-        "images": str(settings.images.resolve()),
-        "checkpoint": checkpoint.revision,
-        "size": [settings.width, settings.height],
-    }
-    features = images.whole(folder, wanted)
-    barrier()  # all processes have checked before one writes
-    if features is None:
-        count = images.encode_pairs(
-            checkpoint, settings.images, folder, settings.width, settings.height, device, rank, ranks, warn
-        )
-        barrier()
-        if rank == 0:
-            images.close(folder, wanted, count)
-        features = Features(folder, count)
-    return features
 
 
 def flow_loss(
@@ -146,8 +122,7 @@ def flow_loss(
         latents.append(features.latent(index))
         noises.append(torch.randn(latents[-1].shape, generator=torch.Generator().manual_seed(int(rng.integers(2**62)))))
     device = finetuned.mean[0].device if finetuned.mean else here(next(finetuned.transformer.parameters())).device
-    length = max(len(states) for states, _ in texts)
-    states, masks = (torch.stack([_padded(text[i], length) for text in texts]).to(device) for i in (0, 1))
+    states, masks = (pad_sequence([text[i] for text in texts], batch_first=True).to(device) for i in (0, 1))
     x, noise = torch.stack(latents).to(device), torch.stack(noises).to(device)  # (B, C, h, w)
     sigma = torch.tensor(levels, dtype=torch.float32, device=device)
     level = sigma[:, None, None, None]
@@ -158,23 +133,19 @@ def flow_loss(
     return loss
 
 
-def _padded(x: Tensor, length: int) -> Tensor:
-    return torch.cat([x, x.new_zeros(length - len(x), *x.shape[1:])])
-
-
 def finetune(
     checkpoint: Checkpoint,
     settings: FinetuneSettings,
     device: torch.device,
     progress: Progress,
-    warn: images.Warn = images.ignore,
+    warn: Warn = None,
 ) -> FinetuneState:
     """Train, or go on training, the run of a folder. In a `torch.distributed` group every process calls it.
 
     `warn` gets sentences about images that are not read as a person may expect.
 
     Raises:
-        ModelError: images, a checkpoint or an optimizer that do not serve, with the remedy.
+        ValueError: images, a checkpoint or an optimizer that do not serve, with the remedy.
     """
     if checkpoint.is_sprint:
         raise ModelError(f"{checkpoint.name} is distilled to few steps, which this training would undo: take SANA-1.5")
@@ -182,7 +153,8 @@ def finetune(
         raise ModelError("Muon needs whole matrices: take came8bit where weights are spread over processes")
     rank, ranks = rank_and_ranks()
     run = Run(settings.folder, f"checkpoint-{rank}-of-{ranks}.pt")
-    features = prepared(checkpoint, settings, device, warn)
+    kept, size = settings.folder / "features", (settings.width, settings.height)
+    features = prepared(checkpoint, settings.images, kept, size, device, warn)
     finetuned = build_finetune_state(checkpoint, settings, device)
     done = _restore(run, finetuned)
     shift = float(checkpoint.config("scheduler", "scheduler_config.json").get("flow_shift", 1.0))

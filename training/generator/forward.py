@@ -16,8 +16,8 @@ from torch import Tensor
 MASKED = -10_000.0
 
 
-def _rms(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
-    factor = (x.float().square().mean(-1, keepdim=True) + eps).rsqrt()
+def _rms(x: Tensor, weight: Tensor) -> Tensor:
+    factor = (x.float().square().mean(-1, keepdim=True) + 1e-5).rsqrt()
     return x * factor.to(x.dtype) * weight.to(x.dtype)
 
 
@@ -77,6 +77,22 @@ def block_forward(
     x = x + _cross_attention(block.attn2, x, text, bias, cross_heads, dtype)
     out: Tensor = x + gate2 * _feed_forward(block.ff, _norm(x, shift2, scale2, dtype), side, dtype)
     return out
+
+
+def flow_loss(
+    model: SanaTransformer2DModel,
+    x: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    text: Tensor,
+    mask: Tensor,
+    dtype: torch.dtype = torch.float32,
+    tap: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Flow matching of latents x (B, C, h, w): ``|| velocity - (noise - x) ||^2``, and the tokens of `forward`."""
+    level = sigma[:, None, None, None]
+    velocity, tokens = forward(model, (1 - level) * x + level * noise, sigma, text, mask, dtype, tap)
+    return (velocity - (noise - x)).square().mean(), tokens
 
 
 def forward(

@@ -21,29 +21,22 @@ from bestofn.models.errors import ModelError
 from bestofn.models.safetensors_writer import write_json
 from bestofn.models.text import PromptTokenizer, encode, load_text_encoder
 from bestofn.service.media.codec import decode
+from bestofn.training.distributed import barrier, rank_and_ranks
 from bestofn.training.generator.captioned_images import ImageTextPair, pairs
 
 EMPTY = "empty"
 
-Warn = Callable[[str], object]
+Warn = Callable[[str], object] | None
 """Called with a sentence for the person who trains."""
 
 
-def ignore(_: str) -> None:
-    pass
-
-
-def pixels(pair: ImageTextPair, width: int, height: int, warn: Warn = ignore) -> Tensor:
+def pixels(pair: ImageTextPair, width: int, height: int, warn: Warn = None) -> Tensor:
     """The middle of an image at the given size, on white where it is transparent.  # -> (3, H, W) in -1..1
 
     Raises:
-        ModelError: the image cannot be read; with its name.
+        ValueError: the image cannot be read; with its name.
     """
-    try:
-        image = decode(pair.image, pair.name, warn)
-    except ValueError as error:
-        raise ModelError(str(error)) from error
-    fitted = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    fitted = ImageOps.fit(decode(pair.image, pair.name, warn), (width, height), Image.Resampling.LANCZOS)
     values: Tensor = torch.from_numpy(np.array(fitted))
     return values.permute(2, 0, 1).float() / 127.5 - 1
 
@@ -66,41 +59,45 @@ class Features:
         return stored["states"].float(), stored["mask"]
 
 
-@torch.inference_mode()
-def encode_pairs(
-    checkpoint: Checkpoint,
-    source: Path,
-    folder: Path,
-    width: int,
-    height: int,
-    device: torch.device,
-    part: int,
-    of: int,
-    warn: Warn = ignore,
-) -> int:
-    """Write the features of every ``of``-th pair from the ``part``-th on; returns how many pairs there are in all.
+def prepared(
+    checkpoint: Checkpoint, source: Path, folder: Path, size: tuple[int, int], device: torch.device, warn: Warn
+) -> Features:
+    """The features of a folder's pairs: encoded once, each process its share, and kept in another folder.
 
     Text encoder and autoencoder are in memory one after the other, in bfloat16 on a GPU, else in float32.
 
+    Args:
+        checkpoint: whose encoders they are.
+        source: folder of the pairs.
+        folder: that keeps the features.
+        size: width and height of the images in pixels.
+        device: of the encoders.
+        warn: gets sentences about images.
+
     Raises:
-        ModelError: a pair that is not one, an image that cannot be read, or a caption that is too long, by name.
+        ValueError: a pair that is not one, an image that cannot be read, or a caption that is too long, by name. Or the
+            folder has features of something else.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    count = _encode_captions(checkpoint, source, folder, device, dtype, part, of)
-    vae: Any = AutoencoderDC.from_pretrained(checkpoint.path / "vae", torch_dtype=dtype, use_safetensors=True)
-    vae = vae.to(device).eval()
-    for index, pair in enumerate(pairs(source)):
-        if index % of == part:
-            image = pixels(pair, width, height, warn)
-            latent = vae.encode(image[None].to(device, dtype)).latent[0].float() * vae.config.scaling_factor
-            save_file({"latent": latent.cpu().contiguous()}, folder / f"{index}.latent.safetensors")
-    return count
+    index = folder / "index.json"
+    wanted = {"images": str(source.resolve()), "checkpoint": checkpoint.revision, "size": list(size)}
+    made = json.loads(index.read_text(encoding="utf-8")) if index.exists() else None
+    if made is not None and made["of"] != wanted:
+        raise ModelError(f"{folder} was made of {made['of']}, not of {wanted}: name a new run folder")
+    barrier()  # all processes have checked before one writes
+    if made is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        made = {"of": wanted, "count": _encode_captions(checkpoint, source, folder, device)}
+        _encode_images(checkpoint, source, folder, size, device, warn)
+        barrier()
+        if rank_and_ranks()[0] == 0:
+            write_json(index, made)
+    return Features(folder, made["count"])
 
 
-def _encode_captions(
-    checkpoint: Checkpoint, source: Path, folder: Path, device: torch.device, dtype: torch.dtype, part: int, of: int
-) -> int:
+@torch.inference_mode()
+def _encode_captions(checkpoint: Checkpoint, source: Path, folder: Path, device: torch.device) -> int:
+    """Write the states of this process' captions; returns how many pairs there are in all."""
+    (part, of), dtype = rank_and_ranks(), _dtype(device)
     calls = checkpoint.call_defaults()
     tokenizer = PromptTokenizer.load(
         checkpoint.path / "tokenizer",
@@ -128,17 +125,20 @@ def _encode_captions(
     return count
 
 
-def whole(folder: Path, wanted: dict[str, Any]) -> Features | None:
-    """The features of a folder, if they are all there and were made of what is wanted; see `close`."""
-    index = folder / "index.json"
-    if not index.exists():
-        return None
-    made = json.loads(index.read_text(encoding="utf-8"))
-    if made["of"] != wanted:
-        raise ModelError(f"{folder} was made of {made['of']}, not of {wanted}: name a new run folder")
-    return Features(folder, made["count"])
+@torch.inference_mode()
+def _encode_images(
+    checkpoint: Checkpoint, source: Path, folder: Path, size: tuple[int, int], device: torch.device, warn: Warn
+) -> None:
+    """Write the latents of this process' images."""
+    (part, of), dtype = rank_and_ranks(), _dtype(device)
+    vae: Any = AutoencoderDC.from_pretrained(checkpoint.path / "vae", torch_dtype=dtype, use_safetensors=True)
+    vae = vae.to(device).eval()
+    for index, pair in enumerate(pairs(source)):
+        if index % of == part:
+            image = pixels(pair, *size, warn)
+            latent = vae.encode(image[None].to(device, dtype)).latent[0].float() * vae.config.scaling_factor
+            save_file({"latent": latent.cpu().contiguous()}, folder / f"{index}.latent.safetensors")
 
 
-def close(folder: Path, wanted: dict[str, Any], count: int) -> None:
-    """Say that the features of all pairs are there."""
-    write_json(folder / "index.json", {"of": wanted, "count": count})
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32

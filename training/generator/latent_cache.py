@@ -5,7 +5,6 @@ Axes: S scenes, C channels, h w latent pixels, N tokens.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from bestofn.models.shapes.scenes import RELATIONS, Wish, place, sample_wish
 from bestofn.models.shapes.world import COLOURS, SHAPES, label_maps, render
+from bestofn.training.runs import replace_file
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,7 @@ def cached_latents(path: Path, vae: AutoencoderDC, scenes: int, seed: tuple[int,
         if len(saved["values"]) == scenes:
             return Latents(saved["values"], saved["shapes"], saved["colours"], saved["words"].numpy())
     latents = draw_latents(vae, scenes, seed)
-    part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    fields = {"values": latents.values, "shapes": latents.shapes, "colours": latents.colours}
-    torch.save({**fields, "words": torch.from_numpy(latents.words)}, part)
-    os.replace(part, path)
+    fields = vars(latents) | {"words": torch.from_numpy(latents.words)}
+    replace_file(path, lambda part: torch.save(fields, part))
     return latents

@@ -1,31 +1,39 @@
-"""The shapes generator as a bundle of diffusers parts: built, sampled from while it trains, written to a folder."""
+"""The shapes generator as a bundle of diffusers parts: built, sampled from, written to a folder, scored."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
 from torch import Tensor
 from transformers import Gemma2Model, PreTrainedTokenizerFast
 
 from bestofn.models.errors import CheckpointError
+from bestofn.models.shapes.evaluator import evaluate
+from bestofn.models.shapes.prompts import CATEGORIES, BenchmarkPrompt, benchmark_prompts
+from bestofn.models.shapes.world import Image
 from bestofn.training.generator.autoencoder import LATENT_CHANNELS
 from bestofn.training.generator.forward import forward
-from bestofn.training.generator.text_encoder import Words, build_text_encoder, build_tokenizer
+from bestofn.training.generator.text_encoder import TOKENS, build_text_encoder, build_tokenizer
 
 FLOW_SHIFT = 3.0
 LATENT_SIDE = 16
+STEPS, GUIDANCE = 12, 4.0
 CALL_DEFAULTS = {
-    "num_inference_steps": 12,
-    "guidance_scale": 4.0,
+    "num_inference_steps": STEPS,
+    "guidance_scale": GUIDANCE,
     "max_sequence_length": 16,
     "complex_human_instruction": None,
 }
 """Call defaults in `bestofn.json` of the checkpoint folder."""
+
+Drawer = Callable[[Sequence[str], Sequence[int]], Sequence[Image]]
+"""Prompts and noise seeds to images (64, 64, 3) uint8."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +45,19 @@ class Parts:
     transformer: SanaTransformer2DModel
     vae: AutoencoderDC
 
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The text encoder's states (B, L, D) and the mask (B, L) of prompts; the empty prompt is a lone BOS."""
+        rows = self.tokenizer(list(prompts), padding="max_length", max_length=TOKENS, return_tensors="pt")
+        out = self.text_encoder(input_ids=rows.input_ids, attention_mask=rows.attention_mask)
+        return out.last_hidden_state, rows.attention_mask
+
     @property
     def modules(self) -> tuple[torch.nn.Module, torch.nn.Module]:
         """What the generator's training changes."""
         return self.transformer, self.text_encoder
 
 
-def build_parts(vae: AutoencoderDC, width: int, layers: int, mlp_ratio: float) -> Parts:
+def build_parts(vae: AutoencoderDC, width: int, layers: int) -> Parts:
     """An untrained generator around a trained autoencoder."""
     tokenizer = build_tokenizer()
     text_encoder = build_text_encoder(len(tokenizer))
@@ -57,7 +71,7 @@ def build_parts(vae: AutoencoderDC, width: int, layers: int, mlp_ratio: float) -
         cross_attention_head_dim=32,
         cross_attention_dim=width,
         caption_channels=text_encoder.config.hidden_size,
-        mlp_ratio=mlp_ratio,
+        mlp_ratio=2.5,
         sample_size=LATENT_SIDE,
         patch_size=2,
         interpolation_scale=1,
@@ -93,29 +107,46 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
 
 
 @torch.no_grad()
-def sample(parts: Parts, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
-    """The images that a SanaPipeline of these parts would draw, all in one batch.  # -> (B, H, W, 3) uint8"""
-    words = Words(parts.tokenizer)
-    ids, mask = words([*[""] * len(prompts), *prompts])
-    text = parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+def sample(parts: Parts, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    """The images of a SanaPipeline of these parts at the call defaults, in one batch.  # -> (B, H, W, 3) uint8"""
+    text, mask = parts.encode([*[""] * len(prompts), *prompts])
     shape = (LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE)
     x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     scheduler = build_scheduler()
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(STEPS)
     for t in scheduler.timesteps:
         levels = (t / 1000).float().expand(2 * len(x))
         both, _ = forward(parts.transformer, torch.cat([x, x]), levels, text, mask, torch.float32, tap=0)
         free, bound = both.chunk(2)
-        x = scheduler.step(free + guidance * (bound - free), t, x, return_dict=False)[0]
+        x = scheduler.step(free + GUIDANCE * (bound - free), t, x, return_dict=False)[0]
     pixels: Tensor = parts.vae.decode(x / parts.vae.config.scaling_factor).sample
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
 
 
-def save_pipeline(parts: Parts, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_pipeline(parts: Parts, folder: Path) -> None:
     """Write the folder that plain `SanaPipeline.from_pretrained` loads, with `bestofn.json`."""
     pipeline = SanaPipeline(parts.tokenizer, parts.text_encoder, parts.vae, parts.transformer, build_scheduler())
-    before = parts.transformer.dtype
-    pipeline.to(dtype)
     pipeline.save_pretrained(folder)
-    pipeline.to(before)
     (folder / "bestofn.json").write_text(json.dumps(CALL_DEFAULTS, indent=2) + "\n")
+
+
+def spread(per_category: int) -> list[BenchmarkPrompt]:
+    """A part of the benchmark: `per_category` prompts of each category, evenly spaced in it."""
+    out = []
+    for tag in CATEGORIES:
+        members = [p for p in benchmark_prompts() if p.spec.tag == tag]
+        picks = np.linspace(0, len(members) - 1, min(per_category, len(members))).round().astype(int)
+        out += [members[k] for k in picks]
+    return out
+
+
+def score(draw: Drawer, prompts: Sequence[BenchmarkPrompt]) -> dict[str, float]:
+    """Share of correct images by category, their mean ("mean"), and the share on held-out ones ("held_out")."""
+    images = draw([p.spec.prompt for p in prompts], [p.seed for p in prompts])
+    correct = np.array([evaluate(image, p.spec).correct for image, p in zip(images, prompts, strict=True)])
+    tags = np.array([p.spec.tag for p in prompts])
+    held = np.array([p.held_out for p in prompts])
+    out = {tag: float(correct[tags == tag].mean()) for tag in CATEGORIES if (tags == tag).any()}
+    out["mean"] = float(np.mean(list(out.values())))
+    out["held_out"] = float(correct[held].mean()) if held.any() else float("nan")
+    return out

@@ -5,8 +5,6 @@ Axes: B prompts, L tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -42,15 +40,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_text_encoder(vocabulary: int, width: int = 128, layers: int = 2) -> Gemma2Model:
-    """A Gemma-2 of `layers` layers; without logit caps, so that every attention backend computes the same."""
+def build_text_encoder(vocabulary: int) -> Gemma2Model:
+    """A Gemma-2 of two layers; without logit caps, so that every attention backend computes the same."""
     config = Gemma2Config(
         vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 32,
-        num_key_value_heads=width // 32,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         head_dim=32,
         query_pre_attn_scalar=32,
         max_position_embeddings=512,
@@ -62,21 +60,6 @@ def build_text_encoder(vocabulary: int, width: int = 128, layers: int = 2) -> Ge
         bos_token_id=2,
     )
     return Gemma2Model(config)
-
-
-class Words:
-    """Prompts to padded token ids without the tokenizer's overhead."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.ids: dict[str, int] = tokenizer.get_vocab()
-
-    def __call__(self, prompts: Sequence[str], length: int = TOKENS) -> tuple[Tensor, Tensor]:
-        """Ids and mask; the empty prompt is a lone BOS.  # (B, L) twice"""
-        rows = torch.zeros(len(prompts), length, dtype=torch.long)
-        for row, prompt in zip(rows, prompts, strict=True):
-            ids = [self.ids[BOS], *(self.ids.get(word, self.ids[UNKNOWN]) for word in prompt.split())]
-            row[: len(ids)] = torch.tensor(ids)
-        return rows, (rows != 0).long()
 
 
 SLOTS = ("left of", "right of", "above", "below", "first", "second")

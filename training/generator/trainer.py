@@ -17,17 +17,20 @@ import torch.nn.functional as F
 from diffusers import AutoencoderDC
 from torch import Tensor, nn
 
-from bestofn.models.shapes.prompts import PromptSpec, caption, sample_prompt
+from bestofn.models.shapes.prompts import caption, sample_prompt
 from bestofn.models.shapes.world import COLOURS, SHAPES
-from bestofn.training.generator.forward import forward
+from bestofn.training.distributed import rank_and_ranks
+from bestofn.training.generator.forward import flow_loss
 from bestofn.training.generator.latent_cache import Latents, cached_latents
 from bestofn.training.generator.pipeline import FLOW_SHIFT, Parts, build_parts, load_parts
-from bestofn.training.generator.text_encoder import LayoutHead, Words, layout
-from bestofn.training.optimizers.factory import Name, Stepper, build_optimizer
-from bestofn.training.optimizers.muon import Group, MuonAdam
+from bestofn.training.generator.text_encoder import LayoutHead, layout
+from bestofn.training.optimizers import Name
+from bestofn.training.optimizers.factory import Stepper, build_optimizer
+from bestofn.training.optimizers.muon import MuonAdam, groups_of
 from bestofn.training.runs import Progress, Run
 
 PROMPT_TAGS = ("colors", "counting", "counting_color", "two_object", "color_attr", "position", "position_color")
+TEXT_BATCH = 192  # prompts of the text encoder's warm-up
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,6 @@ class GeneratorSettings:
     scenes: int = 80_000  # a process
     width: int = 128
     layers: int = 6
-    mlp_ratio: float = 2.5
     optimizer: Name = "muon"
     matrix_rate: float = 4e-3
     other_rate: float = 3e-3
@@ -60,6 +62,7 @@ class GeneratorSettings:
     low_precision: bool = False
     save_every: int = 200
     start: Path | None = None  # a shapes checkpoint to go on from, whose shape then counts; None: fresh weights
+    latents: Path | None = None  # file of the scenes, shared by runs of one process; None: one of this run's own
 
     @property
     def dtype(self) -> torch.dtype:
@@ -125,8 +128,7 @@ def build_train_state(settings: GeneratorSettings) -> TrainState:
     if settings.start:
         parts = load_parts(settings.start)
     else:
-        vae = AutoencoderDC.from_pretrained(settings.vae)
-        parts = build_parts(vae, settings.width, settings.layers, settings.mlp_ratio)
+        parts = build_parts(AutoencoderDC.from_pretrained(settings.vae), settings.width, settings.layers)
     parts.vae.eval()
     text_width = parts.text_encoder.config.hidden_size
     heads = nn.ModuleDict(
@@ -135,13 +137,8 @@ def build_train_state(settings: GeneratorSettings) -> TrainState:
     inner = [*parts.transformer.transformer_blocks.parameters(), *parts.text_encoder.layers.parameters()]
     inner += list(parts.transformer.caption_projection.parameters())
     matrices = [p for p in inner if p.ndim >= 2 and p[0].numel() > 9 and p.shape[0] > 6]
-    chosen = {id(p) for p in matrices}
     everything = [p for module in (*parts.modules, heads) for p in module.parameters()]
-    rest = [p for p in everything if id(p) not in chosen]
-    groups = [
-        Group(matrices, settings.matrix_rate, muon=True, weight_decay=0.01),
-        Group(rest, settings.other_rate, muon=False),
-    ]
+    groups = groups_of(matrices, everything, settings.matrix_rate, settings.other_rate, weight_decay=0.01)
     muon = settings.optimizer == "muon"
     optimizer = MuonAdam(groups, dtype=settings.dtype) if muon else build_optimizer(settings.optimizer, groups)
     mean = [p.detach().clone() for module in parts.modules for p in module.parameters()]
@@ -154,61 +151,52 @@ def noise_levels(n: int, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)).float()
 
 
-def _layout_loss(state: TrainState, specs: list[PromptSpec], ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    text = state.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    return text, state.heads["layout"](text, mask, torch.tensor([layout(spec) for spec in specs]))
-
-
-def text_step(state: TrainState, words: Words, rng: np.random.Generator, batch: int = 192) -> Tensor:
+def text_step(state: TrainState, rng: np.random.Generator) -> Tensor:
     """Warm-up of the text encoder alone: say where what is, from the prompt's last token."""
-    specs = [sample_prompt(rng, PROMPT_TAGS[int(rng.integers(len(PROMPT_TAGS)))]) for _ in range(batch)]
-    ids, mask = words([spec.prompt for spec in specs])
-    return _layout_loss(state, specs, ids, mask)[1]
+    specs = [sample_prompt(rng, PROMPT_TAGS[int(rng.integers(len(PROMPT_TAGS)))]) for _ in range(TEXT_BATCH)]
+    text, mask = state.parts.encode([spec.prompt for spec in specs])
+    loss: Tensor = state.heads["layout"](text, mask, torch.tensor([layout(spec) for spec in specs]))
+    return loss
 
 
 def flow_step(
-    state: TrainState, settings: GeneratorSettings, latents: Latents, words: Words, rng: np.random.Generator
+    state: TrainState, settings: GeneratorSettings, latents: Latents, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Loss to minimise, and the flow-matching part of it: || velocity - (noise - latent) ||^2."""
+    """Loss to minimise, and the flow-matching part of it."""
     picks = rng.integers(len(latents.values), size=settings.batch_size)
     specs = [caption(rng, latents.wish(int(k))) for k in picks]
     dropped = rng.random(len(specs)) < settings.caption_dropout
-    ids, mask = words(["" if gone else spec.prompt for spec, gone in zip(specs, dropped, strict=True)])
+    text, mask = state.parts.encode(["" if gone else spec.prompt for spec, gone in zip(specs, dropped, strict=True)])
     kept = torch.from_numpy(~dropped)
-    text = state.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     target = torch.tensor([layout(spec) for spec in specs])
     layout_loss = state.heads["layout"](text[kept], mask[kept], target[kept])
     x = latents.values[picks].float()
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     noise = torch.randn(x.shape, generator=generator)
     sigma = noise_levels(len(x), rng)
-    level = sigma[:, None, None, None]
-    noisy = (1 - level) * x + level * noise
-    tap = len(state.parts.transformer.transformer_blocks) // 2
-    velocity, tokens = forward(state.parts.transformer, noisy, sigma, text, mask, settings.dtype, tap)
-    flow = (velocity - (noise - x)).square().mean()
+    transformer = state.parts.transformer
+    tap = len(transformer.transformer_blocks) // 2
+    flow, tokens = flow_loss(transformer, x, noise, sigma, text, mask, settings.dtype, tap)
     labels = state.heads["labels"](tokens, latents.shapes[picks], latents.colours[picks])
     return flow + settings.label_weight * labels + settings.layout_weight * layout_loss, flow.detach()
 
 
 @torch.no_grad()
-def conditioning(state: TrainState, latents: Latents, words: Words, n: int = 48) -> dict[str, float]:
+def conditioning(state: TrainState, latents: Latents) -> dict[str, float]:
     """Loss with shuffled captions less the loss with the right ones, at four noise levels: what the words are worth."""
-    n = min(n, len(latents.values))
+    n = min(48, len(latents.values))
     rng = np.random.default_rng(1)
     specs = [caption(rng, latents.wish(k)) for k in range(n)]
-    ids, mask = words([spec.prompt for spec in specs])
-    text = state.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    text, mask = state.parts.encode([spec.prompt for spec in specs])
     x = latents.values[:n].float()
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     out = {}
     for level in (0.3, 0.6, 0.8, 0.95):
-        noisy, sigma = (1 - level) * x + level * noise, torch.full((n,), level)
-        losses = []
-        for shift in (0, 1):
-            words_in, mask_in = text.roll(shift, 0), mask.roll(shift, 0)
-            v = forward(state.parts.transformer, noisy, sigma, words_in, mask_in, torch.float32, 0)[0]
-            losses.append(float((v - (noise - x)).square().mean()))
+        sigma = torch.full((n,), level)
+        losses = [
+            float(flow_loss(state.parts.transformer, x, noise, sigma, text.roll(shift, 0), mask.roll(shift, 0))[0])
+            for shift in (0, 1)
+        ]
         out[f"loss@{level}"], out[f"gap@{level}"] = losses[0], losses[1] - losses[0]
     return out
 
@@ -235,13 +223,11 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> TrainSta
     Inside an initialised `torch.distributed` group every process draws its own scenes and gradients are averaged; only
     rank 0 writes. A resumed run goes on bit by bit: every step's randomness comes from (seed, rank, step) alone.
     """
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    rank, ranks = rank_and_ranks()
     run = Run(settings.folder)
     state = build_train_state(settings)
-    words = Words(state.parts.tokenizer)
     step = _restore(run, state)
-    cache = settings.folder.parent / f"latents-{settings.vae.parent.name}-{rank}.pt"
+    cache = settings.latents or settings.folder.parent / f"latents-{settings.vae.parent.name}-{rank}.pt"
     latents = cached_latents(cache, state.parts.vae, settings.scenes, (settings.seed, 7, rank))
     parameters = state.optimizer.parameters
     smoothed = 0.0
@@ -253,10 +239,10 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> TrainSta
         flow = torch.zeros(())
         for _ in range(settings.accumulate):
             if warm:
-                loss = text_step(state, words, rng)
+                loss = text_step(state, rng)
                 part = loss.detach()
             else:
-                loss, part = flow_step(state, settings, latents, words, rng)
+                loss, part = flow_step(state, settings, latents, rng)
             torch.autograd.backward(loss / settings.accumulate)
             flow += part / settings.accumulate
         scale = min(1.0, (step + 1) / settings.warmup_steps) if warm else rate(step - settings.text_steps, settings)
@@ -274,7 +260,7 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> TrainSta
         if rank == 0 and (done or step % settings.save_every == 0):
             figures = {"step": step - settings.text_steps, "steps": settings.steps, "loss": smoothed}
             progress(figures)
-            run.log(**figures, ranks=ranks, rate=scale, **({} if warm else conditioning(state, latents, words)))
+            run.log(**figures, ranks=ranks, rate=scale, **({} if warm else conditioning(state, latents)))
             _save(run, state, step)
     return state
 

@@ -120,9 +120,13 @@ def calibrate(fields: Sequence[Field]) -> Report:
     """
     leaders = Leaders.of(fields)
     calibration = fit(leaders)
-    checked = [(Leaders.of(fields[fold::FOLDS]), _others(fields, fold)) for fold in range(min(FOLDS, len(fields)))]
-    promised = [_promises(fit(Leaders.of(others)) if others else calibration, unseen) for unseen, others in checked]
-    unseen = Leaders(*(np.concatenate([getattr(one, name) for one, _ in checked]) for name in Leaders.__annotations__))
+    checked, promised = [], []
+    for fold in range(min(FOLDS, len(fields))):
+        unseen, others = Leaders.of(fields[fold::FOLDS]), [f for i, f in enumerate(fields) if i % FOLDS != fold]
+        fitted = fit(Leaders.of(others)) if others else calibration
+        checked.append(unseen)
+        promised.append(fitted.ceiling * _sigmoid(unseen.margin / fitted.temperature + fitted.bias))
+    unseen = Leaders(*(np.concatenate([getattr(one, name) for one in checked]) for name in Leaders.__annotations__))
     judged = [sum(math.isfinite(margin) for margin, _ in field) for field in fields]
     return Report(
         calibration,
@@ -179,14 +183,6 @@ def calibration_error(table: Sequence[Bin]) -> float:
 
 def _margin(one: tuple[float, bool]) -> float:
     return -math.inf if math.isnan(one[0]) else one[0]
-
-
-def _others(fields: Sequence[Field], fold: int) -> list[Field]:
-    return [field for i, field in enumerate(fields) if i % FOLDS != fold]
-
-
-def _promises(calibration: Calibration, leaders: Leaders) -> Floats:
-    return calibration.ceiling * _sigmoid(leaders.margin / calibration.temperature + calibration.bias)
 
 
 def _promised(at: Floats, margin: Floats) -> Floats:

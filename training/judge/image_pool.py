@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from bestofn.models.shapes.prompts import PromptSpec
 from bestofn.training.judge.drawing import Drawer, Images
+from bestofn.training.runs import replace_file
 
 SETTINGS = "settings.json"
 
@@ -43,16 +43,14 @@ class DrawJob:
 
 @dataclass(frozen=True)
 class PoolImages:
-    """Images of a job, (B, H, W, 3) uint8, with the prompt and the noise seed of each."""
+    """Images of a job, (B, H, W, 3) uint8, with the prompt of each."""
 
     images: Images
     specs: tuple[PromptSpec, ...]
-    seeds: tuple[int, ...]
 
     def of(self, indices: Sequence[int]) -> PoolImages:
         """Some of the images."""
-        specs, seeds = tuple(self.specs[k] for k in indices), tuple(self.seeds[k] for k in indices)
-        return PoolImages(self.images[list(indices)], specs, seeds)
+        return PoolImages(self.images[list(indices)], tuple(self.specs[k] for k in indices))
 
 
 def fill_pool(
@@ -108,28 +106,15 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _write(path: Path, images: Images, job: DrawJob) -> None:
-    fields = {
-        "images": images,
-        "specs": np.array([json.dumps(spec.to_json()) for spec in job.specs], dtype=np.str_),
-        "seeds": np.array(job.seeds, dtype=np.int64),
-    }
+    specs = np.array([json.dumps(spec.to_json()) for spec in job.specs], dtype=np.str_)
 
     def save(part: Path) -> None:
         with part.open("wb") as file:
-            np.savez_compressed(file, **fields)  # type: ignore[arg-type]
+            np.savez_compressed(file, images=images, specs=specs)
 
     replace_file(path, save)
 
 
 def _read(path: Path) -> PoolImages:
     with np.load(path) as file:
-        images, lines, seeds = file["images"], file["specs"], file["seeds"]  # each access reads the whole array
-    specs = tuple(PromptSpec.from_json(json.loads(line)) for line in lines)
-    return PoolImages(images, specs, tuple(int(seed) for seed in seeds))
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name, then move it into place: readers never see half of it."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    write(part)
-    os.replace(part, path)
+        return PoolImages(file["images"], tuple(PromptSpec.from_json(json.loads(line)) for line in file["specs"]))

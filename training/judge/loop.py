@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers import AttentionInterface, DynamicCache
 
 from bestofn.judge.nvila import Nvila
 from bestofn.training.judge.examples import IGNORE, Batch, Collator, ImageExample
-from bestofn.training.judge.losses import LossWeights, total_loss
+from bestofn.training.judge.losses import total_loss
 from bestofn.training.runs import Progress, Run
 
 OTHER_RATE = 0.3
@@ -38,7 +38,6 @@ class Schedule:
         decay: share of the stage, at its end, over which the rate falls to zero; 0 keeps it.
         low_precision: whether matrix products are computed in bfloat16; attention stays in float32.
         save_every: updates between two held-out scores, each with a checkpoint.
-        weights: weights of the losses.
     """
 
     steps: int
@@ -47,7 +46,6 @@ class Schedule:
     decay: float = 0.4
     low_precision: bool = False
     save_every: int = 100
-    weights: LossWeights = field(default_factory=LossWeights)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: a ramp, a plateau, a ramp."""
@@ -120,11 +118,11 @@ class JudgeTrainingModel(nn.Module):
         h = llm.model(None, {"full_attention": mask}, positions, cache, embedded, use_cache=True)[0]  # (R, L, D)
         return llm.lm_head(h[batch.targets != IGNORE]), labels
 
-    def loss(self, batch: Batch, collate: Collator, weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch, collate: Collator) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum of the losses, and each of them by name."""
         logits, labels = self(batch, collate.head)
         yes_no = collate.question.yes_id, collate.question.no_id
-        return total_loss(logits, labels, batch, self.classes, yes_no, weights)
+        return total_loss(logits, labels, batch, self.classes, yes_no)
 
 
 def train(
@@ -161,7 +159,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = share * schedule.rate(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=schedule.low_precision):
-            loss, figures = model.loss(collate(examples(step)), collate, schedule.weights)
+            loss, figures = model.loss(collate(examples(step)), collate)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:

@@ -6,7 +6,6 @@ Axes: M target positions, V tokens, R rows of text, B images, K label maps, c ce
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +13,8 @@ from torch import Tensor
 
 from bestofn.training.judge.examples import IGNORE, NO_GROUP, Batch
 
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weight of each loss; answers have weight 1."""
-
-    ranking: float = 1.0
-    listwise: float = 0.5
-    describing: float = 0.5
-    labelling: float = 0.5
+LISTWISE, DESCRIBING, LABELLING = 0.5, 0.5, 0.5
+"""Weights of the listwise part of ranking, of descriptions and of label maps; answers and ranking have weight 1."""
 
 
 def ranking_loss(margins: Tensor, right: Tensor, groups: Tensor, listwise: float) -> tuple[Tensor, float]:
@@ -61,7 +53,6 @@ def total_loss(
     batch: Batch,
     classes: Sequence[int],
     yes_no: tuple[int, int],
-    weights: LossWeights,
 ) -> tuple[Tensor, dict[str, float]]:
     """Weighted sum of all losses that the batch has targets for.
 
@@ -71,7 +62,6 @@ def total_loss(
         batch: targets.
         classes: (K,), number of classes of each label map.
         yes_no: token ids of the two answers.
-        weights: weights of the losses.
 
     Returns:
         The sum, and every loss by name, with "ordered", the share of ranked pairs in the right order.
@@ -93,17 +83,14 @@ def total_loss(
         final = asked & (positions == batch.answer_position[rows])
         yes, no = yes_no
         margins, of = (logits[final, yes] - logits[final, no]).float(), rows[final]
-        ranking, ordered = ranking_loss(margins, batch.satisfied[of], batch.groups[of], weights.listwise)
+        ranking, ordered = ranking_loss(margins, batch.satisfied[of], batch.groups[of], LISTWISE)
         if ordered == ordered:
-            add("ranking", weights.ranking, ranking)
+            add("ranking", 1.0, ranking)
             figures["ordered"] = ordered
     if bool((~asked).any()):
-        add("describing", weights.describing, words[~asked].mean())
+        add("describing", DESCRIBING, words[~asked].mean())
     if bool((batch.cells != IGNORE).any()):
         maps = zip(torch.split(labels.float(), list(classes), 1), batch.cells.flatten(2).unbind(1), strict=True)
-        add(
-            "labelling",
-            weights.labelling,
-            torch.stack([F.cross_entropy(z, y, ignore_index=IGNORE) for z, y in maps]).sum(),
-        )
+        each = [F.cross_entropy(z, y, ignore_index=IGNORE) for z, y in maps]
+        add("labelling", LABELLING, torch.stack(each).sum())
     return total, figures | {"loss": float(total.detach())}

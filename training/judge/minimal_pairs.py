@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,11 +26,17 @@ from bestofn.training.judge.composition import (
 from bestofn.training.judge.labels import LabelledImage
 from bestofn.training.judge.outlines import OutlineLibrary, Quality
 
-Changed = dict[int, PaintedObject]
-"""Objects of the wrong image that differ from the right one's, by index."""
-
-Spoil = Callable[[np.random.Generator, Sequence[PaintedObject], int, OutlineLibrary | None], Changed | None]
-"""What changes if the object of that index is flawed, or None where that flaw is not possible."""
+FLAWS = {
+    "near outline": 0.24,
+    "mixed colours": 0.15,
+    "stretched": 0.05,
+    "malformed": 0.04,
+    "merged": 0.03,
+    "another shape": 0.03,
+    "swapped colours": 0.23,
+    "swapped places": 0.23,
+}
+"""Share of each flaw among attempts. Most prompts name no two colours or no place, so most swaps are no flaw."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +69,8 @@ def _attempt(rng: np.random.Generator, library: OutlineLibrary | None) -> Minima
     canvas = background(rng)
     objects = [PaintedObject(thing, _sound_mask(rng, thing, library), random_tint(rng)) for thing in scene.things]
     victim = int(rng.integers(len(objects)))
-    spoil = SPOILS[int(rng.choice(len(SPOILS), p=[share for share, _ in SPOILS]))][1]
-    changed = spoil(rng, objects, victim, library)
+    flaw = list(FLAWS)[int(rng.choice(len(FLAWS), p=list(FLAWS.values())))]
+    changed = _changed(rng, flaw, objects, victim, library)
     if changed is None:
         return None
     soft, grain = rng.random() < 0.35, int(rng.integers(2**31))
@@ -87,93 +93,42 @@ def _sound_mask(rng: np.random.Generator, thing: Thing, library: OutlineLibrary 
     return found or coverage(thing)
 
 
-def _near_outline(
-    rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
-) -> Changed | None:
-    one = objects[victim]
-    quality = Quality.NEAR if rng.random() < 0.7 else Quality.BAD
-    return {victim: replace(one, mask=outline(rng, one.thing, library, quality) or blended(rng, one.thing))}
+def _changed(
+    rng: np.random.Generator, flaw: str, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
+) -> dict[int, PaintedObject] | None:
+    """Objects of the wrong image that differ from the right one's, by index; None where the flaw is not possible."""
+    second = (victim + 1) % len(objects)
+    one, other = objects[victim], objects[second]
+    match flaw:
+        case "near outline":
+            quality = Quality.NEAR if rng.random() < 0.7 else Quality.BAD
+            return {victim: replace(one, mask=outline(rng, one.thing, library, quality) or blended(rng, one.thing))}
+        case "mixed colours":
+            return {victim: replace(one, mix=ColourMix.random(rng, one.thing.colour))}
+        case "stretched":
+            return {victim: replace(one, mask=stretched(rng, one.thing, one.mask))}
+        case "malformed":
+            return {victim: replace(one, mask=malformed(rng, one.thing))}
+        case "merged" if len(objects) > 1:  # moved towards another until the two touch
+            share = rng.uniform(0.3, 0.6)
+            down, right = round(share * (other.thing.y - one.thing.y)), round(share * (other.thing.x - one.thing.x))
+            alpha, top, left = one.mask
+            return {victim: replace(one, mask=(alpha, top + down, left + right))}
+        case "another shape":
+            thing = reshaped(rng, one.thing)
+            return {victim: replace(one, mask=outline(rng, thing, library, Quality.GOOD) or coverage(thing))}
+        case "swapped colours" if one.thing.colour != other.thing.colour:
+            return {victim: _coloured(one, other.thing.colour), second: _coloured(other, one.thing.colour)}
+        case "swapped places" if len(objects) > 1:
+            return {victim: _moved(one, other.thing), second: _moved(other, one.thing)}
+    return None
 
 
-def _mixed_colours(
-    rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
-) -> Changed | None:
-    one = objects[victim]
-    return {victim: replace(one, mix=ColourMix.random(rng, one.thing.colour))}
-
-
-def _stretch(
-    rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
-) -> Changed | None:
-    one = objects[victim]
-    return {victim: replace(one, mask=stretched(rng, one.thing, one.mask))}
-
-
-def _malform(
-    rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
-) -> Changed | None:
-    one = objects[victim]
-    return {victim: replace(one, mask=malformed(rng, one.thing))}
-
-
-def _merge(
-    rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
-) -> Changed | None:
-    """The object moved towards another until the two touch."""
-    if len(objects) == 1:
-        return None
-    one, other = objects[victim], objects[(victim + 1) % len(objects)].thing
-    share = rng.uniform(0.3, 0.6)
-    down, right = round(share * (other.y - one.thing.y)), round(share * (other.x - one.thing.x))
-    alpha, top, left = one.mask
-    return {victim: replace(one, mask=(alpha, top + down, left + right))}
-
-
-def _other_shape(
-    rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
-) -> Changed | None:
-    one = objects[victim]
-    thing = reshaped(rng, one.thing)
-    return {victim: replace(one, mask=outline(rng, thing, library, Quality.GOOD) or coverage(thing))}
-
-
-def _swapped_colours(
-    rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
-) -> Changed | None:
-    """Two objects with each other's colour."""
-    one, other = objects[victim], objects[(victim + 1) % len(objects)]
-    if one.thing.colour == other.thing.colour:
-        return None
-    return {
-        victim: replace(one, thing=replace(one.thing, colour=other.thing.colour)),
-        (victim + 1) % len(objects): replace(other, thing=replace(other.thing, colour=one.thing.colour)),
-    }
-
-
-def _swapped_places(
-    rng: np.random.Generator, objects: Sequence[PaintedObject], victim: int, library: OutlineLibrary | None
-) -> Changed | None:
-    """Two objects in each other's place."""
-    if len(objects) == 1:
-        return None
-    one, other = objects[victim], objects[(victim + 1) % len(objects)]
-    return {victim: _moved(one, other.thing), (victim + 1) % len(objects): _moved(other, one.thing)}
+def _coloured(one: PaintedObject, colour: str) -> PaintedObject:
+    return replace(one, thing=replace(one.thing, colour=colour))
 
 
 def _moved(one: PaintedObject, to: Thing) -> PaintedObject:
     down, right = to.y - one.thing.y, to.x - one.thing.x
     alpha, top, left = one.mask
     return replace(one, thing=replace(one.thing, x=to.x, y=to.y), mask=(alpha, top + round(down), left + round(right)))
-
-
-SPOILS: tuple[tuple[float, Spoil], ...] = (
-    (0.24, _near_outline),
-    (0.15, _mixed_colours),
-    (0.05, _stretch),
-    (0.04, _malform),
-    (0.03, _merge),
-    (0.03, _other_shape),
-    (0.23, _swapped_colours),
-    (0.23, _swapped_places),
-)
-"""Share of each flaw among attempts. Most prompts name no two colours or no place, so most swaps are no flaw."""

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from bestofn.models.shapes.evaluator import evaluate
 from bestofn.training.judge.examples import Collator
-from bestofn.training.judge.image_pool import PoolImages, replace_file
+from bestofn.training.judge.image_pool import PoolImages
 from bestofn.training.judge.loop import JudgeTrainingModel
 from bestofn.training.judge.scoring import image_margins
-from bestofn.training.runs import Progress
+from bestofn.training.runs import Progress, replace_file
 
 TOP, WRONG_AMONG, OTHER_RIGHT = 4, 16, 2
 

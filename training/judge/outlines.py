@@ -61,24 +61,17 @@ class OutlineLibrary:
     """
 
     def __init__(self, components: Iterable[Component]) -> None:
-        self._outlines: dict[tuple[str, Quality], list[Outline]] = {(s, q): [] for s in SHAPES for q in Quality}
+        self.outlines: dict[tuple[str, Quality], list[Outline]] = {(s, q): [] for s in SHAPES for q in Quality}
         for one in components:
             if (outline := _outline(one)) is not None:
                 for quality in Quality:
                     low, high = quality.value
                     if low <= outline.overlap < high:
-                        self._outlines[outline.shape, quality].append(outline)
-
-    def __len__(self) -> int:
-        return sum(len(self._outlines[s, q]) for s in SHAPES for q in (Quality.GOOD, Quality.NEAR, Quality.BAD))
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Number of outlines of each shape and quality."""
-        return {s: {q.name.lower(): len(self._outlines[s, q]) for q in Quality} for s in SHAPES}
+                        self.outlines[outline.shape, quality].append(outline)
 
     def pick(self, rng: np.random.Generator, shape: str, quality: Quality) -> Outline | None:
         """A random outline, or None where the library has none."""
-        there = self._outlines[shape, quality]
+        there = self.outlines[shape, quality]
         return there[int(rng.integers(len(there)))] if there else None
 
 

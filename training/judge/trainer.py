@@ -124,7 +124,7 @@ class JudgeTrainer:
         settings = {
             "generator": self.generator_revision,
             "low_precision": self.settings.low_precision,
-            "jobs": digest(job.to_json() for job in jobs),
+            "jobs": hashlib.sha256("".join(f"{job.to_json()}\n" for job in jobs).encode()).hexdigest()[:12],
         }
 
         def progress(done: int, wanted: int) -> None:
@@ -158,7 +158,7 @@ class JudgeTrainer:
             settings.run / stage.name,
             partial(self.show, stage.name),
         )
-        self.export(settings.run / stage.name / "judge")
+        publish(settings.run / stage.name / "judge", self.save)
         return {
             "stage": stage.name,
             "drawn": sum(len(job.seeds) for job in stage.jobs),
@@ -173,10 +173,6 @@ class JudgeTrainer:
         return scene_score(self.model, self.collate, self._scenes) | choice_score(
             self.model, self.collate, self._validation
         )
-
-    def export(self, folder: Path) -> None:
-        """Write the judge as it is to a folder, in one step."""
-        publish(folder, self.save)
 
     def save(self, folder: Path) -> None:
         """Write the judge into a new folder."""
@@ -223,11 +219,3 @@ def train_judge(settings: JudgeSettings, show: Show) -> Training:
 
     publish(settings.out, write)
     return training
-
-
-def digest(values: Any) -> str:
-    """12 hexadecimal digits over the JSON of some values."""
-    total = hashlib.sha256()
-    for value in values:
-        total.update(f"{value}\n".encode())
-    return total.hexdigest()[:12]

@@ -1,1 +1,5 @@
-"""optimizers."""
+"""Optimizers of the trainings."""
+
+from typing import Literal
+
+Name = Literal["adamw", "came", "came8bit", "muon"]

@@ -83,9 +83,9 @@ class CAME(Optimizer):
         return loss
 
     def _update(self, p: Tensor, group: dict[str, Any]) -> None:
-        over = Shards.of(p)
+        over = _shards(p)
         assert p.grad is not None
-        weight, grad = _here(p), _here(p.grad)
+        weight, grad = here(p), here(p.grad)
         if grad.is_sparse:
             raise ValueError("CAME takes dense gradients: build the embedding with sparse=False")
         state = self.state[p]
@@ -101,7 +101,7 @@ class CAME(Optimizer):
             update = _inverse_root(state["row"], state["column"], over).mul_(G)
         else:
             update = state["square"].mul_(beta2).add_(square, alpha=1 - beta2).rsqrt().mul_(G)
-        rms = (over.sum(update.square().sum()) / p.numel()).sqrt()
+        rms = (_sum(update.square().sum(), over) / p.numel()).sqrt()
         update.div_((rms / group["clip_threshold"]).clamp_(min=1.0))
         if "codes" in state:
             moment, state["codes"], state["scales"] = quantised_average(update, state["codes"], state["scales"], beta1)
@@ -125,29 +125,24 @@ class CAME(Optimizer):
                 self.state[p][name] = value.to(p.device, copy=True)
 
 
-class Shards:
-    """Sums over the processes that share a parameter row by row; over a whole parameter they are what they were."""
-
-    def __init__(self, group: "dist.ProcessGroup | None") -> None:
-        self._group = group
-
-    @classmethod
-    def of(cls, p: Tensor) -> "Shards":
-        """ValueError for a parameter that is cut otherwise than along its first axis."""
-        if not isinstance(p, DTensor):
-            return cls(None)
-        if p.device_mesh.ndim != 1 or not p.placements[0].is_shard(0):
-            raise ValueError(f"CAME steps parameters that are sharded along their first axis, got {p.placements}")
-        return cls(p.device_mesh.get_group())
-
-    def sum(self, x: Tensor) -> Tensor:
-        """x, summed in place over the processes."""
-        if self._group is not None:
-            dist.all_reduce(x, group=self._group)
-        return x
+def _shards(p: Tensor) -> "dist.ProcessGroup | None":
+    """The processes that share a parameter row by row; None for a whole one, ValueError if it is cut otherwise."""
+    if not isinstance(p, DTensor):
+        return None
+    if p.device_mesh.ndim != 1 or not p.placements[0].is_shard(0):
+        raise ValueError(f"CAME steps parameters that are sharded along their first axis, got {p.placements}")
+    return p.device_mesh.get_group()
 
 
-def _here(x: Tensor) -> Tensor:
+def _sum(x: Tensor, over: "dist.ProcessGroup | None") -> Tensor:
+    """x, summed in place over the processes."""
+    if over is not None:
+        dist.all_reduce(x, group=over)
+    return x
+
+
+def here(x: Any) -> Any:
+    """The part of a tensor that lies in this process: all of it, unless it is sharded."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
@@ -167,14 +162,14 @@ def _initial(weight: Tensor, matrix: bool, coded: bool) -> dict[str, Tensor]:
     return first | {name: zeros(R) for name in rows} | {name: zeros(C) for name in columns}
 
 
-def _average(row: Tensor, column: Tensor, square: Tensor, beta: float, over: Shards) -> None:
+def _average(row: Tensor, column: Tensor, square: Tensor, beta: float, over: "dist.ProcessGroup | None") -> None:
     """Running means of a matrix' columns (R,) and rows (C,), of which a process may hold some rows only."""
-    rows = over.sum(torch.full((), float(len(square)), device=square.device))
+    rows = _sum(torch.full((), float(len(square)), device=square.device), over)
     row.lerp_(square.mean(1), 1 - beta)
-    column.lerp_(over.sum(square.sum(0)) / rows, 1 - beta)
+    column.lerp_(_sum(square.sum(0), over) / rows, 1 - beta)
 
 
-def _inverse_root(row: Tensor, column: Tensor, over: Shards) -> Tensor:
+def _inverse_root(row: Tensor, column: Tensor, over: "dist.ProcessGroup | None") -> Tensor:
     """``1 / sqrt(outer(row, column) / mean(row))``.  # (R,), (C,) -> (R, C)"""
-    sums = over.sum(torch.stack([row.sum(), torch.full((), float(len(row)), device=row.device)]))
+    sums = _sum(torch.stack([row.sum(), torch.full((), float(len(row)), device=row.device)]), over)
     return torch.outer((row / (sums[0] / sums[1])).rsqrt_(), column.rsqrt())

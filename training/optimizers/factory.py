@@ -1,30 +1,15 @@
-"""The optimizers that a training may choose from, behind the one interface that `MuonAdam` has."""
+"""The optimizers that a training may choose from, behind the interface of `MuonAdam`."""
 
 from collections.abc import Iterable
-from typing import Any, Literal, Protocol, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from bestofn.training.optimizers.came8bit import CAME
+from bestofn.training.optimizers import Name
+from bestofn.training.optimizers.came8bit import CAME, here
 from bestofn.training.optimizers.muon import Group, MuonAdam
-
-Name = Literal["adamw", "came", "came8bit", "muon"]
-NAMES: tuple[Name, ...] = get_args(Name)
-
-
-class Stepper(Protocol):
-    """What a training loop asks of an optimizer."""
-
-    @property
-    def parameters(self) -> list[nn.Parameter]: ...
-
-    def step(self, scale: float = 1.0) -> None: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None: ...
 
 
 class Scheduled:
@@ -62,6 +47,9 @@ class Scheduled:
         self.optimizer.load_state_dict(saved)
 
 
+Stepper = MuonAdam | Scheduled
+
+
 def build_optimizer(name: Name, groups: Iterable[Group]) -> Stepper:
     """An optimizer of groups, of which `Group.muon` counts for Muon alone; Muon takes no sharded weights."""
     groups = [group for group in groups if group.parameters]
@@ -71,11 +59,6 @@ def build_optimizer(name: Name, groups: Iterable[Group]) -> Stepper:
     if name == "adamw":
         return Scheduled(torch.optim.AdamW(plain, betas=(0.9, 0.98)))
     return Scheduled(CAME(plain, bits=8 if name == "came8bit" else 32))
-
-
-def here(x: Any) -> Any:
-    """The part of a tensor that lies in this process: all of it, unless it is sharded."""
-    return x.to_local() if isinstance(x, DTensor) else x
 
 
 def _like(value: Any, p: Tensor) -> Any:

@@ -9,20 +9,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
+MOMENTUM = 0.95  # of Muon
+BETAS, EPS = (0.9, 0.98), 1e-8  # of AdamW
 
 
-def orthogonalise(G: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
+def orthogonalise(G: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Nearest semi-orthogonal matrices, roughly: a quintic Newton-Schulz iteration.  # (S, M, N) -> (S, M, N)"""
     a, b, c = NEWTON_SCHULZ
     tall = G.size(-2) > G.size(-1)
     X: Tensor = G.mT if tall else G
     X = (X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
-    for _ in range(steps):
+    for _ in range(ITERATIONS):
         A = X @ X.mT
         X = a * X + (b * A + c * A @ A) @ X
     return (X.mT if tall else X).to(G.dtype)
@@ -38,6 +41,19 @@ class Group:
     weight_decay: float = 0.0
 
 
+def groups_of(
+    matrices: list[torch.nn.Parameter],
+    parameters: Iterable[torch.nn.Parameter],
+    matrix_rate: float,
+    other_rate: float,
+    weight_decay: float = 0.0,
+) -> list[Group]:
+    """Muon for the matrices, AdamW for all other parameters; weights of matrices decay."""
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in parameters if id(p) not in chosen]
+    return [Group(matrices, matrix_rate, muon=True, weight_decay=weight_decay), Group(rest, other_rate, muon=False)]
+
+
 class MuonAdam:
     """Steps groups of parameters by Muon or AdamW; `scale` multiplies every learning rate (the schedule).
 
@@ -45,16 +61,8 @@ class MuonAdam:
     al., "Muon is scalable for LLM training", 2025. `dtype` is the dtype of the iteration; bfloat16 is enough.
     """
 
-    def __init__(
-        self,
-        groups: Iterable[Group],
-        momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.98),
-        eps: float = 1e-8,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, groups: Iterable[Group], dtype: torch.dtype = torch.float32) -> None:
         self.groups = list(groups)
-        self.momentum, self.betas, self.eps = momentum, betas, eps
         self.dtype = dtype
         self.steps = 0
         self.state: dict[Tensor, tuple[Tensor, ...]] = {}
@@ -88,10 +96,10 @@ class MuonAdam:
     def _muon(self, live: list[Tensor], rate: float) -> None:
         grads = [p.grad for p in live if p.grad is not None]
         buffers = [self.state[p][0] for p in live]
-        torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
+        torch._foreach_lerp_(buffers, grads, 1 - MOMENTUM)
         by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for p, grad, buffer in zip(live, grads, buffers, strict=True):
-            update = grad.lerp(buffer, self.momentum).reshape(p.shape[0], -1)
+            update = grad.lerp(buffer, MOMENTUM).reshape(p.shape[0], -1)
             by_shape[(update.shape[0], update.shape[1])].append((p, update))
         for (rows, columns), members in by_shape.items():
             X = orthogonalise(torch.stack([update for _, update in members]), self.dtype)
@@ -103,25 +111,22 @@ class MuonAdam:
         grads = [p.grad for p in live if p.grad is not None]
         first = [self.state[p][0] for p in live]
         second = [self.state[p][1] for p in live]
-        beta1, beta2 = self.betas
+        beta1, beta2 = BETAS
         torch._foreach_lerp_(first, grads, 1 - beta1)
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
         denominators = torch._foreach_sqrt(second)
         torch._foreach_div_(denominators, (1 - beta2**self.steps) ** 0.5)
-        torch._foreach_add_(denominators, self.eps)
+        torch._foreach_add_(denominators, EPS)
         torch._foreach_addcdiv_(live, first, denominators, -rate / (1 - beta1**self.steps))
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit by bit."""
         return {"steps": self.steps, "state": [self.state[p] for p in self.parameters]}
 
-    def load_state_dict(self, saved: dict[str, object]) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Inverse of `state_dict`, over the same parameters in the same order."""
-        state, steps = saved["state"], saved["steps"]
-        assert isinstance(state, list)
-        assert isinstance(steps, int)
-        self.steps = steps
-        for p, values in zip(self.parameters, state, strict=True):
+        self.steps = saved["steps"]
+        for p, values in zip(self.parameters, saved["state"], strict=True):
             for mine, theirs in zip(self.state[p], values, strict=True):
                 mine.copy_(theirs)

@@ -21,10 +21,9 @@ from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.random_init.checkpoint import SANA_LAYOUTS
 from bestofn.models.shapes.prompts import caption
-from bestofn.training.generator.forward import forward
+from bestofn.training.generator.forward import flow_loss
 from bestofn.training.generator.latent_cache import Latents, cached_latents
 from bestofn.training.generator.pipeline import Parts, build_parts, load_parts
-from bestofn.training.generator.text_encoder import Words
 from bestofn.training.generator.trainer import noise_levels
 from bestofn.training.optimizers.came8bit import CAME
 
@@ -124,20 +123,15 @@ class World:
         self.parts: Parts = load_parts(EMBEDDED["shapes"])
         for module in (self.parts.text_encoder, self.parts.vae):
             module.eval()
-        self.words = Words(self.parts.tokenizer)
         self.latents: Latents = cached_latents(work / "latents.pt", self.parts.vae, SCENES + HELD, (5,))
 
     def loss(self, model: SanaTransformer2DModel, picks: np.ndarray, rng: np.random.Generator) -> Tensor:
         prompts = [caption(rng, self.latents.wish(int(k))).prompt if rng.random() > 0.1 else "" for k in picks]
-        ids, mask = self.words(prompts)
         with torch.no_grad():
-            text = self.parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+            text, mask = self.parts.encode(prompts)
         x = self.latents.values[picks].float()
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**62))))
-        sigma = noise_levels(len(x), rng)
-        level = sigma[:, None, None, None]
-        velocity, _ = forward(model, (1 - level) * x + level * noise, sigma, text, mask, torch.float32, 0)
-        return (velocity - (noise - x)).square().mean()
+        return flow_loss(model, x, noise, noise_levels(len(x), rng), text, mask)[0]
 
     @torch.no_grad()
     def held_out(self, model: SanaTransformer2DModel) -> float:
@@ -149,7 +143,7 @@ def train(
     world: World, kind: str, seed: int, rate: float, steps: int
 ) -> Iterator[tuple[int, SanaTransformer2DModel, torch.optim.Optimizer]]:
     torch.manual_seed(seed)
-    model = build_parts(world.parts.vae, WIDTH, LAYERS, 2.5).transformer
+    model = build_parts(world.parts.vae, WIDTH, LAYERS).transformer
     optimizer = OPTIMIZERS[kind](model.parameters(), rate)
     for step in range(steps):
         rng = np.random.default_rng((seed, step))

@@ -7,7 +7,6 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -15,8 +14,8 @@ import numpy as np
 from matplotlib import pyplot
 
 from bestofn.evaluation.curve import auc
-from bestofn.evaluation.draft_ranking import HEAT, foretold
 from bestofn.evaluation.pool import Pool, Samples, SamplingConfig, Source
+from bestofn.evaluation.report import HEAT, foretold
 from bestofn.evaluation.stats import Floats, Prompts
 from bestofn.evaluation.tasks import benchmark
 from bestofn.judge.judge import Judge
@@ -31,27 +30,20 @@ KEPT = 2  # of 16 drafts, solved in full
 COLOURS = {6: "#222222", 5: "#d49a1e", 4: "#3a6ea5", 3: "#7aa874"}
 
 
-@dataclass(frozen=True)
-class Price:
-    """TFLOP of a prompt's text, of one step of a candidate (guidance included), of a decoded and judged image."""
-
-    text: float
-    step: float
-    verdict: float
-
-    def of(self, n: float, steps: int = STEPS) -> float:
-        """Best of n."""
-        return self.text + n * (steps * self.step + self.verdict)
+def price(layers: int, n: float, steps: int = STEPS) -> float:
+    """TFLOP of best of n by the shipped checkpoint with this number of layers."""
+    text, step, verdict = prices(layers)
+    return text + n * (steps * step + verdict)
 
 
 @cache
-def price(layers: int) -> Price:
-    """Cost of a candidate of the shipped checkpoint with this number of layers."""
+def prices(layers: int) -> tuple[float, float, float]:
+    """TFLOP of a prompt's text, of one step of a candidate (guidance included), of a decoded and judged image."""
     generator, judge = Generator.load("shapes"), Judge.load()
     side = generator.defaults.width
     flops = generator.flops(side, side, layers)
     verdict = flops.decode + judge.flops(side, side)
-    return Price(2 * flops.text / TERA, 2 * flops.forward / TERA, verdict / TERA)
+    return 2 * flops.text / TERA, 2 * flops.forward / TERA, verdict / TERA
 
 
 def pool(path: Path) -> Pool:
@@ -118,7 +110,7 @@ def against_n(of_depths: dict[int, Samples]) -> Iterator[str]:
         prompts = tags(samples)
         scores = [prompts.mean(best_of(samples, samples.margin, n)) for n in SIZES]
         oracle = prompts.mean(best_of(samples, samples.correct, SAMPLES))
-        a_candidate = price(layers).of(1) - price(layers).text
+        a_candidate = price(layers, 1) - price(layers, 0)
         ordered = auc(samples.correct, samples.margin)
         told = [f"{value:.3f}" for value in (*scores, oracle, ordered)]
         yield row(str(layers), str(len(samples.numbers)), f"{a_candidate:.5f}", *told)
@@ -144,7 +136,7 @@ def against_compute(of_depths: dict[int, Samples]) -> Iterator[str]:
 
 def affords(layers: int, m: int, n: int) -> bool:
     """Whether best of m with this number of layers costs no more than best of n with all."""
-    return price(layers).of(m) <= price(WHOLE).of(n)
+    return price(layers, m) <= price(WHOLE, n)
 
 
 def to_match(of_depths: dict[int, Samples]) -> Iterator[str]:
@@ -159,7 +151,7 @@ def to_match(of_depths: dict[int, Samples]) -> Iterator[str]:
             goal = prompts.mean(best_of(whole, whole.margin, n))
             scores = (prompts.mean(best_of(samples, samples.margin, m)) for m in range(1, SAMPLES + 1))
             m = next((m for m, score in enumerate(scores, 1) if score >= goal), None)
-            times = "" if m is None else price(layers).of(m) / price(WHOLE).of(n)
+            times = "" if m is None else price(layers, m) / price(WHOLE, n)
             cells.append(f"over {SAMPLES}" if m is None else f"best of {m}, {times:.1f} x")
         yield row(str(layers), *cells)
 
@@ -176,23 +168,23 @@ def drafts(of_depths: dict[int, Samples]) -> Iterator[str]:
     looks: dict[str, tuple[float, Floats]] = {}
     for steps in (6, 4, 3):
         looks[f"6 layers, {steps} steps"] = (
-            price(WHOLE).of(1, steps), whole.samples(SamplingConfig(steps), HEAT).of(numbers, HEAT).margin
+            price(WHOLE, 1, steps), whole.samples(SamplingConfig(steps), HEAT).of(numbers, HEAT).margin
         )  # fmt: skip
     for (layers, steps), told in margins.items():
         margin = np.array([told[str(number)] for number in numbers])
-        looks[f"{layers} layers, {steps} steps"] = price(layers).of(1, steps), margin
+        looks[f"{layers} layers, {steps} steps"] = price(layers, 1, steps), margin
     for layers, samples in of_depths.items():
         if layers != WHOLE and set(numbers) <= set(samples.numbers):
             looks[f"{layers} layers trained further, {STEPS} steps"] = (
-                price(layers).of(1), samples.of(numbers, HEAT).margin
+                price(layers, 1), samples.of(numbers, HEAT).margin
             )  # fmt: skip
     prompts = tags(full)
     yield row("draft", "rank correlation", "keeps the best in 1", "in 2", "in 4", "score", "TFLOP of the job")
     yield row(*["---"] * 7)
     for name, (cost, draft) in looks.items():
         prediction = foretold(full.margin, draft)
-        text = price(WHOLE).text
-        job = text + HEAT * (cost - text) + price(WHOLE).of(KEPT) - text
+        text = price(WHOLE, 0)
+        job = text + HEAT * (cost - text) + price(WHOLE, KEPT) - text
         kept = np.argsort(-draft, axis=1, kind="stable")[:, :KEPT]
         finals = np.take_along_axis(full.margin, kept, 1).argmax(1)[:, None]
         winners = np.take_along_axis(kept, finals, 1)
@@ -201,7 +193,7 @@ def drafts(of_depths: dict[int, Samples]) -> Iterator[str]:
         yield row(name, f"{prediction.spearman:.2f}", *shares, f"{score:.3f}", f"{job:.3f}")
     for n in (4, 8, HEAT):
         score = prompts.mean(best_of(full, full.margin, n))
-        yield row(f"none: best of {n}", "", "", "", "", f"{score:.3f}", f"{price(WHOLE).of(n):.3f}")
+        yield row(f"none: best of {n}", "", "", "", "", f"{score:.3f}", f"{price(WHOLE, n):.3f}")
 
 
 def draw(of_depths: dict[int, Samples]) -> None:
@@ -212,7 +204,7 @@ def draw(of_depths: dict[int, Samples]) -> None:
         judge = [prompts.mean(best_of(samples, samples.margin, n)) for n in range(1, SAMPLES + 1)]
         oracle = [prompts.mean(best_of(samples, samples.correct, n)) for n in range(1, SAMPLES + 1)]
         n = np.arange(1, SAMPLES + 1)
-        work = [price(layers).of(m) for m in n]
+        work = [price(layers, m) for m in n]
         for axis, x in ((left, n), (right, work)):
             axis.plot(x, judge, color=COLOURS[layers], label=f"{layers} layers")
             axis.plot(x, oracle, color=COLOURS[layers], lw=0.8, ls=":")

@@ -7,7 +7,6 @@ the tables of them. About an hour of one core.
 """
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -23,8 +22,8 @@ from bestofn.models.generator import Generator
 from bestofn.models.sampling import generate
 from bestofn.models.shapes.prompts import benchmark_prompts
 from bestofn.service.engine.judge_loader import find_judge
+from bestofn.training.generator.pipeline import spread
 from bestofn.training.generator.recovery import recover
-from bestofn.training.generator.score import spread
 
 HERE = Path(__file__).parent
 # Of recovery: layers, the first rate as a share of a fresh run's. Where more is left, more can be spoilt: in 45 steps
@@ -55,16 +54,11 @@ def importances(work: Path) -> list[float]:
 def recovered(work: Path, layers: int) -> Path:
     """A checkpoint with the most important layers, trained further; scenes are drawn once for all."""
     start, out, run = (work / f"{part}-{layers}" for part in ("start", "recovered", "run"))
-    if out.exists():
-        return out
     if not start.exists():
         prune(Checkpoint.resolve("shapes"), start, kept_blocks(importances(work), layers))
-    run.mkdir(exist_ok=True)
-    shared, mine = work / "scenes.pt", run / f"latents-{start.name}-0.pt"
-    if shared.exists() and not mine.exists():
-        shutil.copyfile(shared, mine)
-    recover(start, out, run, STEPS, lambda at: say(layers, at), batch=BATCH, rate=RATES[layers])
-    shutil.copyfile(mine, shared)
+    if not out.exists():
+        progress, scenes = lambda at: say(layers, at), work / "scenes.pt"
+        recover(start, out, run, STEPS, progress, batch=BATCH, rate=RATES[layers], latents=scenes)
     return out
 
 

@@ -26,13 +26,11 @@ from bestofn.models.shapes.evaluator import evaluate
 from bestofn.models.shapes.prompts import single
 from bestofn.models.shapes.scenes import Wish, place, trainable
 from bestofn.models.shapes.world import render
-from bestofn.training.generator.forward import forward
-from bestofn.training.generator.pipeline import Parts, build_parts, load_parts, sample, save_pipeline
+from bestofn.training.generator.forward import flow_loss
+from bestofn.training.generator.pipeline import Parts, build_parts, load_parts, sample, save_pipeline, score, spread
 from bestofn.training.generator.recovery import recover
-from bestofn.training.generator.score import score, spread
-from bestofn.training.generator.text_encoder import Words
 from bestofn.training.generator.trainer import noise_levels
-from bestofn.training.optimizers.muon import Group, MuonAdam
+from bestofn.training.optimizers.muon import MuonAdam, groups_of
 
 LOG = Path(__file__).parent / "runs.jsonl"
 WIDTH, SHALLOW, DEEP, BATCH = 64, 4, 8, 32
@@ -47,7 +45,6 @@ KINDS = [
     if trainable(Wish((shape,), (colour,)))
 ]
 SEEDS = (0, 1, 2)
-DEFAULTS: tuple[int, float] = (12, 4.0)  # steps and guidance: CALL_DEFAULTS
 RECOVERY_STEPS, RECOVERY_BATCH, SCORED = 100, 32, spread(20)
 
 
@@ -86,9 +83,8 @@ def load_world(work: Path) -> World:
                 batches.append(parts.vae.encode(pixels).latent * parts.vae.config.scaling_factor)
         torch.save(torch.cat(batches), cache)
     prompts = ["", *dict.fromkeys(single(shape, c).prompt for shape, colour in KINDS for c in (None, colour))]
-    ids, mask = Words(parts.tokenizer)(prompts)
     with torch.no_grad():
-        states = parts.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        states, mask = parts.encode(prompts)
     text = {prompt: (states[i], mask[i]) for i, prompt in enumerate(prompts)}
     shapes, colours = zip(*kinds, strict=True)
     return World(torch.load(cache, weights_only=True), shapes, colours, text, parts)
@@ -99,25 +95,17 @@ def held_out_loss(world: World, model: SanaTransformer2DModel) -> float:
     rng = np.random.default_rng(9)
     x, text, mask = world.batch(range(SCENES, SCENES + HELD_SCENES), rng)
     sigma = noise_levels(len(x), rng)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
-        return float(flow_loss(model, x, text, mask, sigma, torch.Generator().manual_seed(9)))
+        return float(flow_loss(model, x, noise, sigma, text, mask)[0])
 
 
 def share_right(world: World, model: SanaTransformer2DModel) -> float:
     """Share of images that the exact evaluator accepts: every kind of object, seeds that are always the same."""
     specs = [single(*kind) for kind in KINDS for _ in range(PICTURES)]
     seeds = [seed for _ in KINDS for seed in range(PICTURES)]
-    images = sample(replace(world.parts, transformer=model), [spec.prompt for spec in specs], seeds, *DEFAULTS).numpy()
+    images = sample(replace(world.parts, transformer=model), [spec.prompt for spec in specs], seeds).numpy()
     return float(np.mean([evaluate(image, spec).correct for image, spec in zip(images, specs, strict=True)]))
-
-
-def flow_loss(
-    model: SanaTransformer2DModel, x: Tensor, text: Tensor, mask: Tensor, sigma: Tensor, noises: torch.Generator
-) -> Tensor:
-    noise = torch.randn(x.shape, generator=noises)
-    level = sigma[:, None, None, None]
-    velocity, _ = forward(model, (1 - level) * x + level * noise, sigma, text, mask, torch.float32, 0)
-    return (velocity - (noise - x)).square().mean()
 
 
 def train(
@@ -129,16 +117,14 @@ def train(
     """
     inner = [*model.transformer_blocks.parameters(), *model.caption_projection.parameters()]
     matrices = [p for p in inner if p.ndim >= 2 and p[0].numel() > 9 and p.shape[0] > 6]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    optimizer = MuonAdam([Group(matrices, MATRIX_RATE, True, 0.01), Group(rest, OTHER_RATE, False)])
+    optimizer = MuonAdam(groups_of(matrices, model.parameters(), MATRIX_RATE, OTHER_RATE, weight_decay=0.01))
     mean = copy.deepcopy(model)
     yield 0, mean
     for step in range(steps):
         rng = np.random.default_rng((seed, step))
         x, text, mask = world.batch(rng.integers(SCENES, size=BATCH).tolist(), rng)
-        noises = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        loss = flow_loss(model, x, text, mask, noise_levels(BATCH, rng), noises)
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**62))))
+        loss, _ = flow_loss(model, x, noise, noise_levels(BATCH, rng), text, mask)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(1 - step / steps if falling else min(1.0, (step + 1) / WARMUP))
@@ -183,7 +169,7 @@ def log(*lines: dict[str, object]) -> None:
 
 def built(world: World, layers: int, seed: int) -> SanaTransformer2DModel:
     torch.manual_seed(seed)
-    return build_parts(world.parts.vae, WIDTH, layers, 2.5).transformer
+    return build_parts(world.parts.vae, WIDTH, layers).transformer
 
 
 def grown(work: Path, source: Path, method: Method, dropped: int, seed: int) -> SanaTransformer2DModel:
@@ -277,19 +263,14 @@ def measure_shipped(work: Path) -> None:
 
 def recover_cached(work: Path, start: Path, out: Path) -> None:
     """Recovery on scenes that are drawn once for all."""
-    shared, folder = work / "recovery-latents.pt", work / f"{start.name}-run"
-    mine = folder / f"latents-{start.name}-0.pt"
-    folder.mkdir(exist_ok=True)
-    if shared.exists():
-        shutil.copyfile(shared, mine)
-    recover(start, out, folder, RECOVERY_STEPS, lambda _: None, batch=RECOVERY_BATCH)
-    shutil.copyfile(mine, shared)
+    folder, scenes = work / f"{start.name}-run", work / "recovery-latents.pt"
+    recover(start, out, folder, RECOVERY_STEPS, lambda _: None, batch=RECOVERY_BATCH, latents=scenes)
 
 
 def evaluator_score(folder: Path) -> float:
     """Mean of the six categories on half of the benchmark, at the call defaults."""
     parts = load_parts(folder)
-    result = score(lambda prompts, seeds: list(sample(parts, prompts, seeds, *DEFAULTS).numpy()), SCORED)["mean"]
+    result = score(lambda prompts, seeds: list(sample(parts, prompts, seeds).numpy()), SCORED)["mean"]
     sys.stderr.write(f"{folder.name}: {result:.3f}\n")
     return result
 

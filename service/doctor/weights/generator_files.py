@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bestofn.models.checkpoint import PIPELINES, WITH_WEIGHTS
-from bestofn.models.errors import CheckpointError
 from bestofn.models.weight_files import read_json
 from bestofn.service.doctor.findings import Finding
-from bestofn.service.doctor.weights.part_files import AGAIN, TokenizerFacts, shapes, weights
+from bestofn.service.doctor.weights.part_files import AGAIN, TokenizerFacts, embedded_entries, guarded, weights
 
 CLASSES = {
     "transformer": ("SanaTransformer2DModel",),
@@ -24,19 +23,20 @@ REFUSED = "the worker refuses to start"
 
 def check_generator(folder: Path) -> Iterator[Finding]:
     """Findings on a folder in diffusers layout: a failure is what a loader refuses."""
-    try:
-        index = read_json(folder / "model_index.json")
-    except CheckpointError as error:
-        yield Finding("fail", "model_index", str(error), AGAIN)
-        return
+    return guarded("model_index", _generator(folder))
+
+
+def _generator(folder: Path) -> Iterator[Finding]:
+    index = read_json(folder / "model_index.json")
     name = index.get("_class_name")
     known = name in PIPELINES
     fix = "" if known else f"{REFUSED}: it draws with {' and '.join(PIPELINES)}"
     yield Finding("ok" if known else "fail", "model_index", f"pipeline {name}", fix)
     for part, classes in CLASSES.items():
         yield from _part(folder, part, index.get(part), classes)
-    yield from _sizes(folder)
-    yield from _tokenizer(folder)
+    yield from guarded("configs", _sizes(folder))
+    fix = f"{REFUSED}: the API counts tokens with it; save the tokenizer with transformers' fast class"
+    yield from guarded("tokenizer", _tokenizer(folder), fix)
 
 
 def _part(folder: Path, part: str, named: Any, classes: tuple[str, ...]) -> Iterator[Finding]:
@@ -50,31 +50,23 @@ def _part(folder: Path, part: str, named: Any, classes: tuple[str, ...]) -> Iter
         found = f"model_index.json has class {named[1]}, expected {' or '.join(classes)}"
         yield Finding("warn", part, found, "loaders read the part's own files, which may be of another model")
     if part in CONFIGS:
-        yield from _class(folder / part / CONFIGS[part], part, classes)
+        yield from guarded(part, _class(folder / part / CONFIGS[part], part, classes))
     if part in WITH_WEIGHTS:
         yield from weights(folder / part)
 
 
 def _class(config: Path, part: str, classes: tuple[str, ...]) -> Iterator[Finding]:
     """The class that a part's own config names, by which loaders go."""
-    try:
-        name = read_json(config).get("_class_name")
-    except CheckpointError as error:
-        yield Finding("fail", part, str(error), AGAIN)
-        return
+    name = read_json(config).get("_class_name")
     if name not in classes:
         yield Finding("fail", part, f"{config.name} has class {name}, expected {' or '.join(classes)}", REFUSED)
 
 
 def _sizes(folder: Path) -> Iterator[Finding]:
     """Fields of the configs that must agree with each other."""
-    try:
-        transformer, vae, text = (
-            read_json(folder / part / "config.json") for part in ("transformer", "vae", "text_encoder")
-        )
-    except CheckpointError as error:
-        yield Finding("fail", "configs", str(error), AGAIN)
-        return
+    transformer, vae, text = (
+        read_json(folder / part / "config.json") for part in ("transformer", "vae", "text_encoder")
+    )
     kind = text.get("model_type")
     if kind != "gemma2":
         yield Finding("fail", "text_encoder", f"model_type {kind!r}, expected 'gemma2'", REFUSED)
@@ -94,12 +86,7 @@ def _sizes(folder: Path) -> Iterator[Finding]:
 
 
 def _tokenizer(folder: Path) -> Iterator[Finding]:
-    try:
-        facts = TokenizerFacts(folder / "tokenizer")
-    except CheckpointError as error:
-        fix = f"{REFUSED}: the API counts tokens with it; save the tokenizer with transformers' fast class"
-        yield Finding("fail", "tokenizer", str(error), fix)
-        return
+    facts = TokenizerFacts(folder / "tokenizer")
     control = len(facts.ids("", control=True))
     if control == 1:
         yield Finding("ok", "tokenizer", f"{facts.size} entries; a start token before each prompt")
@@ -108,11 +95,6 @@ def _tokenizer(folder: Path) -> Iterator[Finding]:
         yield Finding(
             "warn", "tokenizer", found, "prompts would be encoded otherwise than in training: images get worse"
         )
-    try:
-        stored = shapes(folder / "text_encoder")
-    except CheckpointError:
-        return  # a finding of that part
-    rows = next((shape[0] for name, shape in stored.items() if name.endswith("embed_tokens.weight")), None)
-    if rows is not None and rows < facts.size:
+    if (rows := embedded_entries(folder / "text_encoder")) < facts.size:
         found = f"{facts.size} entries, text_encoder embeds {rows}"
         yield Finding("fail", "tokenizer", found, "a prompt with a later entry fails: the two are of different models")

@@ -10,7 +10,7 @@ from bestofn.models.errors import CheckpointError
 from bestofn.models.weight_files import read_json
 from bestofn.service.doctor.findings import Finding, State
 from bestofn.service.doctor.weights.generator_files import REFUSED
-from bestofn.service.doctor.weights.part_files import AGAIN, TokenizerFacts, shapes, weights
+from bestofn.service.doctor.weights.part_files import AGAIN, TokenizerFacts, embedded_entries, guarded, weights
 
 ONE_TOKEN = (MEDIA_TOKENS[0], "\n", "yes", "no")
 PREPROCESSOR = ("image_mean", "image_std", "rescale_factor")
@@ -18,21 +18,18 @@ PREPROCESSOR = ("image_mean", "image_std", "rescale_factor")
 
 def check_judge(folder: Path) -> Iterator[Finding]:
     """Findings on a folder in VILA layout: a failure is what the loader refuses."""
-    try:
-        config = read_json(folder / "config.json")
-    except CheckpointError as error:
-        yield Finding("fail", "config", str(error), AGAIN)
-        return
+    return guarded("config", _judge(folder))
+
+
+def _judge(folder: Path) -> Iterator[Finding]:
+    config = read_json(folder / "config.json")
     yield from _fields(config)
     for part in PARTS:
         if not (folder / part).is_dir():
             yield Finding("fail", part, f"{folder / part} does not exist", AGAIN)
             continue
         yield from weights(folder / part)
-        try:
-            yield from _part(folder / part, config)
-        except CheckpointError as error:
-            yield Finding("fail", part, str(error), AGAIN)
+        yield from guarded(part, _part(folder / part, config))
     yield from _tokenizer(folder, config)
 
 
@@ -94,11 +91,7 @@ def _tokenizer(folder: Path, config: dict[str, Any]) -> Iterator[Finding]:
     if not unknown:
         yield Finding("ok", "tokenizer", f"{facts.size} entries; {', '.join(map(repr, ONE_TOKEN))} are one token each")
     yield from _template(llm, config.get("chat_template"))
-    try:
-        rows = next((s[0] for name, s in shapes(llm).items() if name.endswith("embed_tokens.weight")), None)
-    except CheckpointError:
-        return  # a finding of that part
-    if rows is not None and rows < facts.size:
+    if (rows := embedded_entries(llm)) < facts.size:
         yield Finding("fail", "tokenizer", f"{facts.size} entries, llm embeds {rows}", REFUSED)
 
 

@@ -1,5 +1,6 @@
 """Facts of one part of a checkpoint from its files alone: index, headers, dtypes, tokenizer. Needs no torch."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,23 @@ DTYPES = ("BF16", "F16", "F32")
 AGAIN = "download or copy it again, the whole of it"
 
 
+def guarded(what: str, check: Iterator[Finding], fix: str = AGAIN) -> Iterator[Finding]:
+    """The findings of a check; a damaged or missing file is one of them, and ends this check alone."""
+    try:
+        yield from check
+    except CheckpointError as error:
+        yield Finding("fail", what, str(error), fix)
+
+
 def weights(folder: Path) -> Iterator[Finding]:
     """Whether a part's weight files are whole, agree with their index, and hold numbers that loaders take."""
+    return guarded(folder.name, _weights(folder))
+
+
+def _weights(folder: Path) -> Iterator[Finding]:
     part = folder.name
-    try:
-        check_part(folder)
-        tables = {file.name: header(file) for file in weight_files(folder)}
-    except CheckpointError as error:
-        yield Finding("fail", part, str(error), AGAIN)
-        return
+    check_part(folder)
+    tables = {file.name: header(file) for file in weight_files(folder)}
     yield from _index(folder, tables)
     # A count of training steps is a whole number without a shape.
     entries = {name: entry for table in tables.values() for name, entry in table.items() if entry["shape"]}
@@ -42,6 +51,15 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         CheckpointError: a file is damaged or missing.
     """
     return {name: tuple(entry["shape"]) for file in weight_files(folder) for name, entry in header(file).items()}
+
+
+def embedded_entries(folder: Path) -> float:
+    """Rows of a part's token embedding; infinity if no file says it, which is a finding on the part's weights."""
+    try:
+        rows = (shape[0] for name, shape in shapes(folder).items() if name.endswith("embed_tokens.weight"))
+        return next(rows, math.inf)
+    except CheckpointError:
+        return math.inf
 
 
 def _index(folder: Path, tables: dict[str, dict[str, Any]]) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """How the sheet looks: measures, colours, text in Pillow's built-in font, images with rounded corners."""
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 Colour = tuple[int, int, int]
 
@@ -58,10 +58,7 @@ def lines(words: str, size: int, width: int, limit: int) -> list[str]:
 
 def square(image: Image.Image, side: int) -> Image.Image:
     """The image scaled to a square of `side` pixels; of an image that is not square, the middle."""
-    w, h = image.size
-    edge = min(w, h)
-    box = ((w - edge) / 2, (h - edge) / 2, (w + edge) / 2, (h + edge) / 2)
-    return image.resize((side, side), Image.Resampling.LANCZOS, box=box)
+    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
 
 
 def paste(sheet: Image.Image, image: Image.Image, at: tuple[int, int], *, radius: int) -> None:

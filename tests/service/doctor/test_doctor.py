@@ -22,13 +22,13 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.doctor.checkpoints import Located, locate
 from bestofn.service.doctor.findings import Finding, examine
-from bestofn.service.doctor.memory import GIB, Needs, findings, needs_of, plan
-from bestofn.service.doctor.memory_needs import needs
+from bestofn.service.doctor.memory import GIB, Needs, findings, needs, plan
 from bestofn.service.doctor.published_sizes import published
 from bestofn.service.doctor.queue import workers
 from bestofn.service.doctor.registry import CHECKS
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.engine.loader import generator_bytes
+from bestofn.service.engine.memory_share import work_of
 from bestofn.service.host.cgroups import cpu_quota, memory_limit
 from bestofn.service.host.licences import licences, notice
 from tests.waiting import PATIENCE
@@ -40,7 +40,8 @@ VERIFIER = "Efficient-Large-Model/NVILA-Lite-2B-Verifier"
 def look(*names: str, **fields: Any) -> dict[str, Finding]:
     """The findings of these checks, the last one of a name."""
     settings = Settings(redis_url=None).model_copy(update=fields)
-    return {finding.what: finding for _, finding in examine(settings, CHECKS, names or None)}
+    checks = {name: CHECKS[name] for name in names} or CHECKS
+    return {finding.what: finding for _, finding in examine(settings, checks)}
 
 
 def test_doctor_names_the_setting_that_a_misspelt_variable_means(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +214,7 @@ def test_the_memory_plan_is_the_engines() -> None:
     planned = plan(needed, 8 * GIB, "cpu")
     assert (planned.slots, planned.turns, planned.fits) == (16, (), True)
     parts = dict.fromkeys(("text_encoder", "transformer", "decoder"), 10 * GIB)
-    small: Needs = needs_of(parts, [50 * GIB], LinearDiTConfig.from_dict({}), 1, 1, 1, 1, True, 0.0)
+    small = Needs(parts, [50 * GIB], work_of(LinearDiTConfig.from_dict({}), 1, 1, 1, 1, "cuda"), 2, 0.0)
     assert plan(small, 100 * GIB, "cuda").turns == ()
     assert plan(small, 94 * GIB, "cuda").turns == ("text_encoder",)
 

@@ -34,10 +34,9 @@ from bestofn.service.engine.scheduler import Group
 from bestofn.service.engine.side_stream import SideStream
 from bestofn.service.engine.slot_group import SlotGroup
 from bestofn.service.engine.slot_groups import IDLE_GROUPS
-from bestofn.service.media.certificate import write_certificate
 from bestofn.service.media.codec import decode, encode
 from bestofn.service.media.metadata import Story
-from bestofn.service.media.provenance import Signer, read_provenance
+from bestofn.service.media.provenance import Signer, read_provenance, write_certificate
 from bestofn.service.queue.codec import pack_heat, unpack_heat
 
 JUDGE = Path(__file__).parents[2] / "fixtures" / "vila" / "checkpoint"

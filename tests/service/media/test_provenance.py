@@ -14,10 +14,9 @@ from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import ImageFormat, Revision
 from bestofn.service.core.settings import Settings
 from bestofn.service.doctor.settings import settings_changed
-from bestofn.service.media.certificate import write_certificate
 from bestofn.service.media.codec import decode, encode
 from bestofn.service.media.metadata import Story, read_story
-from bestofn.service.media.provenance import ASSERTION, Signer, read_provenance
+from bestofn.service.media.provenance import ASSERTION, Signer, read_provenance, write_certificate
 
 c2pa = pytest.importorskip("c2pa", reason="needs c2pa-python: pip install -e '.[provenance]'")
 

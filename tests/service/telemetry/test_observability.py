@@ -283,7 +283,7 @@ def test_a_worker_that_hangs_is_not_live_and_one_that_loads_is_not_ready(conditi
 
 
 def test_each_device_of_a_machine_has_a_port_of_its_own() -> None:
-    commands = device_commands(["cuda:0", "cuda:1"], {"--slots": 8, "--model": None}, 9100)
+    commands = device_commands(["cuda:0", "cuda:1"], {"slots": 8, "model": None}, 9100)
     assert [command[5:] for command in commands] == [
         ["--devices", "cuda:0", "--slots", "8", "--metrics-port", "9100"],
         ["--devices", "cuda:1", "--slots", "8", "--metrics-port", "9101"],

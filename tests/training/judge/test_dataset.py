@@ -29,8 +29,8 @@ STAR, RING = Thing("star", "red", 16, 32, 22), Thing("ring", "blue", 47, 30, 22)
 SPEC = pair("star", "ring", ("red", "blue"), "left of")
 RIGHT, WRONG = render(Scene((STAR, RING), 5)), render(Scene((STAR,), 5))
 POOL = [
-    PoolImages(np.stack([RIGHT, WRONG, RIGHT, WRONG]), (SPEC,) * 4, (1, 2, 3, 4)),
-    PoolImages(np.stack([RIGHT, RIGHT]), (single("star"), single("ring")), (5, 6)),
+    PoolImages(np.stack([RIGHT, WRONG, RIGHT, WRONG]), (SPEC,) * 4),
+    PoolImages(np.stack([RIGHT, RIGHT]), (single("star"), single("ring"))),
 ]
 
 

@@ -15,7 +15,6 @@ from bestofn.judge.preprocess import ImageMode
 from bestofn.judge.tiny import DESCRIBE, SmallShape, save, untrained
 from bestofn.training.judge.examples import IGNORE, Collator, ImageExample, QuestionExample
 from bestofn.training.judge.loop import JudgeTrainingModel, Schedule, train
-from bestofn.training.judge.losses import LossWeights
 
 TINY = SmallShape(S=32, stem=8, widths=(16, 32), depths=(1, 1), D=32, feed_forward=64, layers=2, heads=2)
 WORDS = ["dark", "bright", "a", "image"]
@@ -110,7 +109,7 @@ def test_a_loaded_judge_is_trained_in_all_its_parts(tmp_path: Path) -> None:
     model, collate = training_model()
     save(tmp_path / "judge", model.model, collate.question, WORDS, 32, torch.float32)
     loaded = JudgeTrainingModel(Judge.load(tmp_path / "judge").model, CLASSES)
-    loss, _ = loaded.loss(collate(examples(0)), collate, LossWeights())
+    loss, _ = loaded.loss(collate(examples(0)), collate)
     loss.backward()
     assert [name for name, p in loaded.named_parameters() if p.grad is None] == []
 
@@ -118,10 +117,10 @@ def test_a_loaded_judge_is_trained_in_all_its_parts(tmp_path: Path) -> None:
 def test_bfloat16_products_are_near() -> None:
     model, collate = training_model()
     batch = collate(examples(0))
-    plain, _ = model.loss(batch, collate, LossWeights())
+    plain, _ = model.loss(batch, collate)
     model.model.llm.config._attn_implementation = "float32_sdpa"
     with torch.autocast("cpu", torch.bfloat16):
-        low, _ = model.loss(batch, collate, LossWeights())
+        low, _ = model.loss(batch, collate)
     assert low.item() == pytest.approx(plain.item(), rel=0.02)
 
 

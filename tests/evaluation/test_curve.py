@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bestofn.evaluation.labelled_curve import LabelledCurve
+from bestofn.evaluation.curve import LabelledCurve
 
 
 def fields(liked: float, prompts: int = 60, images: int = 66) -> list[list[tuple[float, bool]]]:
