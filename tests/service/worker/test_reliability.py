@@ -114,9 +114,9 @@ def test_a_flood_is_refused_at_once_and_the_next_caller_is_not(
 
 
 def test_chaos_prints_what_was_measured(tmp_path: Path) -> None:
-    command = [sys.executable, "-P", str(CHAOS), "fairness", "--short", "--out", str(tmp_path)]
+    command = [sys.executable, "-P", str(CHAOS), "idempotency", "--short", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    figures = json.loads((tmp_path / "chaos.json").read_text())["sections"]["fairness"]["figures"]
+    figures = json.loads((tmp_path / "chaos.json").read_text())["sections"]["idempotency"]["figures"]
     assert all(figure["kept"] is not False for figure in figures)
     assert figures[0]["promise"] in done.stdout
