@@ -118,8 +118,8 @@ class Place:
         self, command: list[str], log: Path, settings: Mapping[str, object] | None = None
     ) -> "subprocess.Popen[bytes]":
         """Starts a process with the settings of this place, and of its own; it writes to `log`."""
-        told = {"log_format": "json", **self.settings.model_dump(exclude_unset=True), **(settings or {})}
-        environment = {f"BESTOFN_{name.upper()}": _as_text(value) for name, value in told.items()}
+        given = {"log_format": "json", **self.settings.model_dump(exclude_unset=True), **(settings or {})}
+        environment = {f"BESTOFN_{name.upper()}": _as_text(value) for name, value in given.items()}
         with log.open("ab") as out:
             process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **environment})
         self._processes.append(process)
@@ -158,16 +158,15 @@ async def place(name: str = "redis", megabytes: int | None = None, **settings: A
     with server(name, megabytes) as on:
         folder = on.folder / "notes"
         folder.mkdir()
-        told: dict[str, Any] = {
+        given: dict[str, Any] = {
             "redis_url": on.url,
             "namespace": f"chaos-{uuid.uuid4().hex[:8]}",
             "data_dir": folder,
             "lease_seconds": LEASE_SECONDS,
             "heartbeat_seconds": BEAT_SECONDS,
         }
-        told |= settings
-        assert told.keys() <= Settings.model_fields.keys(), f"no settings: {told.keys() - Settings.model_fields.keys()}"
-        made = Settings(**told)
+        given |= settings
+        made = Settings(**given)
         queue = await Queue.connect(made)
         here = Place(folder, made, queue, on)
         try:

@@ -59,12 +59,12 @@ def figures(found: Found) -> list[Figure]:
         _told("network of a worker cut, for 20 s each", str(found.cut)),
         _none("answers or streams other than they should be", odd),
         _none("answers of 5xx, but for 503 and 504", mistakes),
-        _none("processes that ended though nobody killed them", found.died),
+        _none("processes that ended without being killed", found.died),
         *(figure for one in found.watched for figure in _process(one, found.window)),
         _told("queue's memory, early and late; keys of jobs", _queue(found.server, found.window)),
         _none("gauges and streams of the queue that are not 0 afterwards", len(found.left)),
         _none("keys of jobs when their results have expired", found.server.standing[-1]),
-        _none("keys without a time to live beside the known ones", len(found.odd_keys)),
+        _none("unknown keys without a time to live", len(found.odd_keys)),
     ]
 
 
