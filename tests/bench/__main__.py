@@ -26,6 +26,7 @@ SECTIONS = {
     "scaling": "scaling",
     "growth": "growth",
     "share": "share",
+    "host": "host",
 }
 
 
