@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 import bestofn
 from bestofn.models.checkpoint import EMBEDDED, Checkpoint
@@ -50,6 +51,11 @@ def test_doctor_names_the_setting_that_a_misspelt_variable_means(monkeypatch: py
     found = look("settings")["settings"]
     assert (found.state, found.found) == ("warn", "BESTOFN_WAIT_SECONDS is no setting and has no effect")
     assert "BESTOFN_MAX_WAIT_SECONDS" in found.fix
+
+
+def test_settings_made_with_an_unknown_name_are_refused() -> None:
+    with pytest.raises(ValidationError, match="wait_seconds"):
+        Settings(wait_seconds=5)  # type: ignore[call-arg]
 
 
 def test_a_check_that_breaks_or_hangs_is_a_finding() -> None:

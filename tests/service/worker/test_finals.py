@@ -268,11 +268,11 @@ async def test_a_served_job_ends_as_a_local_one(
         assert result.finals is not None
         assert result.model_copy(update={"usage": None}) == here.result.model_copy(update={"usage": None})
         assert images == list(here.images.values())
-        told = [event.data async for event in events_of(queue, spec.id) if event.type == "finals"]
-        assert told == [job.progress.finals.model_dump() for job in shown if job.progress and job.progress.finals]
+        states = [event.data async for event in events_of(queue, spec.id) if event.type == "finals"]
+        assert states == [job.progress.finals.model_dump() for job in shown if job.progress and job.progress.finals]
         rounds = [[match.model_dump() for match in matches] for matches in result.finals.rounds]
-        assert [state["rounds"] for state in told] == [rounds[:played] for played in range(len(rounds))]
-        assert {match["winner"] for match in rounds[0]} < set(told[0]["entrants"])
+        assert [state["rounds"] for state in states] == [rounds[:played] for played in range(len(rounds))]
+        assert {match["winner"] for match in rounds[0]} < set(states[0]["entrants"])
         assert (await queue.record(spec.id)).progress.finals is None
         await nothing_is_left(queue, result)
     await queue.aclose()
