@@ -17,6 +17,7 @@ class BatchPool:
 
     def __init__(self, count: int) -> None:
         """Run `count` batches in parallel; torch must then use a single thread for each."""
+        self.count = count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="batch") if count > 1 else None
 
     def map(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

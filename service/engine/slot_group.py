@@ -19,7 +19,7 @@ from bestofn.models.guidance import guide
 from bestofn.models.linear_dit.context import PromptContext
 from bestofn.models.solver import SolverTable, StepCoefficients, solver_step
 from bestofn.service.engine.batch_pool import BatchPool
-from bestofn.service.engine.batch_sizes import bucket
+from bestofn.service.engine.batch_sizes import bucket, forwards
 from bestofn.service.engine.cuda_graph import Recorded, Recorder
 from bestofn.service.engine.microbatch import out_of_memory, release_cache
 from bestofn.service.engine.prompts import PromptTable
@@ -254,10 +254,8 @@ class SlotGroup:
 
     def _forward_all(self, used: int) -> None:
         """Computes the output of the first `used` rows."""
-        waiting: list[range] = []
-        for start in range(0, used, self._lane):
-            length = self._lane if self._strict else bucket(min(used - start, self._lane), self._lane)
-            waiting += self._parts(range(start, start + length))
+        lanes = forwards(used, self._lane, self._strict, self._cores.count)
+        waiting = [part for rows in lanes for part in self._parts(rows)]
         while waiting:
             done = self._cores.map(self._forward, waiting)
             failed = [rows for rows, fitted in zip(waiting, done, strict=True) if not fitted]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bestofn.service.engine.batch_sizes import Sizes, bucket, sizes_for
+from bestofn.service.engine.batch_sizes import Sizes, bucket, forwards, sizes_for
 from bestofn.service.engine.scheduler import Group, Waiting, refill, room, split_due, to_close, turn
 
 GROUPS = [(64, 64), (96, 64), (128, 128)]
@@ -95,5 +95,23 @@ def test_batches_shrink_with_the_work_of_an_item():
     assert [bucket(rows, 60) for rows in (1, 2, 3, 8, 9, 17, 34, 57)] == [1, 2, 4, 8, 16, 24, 40, 60]
     assert sizes_for("cpu", tflops=0.0002, cores=4).parallel == 4
     assert sizes_for("cpu", tflops=0.84, cores=4).parallel == 1, "the cores share each operator of a large model"
+    assert sizes_for("cpu", reproducible="fast").rows == 16
     with pytest.raises(ValueError, match="at least 1"):
         Sizes(slots=1, strict=True, rows=0, decode=1, judge=1)
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.booleans(), st.integers(1, 5))
+def test_forwards_take_every_row_once(used, lane, strict, parallel):
+    lanes = forwards(used, lane, strict, parallel)
+    assert [row for rows in lanes for row in rows][:used] == list(range(used))
+    assert max(map(len, lanes)) <= lane
+    assert all(len(rows) == lane for rows in lanes) or not strict
+    assert lanes[-1].start < used
+
+
+def test_forwards_of_a_fast_engine_share_the_rows_among_the_cores():
+    assert forwards(32, 16, strict=False, parallel=2) == [range(16), range(16, 32)]
+    assert forwards(8, 16, strict=False, parallel=2) == [range(4), range(4, 8)]
+    assert forwards(2, 16, strict=False, parallel=4) == [range(2)], "a row alone is not compiled"
+    assert forwards(34, 64, strict=False) == [range(40)]
+    assert forwards(8, 8, strict=True, parallel=2) == forwards(3, 8, strict=True, parallel=2) == [range(8)]
