@@ -1,9 +1,11 @@
 """Compiled transformer blocks on a CPU: one graph for each number of rows serves all blocks of a model.
 
 B rows, C latent channels, (h, w) latent grid, L text tokens. A graph takes seconds to minutes to compile. A child
-process therefore fills torch's cache, and then a thread of the serving process reads it. Until then blocks are eager.
+process therefore fills torch's cache, once, and then a thread of the serving process reads it. Until then blocks are
+eager.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,7 +26,8 @@ from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.linear_dit.weights import from_diffusers
 
 CPUINFO = Path("/proc/cpuinfo")
-CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own setting, which has no counterpart in Python
+CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own setting, without a counterpart in Python
+TORCHS_OWN = "torchinductor_"  # how the folder begins that the import of torch._dynamo sets where nobody has
 COMPILERS = ("g++", "clang++")
 UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # by the flag in /proc/cpuinfo, the faster first
 
@@ -125,9 +128,13 @@ class BackgroundCompilation:
         if (missing := missing_for_blocks()) is not None:
             self.state = f"eager: {missing}"
             return
-        os.environ.setdefault(CACHE, str(cache))
-        task = [str(folder), str(model.dtype).removeprefix("torch."), rows, size, tokens, torch.get_num_threads()]
-        self._command = [sys.executable, "-P", "-m", "bestofn.models.linear_dit.compiled", json.dumps(task)]
+        named = Path(os.environ.get(CACHE) or TORCHS_OWN)
+        self._cache = cache if named.name.startswith(TORCHS_OWN) else named
+        os.environ[CACHE] = str(self._cache)
+        self._task = json.dumps(
+            [str(folder), str(model.dtype).removeprefix("torch."), rows, size, tokens, torch.get_num_threads()]
+        )
+        self._made_for = " ".join((self._task, torch.__version__, *processor_flags()))
         self._thread = threading.Thread(target=self._run, name="compile", daemon=True)
         self._thread.start()
 
@@ -136,14 +143,21 @@ class BackgroundCompilation:
         if hasattr(self, "_thread"):
             self._thread.join(seconds)
 
+    def _fill_cache(self) -> None:
+        command = [sys.executable, "-P", "-m", "bestofn.models.linear_dit.compiled", self._task]
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, **pipes) as child:
+            assert child.stderr is not None
+            lines = child.stderr.read().decode(errors="replace").strip().splitlines()
+        if child.returncode:
+            raise RuntimeError(lines[-1] if lines else f"the compiling process ended with {child.returncode}")
+
     def _run(self) -> None:
         try:
-            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-            with subprocess.Popen(self._command, **pipes) as child:
-                assert child.stderr is not None
-                lines = child.stderr.read().decode(errors="replace").strip().splitlines()
-            if child.returncode:
-                raise RuntimeError(lines[-1] if lines else f"the compiling process ended with {child.returncode}")
+            filled = self._cache / f"{hashlib.sha256(self._made_for.encode()).hexdigest()}.filled"
+            if not filled.exists():
+                self._fill_cache()
+                filled.touch()
             blocks = CompiledBlocks()
             for rows in self._rows:
                 blocks.compile(self._model, rows, self._size, self._tokens)

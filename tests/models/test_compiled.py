@@ -44,9 +44,10 @@ def test_background_compilation_serves_eagerly_first_and_stays_near(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = from_diffusers(SHAPES, dtype=torch.bfloat16)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torchinductor_me"))  # as diffusers' import leaves it
     eager, other = velocity(model, 2), velocity(model, 1)
-    compilation = BackgroundCompilation(model, SHAPES, tmp_path, [2], (16, 16), 8)
+    cache = tmp_path / "compiled"
+    compilation = BackgroundCompilation(model, SHAPES, cache, [2], (16, 16), 8)
     assert torch.equal(velocity(model, 2), eager) or compilation.state == "compiled"
     compilation.wait(PATIENCE)
     if "being compiled" in compilation.state:
@@ -55,7 +56,13 @@ def test_background_compilation_serves_eagerly_first_and_stays_near(
     compiled = velocity(model, 2)
     assert not torch.equal(compiled, eager)
     assert (compiled - eager).abs().mean() < 0.02 * eager.abs().mean()
+    assert list(cache.rglob("*.so"))
     assert torch.equal(velocity(model, 1), other), "another number of rows is not compiled"
+
+    monkeypatch.setattr(BackgroundCompilation, "_fill_cache", None)  # a restart finds it filled
+    again = BackgroundCompilation(model, SHAPES, cache, [2], (16, 16), 8)
+    again.wait(PATIENCE)
+    assert again.state == "compiled"
 
 
 def test_background_compilation_without_a_compiler_stays_eager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
