@@ -10,6 +10,7 @@ anew.
 
 import argparse
 import importlib
+import inspect
 import os
 import sys
 import time
@@ -47,7 +48,7 @@ def main() -> int:
         measured = module.measure(flags.short)
         seconds = time.monotonic() - begun
         on = f"{machine()}; other programs took {100 * company.share():.0f} % of the cores meanwhile"
-        save(flags.out, name, module.__doc__.strip(), measured, seconds, on)
+        save(flags.out, name, inspect.cleandoc(module.__doc__ or ""), measured, seconds, on)
         write_page(flags.out, SECTIONS)
         print(f"{name}: {seconds:.0f} s on {on}\n\n{shown(measured)}\n", flush=True)  # noqa: T201
         missed += sum(not figure.met for figure in measured.figures)

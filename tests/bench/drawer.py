@@ -125,19 +125,21 @@ def _diffusers(way: str) -> Draw:
 def _engine(reproducible: str, loaded: dict[str, Any]) -> Draw:
     from bestofn.service.core.schemas import GenerateRequest
     from bestofn.service.core.settings import load_settings
+    from bestofn.service.engine.engine import Engine
     from bestofn.service.engine.loader import load_engine
     from bestofn.service.worker.local import local_spec, run_local
 
     settings = load_settings(model="shapes", judge="shapes", reproducible=reproducible)
     begun = time.perf_counter()
     engine = load_engine(settings, "cpu")
+    assert isinstance(engine, Engine)
     loaded["load"] = time.perf_counter() - begun
     if engine.compilation is not None:
         engine.compilation.wait()
         loaded |= {"compile": time.perf_counter() - begun, "blocks": engine.blocks}
 
     def draw(prompt: str, N: int, seed: int) -> dict[str, float]:
-        request = GenerateRequest(prompt=prompt, num_samples=N, seed=seed)
+        request = GenerateRequest.model_validate({"prompt": prompt, "num_samples": N, "seed": seed})
         usage = run_local(local_spec(request, engine, settings), engine).result.usage
         assert usage is not None
         return usage.seconds

@@ -50,7 +50,7 @@ def decoder_tflops(side: int) -> float:
         fuse(vae)
         with FlopCounterMode(display=False) as counter:
             vae.decode(torch.empty(1, vae.config.latent_channels, side, side))
-    return counter.get_total_flops() / TERA
+    return float(counter.get_total_flops() / TERA)
 
 
 def expected() -> None:

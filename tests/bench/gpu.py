@@ -14,6 +14,7 @@ measured is written to SECTION.json as it goes; one that would not fit into the 
 import argparse
 import contextlib
 import importlib
+import inspect
 import os
 import signal
 import subprocess
@@ -118,7 +119,7 @@ def _place(device: str, tiny: bool, folder: Path) -> Any:
 def _section(name: str, place: Any, out: Path, on: str) -> bool:
     """Runs a section; what it has measured is kept, whatever becomes of it."""
     module = importlib.import_module(f"gpu_{name}")
-    caption, begun, measured = module.__doc__.strip(), time.monotonic(), Measured([])
+    caption, begun, measured = inspect.cleandoc(module.__doc__ or ""), time.monotonic(), Measured([])
     try:
         for measured in module.measure(place):
             save(out, name, caption, measured, time.monotonic() - begun, on)

@@ -2,6 +2,7 @@
 and the warnings that users would see."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from figures import Measured, Table
@@ -30,10 +31,9 @@ def measure(place: Place) -> Iterator[Measured]:
             ("back", own),
         ):
             spec = job(made, count, width=side, height=side, num_inference_steps=place.pick(4, 2))
-            told = []
             with place.peak() as peak:
-                seconds = place.timed(lambda spec=spec, made=made, told=told: told.extend(run(made, spec)["job"]))
-            warned = "; ".join(dict.fromkeys(line for outcome in told for line in outcome.warnings)) or "none"
+                seconds, told = place.timed(partial(run, made, spec))
+            warned = "; ".join(dict.fromkeys(line for outcome in told["job"] for line in outcome.warnings)) or "none"
             most = max(slots.most_rows for slots in made._groups.values())
             rows.append((size, card, what, seconds, count / seconds, peak(), most, warned))
             yield measured

@@ -78,7 +78,7 @@ def _launch(place: Place) -> float:
         for _ in range(count):
             x.add_(1.0)
 
-    return place.timed(call) / count
+    return place.timed(call)[0] / count
 
 
 def _transfer(place: Place, pinned: bool) -> float:

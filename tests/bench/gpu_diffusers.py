@@ -4,12 +4,12 @@ tile, 16 at a time."""
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import torch
 from diffusers import SanaPipeline
 from figures import Figure, Measured, Table, at_least
-from gpu_place import PROMPT, Place, draw, engine, generator_folder, job, run, stages
+from gpu_place import PROMPT, Place, draw, engine, generator_folder, job, nvila, run, stages
 
 from bestofn.models.autoencoder import to_pixels
 
@@ -26,17 +26,16 @@ def measure(place: Place) -> Iterator[Measured]:
     measured = Measured([Table(header, rows)], figures, notes)
     N, steps = place.pick(32, 3), place.pick(20, 2)
     made = engine(place, "1.6B")
-    judge, info = made._judge.get(), made.model_info
+    judge, info = nvila(made), made.model_info
     pipeline = SanaPipeline.from_pretrained(generator_folder(place, "1.6B"), torch_dtype=place.dtype).to(place.device)
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
         draw(part)
 
     def ours(seed: int) -> tuple[float, float]:
-        told: list[Any] = []
         spec = job(made, N, seed=seed, prompt=f"{seed} {PROMPT}", num_inference_steps=steps)
-        seconds = place.timed(lambda: told.append(run(made, spec)["job"]))
-        return seconds, stages(told[0])["judge"]
+        seconds, told = place.timed(partial(run, made, spec))
+        return seconds, stages(told["job"])["judge"]
 
     @torch.inference_mode()
     def theirs(seed: int) -> tuple[float, float]:

@@ -3,11 +3,13 @@
 import statistics
 import warnings
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from figures import Figure, Measured, Table, at_least
 from gpu_place import STAGES, Place, engine, job, run, stages
 
+from bestofn.service.core.jobs import HeatOutcome
 from bestofn.service.engine.engine import Engine
 
 RUNS = {("1.6B", 32): 2, ("1.6B", 256): 1, ("4.8B", 32): 1}
@@ -30,14 +32,15 @@ def measure(place: Place) -> Iterator[Measured]:
             run(made, job(made, place.pick(32, 2), num_inference_steps=2, prompt="warm"))
             notes.append(f"{size}: {_waits(place, made)}")
         assert made is not None
-        wall, told, tflops = [], [], 0.0
+        runs: list[tuple[float, list[HeatOutcome]]] = []
         with place.peak() as peak:
             for number in range(count):
                 spec = job(made, place.pick(N, min(N, 4)), seed=1000 * number, prompt=f"{number} stars")
-                wall.append(place.timed(lambda s=spec, m=made, t=told: t.append(run(m, s)["job"])))
-        seconds = statistics.median(wall)
-        shares = [100 * statistics.median(stages(one)[stage] for one in told) / seconds for stage in STAGES]
-        tflops = sum(outcome.usage.tflops for outcome in told[0])
+                seconds, told = place.timed(partial(run, made, spec))
+                runs.append((seconds, told["job"]))
+        seconds = statistics.median(seconds for seconds, _ in runs)
+        shares = [100 * statistics.median(stages(told)[stage] for _, told in runs) / seconds for stage in STAGES]
+        tflops = sum(outcome.usage.tflops for outcome in runs[0][1])
         rows.append((size, N, seconds, spec.num_samples / seconds, tflops / seconds, peak(), *shares))
         if place.cuda and not place.tiny and "H200" in torch.cuda.get_device_name():
             figures.append(at_least(f"{size}, N = {N}, H200", N / seconds, WANTED[size], "candidates/s"))

@@ -4,6 +4,7 @@ images of a batch."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -12,9 +13,9 @@ import torch
 from diffusers import SanaTransformer2DModel
 from figures import Measured, Table
 from gpu_ceilings import peak_rate
-from gpu_place import Place, config, draw, emptied, engine, transformer
+from gpu_place import Place, config, draw, emptied, engine, nvila, transformer
 
-from bestofn.kernels.modulate import gated_residual, modulated_norm
+from bestofn.kernels.modulate import gated_residual, modulated_norm, residual_norm
 from bestofn.models.errors import UnsupportedDevice
 from bestofn.models.flops import TERA, forward_flops
 from bestofn.models.fused_decoder import OWN, FusedUpsampling
@@ -121,20 +122,20 @@ def two_passes(model: torch.nn.Module) -> Iterator[None]:
         y = gated_residual(x, gate, rest[0])
         return y, modulated_norm(y, *rest[1:])
 
-    joined: Any = blocks.residual_norm
+    joined: Any = residual_norm
     with patch.object(blocks, "residual_norm", apart):
         yield
 
 
 APART = {"q, k, v apart": three_products, "last residual apart": two_passes}
 
-_models: dict[tuple[Place, str, str], torch.nn.Module] = {}
+_models: dict[tuple[Place, str, str], Any] = {}
 
 
 @contextmanager
 def one_by_one(vae: torch.nn.Module, kinds: Collection[type] = frozenset(OWN.values())) -> Iterator[None]:
     """Lets a decoder, or its modules of some kinds, compute as diffusers does."""
-    ours = {module: type(module) for module in vae.modules() if type(module) in kinds}
+    ours: dict[Any, Any] = {module: type(module) for module in vae.modules() if type(module) in kinds}
     for module, own in ours.items():
         module.__class__ = own.__base__
     try:
@@ -148,15 +149,15 @@ def _parts(place: Place) -> Iterator[tuple[str, int, float, int]]:
     _models.clear()
     place.free()
     made = engine(place, "1.6B")
-    generator, judge = made.generator, made._judge.get()
+    generator, judge = made.generator, nvila(made)
     width, height = made.model_info.width, made.model_info.height
     for images in place.pick((1, 8), (2,)):
         latents = place.normal(images, *generator.latent_shape(width, height), dtype=torch.float32)
         flops = images * generator.flops(width, height).decode
-        yield "decoder", images, place.seconds(lambda x=latents: generator.decode(x), 3), flops
+        yield "decoder", images, place.seconds(partial(generator.decode, latents), 3), flops
         for way, kinds in (("upsampling apart", {FusedUpsampling}), ("as diffusers", OWN.values())):
             with one_by_one(generator.decoder.vae, kinds):
-                yield f"decoder, {way}", images, place.seconds(lambda x=latents: generator.decode(x), 3), flops
+                yield f"decoder, {way}", images, place.seconds(partial(generator.decode, latents), 3), flops
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     for images in place.pick((1, 16), (2,)):
         flops = images * judge.flops(width, height, "a star", one_tile=True)
@@ -165,5 +166,5 @@ def _parts(place: Place) -> Iterator[tuple[str, int, float, int]]:
             ("cut on the host", [image] * images),
             ("cut on the device", torch.from_numpy(image).to(place.device).expand(images, -1, -1, -1)),
         ):
-            seconds = place.seconds(lambda a=asked, p=prompts: judge.ask(a, p, one_tile=True), 3)
+            seconds = place.seconds(partial(judge.ask, asked, prompts, one_tile=True), 3)
             yield f"judge, one tile, {where}", images, seconds, flops

@@ -2,12 +2,15 @@
 against its plain-torch reference. An operator that is not right is not timed."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import operators
 import torch
 from figures import Measured, Table, at_least, at_most
 from gpu_ceilings import copy_rate
 from gpu_place import Place
+
+from bestofn.kernels.dispatch import launcher
 
 ROWS = (2, 64)
 
@@ -24,13 +27,13 @@ def measure(place: Place) -> Iterator[Measured]:
         for B in ROWS:
             for operator, args in operators.calls(shape, B).items():
                 name = operator.__name__
-                kernel = operators.launcher(operator) if place.cuda else operator
+                kernel = launcher(operator) if place.cuda else operator
                 error = operators.gate_error(operator, args, kernel)
                 figures.append(at_most(f"error of {name}, {B} rows", error, operators.TOLERANCE))
                 if not error < operators.TOLERANCE:
                     rows.append((name, B, error, "red", "", "", ""))
                     continue
-                ours, theirs = (place.seconds(lambda f=f, a=args: f(*a), 20) for f in (kernel, operator.__wrapped__))
+                ours, theirs = (place.seconds(partial(f, *args), 20) for f in (kernel, operator.__wrapped__))
                 rate = B * operators.work(shape)[name].moved / ours / 1e12
                 rows.append((name, B, error, 1e6 * ours, rate, 100 * rate / ceiling, theirs / ours))
                 yield Measured([Table(header, rows)], figures, [f"The copy: {ceiling:.3g} TB/s read and written."])

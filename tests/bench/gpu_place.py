@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bestofn.judge.judge import Judge
 from bestofn.models.fused_decoder import FusedUpsampling
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.model import LinearDiT
@@ -57,26 +58,27 @@ class Place:
         if self.cuda:
             torch.cuda.synchronize(self.device)
 
-    def timed(self, call: Callable[[], object]) -> float:
-        """Seconds of one call, the device's work included."""
+    def timed(self, call: Callable[[], T]) -> tuple[float, T]:
+        """Seconds of one call, the device's work included, and what it returned."""
         self.wait()
         begun = time.perf_counter()
-        call()
+        told = call()
         self.wait()
-        return time.perf_counter() - begun
+        return time.perf_counter() - begun, told
 
     def seconds(self, call: Callable[[], object], runs: int = 5) -> float:
         """Median seconds of a call on the device, after one that warms it up; calls are queued without a pause."""
         call()
         if not self.cuda:
-            return statistics.median(self.timed(call) for _ in range(runs))
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(runs + 1)]
+            return statistics.median(self.timed(call)[0] for _ in range(runs))
+        event: Any = torch.cuda.Event
+        marks = [event(enable_timing=True) for _ in range(runs + 1)]
         marks[0].record()
         for mark in marks[1:]:
             call()
             mark.record()
         self.wait()
-        return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(marks)) / 1e3
+        return statistics.median(float(a.elapsed_time(b)) for a, b in itertools.pairwise(marks)) / 1e3
 
     def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Noise on the device: zeros would draw less power, and clock higher."""
@@ -163,18 +165,27 @@ def judge_folder(place: Place) -> Path:
 def engine(place: Place, size: str, **settings: Any) -> Engine:
     """The engine of these models, as a worker loads it, its weights drawn."""
     device = "cuda:0" if place.cuda else "cpu"
-    fields = {"model": str(generator_folder(place, size)), "judge": str(judge_folder(place)), "devices": device}
-    made = load_engine(Settings(**fields, **settings), device)
-    parts = (made.generator.denoiser, made.generator.text_encoder, made.generator.decoder.vae, made._judge.get().model)
+    settings |= {"model": str(generator_folder(place, size)), "judge": str(judge_folder(place)), "devices": device}
+    made = load_engine(Settings(**settings), device)
+    assert isinstance(made, Engine)
+    generator, judge = made.generator, nvila(made)
+    parts = (generator.denoiser, generator.text_encoder, generator.decoder.vae, judge.model)
     for part in parts:
         draw(part)
     return made
 
 
+def nvila(made: Engine) -> Judge:
+    """The engine's judge."""
+    judge = made._judge.get()
+    assert isinstance(judge, Judge)
+    return judge
+
+
 def job(made: Engine, N: int, **fields: Any) -> JobSpec:
     """A job of N candidates with the checkpoint's own defaults."""
     info = made.model_info
-    defaults = {
+    defaults: dict[str, Any] = {
         "id": "job",
         "prompt": PROMPT,
         "num_samples": N,

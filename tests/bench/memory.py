@@ -29,7 +29,7 @@ async def commands(queue: Queue, work: Awaitable[object]) -> tuple[Counter[str],
     started, done = threading.Event(), f"done {time.monotonic()}"
 
     def listen() -> None:
-        with client.monitor() as monitor:
+        with client.monitor() as monitor:  # type: ignore[no-untyped-call]
             started.set()
             for told in monitor.listen():
                 if done in told["command"]:

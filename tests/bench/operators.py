@@ -15,6 +15,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +84,7 @@ def work(s: Shape) -> dict[str, Work]:
     }
 
 
-def calls(s: Shape, B: int) -> dict[Callable[..., object], tuple[object, ...]]:
+def calls(s: Shape, B: int) -> dict[Any, tuple[Any, ...]]:
     """Every operator with the arguments of one call."""
     N, D = s.tokens, s.width
 
@@ -104,9 +106,7 @@ def calls(s: Shape, B: int) -> dict[Callable[..., object], tuple[object, ...]]:
     }
 
 
-def gate_error(
-    operator: Callable[..., object], args: Sequence[object], kernel: Callable[..., object] | None = None
-) -> float:
+def gate_error(operator: Any, args: Sequence[Any], kernel: Callable[..., Any] | None = None) -> float:
     """Relative distance of the kernel's result to the reference of the same numbers in float32; NaN is infinite."""
     kernel = kernel or launcher(operator)
     first = args[0]
@@ -114,7 +114,7 @@ def gate_error(
     B = len(first)
     few = [a[:GATE_ROWS] if isinstance(a, Tensor) and len(a) == B > GATE_ROWS else a for a in args]
     exact = [a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in few]
-    got, wanted = kernel(*few), operator.__wrapped__(*exact)  # type: ignore[attr-defined]
+    got, wanted = kernel(*few), operator.__wrapped__(*exact)
     pairs = [(got, wanted)] if isinstance(got, Tensor) else list(zip(got, wanted, strict=True))
     errors = [float((ours.double() - theirs.double()).norm() / theirs.double().norm()) for ours, theirs in pairs]
     return max(error if error == error else float("inf") for error in errors)
@@ -152,8 +152,8 @@ def measure(rows: Sequence[int]) -> int:
                     continue
                 line = f"{name}  error {error:.1e}"
                 if not INTERPRETED:
-                    kernel, reference = launcher(operator), operator.__wrapped__  # type: ignore[attr-defined]
-                    ours, theirs = (milliseconds(lambda f=f, a=args: f(*a)) for f in (kernel, reference))
+                    kernel, reference = launcher(operator), operator.__wrapped__
+                    ours, theirs = (milliseconds(partial(f, *args)) for f in (kernel, reference))
                     rate = B * work(shape)[operator.__name__].moved / ours * 1e3
                     line += f"  {ours:7.3f} ms  {rate / 1e12:5.2f} TB/s = {rate / ceiling:4.0%} of a copy"
                     line += f"  reference {theirs:8.3f} ms = {theirs / ours:5.1f}x"

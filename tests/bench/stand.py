@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from bestofn.service.core.jobs import JobSpec, JobStatus
-from bestofn.service.core.settings import Settings
+from bestofn.service.core.settings import Settings, load_settings
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.queue.embedded_server import LocalServer
 from bestofn.service.queue.job_events import follow_entries
@@ -122,7 +122,7 @@ async def stand() -> AsyncIterator[Stand]:
     folder = Path(tempfile.mkdtemp(prefix="bestofn-bench-"))
     try:
         with LocalServer(folder) as server:
-            settings = Settings(redis_url=server.url, data_dir=folder)
+            settings = load_settings(redis_url=server.url, data_dir=folder)
             queue = await Queue.connect(settings)
             here = Stand(folder, settings, queue)
             try:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def check(holds: bool, what: str) -> str:
     return what
 
 
-def named(tag: str) -> dict[str, str]:
+def named(tag: str) -> dict[str, Any]:
     """Names of our images, apart from an operator's."""
     worker = f"bestofn-test-worker:{tag}"
     api = f"bestofn-test-api:{tag}"
@@ -223,7 +224,7 @@ def faults(run: Run) -> None:
             container = host.containers(service)[0]
             host.kill(container)
             seen.append(check(outcome(job.result()) == whole, "the same verdicts and winner"))
-            host.wait_for("a restart", lambda of=container: host.state(of)["Running"])
+            host.wait_for("a restart", partial(running, host, container))
     host.wait_for("three workers again", lambda: host.workers() == 3)
     with run.row("`restart redis` while a job waits") as seen:
         host.compose("stop", "worker-cpu")
@@ -276,16 +277,20 @@ def monitoring(run: Run, host: Host) -> None:
         seen.append("Grafana healthy" if grafana else "Grafana not run: no image")
 
 
+def running(host: Host, container: str) -> bool:
+    return bool(host.state(container)["Running"])
+
+
 def several_hosts(run: Run) -> None:
     """edge and hosts in one project, gpu in another: TLS to the queue, weights from a hub."""
     secrets = run.folder / "secrets-edge"
-    make = [ROOT / "docker" / "make-secrets", secrets, run.edge, "16380"]
+    make = [str(ROOT / "docker" / "make-secrets"), str(secrets), run.edge, "16380"]
     key = subprocess.run(make, check=True, capture_output=True, text=True).stdout.split()[-1]
-    models = {"BESTOFN_MODEL": f"{MODEL}@main", "BESTOFN_JUDGE": f"{JUDGE}@main"}
+    models: Any = {"BESTOFN_MODEL": f"{MODEL}@main", "BESTOFN_JUDGE": f"{JUDGE}@main"}
     edge = run.host("edge,hosts", BESTOFN_SECRETS=str(secrets), BESTOFN_QUEUE_BIND=run.edge, **models)
     edge.key = key
     files = ("docker-compose.yml", "tests/docker/gpu-host.yml")
-    more = {"BESTOFN_SECRETS": str(secrets / "gpu-host"), "TEST_HUB": f"http://{run.edge}:9999", **models}
+    more: Any = {"BESTOFN_SECRETS": str(secrets / "gpu-host"), "TEST_HUB": f"http://{run.edge}:9999", **models}
     gpu = run.host("gpu", *files, name="gpu", **more)
     with run.row("`up --wait`, profiles edge and hosts") as seen:
         edge.compose("up", "--detach", "--wait")
@@ -315,7 +320,7 @@ def hub(run: Run) -> Iterator[None]:
     judge = run.folder / "judge"  # under the hub's revision its calibration does not hold, and workers refuse it
     shutil.copytree(ROOT / "judge" / "weights" / "shapes", judge, ignore=shutil.ignore_patterns("calibration.json"))
     served = [f"{MODEL}={ROOT}/models/weights/shapes", f"{JUDGE}={judge}"]
-    program = [sys.executable, ROOT / "tests" / "hub.py", f"{run.edge}:9999", *served]
+    program = [sys.executable, str(ROOT / "tests" / "hub.py"), f"{run.edge}:9999", *served]
     process = subprocess.Popen([*run.engine.enter, *program], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 WORK = (ROOT / "out" / "docker").resolve()
@@ -16,8 +17,10 @@ ENGINE = WORK / "engine"
 # Compose v2 and its BuildKit are in Debian from trixie on. They run on bookworm's libraries too; what does not is taken
 # from the packages of the system that runs here.
 TRIXIE = ("docker.io", "docker-cli", "docker-compose", "docker-buildx", "containerd", "tini")
-OURS = ("runc", "libseccomp2", "iptables", "libxtables12", "libip4tc2", "libip6tc2", "libnftnl11", "libmnl0")
-OURS += ("libnfnetlink0", "libnetfilter-conntrack3", "debootstrap")
+OURS = (
+    *("runc", "libseccomp2", "iptables", "libxtables12", "libip4tc2", "libip6tc2", "libnftnl11", "libmnl0"),
+    *("libnfnetlink0", "libnetfilter-conntrack3", "debootstrap"),
+)
 SOURCE = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main\n"
 START_SECONDS = 60.0
 
@@ -93,7 +96,7 @@ class Engine:
             raise Failed(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{said}")
         return done.stdout.strip()
 
-    def inspect(self, name: str, kind: str = "container") -> dict[str, object]:
+    def inspect(self, name: str, kind: str = "container") -> dict[str, Any]:
         """What the daemon knows of a container or an image."""
         return dict(json.loads(self.run("docker", kind, "inspect", name))[0])
 
@@ -103,7 +106,7 @@ def usable(environment: Mapping[str, str]) -> bool:
     if shutil.which("docker", path=environment.get("PATH")) is None:
         return False
     asked = (["docker", "version"], ["docker", "compose", "version"])
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return all(subprocess.run(command, env=dict(environment), **quiet).returncode == 0 for command in asked)
 
 

@@ -50,7 +50,7 @@ class Host:
         return self.compose("ps", "--all", "--quiet", service).split()
 
     def state(self, container: str) -> dict[str, Any]:
-        return dict(self.engine.inspect(container)["State"])  # type: ignore[call-overload]
+        return dict(self.engine.inspect(container)["State"])
 
     def kernel(self, container: str) -> dict[str, str]:
         """What the kernel says of the service's own process, which the container's init started."""
