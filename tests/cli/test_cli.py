@@ -577,7 +577,9 @@ def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, 
     data = tempfile.mkdtemp(prefix="bestofn-")  # short, for its socket
     try:
         judges = ["--second-judge", "shapes", "--pairwise-judge", "openai:http://127.0.0.1:9/v1#looker"]
-        with start("up", "--port", "0", *judges, cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
+        proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}  # no call of this machine takes it
+        env = {"BESTOFN_DATA_DIR": data, "BESTOFN_SLOTS": "2"} | proxy
+        with start("up", "--port", "0", *judges, cwd=tmp_path, **env) as up:
             assert up.stderr is not None
             lines = [up.stderr.readline() for _ in range(3)]
             assert "ready at" in lines[-1], lines
