@@ -114,7 +114,7 @@ class Client:
 
         Raises:
             InvalidRequest: with the field at fault.
-            JobFailed, JobCanceled: how the job ended.
+            JobFailed, JobCanceled, DeadlinePassed: how the job ended.
             Unavailable: the server cannot be reached, or has no worker; Overloaded: it has no room.
             ClientClosed: the client was closed, which has canceled the job.
         """
@@ -155,7 +155,7 @@ class Client:
         """Follow a job to its end. An interruption leaves the job alone.
 
         Raises:
-            JobFailed, JobCanceled: how it ended.
+            JobFailed, JobCanceled, DeadlinePassed: how it ended.
         """
         return self._driver.run(self._flows.wait(job_id), on_progress)
 
