@@ -600,7 +600,8 @@ def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, 
             up.kill()
             until(lambda: not answers(address))
         port = address.rpartition(":")[2]
-        with start("up", "--port", port, cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
+        relative = os.path.relpath(data, tmp_path)
+        with start("up", "--port", port, cwd=tmp_path, BESTOFN_DATA_DIR=relative, BESTOFN_SLOTS="2") as up:
             assert up.stderr is not None
             assert "ready at" in [up.stderr.readline() for _ in range(3)][-1]
             children = subprocess.run(["pgrep", "-P", str(up.pid)], capture_output=True, text=True).stdout.split()
