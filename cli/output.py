@@ -40,9 +40,10 @@ def paths_of(output: Path, count: int) -> list[Path]:
 
 def check_writable(*outputs: Path | None) -> None:
     """Raises typer.BadParameter now, not after minutes of drawing, if one of the files cannot be written."""
-    for output in outputs:
-        if output is None:
-            continue
+    named = [output for output in outputs if output is not None]
+    for number, output in enumerate(named):
+        if output.resolve() in [other.resolve() for other in named[:number]]:
+            raise typer.BadParameter(f"{output} is the file of a winner: choose another one for --contact-sheet")
         if not output.parent.is_dir():
             raise typer.BadParameter(f"the folder {output.parent} does not exist")
         if output.is_dir():
@@ -54,9 +55,8 @@ def check_writable(*outputs: Path | None) -> None:
 def write(outcome: Outcome, output: Path, sheet: Path | None) -> JobResult:
     """Write winners and sheet; returns the result with each image's path filled in."""
     written = []
-    for image, content, path in zip(
-        outcome.result.images, outcome.images, paths_of(output, len(outcome.images)), strict=True
-    ):
+    paths = paths_of(output, outcome.result.parameters["top_k"])  # fewer images may have come back
+    for image, content, path in zip(outcome.result.images, outcome.images, paths, strict=False):
         path.write_bytes(content)
         written.append(image.model_copy(update={"path": str(path)}))
     result = outcome.result.model_copy(update={"images": written})

@@ -1,11 +1,11 @@
 // Generate with the openai package of npm, and show the best so far while candidates are drawn.
 //
-// Needs Node 20, `npm install openai` and a server: `bestofn up`, or the address in BESTOFN_SERVER.
+// Needs Node 20, `npm install openai` and a server: the address in BESTOFN_SERVER, else port 8000.
 
 import { writeFile } from "node:fs/promises";
 import OpenAI from "openai";
 
-const server = process.env.BESTOFN_SERVER ?? "http://127.0.0.1:8000";
+const server = (process.env.BESTOFN_SERVER || "http://127.0.0.1:8000").replace(/\/$/, "");
 const client = new OpenAI({ baseURL: `${server}/v1`, apiKey: process.env.BESTOFN_API_KEY ?? "unused" });
 
 const stream = await client.images.generate({

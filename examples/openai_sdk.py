@@ -1,6 +1,6 @@
 """Generate with the openai package, which takes bestofn for an images API.
 
-Needs `pip install openai` and a server: `bestofn up`, or the address in BESTOFN_SERVER. bestofn itself is not imported.
+Needs `pip install openai` and a server: the address in BESTOFN_SERVER, else port 8000. bestofn itself is not imported.
 """
 
 import base64
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import openai
 
-server = os.environ.get("BESTOFN_SERVER", "http://127.0.0.1:8000")
+server = os.environ.get("BESTOFN_SERVER", "http://127.0.0.1:8000").rstrip("/")
 client = openai.OpenAI(base_url=f"{server}/v1", api_key=os.environ.get("BESTOFN_API_KEY", "unused"))
 
 response = client.images.generate(
     prompt="a photo of a red star left of a blue circle",
     n=2,  # winners, best first
-    quality="medium",  # candidates: low 4, medium 16, high 32, max 128
+    quality="medium",  # candidates: low 4, medium 16, high 32, xhigh 64, max 128
     extra_body={"seed": 7},  # any field of POST /generate
 )
 for rank, image in enumerate(response.data, 1):

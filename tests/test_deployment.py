@@ -1,10 +1,13 @@
 """The deployment's files agree with each other and with the settings; weights come from a hub as workers need them."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +137,22 @@ def test_every_variable_is_explained() -> None:
     explained = set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert used <= explained
     assert explained - used == {"COMPOSE_PROFILES"}
+
+
+def test_healthchecks_take_no_proxy() -> None:
+    commands = re.findall(r"^    CMD (\[\"python\".*\])$", (ROOT / "docker" / "Dockerfile").read_text(), re.MULTILINE)
+    assert len(commands) == 2
+    assert {json.loads(command)[-1] for command in commands} == {
+        SERVICES[name]["healthcheck"]["test"][-1] for name in ("api", "worker")
+    }
+    proxy = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for command in commands:
+            here = re.sub(r"127.0.0.1:\d+/\w+", f"127.0.0.1:{server.server_port}/", command)
+            _, *arguments = json.loads(here)
+            subprocess.run([sys.executable, *arguments], env=proxy, check=True)
+        server.shutdown()
 
 
 def test_environment_names_settings() -> None:

@@ -36,7 +36,7 @@ def run(code: str, server: str, folder: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-P", "-W", "error", "-c", code],
         cwd=folder,
-        env={**os.environ, "BESTOFN_SERVER": server},
+        env={**os.environ, "BESTOFN_SERVER": f"{server}/"},
         capture_output=True,
         text=True,
     )
@@ -62,7 +62,7 @@ def test_the_openai_package_of_npm(served: Any, tmp_path: Path) -> None:
     done = subprocess.run(
         ["node", "openai_node.mjs"],
         cwd=tmp_path,
-        env={**os.environ, "BESTOFN_SERVER": served.url},
+        env={**os.environ, "BESTOFN_SERVER": f"{served.url}/"},
         capture_output=True,
         text=True,
     )

@@ -13,10 +13,11 @@ from bestofn.service.client.flows import Flows
 from bestofn.service.client.generation import Generation
 from bestofn.service.client.options import Options, RankOptions
 from bestofn.service.client.rank_form import ImageSource, fields_of, files_of
-from bestofn.service.core.errors import Unavailable
+from bestofn.service.core.errors import SetupError, Unavailable
 from bestofn.service.core.openai_schemas import OpenAIModel
 from bestofn.service.core.schemas import JobResult
 from bestofn.service.core.settings import load_settings
+from bestofn.service.host.loopback import uses_proxies
 
 RETRIES = 4  # within about four seconds
 RECONNECTS = 10  # within about a minute: a server that is being replaced
@@ -32,11 +33,19 @@ def _connect(
 ) -> tuple[_Http, Flows]:
     settings = load_settings(server=server, api_key=api_key)
     address = find_server(settings).rstrip("/")
-    headers = {} if settings.api_key is None else {"Authorization": f"Bearer {settings.api_key}"}
+    key = settings.api_key
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise SetupError("the API key, which may come from BESTOFN_API_KEY, holds white space or other than ASCII")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    proxies = settings.server is not None and uses_proxies(address)
     try:
-        http = kind(base_url=address, headers=headers, timeout=timeout, limits=LIMITS)
+        http = kind(base_url=address, headers=headers, timeout=timeout, limits=LIMITS, trust_env=proxies)
     except httpx.InvalidURL as error:
         raise Unavailable(f"{address!r} is no address of a server: {error}") from error
+    except (ImportError, ValueError) as error:
+        raise SetupError(
+            f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({error}): correct or unset it"
+        ) from error
     return http, Flows(address, retries, reconnects)
 
 
@@ -70,7 +79,7 @@ class Client:
             reconnects: how often in a row the stream of a job that is followed may be lost.
 
         Raises:
-            SetupError: no server is named and none is running.
+            SetupError: no server is named and none is running, or the key or a proxy cannot be used.
         """
         http, self._flows = _connect(httpx.Client, server, api_key, timeout, retries, reconnects)
         self._driver = Driver(http)
@@ -105,7 +114,7 @@ class Client:
 
         Raises:
             InvalidRequest: with the field at fault.
-            JobFailed, JobCanceled: how the job ended.
+            JobFailed, JobCanceled, DeadlinePassed: how the job ended.
             Unavailable: the server cannot be reached, or has no worker; Overloaded: it has no room.
             ClientClosed: the client was closed, which has canceled the job.
         """
@@ -146,7 +155,7 @@ class Client:
         """Follow a job to its end. An interruption leaves the job alone.
 
         Raises:
-            JobFailed, JobCanceled: how it ended.
+            JobFailed, JobCanceled, DeadlinePassed: how it ended.
         """
         return self._driver.run(self._flows.wait(job_id), on_progress)
 

@@ -20,16 +20,17 @@ def running_server(settings: Settings) -> str | None:
     """The address of a `bestofn up` that runs and answers, if there is one."""
     try:
         server = str(json.loads(address_file(settings).read_text())["server"])
-        answers = httpx.get(f"{server}/livez", timeout=PROBE_SECONDS).is_success
+        answers = httpx.get(f"{server}/livez", timeout=PROBE_SECONDS, trust_env=False).is_success
     except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError):
         return None
     return server if answers else None
 
 
 def is_bestofn(address: str) -> bool:
-    """Whether a server of this project answers there."""
+    """Whether a server of this project answers at an address of this machine, which no proxy serves."""
     try:
-        return bool(httpx.get(f"{address}/openapi.json", timeout=PROBE_SECONDS).json()["info"]["title"] == "bestofn")
+        described = httpx.get(f"{address}/openapi.json", timeout=PROBE_SECONDS, trust_env=False).json()
+        return bool(described["info"]["title"] == "bestofn")
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
         return False
 

@@ -95,14 +95,14 @@ class ResultEvent(JobEvent):
 
 
 class ProblemEvent(JobEvent):
-    """The job has failed or was cancelled."""
+    """The job has failed, was canceled, missed its deadline, or has expired."""
 
     type = "problem"
     problem: Mapping[str, Any]
 
     @property
     def error(self) -> BestOfNError:
-        """JobFailed or JobCanceled, to be raised."""
+        """JobFailed, JobCanceled, DeadlinePassed or JobGone, to be raised."""
         return error_from(self.problem)
 
 

@@ -17,7 +17,7 @@ from bestofn.service.client.events import ProblemEvent, Progress, ResultEvent
 from bestofn.service.client.generation import Generation
 from bestofn.service.client.rank_form import Files
 from bestofn.service.client.retries import call
-from bestofn.service.core.errors import BestOfNError, JobCanceled
+from bestofn.service.core.errors import BestOfNError, InvalidRequest, JobCanceled
 from bestofn.service.core.openai_schemas import ModelsOut, OpenAIModel
 from bestofn.service.core.schemas import JobResult
 
@@ -163,6 +163,8 @@ class Flows:
 
 
 def _submission(request: Mapping[str, Any], key: str | None) -> Send:
+    if key and not (key.isascii() and key.isprintable()):  # no header carries it
+        raise InvalidRequest(f"Idempotency-Key {key[:40]!r} must be printable ASCII", field="Idempotency-Key")
     headers = {"Prefer": "respond-async", "Idempotency-Key": key or uuid.uuid4().hex}
     return Send("POST", "/generate", headers, dict(request))
 

@@ -6,13 +6,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SECRETS = Path("/run/secrets")
+DATA_DIR = "~/.local/share/bestofn"
 SIMILAR = 0.84  # of a variable and the setting that it means: more than any two variables of docker-compose.yml
 
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s*]+)$")]
+
+
+def _absolute(folder: str | Path) -> Path:
+    """The data folder as an absolute path: processes of `bestofn up` work in others. A `~` may come from a file."""
+    return Path(os.path.abspath(os.path.expanduser(folder or DATA_DIR)))
 
 
 class Settings(BaseSettings):
@@ -29,8 +35,8 @@ class Settings(BaseSettings):
         description="Queue server, such as redis://host:6379; that of `bestofn up` if unset.",
     )
     namespace: str = Field("bestofn", description="Prefix of every Redis key.")
-    data_dir: Path = Field(
-        Path("~/.local/share/bestofn").expanduser(),
+    data_dir: Annotated[Path, BeforeValidator(_absolute)] = Field(
+        Path(DATA_DIR).expanduser(),
         description="Folder of the embedded queue and of the API keys.",
     )
     lease_seconds: float = Field(

@@ -17,6 +17,7 @@ from PIL import Image
 
 from bestofn.service.core.backoff import LONGEST_ASKED_SECONDS, asked_delay, backoff
 from bestofn.service.core.errors import JudgeAway, SetupError
+from bestofn.service.host.loopback import uses_proxies
 from bestofn.service.media.codec import MEDIA_TYPES, encode
 
 T = TypeVar("T")
@@ -79,10 +80,11 @@ class Calls:
     """
 
     def __init__(
-        self, subject: str, advice: Mapping[int, str], key_setting: str, key: str | None, attempts: int
+        self, url: str, subject: str, advice: Mapping[int, str], key_setting: str, key: str | None, attempts: int
     ) -> None:
         """
         Args:
+            url: the server's address.
             subject: the judge and its address, for messages.
             advice: what to do about an HTTP status.
             key_setting: for messages, the setting of the key.
@@ -92,7 +94,7 @@ class Calls:
         headers = {"Accept-Encoding": "identity"}  # so that the limit on an answer's bytes is one on its text
         if key:
             headers["Authorization"] = f"Bearer {key}"
-        self._http = httpx.AsyncClient(timeout=TIMEOUT, headers=headers)
+        self._http = httpx.AsyncClient(timeout=TIMEOUT, headers=headers, trust_env=uses_proxies(url))
         self._subject = subject
         unknown = f"set {key_setting} to a key that it knows"
         self._advice = {401: unknown, 403: unknown, 429: _OVERLOADED, **advice}
@@ -207,7 +209,8 @@ class ChatServer(Calls):
             404: f"correct the address, which mostly ends in /v1, or the model after #: {models}",
             400: f"is {address.model} a model that reads images?",
         }
-        super().__init__(f"the {what} {address.model} at {address.base_url}", advice, key_setting, key, attempts)
+        subject = f"the {what} {address.model} at {address.base_url}"
+        super().__init__(address.base_url, subject, advice, key_setting, key, attempts)
         self.address = address
         self._words_do = words_do
         self.options: dict[str, object] = {

@@ -40,7 +40,7 @@ class CheckServer:
         if parsed is None or parsed.userinfo:
             raise SetupError(f"the address of a {what} is like http://host:8002/check, without a password, got {url!r}")
         self._url = url
-        self._calls = Calls(f"the {what} at {url}", {404: "correct the address"}, KEY, key, ATTEMPTS)
+        self._calls = Calls(url, f"the {what} at {url}", {404: "correct the address"}, KEY, key, ATTEMPTS)
 
     async def revision(self) -> str:
         """12 hexadecimal digits of its name and revision. Raises JudgeAway."""

@@ -248,4 +248,4 @@ def load_remote(name: JudgeName, key: str | None, calibration: Calibration | Non
 
 
 def _score_calls(url: str, key: str | None) -> Calls:
-    return Calls(f"the judge at {url}", {404: "correct the address"}, KEY, key, ATTEMPTS)
+    return Calls(url, f"the judge at {url}", {404: "correct the address"}, KEY, key, ATTEMPTS)

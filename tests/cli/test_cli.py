@@ -28,7 +28,7 @@ from PIL import Image, PngImagePlugin
 from bestofn.cli import drawing as target
 from bestofn.cli.commands.rank import ImageFiles
 from bestofn.cli.commands.worker import check_kernel_caches
-from bestofn.cli.output import paths_of
+from bestofn.cli.output import Outcome, paths_of, write
 from bestofn.cli.process_supervisor import MAX_DEATHS, WITHIN_SECONDS, may_restart
 from bestofn.judge.judge import Judge, rank_images
 from bestofn.models.shapes.evaluator import evaluate
@@ -38,6 +38,7 @@ from bestofn.service.api.server import address_of, listen
 from bestofn.service.client.discovery import address_file, running_server
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
+from bestofn.service.core.schemas import JobResult
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS
 from bestofn.service.media.codec import decode, encode
@@ -577,7 +578,9 @@ def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, 
     data = tempfile.mkdtemp(prefix="bestofn-")  # short, for its socket
     try:
         judges = ["--second-judge", "shapes", "--pairwise-judge", "openai:http://127.0.0.1:9/v1#looker"]
-        with start("up", "--port", "0", *judges, cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
+        proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}  # no call of this machine takes it
+        env = {"BESTOFN_DATA_DIR": data, "BESTOFN_SLOTS": "2"} | proxy
+        with start("up", "--port", "0", *judges, cwd=tmp_path, **env) as up:
             assert up.stderr is not None
             lines = [up.stderr.readline() for _ in range(3)]
             assert "ready at" in lines[-1], lines
@@ -597,7 +600,8 @@ def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, 
             up.kill()
             until(lambda: not answers(address))
         port = address.rpartition(":")[2]
-        with start("up", "--port", port, cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
+        relative = os.path.relpath(data, tmp_path)
+        with start("up", "--port", port, cwd=tmp_path, BESTOFN_DATA_DIR=relative, BESTOFN_SLOTS="2") as up:
             assert up.stderr is not None
             assert "ready at" in [up.stderr.readline() for _ in range(3)][-1]
             children = subprocess.run(["pgrep", "-P", str(up.pid)], capture_output=True, text=True).stdout.split()
@@ -633,6 +637,20 @@ def test_models_are_grown_and_pruned(run: Run, tmp_path: Path) -> None:
 def test_several_winners_get_numbered_files() -> None:
     assert paths_of(Path("a/b.png"), 1) == [Path("a/b.png")]
     assert paths_of(Path("a/b.png"), 2) == [Path("a/b-1.png"), Path("a/b-2.png")]
+
+
+def test_winners_keep_their_files_if_few_come_back_or_a_sheet_has_their_name(
+    served: Any, run: Run, tmp_path: Path
+) -> None:
+    server = {"BESTOFN_SERVER": served.url}
+    status, out, _ = run("generate", "a star", "-n", "2", "--top-k", "2", "--json", **server)
+    assert status == 0
+    result = JobResult.model_validate_json(out)
+    few = result.model_copy(update={"images": result.images[:1]})
+    (only,) = write(Outcome(few, [b"bytes"]), tmp_path / "few.png", None).images
+    assert only.path == str(tmp_path / "few-1.png")
+    status, _, err = run("generate", "a star", "-n", "1", "--contact-sheet", "./best.png", **server)
+    assert (status, "best.png is the file of a winner" in err) == (2, True), err
 
 
 def test_a_process_that_dies_again_and_again_is_not_started_again() -> None:

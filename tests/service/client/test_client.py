@@ -26,7 +26,7 @@ from bestofn import Progress
 from bestofn.cli.progress_bar import describe
 from bestofn.service.client.actions import Emit, Flow, Open, Send, Sleep
 from bestofn.service.client.client import AsyncClient, Client
-from bestofn.service.client.discovery import address_file
+from bestofn.service.client.discovery import address_file, is_bestofn
 from bestofn.service.client.drivers import AsyncDriver, Driver
 from bestofn.service.client.errors import error_of
 from bestofn.service.client.event_stream import Following
@@ -295,6 +295,9 @@ def test_errors_are_those_that_the_server_names(client: Client, serving: Serving
     with pytest.raises(InvalidRequest, match="topk is not a field; use top_k") as refused:
         client.submit("p", topk=3)  # type: ignore[call-arg]
     assert refused.value.field == "topk"
+    for key in ("schlüssel", "two\nlines"):
+        with pytest.raises(InvalidRequest, match="must be printable ASCII"):
+            client.submit("p", idempotency_key=key)
     with pytest.raises(JobFailed, match=r"job \w+ failed: the prompt asked for it"):
         client.generate(FAILS, num_samples=1)
     for call in (client.result, client.cancel, client.wait, lambda job: list(client.events(job))):
@@ -334,6 +337,33 @@ def test_which_server_is_meant(served: Any, monkeypatch: pytest.MonkeyPatch, tmp
         assert named.server == "http://named"
     with Client("http://argument") as argument:
         assert argument.server == "http://argument"
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "SECRET\n", " ", "a b"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(SetupError, match="the API key") as refused:
+        Client("http://127.0.0.1:1", key)
+    assert "SECRET" not in refused.value.detail
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "socks://127.0.0.1:9"])
+def test_no_proxy_is_asked_for_a_server_on_this_machine(
+    served: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, proxy: str
+) -> None:
+    for name in ("NO_PROXY", "no_proxy", "BESTOFN_SERVER"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, proxy)
+    monkeypatch.setenv("BESTOFN_DATA_DIR", str(tmp_path))
+    address_file(Settings(data_dir=tmp_path)).write_text(json.dumps({"server": served.url}))
+    assert is_bestofn(served.url)
+    for server in (None, served.url):
+        with Client(server) as client:
+            client.ready()
+    reached = pytest.raises(Unavailable, match="cannot be reached")
+    unfit = pytest.raises(SetupError, match="ALL_PROXY cannot be used")
+    with unfit if proxy.startswith("socks") else reached, Client("http://bestofn.test", retries=0) as remote:
+        remote.ready()
 
 
 def test_ctrl_c_cancels_the_job(client: Client) -> None:

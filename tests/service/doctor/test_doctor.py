@@ -53,6 +53,15 @@ def test_doctor_names_the_setting_that_a_misspelt_variable_means(monkeypatch: py
     assert "BESTOFN_MAX_WAIT_SECONDS" in found.fix
 
 
+@pytest.mark.parametrize(
+    ("named", "meant"),
+    [("data", Path("data")), ("~/data", Path.home() / "data"), ("", Path.home() / ".local/share/bestofn")],
+)
+def test_the_data_folder_is_absolute(monkeypatch: pytest.MonkeyPatch, named: str, meant: Path) -> None:
+    monkeypatch.setenv("BESTOFN_DATA_DIR", named)
+    assert Settings().data_dir == meant.absolute()
+
+
 def test_settings_made_with_an_unknown_name_are_refused() -> None:
     with pytest.raises(ValidationError, match="wait_seconds"):
         Settings(wait_seconds=5)  # type: ignore[call-arg]

@@ -1,5 +1,6 @@
 """Judges behind an address: an OpenAI-compatible server's first token, and the score server of the examples."""
 
+import asyncio
 import base64
 import hashlib
 import io
@@ -31,6 +32,7 @@ from bestofn.service.doctor.checkpoints import checkpoints, disk, locate, memory
 from bestofn.service.doctor.memory import needs
 from bestofn.service.engine.judge_loader import find_judge
 from bestofn.service.engine.loader import load_engine
+from bestofn.service.pairwise.calls import Calls
 from bestofn.service.pairwise.remote_judges import first_token_verdict
 from bestofn.service.worker.local import local_spec, run_local
 from tests.service.pairwise.checks import checks
@@ -218,6 +220,14 @@ def test_the_score_server_of_the_examples_judges_a_job(score_server: str) -> Non
     assert needs(locate("shapes"), [place], CPU) is not None
     said = [one.found for one in checkpoints(Settings(judge=score_server)) if one.what == "judge"]
     assert said == [f"{score_server}, revision {pinned}, behind an address"]
+
+
+def test_no_proxy_is_asked_for_a_judge_on_this_machine(score_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    calls = Calls(score_server, "the judge", {}, "KEY", None, 1)
+    assert asyncio.run(calls.send("GET", score_server)).is_success
 
 
 def test_a_judge_that_answers_about_none_fails_the_job(looker: Looker) -> None:
