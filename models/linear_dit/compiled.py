@@ -27,7 +27,7 @@ from bestofn.models.linear_dit.weights import from_diffusers
 
 CPUINFO = Path("/proc/cpuinfo")
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own setting, without a counterpart in Python
-TORCHS_OWN = "torchinductor_"  # how the folder begins that the import of torch._dynamo sets where nobody has
+TORCHS_OWN = "torchinductor_"  # how the folder begins that the import of torch._dynamo sets where none is set
 COMPILERS = ("g++", "clang++")
 UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # by the flag in /proc/cpuinfo, the faster first
 
