@@ -1,7 +1,6 @@
 """Who may call: API keys and signed addresses where keys are set; else, on a loopback server, this machine alone."""
 
 import hmac
-import ipaddress
 import re
 import time
 from collections.abc import Sequence
@@ -18,22 +17,12 @@ from bestofn.service.api.problem_details import problem_of
 from bestofn.service.api.rate_limit import AT_END, OpenCalls
 from bestofn.service.api.routes import web
 from bestofn.service.core.errors import BestOfNError, HostNotAllowed, NotAuthorized, SetupError
-from bestofn.service.core.settings import Settings
+from bestofn.service.core.settings import Settings, is_loopback
 
 # Probes carry no key; the page and the description of the API are no secret, and the page asks for a key itself.
 OPEN_PATHS = web.PATHS | {"/livez", "/readyz", "/openapi.json"}
 VALID_SECONDS = 3600  # of a signed address: at least, and at most twice; it stays the same for as long
 _PICTURE = re.compile(r"/jobs/[0-9a-f]{1,64}/images/\d{1,2}")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens on `host` (a name or an address)."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def reached_at(settings: Settings) -> str:

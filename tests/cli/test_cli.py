@@ -215,8 +215,29 @@ def test_errors_are_one_line_and_a_status(
 
 
 def test_a_setting_that_cannot_be_read_is_named(run: Run) -> None:
-    status, _, err = run("serve", BESTOFN_PORT="many")
-    assert (status, err.startswith("bestofn: setting port: "), "\n" in err.rstrip()) == (1, True, False), err
+    wrong = {
+        "BESTOFN_PORT": ("many", "valid integer"),
+        "BESTOFN_TRUSTED_PROXIES": ("10.0.0.1", "is not JSON"),
+        "BESTOFN_IMAGES_DIR": ("~no-such-user/images", "needs a home folder"),
+    }
+    for name, (value, reason) in wrong.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(name, value)
+            status, _, err = run("serve")
+        assert (status, err.startswith(f"bestofn: setting {name}"), "\n" in err.rstrip()) == (1, True, False), err
+        assert reason in err
+
+
+def test_an_empty_variable_is_an_unset_one_and_paths_begin_at_the_root(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("IMAGES_DIR", "SLOTS", "MODEL"):
+        monkeypatch.setenv(f"BESTOFN_{name}", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(data_dir=Path("queue"), keys_file=Path("~/keys"))
+    assert (settings.images_dir, settings.slots, settings.model) == (None, None, "shapes")
+    assert (settings.data_dir, settings.keys_file) == (tmp_path / "queue", tmp_path / "keys")
 
 
 def test_up_ends_at_once_where_the_queue_of_the_settings_is_not_there(run: Run, tmp_path: Path) -> None:
