@@ -16,7 +16,7 @@ from bestofn.service.client.rank_form import ImageSource, fields_of, files_of
 from bestofn.service.core.errors import Unavailable
 from bestofn.service.core.openai_schemas import OpenAIModel
 from bestofn.service.core.schemas import JobResult
-from bestofn.service.core.settings import load_settings
+from bestofn.service.core.settings import is_loopback, load_settings
 
 RETRIES = 4  # within about four seconds
 RECONNECTS = 10  # within about a minute: a server that is being replaced
@@ -34,7 +34,8 @@ def _connect(
     address = find_server(settings).rstrip("/")
     headers = {} if settings.api_key is None else {"Authorization": f"Bearer {settings.api_key}"}
     try:
-        http = kind(base_url=address, headers=headers, timeout=timeout, limits=LIMITS)
+        direct = is_loopback(httpx.URL(address).host)  # a proxy of the environment would call itself
+        http = kind(base_url=address, headers=headers, timeout=timeout, limits=LIMITS, trust_env=not direct)
     except httpx.InvalidURL as error:
         raise Unavailable(f"{address!r} is no address of a server: {error}") from error
     return http, Flows(address, retries, reconnects)

@@ -20,7 +20,7 @@ def running_server(settings: Settings) -> str | None:
     """The address of a `bestofn up` that runs and answers, if there is one."""
     try:
         server = str(json.loads(address_file(settings).read_text())["server"])
-        answers = httpx.get(f"{server}/livez", timeout=PROBE_SECONDS).is_success
+        answers = _get(f"{server}/livez").is_success
     except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError):
         return None
     return server if answers else None
@@ -29,9 +29,14 @@ def running_server(settings: Settings) -> str | None:
 def is_bestofn(address: str) -> bool:
     """Whether a server of this project answers there."""
     try:
-        return bool(httpx.get(f"{address}/openapi.json", timeout=PROBE_SECONDS).json()["info"]["title"] == "bestofn")
+        return bool(_get(f"{address}/openapi.json").json()["info"]["title"] == "bestofn")
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
         return False
+
+
+def _get(url: str) -> httpx.Response:
+    """An answer of a server on this machine, which no proxy of the environment reaches."""
+    return httpx.get(url, timeout=PROBE_SECONDS, trust_env=False)
 
 
 def find_server(settings: Settings) -> str:

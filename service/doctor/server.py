@@ -5,10 +5,9 @@ from collections.abc import Iterator
 
 import httpx
 
-from bestofn.service.api.access import is_loopback
 from bestofn.service.client.discovery import is_bestofn, running_server
 from bestofn.service.client.errors import error_of
-from bestofn.service.core.settings import Settings, local_url
+from bestofn.service.core.settings import Settings, is_loopback, local_url
 from bestofn.service.core.version import VERSION
 from bestofn.service.doctor.findings import Finding
 
@@ -25,7 +24,8 @@ def server(settings: Settings) -> Iterator[Finding]:
             return
     headers = {} if settings.api_key is None else {"Authorization": f"Bearer {settings.api_key}"}
     try:
-        with httpx.Client(base_url=address, headers=headers, timeout=ANSWER_SECONDS) as http:
+        direct = is_loopback(httpx.URL(address).host)
+        with httpx.Client(base_url=address, headers=headers, timeout=ANSWER_SECONDS, trust_env=not direct) as http:
             version = str(http.get("/openapi.json").raise_for_status().json()["info"]["version"])
             ready = http.get("/readyz")
             allowed = http.get("/jobs/0")

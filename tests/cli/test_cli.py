@@ -594,16 +594,20 @@ def answers(address: str) -> bool:
         return False
 
 
-def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = tempfile.mkdtemp(prefix="bestofn-")  # short, for its socket
+    near = {"BESTOFN_DATA_DIR": os.path.relpath(data, tmp_path), "http_proxy": "http://127.0.0.1:9"}
     try:
         judges = ["--second-judge", "shapes", "--pairwise-judge", "openai:http://127.0.0.1:9/v1#looker"]
-        with start("up", "--port", "0", *judges, cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
+        with start("up", "--port", "0", *judges, cwd=tmp_path, BESTOFN_SLOTS="2", **near) as up:
             assert up.stderr is not None
             lines = [up.stderr.readline() for _ in range(3)]
             assert "ready at" in lines[-1], lines
             address = lines[-1].split("ready at ")[1].split()[0]
-            status, out, err = run("generate", "a photo of a star", "-n", "2", BESTOFN_DATA_DIR=data)
+            status, out, err = run("generate", "a photo of a star", "-n", "2", **near)
+            monkeypatch.delenv("http_proxy")
             assert (status, out.split()[0]) == (0, "best.png")
             assert f"using the server at {address}" in err
             (worker,) = httpx.get(f"{address}/status", timeout=PATIENCE).json()["workers"]
@@ -618,13 +622,14 @@ def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, 
             up.kill()
             until(lambda: not answers(address))
         port = address.rpartition(":")[2]
-        with start("up", "--port", port, cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
-            assert up.stderr is not None
-            assert "ready at" in [up.stderr.readline() for _ in range(3)][-1]
-            children = subprocess.run(["pgrep", "-P", str(up.pid)], capture_output=True, text=True).stdout.split()
-            up.send_signal(signal.SIGINT)
-            up.communicate(timeout=PATIENCE)
-        assert up.returncode == 0
+        for number, command, status in ((signal.SIGTERM, ["--run", "exec sleep 600"], 143), (signal.SIGINT, [], 0)):
+            with start("up", "--port", port, *command, cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
+                assert up.stderr is not None
+                assert "ready at" in [up.stderr.readline() for _ in range(3)][-1]
+                children = subprocess.run(["pgrep", "-P", str(up.pid)], capture_output=True, text=True).stdout.split()
+                up.send_signal(number)
+                up.communicate(timeout=PATIENCE)
+            assert up.returncode == status
         assert all(not Path(f"/proc/{child}").exists() for child in children)
         assert not address_file(Settings(data_dir=Path(data))).exists()
     finally:
