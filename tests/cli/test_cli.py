@@ -536,6 +536,16 @@ def test_waiting_calls_are_answered_when_the_server_stops(served: Any, queue_ser
     httpx.delete(served.url + place, timeout=PATIENCE)
 
 
+def test_sigterm_ends_a_worker_that_still_imports_its_packages_with_0(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import time; print('importing', flush=True); time.sleep(600)")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with start("worker", cwd=tmp_path, PYTHONPATH=path) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "importing\n"
+        worker.terminate()
+    assert worker.returncode == 0
+
+
 def test_a_worker_without_a_folder_for_kernels_does_not_start(tmp_path: Path) -> None:
     check_kernel_caches({"TRITON_CACHE_DIR": str(tmp_path / "cache" / "triton")})
     (tmp_path / "file").touch()
