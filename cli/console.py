@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from bestofn.service.core.errors import BestOfNError, SetupError
+from bestofn.service.core.settings import variable_of
 from bestofn.service.host.packages import can_draw_here
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
@@ -59,8 +60,9 @@ def run(program: typer.Typer) -> NoReturn:
         _show_usage(error)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        what = "setting " if error.title == "Settings" else ""
-        fail(f"{what}{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        name, *rest = map(str, first["loc"])
+        what = f"setting {variable_of(name)}" if error.title == "Settings" else name
+        fail(f"{'.'.join([what, *rest])}: {first['msg'].removeprefix('Value error, ')}")
     except Exception as error:
         # The models and the judge have error trees of their own, whose roots are ValueErrors with the fix in them.
         if not isinstance(error, ValueError):

@@ -243,6 +243,11 @@ def test_secrets_are_made_once_and_read_by_the_settings(tmp_path: Path, monkeypa
     assert not Settings(_secrets_dir=ROOT / "docker" / "secrets" / "none").webhook_secret
     password = edge.redis_url.removeprefix("redis://bestofn:").removesuffix("@redis:6379/0")
     assert remote == f"rediss://bestofn:{password}@queue.example.net:6380/0?ssl_ca_certs=/run/secrets/queue_ca"
+    ipv6 = tmp_path / "ipv6"
+    subprocess.run([make[0], str(ipv6), "fd00::1"], check=True, capture_output=True)
+    assert "@[fd00::1]:6380/0?" in (ipv6 / "gpu-host" / "bestofn_redis_url").read_text()
+    named = ["openssl", "x509", "-noout", "-checkip", "fd00::1", "-in", str(ipv6 / "gpu-host" / "queue_ca")]
+    assert "does match" in subprocess.run(named, check=True, capture_output=True, text=True).stdout
     assert folder.stat().st_mode & 0o077 == (folder / "gpu-host").stat().st_mode & 0o077 == 0
     assert {path.name for path in folder.iterdir() if path.is_file()} == set(COMPOSE["secrets"])
     asked = {secret for name in ("worker", "weights") for secret in SERVICES[name]["secrets"]}

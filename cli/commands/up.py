@@ -13,15 +13,18 @@ import typer
 from redis.exceptions import RedisError
 
 from bestofn.cli import options
-from bestofn.cli.console import say
-from bestofn.cli.process_supervisor import Supervisor
+from bestofn.cli.console import FAILURE, say
+from bestofn.cli.process_supervisor import STOP_SECONDS, Supervisor
 from bestofn.service.client.discovery import address_file, is_bestofn
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, load_settings, local_url
+from bestofn.service.host.child_processes import stop
 from bestofn.service.host.packages import can_draw_here
 from bestofn.service.queue.connection import without_password
 from bestofn.service.queue.embedded_server import LocalServer
 from bestofn.service.queue.job_queue import Queue
+
+KILLED = 128  # and the signal's number: the status that a shell gives a command which a signal has ended
 
 EPILOG = """Examples:
 
@@ -110,8 +113,10 @@ def up(
             supervisor.run(lambda: _answers(f"{address}/readyz"), begin, watch)
         finally:
             file.unlink(missing_ok=True)
+            stop(errand, STOP_SECONDS)  # of a command that a signal to this process has not reached
     if command is not None:
-        raise typer.Exit(errand[0].wait() if errand else 1)
+        status = errand[0].wait() if errand else FAILURE
+        raise typer.Exit(status if status >= 0 else KILLED - status)
 
 
 def _open_port(settings: Settings) -> int:
@@ -156,6 +161,6 @@ async def _check_queue(settings: Settings) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=2.0, trust_env=False).is_success
+        return httpx.get(url, timeout=2.0, trust_env=False).is_success  # by no proxy
     except httpx.HTTPError:
         return False

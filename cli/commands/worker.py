@@ -1,6 +1,7 @@
 """bestofn worker: one engine a device, fed from the queue."""
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ def worker(
     ] = None,
 ) -> None:
     """Draw and judge the queue's jobs until SIGTERM or Ctrl-C. With several devices, one process each."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until the worker has something to hand back
     given = {
         "model": model,
         "judge": judge,

@@ -8,7 +8,10 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bestofn.service.api.request_log import HEADER, SECURE, request_id
 
 LEAST_BYTES = 1024  # of a body that is worth compressing
 LEVEL = 4
@@ -136,3 +139,9 @@ class Cors(CORSMiddleware):
             expose_headers=EXPOSED,
             max_age=PREFLIGHT_SECONDS,
         )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The answer to a preflight, which reaches no other middleware, with the headers of every answer."""
+        answer = super().preflight_response(request_headers)
+        answer.headers.update({HEADER: request_id(request_headers.get(HEADER)), **SECURE})
+        return answer

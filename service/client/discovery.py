@@ -20,19 +20,23 @@ def running_server(settings: Settings) -> str | None:
     """The address of a `bestofn up` that runs and answers, if there is one."""
     try:
         server = str(json.loads(address_file(settings).read_text())["server"])
-        answers = httpx.get(f"{server}/livez", timeout=PROBE_SECONDS, trust_env=False).is_success
+        answers = _get(f"{server}/livez").is_success
     except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError):
         return None
     return server if answers else None
 
 
 def is_bestofn(address: str) -> bool:
-    """Whether a server of this project answers at an address of this machine, which no proxy serves."""
+    """Whether a server of this project answers at an address of this machine."""
     try:
-        described = httpx.get(f"{address}/openapi.json", timeout=PROBE_SECONDS, trust_env=False).json()
-        return bool(described["info"]["title"] == "bestofn")
+        return bool(_get(f"{address}/openapi.json").json()["info"]["title"] == "bestofn")
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
         return False
+
+
+def _get(url: str) -> httpx.Response:
+    """An answer of a server on this machine, which no proxy of the environment reaches."""
+    return httpx.get(url, timeout=PROBE_SECONDS, trust_env=False)
 
 
 def find_server(settings: Settings) -> str:

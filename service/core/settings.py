@@ -1,31 +1,43 @@
 """Settings: one class, the only reader of the environment (BESTOFN_*, REDIS_URL, files in /run/secrets)."""
 
 import difflib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from bestofn.service.core.errors import SetupError
 
 SECRETS = Path("/run/secrets")
-DATA_DIR = "~/.local/share/bestofn"
 SIMILAR = 0.84  # of a variable and the setting that it means: more than any two variables of docker-compose.yml
 
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s*]+)$")]
 
 
-def _absolute(folder: str | Path) -> Path:
-    """The data folder as an absolute path: processes of `bestofn up` work in others. A `~` may come from a file."""
-    return Path(os.path.abspath(os.path.expanduser(folder or DATA_DIR)))
+def _absolute(path: Path) -> Path:
+    """A path from the root: the queue's server, among others, has another working directory."""
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"{path} needs a home folder, which this user does not have: name another folder") from None
+
+
+LocalPath = Annotated[Path, AfterValidator(_absolute)]
 
 
 class Settings(BaseSettings):
     """Every setting of API, worker and command line. Times are in seconds, sizes in bytes."""
 
     model_config = SettingsConfigDict(
-        env_prefix="BESTOFN_", secrets_dir=SECRETS if SECRETS.is_dir() else None, extra="forbid", populate_by_name=True
+        env_prefix="BESTOFN_",
+        env_ignore_empty=True,
+        secrets_dir=SECRETS if SECRETS.is_dir() else None,
+        extra="forbid",
+        populate_by_name=True,
     )
 
     # Queue
@@ -35,8 +47,9 @@ class Settings(BaseSettings):
         description="Queue server, such as redis://host:6379; that of `bestofn up` if unset.",
     )
     namespace: str = Field("bestofn", description="Prefix of every Redis key.")
-    data_dir: Annotated[Path, BeforeValidator(_absolute)] = Field(
-        Path(DATA_DIR).expanduser(),
+    data_dir: LocalPath = Field(
+        Path(os.path.expanduser("~/.local/share/bestofn")),  # unchanged for a user without a home, unlike Path's
+        validate_default=True,
         description="Folder of the embedded queue and of the API keys.",
     )
     lease_seconds: float = Field(
@@ -62,7 +75,7 @@ class Settings(BaseSettings):
     image_budget_bytes: int = Field(
         512 * 2**20, description="Maximum bytes of winner images in Redis; submissions beyond it get 429."
     )
-    images_dir: Path | None = Field(
+    images_dir: LocalPath | None = Field(
         None,
         description="Folder shared by API and workers for winner images, in place of Redis and without a budget.",
     )
@@ -86,7 +99,7 @@ class Settings(BaseSettings):
     allowed_hosts: tuple[str, ...] = Field(
         (), description="Host names, in addition to loopback names, that a server without keys answers to."
     )
-    keys_file: Path | None = Field(
+    keys_file: LocalPath | None = Field(
         None, description="File of API keys (`bestofn keys`); `keys` in the data folder if unset."
     )
     allow_unauthenticated: bool = Field(
@@ -160,11 +173,11 @@ class Settings(BaseSettings):
     second_judge: str | None = Field(
         None, description="Second judge for jobs with rule lower_bound, named as `judge`; none if unset."
     )
-    calibration: Path | None = Field(
+    calibration: LocalPath | None = Field(
         None,
         description="Calibration file of the judge (`bestofn calibrate`); calibration.json in its folder if unset.",
     )
-    second_calibration: Path | None = Field(None, description="Calibration file of the second judge.")
+    second_calibration: LocalPath | None = Field(None, description="Calibration file of the second judge.")
     judge_max_tiles: int | None = Field(
         None,
         ge=1,
@@ -201,10 +214,10 @@ class Settings(BaseSettings):
     )
     cuda_graphs: bool = Field(True, description="Record CUDA graphs of the transformer's forward, on a GPU.")
 
-    c2pa_certificate: Path | None = Field(
+    c2pa_certificate: LocalPath | None = Field(
         None, description="PEM chain with which winners are signed (C2PA); not signed if unset."
     )
-    c2pa_key: Path | None = Field(None, description="PEM private key of that certificate.")
+    c2pa_key: LocalPath | None = Field(None, description="PEM private key of that certificate.")
 
     # Telemetry
     log_format: str | None = Field(
@@ -231,8 +244,25 @@ def local_url(host: str, port: int) -> str:
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Settings from the environment, overridden by command line flags; None: the flag was not given."""
-    return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+    """Settings from the environment, overridden by command line flags; None: the flag was not given.
+
+    Raises:
+        SetupError: a list or a table is not JSON.
+        ValidationError: a value is out of its limits.
+    """
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+    except SettingsError as error:
+        name = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), "")
+        if not name:
+            raise
+        example = json.dumps({"name": "value"} if name == "model_aliases" else ["one", "two"])
+        raise SetupError(f"setting {variable_of(name)} is not JSON, such as {example}") from error
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of a setting, by the name of its field."""
+    return f"BESTOFN_{name.upper()}" if name in Settings.model_fields else name
 
 
 def misspelt(variables: Iterable[str] | None = None) -> dict[str, str]:

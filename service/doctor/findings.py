@@ -1,10 +1,10 @@
 """Findings, and the order in which they are made: a check that breaks or hangs is a finding and stops no other."""
 
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from bestofn.service.core.settings import Settings
@@ -13,7 +13,8 @@ State = Literal["ok", "warn", "fail"]
 PATIENCE_SECONDS = 60.0  # for a check; loading torch on a busy machine takes half of it
 
 # A password in an address: between the scheme's slashes and the last @ before the path, or a parameter of its own.
-_PASSWORD = re.compile(r"(?<=://)[^/\s@]*:[^/\s]*(?=@)|(?<=password=)[^&\s]+")
+_QUEUE = r"(?:(?<=redis://)|(?<=rediss://)|(?<=sentinel://))\S*(?=@)"  # a password may have / ? and # by mistake
+_PASSWORD = re.compile(rf"{_QUEUE}|(?<=://)[^/\s@]*:[^/\s]*(?=@)|(?<=password=)[^&\s]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def _hidden(text: str, settings: Settings) -> str:
     keys = settings.api_key, settings.pairwise_api_key, settings.judge_api_key, settings.checker_api_key
     for key in filter(None, keys):
         text = text.replace(key, "***")
-    text, home = _PASSWORD.sub("***", text), str(Path.home())
+    text, home = _PASSWORD.sub("***", text), os.path.expanduser("~")
     return re.sub(rf"{re.escape(home)}(?=[/\s,;:)'\"]|$)", "~", text) if len(home) > 1 else text
 
 

@@ -216,8 +216,29 @@ def test_errors_are_one_line_and_a_status(
 
 
 def test_a_setting_that_cannot_be_read_is_named(run: Run) -> None:
-    status, _, err = run("serve", BESTOFN_PORT="many")
-    assert (status, err.startswith("bestofn: setting port: "), "\n" in err.rstrip()) == (1, True, False), err
+    wrong = {
+        "BESTOFN_PORT": ("many", "valid integer"),
+        "BESTOFN_TRUSTED_PROXIES": ("10.0.0.1", "is not JSON"),
+        "BESTOFN_IMAGES_DIR": ("~no-such-user/images", "needs a home folder"),
+    }
+    for name, (value, reason) in wrong.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(name, value)
+            status, _, err = run("serve")
+        assert (status, err.startswith(f"bestofn: setting {name}"), "\n" in err.rstrip()) == (1, True, False), err
+        assert reason in err
+
+
+def test_an_empty_variable_is_an_unset_one_and_paths_begin_at_the_root(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("IMAGES_DIR", "SLOTS", "MODEL"):
+        monkeypatch.setenv(f"BESTOFN_{name}", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(data_dir=Path("queue"), keys_file=Path("~/keys"))
+    assert (settings.images_dir, settings.slots, settings.model) == (None, None, "shapes")
+    assert (settings.data_dir, settings.keys_file) == (tmp_path / "queue", tmp_path / "keys")
 
 
 def test_up_ends_at_once_where_the_queue_of_the_settings_is_not_there(run: Run, tmp_path: Path) -> None:
@@ -516,6 +537,16 @@ def test_waiting_calls_are_answered_when_the_server_stops(served: Any, queue_ser
     httpx.delete(served.url + place, timeout=PATIENCE)
 
 
+def test_sigterm_ends_a_worker_that_still_imports_its_packages_with_0(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import time; print('importing', flush=True); time.sleep(600)")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with start("worker", cwd=tmp_path, PYTHONPATH=path) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "importing\n"
+        worker.terminate()
+    assert worker.returncode == 0
+
+
 def test_a_worker_without_a_folder_for_kernels_does_not_start(tmp_path: Path) -> None:
     check_kernel_caches({"TRITON_CACHE_DIR": str(tmp_path / "cache" / "triton")})
     (tmp_path / "file").touch()
@@ -574,18 +605,20 @@ def answers(address: str) -> bool:
         return False
 
 
-def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = tempfile.mkdtemp(prefix="bestofn-")  # short, for its socket
+    near = {"BESTOFN_DATA_DIR": os.path.relpath(data, tmp_path), "http_proxy": "http://127.0.0.1:9"}
     try:
         judges = ["--second-judge", "shapes", "--pairwise-judge", "openai:http://127.0.0.1:9/v1#looker"]
-        proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}  # no call of this machine takes it
-        env = {"BESTOFN_DATA_DIR": data, "BESTOFN_SLOTS": "2"} | proxy
-        with start("up", "--port", "0", *judges, cwd=tmp_path, **env) as up:
+        with start("up", "--port", "0", *judges, cwd=tmp_path, BESTOFN_SLOTS="2", no_proxy="", **near) as up:
             assert up.stderr is not None
             lines = [up.stderr.readline() for _ in range(3)]
             assert "ready at" in lines[-1], lines
             address = lines[-1].split("ready at ")[1].split()[0]
-            status, out, err = run("generate", "a photo of a star", "-n", "2", BESTOFN_DATA_DIR=data)
+            status, out, err = run("generate", "a photo of a star", "-n", "2", **near)
+            monkeypatch.delenv("http_proxy")
             assert (status, out.split()[0]) == (0, "best.png")
             assert f"using the server at {address}" in err
             (worker,) = httpx.get(f"{address}/status", timeout=PATIENCE).json()["workers"]
@@ -600,14 +633,14 @@ def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(run: Run, 
             up.kill()
             until(lambda: not answers(address))
         port = address.rpartition(":")[2]
-        relative = os.path.relpath(data, tmp_path)
-        with start("up", "--port", port, cwd=tmp_path, BESTOFN_DATA_DIR=relative, BESTOFN_SLOTS="2") as up:
-            assert up.stderr is not None
-            assert "ready at" in [up.stderr.readline() for _ in range(3)][-1]
-            children = subprocess.run(["pgrep", "-P", str(up.pid)], capture_output=True, text=True).stdout.split()
-            up.send_signal(signal.SIGINT)
-            up.communicate(timeout=PATIENCE)
-        assert up.returncode == 0
+        for number, command, status in ((signal.SIGTERM, ["--run", "exec sleep 600"], 143), (signal.SIGINT, [], 0)):
+            with start("up", "--port", port, *command, cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
+                assert up.stderr is not None
+                assert "ready at" in [up.stderr.readline() for _ in range(3)][-1]
+                children = subprocess.run(["pgrep", "-P", str(up.pid)], capture_output=True, text=True).stdout.split()
+                up.send_signal(number)
+                up.communicate(timeout=PATIENCE)
+            assert up.returncode == status
         assert all(not Path(f"/proc/{child}").exists() for child in children)
         assert not address_file(Settings(data_dir=Path(data))).exists()
     finally:

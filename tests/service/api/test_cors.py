@@ -42,6 +42,8 @@ def test_a_preflight_needs_no_key(site: httpx.Client, path: str) -> None:
     assert answer.headers["access-control-allow-headers"] == PREFLIGHT["Access-Control-Request-Headers"]
     assert {"POST", "DELETE"} <= set(answer.headers["access-control-allow-methods"].split(", "))
     assert "access-control-allow-credentials" not in answer.headers
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["x-request-id"]
     stranger = httpx.options(f"{site.base_url}{path}", headers=PREFLIGHT | {"Origin": EVIL}, timeout=PATIENCE)
     assert (stranger.status_code, stranger.headers.get("access-control-allow-origin")) == (400, None)
 

@@ -72,7 +72,7 @@ def test_a_check_that_breaks_or_hangs_is_a_finding() -> None:
 
     def breaks(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "first", "fine")
-        raise OSError("redis://me:pass:w@rd@host/0?password=x&db=1 is gone, open-sesame, " + str(Path.home() / "data"))
+        raise OSError("redis://me:pa/s:w@rd@host/0?password=x&db=1 is gone, open-sesame, " + str(Path.home() / "data"))
 
     def hangs(settings: Settings) -> Iterator[Finding]:
         forever.wait(PATIENCE)
