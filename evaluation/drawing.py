@@ -61,7 +61,7 @@ def fill(pool: Pool, requests: Sequence[SampleRequest], processes: int, progress
         SetupError: a process was killed, or the judge gave no verdict on an image, whose chunk is not kept.
     """
     missing = pool.missing(requests)
-    total = sum(1 for request in requests for _ in request.chunks())
+    total = len({key for request in requests for key in request.chunks()})
     done = total - len(missing)
     progress(done, total)
     if not missing:

@@ -8,10 +8,12 @@ eager.
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -27,8 +29,8 @@ from bestofn.models.linear_dit.weights import from_diffusers
 
 CPUINFO = Path("/proc/cpuinfo")
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own setting, without a counterpart in Python
-TORCHS_OWN = "torchinductor_"  # how the folder begins that the import of torch._dynamo sets where none is set
-COMPILERS = ("g++", "clang++")
+TORCHS_OWN = "torchinductor_"  # how the folder in the temporary one begins that the import of torch._dynamo sets
+SPLITS = re.compile(r"[\s'\"\\]")  # what a path in the compiler's command must not have: torch does not quote it
 UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # by the flag in /proc/cpuinfo, the faster first
 
 
@@ -47,11 +49,26 @@ def processor_flags() -> list[str]:
 
 def missing_for_blocks() -> str | None:
     """What this machine misses to compile blocks, with the fix; None if it has all."""
-    if not any(map(shutil.which, COMPILERS)):
-        return "torch.compile needs a C++ compiler: install g++"
+    compiler = os.environ.get("CXX", "g++")  # as torch chooses it
+    if shutil.which(compiler) is None:
+        fix = "name a program in CXX, or unset it" if "CXX" in os.environ else "install g++, or name another in CXX"
+        return f"torch.compile needs a C++ compiler, and {compiler!r} is not found: {fix}"
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return "torch.compile needs Python.h: install python3-dev"
     return None
+
+
+def cache_folder(default: Path) -> Path:
+    """The folder of compiled graphs: the one that the user names in the environment, else `default`."""
+    named = Path(os.environ.get(CACHE) or default).absolute()
+    set_by_torch = named.name.startswith(TORCHS_OWN) and named.parent == Path(tempfile.gettempdir()).absolute()
+    return default.absolute() if set_by_torch else named
+
+
+def reason(error: Exception) -> str:
+    """One line of an error: the compiler's own, where a compiler failed."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "error: " in line), lines[0] if lines else type(error).__name__)
 
 
 class CompiledBlocks:
@@ -128,8 +145,13 @@ class BackgroundCompilation:
         if (missing := missing_for_blocks()) is not None:
             self.state = f"eager: {missing}"
             return
-        named = Path(os.environ.get(CACHE) or TORCHS_OWN)
-        self._cache = cache if named.name.startswith(TORCHS_OWN) else named
+        self._cache = cache_folder(cache)
+        if SPLITS.search(str(self._cache)):
+            self.state = (
+                f"eager: torch.compile cannot work in '{self._cache}', whose path has a space or a quote: "
+                f"name another folder in {CACHE}"
+            )
+            return
         os.environ[CACHE] = str(self._cache)
         self._task = json.dumps(
             [str(folder), str(model.dtype).removeprefix("torch."), rows, size, tokens, torch.get_num_threads()]
@@ -163,9 +185,7 @@ class BackgroundCompilation:
                 blocks.compile(self._model, rows, self._size, self._tokens)
                 self._model.run = blocks
         except Exception as error:  # compilers and their back ends raise errors of many types
-            self.state = (
-                f"eager: compiling failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            )
+            self.state = f"eager: compiling failed: {reason(error)}"
         else:
             self.state = "compiled"
 
@@ -178,8 +198,11 @@ def _child(task: str) -> None:
     os.nice(10)
     torch.set_num_threads(threads)
     model, blocks = from_diffusers(Path(folder), torch.device("cpu"), getattr(torch, dtype)), CompiledBlocks()
-    for count in rows:
-        blocks.compile(model, count, tuple(size), tokens)
+    try:
+        for count in rows:
+            blocks.compile(model, count, tuple(size), tokens)
+    except Exception as error:  # of many types, whose last line is advice of torch's
+        sys.exit(reason(error))
 
 
 if __name__ == "__main__":

@@ -156,7 +156,8 @@ def test_a_pool_goes_on_where_it_was_cut_off_and_grows(tmp_path):
     source = Source(str(model.path), model.revision, str(EMBEDDED), "j", benchmark())
     path, seen = tmp_path / "pool.jsonl", []
     requests = [SampleRequest(SamplingConfig(2), CHUNK, [0, 200])]
-    fill(Pool(path, source), requests, 2, lambda done, wanted: seen.append((done, wanted)))
+    twice = [*requests, SampleRequest(SamplingConfig(2), 1, [0])]  # as the curve and a strategy want the same
+    fill(Pool(path, source), twice, 2, lambda done, wanted: seen.append((done, wanted)))
     assert seen == [(0, 2), (1, 2), (2, 2)]
     whole = path.read_text()
     path.write_text(whole[: whole.rindex("\n", 0, -1) + 40])
