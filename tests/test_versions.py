@@ -24,7 +24,7 @@ def asked() -> list[Requirement]:
     return [need for need in map(Requirement, [*PROJECT["dependencies"], *extras]) if need.name != PROJECT["name"]]
 
 
-@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
 def test_the_lock_has_one_version_in_range_of_everything_asked_for(python: str, platform: str) -> None:
     machine = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": platform}
