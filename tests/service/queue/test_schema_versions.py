@@ -42,7 +42,8 @@ def form_of(model: type[BaseModel]) -> dict[str, str]:
     form = {}
     for name, field in model.model_fields.items():
         said = f"{field.annotation} {'' if field.is_required() else field.default!r}"
-        form[name] = re.sub(r"\b(bestofn\.[\w.]+|typing)\.", "", said)  # a type that moves is no change
+        said = re.sub(r"\b(bestofn\.[\w.]+|typing)\.", "", said)  # a type that moves is no change
+        form[name] = re.sub(r"^(Annotated\[.*\]) \| None", r"Optional[\1]", said)  # as Python before 3.14 writes it
         for held in (field.annotation, *get_args(field.annotation)):
             if isinstance(held, type) and issubclass(held, BaseModel) and held is not model:
                 form |= {f"{name}.{inner}": text for inner, text in form_of(held).items()}
