@@ -1,5 +1,6 @@
 """What each of the client's methods does, as flows: which requests, in which order, and what is made of them."""
 
+import json
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -165,6 +166,10 @@ class Flows:
 def _submission(request: Mapping[str, Any], key: str | None) -> Send:
     if key and not (key.isascii() and key.isprintable()):  # no header carries it
         raise InvalidRequest(f"Idempotency-Key {key[:40]!r} must be printable ASCII", field="Idempotency-Key")
+    try:
+        json.dumps(dict(request), ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"the request cannot be written as JSON: {error}") from error
     headers = {"Prefer": "respond-async", "Idempotency-Key": key or uuid.uuid4().hex}
     return Send("POST", "/generate", headers, dict(request))
 

@@ -298,6 +298,9 @@ def test_errors_are_those_that_the_server_names(client: Client, serving: Serving
     for key in ("schlüssel", "two\nlines"):
         with pytest.raises(InvalidRequest, match="must be printable ASCII"):
             client.submit("p", idempotency_key=key)
+    for fields in ({"guidance_scale": float("nan")}, {"prompt": "\ud800"}, {"seed": object()}):
+        with pytest.raises(InvalidRequest, match="cannot be written as JSON"):
+            client.submit(**{"prompt": "p"} | fields)
     with pytest.raises(JobFailed, match=r"job \w+ failed: the prompt asked for it"):
         client.generate(FAILS, num_samples=1)
     for call in (client.result, client.cancel, client.wait, lambda job: list(client.events(job))):
