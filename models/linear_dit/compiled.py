@@ -16,6 +16,7 @@ import sysconfig
 import tempfile
 import threading
 from collections.abc import Collection, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ class BackgroundCompilation:
         self._task = json.dumps(
             [str(folder), str(model.dtype).removeprefix("torch."), rows, size, tokens, torch.get_num_threads()]
         )
-        self._made_for = " ".join((self._task, torch.__version__, *processor_flags()))
+        self._made_for = " ".join((version("bestofn"), torch.__version__, self._task, *processor_flags()))
         self._thread = threading.Thread(target=self._run, name="compile", daemon=True)
         self._thread.start()
 
