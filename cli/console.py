@@ -46,10 +46,9 @@ def need_packages(subject: str) -> None:
 
 def run(program: typer.Typer) -> NoReturn:
     """Run the command line: exit status 0 on success, 1 on failure, 2 on wrong usage, 130 on Ctrl-C."""
-    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))  # until a service sets up its logs
-    command = typer.main.get_command(program)
     try:
-        status = command(standalone_mode=False)
+        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))  # until a service sets up logs
+        status = typer.main.get_command(program)(standalone_mode=False)
     except BestOfNError as error:
         fail(error.detail)
     except (KeyboardInterrupt, typer.Abort):

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated
 
@@ -73,6 +75,8 @@ def up(
     if not can_draw_here():
         raise SetupError("a worker needs its packages: pip install 'bestofn[worker]' (or start `bestofn serve` alone)")
     settings = settings.model_copy(update={"port": _open_port(settings)})
+    # The queue's server is stopped also by a signal that comes while it starts.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(KILLED + number))
     with _queue(settings) as (redis_url, keep_queue):
         say(f"queue at {without_password(redis_url)}")
         flags = ["--host", settings.host, "--port", str(settings.port)]

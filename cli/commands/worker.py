@@ -99,11 +99,13 @@ def check_kernel_caches(environment: Mapping[str, str]) -> None:
 def device_commands(
     devices: Sequence[str], options: Mapping[str, str | int | None], metrics_port: int | None
 ) -> list[list[str]]:
-    """One worker a device, with the options that were given, by name, and ports from `metrics_port` on."""
+    """One worker a device, with the options given by name, and ports from `metrics_port` on (0: free ones)."""
     program = [sys.executable, "-P", "-m", "bestofn.cli", "worker"]
     flags = {f"--{name.replace('_', '-')}": str(value) for name, value in options.items() if value is not None}
     given = [part for flag in flags.items() for part in flag]
-    ports = [["--metrics-port", str(metrics_port + i)] if metrics_port else [] for i in range(len(devices))]
+    ports: list[list[str]] = [[] for _ in devices]
+    if metrics_port is not None:
+        ports = [["--metrics-port", str(metrics_port + i if metrics_port else 0)] for i in range(len(devices))]
     return [[*program, "--devices", device, *given, *port] for device, port in zip(devices, ports, strict=True)]
 
 

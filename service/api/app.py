@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from bestofn.service.api import access as guard
 from bestofn.service.api import problem_details as problem
-from bestofn.service.api.connections import CONNECTIONS_KEPT, DESCRIPTORS_KEPT, ConnectionLimit, Connections
+from bestofn.service.api.connections import CONNECTIONS_KEPT, DESCRIPTORS_KEPT, ConnectionLimit, Connections, Linger
 from bestofn.service.api.dependencies import Context
 from bestofn.service.api.http_middleware import Cors, Head, JsonGzip, Prefix
 from bestofn.service.api.openapi import Described
@@ -109,6 +109,7 @@ def create_app(settings: Settings, *, descriptors: int | None = None) -> FastAPI
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(Prefix, public_url=settings.public_url)  # around all of them
+    app.add_middleware(Linger)
     problem.install(app)
     for module in (generate, jobs, events):
         app.include_router(module.router, tags=["Jobs"])

@@ -5,6 +5,7 @@ request, or with one that is still being sent.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -30,6 +31,7 @@ PACE_BYTES = 64 * 1024  # of a body that is being sent, within IDLE_SECONDS
 DESCRIPTORS_KEPT = 256  # for Redis, files, and connections that are accepted before others are closed
 CONNECTIONS_KEPT = 16  # never busy: a probe always finds room
 RETRY_SECONDS = 1.0
+LINGER_SECONDS = 5.0
 _CONNECTION = "connection"  # in the `state` of a request's scope
 
 log = structlog.get_logger()
@@ -195,6 +197,40 @@ class ConnectionLimit:
             await self._app(scope, note, send)
         finally:
             connections.end(peer)
+
+
+class Linger:
+    """ASGI middleware that reads the rest of a refused body before the connection closes.
+
+    Closing with unread bytes resets the connection, and the answer with it: nginx then makes a 502 of a 413. uvicorn
+    does the same for connections that are kept alive.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or "close" not in Headers(scope=scope).get("connection", "").lower():
+            return await self._app(scope, receive, send)
+        unread = True
+
+        async def note() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = message.get("more_body", False)
+            return message
+
+        async def answer(message: Message) -> None:
+            if unread and message["type"] == "http.response.body" and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LINGER_SECONDS):
+                        while unread:
+                            await note()
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        await self._app(scope, note, answer)
 
 
 class AcceptErrors:

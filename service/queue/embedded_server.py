@@ -16,6 +16,7 @@ from redis.retry import Retry
 
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
+from bestofn.service.host.child_processes import stop as stop_processes
 
 START_SECONDS = 30.0  # a long append-only file is read at start
 STOP_SECONDS = 15.0
@@ -181,12 +182,17 @@ class LocalServer:
             start_new_session=True,  # Ctrl-C in the terminal is for `up`, which stops the server last
         )
         deadline = time.monotonic() + START_SECONDS
-        while not _answers(url):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self._process.kill()
-                last = log.read_text().strip().splitlines()[-1:] if log.is_file() else []
-                raise SetupError(f"{binary} did not start on {data}: {' '.join(last) or 'it said nothing'} (see {log})")
-            time.sleep(0.02)
+        try:
+            while not _answers(url):
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self._process.kill()
+                    last = log.read_text().strip().splitlines()[-1:] if log.is_file() else []
+                    last = last or ["it said nothing"]
+                    raise SetupError(f"{binary} did not start on {data}: {last[0]} (see {log})")
+                time.sleep(0.02)
+        except BaseException:  # a signal too: the server has a session of its own and would stay
+            stop_processes([self._process], STOP_SECONDS)
+            raise
 
 
 def _client(url: str) -> redis.Redis:

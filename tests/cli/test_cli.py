@@ -647,6 +647,38 @@ def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(
         shutil.rmtree(data)
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_server_that_up_still_starts(number: int, status: int, tmp_path: Path) -> None:
+    server, pid = tmp_path / "redis-server", tmp_path / "pid"
+    server.write_text(f"#!/bin/sh\necho $$ > {pid}.new && mv {pid}.new {pid} && exec sleep 600\n")
+    server.chmod(0o700)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    with start("up", "--port", "0", "--devices", "cpu", cwd=tmp_path, PATH=path) as up:
+        until(pid.exists)
+        up.send_signal(number)
+        up.communicate(timeout=PATIENCE)
+    assert up.returncode == status
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+
+def test_ctrl_c_while_modules_load_is_one_line(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+from bestofn.cli.__main__ import app
+app()
+"""
+    ended = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (130, "bestofn: interrupted\n")
+
+
 def test_models_are_grown_and_pruned(run: Run, tmp_path: Path) -> None:
     status, _, err = run("models", "grow", "--to", "8", "shapes", "deep")
     assert (status, err.startswith("wrote deep: 8 layers, 0.0")) == (0, True), err

@@ -150,3 +150,16 @@ def test_soft_limit_of_descriptors_is_raised_to_the_hard_one() -> None:
     )
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["512", "512", "512"]
+
+
+def test_refused_body_of_a_closing_connection_is_read(idle: Settings, serving: Serving) -> None:
+    size = 20_000_000
+    with serving(idle) as api:
+        host, port = api.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
+            head = f"POST /generate HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {size}\r\n"
+            connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode())
+            connection.sendall(bytes(size))
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"payload_too_large" in answer

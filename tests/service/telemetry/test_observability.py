@@ -289,6 +289,8 @@ def test_each_device_of_a_machine_has_a_port_of_its_own() -> None:
         ["--devices", "cuda:1", "--slots", "8", "--metrics-port", "9101"],
     ]
     assert device_commands(["cpu"], {}, None)[0][5:] == ["--devices", "cpu"]
+    free = device_commands(["cuda:0", "cuda:1"], {}, 0)
+    assert [command[-2:] for command in free] == [["--metrics-port", "0"]] * 2
 
 
 def test_api_without_its_queue_still_reports_its_state(
