@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from tests.waiting import PATIENCE
 
@@ -53,6 +55,15 @@ def test_examples(language: str, code: str, served: Any, tmp_path: Path) -> None
         timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_torchrun_leaves_bestofn_its_options() -> None:
+    """torchrun has options that begin with `--run`, and on Python 3.11 it refuses ours as ambiguous."""
+    line = re.search(r"^torchrun (.*)$", (DOCS / "guide/finetuning.md").read_text(), re.MULTILINE)
+    assert line is not None
+    script = line[1].partition("bestofn ")[2]
+    parsed = get_args_parser().parse_args(shlex.split(line[1]))
+    assert [parsed.training_script, *parsed.training_script_args] == ["bestofn", *shlex.split(script)]
 
 
 def anchors(page: Path) -> set[str]:

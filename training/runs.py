@@ -62,10 +62,13 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
     stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    write(fresh)
-    replaced = folder.exists()
-    if replaced:
-        os.replace(folder, stale)
-    os.replace(fresh, folder)
+    try:
+        write(fresh)
+        replaced = folder.exists()
+        if replaced:
+            os.replace(folder, stale)
+        os.replace(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     if replaced:
         shutil.rmtree(stale)

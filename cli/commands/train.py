@@ -126,7 +126,7 @@ def generator(
 @program.command(
     epilog="Example: `bestofn train finetune Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers my-images "
     "--run runs/mine --out my-sana --steps 2000`; on eight GPUs: "
-    "`torchrun --nproc-per-node 8 --no-python bestofn train finetune ...`"
+    "`torchrun --nproc-per-node 8 --no-python -- bestofn train finetune ...`"
 )
 def finetune(
     checkpoint: Annotated[str, typer.Argument(help="shapes, a folder in diffusers layout, or a hub name@revision.")],

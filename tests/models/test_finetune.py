@@ -24,7 +24,7 @@ from bestofn.models.generator import Generator
 from bestofn.training.generator.captioned_images import ImageTextPair, pairs
 from bestofn.training.generator.finetune import FinetuneSettings, LinearAttention, finetune, write
 from bestofn.training.generator.image_dataset import pixels
-from bestofn.training.runs import Run
+from bestofn.training.runs import Run, publish
 
 CPU = torch.device("cpu")
 COLOURS = ("red", "green", "blue", "white", "black", "orange")
@@ -71,6 +71,33 @@ def test_a_run_that_was_cut_off_goes_on_bit_by_bit(
     assert losses(straight.folder) == losses(broken.folder)
     write(state, checkpoint, tmp_path / "out", "trained")
     assert Generator(Checkpoint.resolve(str(tmp_path / "out"))).prompt_context("a red wall")
+
+
+def test_a_read_only_checkpoint_is_trained_into_a_folder_that_can_be_written(
+    tmp_path: Path, album: Path, tiny_checkpoints: dict[str, Path]
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(tiny_checkpoints["tiny"], source)
+    os.rename(source / "tokenizer", tmp_path / "tokenizer")
+    (source / "tokenizer").symlink_to(tmp_path / "tokenizer")
+    for path in (*source.rglob("*"), source):
+        path.chmod(path.stat().st_mode & ~0o222)
+    checkpoint = Checkpoint.resolve(str(source))
+    state = finetune(checkpoint, settings(tmp_path / "run", album, steps=1), CPU, lambda _: None)
+    write(state, checkpoint, out, "trained")
+    assert all(path.stat().st_mode & 0o200 for path in (out, *out.rglob("*")))  # root may write without that bit
+    assert Generator(Checkpoint.resolve(str(out))).prompt_context("a red wall")
+
+
+def test_a_folder_that_cannot_be_written_in_full_leaves_nothing(tmp_path: Path) -> None:
+    def full(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "part").write_text("half")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        publish(tmp_path / "out", full)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_accumulated_forwards_are_one_larger_batch(

@@ -4,6 +4,7 @@ B images, C channels, h w latent pixels, L text tokens, E their width. Several p
 (`fully_shard`); what a run computes does not depend on how many they are, but for the order of sums.
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -222,9 +223,13 @@ def write(finetuned: FinetuneState, checkpoint: Checkpoint, out: Path, story: st
 
 
 def _write(tensors: dict[str, Tensor], checkpoint: Checkpoint, folder: Path, story: str) -> None:
-    shutil.copytree(
-        checkpoint.path, folder, ignore=lambda path, _: ["transformer"] if Path(path) == checkpoint.path else []
-    )
+    for parent, folders, files in os.walk(checkpoint.path, followlinks=True):
+        if Path(parent) == checkpoint.path and "transformer" in folders:
+            folders.remove("transformer")
+        copy = folder / Path(parent).relative_to(checkpoint.path)
+        copy.mkdir()
+        for name in files:  # contents alone: the checkpoint may be read-only
+            shutil.copyfile(Path(parent) / name, copy / name)
     with torch.device("meta"):
         model: Any = SanaTransformer2DModel.from_config(checkpoint.config("transformer", "config.json"))
     model.load_state_dict(tensors, strict=False, assign=True)  # a position embedding is a buffer, which loading creates
