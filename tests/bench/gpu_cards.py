@@ -32,8 +32,8 @@ def measure(place: Place) -> Iterator[Measured]:
         ):
             spec = job(made, count, width=side, height=side, num_inference_steps=place.pick(4, 2))
             with place.peak() as peak:
-                seconds, told = place.timed(partial(run, made, spec))
-            warned = "; ".join(dict.fromkeys(line for outcome in told["job"] for line in outcome.warnings)) or "none"
+                seconds, drawn = place.timed(partial(run, made, spec))
+            warned = "; ".join(dict.fromkeys(line for outcome in drawn["job"] for line in outcome.warnings)) or "none"
             most = max(slots.most_rows for slots in made._groups.values())
             rows.append((size, card, what, seconds, count / seconds, peak(), most, warned))
             yield measured

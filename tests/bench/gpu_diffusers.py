@@ -34,8 +34,8 @@ def measure(place: Place) -> Iterator[Measured]:
 
     def ours(seed: int) -> tuple[float, float]:
         spec = job(made, N, seed=seed, prompt=f"{seed} {PROMPT}", num_inference_steps=steps)
-        seconds, told = place.timed(partial(run, made, spec))
-        return seconds, stages(told["job"])["judge"]
+        seconds, drawn = place.timed(partial(run, made, spec))
+        return seconds, stages(drawn["job"])["judge"]
 
     @torch.inference_mode()
     def theirs(seed: int) -> tuple[float, float]:

@@ -36,10 +36,10 @@ def measure(place: Place) -> Iterator[Measured]:
         with place.peak() as peak:
             for number in range(count):
                 spec = job(made, place.pick(N, min(N, 4)), seed=1000 * number, prompt=f"{number} stars")
-                seconds, told = place.timed(partial(run, made, spec))
-                runs.append((seconds, told["job"]))
+                seconds, drawn = place.timed(partial(run, made, spec))
+                runs.append((seconds, drawn["job"]))
         seconds = statistics.median(seconds for seconds, _ in runs)
-        shares = [100 * statistics.median(stages(told)[stage] for _, told in runs) / seconds for stage in STAGES]
+        shares = [100 * statistics.median(stages(drawn)[stage] for _, drawn in runs) / seconds for stage in STAGES]
         tflops = sum(outcome.usage.tflops for outcome in runs[0][1])
         rows.append((size, N, seconds, spec.num_samples / seconds, tflops / seconds, peak(), *shares))
         if place.cuda and not place.tiny and "H200" in torch.cuda.get_device_name():

@@ -62,9 +62,9 @@ class Place:
         """Seconds of one call, the device's work included, and what it returned."""
         self.wait()
         begun = time.perf_counter()
-        told = call()
+        result = call()
         self.wait()
-        return time.perf_counter() - begun, told
+        return time.perf_counter() - begun, result
 
     def seconds(self, call: Callable[[], object], runs: int = 5) -> float:
         """Median seconds of a call on the device, after one that warms it up; calls are queued without a pause."""
@@ -157,8 +157,8 @@ def judge_folder(place: Place) -> Path:
             shutil.copytree(JUDGE, folder)
         else:
             make_random_checkpoint("nvila-lite-2b", folder, None)
-        told = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(told | {"min_tiles": 1, "max_tiles": 1}))
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(settings | {"min_tiles": 1, "max_tiles": 1}))
     return folder
 
 

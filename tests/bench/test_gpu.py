@@ -31,11 +31,11 @@ def test_sections_run_at_toy_sizes(tmp_path: Path) -> None:
     sections = ("ceilings", "kernels", "forward", "engine", "strict", "cards")
     done = bench("--device", "cpu", "--tiny", "--out", tmp_path, *sections, customised=tmp_path)
     assert done.returncode == 0, done.stderr
-    told = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in sections if name != "kernels"}
-    assert [row[2] for row in told["cards"]["tables"][0]["rows"]] == ["first", "again", "other size", "back"] * 3
-    assert [row[2] for row in told["strict"]["tables"][0]["rows"]] == [0] * 4
-    assert all(table["rows"] for section in told.values() for table in section["tables"])
-    table = told["engine"]["tables"][0]
+    measured = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in sections if name != "kernels"}
+    assert [row[2] for row in measured["cards"]["tables"][0]["rows"]] == ["first", "again", "other size", "back"] * 3
+    assert [row[2] for row in measured["strict"]["tables"][0]["rows"]] == [0] * 4
+    assert all(table["rows"] for section in measured.values() for table in section["tables"])
+    table = measured["engine"]["tables"][0]
     rates = {(row[0], row[1]): row[table["header"].index("candidates/s")] for row in table["rows"]}
     assert min(rates.values()) > 0
     assert set(rates) == {("1.6B", 32), ("1.6B", 256), ("4.8B", 32)}
