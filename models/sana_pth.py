@@ -24,7 +24,7 @@ from bestofn.models.linear_dit.config import QK_NORM, LinearDiTConfig
 from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.linear_dit.weights import check_keys, file_shapes
 from bestofn.models.safetensors_writer import StoredTensor, write_json, write_shards
-from bestofn.models.weight_files import check_file
+from bestofn.models.weight_files import check_file, copy_contents
 
 HEAD_DIM = 32  # of linear attention, in all published models
 CROSS_HEADS = {1152: 16, 2240: 20}  # of the published widths; no weight shows them
@@ -208,7 +208,7 @@ def convert(path: Path, out: Path, side: int = 1024, base: Checkpoint | None = N
         write_json(fresh / "transformer" / "config.json", config.to_dict())
         for item in () if base is None else base.path.iterdir():
             if item.name not in ("transformer", "README.md", IMPORTANCE) and not item.name.startswith("."):
-                (shutil.copytree if item.is_dir() else shutil.copyfile)(item, fresh / item.name)
+                copy_contents(item, fresh / item.name)
         os.replace(fresh, out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -5,6 +5,7 @@ Nothing here needs torch, and nothing reads weights.
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,3 +177,13 @@ def parts_to_fetch(folder: Path) -> Iterator[str]:
             index = part / f"{base}.safetensors.index.json"
             names: Sequence[str] = _indexed(index) if index.is_file() else [f"{base}.safetensors"]
             yield from (f"{part.name}/{name}" for name in names)
+
+
+def copy_contents(source: Path, target: Path) -> None:
+    """Copy a file, or a folder with all in it: contents alone, since the modes of a checkpoint may be read-only."""
+    if not source.is_dir():
+        shutil.copyfile(source, target)
+        return
+    target.mkdir()
+    for item in source.iterdir():
+        copy_contents(item, target / item.name)

@@ -19,7 +19,7 @@ from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.linear_dit.weights import check_keys, file_shapes
 from bestofn.models.safetensors_writer import ITEMSIZE, StoredTensor, write_json, write_shards
-from bestofn.models.weight_files import header, weight_files
+from bestofn.models.weight_files import copy_contents, header, weight_files
 
 CHUNK = 2**20  # bytes copied, or values drawn, at a time
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -95,8 +95,7 @@ def rewrite(
         fields = checkpoint.config("transformer", "config.json")
         write_json(fresh / "transformer" / "config.json", fields | {"num_layers": len(blocks)})
         for path in others:
-            copy = shutil.copytree if path.is_dir() else shutil.copyfile
-            copy(path, fresh / path.name)
+            copy_contents(path, fresh / path.name)
         (fresh / "README.md").write_text(
             f"Made by bestofn from {checkpoint.name} (revision {checkpoint.revision}), whose licence holds for it: "
             f"{story}.\n",

@@ -185,7 +185,6 @@ class LocalServer:
         try:
             while not _answers(url):
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    self._process.kill()
                     last = log.read_text().strip().splitlines()[-1:] if log.is_file() else []
                     last = last or ["it said nothing"]
                     raise SetupError(f"{binary} did not start on {data}: {last[0]} (see {log})")

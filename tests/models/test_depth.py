@@ -1,6 +1,7 @@
 """Growth and pruning: what is written is plain diffusers', and it computes what it should from the first step on."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -85,6 +86,15 @@ def test_diffusers_loads_what_is_written(source, tmp_path, method, monkeypatch):
         for name, weight in from_diffusers(folder / "transformer").named_parameters():
             assert torch.equal(weight.flatten(), pipeline.transformer.get_parameter(name).float().flatten()), name
         assert Generator.load(str(folder)).defaults == Generator(source).defaults
+
+
+def test_a_pruned_read_only_checkpoint_can_be_deleted(source, tmp_path):
+    read_only = tmp_path / "source"
+    shutil.copytree(source.path, read_only)
+    for path in (*read_only.rglob("*"), read_only):
+        path.chmod(path.stat().st_mode & ~0o222)
+    prune(Checkpoint.resolve(str(read_only)), tmp_path / "out", [0, 2])
+    assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "out").rglob("*"))
 
 
 def test_pruned_model_keeps_the_chosen_blocks(source, tmp_path):

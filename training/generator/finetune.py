@@ -4,8 +4,6 @@ B images, C channels, h w latent pixels, L text tokens, E their width. Several p
 (`fully_shard`); what a run computes does not depend on how many they are, but for the order of sums.
 """
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.depth.rewrite import DTYPES
 from bestofn.models.errors import ModelError
 from bestofn.models.residency import stored_dtype
+from bestofn.models.weight_files import copy_contents
 from bestofn.training.distributed import barrier, rank_and_ranks
 from bestofn.training.generator.image_dataset import Features, Warn, prepared
 from bestofn.training.optimizers import Name
@@ -223,13 +222,10 @@ def write(finetuned: FinetuneState, checkpoint: Checkpoint, out: Path, story: st
 
 
 def _write(tensors: dict[str, Tensor], checkpoint: Checkpoint, folder: Path, story: str) -> None:
-    for parent, folders, files in os.walk(checkpoint.path, followlinks=True):
-        if Path(parent) == checkpoint.path and "transformer" in folders:
-            folders.remove("transformer")
-        copy = folder / Path(parent).relative_to(checkpoint.path)
-        copy.mkdir()
-        for name in files:  # contents alone: the checkpoint may be read-only
-            shutil.copyfile(Path(parent) / name, copy / name)
+    folder.mkdir()
+    for item in checkpoint.path.iterdir():
+        if item.name != "transformer":
+            copy_contents(item, folder / item.name)
     with torch.device("meta"):
         model: Any = SanaTransformer2DModel.from_config(checkpoint.config("transformer", "config.json"))
     model.load_state_dict(tensors, strict=False, assign=True)  # a position embedding is a buffer, which loading creates
