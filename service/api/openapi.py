@@ -89,14 +89,14 @@ _SECONDS = {"description": "When to try again, in seconds.", "schema": {"type": 
 _MILLISECONDS = {"description": "The same in milliseconds.", "schema": {"type": "integer", "minimum": 0}}
 _LATER = {"Retry-After": _SECONDS, "retry-after-ms": _MILLISECONDS}
 _BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-# A stream is described by its events (OpenAPI 3.2), because a schema would be of the whole text.
+# Of one event of a stream. `itemSchema` says so in OpenAPI 3.2, but a document of 3.1 is not valid with it.
 _EVENT: Mapping[str, Mapping[str, Any]] = {
     "data": {"type": "string"},
     "event": {"type": "string"},
     "id": {"type": "string"},
     "retry": {"type": "integer", "minimum": 0},
 }
-_EVENTS = {EVENTS: {"itemSchema": {"type": "object", "properties": _EVENT}}}
+_EVENTS = {EVENTS: {"schema": {"type": "object", "properties": _EVENT}}}
 _IMAGES = {f"image/{name}": _BYTES for name in FORMATS}
 _LOCATION = {"Location": {"description": "Of the job.", "required": True, **_TEXT}}
 
@@ -187,8 +187,8 @@ def _describe_submission(operation: dict[str, Any], images: Mapping[str, Any]) -
     answers = operation["responses"]
     job: dict[str, Any] = {"parameters": {"job_id": "$response.body#/id"}}
     onward: dict[str, Any] = {name: {"operationId": name, **job} for name in ("read_job", "cancel_job", "read_events")}
-    onward["read_image"] = {"operationId": "read_image", "parameters": job["parameters"] | {"rank": 1}}
-    onward["read_thumbnail"] = {"operationId": "read_thumbnail", "parameters": job["parameters"] | {"candidate": 0}}
+    onward["read_image"] = {"operationId": "read_image", "parameters": job["parameters"] | {"rank": "1"}}
+    onward["read_thumbnail"] = {"operationId": "read_thumbnail", "parameters": job["parameters"] | {"candidate": "0"}}
     content = answers["200"]["content"]
     answers["202"] = {
         "description": "The job goes on.",
