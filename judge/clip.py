@@ -22,6 +22,7 @@ from bestofn.judge.loader import JudgeFolderError, pretrained, read_json, refuse
 from bestofn.judge.preprocess import ImageLike
 from bestofn.judge.verdict import Verdict
 
+
 class ClipJudge(PointwiseJudge):
     """A CLIP or SigLIP on one device; its reward is `logits_per_image`, the scaled cosine (SigLIP's with its bias).
 

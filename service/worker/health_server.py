@@ -118,7 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 self._answer(404, "text/plain", b"there are /metrics, /livez and /readyz\n")
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def _tell(self, condition: Condition, well: bool) -> None:
         self._answer(200 if well else 503, "application/json", json.dumps({"status": condition}).encode())
