@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from bestofn.service.core.errors import BestOfNError, SetupError
-from bestofn.service.core.settings import variable_of
+from bestofn.service.core.settings import Settings, variable_of
 from bestofn.service.host.packages import can_draw_here
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
@@ -60,8 +60,12 @@ def run(program: typer.Typer) -> NoReturn:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name, *rest = map(str, first["loc"])
-        what = f"setting {variable_of(name)}" if error.title == "Settings" else name
-        fail(f"{'.'.join([what, *rest])}: {first['msg'].removeprefix('Value error, ')}")
+        what, message = name, first["msg"].removeprefix("Value error, ")
+        if error.title == "Settings":
+            what = f"setting {variable_of(name)}"
+            if first["type"] == "string_pattern_mismatch" and (field := Settings.model_fields.get(name)):
+                message = f"not of this form: {field.description}"
+        fail(f"{'.'.join([what, *rest])}: {message}")
     except Exception as error:
         # The models and the judge have error trees of their own, whose roots are ValueErrors with the fix in them.
         if not isinstance(error, ValueError):

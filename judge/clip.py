@@ -17,11 +17,10 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.interface import PointwiseJudge, pil_images, reward_verdict
+from bestofn.judge.layout import CLIP_TYPES
 from bestofn.judge.loader import JudgeFolderError, pretrained, read_json, refused
 from bestofn.judge.preprocess import ImageLike
 from bestofn.judge.verdict import Verdict
-
-MODEL_TYPES = ("clip", "siglip", "siglip2")
 
 
 class ClipJudge(PointwiseJudge):
@@ -60,8 +59,8 @@ class ClipJudge(PointwiseJudge):
             JudgeFolderError: the folder holds another model, or not the whole of one.
         """
         kind = read_json(folder / "config.json").get("model_type")
-        if kind not in MODEL_TYPES:
-            raise JudgeFolderError(f"{folder / 'config.json'}: model_type {kind!r} is not {', '.join(MODEL_TYPES)}")
+        if kind not in CLIP_TYPES:
+            raise JudgeFolderError(f"{folder / 'config.json'}: model_type {kind!r} is not {', '.join(CLIP_TYPES)}")
         with refused(folder):
             images = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

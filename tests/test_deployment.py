@@ -122,6 +122,12 @@ def test_health_checks_say_when_a_service_is_of_use() -> None:
     assert f"monitor-uri /{path}\n" in config
 
 
+def test_health_checks_ask_no_proxy() -> None:
+    """A host's `http_proxy` reaches the containers, and BusyBox' wget knows no `no_proxy`."""
+    checks = [service.get("healthcheck", {}).get("test", []) for service in SERVICES.values()]
+    assert [test for test in checks if "wget" in test and test[1:4] != ["wget", "-Y", "off"]] == []
+
+
 def test_each_kind_of_worker_has_the_names_that_prometheus_looks_up() -> None:
     """A name that nobody has is a warning in its log, every time."""
     jobs = yaml.safe_load((ROOT / "docker" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from torch.distributed.run import get_args_parser
 
+from bestofn.judge.judge import EMBEDDED as EMBEDDED_JUDGE
+from bestofn.judge.loader import revision
+from bestofn.models.checkpoint import EMBEDDED, folder_revision
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +58,12 @@ def test_examples(language: str, code: str, served: Any, tmp_path: Path) -> None
         timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_revisions_in_examples_are_those_of_the_shipped_weights() -> None:
+    """An example answer that names another one was made by weights that are not shipped any more."""
+    shown = {name for page in DOCS.rglob("*.md") for name in re.findall(r'"revision": "(\w+)"', page.read_text())}
+    assert shown == {folder_revision(EMBEDDED["shapes"]), revision(EMBEDDED_JUDGE)}
 
 
 def test_torchrun_leaves_bestofn_its_options() -> None:

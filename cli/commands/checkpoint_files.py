@@ -83,8 +83,11 @@ def _asked(judge: JudgeName) -> dict[str, str]:
     if judge.kind != "vlm":
         return {}
     from bestofn.judge.conversation import Conversation
+    from bestofn.judge.loader import refused
 
-    return {"template": Conversation.read(Path(judge.place)).template}
+    folder = Path(judge.place)
+    with refused(folder):
+        return {"template": Conversation.read(folder).template}
 
 
 def _part(folder: Path) -> dict[str, Any]:

@@ -6,12 +6,14 @@ request, or with one that is still being sent.
 
 import asyncio
 import contextlib
+import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import h11
 import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,9 +21,9 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from bestofn.service.api.problem_details import problem_of
-from bestofn.service.api.request_log import is_probe
-from bestofn.service.core.errors import Unavailable
+from bestofn.service.api.problem_details import MEDIA_TYPE, document, problem_of
+from bestofn.service.api.request_log import HEADER, SECURE, is_probe, request_id
+from bestofn.service.core.errors import InvalidRequest, Unavailable
 
 # Longer than clients (httpx, openai: 5 s) and load balancers (60 s) keep an idle connection: if we closed it first, a
 # request that is on its way just then would be lost.
@@ -94,6 +96,12 @@ class Connections:
                 super().connection_made(transport)
                 self.app_state[_CONNECTION] = self._peer = connections.opened(transport)
 
+            def send_400_response(self, msg: str) -> None:
+                if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun
+                    for event in _not_http():
+                        self.transport.write(self.conn.send(event) or b"")
+                self.transport.close()
+
             def connection_lost(self, exc: Exception | None) -> None:
                 super().connection_lost(exc)
                 if self._peer is not None:
@@ -162,6 +170,15 @@ class Connections:
         self.lost(peer)
         self.closed += 1
         peer.transport.abort()  # `close` would wait until the client has read all
+
+
+def _not_http() -> tuple[h11.Event, ...]:
+    """The answer to bytes that are no request of HTTP, which reach no middleware, with the headers of every answer."""
+    known_as = request_id(None)
+    fault = document(400, InvalidRequest.code, "these bytes are no request of HTTP/1.1") | {"request_id": known_as}
+    headers = {"Content-Type": MEDIA_TYPE, "Connection": "close", HEADER: known_as, **SECURE}
+    body = json.dumps(fault).encode()
+    return h11.Response(status_code=400, headers=list(headers.items())), h11.Data(data=body), h11.EndOfMessage()
 
 
 class ConnectionLimit:

@@ -120,9 +120,14 @@ class OpenCalls:
         at_end: ExitStack = scope[AT_END]
         at_end.callback(_uncount, self._all, caller)
 
-    async def take_turn(self, scope: MutableMapping[str, Any]) -> None:
-        """Wait for the call's turn, and hold it until the answer is sent or `enter` is called."""
-        turn = self.turns.of(scope.get("caller", ""))
+    async def take_turn(self, scope: MutableMapping[str, Any], path: str = "") -> None:
+        """Wait for the call's turn, and hold it until the answer is sent or `enter` is called.
+
+        Args:
+            scope: ASGI scope of the request, with its `caller` if keys are asked for.
+            path: of calls that take turns of their own; "": all others.
+        """
+        turn = self.turns.of(path + scope.get("caller", ""))
         await turn.acquire()
         scope[_TURN] = turn
         at_end: ExitStack = scope[AT_END]

@@ -200,8 +200,8 @@ def _parameter(header: str, wanted: str) -> str:
 
 
 def _last_part(filename: str) -> str:
-    """A file's name without its folders; "" if it cannot be shown."""
-    name = re.split(r"[\\/]", filename)[-1][:MOST_NAME]
+    """A file's name without its folders; "" if it cannot be shown. Clients write its quotes as %22 (WHATWG's HTML)."""
+    name = re.split(r"[\\/]", filename)[-1].replace("%22", '"')[:MOST_NAME]
     return name if name.isprintable() else ""
 
 

@@ -204,8 +204,8 @@ class Settings(BaseSettings):
         description="all (the CPU where no GPU is), cuda (every GPU, or an error), cpu, or a list: cuda:0,cuda:1.",
     )
     slots: int | None = Field(None, ge=1, description="Candidates denoised together; chosen for the device if unset.")
-    reproducible: str | None = Field(
-        None, pattern="^(strict|fast)$", description="strict pins one batch shape; fast on a CPU draws in bfloat16."
+    reproducible: Literal["strict", "fast"] | None = Field(
+        None, description="strict pins one batch shape; fast on a CPU draws in bfloat16."
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of a worker; all cores if unset.")
     fp8_drafts: bool = Field(
@@ -220,11 +220,13 @@ class Settings(BaseSettings):
     c2pa_key: LocalPath | None = Field(None, description="PEM private key of that certificate.")
 
     # Telemetry
-    log_format: str | None = Field(
-        None, pattern="^(json|text)$", description="Log format; if unset, JSON unless stderr is a terminal."
+    log_format: Literal["json", "text"] | None = Field(
+        None, description="Log format; if unset, JSON unless stderr is a terminal."
     )
     log_prompts: bool = Field(False, description="Log prompts; otherwise 12 digits of their hash.")
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning or error."
+    )
     metrics_port: int | None = Field(
         None, ge=0, le=65_535, description="Port of a worker's /metrics, /livez and /readyz; none if unset."
     )

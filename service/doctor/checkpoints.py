@@ -246,6 +246,7 @@ def _broken(folder: Path, kind: Kind | None) -> Iterator[str]:
     from bestofn.judge.layout import PARTS
     from bestofn.models.defaults import FOLDERS
     from bestofn.models.weight_files import check_part
+    from bestofn.service.engine.judge_loader import wrong_prefix
 
     parts = (*FOLDERS.values(), "tokenizer", "scheduler") if kind is None else PARTS if kind == "vila" else ("",)
     without = ["tokenizer", "scheduler"]
@@ -255,6 +256,8 @@ def _broken(folder: Path, kind: Kind | None) -> Iterator[str]:
     config = "model_index.json" if kind is None else "config.json"
     if not (folder / config).is_file():
         yield f"it has no {config}"
+    elif kind is not None and (fault := wrong_prefix(kind, folder)):
+        yield f"it {fault}"
     for part in parts:
         if not (folder / part).is_dir():
             yield f"no {part}/"

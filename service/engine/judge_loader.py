@@ -13,7 +13,7 @@ from bestofn.judge.calibration import Calibration
 from bestofn.judge.calibration import read as read_calibration
 from bestofn.judge.interface import PointwiseJudge
 from bestofn.judge.judge import EMBEDDED, Judge
-from bestofn.judge.layout import PARTS
+from bestofn.judge.layout import PARTS, prefix_of
 from bestofn.judge.loader import JudgeFolderError, flat_revision, read_json, refused, revision
 from bestofn.judge.mixture import Member, MixtureJudge
 from bestofn.judge.names import JudgeName, Kind, members, mixture_name, parse_name
@@ -166,7 +166,10 @@ def find_judge(name: str, max_tiles: int | None = None, key: str | None = None) 
         repository, _, commit = parsed.place.partition("@")
         say_licence(name)
         folder = download(repository, commit or "main")
-    for part in judge_parts(kind, folder):
+    parts = judge_parts(kind, folder)
+    if fault := wrong_prefix(kind, folder):
+        raise JudgeFolderError(f"{folder.absolute()} {fault}")
+    for part in parts:
         check_part(part)
     pinned = folder.name if fetched else folder_revision(kind, folder)
     tiles = "" if max_tiles is None else f"+{max_tiles}-tiles"
@@ -199,6 +202,15 @@ def _calibration_within(name: str, max_tiles: int | None) -> Calibration | None:
 def folder_revision(kind: Kind, folder: Path) -> str:
     """The revision of a judge in a folder: 12 hexadecimal digits over the files that decide a verdict."""
     return revision(folder) if kind == "vila" else flat_revision(folder)
+
+
+def wrong_prefix(kind: Kind, folder: Path) -> str | None:
+    """What to write if the folder is of a judge that another prefix names; None if not, as far as its config says."""
+    try:
+        right = prefix_of(read_json(folder / "config.json"))
+    except JudgeFolderError as error:
+        return f"cannot be used: {error}"
+    return f"is not of the kind {kind}: write {right}: before its name" if right not in (None, kind) else None
 
 
 def judge_parts(kind: Kind, folder: Path) -> list[Path]:

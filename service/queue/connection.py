@@ -3,7 +3,8 @@
 import asyncio
 import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -14,12 +15,14 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ConstantBackoff
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from bestofn.service.core.errors import SetupError
 from bestofn.service.queue.connection_errors import refused, why
 
 CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 10.0  # longest wait for a reply, above the longest blocking read
+PROBE_SECONDS = 3.0  # for all that a probe reads, and less than the time that its caller waits
 CANCEL_SECONDS = 0.1  # before a task is cancelled again
 MAX_CONNECTIONS = 32  # of a process
 OLDEST_SERVER = (7, 0)
@@ -120,6 +123,16 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for task in ended:
         if not task.cancelled():
             task.exception()  # seen, so that the loop does not complain about it
+
+
+@asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[None]:
+    """Raise redis' TimeoutError if the body takes longer: a server that accepts calls and answers none is away."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise RedisTimeoutError(f"no answer within {seconds:g} s") from error
 
 
 def without_password(url: str) -> str:

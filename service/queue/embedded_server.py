@@ -127,6 +127,7 @@ class LocalServer:
         """Stop the server after it has written its file, and remove its address."""
         if self._up_lock is None:
             return
+        folder = _socket_of(self.url).parent
         with contextlib.suppress(redis.RedisError), contextlib.closing(_client(self.url)) as client:
             client.shutdown()
         if self._process is not None:
@@ -137,6 +138,9 @@ class LocalServer:
                 self._process.wait()
             self._process = None
         (self.folder / "queue.address").unlink(missing_ok=True)
+        if folder != self.folder:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         self._up_lock.close()
         self._up_lock = None
 
@@ -151,9 +155,13 @@ class LocalServer:
         binary = self._binary or server_binary()
         data = self.folder / "queue"
         data.mkdir(exist_ok=True, mode=0o700)
+        address = self.folder / "queue.address"
+        known = address.read_text().strip() if address.is_file() else ""
         socket = self.folder / "queue.sock"
         if len(os.fsencode(socket)) > _LONGEST_SOCKET_PATH:
-            socket = Path(tempfile.mkdtemp(prefix="bestofn-")) / "queue.sock"
+            socket = _socket_of(known)  # that of a server before, which API and workers know
+            if not (socket.is_absolute() and socket.parent.is_dir()):
+                socket = Path(tempfile.mkdtemp(prefix="bestofn-")) / "queue.sock"
         log = data / "server.log"
         options = {
             "port": "0",
@@ -168,8 +176,7 @@ class LocalServer:
         }
         command = [str(binary), *(part for name, value in options.items() for part in (f"--{name}", value))]
         url = f"unix://{socket}"
-        address = self.folder / "queue.address"
-        if not address.is_file() or address.read_text().strip() != url:  # a disk that is full need not be written to
+        if known != url:  # a disk that is full need not be written to
             address.write_text(url + "\n")
         if self._process is not None:
             self._process.wait()
@@ -192,6 +199,10 @@ class LocalServer:
         except BaseException:  # a signal too: the server has a session of its own and would stay
             stop_processes([self._process], STOP_SECONDS)
             raise
+
+
+def _socket_of(url: str) -> Path:
+    return Path(url.removeprefix("unix://"))
 
 
 def _client(url: str) -> redis.Redis:

@@ -118,6 +118,9 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 self._answer(404, "text/plain", b"there are /metrics, /livez and /readyz\n")
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def _tell(self, condition: Condition, well: bool) -> None:
         self._answer(200 if well else 503, "application/json", json.dumps({"status": condition}).encode())
 
@@ -126,7 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", media_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: object) -> None:
         """A probe every few seconds is not worth a line."""

@@ -723,3 +723,22 @@ def test_a_process_that_dies_again_and_again_is_not_started_again() -> None:
     assert may_restart(deaths[1:], deaths[-1])
     assert not may_restart(deaths, deaths[-1])
     assert may_restart(deaths, 0.5 + WITHIN_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("BESTOFN_LOG_LEVEL", "INFO", "Input should be 'debug', 'info', 'warning' or 'error'"),
+        ("BESTOFN_PUBLIC_URL", "here", "not of this form: Address that callers use, such as https://"),
+        (
+            "BESTOFN_WEBHOOK_SECRET",
+            "short",
+            "not of this form: Secret that signs webhooks: `whsec_` and 24 to 64 bytes",
+        ),
+    ],
+)
+def test_setting_of_another_form_is_refused_without_a_regular_expression(
+    run: Callable[..., tuple[int, str, str]], name: str, value: str, said: str
+) -> None:
+    status, _, error = run("keys", "list", **{name: value})
+    assert (status, error.startswith(f"bestofn: setting {name}: {said}")) == (1, True), error

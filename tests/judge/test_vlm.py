@@ -20,8 +20,8 @@ from bestofn.judge.vlm import VlmJudge
 from bestofn.service.doctor.checkpoints import locate
 from bestofn.service.doctor.memory import needs
 from bestofn.service.doctor.weights.check import check
-from bestofn.service.engine.judge_loader import judge_bytes
-from tests.judge.tiny_models import VLMS, make_vlm
+from bestofn.service.engine.judge_loader import find_judge, judge_bytes
+from tests.judge.tiny_models import VLMS, make_clip, make_vlm
 
 # PaliGemma's processor makes labels, by a call that numpy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -150,3 +150,19 @@ def test_the_doctor_and_the_check_know_its_layout(folder_of: Callable[[str], Pat
     assert needed is not None
     assert needed.judges == [judge_bytes("vlm", folder, CPU)]
     assert [finding.state for finding in check(folder)] == ["ok"]
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_clip_named_as_another_kind_is_refused_with_its_prefix(kind: str, tmp_path: Path) -> None:
+    folder = make_clip(kind, tmp_path)
+    said = "is not of the kind vlm: write clip: before its name"
+    with pytest.raises(JudgeFolderError, match=said):
+        find_judge(f"vlm:{folder}")
+    assert locate(f"vlm:{folder}", judge=True).broken == (f"it {said}",)
+    assert locate(f"clip:{folder}", judge=True).broken == ()
+
+
+@pytest.mark.parametrize("kind", ["vlm", "clip"])
+def test_a_vila_checkpoint_named_as_another_kind_is_refused_with_its_prefix(kind: str) -> None:
+    with pytest.raises(JudgeFolderError, match=f"is not of the kind {kind}: write vila: before its name"):
+        find_judge(f"{kind}:shapes")

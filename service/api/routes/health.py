@@ -15,6 +15,7 @@ from bestofn.service.core.deployments import NO_WORKER_RETRY_SECONDS
 from bestofn.service.core.errors import Unavailable
 from bestofn.service.core.request_checks import forbidden_default
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
+from bestofn.service.queue.connection import PROBE_SECONDS, within
 from bestofn.service.queue.connection_errors import away
 from bestofn.service.queue.stats import read_stats
 from bestofn.service.telemetry.metrics import API_REGISTRY
@@ -38,10 +39,11 @@ class Ready(BaseModel):
 @router.get("/readyz", summary="The queue takes jobs and a worker is warm")
 async def readyz(context: ContextDep) -> Ready:
     """200 with the number of warm workers; else 503 with what is wrong, such as a full disk of the queue's server."""
-    reason = await context.queue.refuses()
+    async with within(PROBE_SECONDS):
+        reason = await context.queue.refuses()
+        workers = await context.queue.workers() if reason is None else []
     if reason is not None:
         raise Unavailable(reason, retry_after=BUSY_RETRY_SECONDS)
-    workers = await context.queue.workers()
     if not workers:
         raise Unavailable("no worker is ready", retry_after=NO_WORKER_RETRY_SECONDS)
     forbidden = [forbidden_default(info.model, context.settings) for info in workers]
@@ -54,8 +56,9 @@ async def readyz(context: ContextDep) -> Ready:
 async def metrics(request: Request, context: ContextDep) -> Response:
     """200 even if the queue is away: bestofn_redis_up is 0 then, and what would be read from the queue is left out."""
     try:
-        await context.ended.read(context.queue)
-        stats = await read_stats(context.queue)
+        async with within(PROBE_SECONDS):
+            await context.ended.read(context.queue)
+            stats = await read_stats(context.queue)
     except RedisError as error:
         if not away(error):
             raise

@@ -15,6 +15,7 @@ from bestofn.service.core.schemas import ServerOut
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import COMMIT, VERSION
 from bestofn.service.core.workers import WorkerInfo
+from bestofn.service.queue.connection import PROBE_SECONDS, within
 from bestofn.service.queue.connection_errors import away
 from bestofn.service.queue.stats import Holdings, QueueStats, max_holdings, read_holdings, read_stats
 
@@ -154,8 +155,9 @@ async def status(request: Request, context: ContextDep) -> Status:
     """200 whatever the state; `status` says whether a request would be served now."""
     caller = caller_of(request)
     try:
-        stats = await read_stats(context.queue)
-        holdings = await read_holdings(context.queue, caller) if caller else None
+        async with within(PROBE_SECONDS):
+            stats = await read_stats(context.queue)
+            holdings = await read_holdings(context.queue, caller) if caller else None
     except RedisError as error:
         if not away(error):
             raise

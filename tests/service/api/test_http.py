@@ -1,8 +1,11 @@
 """What HTTP clients, browsers and proxies expect of every route."""
 
+import json
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -55,6 +58,18 @@ def test_head_of_what_only_takes_posts_says_so(http: httpx.Client) -> None:
     answer = http.head("/generate")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert http.post("/status").headers["allow"] == "GET, HEAD"
+
+
+def test_bytes_that_are_no_http_get_a_problem_with_the_usual_headers(served: Any) -> None:
+    place = urlsplit(served.url)
+    with socket.create_connection((place.hostname, place.port), PATIENCE) as caller:
+        caller.sendall(b"\x16\x03\x01 of TLS\r\n\r\n")
+        head, _, body = b"".join(iter(lambda: caller.recv(4096), b"")).partition(b"\r\n\r\n")
+    first, *lines = head.decode().splitlines()
+    headers = httpx.Headers([tuple(line.split(": ", 1)) for line in lines])
+    assert first.startswith("HTTP/1.1 400")
+    assert (headers["content-type"], headers["x-content-type-options"]) == ("application/problem+json", "nosniff")
+    assert json.loads(body)["request_id"] == headers["x-request-id"]
 
 
 def test_json_is_compressed_for_those_who_accept_it_and_images_are_not(http: httpx.Client, job: dict[str, Any]) -> None:

@@ -1,10 +1,12 @@
 """Limits of one key's calls: what is refused, what is counted, and how many connections to Redis it takes."""
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -62,6 +64,18 @@ def test_open_calls_of_a_key_beyond_the_limit_are_refused(
                 assert stream.status_code == 200
         until(lambda: other.get("/status").json()["calls"]["event_streams"] == 0)
         assert greedy.get(f"/jobs/{job}", headers={"Prefer": "wait=1"}).status_code == 200
+
+
+def test_monitoring_is_answered_while_other_calls_are_refused(idle: Settings, serving: Serving) -> None:
+    with serving(idle.model_copy(update={"max_open_calls_per_key": 1})) as api, ExitStack() as stack:
+        place = urlsplit(api.url)
+        for _ in range(2):  # as many as may be in progress: their bodies never come
+            slow = stack.enter_context(socket.create_connection((place.hostname, place.port), PATIENCE))
+            head = ("POST /generate HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Content-Length: 9")
+            slow.sendall("\r\n".join((*head, "", "")).encode())
+        http = stack.enter_context(httpx.Client(base_url=api.url, timeout=PATIENCE))
+        until(lambda: http.get("/v1/models").status_code == 429)
+        assert [http.get(path).status_code for path in ("/status", "/metrics", "/readyz")] == [200] * 3
 
 
 async def test_waits_and_streams_share_one_blocking_read(idle: Settings, serving: Serving) -> None:

@@ -212,12 +212,14 @@ def test_forms_are_read_byte_by_byte() -> None:
     """Contents with line ends and dashes, names with signs and folders, and forms that are cut short."""
     content = b"\r\n--x\r\n\r\n--\r\n" + RED + b"\r\n"
     head = 'Content-Disposition: form-data; name="images"; filename="{}"\r\nContent-Type: image/png\r\n\r\n'
-    parts = [head.format(name).encode() + RED for name in ("höhe.png", "C:\\\\pictures\\\\a.png", "\x07.png")]
+    parts = [
+        head.format(name).encode() + RED for name in ("höhe.png", "C:\\\\pictures\\\\a.png", "\x07.png", "a%22b.png")
+    ]
     parts.append(b'Content-Disposition: form-data; name="prompt"\r\n\r\n' + content.replace(RED, b"z"))
     body = b"".join(b"--bound\r\n" + part + b"\r\n" for part in parts) + b"--bound--\r\n"
     upload = read_upload('multipart/form-data; boundary="bound"', body)
-    assert [file.name for file in upload.files] == ["höhe.png", "a.png", ""]
-    assert [file.data for file in upload.files] == [RED] * 3
+    assert [file.name for file in upload.files] == ["höhe.png", "a.png", "", 'a"b.png']
+    assert [file.data for file in upload.files] == [RED] * 4
     assert upload.options.prompt == content.replace(RED, b"z").decode()
     for fault, sent in {
         "cut short": body[:-12],

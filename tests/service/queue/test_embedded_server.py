@@ -1,5 +1,6 @@
 """The queue's server: found by its address, one a data folder, and left running for whoever comes after a crash."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,16 @@ def test_a_server_that_outlived_its_up_is_taken_over(tmp_path: Path) -> None:
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="did not start"), LocalServer(tmp_path, Path("/bin/false")):
         pass
+
+
+def test_a_long_folder_has_one_socket_until_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is started again has the address that API and workers know, and nothing stays behind."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with LocalServer(tmp_path / ("long" * 30), embedded_binary()) as server:
+        url = server.url
+        with redis.Redis.from_url(url) as client:
+            client.shutdown()
+        assert server.restart() == url
+        with redis.Redis.from_url(url) as client:
+            assert client.ping()
+    assert list(tmp_path.glob("bestofn-*")) == []

@@ -4,13 +4,16 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +32,9 @@ from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import JobSpec, JobStatus
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FAILS
+from bestofn.service.queue.connection import REPLY_SECONDS
 from bestofn.service.queue.consumer import QueueConsumer
+from bestofn.service.queue.embedded_server import LocalServer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.stats import ended_jobs, last_ended, read_stats
 from bestofn.service.worker.health_server import LIVE, READY, Condition, metrics_port
@@ -278,6 +283,8 @@ def test_a_worker_that_hangs_is_not_live_and_one_that_loads_is_not_ready(conditi
         answers = [httpx.get(f"http://127.0.0.1:{port}/{path}", timeout=PATIENCE) for path in ("livez", "readyz")]
         with pytest.raises(SetupError, match=f"port {port}"), metrics_port("127.0.0.1", port, lambda: condition):
             pass
+        heads = [httpx.head(str(answer.url), timeout=PATIENCE) for answer in answers]
+    assert [(head.status_code, head.content) for head in heads] == [(answer.status_code, b"") for answer in answers]
     assert [answer.is_success for answer in answers] == [condition in LIVE, condition in READY]
     assert [answer.json() for answer in answers] == 2 * [{"status": condition}]
 
@@ -302,6 +309,25 @@ def test_api_without_its_queue_still_reports_its_state(
         assert httpx.get(f"{api.url}/status", timeout=PATIENCE).status_code == 401
         status = httpx.get(f"{api.url}/status", headers={"Authorization": "Bearer k"}, timeout=PATIENCE).json()
         assert (status["status"], status["queue"], status["workers"]) == ("no queue", None, [])
+
+
+def test_probes_of_a_queue_that_hangs_are_answered_within_one_bound(
+    serving: Callable[[Settings], AbstractContextManager[Any]], tmp_path: Path
+) -> None:
+    with LocalServer(tmp_path) as server, serving(Settings(redis_url=server.url, data_dir=tmp_path)) as api:
+        assert server._process is not None
+        server._process.send_signal(signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            with ThreadPoolExecutor() as pool:
+                ask = partial(httpx.get, timeout=PATIENCE)
+                answers = [*pool.map(ask, (f"{api.url}/{path}" for path in ("status", "metrics", "readyz")))]
+            assert time.monotonic() - began < 2 * REPLY_SECONDS, "each reply was waited for"
+        finally:
+            server._process.send_signal(signal.SIGCONT)
+    assert [answer.status_code for answer in answers] == [200, 200, 503]
+    assert answers[0].json()["status"] == "no queue"
+    assert "bestofn_redis_up 0" in answers[1].text
 
 
 async def _bug() -> None:
