@@ -160,7 +160,7 @@ class LocalServer:
         socket = self.folder / "queue.sock"
         if len(os.fsencode(socket)) > _LONGEST_SOCKET_PATH:
             socket = _socket_of(known)  # that of a server before, which API and workers know
-            if not (socket.is_absolute() and socket.parent.is_dir()):
+            if not (socket.is_absolute() and _own(socket.parent)):
                 socket = Path(tempfile.mkdtemp(prefix="bestofn-")) / "queue.sock"
         log = data / "server.log"
         options = {
@@ -203,6 +203,11 @@ class LocalServer:
 
 def _socket_of(url: str) -> Path:
     return Path(url.removeprefix("unix://"))
+
+
+def _own(folder: Path) -> bool:
+    """Whether it is a folder of this user: after a restart of the machine, another may have made one of its name."""
+    return folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.geteuid()
 
 
 def _client(url: str) -> redis.Redis:
