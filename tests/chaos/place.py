@@ -34,8 +34,8 @@ PATIENCE_SECONDS = 300.0  # a limit that only a hang reaches
 
 
 def servers() -> dict[str, Path]:
-    """The queue servers that this machine has: a Redis from PATH, and the embedded Valkey."""
-    found = {"redis": shutil.which("redis-server"), "valkey": embedded_binary()}
+    """The queue servers that this machine has: as tests/conftest.py chooses them."""
+    found = {"redis": shutil.which("redis-server"), "valkey": shutil.which("valkey-server") or embedded_binary()}
     return {name: Path(path) for name, path in found.items() if path is not None}
 
 

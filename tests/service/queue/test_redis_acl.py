@@ -17,21 +17,12 @@ import yaml
 from bestofn.service.core.jobs import JobStatus
 from bestofn.service.core.settings import Settings
 from bestofn.service.doctor.queue import acl
-from bestofn.service.queue.embedded_server import embedded_binary
 from bestofn.service.queue.job_queue import Queue
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[3]
 UNSAFE = "user default on nopass nocommands +ping"
 COMMAND = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["redis"]["command"]
-
-
-@pytest.fixture(params=["redis", "valkey"])
-def binary(request: pytest.FixtureRequest) -> Path:
-    found = shutil.which("redis-server") if request.param == "redis" else embedded_binary()
-    if found is None:
-        pytest.skip(f"no {request.param}-server here")
-    return Path(found)
 
 
 @contextmanager
@@ -74,7 +65,7 @@ def url(socket: Path, login: str) -> str:
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="docker/make-secrets needs openssl")
 @pytest.mark.parametrize("kind", ["made", "none"])
 def test_a_restart_keeps_every_key_and_the_job_goes_on(
-    binary: Path, kind: str, tmp_path: Path, make_spec: Any, finish: Any, open_lane: Any
+    server_program: Path, kind: str, tmp_path: Path, make_spec: Any, finish: Any, open_lane: Any
 ) -> None:
     folder = Path(os.fsdecode(tmp_path))
     acl_file, login = acls(tmp_path / "secrets")[kind]
@@ -101,24 +92,26 @@ def test_a_restart_keeps_every_key_and_the_job_goes_on(
         return size, status
 
     spec = make_spec(num_samples=12)
-    with served(binary, folder, acl_file) as socket:
+    with served(server_program, folder, acl_file) as socket:
         before = asyncio.run(submit(url(socket, login), spec))
-    with served(binary, folder, acl_file) as socket:
+    with served(server_program, folder, acl_file) as socket:
         assert asyncio.run(complete(url(socket, login), spec)) == (before, JobStatus.SUCCEEDED)
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="docker/make-secrets needs openssl")
-def test_the_doctor_finds_an_acl_that_loses_the_queue_and_make_secrets_repairs_it(binary: Path, tmp_path: Path) -> None:
+def test_the_doctor_finds_an_acl_that_loses_the_queue_and_make_secrets_repairs_it(
+    server_program: Path, tmp_path: Path
+) -> None:
     files = acls(tmp_path / "secrets")
     file, login = files["made"]
     file.write_text(f"{UNSAFE}\n{file.read_text().splitlines()[-1]}\n")
     unsafe = tmp_path / "unsafe"
     unsafe.mkdir()
-    command = [str(binary), "--aclfile", str(file), "--port", "0", "--unixsocket", str(unsafe / "s")]
+    command = [str(server_program), "--aclfile", str(file), "--port", "0", "--unixsocket", str(unsafe / "s")]
     process = subprocess.Popen([*command, "--dir", str(unsafe)], stdout=subprocess.DEVNULL)
     try:
         until(lambda: (unsafe / "s").exists())
-        valkey = binary.name.startswith("valkey")
+        valkey = server_program.name.startswith("valkey")
         assert [finding.state for finding in acl(url(unsafe / "s", login), valkey=valkey)] == (
             [] if valkey else ["fail"]
         )
@@ -127,5 +120,5 @@ def test_the_doctor_finds_an_acl_that_loses_the_queue_and_make_secrets_repairs_i
         process.wait()
     acls(tmp_path / "secrets")
     assert UNSAFE not in file.read_text()
-    with served(binary, tmp_path, file) as socket:
+    with served(server_program, tmp_path, file) as socket:
         assert list(acl(url(socket, login), valkey=False)) == []

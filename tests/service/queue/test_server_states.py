@@ -24,7 +24,7 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.queue.connection import connect_redis
 from bestofn.service.queue.connection_errors import NOT_HERE, NOT_NOW, REFUSED, away, moved, refused, why
-from bestofn.service.queue.embedded_server import LocalServer, embedded_binary
+from bestofn.service.queue.embedded_server import LocalServer, server_binary
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.worker.worker import Worker
 from tests import network
@@ -33,14 +33,11 @@ from tests.waiting import PATIENCE, until
 BODY = {"prompt": "a red star", "num_samples": 4}
 
 
-@pytest.fixture(params=["redis", "valkey"])
-def server(request: pytest.FixtureRequest) -> Iterator[LocalServer]:
-    found = shutil.which("redis-server") if request.param == "redis" else embedded_binary()
-    if found is None:
-        pytest.skip(f"no {request.param} server here")
+@pytest.fixture
+def server(server_program: Path) -> Iterator[LocalServer]:
     folder = Path(tempfile.mkdtemp(prefix="bestofn-test-"))
     try:
-        with LocalServer(folder, Path(found)) as running:
+        with LocalServer(folder, server_program) as running:
             yield running
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -149,14 +146,11 @@ def test_replies_to_faults_of_ours_are_not_waited_for(text: str) -> None:
 @pytest.mark.skipif(not network.POSSIBLE, reason="needs root and iproute2")
 def test_a_silent_network_ends_no_worker_and_keeps_it_answering(tmp_path: Path) -> None:
     """Packets vanish and nothing is reset; keep-alive then fails the socket that listens for canceled jobs."""
-    found = shutil.which("redis-server") or embedded_binary()
-    if found is None:
-        pytest.skip("no redis-server here")
     with network.namespace() as space:
         if space is None:
             pytest.skip("no network namespaces here")
-        command = [str(found), "--port", "7777", "--bind", space.there, "--protected-mode", "no", "--save", ""]
-        process = subprocess.Popen([*space.prefix, *command], stdout=subprocess.DEVNULL)
+        options = ["--port", "7777", "--bind", space.there, "--protected-mode", "no", "--save", ""]
+        process = subprocess.Popen([*space.prefix, server_binary(), *options], stdout=subprocess.DEVNULL)
         address = f"redis://{space.there}:7777"
         settings = Settings(redis_url=address, data_dir=tmp_path, heartbeat_seconds=0.2, metrics_port=0)
         try:

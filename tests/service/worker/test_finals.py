@@ -455,7 +455,7 @@ async def test_finals_that_cost_workers_their_lives_are_given_up_not_the_job(
     await queue.aclose()
 
 
-@pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)
+@pytest.mark.parametrize("server_program", ["valkey"], indirect=True)
 @pytest.mark.parametrize("broken", ["an image", "the judge's answer"])
 async def test_finals_that_cannot_be_read_end_without_ending_the_worker(
     settings: Settings,

@@ -170,7 +170,7 @@ sys.exit(run_worker(settings, lambda: load_engine(settings)))
 """
 
 
-@pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)
+@pytest.mark.parametrize("server_program", ["valkey"], indirect=True)
 def test_a_served_job_is_the_local_one(settings, unlike, serving, loaded, spec):
     settings = settings.model_copy(
         update={"second_judge": str(unlike), "devices": "cpu", "threads": 1, "lease_seconds": PATIENCE}

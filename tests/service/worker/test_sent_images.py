@@ -36,7 +36,7 @@ from tests.waiting import PATIENCE, events_of, until
 MakeSpec = Callable[..., JobSpec]
 Serving = Callable[[Settings], AbstractContextManager[Any]]
 Start = Callable[..., "subprocess.Popen[bytes]"]
-embedded = pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)
+embedded = pytest.mark.parametrize("server_program", ["valkey"], indirect=True)
 
 PROGRAM = """
 import sys

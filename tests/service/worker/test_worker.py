@@ -31,7 +31,7 @@ MakeSpec = Callable[..., JobSpec]
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
 # The queue's contract is tested over both servers; most of these tests are about processes, and start many.
-embedded = pytest.mark.parametrize("redis_url", ["valkey"], indirect=True)
+embedded = pytest.mark.parametrize("server_program", ["valkey"], indirect=True)
 
 PROGRAM = """
 import sys
