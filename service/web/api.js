@@ -2,10 +2,24 @@
 
 const KEY = "bestofn.key";
 
+let kept = null; // the key of this page, where the browser may store nothing
+
 export const key = {
-  get: () => localStorage.getItem(KEY),
-  set: (value) => (value ? localStorage.setItem(KEY, value) : localStorage.removeItem(KEY)),
+  get: () => stored(() => localStorage.getItem(KEY)) ?? kept,
+  set: (value) => {
+    kept = value || null;
+    stored(() => (value ? localStorage.setItem(KEY, value) : localStorage.removeItem(KEY)));
+  },
 };
+
+/** The result of `work` on the browser's storage; undefined where it is forbidden or full. */
+function stored(work) {
+  try {
+    return work();
+  } catch {
+    return undefined;
+  }
+}
 
 /** What the server said it will not do (RFC 9457), or that it said nothing: then the status is 0. */
 export class Problem extends Error {

@@ -83,6 +83,10 @@ export class Form {
     const prompt = $("prompt").value;
     const seed = $("seed").value.trim();
     if (!prompt.trim()) throw { field: "prompt", message: "Say what the image should show." };
+    // The value of such a control is empty, as if nothing was written there.
+    const bad = [...$("ask").querySelectorAll(":invalid")].find((control) => control.validity.badInput);
+    if (bad && !bad.closest("[hidden]:not(#more)"))
+      throw { field: nameOf(bad), message: "This is not a number. Write it without commas and spaces: 1024, or 12.5." };
     const body = {
       prompt,
       ...this.#spending.read(),
@@ -212,6 +216,8 @@ export class Form {
     $("prompt").style.height = `${$("prompt").scrollHeight}px`;
   }
 }
+
+const nameOf = (control) => Object.keys(FIELDS).find((name) => FIELDS[name][1]() === control);
 
 /** The control of a field; what an effort or a budget chose is wrong with that choice. */
 function controlOf(field) {

@@ -10,9 +10,10 @@ export class Spending {
   constructor() {
     for (const choice of choices()) choice.addEventListener("change", () => this.#fold());
     for (const choice of quick()) choice.addEventListener("change", () => ($("num_samples").value = ""));
-    $("num_samples").addEventListener("input", () => sayCount($("num_samples").value));
+    $("num_samples").addEventListener("input", () => check($("num_samples").value));
     $("num_samples").addEventListener("blur", () => Spending.#counted || sayCount(USUAL));
     for (const name of ["stop", "draft"]) $(name).addEventListener("change", () => this.#fold());
+    if ($("num_samples").value) check($("num_samples").value); // written before this ran
   }
 
   /** The current choice: an input with the name of an effort, `budget` or `own`. */
@@ -21,7 +22,8 @@ export class Spending {
   }
 
   static get #counted() {
-    return quick().some((choice) => choice.checked) || $("num_samples").value !== "";
+    const { value, validity } = $("num_samples");
+    return quick().some((choice) => choice.checked) || value !== "" || validity.badInput;
   }
 
   /** Of a request: the fields that say how much is spent. */
@@ -89,9 +91,14 @@ const choices = () => [...document.getElementsByName("spending")];
 const quick = () => [...document.getElementsByName("quick-samples")];
 const percent = (value) => Number((100 * value).toPrecision(6));
 
+/** Check the quick choice of this number of candidates, and no other. */
+function check(value) {
+  for (const choice of quick()) choice.checked = choice.value === value;
+}
+
 /** A number of candidates: one of the quick choices, or written next to them. */
 function sayCount(value) {
-  for (const choice of quick()) choice.checked = choice.value === value;
+  check(value);
   $("num_samples").value =
     quick().some((choice) => choice.checked) && document.activeElement !== $("num_samples") ? "" : value;
 }

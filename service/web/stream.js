@@ -37,7 +37,7 @@ export class EventParser {
  * The events of a stream until one of `last` has come, reopened with the id of the last one seen whenever it breaks off.
  *
  * open(lastId, signal) resolves to a response, or throws an error whose `passing` says whether to try again.
- * onLost(error) reports that the stream broke, onBack() that it goes on.
+ * onLost() reports that it could not be reopened at once or fell silent, onBack() that it goes on.
  */
 export async function* follow(
   open,
@@ -49,9 +49,10 @@ export async function* follow(
     const stop = () => attempt.abort();
     signal.addEventListener("abort", stop);
     let timer;
+    let silent = false;
     const awake = () => {
       clearTimeout(timer);
-      timer = setTimeout(stop, silence);
+      timer = setTimeout(() => ((silent = true), stop()), silence);
     };
     try {
       awake();
@@ -68,16 +69,16 @@ export async function* follow(
           if (last.has(event.type)) return;
         }
       }
-      onLost(null);
     } catch (error) {
       signal.throwIfAborted();
       if (error.passing === false) throw error;
-      onLost(error);
     } finally {
       clearTimeout(timer);
       signal.removeEventListener("abort", stop);
       attempt.abort();
     }
+    // Proxies end long streams, and Firefox ends those of a page that is left: not worth a word.
+    if (failures > 0 || silent) onLost();
     await pause(Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** failures), signal);
   }
 }

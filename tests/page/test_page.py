@@ -81,6 +81,13 @@ def test_a_prompt_fills_the_page_and_every_image_opens(page, api, hold):
     assert page.locator("#score").inner_text() == f"{winner['verdict']['p_yes']:.3f}"
 
 
+def test_page_draws_where_the_browser_stores_nothing(page, api):
+    refusal = "get() { throw new DOMException('denied', 'SecurityError'); }"
+    page.add_init_script(f"Object.defineProperty(window, 'localStorage', {{ {refusal} }})")
+    ask(page, STAR, 4)
+    wait_for(page, "succeeded")
+
+
 def test_escape_cancels(page, api, hold):
     hold.after(4)
     ask(page, STAR, 256)
