@@ -163,7 +163,7 @@ def test_an_answer_that_cannot_be_read_is_no_verdict(looker: Looker, answers: st
 def test_start_up_test_with_a_wrong_key_names_the_setting_and_a_slow_server_its_time(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with checks(lambda _: (401, {})) as url, pytest.raises(SetupError, match="401.*; set BESTOFN_JUDGE_API_KEY"):
+    with checks(lambda _: (401, {})) as url, pytest.raises(SetupError, match=r"401.*; set BESTOFN_JUDGE_API_KEY"):
         find_judge(address.format(url)).load(CPU)
     monkeypatch.setattr("bestofn.service.pairwise.remote_judges.VERDICT_SECONDS", 0.2)
     slow = checks(lambda _: (200, time.sleep(1)))
