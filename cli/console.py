@@ -1,5 +1,6 @@
 """What every command shares: where text goes, and how an error becomes one line and an exit status."""
 
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -46,6 +47,8 @@ def need_packages(subject: str) -> None:
 
 def run(program: typer.Typer) -> NoReturn:
     """Run the command line: exit status 0 on success, 1 on failure, 2 on wrong usage, 130 on Ctrl-C."""
+    if sys.stdout is None:  # a caller closed it; no other file may get its descriptor
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))  # until a service sets up logs
         status = typer.main.get_command(program)(standalone_mode=False)

@@ -158,17 +158,18 @@ def _controls(samples: Samples, prompts: Prompts) -> dict[str, Any]:
 def _choices(pool: Pool, question: Question, played: Sequence[Replayed], plain: _Plain) -> dict[str, Any]:
     """Loss of a budget's plan against the best fixed strategy, and cost and loss of presets.
 
-    Both are measured on prompts that did not choose them. Only strategies replayed from all samples are candidates: of
-    many noisy scores the best is the luckiest.
+    Both are measured on prompts that did not choose them, so some category needs two. Only strategies replayed from all
+    samples are candidates: of many noisy scores the best is the luckiest.
     """
     asked = [
         one
         for one in played
         if one.strategy.steps is None and one.strategy.preview is None and one.samples == plain.depth
     ]
-    if len(asked) < 2 or "tflops" not in question.prices:
+    tags = pool.tags(question.prompts)
+    if len(asked) < 2 or "tflops" not in question.prices or len(tags) == len(set(tags)):
         return {"planner": None, "presets": {}}
-    price, tags = question.prices["tflops"], pool.tags(question.prompts)
+    price = question.prices["tflops"]
     score = np.array([one.correct.mean(1) for one in asked])
     cost = np.array([price.of(one).mean(1) for one in asked])
     there = {str(one.strategy): k for k, one in enumerate(asked)}

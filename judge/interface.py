@@ -69,6 +69,10 @@ class PointwiseJudge(Protocol):
         """The verdict in a row of `ask`."""
         ...
 
+    def answer(self, row: Any) -> Verdict:
+        """As `verdict`; a judge behind an address raises its error where it has none."""
+        return self.verdict(row)
+
     def flops(self, width: int, height: int, prompt: str = "", *, one_tile: bool = False) -> int:
         """Floating-point operations of one verdict on an image of that size (a multiply-add is two)."""
         ...

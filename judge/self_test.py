@@ -18,7 +18,11 @@ def self_test(judge: PointwiseJudge, *, ordered: bool = True) -> str | None:
         judge: just loaded.
         ordered: the circle must win; without it, both need a verdict alone.
     """
-    right, wrong = judge.judge([_drawn("red", circle=True)], [PROMPT]) + judge.judge([_drawn("blue")], [PROMPT])
+    right, wrong = (
+        judge.answer(row)
+        for image in (_drawn("red", circle=True), _drawn("blue"))
+        for row in judge.ask([image], [PROMPT])
+    )
     scores = f"a red circle gets {_score(right)} and a blue square {_score(wrong)} for the prompt {PROMPT!r}"
     if right.broken or wrong.broken:
         return f"{scores}: it gives no verdict"

@@ -69,7 +69,7 @@ def exit_on_failures(found: "Sequence[Finding]") -> None:
 
 def finding_lines(finding: "Finding", width: int | None) -> list[str]:
     """A finding as it is printed, broken at `width` columns if that is given."""
-    state = typer.style(f"{finding.state:4}", fg=COLOURS[finding.state])
+    state = typer.style(f"{finding.state:4}", fg=None if err.no_color else COLOURS[finding.state])
     lines = [f"  {state}  {finding.what:12} ", *([f"{'':20} -> "] if finding.fix else [])]
     for i, text in enumerate((finding.found, finding.fix)[: len(lines)]):
         indent = INDENT + 3 * i

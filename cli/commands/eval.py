@@ -34,7 +34,10 @@ Examples:
 def evaluate(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the pool and the report; what it holds already is kept.")],
-    samples: Annotated[int, typer.Option(min=1, help="Candidates of each prompt: the largest N of the curve.")] = 32,
+    samples: Annotated[
+        int,
+        typer.Option(min=1, help="Candidates of each prompt: without --judges a multiple of 32, rounded up."),
+    ] = 32,
     prompts: Annotated[
         int | None, typer.Option(min=1, help="How many of the prompts, evenly spaced.", show_default="all")
     ] = None,

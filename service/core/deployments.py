@@ -138,6 +138,11 @@ def _choose(field: str, name: str | None, current: Sequence[str], known: Sequenc
     return name
 
 
+def work_text(amount: float) -> str:
+    """An amount of work for a message, in TFLOP: three digits, or all of a great one."""
+    return f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
+
+
 def tflops(spec: JobSpec, deployment: Deployment) -> float:
     """Estimated work of a job in TFLOP; linear attention makes a forward proportional to the number of pixels."""
     judge, *second = (one.tflops_per_forward for one in deployment.deciding(spec.rule))

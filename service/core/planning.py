@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bestofn.service.core.budget import Budget, Prices, best, frontier, plan, planned
-from bestofn.service.core.deployments import Deployment, prices_of, tflops
+from bestofn.service.core.deployments import Deployment, prices_of, tflops, work_text
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE, heat_size
 from bestofn.service.core.jobs import Finals, ImageFormat, JobSpec, Plan, SentImage
@@ -194,9 +194,10 @@ def _check_work(spec: JobSpec, deployment: Deployment, settings: Settings, field
     """Raise InvalidRequest for a job of more work than BESTOFN_MAX_TFLOPS, naming `field` and another `fix`."""
     work, most = tflops(spec, deployment), settings.max_tflops
     if most is not None and work > most:
+        fits = int(spec.num_samples * most / work)
         raise InvalidRequest(
-            f"the job would take about {work:,.0f} TFLOP, but this server takes jobs of at most {most:,.0f}; "
-            f"ask for at most {int(spec.num_samples * most / work)} candidates, {fix}",
+            f"the job would take about {work_text(work)} TFLOP, but this server takes jobs of at most "
+            f"{work_text(most)}; ask for {f'at most {fits} candidates, {fix}' if fits else fix}",
             field=field,
         )
 

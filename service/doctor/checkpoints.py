@@ -16,6 +16,7 @@ from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 from bestofn.service.doctor.findings import Finding, State
 from bestofn.service.doctor.published_sizes import published
+from bestofn.service.doctor.weights.part_files import AGAIN
 from bestofn.service.host.licences import HUB, licences
 from bestofn.service.host.packages import can_draw_here
 from bestofn.service.pairwise.calls import web_address
@@ -34,6 +35,7 @@ class Located:
         path: None for a hub name of which nothing is here.
         revision: as workers announce it.
         broken: reasons why it cannot be loaded.
+        fix: what to do about them; empty where they say it.
         pinned: a folder, or a hub name that came with a revision.
     """
 
@@ -41,6 +43,7 @@ class Located:
     path: Path | None
     revision: str = ""
     broken: tuple[str, ...] = ()
+    fix: str = ""
     pinned: bool = True
     kind: Kind | None = None
 
@@ -126,8 +129,11 @@ def disk(settings: Settings) -> Iterator[Finding]:
         yield from _hub(settings)
 
 
-def locate(name: str, judge: bool = False, key: str | None = None) -> Located:
-    """A checkpoint by name, without asking the network for it, except a judge's own server, which gets `key`."""
+def locate(name: str, judge: bool = False, key: str | None = None, *, checker: bool = False) -> Located:
+    """A checkpoint by name, without asking the network for it, except a judge's own server, which gets `key`.
+
+    An image checker is located as a `vlm` judge: its labels say whether it is one.
+    """
     from bestofn.judge.judge import EMBEDDED as EMBEDDED_JUDGE
     from bestofn.models.checkpoint import EMBEDDED, folder_revision
     from bestofn.service.engine.judge_loader import folder_revision as judge_revision
@@ -141,16 +147,16 @@ def locate(name: str, judge: bool = False, key: str | None = None) -> Located:
         folder = EMBEDDED[place] if kind is None else EMBEDDED_JUDGE
     if folder.is_dir():
         found = folder_revision(folder) if kind is None else judge_revision(kind, folder)
-        return Located(name, folder, found, tuple(_broken(folder, kind)), kind=kind)
+        return Located(name, folder, found, *_faults(folder, kind, checker), kind=kind)
     repository, _, revision = place.partition("@")
     if not is_hub_name(repository):
         reason = f"{folder} is no folder, and a hub name looks like owner/name@revision"
-        return Located(name, None, broken=(reason,), kind=kind)
+        return Located(name, None, broken=(reason,), fix="name one that is there", kind=kind)
     path = cached(repository, revision or "main")
     full = repository if kind is None else JudgeName(kind, repository).full
     if path is None:
         return Located(full, None, revision, kind=kind)
-    return Located(full, path, path.name, tuple(_broken(path, kind)), pinned=bool(revision), kind=kind)
+    return Located(full, path, path.name, *_faults(path, kind, checker), pinned=bool(revision), kind=kind)
 
 
 @cache
@@ -180,12 +186,12 @@ def image_checkers(settings: Settings) -> list[Located]:
     name = settings.image_checker
     if not name or web_address(name) is not None:
         return []
-    return [locate(vlm_name(name), judge=True)]
+    return [locate(vlm_name(name), judge=True, checker=True)]
 
 
 def _found(kind: str, place: Located) -> Iterator[Finding]:
     if place.path is None and place.broken:
-        yield Finding("fail", kind, f"{place.name}: {place.broken[0]}", "name one that is there")
+        yield Finding("fail", kind, f"{place.name}: {place.broken[0]}", place.fix)
     elif place.kind in ADDRESSES:
         yield Finding("ok", kind, f"{place.name}, revision {place.revision}, behind an address")
     elif place.path is None:
@@ -195,7 +201,7 @@ def _found(kind: str, place: Located) -> Iterator[Finding]:
         yield Finding("warn", kind, f"{place.name} is not on this machine{size}", fix)
     elif place.broken:
         found = f"{place.name} at {place.path}: {'; '.join(place.broken[:3])}"
-        yield Finding("fail", kind, found, "download or copy it again, the whole of it")
+        yield Finding("fail", kind, found, place.fix)
     elif place.pinned:
         yield Finding("ok", kind, f"{place.name}, revision {place.revision}, at {place.path}")
     else:
@@ -241,12 +247,35 @@ def _loras(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "LoRA", f"{lora.name} at strength {lora.strength:g}, {lora.file}")
 
 
+def _faults(folder: Path, kind: Kind | None, checker: bool) -> tuple[tuple[str, ...], str]:
+    """Why a checkpoint cannot be loaded, and what to do about it where the reasons do not say it."""
+    misfits = tuple(_misfits(folder, kind, checker))
+    broken = misfits or tuple(_broken(folder, kind))
+    return broken, AGAIN if broken and not misfits else ""
+
+
+def _misfits(folder: Path, kind: Kind | None, checker: bool) -> Iterator[str]:
+    """Reasons that another copy of the folder would have too."""
+    from bestofn.models.defaults import FOLDERS
+    from bestofn.service.engine.judge_loader import wrong_prefix
+
+    if kind is not None:
+        if not checker and (folder / "config.json").is_file() and (fault := wrong_prefix(kind, folder)):
+            yield f"it {fault}"
+    elif is_pipeline(folder):
+        if absent := absent_quantiser(folder):
+            yield absent
+    else:
+        for part in FOLDERS.values():
+            if (folder / part / "config.json").is_file() and (how := quantised_with(folder / part)):
+                yield f"{part} is quantised with {how}, and SANA is read from plain weights only"
+
+
 def _broken(folder: Path, kind: Kind | None) -> Iterator[str]:
     """Defects of a checkpoint's folder: missing parts, missing files of an index, truncated files."""
     from bestofn.judge.layout import PARTS
     from bestofn.models.defaults import FOLDERS
     from bestofn.models.weight_files import check_part
-    from bestofn.service.engine.judge_loader import wrong_prefix
 
     parts = (*FOLDERS.values(), "tokenizer", "scheduler") if kind is None else PARTS if kind == "vila" else ("",)
     without = ["tokenizer", "scheduler"]
@@ -256,8 +285,6 @@ def _broken(folder: Path, kind: Kind | None) -> Iterator[str]:
     config = "model_index.json" if kind is None else "config.json"
     if not (folder / config).is_file():
         yield f"it has no {config}"
-    elif kind is not None and (fault := wrong_prefix(kind, folder)):
-        yield f"it {fault}"
     for part in parts:
         if not (folder / part).is_dir():
             yield f"no {part}/"
@@ -266,11 +293,6 @@ def _broken(folder: Path, kind: Kind | None) -> Iterator[str]:
             check_part(folder / part, weights=part not in without)
         except CheckpointError as error:
             yield str(error).replace(f"{folder}/", "")
-            continue
-        if kind is None and part not in without and not is_pipeline(folder) and (how := quantised_with(folder / part)):
-            yield f"{part} is quantised with {how}, and SANA is read from plain weights only"
-    if kind is None and is_pipeline(folder) and (absent := absent_quantiser(folder)):
-        yield absent
 
 
 def _hub(settings: Settings) -> Iterator[Finding]:

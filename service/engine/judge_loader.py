@@ -96,7 +96,8 @@ def load_judge(
 
     Raises:
         JudgeFolderError: the folder does not hold a judge that this code can run.
-        SetupError: the judge fails its start-up test. Of NVILA, whose question and template are its own, it asks for
+        JudgeAway: its server gives no verdict in its start-up test.
+        SetupError: the judge fails that test. Of NVILA, whose question and template are its own, it asks for
             verdicts, in any order.
     """
     parsed = parse_name(name)

@@ -86,14 +86,19 @@ class RemoteJudge(PointwiseJudge):
         """As `PointwiseJudge.answered`."""
         return row.done()
 
+    def answer(self, row: Future[Verdict]) -> Verdict:
+        """The verdict of one call. Raises JudgeAway."""
+        try:
+            return row.result()
+        except TimeoutError as error:
+            raise self.calls.away(f"did not answer within {VERDICT_SECONDS:.0f} s", "see its log") from error
+
     def verdict(self, row: Future[Verdict]) -> Verdict:
         """The verdict of one call, or none."""
         try:
-            return row.result()
+            return self.answer(row)
         except JudgeAway as error:
             log.warning("no verdict", error=error.quiet)
-        except TimeoutError:
-            log.warning("no verdict", error=f"the judge did not answer within {VERDICT_SECONDS:.0f} s")
         return BROKEN
 
     def flops(self, width: int, height: int, prompt: str = "", *, one_tile: bool = False) -> int:

@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from bestofn.service.core.errors import BestOfNError, IdempotencyMismatch, InvalidRequest, Overloaded, Unavailable
+from bestofn.service.core.deployments import work_text
+from bestofn.service.core.errors import (
+    BestOfNError,
+    IdempotencyMismatch,
+    InvalidRequest,
+    Overloaded,
+    Unavailable,
+)
 from bestofn.service.core.jobs import THUMBNAILS_KEPT, ImageFormat, JobSpec
 from bestofn.service.core.settings import Settings
 
@@ -52,6 +59,26 @@ def check_image_bytes(images: int, budget: int, caller: str) -> None:
         )
 
 
+def check_size(spec: JobSpec, cost: float, settings: Settings, caller: str) -> None:
+    """Raise InvalidRequest for a job of more candidates or `cost` (TFLOP) than may ever wait, or of this key."""
+    share, whose = (OWN_SHARE, " of a key") if caller else (1.0, "")
+    own = settings.max_queued_candidates_per_key if caller else None
+    most = int(share * settings.max_queued_candidates)
+    most = most if own is None else min(most, own)
+    most_work = None if settings.max_queued_tflops is None else share * settings.max_queued_tflops
+    field = "images" if spec.sent else "num_samples"
+    if spec.num_samples > most:
+        raise InvalidRequest(
+            f"at most {most} candidates{whose} may wait on this server, got a job of {spec.num_samples}", field=field
+        )
+    if most_work is not None and cost > most_work:
+        raise InvalidRequest(
+            f"at most {work_text(most_work)} TFLOP{whose} may wait on this server, and this job takes about "
+            f"{work_text(cost)}; ask for fewer candidates or steps",
+            field=field,
+        )
+
+
 def refusal(reply: Sequence[bytes | int], spec: JobSpec, settings: Settings, speed: float) -> BestOfNError:
     """The error that a refused submission raises.
 
@@ -88,10 +115,10 @@ def refusal(reply: Sequence[bytes | int], spec: JobSpec, settings: Settings, spe
                 f"{settings.max_queued_candidates}",
                 "caller": f"{held} candidates of this key wait, and {spec.num_samples} more would pass its limit of "
                 f"{limit[0] if limit else 0}",
-                "work": f"about {held / 1000:,.0f} TFLOP of work wait, and this job would pass the limit of "
-                f"{settings.max_queued_tflops or 0:,.0f}",
-                "own_work": f"about {held / 1000:,.0f} TFLOP of this key wait, and this job would pass its limit of "
-                f"{sum(limit) / 1000:,.0f}; ask for fewer candidates or steps",
+                "work": f"about {work_text(held / 1000)} TFLOP of work wait, and this job would pass the limit of "
+                f"{work_text(settings.max_queued_tflops or 0)}",
+                "own_work": f"about {work_text(held / 1000)} TFLOP of this key wait, and this job would pass its "
+                f"limit of {work_text(sum(limit) / 1000)}; ask for fewer candidates or steps",
             }
             return Overloaded(f"{limits[reason]}; try again later", retry_after=retry_seconds(gflop / 1000, speed))
         case "images" | "own_images" | "own_kept":

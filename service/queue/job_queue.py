@@ -20,6 +20,7 @@ from bestofn.service.queue.admission import (
     KEPT_SHARE,
     OWN_SHARE,
     check_image_bytes,
+    check_size,
     image_bytes,
     job_bytes,
     nearly_full,
@@ -121,7 +122,7 @@ class Queue:
 
         Raises:
             IdempotencyMismatch: the key was used with another fingerprint.
-            InvalidRequest: the job's images exceed the budget of all images.
+            InvalidRequest: the job alone exceeds a limit for images, candidates or work.
             Overloaded: a limit for waiting candidates, work or image bytes is reached.
             Unavailable: no worker ever announced this pair, or memory or the images folder is nearly full.
         """
@@ -131,6 +132,7 @@ class Queue:
             raise Unavailable(f"{trouble}; try again later", retry_after=BUSY_RETRY_SECONDS)
         images = image_bytes(spec, apart=self.images.apart)
         check_image_bytes(images, settings.image_budget_bytes, caller)
+        check_size(spec, cost, settings, caller)
         text = spec.model_dump_json().encode()
         try:
             reply = await submit_staged(

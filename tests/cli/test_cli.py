@@ -79,6 +79,17 @@ def test_generate_on_a_server(served: Any, tmp_path: Path) -> None:
     assert decode((tmp_path / "all.webp").read_bytes()).width > 1000
 
 
+def test_program_with_a_closed_stdout_has_one_that_takes_everything() -> None:
+    code = (
+        "import sys, typer; from bestofn.cli import console; program = typer.Typer();"
+        "program.command()(lambda: print(sys.stdout.isatty(), sys.stdout.fileno(), file=sys.stderr));"
+        "sys.argv = ['program']; console.run(program)"
+    )
+    line = ["sh", "-c", 'exec "$0" -P -c "$1" >&-', sys.executable, code]
+    closed = subprocess.run(line, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
+    assert (closed.returncode, closed.stderr) == (0, "False 1\n")
+
+
 def test_json_is_the_result_and_nothing_else(served: Any, run: Run, tmp_path: Path) -> None:
     status, out, err = run("generate", "a star", "-n", "3", "--json", BESTOFN_SERVER=served.url)
     result = json.loads(out)

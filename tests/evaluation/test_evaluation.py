@@ -251,6 +251,19 @@ def test_the_published_figures_are_what_the_pool_says():
     assert figures == published
 
 
+@pytest.mark.parametrize(("numbers", "planned"), [(range(0, 240, 40), False), (range(0, 240, 20), True)])
+def test_summary_with_one_prompt_a_category_has_no_plan(numbers, planned):
+    from bestofn.evaluation import cost, report
+
+    published = json.loads((SCALING / "scaling.json").read_text())
+    pool = Pool(SCALING / "pool.jsonl", Source("", published["model"], "", published["judge"], benchmark()))
+    prices = {unit: cost.Price(**price) for unit, price in published["prices"].items()}
+    question = report.Question(numbers, [Strategy(N) for N in (4, 8)], 12, prices, None, "")
+    figures = report.summary(pool, question)
+    assert (figures["planner"] is not None, list(figures["presets"])) == (planned, ["8"] * planned)
+    assert "nan" not in report.tables(figures)
+
+
 def test_the_page_on_depths_says_what_its_pools_say():
     page = (SCALING.parent / "compute" / "README.md").read_text().splitlines()
     for line in runpy.run_path(str(SCALING.parent / "compute" / "draw.py"))["tables"]():

@@ -158,7 +158,8 @@ def test_a_clip_named_as_another_kind_is_refused_with_its_prefix(kind: str, tmp_
     said = "is not of the kind vlm: write clip: before its name"
     with pytest.raises(JudgeFolderError, match=said):
         find_judge(f"vlm:{folder}")
-    assert locate(f"vlm:{folder}", judge=True).broken == (f"it {said}",)
+    place = locate(f"vlm:{folder}", judge=True)
+    assert (place.broken, place.fix) == ((f"it {said}",), "")
     assert locate(f"clip:{folder}", judge=True).broken == ()
 
 

@@ -137,6 +137,9 @@ def test_a_limit_on_the_work_says_how_many_candidates_fit() -> None:
     assert tflops(spec_of(width=128, guidance_scale=1.0), DEPLOYMENT) == 16 * (2 * (12 * 0.5 + 0.25) + 0.125)
     with pytest.raises(InvalidRequest, match="at most 8 candidates"):
         spec_of(settings=SETTINGS.model_copy(update={"max_tflops": 100.0}))
+    said = "about 198 TFLOP, but this server takes jobs of at most 0.5; ask for fewer steps or a smaller image"
+    with pytest.raises(InvalidRequest, match=said):
+        spec_of(settings=SETTINGS.model_copy(update={"max_tflops": 0.5}))
 
 
 DEEP = replace(

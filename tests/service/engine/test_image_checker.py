@@ -29,7 +29,7 @@ from bestofn.service.engine.loader import load_engine
 from bestofn.service.engine.protocol import HeatFailed, HeatFinished, Judged
 from bestofn.service.media.codec import decode
 from bestofn.service.worker.local import local_spec, run_local
-from tests.judge.tiny_models import make_vit
+from tests.judge.tiny_models import make_clip, make_vit
 from tests.service.pairwise.checks import checks
 
 CPU = torch.device("cpu")
@@ -176,4 +176,8 @@ def test_the_example_and_a_folder_are_seen_by_the_doctor(tmp_path):
     found = [one for one in checkpoints(folder) if one.what == "image checker"]
     assert [one.state for one in found] == ["ok"]
     assert str(tmp_path) in found[0].found
+    clip = settings(str(make_clip("clip", tmp_path / "clip")))
+    (labels,) = checkers(clip)
+    assert ("LABEL_1 is known as unsafe" in labels.found, labels.state) == (True, "fail")
+    assert not any("before its name" in one.found for one in checkpoints(clip))
     assert [one.found for one in checkers(settings())] == ["neither prompts nor images are checked"]

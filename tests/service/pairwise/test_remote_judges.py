@@ -142,13 +142,33 @@ def test_first_tokens_probabilities_are_summed_over_spellings(looker: Looker) ->
     assert sorted("< |im_end|>" in question for question in looker.asked) == [False, True]
 
 
-@pytest.mark.parametrize("answers", ["text", "thoughts", "nameless", "garbage"])
-def test_an_answer_that_cannot_be_read_is_no_verdict(looker: Looker, answers: str) -> None:
+UNREAD = {
+    "text": "returns no log-probabilities; choose a server or a model that does",
+    "thoughts": r"it gives no verdict\. Take a model that reads images, answers yes or no",
+    "nameless": "something else than a chat completion; is it an OpenAI API",
+    "garbage": "something else than a chat completion; is it an OpenAI API",
+}
+
+
+@pytest.mark.parametrize(("answers", "said"), UNREAD.items())
+def test_an_answer_that_cannot_be_read_is_no_verdict(looker: Looker, answers: str, said: str) -> None:
     judge = find_judge(looker.url).load(CPU)
     looker.answers = answers
     assert judge.judge([RED], [PROMPT])[0] is BROKEN
-    with pytest.raises(SetupError, match=r"it gives no verdict\. Take a model that reads images, answers yes or no"):
+    with pytest.raises(SetupError, match=said):
         find_judge(looker.url).load(CPU)
+
+
+@pytest.mark.parametrize("address", ["openai:{}/v1#m", "{}"])
+def test_start_up_test_with_a_wrong_key_names_the_setting_and_a_slow_server_its_time(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with checks(lambda _: (401, {})) as url, pytest.raises(SetupError, match=r"401.*; set BESTOFN_JUDGE_API_KEY"):
+        find_judge(address.format(url)).load(CPU)
+    monkeypatch.setattr("bestofn.service.pairwise.remote_judges.VERDICT_SECONDS", 0.2)
+    slow = checks(lambda _: (200, time.sleep(1)))
+    with slow as url, pytest.raises(SetupError, match="did not answer within 0 s; see its log"):
+        find_judge(address.format(url)).load(CPU)
 
 
 def test_a_refused_image_leaves_the_next_call_as_it_was(looker: Looker) -> None:

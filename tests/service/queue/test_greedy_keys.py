@@ -139,6 +139,29 @@ async def test_one_key_cannot_have_all_waiting_candidates(
         await queue.submit(make_spec(num_samples=25), cost=1)  # without keys there are no shares
 
 
+@pytest.mark.parametrize(
+    ("limit", "caller", "said"),
+    [
+        (
+            {"max_queued_candidates": 40},
+            "greedy",
+            "at most 30 candidates of a key may wait on this server, got a job of",
+        ),
+        ({"max_queued_candidates": 30}, "", "at most 30 candidates may wait on this server, got a job of 31"),
+        ({"max_queued_candidates_per_key": 30}, "greedy", "at most 30 candidates of a key may wait"),
+        ({"max_queued_tflops": 0.8}, "greedy", r"at most 0\.6 TFLOP of a key may wait .* takes about 0\.7;"),
+    ],
+)
+async def test_job_that_no_empty_queue_would_take_is_invalid_and_not_too_early(
+    limit: dict[str, float], caller: str, said: str, settings: Settings, make_spec: MakeSpec, open_lane: OpenLane
+) -> None:
+    async with opened(settings, **limit) as queue:
+        await open_lane(queue)
+        with pytest.raises(InvalidRequest, match=said) as refused:
+            await queue.submit(make_spec(num_samples=31), cost=0.7, caller=caller)
+        assert refused.value.field == "num_samples"
+
+
 async def test_one_key_cannot_have_all_waiting_work(
     settings: Settings, make_spec: MakeSpec, finish: Finish, open_lane: OpenLane
 ) -> None:
