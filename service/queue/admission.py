@@ -3,13 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from bestofn.service.core.deployments import work_text
-from bestofn.service.core.errors import (
-    BestOfNError,
-    IdempotencyMismatch,
-    InvalidRequest,
-    Overloaded,
-    Unavailable,
-)
+from bestofn.service.core.errors import BestOfNError, IdempotencyMismatch, InvalidRequest, Overloaded, Unavailable
 from bestofn.service.core.jobs import THUMBNAILS_KEPT, ImageFormat, JobSpec
 from bestofn.service.core.settings import Settings
 

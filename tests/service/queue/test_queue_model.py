@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from bestofn.judge.verdict import Verdict
-from bestofn.service.core.errors import Overloaded
+from bestofn.service.core.errors import InvalidRequest, Overloaded
 from bestofn.service.core.jobs import ACTIVE, Heat, HeatOutcome, JobSpec, JobStatus, Priority, Stop
 from bestofn.service.core.results import assemble
 from bestofn.service.core.settings import Settings
@@ -205,7 +205,10 @@ class Machine(RuleBasedStateMachine):
         too_much = work + 1000 * cost > MOST_GFLOP or everyone + samples > MOST
         too_much_of_one = own + samples > most or own_work + 1000 * cost > int(0.75 * (MOST_GFLOP - work + own_work))
         if too_much or (caller and too_much_of_one):
-            with pytest.raises(Overloaded):
+            most_of_one, work_of_one = min(MOST_OF_ONE, int(0.75 * MOST)), 0.75 * MOST_GFLOP
+            alone = samples > MOST or 1000 * cost > MOST_GFLOP
+            alone_of_one = samples > most_of_one or 1000 * cost > work_of_one
+            with pytest.raises(InvalidRequest if alone or (caller and alone_of_one) else Overloaded):
                 self.run(self.queue.submit(spec, cost=cost, caller=caller))
             return
         assert self.run(self.queue.submit(spec, cost=cost, caller=caller)) == (spec.id, True)
