@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -18,6 +19,7 @@ WATCH_POLLS = 10
 STOP_SECONDS = 20.0
 # More than the four workers that one heat can kill before its job fails: that must not take all the rest with it.
 MAX_DEATHS, WITHIN_SECONDS = 8, 300.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Stop(Exception):
@@ -54,7 +56,7 @@ class Supervisor:
         Raises:
             SetupError: a process ended before all were ready, or again and again.
         """
-        handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.signal(number, _stop) for number in SIGNALS}
         try:
             for name, arguments in self._commands.items():
                 self._children.append(_Child(name, arguments, self._spawn(arguments)))
@@ -69,9 +71,8 @@ class Supervisor:
         except _Stop:
             pass
         finally:
-            # A second Ctrl-C must not leave processes behind.
-            for number in handlers:
-                signal.signal(number, signal.SIG_IGN)
+            with suppress(_Stop):
+                _ignore_signals()
             self._stop_all()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -110,7 +111,14 @@ class Supervisor:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    _ignore_signals()
     raise _Stop
+
+
+def _ignore_signals() -> None:
+    """A second signal, be it pending already, must not leave processes behind."""
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: None)
 
 
 def _describe(status: int) -> str:

@@ -115,8 +115,9 @@ class Family:
     @property
     def constants(self) -> dict[str, bool | int]:
         """Arguments that are the same in every call."""
-        # Without binning the size that was asked for is drawn, as SANA does here.
-        given: dict[str, bool | int] = {"use_resolution_binning": False}
+        # Without binning the size that was asked for is drawn, as SANA does here. Captions are cleaned only where
+        # further packages are installed: hosts would draw different images.
+        given: dict[str, bool | int] = {"use_resolution_binning": False, "clean_caption": False}
         if "max_sequence_length" in self.overridden:
             given["max_sequence_length"] = self.defaults["max_sequence_length"]
         return {name: value for name, value in given.items() if name in self.defaults}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.jobs import Draft, Plan, Stop
-from bestofn.service.core.schemas import MAX_SEED, GenerateRequest
+from bestofn.service.core.schemas import LEAST_SIZE, MAX_SEED, GenerateRequest
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
 
@@ -95,10 +95,11 @@ def check_at_most(field: str, value: float, limit: float, what: str) -> None:
 def checked_size(field: str, asked: int | None, default: int, info: ModelInfo, settings: Settings) -> int:
     value = default if asked is None else asked
     step, most = info.size_multiple, min(info.max_size, settings.max_size)
-    if value % step or not step <= value <= most:
-        near = min(max(step * ((value + step // 2) // step), step), most - most % step)
+    least = -(-LEAST_SIZE // step) * step
+    if value % step or not least <= value <= most:
+        near = min(max(step * ((value + step // 2) // step), least), most - most % step)
         raise InvalidRequest(
-            f"{field} must be a multiple of {step} from {step} to {most - most % step} for {info.revision.name}, "
+            f"{field} must be a multiple of {step} from {least} to {most - most % step} for {info.revision.name}, "
             f"got {str(value)[:20]}; the nearest is {near}",
             field=field,
         )

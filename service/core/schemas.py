@@ -11,6 +11,7 @@ from bestofn.service.core.jobs import Draft, Finals, ImageFormat, JobStatus, Pla
 from bestofn.service.core.request_model import RequestModel
 
 MAX_SEED = 2**63
+LEAST_SIZE = 32  # pixels of a side
 RANDOM_SEEDS = 2**53  # random seeds stay exact in JavaScript and Lua
 
 
@@ -26,8 +27,8 @@ class GenerateRequest(RequestModel):
     seed: int | None = Field(
         default=None, strict=True, ge=0, lt=MAX_SEED, description="Candidate i: seed + i; random if left out."
     )
-    width: int | None = Field(default=None, strict=True, ge=32)
-    height: int | None = Field(default=None, strict=True, ge=32)
+    width: int | None = Field(default=None, strict=True, ge=LEAST_SIZE)
+    height: int | None = Field(default=None, strict=True, ge=LEAST_SIZE)
     num_inference_steps: int | None = Field(default=None, strict=True, ge=1)
     guidance_scale: float | None = Field(default=None, strict=True, ge=0, allow_inf_nan=False)
     depth: int | None = Field(

@@ -29,7 +29,7 @@ from bestofn.cli import drawing as target
 from bestofn.cli.commands.rank import ImageFiles
 from bestofn.cli.commands.worker import check_kernel_caches
 from bestofn.cli.output import Outcome, paths_of, write
-from bestofn.cli.process_supervisor import MAX_DEATHS, WITHIN_SECONDS, may_restart
+from bestofn.cli.process_supervisor import MAX_DEATHS, WITHIN_SECONDS, Supervisor, may_restart
 from bestofn.judge.judge import Judge, rank_images
 from bestofn.models.shapes.evaluator import evaluate
 from bestofn.models.shapes.prompts import pair
@@ -88,6 +88,22 @@ def test_program_with_a_closed_stdout_has_one_that_takes_everything() -> None:
     line = ["sh", "-c", 'exec "$0" -P -c "$1" >&-', sys.executable, code]
     closed = subprocess.run(line, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
     assert (closed.returncode, closed.stderr) == (0, "False 1\n")
+
+
+def test_supervisor_with_two_signals_at_once_stops_its_processes(tmp_path: Path) -> None:
+    queue = {"BESTOFN_REDIS_URL": "redis://127.0.0.1:9", "BESTOFN_DATA_DIR": str(tmp_path)}
+    supervisor = Supervisor({"the worker": ["worker"]}, queue)
+
+    def both() -> None:
+        numbers = {signal.SIGINT, signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+    supervisor.run(lambda: True, both, lambda: False)
+    with pytest.raises(ChildProcessError):  # all have ended, and were waited for
+        os.waitpid(supervisor._children[0].process.pid, os.WNOHANG)
 
 
 def test_json_is_the_result_and_nothing_else(served: Any, run: Run, tmp_path: Path) -> None:
