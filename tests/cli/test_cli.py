@@ -26,6 +26,7 @@ import structlog
 from PIL import Image, PngImagePlugin
 
 from bestofn.cli import drawing as target
+from bestofn.cli.commands.eval import _room
 from bestofn.cli.commands.rank import ImageFiles
 from bestofn.cli.commands.worker import check_kernel_caches
 from bestofn.cli.output import Outcome, paths_of, write
@@ -104,6 +105,17 @@ def test_supervisor_with_two_signals_at_once_stops_its_processes(tmp_path: Path)
     supervisor.run(lambda: True, both, lambda: False)
     with pytest.raises(ChildProcessError):  # all have ended, and were waited for
         os.waitpid(supervisor._children[0].process.pid, os.WNOHANG)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_eval_on_a_disk_that_becomes_full_says_what_to_do(tmp_path: Path) -> None:
+    with (
+        pytest.raises(SetupError, match="No space left on device.: make room, and run the same again"),
+        _room(tmp_path),
+    ):
+        Path("/dev/full").write_text("a line")
+    with pytest.raises(FileNotFoundError), _room(tmp_path):
+        (tmp_path / "none").read_text()
 
 
 def test_json_is_the_result_and_nothing_else(served: Any, run: Run, tmp_path: Path) -> None:
