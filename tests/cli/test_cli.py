@@ -110,7 +110,7 @@ def test_supervisor_with_two_signals_at_once_stops_its_processes(tmp_path: Path)
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_eval_on_a_disk_that_becomes_full_says_what_to_do(tmp_path: Path) -> None:
     with (
-        pytest.raises(SetupError, match="No space left on device.: make room, and run the same again"),
+        pytest.raises(SetupError, match=r"No space left on device.: make room, and run the same again"),
         _room(tmp_path),
     ):
         Path("/dev/full").write_text("a line")
