@@ -1,5 +1,6 @@
 """bestofn eval: what strategies of spending compute bring, measured on the shapes benchmark or drawn for another."""
 
+import errno
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from bestofn.cli.console import err, need_packages, say
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, load_settings
 
+TRIED_BYTES = 1 << 16
 EPILOG = """A strategy is a line such as `n=32`, `n=16 steps=24`, `n=16 draft=4:0.125` (steps:keep) or `n=64 stop=0.97`.
 
 Examples:
@@ -140,21 +142,35 @@ def evaluate(
         _make_folder(out)
         if latents is not None:
             _make_folder(latents, "--latents")
-        with _drawing() as progress:
+        with _drawing() as progress, _room(out):
             evaluation.fill(
                 *(numbers, 1 if file else samples, compared, processes),
                 lambda done, wanted: progress(CHUNK * done, CHUNK * wanted),
             )
     if not evaluation.complete(numbers):
         raise SetupError(f"{evaluation.pool.path} has no candidates of all these prompts: run without --replay")
-    if file:
-        figures = evaluation.winners(numbers, compared, images, out)
-        text = folders.table(figures)
-    else:
-        figures = evaluation.measure(numbers, compared)
-        report.write(out, figures)
-        text = tables(figures)
+    with _room(out):
+        if file:
+            figures = evaluation.winners(numbers, compared, images, out)
+            text = folders.table(figures)
+        else:
+            figures = evaluation.measure(numbers, compared)
+            report.write(out, figures)
+            text = tables(figures)
     typer.echo(dumps(figures, indent=1) + "\n" if json else text, nl=False)
+
+
+@contextmanager
+def _room(out: Path) -> Iterator[None]:
+    """Say what to do where a disk is full while the block writes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SetupError(
+            f"{out} cannot be written ({error.strerror}): make room, and run the same again; what is drawn is kept"
+        ) from error
 
 
 @contextmanager
@@ -194,7 +210,7 @@ def _make_folder(out: Path, option: str = "--out") -> None:
     """Raises SetupError now, not after hours of drawing, if the folder cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+        with tempfile.TemporaryFile(dir=out) as file:
+            file.write(bytes(TRIED_BYTES))  # a full disk may still take an empty file
     except OSError as error:
         raise SetupError(f"{out} cannot be written ({error.strerror}): name another folder with {option}") from error
