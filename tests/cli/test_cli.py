@@ -30,7 +30,7 @@ from bestofn.cli.commands.eval import _room
 from bestofn.cli.commands.rank import ImageFiles
 from bestofn.cli.commands.worker import check_kernel_caches
 from bestofn.cli.output import Outcome, paths_of, write
-from bestofn.cli.process_supervisor import MAX_DEATHS, WITHIN_SECONDS, Supervisor, may_restart
+from bestofn.cli.process_supervisor import MAX_DEATHS, WITHIN_SECONDS, may_restart
 from bestofn.judge.judge import Judge, rank_images
 from bestofn.models.shapes.evaluator import evaluate
 from bestofn.models.shapes.prompts import pair
@@ -91,20 +91,30 @@ def test_program_with_a_closed_stdout_has_one_that_takes_everything() -> None:
     assert (closed.returncode, closed.stderr) == (0, "False 1\n")
 
 
-def test_supervisor_with_two_signals_at_once_stops_its_processes(tmp_path: Path) -> None:
-    queue = {"BESTOFN_REDIS_URL": "redis://127.0.0.1:9", "BESTOFN_DATA_DIR": str(tmp_path)}
-    supervisor = Supervisor({"the worker": ["worker"]}, queue)
+def test_supervisor_with_two_signals_at_once_ends_without_a_traceback() -> None:
+    code = """
+import os, signal
+from bestofn.cli.process_supervisor import SIGNALS, Supervisor
+def both():
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for number in SIGNALS:
+        os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+Supervisor({}, {}).run(lambda: True, both, lambda: False)
+"""
+    ended = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
-    def both() -> None:
-        numbers = {signal.SIGINT, signal.SIGTERM}
-        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-        for number in numbers:
-            os.kill(os.getpid(), number)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
-    supervisor.run(lambda: True, both, lambda: False)
-    with pytest.raises(ChildProcessError):  # all have ended, and were waited for
-        os.waitpid(supervisor._children[0].process.pid, os.WNOHANG)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_eval_on_a_disk_that_becomes_full_says_what_to_do(tmp_path: Path) -> None:
+    with (
+        pytest.raises(SetupError, match=r"No space left on device.: make room, and run the same again"),
+        _room(tmp_path),
+    ):
+        Path("/dev/full").write_text("a line")
+    with pytest.raises(FileNotFoundError), _room(tmp_path):
+        (tmp_path / "none").read_text()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
