@@ -117,17 +117,6 @@ def test_eval_on_a_disk_that_becomes_full_says_what_to_do(tmp_path: Path) -> Non
         (tmp_path / "none").read_text()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-def test_eval_on_a_disk_that_becomes_full_says_what_to_do(tmp_path: Path) -> None:
-    with (
-        pytest.raises(SetupError, match=r"No space left on device.: make room, and run the same again"),
-        _room(tmp_path),
-    ):
-        Path("/dev/full").write_text("a line")
-    with pytest.raises(FileNotFoundError), _room(tmp_path):
-        (tmp_path / "none").read_text()
-
-
 def test_json_is_the_result_and_nothing_else(served: Any, run: Run, tmp_path: Path) -> None:
     status, out, err = run("generate", "a star", "-n", "3", "--json", BESTOFN_SERVER=served.url)
     result = json.loads(out)
