@@ -344,9 +344,16 @@ def test_hanging_up_cancels_a_job_only_if_it_asked_for_that(served: Any, http: h
     http.delete(again.headers["location"])
 
 
-def test_a_full_queue_refuses_at_the_door(served: Any, serving: Serving) -> None:
-    with serving(served.settings.model_copy(update={"max_queued_candidates": 100})) as full:
-        answer = httpx.post(f"{full.url}/generate", json={"prompt": "p", "num_samples": 101}, timeout=PATIENCE)
+def test_a_full_queue_refuses_at_the_door(idle: Settings, serving: Serving) -> None:
+    body, later = {"prompt": "p"}, {"Prefer": "respond-async"}
+    with serving(idle.model_copy(update={"max_queued_candidates": 100})) as full:
+        answers = [
+            httpx.post(f"{full.url}/generate", json=body | {"num_samples": count}, headers=later, timeout=PATIENCE)
+            for count in (60, 60, 101)
+        ]
+    first, answer, too_long = answers
+    assert first.status_code == 202
+    assert (too_long.status_code, problem_of(too_long)["field"]) == (422, "num_samples")
     assert (answer.status_code, problem_of(answer)["code"]) == (429, "overloaded")
     assert int(answer.headers["retry-after"]) >= 1
     assert float(answer.headers["retry-after-ms"]) == 1000 * problem_of(answer)["retry_after"]

@@ -178,7 +178,7 @@ def test_keys(served: Any, serving: Serving, keys: Any) -> None:
         assert (caught.value.type, caught.value.code) == ("authentication_error", "not_authorized")
 
 
-def test_a_full_queue_is_tried_again_when_it_says(served: Any, serving: Serving) -> None:
+def test_a_full_queue_is_tried_again_when_it_says(idle: Settings, serving: Serving) -> None:
     async def call(url: str, retries: int) -> str:
         async with openai.AsyncOpenAI(
             base_url=f"{url}/v1", api_key="none", max_retries=retries, timeout=PATIENCE
@@ -188,7 +188,9 @@ def test_a_full_queue_is_tried_again_when_it_says(served: Any, serving: Serving)
             assert float(caught.value.response.headers["retry-after-ms"]) >= 1000
             return str(caught.value.request.headers["x-stainless-retry-count"])
 
-    with serving(served.settings.model_copy(update={"max_queued_candidates": 20})) as full:
+    with serving(idle.model_copy(update={"max_queued_candidates": 40})) as full:
+        body, later = {"prompt": "p", "num_samples": 20}, {"Prefer": "respond-async"}
+        assert httpx.post(f"{full.url}/generate", json=body, headers=later, timeout=PATIENCE).status_code == 202
         assert asyncio.run(call(full.url, 0)) == "0"
         started = time.monotonic()
         assert asyncio.run(call(full.url, 1)) == "1"
