@@ -191,14 +191,15 @@ def test_kubernetes_runs_what_compose_runs() -> None:
     assert redis["image"] == default(SERVICES["redis"]["image"])
     worker = default(SERVICES["worker"]["environment"]["BESTOFN_MODEL"])
     assert f"BESTOFN_MODEL={worker}" in kustomization["configMapGenerator"][0]["literals"]
+    secrets = {path.removeprefix("secrets/") for path in kustomization["secretGenerator"][0]["files"]}
+    named = {secret for name in ("redis", "api", "worker", "weights") for secret in SERVICES[name]["secrets"]}
+    assert secrets == named - {"queue_ca"}
     for name, manifest in (("worker", about["worker.yaml"][0]), ("weights", about["weights.yaml"][1])):
         pod = manifest["spec"]["template"]["spec"]
         assert [*pod.get("initContainers", []), *pod["containers"]][0]["args"] == SERVICES[name]["command"]
         (mounted,) = (volume["secret"] for volume in pod["volumes"] if "secret" in volume)
         assert {item["path"] for item in mounted["items"]} == set(SERVICES[name]["secrets"]) - {"queue_ca"}
-        assert {f"secrets/{item['key']}" for item in mounted["items"]} <= set(
-            kustomization["secretGenerator"][0]["files"]
-        )
+        assert {item["key"] for item in mounted["items"]} <= secrets
 
 
 def test_kubernetes_has_the_alerts_of_prometheus() -> None:
