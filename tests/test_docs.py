@@ -1,5 +1,6 @@
 """The documentation, held to its word: examples run as they stand, links lead somewhere, every error is explained."""
 
+import json
 import os
 import re
 import shlex
@@ -64,6 +65,14 @@ def test_revisions_in_examples_are_those_of_the_shipped_weights() -> None:
     """An example answer that names another one was made by weights that are not shipped any more."""
     shown = {name for page in DOCS.rglob("*.md") for name in re.findall(r'"revision": "(\w+)"', page.read_text())}
     assert shown == {folder_revision(EMBEDDED["shapes"]), revision(EMBEDDED_JUDGE)}
+
+
+def test_recorded_promises_are_kept_in_full_runs() -> None:
+    """A look with `--short` must not replace what docs/operate/reliability.md refers to."""
+    sections = json.loads((ROOT / "evaluation" / "results" / "reliability" / "chaos.json").read_text())["sections"]
+    figures = [(name, figure) for name, section in sections.items() for figure in section["figures"]]
+    assert [(name, figure["promise"]) for name, figure in figures if figure["kept"] is False] == []
+    assert ("bad-input", "at least 10000") in [(name, figure["wanted"]) for name, figure in figures]
 
 
 def test_torchrun_leaves_bestofn_its_options() -> None:

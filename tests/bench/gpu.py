@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument(
         "--budget", type=float, default=BUDGET, help=f"seconds of all sections, {BUDGET:.0f} if left out"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "evaluation" / "results" / "bench" / "gpu")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--child", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)  # of a section's checkpoints
     parser.add_argument("--on", help=argparse.SUPPRESS)  # the machine, as a section's page names it
     flags = parser.parse_args()
@@ -59,6 +59,7 @@ def main() -> int:
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
     if flags.device == "cpu" and not flags.tiny:
         parser.error("--device cpu takes --tiny: true shapes take a CPU hours")
+    out = flags.out or ROOT / ("out/bench-gpu" if flags.tiny else "evaluation/results/bench/gpu")
     deadline = time.monotonic() + flags.budget
     same = ["--device", flags.device, *(["--tiny"] if flags.tiny else [])]
     with tempfile.TemporaryDirectory() as folder:
@@ -78,11 +79,11 @@ def main() -> int:
                 print(f"{name}: skipped, {left:.0f} s are left and it takes about {takes}", flush=True)
                 continue
             begun = time.monotonic()
-            ended, _ = _interpreter([*same, "--out", str(flags.out), "--on", on, "--child", folder, name], left)
+            ended, _ = _interpreter([*same, "--out", str(out), "--on", on, "--child", folder, name], left)
             seconds = time.monotonic() - begun
             broken += not ended
             print(f"{name}: {seconds:.0f} s{'' if ended else ', broken off'}\n", flush=True)
-            write_page(flags.out, SECTIONS, HEAD)
+            write_page(out, SECTIONS, HEAD)
     print(f"{broken} broken off")
     return 1 if broken else 0
 

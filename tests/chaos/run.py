@@ -3,7 +3,7 @@ processes.
 
     python tests/chaos/run.py                            all of it, within 40 minutes
     python tests/chaos/run.py kill-workers --rounds 100  one section
-    python tests/chaos/run.py --short                    a few rounds of each
+    python tests/chaos/run.py --short                    a few rounds of each, into out/chaos
 
 Prints a table, writes evaluation/results/reliability/chaos.json (or into --out) and the table in its README.md; ends
 with 1 if a promise is broken.
@@ -65,7 +65,7 @@ def main() -> int:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all if left out")
     parser.add_argument("--rounds", type=int, help="of each section")
     parser.add_argument("--short", action="store_true")
-    parser.add_argument("--out", type=Path, default=ROOT / "evaluation" / "results" / "reliability")
+    parser.add_argument("--out", type=Path)
     flags = parser.parse_args()
     unknown = set(flags.sections) - SECTIONS.keys()
     if unknown:
@@ -84,7 +84,7 @@ def main() -> int:
         seconds[name] = time.monotonic() - begun
         figures += own
         print(f"{table(own)}\n{name}: {seconds[name]:.0f} s\n", flush=True)  # noqa: T201
-    write(figures, seconds, flags.out)
+    write(figures, seconds, flags.out or ROOT / ("out/chaos" if flags.short else "evaluation/results/reliability"))
     broken = [figure for figure in figures if figure.kept is False]
     print(f"{len(broken)} broken of {sum(f.kept is not None for f in figures)} promises")  # noqa: T201
     return 1 if broken else 0
