@@ -450,6 +450,10 @@ def test_a_server_that_cannot_keep_a_queue_is_refused(info: dict[str, object], f
         check_server(info)
 
 
+def test_valkey_is_taken_from_its_first_version_on() -> None:
+    check_server({"server_name": "valkey", "valkey_version": "7.2.4", "redis_version": "7.2.4"})
+
+
 def test_a_namespace_cannot_spell_a_pattern() -> None:
     with pytest.raises(ValueError, match="a namespace is made of"):
         Keys("a%s")
