@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,6 +25,20 @@ def _absolute(path: Path) -> Path:
         return path.expanduser().absolute()
     except RuntimeError:
         raise ValueError(f"{path} needs a home folder, which this user does not have: name another folder") from None
+
+
+def _proxy(text: str) -> str:
+    """An address or a network; uvicorn takes anything else for a name that no proxy has."""
+    if text != "*":
+        ip_network(text)
+    return text
+
+
+def _webhook_host(text: str) -> str:
+    """A name, an address or a network, and no address of a page, which no host would equal."""
+    if "/" in text:
+        ip_network(text, strict=False)
+    return text
 
 
 LocalPath = Annotated[Path, AfterValidator(_absolute)]
@@ -97,7 +112,7 @@ class Settings(BaseSettings):
         description="Address that callers use, such as https://example.net/bestofn; addresses in answers begin with "
         "it, and are relative if unset.",
     )
-    trusted_proxies: tuple[str, ...] = Field(
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_proxy)], ...] = Field(
         ("127.0.0.1", "::1"),
         description="Addresses or networks of proxies whose X-Forwarded-Proto and X-Forwarded-For are believed.",
     )
@@ -149,7 +164,7 @@ class Settings(BaseSettings):
         description="Secret that signs webhooks: `whsec_` and 24 to 64 bytes in base64. Without it jobs with a "
         "webhook are refused.",
     )
-    webhook_hosts: tuple[str, ...] = Field(
+    webhook_hosts: tuple[Annotated[str, AfterValidator(_webhook_host)], ...] = Field(
         (),
         description="Host names, addresses or networks that webhooks may reach by http or inside the network; others "
         "are reached by https and at public addresses only.",
