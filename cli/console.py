@@ -61,13 +61,15 @@ def run(program: typer.Typer) -> NoReturn:
     except _UsageError as error:
         _show_usage(error)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
+        first = error.errors(include_url=False)[0]
         name, *rest = map(str, first["loc"])
         what, message = name, first["msg"].removeprefix("Value error, ")
         if error.title == "Settings":
             what = f"setting {variable_of(name)}"
             if first["type"] == "string_pattern_mismatch" and (field := Settings.model_fields.get(name)):
-                message = f"not of this form: {field.description}"
+                message = f"not of this form: {field.description}"  # without the value, which may be a secret
+            elif first["type"] != "value_error":
+                message = f"{message}, not {first['input']!r}"
         fail(f"{'.'.join([what, *rest])}: {message}")
     except Exception as error:
         # The models and the judge have error trees of their own, whose roots are ValueErrors with the fix in them.

@@ -17,8 +17,7 @@ from bestofn.service.host.child_processes import end_with_parent, stop
 POLL_SECONDS = 0.1
 WATCH_POLLS = 10
 STOP_SECONDS = 20.0
-# More than the four workers that one heat can kill before its job fails: that must not take all the rest with it.
-MAX_DEATHS, WITHIN_SECONDS = 8, 300.0
+WITHIN_SECONDS = 300.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -34,16 +33,20 @@ class _Child:
     deaths: list[float] = field(default_factory=list)
 
 
-def may_restart(deaths: Sequence[float], now: float) -> bool:
-    """Whether a process that died at these times, in seconds, is started again: fewer than 8 in the last 5 minutes."""
-    return sum(now - death < WITHIN_SECONDS for death in deaths) < MAX_DEATHS
+def may_restart(deaths: Sequence[float], now: float, max_deaths: int) -> bool:
+    """Whether a process that died at these times, in seconds, is started again: few in the last 5 minutes."""
+    return sum(now - death < WITHIN_SECONDS for death in deaths) < max_deaths
 
 
 class Supervisor:
     """Runs commands of this program as child processes until a signal, or until one of them cannot be kept running."""
 
-    def __init__(self, commands: Mapping[str, Sequence[str]], environment: Mapping[str, str]) -> None:
-        """`commands` are arguments of `bestofn` by name, in order of start; `environment` is added to this process'."""
+    def __init__(self, commands: Mapping[str, Sequence[str]], environment: Mapping[str, str], max_deaths: int) -> None:
+        """`commands` are arguments of `bestofn` by name, in order of start; `environment` is added to this process'.
+
+        A process that dies `max_deaths` times within 5 minutes ends the run.
+        """
+        self._max_deaths = max_deaths
         self._commands = commands
         self._environment = {**os.environ, **environment}
         self._children: list[_Child] = []
@@ -98,7 +101,7 @@ class Supervisor:
             child.deaths.append(now)
             if not restart:
                 raise SetupError(f"{ended} before it was ready; its last line says why")
-            if not may_restart(child.deaths, now):
+            if not may_restart(child.deaths, now, self._max_deaths):
                 raise SetupError(f"{ended} for the {len(child.deaths)}th time; stopping everything")
             say(f"{ended}; starting it again")
             child.process = self._spawn(child.arguments)

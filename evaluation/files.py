@@ -11,11 +11,12 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     """Numbers and texts of a file's lines that are not empty, in UTF-8 with or without a byte order mark.
 
     Raises:
-        ValueError: the file is not UTF-8.
-        OSError: it cannot be read.
+        ValueError: the file cannot be read, or is not UTF-8.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
     # Not splitlines(), which also cuts at characters that JSON strings may hold.

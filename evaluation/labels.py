@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bestofn.evaluation.files import read_lines
 from bestofn.service.core.errors import SetupError
 
+FORM = 'a line is {"image": "a.png", "prompt": "two hearts", "correct": true}'
+
 
 class Labelled(BaseModel):
     """One line of a list: a path of an image (relative to the list, or absolute), its prompt, and whether it fits.
@@ -40,27 +42,24 @@ def read_labels(path: Path) -> LabelledPool | list[Labelled]:
     """What a file of JSON lines holds: the pool of `bestofn eval`, or labelled images, their paths resolved.
 
     Raises:
-        SetupError: it cannot be read, or a line is neither; with its number.
-        ValueError: it is not UTF-8.
+        SetupError: a line is neither, or labels an image once more; with its number.
+        ValueError: it cannot be read, or is not UTF-8.
     """
-    try:
-        lines = read_lines(path)
-    except OSError as error:
-        raise SetupError(f"{path} cannot be read: {error}") from error
-    parsed = [(number, _line(path, number, line)) for number, line in lines]
+    parsed = [(number, _line(path, number, line)) for number, line in read_lines(path)]
     if parsed and {"model", "judge", "prompts"} <= parsed[0][1].keys():
         return _pool(path, [fields for _, fields in parsed])
-    images = []
+    images: list[Labelled] = []
+    lines: dict[Any, int] = {}
     for number, fields in parsed:
         try:
             one = Labelled.model_validate(fields)
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             key = ".".join(map(str, first["loc"]))
-            raise SetupError(
-                f"{path}, line {number}: {key}: {first['msg']}; a line is "
-                '{"image": "a.png", "prompt": "two hearts", "correct": true}'
-            ) from error
+            raise SetupError(f"{path}, line {number}: {key}: {first['msg']}; {FORM}") from error
+        before = lines.setdefault((one.image, one.prompt, one.group), number)
+        if before != number:
+            raise SetupError(f"{path}, line {number}: line {before} has a label of {one.image} already; remove one")
         images.append(one.model_copy(update={"image": path.parent / one.image}))
     return images
 
@@ -78,9 +77,9 @@ def _line(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         fields = json.loads(line)
     except ValueError as error:
-        raise SetupError(f"{path}, line {number}: not JSON: {error}") from error
+        raise SetupError(f"{path}, line {number}: not JSON ({error}); {FORM}") from error
     if not isinstance(fields, dict):
-        raise SetupError(f"{path}, line {number}: must be an object")
+        raise SetupError(f"{path}, line {number}: not an object; {FORM}")
     return fields
 
 

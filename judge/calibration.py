@@ -87,13 +87,14 @@ def read(path: Path, judge: str | None = None) -> Calibration:
     """The calibration in a file; of a judge of this revision, if one is given.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it holds something else, or was fitted for another revision.
+        ValueError: it cannot be read, holds something else, or was fitted for another revision.
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         fitted = str(fields["judge"])
         calibration = Calibration(*(float(fields[name]) for name in ("temperature", "bias", "ceiling")))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): write it with `bestofn calibrate`") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no calibration ({error}): write it with `bestofn calibrate`") from error
     if judge not in (None, fitted):

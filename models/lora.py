@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FILE = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"  # diffusers' entry in the file's header: rank and alpha of the training
 PREFIX = "transformer."
+FIX = "name a LoRA of this model's transformer, as save_lora_weights of diffusers writes it"
 _WEIGHT = re.compile(r"(?:transformer\.)?(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
 
 
@@ -73,8 +74,8 @@ class Lora:
         """Updates by the name of the weight that each belongs to. Reads the whole file.
 
         Raises:
-            CheckpointError: a weight of the file is neither half of an update, a half is missing, or rank or alpha is
-                none.
+            CheckpointError: there is no update, a weight is neither half of one, a half is missing, or rank or alpha
+                is none.
         """
         from safetensors import safe_open
 
@@ -89,6 +90,8 @@ class Lora:
                         "other tools' layouts are not supported"
                     )
                 halves.setdefault(found["module"], {})[found["half"]] = opened.get_tensor(key).float()
+        if not halves:
+            raise CheckpointError(f"{self.file} holds no weights, so that it changes no image: write or copy it again")
         return {f"{module}.weight": self._update(module, pair, facts) for module, pair in halves.items()}
 
     def _facts(self, text: str) -> dict[str, Any]:
@@ -190,9 +193,9 @@ def merged(
         for name, update in found.items():
             shape, own = shapes.get(name), (len(update.up), update.down.shape[1])
             if shape is None or len(shape) < 2 or math.prod(shape[2:]) != 1:
-                raise CheckpointError(f"{lora.file}: the transformer has no matrix {name!r} to add an update to")
+                raise CheckpointError(f"{lora.file}: the transformer has no matrix {name!r} to add an update to; {FIX}")
             if shape[:2] != own:
-                raise CheckpointError(f"{lora.file}: the update of {name!r} is {own}, the weight is {shape[:2]}")
+                raise CheckpointError(f"{lora.file}: the update of {name!r} is {own}, the weight is {shape[:2]}; {FIX}")
     for name, weight in weights:
         for _, found in updates:
             weight = found[name].added_to(weight) if name in found else weight

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 INDENT = 21  # columns before what was found
+NARROW, NARROW_INDENT = 60, 8  # a terminal of fewer columns has what was found on a line of its own
 EPILOG = """Examples:
 
 `bestofn doctor`
@@ -70,9 +71,11 @@ def exit_on_failures(found: "Sequence[Finding]") -> None:
 def finding_lines(finding: "Finding", width: int | None) -> list[str]:
     """A finding as it is printed, broken at `width` columns if that is given."""
     state = typer.style(f"{finding.state:4}", fg=None if err.no_color else COLOURS[finding.state])
-    lines = [f"  {state}  {finding.what:12} ", *([f"{'':20} -> "] if finding.fix else [])]
+    narrow = width is not None and width < NARROW
+    indent = NARROW_INDENT if narrow else INDENT
+    lines = [f"  {state}  {finding.what}\n{'':{indent}}" if narrow else f"  {state}  {finding.what:12} "]
+    lines += [f"{'':{indent - 1}} -> "] if finding.fix else []
     for i, text in enumerate((finding.found, finding.fix)[: len(lines)]):
-        indent = INDENT + 3 * i
-        rows = [text] if width is None else textwrap.wrap(text, max(20, width - indent), break_on_hyphens=False)
-        lines[i] += f"\n{'':{indent}}".join(rows)
+        rows = [text] if width is None else textwrap.wrap(text, max(1, width - indent - 3 * i), break_on_hyphens=False)
+        lines[i] += f"\n{'':{indent + 3 * i}}".join(rows)
     return lines

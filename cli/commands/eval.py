@@ -123,7 +123,7 @@ def evaluate(
         tasks = read(file) if file else benchmark()
         lines = [*(line for _, line in (read_lines(strategies) if strategies else [])), *(strategy or [])]
         compared = parse_all(lines) or [Strategy(2**i) for i in range(samples.bit_length())]
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     evaluation = Evaluation.of(
         *(settings.model, settings.judge, device, tasks, out),

@@ -56,7 +56,7 @@ def list_keys(file: File = None) -> None:
     path = _path(file)
     if not path.exists():
         raise SetupError(f"there is no {path}: bestofn keys add NAME makes the first key, --file names another file")
-    for key in keyfile.parse(path.read_text(encoding="utf-8"), path):
+    for key in keyfile.parse(keyfile.read(path), path):
         typer.echo(f"{key.name:24} {key.created or '-'!s:10} {key.sha256[:12]}")
 
 

@@ -97,6 +97,8 @@ def up(
                 "BESTOFN_LOG_FORMAT": settings.log_format or "text",
                 "BESTOFN_LOG_LEVEL": settings.log_level if "log_level" in settings.model_fields_set else "warning",
             },
+            # One heat can kill half as many workers before its job fails, and must not take all the rest with it.
+            2 * (settings.max_deliveries + 1),
         )
         address = local_url(settings.host, settings.port)
         file = address_file(settings)

@@ -75,7 +75,9 @@ def worker(
 
     from bestofn.service.worker.supervisor import supervise
 
-    raise typer.Exit(supervise(device_commands(names, given, settings.metrics_port)))
+    commands = device_commands(names, given, settings.metrics_port)
+    # One heat can end `max_deliveries` workers and one more before its job fails.
+    raise typer.Exit(supervise(commands, lost_after=settings.max_deliveries + 3))
 
 
 def check_kernel_caches(environment: Mapping[str, str]) -> None:

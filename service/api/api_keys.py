@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
-from bestofn.service.api.key_file import Key, keys_file, parse, sha256
+from bestofn.service.api.key_file import Key, keys_file, parse, read, sha256
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 
@@ -51,16 +51,15 @@ class Keyring:
     def refresh(self) -> None:
         """Reads the file: the whole of it each time, since links and fast writers may leave its time as it was."""
         try:
-            text = self.file.read_text(encoding="utf-8")
+            text = read(self.file)
             if text != self._text:
                 self._keys, self._text, self.on = parse(text, self.file), text, True
             self.trouble = None
         except (FileNotFoundError, NotADirectoryError):
             self._keys, self._text = (), None
             self.trouble = f"{self.file} is not there" if self.on else None
-        except (OSError, UnicodeDecodeError, SetupError) as error:
-            self.on = True
-            self.trouble = error.detail if isinstance(error, SetupError) else f"{self.file} cannot be read: {error}"
+        except SetupError as error:
+            self.on, self.trouble = True, error.detail
 
     async def watch(self) -> None:
         """Read the file every second in the background and log every change."""

@@ -49,6 +49,17 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def read(file: Path) -> str:
+    """The text of a file of keys. Raises FileNotFoundError, NotADirectoryError; SetupError if it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SetupError(f"{file} cannot be read: {reason}") from None
+
+
 def parse(text: str, file: Path) -> tuple[Key, ...]:
     """The keys in the text of a file: `name sha256 [yyyy-mm-dd]` a line; empty lines and those after a # do not count.
 
@@ -92,20 +103,25 @@ def change(file: Path) -> Iterator[list[str]]:
     A new file is its owner's alone (0600); one that was there keeps its owner and its mode.
 
     Raises:
-        SetupError: somebody else is changing it, or no server would read the outcome.
+        SetupError: it cannot be written, somebody else is changing it, or no server would read the outcome.
     """
     file = file.resolve()
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.new")
     try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        raise SetupError(f"{draft} is there: {file} is being changed, or that broke off; then remove it") from None
+    except OSError as error:
+        if draft.exists():
+            raise SetupError(f"{draft} is there: {file} is being changed, or that broke off; then remove it") from None
+        raise SetupError(
+            f"{file} cannot be written ({error.strerror}): name another file with --file or BESTOFN_KEYS_FILE, or "
+            "another folder with BESTOFN_DATA_DIR"
+        ) from None
     try:
         with open(descriptor, "w", encoding="utf-8") as stream:
             lines = []
             if file.exists():
-                lines = file.read_text(encoding="utf-8").splitlines()
+                lines = read(file).splitlines()
                 before, ours = file.stat(), os.fstat(descriptor)
                 if (before.st_uid, before.st_gid) != (ours.st_uid, ours.st_gid):
                     os.fchown(descriptor, before.st_uid, before.st_gid)

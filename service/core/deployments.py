@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.budget import Prices
 from bestofn.service.core.errors import InvalidRequest, Unavailable
-from bestofn.service.core.jobs import JobSpec, Revisions
+from bestofn.service.core.jobs import JobSpec, Revision, Revisions
 from bestofn.service.core.workers import JudgeInfo, ModelInfo, WorkerInfo
 
 NO_WORKER_RETRY_SECONDS = 5.0  # a worker that starts now needs at least this long to load its weights
@@ -77,8 +77,8 @@ def choose_deployment(
     Args:
         live: deployments of warm workers.
         announced: deployments of all workers ever; a job for one of them waits for such a worker.
-        model: name of the model, or None.
-        judge: name of the judge, or None.
+        model: name of the model, with or without @REVISION; or None.
+        judge: the same of the judge.
         rule: ranking rule; lower_bound needs a second judge.
         finals: prefer deployments with a pairwise judge.
         any_model: the model has no effect, so that none is chosen.
@@ -95,15 +95,13 @@ def choose_deployment(
         )
     current = live or announced
     if not any_model:
-        names = ([p.model.revision.name for p in deployments] for deployments in (current, known))
-        model = _choose("model", model, *names)
+        revisions = ([p.model.revision for p in deployments] for deployments in (current, known))
+        model = _choose("model", model, *revisions)
         current, known = (
-            [p for p in deployments if p.model.revision.name == model] for deployments in (current, known)
+            [p for p in deployments if p.model.revision.is_named(model)] for deployments in (current, known)
         )
-    judge = _choose(
-        "judge", judge, [p.judge.revision.name for p in current or known], [p.judge.revision.name for p in known]
-    )
-    named = [deployment for deployment in known if deployment.judge.revision.name == judge]
+    judge = _choose("judge", judge, [p.judge.revision for p in current or known], [p.judge.revision for p in known])
+    named = [deployment for deployment in known if deployment.judge.revision.is_named(judge)]
     if finals:
         named = [deployment for deployment in named if deployment.pairwise_judge is not None] or named
     if rule is not Rule.LOWER_BOUND:
@@ -126,13 +124,14 @@ def _no_second_judge(deployment: Deployment, where: str = "") -> InvalidRequest:
     )
 
 
-def _choose(field: str, name: str | None, current: Sequence[str], known: Sequence[str]) -> str:
-    listed = ", ".join(sorted(set(current)))
+def _choose(field: str, name: str | None, current: Sequence[Revision], known: Sequence[Revision]) -> str:
+    names = sorted({one.name for one in current})
+    listed = ", ".join(names)
     if name is None:
-        if len(set(current)) > 1:
+        if len(names) > 1:
             raise InvalidRequest(f"{field} must be named, because several are deployed: {listed}", field=field)
-        return current[0]
-    if name not in known:
+        return names[0]
+    if not any(one.is_named(name) for one in known):
         where = " with this model" if field == "judge" else ""
         raise InvalidRequest(f"{field} {name[:100]!a} is not deployed{where}; choose from {listed}", field=field)
     return name

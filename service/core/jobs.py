@@ -53,6 +53,10 @@ class Revision(BaseModel):
     name: str
     revision: str
 
+    def is_named(self, name: str) -> bool:
+        """Whether a request's `name` means this one: the name alone, or with @ and the revision."""
+        return name in (self.name, f"{self.name}@{self.revision}")
+
     @property
     def weights(self) -> str:
         """The revision of all weights that draw an image: of the checkpoint and its LoRAs."""

@@ -4,10 +4,11 @@ import difflib
 import json
 import os
 from collections.abc import Iterable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AliasChoices, Field
+from pydantic import AfterValidator, AliasChoices, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from bestofn.service.core.errors import SetupError
@@ -26,6 +27,20 @@ def _absolute(path: Path) -> Path:
         raise ValueError(f"{path} needs a home folder, which this user does not have: name another folder") from None
 
 
+def _proxy(text: str) -> str:
+    """An address or a network; uvicorn takes anything else for a name that no proxy has."""
+    if text != "*":
+        ip_network(text)
+    return text
+
+
+def _webhook_host(text: str) -> str:
+    """A name, an address or a network, and no address of a page, which no host would equal."""
+    if "/" in text:
+        ip_network(text, strict=False)
+    return text
+
+
 LocalPath = Annotated[Path, AfterValidator(_absolute)]
 
 
@@ -38,6 +53,7 @@ class Settings(BaseSettings):
         secrets_dir=SECRETS if SECRETS.is_dir() else None,
         extra="forbid",
         populate_by_name=True,
+        allow_inf_nan=False,
     )
 
     # Queue
@@ -53,16 +69,23 @@ class Settings(BaseSettings):
         description="Folder of the embedded queue and of the API keys.",
     )
     lease_seconds: float = Field(
-        15.0, gt=0, description="Lease of a heat: without a heartbeat for this long, another worker takes over."
+        15.0,
+        ge=0.1,
+        le=86_400,
+        description="Lease of a heat: without a heartbeat for this long, another worker takes over.",
     )
-    heartbeat_seconds: float = Field(3.0, gt=0, description="Interval of the workers' heartbeats.")
+    heartbeat_seconds: float = Field(
+        3.0, gt=0, validate_default=True, description="Interval of the workers' heartbeats; at most half of a lease."
+    )
     stall_seconds: float = Field(
         60.0, gt=0, description="An engine without progress for this long counts as stalled: its leases expire."
     )
     max_deliveries: int = Field(
         3, ge=1, description="Attempts with other work on the engine; one more runs isolated, then dead letter."
     )
-    result_ttl_seconds: int = Field(3600, ge=1, description="Lifetime of results and images after a job's end.")
+    result_ttl_seconds: int = Field(
+        3600, ge=1, le=10**9, description="Lifetime of results and images after a job's end."
+    )
     max_queued_candidates: int = Field(
         65_536, ge=1, description="Maximum waiting candidates; submissions beyond it get 429."
     )
@@ -73,7 +96,7 @@ class Settings(BaseSettings):
         None, gt=0, description="Maximum estimated work that waits; submissions beyond it get 429."
     )
     image_budget_bytes: int = Field(
-        512 * 2**20, description="Maximum bytes of winner images in Redis; submissions beyond it get 429."
+        512 * 2**20, ge=1, description="Maximum bytes of winner images in Redis; submissions beyond it get 429."
     )
     images_dir: LocalPath | None = Field(
         None,
@@ -89,7 +112,7 @@ class Settings(BaseSettings):
         description="Address that callers use, such as https://example.net/bestofn; addresses in answers begin with "
         "it, and are relative if unset.",
     )
-    trusted_proxies: tuple[str, ...] = Field(
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_proxy)], ...] = Field(
         ("127.0.0.1", "::1"),
         description="Addresses or networks of proxies whose X-Forwarded-Proto and X-Forwarded-For are believed.",
     )
@@ -117,7 +140,7 @@ class Settings(BaseSettings):
         description="Maximum connections of an API process; fewer if it may open fewer files. A new one replaces the "
         "connection that has been idle the longest.",
     )
-    max_body_bytes: int = Field(64 * 1024, description="Maximum body of a request; longer ones get 413.")
+    max_body_bytes: int = Field(64 * 1024, ge=1024, description="Maximum body of a request; longer ones get 413.")
     cors_origins: tuple[Origin, ...] = Field(
         (),
         description="Origins of other sites whose pages may call the API, such as https://example.net; `*`: all. None "
@@ -141,7 +164,7 @@ class Settings(BaseSettings):
         description="Secret that signs webhooks: `whsec_` and 24 to 64 bytes in base64. Without it jobs with a "
         "webhook are refused.",
     )
-    webhook_hosts: tuple[str, ...] = Field(
+    webhook_hosts: tuple[Annotated[str, AfterValidator(_webhook_host)], ...] = Field(
         (),
         description="Host names, addresses or networks that webhooks may reach by http or inside the network; others "
         "are reached by https and at public addresses only.",
@@ -156,7 +179,7 @@ class Settings(BaseSettings):
     max_steps: int = Field(100, ge=1, description="Maximum denoising steps of a candidate.")
     max_guidance: float = Field(30.0, ge=0, description="Maximum guidance scale.")
     max_size: int = Field(4096, ge=32, description="Maximum side in pixels; a model may allow less.")
-    max_tflops: float | None = Field(None, description="Maximum estimated work of one job, in TFLOP.")
+    max_tflops: float | None = Field(None, gt=0, description="Maximum estimated work of one job, in TFLOP.")
 
     # Worker
     model: str = Field("shapes", description="shapes, a folder, or a hub name with @revision.")
@@ -237,6 +260,17 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("BESTOFN_OTEL_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
         description="OTLP/HTTP collector of traces, such as http://collector:4318; no traces if unset.",
     )
+
+    @field_validator("heartbeat_seconds")
+    @classmethod
+    def _several_a_lease(cls, seconds: float, known: ValidationInfo) -> float:
+        lease = known.data.get("lease_seconds")
+        if lease is not None and 2 * seconds > lease:
+            raise ValueError(
+                f"{seconds:g} s is more than half of the lease ({lease:g} s), so that healthy workers would lose their "
+                "heats: lower it, or raise BESTOFN_LEASE_SECONDS"
+            )
+        return seconds
 
 
 def local_url(host: str, port: int) -> str:

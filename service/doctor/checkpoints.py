@@ -1,7 +1,5 @@
-"""Checks of the chosen checkpoints: found, whole, pinned, licensed, and whether they fit device and disk."""
+"""Checks of the chosen checkpoints: found, whole, pinned, licensed, and whether they fit the device."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -14,15 +12,12 @@ from bestofn.models.hub import cached, is_hub_name
 from bestofn.models.lora import Lora, listed, missing, split_strength
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
-from bestofn.service.doctor.findings import Finding, State
+from bestofn.service.doctor.findings import Finding
 from bestofn.service.doctor.published_sizes import published
 from bestofn.service.doctor.weights.part_files import AGAIN
 from bestofn.service.host.licences import HUB, licences
 from bestofn.service.host.packages import can_draw_here
 from bestofn.service.pairwise.calls import web_address
-
-GIB = 2**30
-ENOUGH_DISK, LITTLE_DISK = 10 * GIB, GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +90,7 @@ def memory(settings: Settings) -> Iterator[Finding]:
     from bestofn.service.host.cgroups import memory_limit
 
     device, model = torch.device(devices(settings)[0]), locate(settings.model)
-    held = [*_judges(settings), *image_checkers(settings)]
+    held = [*judges_of(settings), *image_checkers(settings)]
     if model.is_pipeline and not model.broken:
         yield pipeline_memory(model, held, device)
         return
@@ -111,22 +106,6 @@ def memory(settings: Settings) -> Iterator[Finding]:
         total = total if limit is None else min(total, limit)
         free = min(psutil.virtual_memory().available, total)
     yield from findings(needed, total, free, device.type, settings.slots)
-
-
-def disk(settings: Settings) -> Iterator[Finding]:
-    """Space for the queue's files, where they are here, and for what is yet to be downloaded."""
-    folder = _existing(settings.data_dir)
-    if settings.redis_url is not None:  # in a container that folder is small, or cannot be written to
-        yield Finding("ok", "data", "the queue's files are with its server")
-    elif not os.access(folder, os.W_OK):
-        yield Finding("fail", "data", f"{folder} is not writable", "set BESTOFN_DATA_DIR to a folder that is")
-    else:
-        free = shutil.disk_usage(folder).free
-        state: State = "ok" if free >= ENOUGH_DISK else "warn" if free >= LITTLE_DISK else "fail"
-        fix = "" if state == "ok" else "free some, or set BESTOFN_DATA_DIR to another disk"
-        yield Finding(state, "data", f"{free / GIB:.1f} GiB free in {folder}", fix)
-    if can_draw_here():
-        yield from _hub(settings)
 
 
 def locate(name: str, judge: bool = False, key: str | None = None, *, checker: bool = False) -> Located:
@@ -175,7 +154,7 @@ def _asked(judge: JudgeName, key: str | None) -> Located:
         return Located(judge.full, None, broken=(error.detail,), kind=judge.kind)
 
 
-def _judges(settings: Settings) -> list[Located]:
+def judges_of(settings: Settings) -> list[Located]:
     """The judge, and the second one where there is one; each judge of a mixture."""
     names = [settings.judge, *([settings.second_judge] if settings.second_judge else [])]
     return [locate(name, judge=True, key=settings.judge_api_key) for each in names for _, name in members(each)]
@@ -293,28 +272,3 @@ def _broken(folder: Path, kind: Kind | None) -> Iterator[str]:
             check_part(folder / part, weights=part not in without)
         except CheckpointError as error:
             yield str(error).replace(f"{folder}/", "")
-
-
-def _hub(settings: Settings) -> Iterator[Finding]:
-    """The hub's cache, and whether what is missing would fit there."""
-    from huggingface_hub import constants
-
-    places = [locate(settings.model), *_judges(settings), *image_checkers(settings)]
-    missing = [one for one in places if one.path is None and not one.broken and one.kind not in ADDRESSES]
-    sizes = [sizes.download for place in missing if (sizes := published(place.name)) is not None]
-    cache = Path(constants.HF_HUB_CACHE)
-    free = shutil.disk_usage(_existing(cache)).free
-    offline = constants.HF_HUB_OFFLINE
-    found = f"{cache}, {free / GIB:.1f} GiB free, {'offline (HF_HUB_OFFLINE is set)' if offline else 'online'}"
-    if missing and offline:
-        names = " and ".join(place.name for place in missing)
-        yield Finding("fail", "hub cache", f"{found}; {names} missing", "unset HF_HUB_OFFLINE to download, or copy it")
-    elif sum(sizes) > free:
-        fix = "free some, or set HF_HOME to another disk"
-        yield Finding("fail", "hub cache", f"{found}, {sum(sizes) / GIB:.1f} are needed to download", fix)
-    else:
-        yield Finding("ok", "hub cache", found)
-
-
-def _existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.parents) if place.is_dir())

@@ -10,6 +10,7 @@ from typing import Literal
 from bestofn.service.core.settings import Settings
 
 State = Literal["ok", "warn", "fail"]
+GIB = 2**30
 PATIENCE_SECONDS = 60.0  # for a check; loading torch on a busy machine takes half of it
 
 # A password in an address: between the scheme's slashes and the last @ before the path, or a parameter of its own.

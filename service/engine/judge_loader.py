@@ -277,7 +277,7 @@ def calibration_of(judge: JudgeCheckpoint, file: Path | None) -> Calibration | N
         return None
     try:
         return read_calibration(path, judge.revision.revision)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise SetupError(f"calibration: {error}") from error
 
 

@@ -127,8 +127,8 @@ def refusal(reply: Sequence[bytes | int], spec: JobSpec, settings: Settings, spe
 def _no_room(reason: str, held: int, more: int = 0, limit: int = 0, *, budget: int) -> str:
     if reason == "images":
         return (
-            f"results of other jobs hold {held >> 20} of {budget >> 20} MiB for images; "
-            "try again when some have expired, or ask for fewer or smaller images"
+            f"images of other jobs hold {held:,} of {budget:,} bytes; try again when some have expired, or ask for "
+            "fewer or smaller images"
         )
     own = f"hold {held:,} bytes, and {more:,} more would pass its limit of {limit:,}; try again when some have expired"
     if reason == "own_images":

@@ -164,7 +164,7 @@ def check_server(info: Mapping[str, Any]) -> None:
     valkey = info.get("server_name") == "valkey"
     version = str(info.get("valkey_version" if valkey else "redis_version", "0.0"))
     if not valkey and tuple(map(int, version.split(".")[:2])) < OLDEST_SERVER:
-        raise SetupError(f"the queue needs Redis 7.0 or newer, or Valkey 8 or newer; this is Redis {version}")
+        raise SetupError(f"the queue needs Redis 7.0 or newer, or Valkey; this is Redis {version}")
     if info.get("redis_mode", "standalone") == "cluster":
         raise SetupError(
             "the queue's server is in cluster mode, which the queue's scripts cannot use; use a single server"

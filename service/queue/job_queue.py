@@ -249,16 +249,17 @@ class Queue:
         return bytes(image)
 
     async def cancel(self, job: str) -> JobStatus:
-        """Cancel a job unless it has ended; returns its status. Its prompt and candidates are forgotten.
+        """Cancel a job unless it has ended; returns its status. Its prompt, candidates and images are forgotten.
 
-        Raises:
-            JobNotFound, JobGone: there is no such job.
+        Raises JobNotFound or JobGone if there is no such job.
         """
         text = await self.redis.hget(self.keys("job", job), "spec")
         status = await self.scripts("cancel", job=job, spec=without_prompt(text or b""))
         if status is None:
             await self.missing(job)
-        return JobStatus(status.decode())
+        ended = JobStatus(status.decode())
+        await self.images.forget([job] if ended is JobStatus.CANCELED else [])  # a heat on its way: later, by a sweep
+        return ended
 
     async def expire_jobs(self) -> None:
         """End the jobs whose deadline has passed. Workers do it at every heartbeat, an API process twice a second."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from dataclasses import replace
 
 import structlog
 
@@ -82,25 +83,23 @@ class ClaimLoop:
         if not claim.heat.is_finals and claim.entry.job in context.ended_jobs:
             await context.call(lambda: context.consumer.give_back(claim, "released"))
             return
-        metrics.DELIVERIES.observe(claim.deliveries)
-        if claim.heat.is_finals:
-            held.add(claim)
-            self._finals.start(claim)
+        finals = claim.heat.is_finals
+        if not finals and held.action(claim) is DeliveryAction.DEAD_LETTER:
+            await self._dead_letter(replace(claim, deliveries=claim.deliveries - 1))  # this delivery is no attempt
             return
-        match held.action(claim):
-            case DeliveryAction.RUN:
-                held.add(claim)
-                context.engine_thread.admit(claim.heat)
-            case DeliveryAction.ISOLATE:
-                held.add(claim)
-                await self._set_deliveries(claim)
-            case DeliveryAction.DEAD_LETTER:
-                await self._dead_letter(claim)
+        metrics.DELIVERIES.observe(claim.deliveries)
+        state = held.add(claim).state
+        if finals:
+            self._finals.start(claim)
+        elif state is HeatState.RUNNING:
+            context.engine_thread.admit(claim.heat)
+        else:
+            await self._set_deliveries(claim)
 
     async def _dead_letter(self, claim: Claim) -> None:
         heat = claim.heat
         reason = (
-            f"candidates {heat.first} to {heat.candidates[-1]} were tried {claim.deliveries - 1} times, and each time "
+            f"candidates {heat.first} to {heat.candidates[-1]} were tried {claim.deliveries} times, and each time "
             "their worker died or stalled"
         )
         await self._context.call(lambda: self._context.consumer.give_back(claim, "dead_lettered", reason))

@@ -17,7 +17,7 @@ from bestofn.service.host.child_processes import stop as stop_processes
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 HEALTHY_SECONDS = 60.0  # a worker that served this long, after loading, starts again without a pause
-LOST_AFTER = 6  # short runs in a row; more than the four workers that one heat can kill before its job fails
+LOST_AFTER = 6  # short runs in a row
 STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.2
 READY_DESCRIPTOR = "WORKER_READY_FD"  # environment variable: a pipe's descriptor, on which a worker says it is ready
@@ -38,13 +38,13 @@ def pause_after(failures: int, first: float = FIRST_PAUSE_SECONDS) -> float:
     return min(LONGEST_PAUSE_SECONDS, first * 2.0 ** (failures - 1)) if failures else 0.0
 
 
-def all_lost(failures: Sequence[int]) -> bool:
+def all_lost(failures: Sequence[int], lost_after: int = LOST_AFTER) -> bool:
     """Whether no device can be used, given each one's short runs in a row.
 
     A bad device is retried with growing pauses while others work. If all fail, only a restart of the container can
     help.
     """
-    return all(count >= LOST_AFTER for count in failures)
+    return all(count >= lost_after for count in failures)
 
 
 @dataclass
@@ -103,6 +103,7 @@ def supervise(
     commands: Sequence[Sequence[str]],
     first_pause: float = FIRST_PAUSE_SECONDS,
     healthy_seconds: float = HEALTHY_SECONDS,
+    lost_after: int = LOST_AFTER,
 ) -> int:
     """Run all commands in the main thread and restart each when it ends.
 
@@ -122,8 +123,8 @@ def supervise(
     try:
         while not stop.is_set():
             for child in children:
-                if child.ended() and all_lost([each.failures for each in children]):
-                    log.error("no device can be used", devices=len(children), short_runs=LOST_AFTER)
+                if child.ended() and all_lost([each.failures for each in children], lost_after):
+                    log.error("no device can be used", devices=len(children), short_runs=lost_after)
                     return 1
                 if child.process is None and time.monotonic() >= child.due:
                     child.start()

@@ -30,7 +30,7 @@ from bestofn.cli.commands.eval import _room
 from bestofn.cli.commands.rank import ImageFiles
 from bestofn.cli.commands.worker import check_kernel_caches
 from bestofn.cli.output import Outcome, paths_of, write
-from bestofn.cli.process_supervisor import MAX_DEATHS, WITHIN_SECONDS, may_restart
+from bestofn.cli.process_supervisor import WITHIN_SECONDS, may_restart
 from bestofn.judge.judge import Judge, rank_images
 from bestofn.models.shapes.evaluator import evaluate
 from bestofn.models.shapes.prompts import pair
@@ -100,7 +100,7 @@ def both():
     for number in SIGNALS:
         os.kill(os.getpid(), number)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-Supervisor({}, {}).run(lambda: True, both, lambda: False)
+Supervisor({}, {}, 8).run(lambda: True, both, lambda: False)
 """
     ended = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -762,16 +762,22 @@ def test_winners_keep_their_files_if_few_come_back_or_a_sheet_has_their_name(
 
 
 def test_a_process_that_dies_again_and_again_is_not_started_again() -> None:
-    deaths = [float(second) for second in range(MAX_DEATHS)]
-    assert may_restart(deaths[1:], deaths[-1])
-    assert not may_restart(deaths, deaths[-1])
-    assert may_restart(deaths, 0.5 + WITHIN_SECONDS)
+    deaths = [float(second) for second in range(8)]
+    assert may_restart(deaths[1:], deaths[-1], 8)
+    assert not may_restart(deaths, deaths[-1], 8)
+    assert may_restart(deaths, 0.5 + WITHIN_SECONDS, 8)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("BESTOFN_LOG_LEVEL", "INFO", "Input should be 'debug', 'info', 'warning' or 'error'"),
+        ("BESTOFN_LOG_LEVEL", "INFO", "Input should be 'debug', 'info', 'warning' or 'error', not 'INFO'"),
+        ("BESTOFN_LEASE_SECONDS", "inf", "Input should be a finite number, not 'inf'"),
+        ("BESTOFN_MAX_QUEUED_TFLOPS", "inf", "Input should be a finite number, not 'inf'"),
+        ("BESTOFN_RESULT_TTL_SECONDS", "10000000000000", "Input should be less than or equal to 1000000000, not '1000"),
+        ("BESTOFN_TRUSTED_PROXIES", '["172.16.0.1/12"]', "172.16.0.1/12 has host bits set"),
+        ("BESTOFN_WEBHOOK_HOSTS", '["https://a.net"]', "'https://a.net' does not appear to be an IPv4 or IPv6 network"),
+        ("BESTOFN_IMAGE_BUDGET_BYTES", "-5", "Input should be greater than or equal to 1, not '-5'"),
         ("BESTOFN_PUBLIC_URL", "here", "not of this form: Address that callers use, such as https://"),
         (
             "BESTOFN_WEBHOOK_SECRET",
@@ -780,8 +786,14 @@ def test_a_process_that_dies_again_and_again_is_not_started_again() -> None:
         ),
     ],
 )
-def test_setting_of_another_form_is_refused_without_a_regular_expression(
+def test_setting_that_cannot_hold_is_refused_with_its_limit(
     run: Callable[..., tuple[int, str, str]], name: str, value: str, said: str
 ) -> None:
     status, _, error = run("keys", "list", **{name: value})
-    assert (status, error.startswith(f"bestofn: setting {name}: {said}")) == (1, True), error
+    assert (status, error.replace(".0:", ":").startswith(f"bestofn: setting {name}: {said}")) == (1, True), error
+
+
+def test_lease_shorter_than_two_heartbeats_is_refused_with_both(run: Callable[..., tuple[int, str, str]]) -> None:
+    status, _, error = run("keys", "list", BESTOFN_LEASE_SECONDS="5")  # heartbeats are 3 s apart by default
+    assert (status, "BESTOFN_HEARTBEAT_SECONDS: 3 s is more than half of the lease (5 s)" in error) == (1, True), error
+    assert "raise BESTOFN_LEASE_SECONDS" in error

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from bestofn.cli.main import program
 from bestofn.evaluation.judge_comparison import JudgeRun, compare, table
+from bestofn.evaluation.labels import read_labels
 from bestofn.evaluation.tasks import benchmark
 from bestofn.judge.verdict import BROKEN, Verdict
 from bestofn.models.generator import Generator
@@ -25,6 +26,7 @@ from tests.judge.tiny_models import make_clip
 from tests.tiny_pipelines import make_pipeline
 
 PROMPTS, IMAGES = 10, 8
+LINE = '{"image": "a.png", "prompt": "two hearts", "correct": true}'
 BEFORE = Path(__file__).parents[2] / "evaluation" / "results" / "judge" / "before"
 
 
@@ -39,6 +41,35 @@ def made(name: str, sign: float, broken: int = 0) -> JudgeRun:
     correct = [right for field in fields for _, right in field]
     fitted = {"calibration_error_before": 0.25, "calibration_error": 0.125} if sign > 0 else None
     return JudgeRun(name, "1", verdicts, correct, fields, fitted, None if sign < 0 else 0.5, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            'image,prompt,correct\r\na.png,"two, or 3",true\r\n',
+            r'line 1: not JSON \(.*\); a line is {"image": "a.png"',
+        ),
+        ("[]", 'line 1: not an object; a line is {"image": "a.png"'),
+        (f"{LINE}\n\n{LINE.replace('true', 'false')}\n", "line 3: line 1 has a label of a.png already; remove one"),
+        (None, "labels.jsonl cannot be read: No such file or directory"),
+    ],
+    ids=["CSV", "no object", "two labels", "no file"],
+)
+def test_list_of_labels_that_cannot_be_meant_is_refused_with_its_line(
+    tmp_path: Path, text: str | None, said: str
+) -> None:
+    file = tmp_path / "labels.jsonl"
+    if text is not None:
+        file.write_text(text, newline="")
+    with pytest.raises((SetupError, ValueError), match=said):
+        read_labels(file)
+
+
+def test_image_in_two_groups_or_with_two_prompts_has_a_label_in_each(tmp_path: Path) -> None:
+    lines = [LINE, LINE.replace("hearts", "rings"), LINE.replace("}", ', "group": 7}')]
+    (tmp_path / "labels.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert len(read_labels(tmp_path / "labels.jsonl")) == 3
 
 
 def test_figures_of_a_good_and_an_inverted_judge_are_opposite() -> None:

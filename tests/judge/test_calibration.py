@@ -77,6 +77,11 @@ def test_a_margin_above_the_even_one_is_a_yes():
     assert Calibration(1.0, 0.0, ceiling=0.5).even_margin == math.inf
 
 
+def test_calibration_that_is_not_there_is_named_with_what_writes_it(tmp_path):
+    with pytest.raises(ValueError, match=r"none.json cannot be read \(No such file or directory\): write it with"):
+        read(tmp_path / "none.json")
+
+
 def test_a_file_is_read_for_its_own_judge_only(tmp_path):
     path = tmp_path / "calibration.json"
     report = calibrate(drawn(40, 4, 2))

@@ -92,6 +92,17 @@ def test_a_broken_file_is_named_by_its_line_and_never_written(text: str, tmp_pat
         create_app(Settings(keys_file=file))
 
 
+def test_keys_in_a_place_that_cannot_be_used_name_the_settings(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    status, out, err = run("keys", "add", "ali", BESTOFN_DATA_DIR=str(tmp_path / "file"))
+    assert (status, out) == (1, "")
+    assert "cannot be written (File exists): name another file with --file or BESTOFN_KEYS_FILE" in err, err
+    for command in (["list"], ["add", "ali"], ["revoke", "ali"]):
+        assert "cannot be read: Is a directory" in run("keys", *command, BESTOFN_KEYS_FILE=str(tmp_path))[2]
+
+
 def test_one_change_at_a_time(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     with keyfile.change(file), pytest.raises(SetupError, match="is being changed"), keyfile.change(file):

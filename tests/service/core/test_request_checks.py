@@ -216,6 +216,13 @@ def test_the_newest_revision_serves_during_an_upgrade() -> None:
     assert deployment.capacities == (8, 8)
 
 
+def test_name_with_a_revision_chooses_among_deployments_of_one_name() -> None:
+    deployments = deployments_of([info("a", "m", "old", "j", 1), info("b", "m", "new", "j", 2)])
+    assert choose_deployment(deployments, [], "m@old", "j@j1").model.revision.revision == "old"
+    with pytest.raises(InvalidRequest, match=r"'m@other' is not deployed; choose from m$"):
+        choose_deployment(deployments, [], "m@other", None)
+
+
 def test_names_choose_among_what_is_deployed() -> None:
     deployments = deployments_of([info("a", "m1", "r", "j1", 1), info("b", "m2", "r", "j2", 2)])
     assert choose_deployment(deployments, [], "m1", None).judge.revision.name == "j1"

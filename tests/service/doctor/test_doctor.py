@@ -1,6 +1,7 @@
 """The doctor: what it finds, what it advises, what it keeps to itself, and that it always ends."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from pydantic import ValidationError
 
 import bestofn
+from bestofn.cli.commands.doctor import finding_lines
 from bestofn.models.checkpoint import EMBEDDED, Checkpoint
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.service.client.discovery import address_file
@@ -169,6 +172,23 @@ def test_a_checkpoint_that_is_not_whole(tmp_path: Path) -> None:
     found = look("checkpoints", model=str(broken))["model"]
     assert (found.state, found.fix) == ("fail", "download or copy it again, the whole of it")
     assert look("checkpoints")["judge"].state == "ok"
+
+
+def test_doctor_with_a_cache_that_cannot_be_made_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    found = look("disk", data_dir=tmp_path)["hub cache"]
+    assert (found.state, "cannot be written" in found.found, "nothing is missing" in found.found) == ("ok", True, True)
+    found = look("disk", data_dir=tmp_path, model="somebody/model")["hub cache"]
+    assert (found.state, "HF_HOME" in found.fix) == ("fail", True)
+
+
+@pytest.mark.parametrize("width", [30, 40, 59, 60, 100])
+def test_finding_fits_a_terminal_of_any_width(width: int) -> None:
+    finding = Finding("fail", "memory", f"{'word ' * 40}{'/folder' * 20}", "fix " * 40)
+    lines = [row for line in finding_lines(finding, width) for row in re.sub(r"\x1b\[[0-9;]*m", "", line).splitlines()]
+    assert max(map(len, lines)) <= width
+    assert "".join(lines).replace(" ", "").count("fix") == 40
 
 
 def test_doctor_downloads_no_missing_weights() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from bestofn.models.linear_dit.config import LinearDiTConfig
-from bestofn.service.doctor.checkpoints import GIB
+from bestofn.service.doctor.findings import GIB
 from bestofn.service.doctor.fit_table import CARDS, plans, table
 from bestofn.service.engine.memory_share import work_of
 

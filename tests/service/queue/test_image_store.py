@@ -77,6 +77,20 @@ def test_images_in_a_folder_are_the_same_and_go_with_their_job(
         assert asyncio.run(swept(apart["id"])) == [within["id"]]
 
 
+def test_canceled_job_has_no_images_in_the_folder_any_more(
+    settings: Settings, serving: Serving, tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    with service(settings.model_copy(update={"images_dir": folder}), serving, tmp_path) as (http, _):
+        many = BODY | {"num_samples": 4096}
+        job = http.post("/generate", json=many, headers={"Prefer": "respond-async"}).json()["id"]
+        until(lambda: any(folder.glob(f"*/{job}/*")))
+        drawn = next(folder.glob(f"*/{job}/*"))
+        assert http.delete(f"/jobs/{job}").json()["status"] == "canceled"
+        assert not drawn.exists()
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
     try:

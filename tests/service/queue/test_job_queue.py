@@ -279,7 +279,7 @@ async def test_admission_counts_candidates_and_bytes(
         with pytest.raises(Overloaded, match="16 candidates wait, and 5 more would pass the limit of 20") as full:
             await queue.submit(make_spec(num_samples=5), cost=1)
         assert full.value.retry_after
-        with pytest.raises(Overloaded, match="MiB for images"):
+        with pytest.raises(Overloaded, match=r"images of other jobs hold [\d,]+ of 12,000 bytes"):
             await queue.submit(make_spec(num_samples=2, top_k=2), cost=1)
         with pytest.raises(InvalidRequest, match="the images of this job may take 21,528 bytes") as never:
             await queue.submit(make_spec(num_samples=4, top_k=4), cost=1)
@@ -448,6 +448,10 @@ def test_a_record_says_all_and_is_small(make_spec: MakeSpec, finish: Finish, dra
 def test_a_server_that_cannot_keep_a_queue_is_refused(info: dict[str, object], fault: str) -> None:
     with pytest.raises(SetupError, match=fault):
         check_server(info)
+
+
+def test_valkey_is_taken_from_its_first_version_on() -> None:
+    check_server({"server_name": "valkey", "valkey_version": "7.2.4", "redis_version": "7.2.4"})
 
 
 def test_a_namespace_cannot_spell_a_pattern() -> None:

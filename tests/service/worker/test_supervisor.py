@@ -40,6 +40,7 @@ def test_one_bad_device_is_no_reason_to_end_but_all_of_them_are() -> None:
     assert not all_lost([LOST_AFTER + 5, 0])
     assert not all_lost([LOST_AFTER, LOST_AFTER - 1])
     assert all_lost([LOST_AFTER, LOST_AFTER + 5])
+    assert not all_lost([LOST_AFTER, LOST_AFTER + 5], LOST_AFTER + 1)
 
 
 def test_the_supervisor_ends_with_a_failure_when_no_worker_can_be_kept() -> None:

@@ -240,6 +240,8 @@ async def test_a_heat_that_kills_its_worker_four_times_is_dead(
     assert await end is JobStatus.FAILED
     assert deaths == 4
     assert "were tried 4 times, and each time their worker died or stalled" in str((await queue.record(bad.id)).error)
+    [(_, letter)] = await queue.redis.xrange(queue.keys("dead_letters"))
+    assert letter[b"deliveries"] == b"4"
     assert await ended(queue, good.id) is JobStatus.SUCCEEDED
     await queue.aclose()
 
