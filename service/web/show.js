@@ -116,12 +116,13 @@ function drawLeader(job, done) {
     "aria-label",
     leader ? `${$("leader-title").textContent}: candidate ${leader.index}. Open large` : "No candidate is judged yet",
   );
+  $("download").hidden = true; // until the image itself is here: what it had was the small copy
   if (!path) return ($("leader").hidden = true);
   imageUrl(path).then((url) => {
     if ($("frame").dataset.path !== path || !url) return;
     $("leader").hidden = false;
     $("leader").src = url;
-    Object.assign($("download"), { href: url, download: fileName(job, leader, won) });
+    Object.assign($("download"), { hidden: !won, href: url, download: fileName(job, leader, won) });
   });
 }
 

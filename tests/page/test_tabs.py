@@ -1,4 +1,4 @@
-"""The page in several tabs, in the background, and opened again after its job was canceled."""
+"""The page in several tabs, in the background, on a slow network, and with an input method."""
 
 from tests.page.test_page import STAR, ask, wait_for
 from tests.waiting import until
@@ -68,3 +68,16 @@ def test_keys_that_an_input_method_takes_neither_submit_nor_cancel(page, hold):
     press("Enter")
     assert page.locator("#go").inner_text() == "Generate"
     assert page.url == url
+
+
+def test_download_waits_for_the_winner_itself(page):
+    held = []
+    page.route("**/images/1", lambda route: held.append(route))
+    ask(page, STAR, 8)
+    wait_for(page, "succeeded")
+    until(lambda: page.title() and held)  # any call lets playwright see the request
+    assert page.locator("#use-seed").is_visible()
+    assert page.locator("#download").is_hidden()
+    held[0].continue_()
+    page.locator("#download:visible").wait_for()
+    assert page.get_attribute("#download", "download").endswith(".png")
