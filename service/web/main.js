@@ -278,7 +278,7 @@ function refused(error, again) {
 }
 
 const plain = (error) => `${sentence(inOurWords(error.message, error.field))} ${ADVICE[error.status] ?? ""}`.trim();
-const say = (text) => ($("announcer").textContent = text);
+const say = (text) => $("announcer").textContent === text || ($("announcer").textContent = text); // each text once
 const hex = (bytes) => [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 const kept = ({ parameters, model, judge }) => ({ ...parameters, model: model.name, judge: judge.name });
 // Whether an input method takes this key. Safari's last one comes after the composition: only its code says so.
