@@ -21,7 +21,8 @@ _KINDS = _by_code(BestOfNError)
 
 
 class ClientClosed(BestOfNError):
-    """The client was closed before the call or during it; jobs that the client was drawing are canceled."""
+    """The client was closed before the call or during it, which cancels the jobs that it draws; or it is not of here:
+    a forked process has its own clients, and so has each event loop."""
 
     code = "client_closed"
 
