@@ -21,8 +21,10 @@ _KINDS = _by_code(BestOfNError)
 
 
 class ClientClosed(BestOfNError):
-    """The client was closed before the call or during it, which cancels the jobs that it draws; or it is not of here:
-    a forked process has its own clients, and so has each event loop."""
+    """The client was closed before the call or during it; jobs that the client was drawing are canceled.
+
+    Or it was made before this process was forked, or used in another event loop: neither shares its connections.
+    """
 
     code = "client_closed"
 
