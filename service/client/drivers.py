@@ -227,6 +227,7 @@ class AsyncDriver:
 
         A call that closes the client within its callback ends before the connections do.
         """
+        self._check_loop()
         self._closing = True
         own = anyio.get_current_task().id
         for call in self._calls:
@@ -284,7 +285,7 @@ class AsyncDriver:
         own = anyio.lowlevel.current_token()
         self._loop = self._loop or own
         if own != self._loop:
-            raise ClientClosed("the client was used in another event loop: make a new one in this one")
+            raise ClientClosed("the client belongs to another event loop: make one for this loop")
 
     async def _next(self, cursor: Cursor[Any], stream: _AsyncStream) -> Emit | None:
         """Perform actions until the flow emits something, or None if it ends without."""
