@@ -106,8 +106,8 @@ export class BracketView {
   draw(job) {
     const sizes = entrants(job.images.length ? bracketSize(job) : job.count);
     $("knockout").hidden = sizes[0] < 2 || (ended(job) && job.leader === null);
-    if ($("knockout").hidden) return;
     const width = this.#box.clientWidth;
+    if (!width) return; // it is hidden, or all of the page is: on paper, by the viewer
     const most = width >= 820 ? 32 : width >= 540 ? 16 : 8;
     const first = Math.max(
       0,

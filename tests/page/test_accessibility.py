@@ -128,6 +128,14 @@ def test_paper_shows_the_job_dark_on_light_and_no_control(page) -> None:
     assert shown == ["#score", "#leader-pairs"]
     ink = page.locator("#score").evaluate("score => getComputedStyle(score).color")
     assert sum(map(int, re.findall(r"\d+", ink))) < 150
+    page.emulate_media(media="screen")
+    page.locator("#frame").click()
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 300})
+    assert page.locator("#viewer").evaluate(
+        "viewer => viewer.scrollHeight === viewer.clientHeight"
+    )  # the call is not cut
+    assert page.locator("main").is_hidden()
 
 
 def test_viewer_of_320_pixels_has_its_button_next_to_its_words(page) -> None:
