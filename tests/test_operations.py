@@ -45,6 +45,7 @@ def test_every_alarm_has_a_section_and_leads_to_it() -> None:
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="Prometheus' promtool evaluates the alerts")
 def test_alerts_of_a_namespace_are_not_hidden_by_another(tmp_path: Path) -> None:
     faults = {
+        "BestofnApiAway": {"bestofn_ready": ("1x99", "1x9 stale")},
         "BestofnQueueAway": {"bestofn_redis_up": ("1x99", "0x99")},
         "BestofnQueueFull": {"bestofn_takes_jobs": ("1x99", "0x99")},
         "BestofnNoWorker": {"bestofn_ready": ("1x99", "0x99"), "bestofn_takes_jobs": ("0x99", "1x99")},

@@ -1,6 +1,7 @@
 """Drivers of flows over httpx: one blocks, the other awaits."""
 
 import inspect
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
+import anyio.lowlevel
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
@@ -75,6 +77,7 @@ class Driver:
 
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
+        self._process = os.getpid()
         self._closing = False
         self._calls: list[int] = []  # the thread of each
         self._changed = threading.Condition()
@@ -82,8 +85,11 @@ class Driver:
     def close(self, cancel_drawing: Flow[None]) -> None:
         """Close the connections, once the calls of other threads have ended or CLOSING_SECONDS are over.
 
-        A call that closes the client within its callback ends before the connections do.
+        A call that closes the client within its callback ends before the connections do. In a forked process nothing is
+        done: jobs and connections are those of the process that made the client.
         """
+        if os.getpid() != self._process:
+            return
         with self._changed:
             first, self._closing = not self._closing, True
         if first:
@@ -100,6 +106,7 @@ class Driver:
 
     def run(self, flow: Flow[T], tell: Callable[[Any], object] | None = None) -> T:
         """The flow's value; `tell` gets what the flow emits. Raises ClientClosed."""
+        self._check_process()
         own = threading.get_ident()
         with self._changed:
             if self._closing:
@@ -134,11 +141,17 @@ class Driver:
 
     def iterate(self, flow: Flow[None]) -> Iterator[Any]:
         """What the flow emits, one by one."""
+        self._check_process()
         cursor = Cursor(flow)
         with closing(_Stream(self._http)) as stream:
             while (emitted := self._next(cursor, stream)) is not None:
                 yield emitted.value
                 cursor.send(None)
+
+    def _check_process(self) -> None:
+        """Raise ClientClosed in a forked process, which would read the answers of the other one's connections."""
+        if os.getpid() != self._process:
+            raise ClientClosed("the client was made before this process was forked: make a new one in it")
 
     def _next(self, cursor: Cursor[Any], stream: _Stream) -> Emit | None:
         """Perform actions until the flow emits something, or None if it ends without."""
@@ -205,6 +218,7 @@ class AsyncDriver:
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
+        self._loop: anyio.lowlevel.EventLoopToken | None = None  # of the first call
         self._closing = False
         self._calls: list[_AsyncCall] = []
 
@@ -213,6 +227,7 @@ class AsyncDriver:
 
         A call that closes the client within its callback ends before the connections do.
         """
+        self._check_loop()
         self._closing = True
         own = anyio.get_current_task().id
         for call in self._calls:
@@ -228,6 +243,7 @@ class AsyncDriver:
 
         Raises ClientClosed.
         """
+        self._check_loop()
         if self._closing:
             raise ClientClosed
         call = _AsyncCall(anyio.get_current_task().id, anyio.CancelScope(), anyio.Event())
@@ -257,11 +273,19 @@ class AsyncDriver:
 
     async def iterate(self, flow: Flow[None]) -> AsyncIterator[Any]:
         """What the flow emits, one by one."""
+        self._check_loop()
         cursor = Cursor(flow)
         async with aclosing(_AsyncStream(self._http)) as stream:
             while (emitted := await self._next(cursor, stream)) is not None:
                 yield emitted.value
                 cursor.send(None)
+
+    def _check_loop(self) -> None:
+        """Raise ClientClosed in another event loop than that of the first call, to which the connections belong."""
+        own = anyio.lowlevel.current_token()
+        self._loop = self._loop or own
+        if own != self._loop:
+            raise ClientClosed("the client belongs to another event loop: make one for this loop")
 
     async def _next(self, cursor: Cursor[Any], stream: _AsyncStream) -> Emit | None:
         """Perform actions until the flow emits something, or None if it ends without."""

@@ -21,7 +21,10 @@ _KINDS = _by_code(BestOfNError)
 
 
 class ClientClosed(BestOfNError):
-    """The client was closed before the call or during it; jobs that the client was drawing are canceled."""
+    """The client was closed before the call or during it; jobs that the client was drawing are canceled.
+
+    Or it was made before this process was forked, or used in another event loop: neither shares its connections.
+    """
 
     code = "client_closed"
 

@@ -2,13 +2,13 @@
 
 const KEY = "bestofn.key";
 
-let kept = null; // the key of this page, where the browser may store nothing
+let kept = null; // the key of this page, where the browser does not store it
 
 export const key = {
-  get: () => stored(() => localStorage.getItem(KEY)) ?? kept,
+  get: () => kept ?? stored(() => localStorage.getItem(KEY)) ?? null,
   set: (value) => {
-    kept = value || null;
-    stored(() => (value ? localStorage.setItem(KEY, value) : localStorage.removeItem(KEY)));
+    const done = stored(() => (value ? localStorage.setItem(KEY, value) : localStorage.removeItem(KEY), true));
+    kept = done ? null : value || null;
   },
 };
 

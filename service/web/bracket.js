@@ -1,6 +1,6 @@
 // The knockout as a tree: half of the entrants on each side, the winner in the middle; earlier rounds folded below.
 
-import { imagePath } from "./job.js";
+import { ended, imagePath } from "./job.js";
 import { paint } from "./images.js";
 import { $, drawing, element, onPick, plural, score } from "./text.js";
 
@@ -105,9 +105,9 @@ export class BracketView {
 
   draw(job) {
     const sizes = entrants(job.images.length ? bracketSize(job) : job.count);
-    $("knockout").hidden = sizes[0] < 2;
-    if (sizes[0] < 2) return;
+    $("knockout").hidden = sizes[0] < 2 || (ended(job) && job.leader === null);
     const width = this.#box.clientWidth;
+    if (!width) return; // it is hidden, or all of the page is: on paper, by the viewer
     const most = width >= 820 ? 32 : width >= 540 ? 16 : 8;
     const first = Math.max(
       0,

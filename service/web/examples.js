@@ -26,7 +26,10 @@ export function drawExamples(models, pick) {
   );
 }
 
-new ResizeObserver(() => {
+// In a frame: a tree that is planted by the observer changes the size that it observes.
+new ResizeObserver(() => requestAnimationFrame(drawGhost)).observe($("ghost"));
+
+function drawGhost() {
   const width = $("ghost").clientWidth;
   if (width) plant($("ghost"), entrants(width < 540 ? 8 : 16), 0, width);
-}).observe($("ghost"));
+}

@@ -12,7 +12,7 @@ import { append, apply, ended, jobOf, LAST, ordered } from "./job.js";
 import { askForKey, offerKey } from "./keys.js";
 import { forget, miniature } from "./images.js";
 import { Sent } from "./sent.js";
-import { drawJob, stateOf } from "./show.js";
+import { drawJob, stateOf, titleOf } from "./show.js";
 import { Spending } from "./spending.js";
 import { follow, sleep } from "./stream.js";
 import { $, onPick, score, sentence } from "./text.js";
@@ -163,11 +163,14 @@ function expired(id) {
 
 async function watch(result, signal) {
   leave();
+  const known = recall(result.id);
+  // The server erases the prompt of a job that was canceled; this browser may have it.
+  result.parameters.prompt = result.prompt ||= known?.prompt ?? "";
   // Events start with the first one, also for a job that has ended.
   const untold = { status: "queued", images: [], candidates: [], bracket: [], finals: null, progress: null, usage: null };
   job = jobOf({ ...result, ...untold });
   if (job.sent) $("prompt").value = job.prompt;
-  else form.show(kept(result), recall(result.id)?.asked);
+  else form.show(kept(result), known?.asked);
   bestFirst = false;
   busy(true);
   $("examples").hidden = true;
@@ -220,6 +223,7 @@ async function finish(signal) {
 }
 
 function draw() {
+  if (job) document.title = titleOf(job); // at once: a tab in the background gets no frames
   drawing ||= requestAnimationFrame(() => {
     drawing = 0;
     if (!job) return;
@@ -274,9 +278,11 @@ function refused(error, again) {
 }
 
 const plain = (error) => `${sentence(inOurWords(error.message, error.field))} ${ADVICE[error.status] ?? ""}`.trim();
-const say = (text) => ($("announcer").textContent = text);
+const say = (text) => $("announcer").textContent === text || ($("announcer").textContent = text); // each text once
 const hex = (bytes) => [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 const kept = ({ parameters, model, judge }) => ({ ...parameters, model: model.name, judge: judge.name });
+// Whether an input method takes this key. Safari's last one comes after the composition: only its code says so.
+const composing = ({ isComposing, keyCode }) => isComposing || keyCode === 229;
 const hashJob = () => /^#job=([0-9a-f]{1,64})$/.exec(location.hash)?.[1] ?? null;
 
 function pick(entry) {
@@ -325,13 +331,13 @@ $("ask").addEventListener("submit", (event) => {
   else generate();
 });
 $("prompt").addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  if (event.key !== "Enter" || event.shiftKey || composing(event)) return;
   event.preventDefault();
   if (!$("ask").classList.contains("busy")) generate();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && $("ask").classList.contains("busy") && !document.querySelector("dialog[open]"))
-    cancel();
+  if (event.key !== "Escape" || composing(event) || document.querySelector("dialog[open]")) return;
+  if ($("ask").classList.contains("busy")) cancel();
 });
 $("by-rank").addEventListener("click", () => ((bestFirst = true), draw()));
 $("by-index").addEventListener("click", () => ((bestFirst = false), draw()));
@@ -349,6 +355,7 @@ $("clear-history").addEventListener("click", () => {
   drawHistory(pick, null);
 });
 addEventListener("hashchange", route);
+addEventListener("storage", () => drawHistory(pick, job?.id ?? null)); // by another tab
 new ResizeObserver(() => draw()).observe($("bracket"));
 setInterval(() => job && !ended(job) && draw(), 1000);
 

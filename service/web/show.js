@@ -35,9 +35,12 @@ export function drawJob(job, { lost, since }) {
   drawLeader(job, done);
   drawWinners(job);
   drawCurve($("curve"), job.curve, drawn);
-  document.title = done ? `${job.prompt} · bestofn` : `${job.judged}/${job.count} · bestofn`;
   if (p.negative_prompt) $("job-facts").append(element("span", {}, ` · without: ${p.negative_prompt}`));
 }
+
+/** Title of the page while it shows this job. */
+export const titleOf = (job) =>
+  [ended(job) ? job.prompt : `${job.judged}/${job.count}`, "bestofn"].filter(Boolean).join(" · ");
 
 /** What goes on, in one sentence. */
 export function stateOf(job, lost) {
@@ -52,8 +55,9 @@ export function stateOf(job, lost) {
     return `Finals: ${played} of ${plural(matches, "match", "matches")} played`;
   }
   if (job.status === "running") return job.candidates.size ? `${share} judged` : (job.sent ? "Judging the first images" : "Drawing the first candidates");
-  if (job.status === "canceled") return `Canceled after ${share} candidates.`;
-  if (job.status === "failed") return `Failed after ${share} candidates.`;
+  const after = job.candidates.size ? ` after ${share} candidates` : ""; // the server erases those of a canceled job
+  if (job.status === "canceled") return `Canceled${after}.`;
+  if (job.status === "failed") return `Failed${after}.`;
   if (job.leader === null) return "Ended before a candidate was judged.";
   const { verdict, seed } = job.candidates.get(job.leader);
   const early = job.candidates.size < job.count ? ` after ${share} candidates` : "";
@@ -101,8 +105,8 @@ function drawLeader(job, done) {
   );
   $("winner-actions").hidden = !won;
   $("use-seed").hidden = $("remake").hidden = job.sent;
-  $("hero").hidden = done && !leader; // ended before a candidate was judged: nothing to show but the reason
-  $("candidates").hidden = done && !leader;
+  // Ended before a candidate was judged, or canceled and erased: nothing to show but the reason.
+  $("hero").hidden = $("candidates").hidden = done && !leader;
   const kept = done && [...job.candidates.keys()].some((index) => imagePath(job, index));
   $("download-all").hidden = $("download-sheet").hidden = !kept;
   const path = leader ? imagePath(job, leader.index) : null;
@@ -112,12 +116,13 @@ function drawLeader(job, done) {
     "aria-label",
     leader ? `${$("leader-title").textContent}: candidate ${leader.index}. Open large` : "No candidate is judged yet",
   );
+  $("download").hidden = true; // until the image itself is here: what it had was the small copy
   if (!path) return ($("leader").hidden = true);
   imageUrl(path).then((url) => {
     if ($("frame").dataset.path !== path || !url) return;
     $("leader").hidden = false;
     $("leader").src = url;
-    Object.assign($("download"), { href: url, download: fileName(job, leader, won) });
+    Object.assign($("download"), { hidden: !won, href: url, download: fileName(job, leader, won) });
   });
 }
 

@@ -44,20 +44,26 @@ from bestofn.service.worker.worker import run_worker
 settings = Settings(heartbeat_seconds=1.0, stall_seconds=3600)
 hold = settings.data_dir / "hold"
 
-def limit():
+def limit_now():
     try:
-        return int(hold.read_text())
+        return hold.stat().st_mtime_ns, int(hold.read_text())
     except FileNotFoundError:
-        return None
+        return None, None
 
 class Held(FakeEngine):
-    judged = 0  # since there is a limit
+    judged = 0  # since there is this limit
+    limit = None
 
     def tick(self):
-        while (most := limit()) is not None and self.judged >= most:
+        while True:
+            limit, most = limit_now()
+            if limit != self.limit:
+                self.limit, self.judged = limit, 0
+            if most is None or self.judged < most:
+                break
             time.sleep(0.02)
         events = super().tick()
-        self.judged = 0 if limit() is None else self.judged + sum(isinstance(event, Judged) for event in events)
+        self.judged += sum(isinstance(event, Judged) for event in events)
         return events
 
 engine = Held(slots=4, step_seconds=0.02, second_judge="second" in sys.argv)

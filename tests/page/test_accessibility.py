@@ -104,3 +104,53 @@ def test_generate_is_in_the_row_of_the_choices_at_820_pixels(page, colours: str)
     page.goto("/")
     tops = [page.locator(name).bounding_box()["y"] for name in ("#go", "#more-button")]
     assert abs(tops[0] - tops[1]) < 5
+
+
+def test_states_of_a_job_are_announced_once_each_and_scores_are_not(page) -> None:
+    page.goto("/")
+    said = "announcer => { window.said = []; new MutationObserver(() => said.push(announcer.textContent))"
+    page.locator("#announcer").evaluate(f"{said}.observe(announcer, {{childList: true}}); }}")
+    page.fill("#num_samples", "64")
+    page.fill("#prompt", STAR)
+    page.press("#prompt", "Enter")
+    page.locator("#announcer:text('Done')").wait_for(state="attached")
+    page.locator("#download").wait_for()
+    texts = page.evaluate("said")
+    assert len(texts) == len(set(texts)) <= 8
+    assert page.get_by_role("status").all_inner_texts() == [texts[-1]]
+
+
+def test_paper_shows_the_job_dark_on_light_and_no_control(page) -> None:
+    ask(page, STAR, 8)
+    wait_for(page, "succeeded")
+    page.emulate_media(media="print", color_scheme="dark")
+    shown = [name for name in ("#score", "#leader-pairs", "#ask", "#remake") if page.locator(name).is_visible()]
+    assert shown == ["#score", "#leader-pairs"]
+    ink = page.locator("#score").evaluate("score => getComputedStyle(score).color")
+    assert sum(map(int, re.findall(r"\d+", ink))) < 150
+    page.emulate_media(media="screen")
+    page.locator("#frame").click()
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 300})
+    assert page.locator("#viewer").evaluate(
+        "viewer => viewer.scrollHeight === viewer.clientHeight"
+    )  # the call is not cut
+    assert page.locator("main").is_hidden()
+
+
+def test_viewer_of_320_pixels_has_its_button_next_to_its_words(page) -> None:
+    page.set_viewport_size({"width": 320, "height": 700})
+    ask(page, STAR, 4)
+    wait_for(page, "succeeded")
+    page.locator(".tile").first.click()
+    words, button = (page.locator(name).bounding_box() for name in (".code p", "#viewer-copy-call"))
+    assert words["x"] + words["width"] <= button["x"]
+
+
+def test_fields_have_an_edge_in_forced_colours(page) -> None:
+    page.emulate_media(forced_colors="active")
+    page.goto("/")
+    page.click("#more-button")
+    page.check("#stop")
+    bare = "fields => fields.filter((field) => getComputedStyle(field).borderTopStyle === 'none').map(({id}) => id)"
+    assert page.locator(".field > select, .line input[type=number], #key").evaluate_all(bare) == []

@@ -204,9 +204,12 @@ def test_page_shows_refusals_at_the_prompt_box(page):
         assert page.locator("#go").inner_text() == "Generate"
 
 
-def test_a_full_server_is_asked_again_until_escape(page, api):
-    full = type(api)(api.settings.model_copy(update={"max_queued_candidates": 1}))
+def test_a_full_server_is_asked_again_until_escape(page, api, hold):
+    hold.after(4)
+    full = type(api)(api.settings.model_copy(update={"max_queued_candidates": 64}))
     try:
+        ask(page, STAR, 64)
+        page.locator("#job").wait_for()
         page.goto(full.url)
         page.locator("#example-list button").first.click()
         page.locator("#problem", has_text="Trying again in").wait_for()

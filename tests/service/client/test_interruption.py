@@ -1,6 +1,8 @@
 """Clients that are cancelled or closed while calls run: every job they started is canceled, and callers see why."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Sequence
@@ -11,9 +13,32 @@ import pytest
 from bestofn.service.client.client import AsyncClient, Client
 from bestofn.service.client.errors import ClientClosed
 from bestofn.service.client.options import Options
-from bestofn.service.core.errors import JobCanceled
+from bestofn.service.core.errors import JobCanceled, Unavailable
 from tests.waiting import PATIENCE
 
+FORKING = """
+import os, sys
+from bestofn.service.client import Client
+from bestofn.service.client.errors import ClientClosed
+
+def child(client):
+    client.close()
+    try:
+        client.models()
+    except ClientClosed as error:
+        return 0 if "fork" in str(error) else 1
+
+def fork(progress):
+    if not forked:
+        forked.append(os.fork())
+        if not forked[0]:
+            os._exit(child(client))
+        assert os.waitpid(forked[0], 0)[1] == 0
+
+forked = []
+with Client(sys.argv[1], timeout=float(sys.argv[2])) as client:
+    client.generate("p", num_samples=8, on_progress=fork)
+"""
 LONG: Options = {"num_samples": 4096, "num_inference_steps": 100}  # minutes of the fake engine
 
 
@@ -149,3 +174,20 @@ def test_close_in_another_thread_cancels_the_jobs_of_all_threads(served: Any, ke
     asyncio.run(canceled(served.url, keys))
     with pytest.raises(ClientClosed):
         client.models()
+
+
+def test_client_in_a_forked_process_says_so_and_cancels_nothing_of_the_other(served: Any) -> None:
+    command = [sys.executable, "-P", "-c", FORKING, served.url, str(PATIENCE)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_async_client_in_a_second_event_loop_says_so() -> None:
+    client = AsyncClient("http://127.0.0.1:9", retries=0)
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        with pytest.raises(Unavailable):
+            first.run(client.models())
+        for call in (client.models(), client.aclose()):
+            with pytest.raises(ClientClosed, match="another event loop"):
+                second.run(call)
+        first.run(client.aclose())

@@ -416,5 +416,8 @@ def test_prometheus_and_grafana_are_set_up_for_each_other() -> None:
     assert {job["job_name"] for job in config["scrape_configs"]} == {"bestofn-api", "bestofn-worker"}
     (source,) = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
     dashboard = json.loads((DOCKER / "grafana/dashboards/bestofn.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    everywhere = re.compile(r'\b(?:bestofn|process)_\w+\b(?!\{namespace=~"\$namespace")')
+    assert not [found for expression in expressions for found in everywhere.findall(expression)]
     used = {panel["datasource"]["uid"] for panel in dashboard["panels"] if "datasource" in panel}
     assert used == {source["uid"]}
