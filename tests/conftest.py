@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from typing import NamedTuple
 import httpx
 import hypothesis
 import pytest
+import redis
 import structlog
 import uvicorn
 
@@ -59,6 +61,9 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+ROOT = Path(__file__).resolve().parent.parent
+
+
 @pytest.fixture(scope="session", params=["redis", "valkey"])
 def server_program(request: pytest.FixtureRequest) -> Path:
     """A Redis and a Valkey, each from PATH; the embedded Valkey if PATH has none."""
@@ -73,12 +78,22 @@ def _server_program(kind: str) -> Path | None:
     return Path(found) if found else embedded_binary() if kind == "valkey" else None
 
 
+def limit_rights(url: str) -> None:
+    """Gives every client the rights that docker/make-secrets gives API and workers, and what tests need besides."""
+    rights = re.search(r"^user bestofn on \S+ (.+)$", (ROOT / "docker/make-secrets").read_text(), re.MULTILINE)
+    assert rights is not None
+    own = ["~test-*", "&test-*", "+keys", "+config|set", "+client|list", "+client|kill"]
+    with redis.Redis.from_url(url) as client:
+        client.execute_command("ACL", "SETUSER", "default", "resetkeys", "resetchannels", *rights[1].split(), *own)
+
+
 @pytest.fixture(scope="session")
 def redis_url(server_program: Path) -> Iterator[str]:
     """The address of a server of its own."""
     folder = Path(tempfile.mkdtemp(prefix="bestofn-test-"))
     try:
         with LocalServer(folder, server_program) as server:
+            limit_rights(server.url)
             yield server.url
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -145,7 +160,8 @@ def queue_server() -> Iterator[Path]:
     """The data folder of a queue server for the API's tests: Redis, else Valkey."""
     folder = Path(tempfile.mkdtemp(prefix="bestofn-test-"))
     try:
-        with LocalServer(folder, _server_program("redis") or _server_program("valkey")):
+        with LocalServer(folder, _server_program("redis") or _server_program("valkey")) as server:
+            limit_rights(server.url)
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

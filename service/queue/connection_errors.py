@@ -41,7 +41,7 @@ NOT_NOW: dict[str, str] = {
 """Replies of a server that serves the same call later."""
 
 REFUSED: dict[str, str] = {
-    "NOPERM": "its server does not allow our user this command: check its ACL",
+    "NOPERM": "its server does not allow our user this command or key: check its ACL",
     "NOAUTH": "its server asks for a password: check REDIS_URL",
     "WRONGPASS": "its server refuses our user or password: check REDIS_URL and its ACL",
 }

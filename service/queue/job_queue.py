@@ -212,16 +212,18 @@ class Queue:
             (status, own, caller), callers, *dealt = await pipe.execute()
         if status != JobStatus.QUEUED.encode():
             return QueuePosition()
-        jobs = {name: self.keys("jobs", pair, spec.priority, name.decode()) for name in callers}
-        async with self.redis.pipeline(transaction=False) as pipe:
-            pipe.lpos(jobs.get(caller, ""), spec.id)
-            for name in jobs:
-                pipe.llen(jobs[name])
-            place, *lengths = await pipe.execute()
-        turns, mine = int(place or 0), callers.index(caller) if caller in jobs else 0
-        # One heat of each job of its caller before this one; in the same time, about as many of each other caller.
-        others = (min(n, turns + (i < mine)) for i, n in enumerate(lengths) if i != mine)
-        before = turns + sum(others)
+        before = 0
+        if caller in callers:  # else its heats are dispatched, and a worker has not started them
+            async with self.redis.pipeline(transaction=False) as pipe:
+                waiting = [self.keys("jobs", pair, spec.priority, name.decode()) for name in callers]
+                mine = callers.index(caller)
+                pipe.lpos(waiting[mine], spec.id)
+                for key in waiting:
+                    pipe.llen(key)
+                place, *lengths = await pipe.execute()
+            # One heat of each job of its caller before this one; in the same time, about as many of each other caller.
+            turns = int(place or 0)
+            before = turns + sum(min(n, turns + (i < mine)) for i, n in enumerate(lengths) if i != mine)
         workers = [info for info in await self.workers() if info.revisions == spec.revisions]
         # What is dispatched already goes first, its own heats aside.
         dispatched = sum(int(count or 0) for count in dealt) - spec.schedule.first(int(own))

@@ -360,7 +360,7 @@ def test_a_full_queue_refuses_at_the_door(idle: Settings, serving: Serving) -> N
 
 
 def test_call_without_any_worker_is_a_503_that_says_so(queue_server: Path, serving: Serving) -> None:
-    with serving(Settings(data_dir=queue_server, redis_url=None, namespace="empty")) as empty:
+    with serving(Settings(data_dir=queue_server, redis_url=None, namespace="test-empty")) as empty:
         with httpx.Client(base_url=empty.url, timeout=PATIENCE) as http:
             answers = http.get("/readyz"), http.post("/generate", json={"prompt": "p"})
         for answer in answers:

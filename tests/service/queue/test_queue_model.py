@@ -156,7 +156,7 @@ class Machine(RuleBasedStateMachine):
         self.run: Callable[[Any], Any] = runner.run
         self.make_spec, self.open_lane = make_spec, open_lane
         own = {
-            "namespace": f"model-{uuid.uuid4().hex[:8]}",
+            "namespace": f"test-model-{uuid.uuid4().hex[:8]}",
             "max_queued_candidates": MOST,
             "max_queued_candidates_per_key": MOST_OF_ONE,
             "max_queued_tflops": MOST_GFLOP / 1000,

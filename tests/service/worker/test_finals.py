@@ -537,7 +537,7 @@ def test_finals_end_the_same_in_any_order_of_workers(
     )
 
     async def run() -> None:
-        queue = await Queue.connect(settings.model_copy(update={"namespace": f"finals-{uuid.uuid4().hex[:8]}"}))
+        queue = await Queue.connect(settings.model_copy(update={"namespace": f"test-finals-{uuid.uuid4().hex[:8]}"}))
         lanes = [await open_lane(queue, f"worker {i}", 16) for i in range(workers)]
         await queue.submit(spec, cost=10.0)
         held: list[tuple[QueueConsumer, Claim]] = []

@@ -27,7 +27,11 @@ WAITS = {"status": "waiting for weights"}
 
 @pytest.fixture
 def environment(tmp_path: Path, queue_server: Path) -> dict[str, str]:
-    named = {"BESTOFN_MODEL": f"{MODEL}@main", "BESTOFN_JUDGE": f"{JUDGE}@{COMMIT}", "BESTOFN_NAMESPACE": tmp_path.name}
+    named = {
+        "BESTOFN_MODEL": f"{MODEL}@main",
+        "BESTOFN_JUDGE": f"{JUDGE}@{COMMIT}",
+        "BESTOFN_NAMESPACE": f"test-{tmp_path.name}",
+    }
     here = {"BESTOFN_DATA_DIR": str(queue_server), "REDIS_URL": "", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     more = {"BESTOFN_METRICS_PORT": "0", "BESTOFN_METRICS_HOST": "127.0.0.1", "BESTOFN_LOG_FORMAT": "json"}
     return {**os.environ, **named, **here, **more, "BESTOFN_DEVICES": "cpu", "BESTOFN_THREADS": "1"}
@@ -84,7 +88,7 @@ def test_a_worker_waits_for_its_weights_and_then_draws(
         assert process.poll() is None, log.read_text()
         (said,) = [line for line in lines() if line["event"] == WAITS["status"]]
         assert said["missing"] == [f"{MODEL}@main", f"{JUDGE}@{COMMIT}"]
-        with serving(Settings(data_dir=queue_server, redis_url=None, namespace=tmp_path.name)) as api:
+        with serving(Settings(data_dir=queue_server, redis_url=None, namespace=f"test-{tmp_path.name}")) as api:
             body = {"prompt": "a photo of a red circle", "num_samples": 1, "num_inference_steps": 2}
             answer = httpx.post(f"{api.url}/generate", json=body, timeout=PATIENCE)
         assert answer.json()["status"] == "succeeded"
