@@ -34,6 +34,7 @@ DESCRIPTORS_KEPT = 256  # for Redis, files, and connections that are accepted be
 CONNECTIONS_KEPT = 16  # never busy: a probe always finds room
 RETRY_SECONDS = 1.0
 LINGER_SECONDS = 5.0
+LAST_CALL_SECONDS = 1.0  # longer than a busy client or proxy leaves a connection unused
 _CONNECTION = "connection"  # in the `state` of a request's scope
 
 log = structlog.get_logger()
@@ -60,12 +61,14 @@ class Connections:
         limit: maximum number.
         closed: number of connections closed to make room, or because they were idle too long.
         refused: number of requests refused because too many were being answered.
+        ending: whether an answer is the last of its connection.
     """
 
     limit: int
     clock: Callable[[], float] = time.monotonic
     closed: int = 0
     refused: int = 0
+    ending: bool = False
     _idle: "OrderedDict[_Peer, None]" = field(default_factory=OrderedDict)  # the longest idle first
     _busy: set[_Peer] = field(default_factory=set)
 
@@ -160,6 +163,14 @@ class Connections:
             if now - peer.since > IDLE_SECONDS:
                 self._close(peer)
 
+    async def end_idle(self) -> None:
+        """Let clients end their connections: one closed under a request that is on its way would lose it."""
+        self.ending = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_CALL_SECONDS):
+                while self._idle:
+                    await asyncio.sleep(0.02)
+
     def _make_room(self) -> None:
         if self._idle:
             self._close(next(iter(self._idle)))
@@ -181,6 +192,15 @@ def _not_http() -> tuple[h11.Event, ...]:
     return h11.Response(status_code=400, headers=list(headers.items())), h11.Data(data=body), h11.EndOfMessage()
 
 
+def _last_answer(send: Send) -> Send:
+    async def answer(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        await send(message)
+
+    return answer
+
+
 class ConnectionLimit:
     """ASGI middleware that notes which connections are busy, and refuses requests while too many are."""
 
@@ -193,6 +213,8 @@ class ConnectionLimit:
         if scope["type"] != "http" or not isinstance(peer, _Peer):
             return await self._app(scope, receive, send)
         connections = self._connections
+        if connections.ending:
+            send = _last_answer(send)
         if connections.full and not is_probe(scope):
             connections.refused += 1
             refusal = Unavailable("too many calls are being answered; try again", retry_after=RETRY_SECONDS)

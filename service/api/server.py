@@ -44,6 +44,9 @@ class _Server(uvicorn.Server):
             self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listening in (*self.servers, *(sockets or ())):
+            listening.close()
+        await self._context().connections.end_idle()
         await super().shutdown(sockets)
         await asyncio.to_thread(traces.flush)
 

@@ -1,11 +1,13 @@
 """The limit of connections: idle ones give way to new ones, busy ones stay, and failed accepts leave few lines."""
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -84,6 +86,38 @@ def test_new_connection_at_the_limit_replaces_the_longest_idle(idle: Settings, s
         assert not is_closed(connections[-1])
         http.delete(f"/jobs/{job}")
         assert "job_canceled" in stream.read().decode()  # busy all the time
+
+
+def test_connection_that_is_kept_alive_is_answered_once_more_at_the_end(queue_server: Path) -> None:
+    program = (
+        "from bestofn.service.api import connections, server;"
+        "from bestofn.service.core.settings import Settings;"
+        f"connections.LAST_CALL_SECONDS = {PATIENCE};"
+        "server.serve(Settings(port=0), lambda address: print(address, flush=True))"
+    )
+    environment = {**os.environ, "BESTOFN_DATA_DIR": str(queue_server), "REDIS_URL": ""}
+    started = [sys.executable, "-P", "-c", program]
+    with subprocess.Popen(started, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        host, port = url.removeprefix("http://").split(":")
+        with httpx.Client(base_url=url, timeout=PATIENCE) as http:
+            before = http.get("/livez")
+            process.terminate()
+            until(lambda: is_refused(host, int(port)))
+            after = http.get("/livez")
+        assert [answer.status_code for answer in (before, after)] == [200, 200]
+        assert [answer.headers.get("connection") for answer in (before, after)] == [None, "close"]
+        assert process.wait(PATIENCE) == 0
+
+
+def is_refused(host: str, port: int) -> bool:
+    """Whether nobody listens there any more."""
+    try:
+        socket.create_connection((host, port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def test_too_many_busy_connections_leave_room_for_probes(idle: Settings, serving: Serving) -> None:
