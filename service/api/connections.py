@@ -165,7 +165,6 @@ class Connections:
 
     async def end_idle(self) -> None:
         """Let clients end their connections: one closed under a request that is on its way would lose it."""
-        self.ending = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_CALL_SECONDS):
                 while self._idle:
@@ -192,15 +191,6 @@ def _not_http() -> tuple[h11.Event, ...]:
     return h11.Response(status_code=400, headers=list(headers.items())), h11.Data(data=body), h11.EndOfMessage()
 
 
-def _last_answer(send: Send) -> Send:
-    async def answer(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
-        await send(message)
-
-    return answer
-
-
 class ConnectionLimit:
     """ASGI middleware that notes which connections are busy, and refuses requests while too many are."""
 
@@ -213,8 +203,6 @@ class ConnectionLimit:
         if scope["type"] != "http" or not isinstance(peer, _Peer):
             return await self._app(scope, receive, send)
         connections = self._connections
-        if connections.ending:
-            send = _last_answer(send)
         if connections.full and not is_probe(scope):
             connections.refused += 1
             refusal = Unavailable("too many calls are being answered; try again", retry_after=RETRY_SECONDS)
@@ -229,11 +217,16 @@ class ConnectionLimit:
                     connections.begin(peer)
             return message
 
+        async def answer(message: Message) -> None:
+            if connections.ending and message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            await send(message)
+
         headers = Headers(scope=scope)
         if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
             connections.begin(peer)
         try:
-            await self._app(scope, note, send)
+            await self._app(scope, note, answer)
         finally:
             connections.end(peer)
 

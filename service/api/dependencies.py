@@ -59,6 +59,11 @@ class Context:
         self.deployed, self.counters = Deployed(self.queue), TokenCounters(self.queue)
         self.base = self.settings.public_url or ""
 
+    def stop(self) -> None:
+        """Answer the waiting calls, and every call as the last of its connection."""
+        self.connections.ending = True
+        self.stopping.set()
+
     async def standstill(self) -> str | None:
         """Why no running job goes on, such as a full disk of the queue's server; None if jobs go on.
 

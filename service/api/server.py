@@ -52,7 +52,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.started:
-            self._loop.call_soon_threadsafe(self._context().stopping.set)
+            self._loop.call_soon_threadsafe(self._context().stop)
         if sig == signal.SIGTERM:
             self.should_exit = True  # an orderly end has status 0; uvicorn would raise the signal once more
         else:

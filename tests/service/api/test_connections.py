@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -88,27 +88,41 @@ def test_new_connection_at_the_limit_replaces_the_longest_idle(idle: Settings, s
         assert "job_canceled" in stream.read().decode()  # busy all the time
 
 
-def test_connection_that_is_kept_alive_is_answered_once_more_at_the_end(queue_server: Path) -> None:
+def test_answers_of_an_ending_server_are_the_last_of_their_connections(idle: Settings) -> None:
     program = (
         "from bestofn.service.api import connections, server;"
         "from bestofn.service.core.settings import Settings;"
         f"connections.LAST_CALL_SECONDS = {PATIENCE};"
         "server.serve(Settings(port=0), lambda address: print(address, flush=True))"
     )
-    environment = {**os.environ, "BESTOFN_DATA_DIR": str(queue_server), "REDIS_URL": ""}
+    named = {"BESTOFN_DATA_DIR": str(idle.data_dir), "BESTOFN_NAMESPACE": idle.namespace, "REDIS_URL": ""}
     started = [sys.executable, "-P", "-c", program]
-    with subprocess.Popen(started, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        host, port = url.removeprefix("http://").split(":")
-        with httpx.Client(base_url=url, timeout=PATIENCE) as http:
-            before = http.get("/livez")
+    process = subprocess.Popen(started, env={**os.environ, **named}, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout as output:
+        url = output.readline().strip()
+    host, port = url.removeprefix("http://").split(":")
+    with ThreadPoolExecutor() as threads, httpx.Client(base_url=url, timeout=PATIENCE) as http:
+        try:
+            waiting = threads.submit(httpx.post, f"{url}/generate", json={"prompt": "p"}, timeout=PATIENCE)
+            until(lambda: http.get("/status").json()["calls"]["waiting_calls"])
             process.terminate()
             until(lambda: is_refused(host, int(port)))
-            after = http.get("/livez")
-        assert [answer.status_code for answer in (before, after)] == [200, 200]
-        assert [answer.headers.get("connection") for answer in (before, after)] == [None, "close"]
-        assert process.wait(PATIENCE) == 0
+            answers = waiting.result(), http.get("/livez")  # the server closes no idle connection yet
+        finally:
+            http.close()
+            status = ended(process)
+    assert [answer.status_code for answer in answers] == [202, 200]
+    assert [answer.headers.get("connection") for answer in answers] == ["close", "close"]
+    assert status == 0
+
+
+def ended(process: "subprocess.Popen[str]") -> int:
+    """The status of a process, which is killed if it does not end."""
+    try:
+        return process.wait(PATIENCE)
+    finally:
+        process.kill()
 
 
 def is_refused(host: str, port: int) -> bool:
