@@ -92,6 +92,16 @@ _BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 # The whole text of a stream. Of its events `itemSchema` speaks, with which a document of OpenAPI 3.1 is not valid.
 _EVENTS = {EVENTS: _TEXT}
 _IMAGES = {f"image/{name}": _BYTES for name in FORMATS}
+# A whole body that works: programs that make one of all fields join those that exclude each other.
+_DOT = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+)
+_PROMPT = {"prompt": "a photo of a red star left of a blue circle"}
+_EXAMPLES: Mapping[str, Mapping[str, Any]] = {
+    "generate": {**_PROMPT, "num_samples": 32},
+    "rank": {**_PROMPT, "images": [_DOT, _DOT]},
+    "generate_images": {**_PROMPT, "n": 1, "quality": "medium"},
+}
 _LOCATION = {"Location": {"description": "Of the job.", "required": True, **_TEXT}}
 
 
@@ -139,6 +149,8 @@ def _completed(document: dict[str, Any], keys: bool) -> dict[str, Any]:
     _describe_submission(operations["generate"], _IMAGES)
     _describe_submission(operations["rank"], {})
     operations["rank"]["requestBody"] = {"required": True, "content": _rank_bodies(schemas)}
+    for name, example in _EXAMPLES.items():
+        operations[name]["requestBody"]["content"]["application/json"]["example"] = example
     operations["read_image"]["responses"]["200"]["content"] = _IMAGES
     operations["read_thumbnail"]["responses"]["200"]["content"] = {"image/webp": _BYTES}
     for name in ("read_job", "cancel_job"):

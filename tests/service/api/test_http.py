@@ -88,6 +88,13 @@ def test_metrics_name_the_whole_route(http: httpx.Client) -> None:
     assert all(route.startswith("/v1/") for route in found)
 
 
+def test_examples_of_bodies_are_answered(http: httpx.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    bodies = {path: methods["post"]["requestBody"]["content"] for path, methods in paths.items() if "post" in methods}
+    answers = {path: http.post(path, json=body["application/json"]["example"]) for path, body in bodies.items()}
+    assert {path: answer.status_code for path, answer in answers.items()} == dict.fromkeys(bodies, 200)
+
+
 def test_json_is_compressed_for_those_who_accept_it_and_images_are_not(http: httpx.Client, job: dict[str, Any]) -> None:
     url = f"/jobs/{job['id']}"
     plain, packed = (http.get(url, headers={"Accept-Encoding": coding}) for coding in ("gzip;q=0", "br, gzip"))
