@@ -30,7 +30,7 @@ DESCRIPTION = """\
 Inference-time scaling of text-to-image: a prompt comes in, N candidates are drawn, a judge compares them in a knockout
 tournament, the best comes back.
 
-    curl -H 'Content-Type: application/json' -H 'Accept: image/png' -o best.png \\
+    curl -f -H 'Content-Type: application/json' -H 'Accept: image/png' -o best.png \\
          -d '{{"prompt": "a photo of a red star left of a blue circle", "num_samples": 32}}' {server}/generate
 
 Errors are `application/problem+json` (RFC 9457) with a stable `code`, and carry `Retry-After` where trying again helps.

@@ -105,6 +105,9 @@ class Connections:
                         self.transport.write(self.conn.send(event) or b"")
                 self.transport.close()
 
+            def _unsupported_upgrade_warning(self) -> None:
+                """Log nothing: Java's client offers HTTP/2 with its first request, and goes on with HTTP/1.1."""
+
             def connection_lost(self, exc: Exception | None) -> None:
                 super().connection_lost(exc)
                 if self._peer is not None:

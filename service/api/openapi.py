@@ -89,15 +89,19 @@ _SECONDS = {"description": "When to try again, in seconds.", "schema": {"type": 
 _MILLISECONDS = {"description": "The same in milliseconds.", "schema": {"type": "integer", "minimum": 0}}
 _LATER = {"Retry-After": _SECONDS, "retry-after-ms": _MILLISECONDS}
 _BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-# Of one event of a stream. `itemSchema` says so in OpenAPI 3.2, but a document of 3.1 is not valid with it.
-_EVENT: Mapping[str, Mapping[str, Any]] = {
-    "data": {"type": "string"},
-    "event": {"type": "string"},
-    "id": {"type": "string"},
-    "retry": {"type": "integer", "minimum": 0},
-}
-_EVENTS = {EVENTS: {"schema": {"type": "object", "properties": _EVENT}}}
+# The whole text of a stream. Of its events `itemSchema` speaks, with which a document of OpenAPI 3.1 is not valid.
+_EVENTS = {EVENTS: _TEXT}
 _IMAGES = {f"image/{name}": _BYTES for name in FORMATS}
+# A whole body that works: programs that make one of all fields join those that exclude each other.
+_DOT = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+)
+_PROMPT = {"prompt": "a photo of a red star left of a blue circle"}
+_EXAMPLES: Mapping[str, Mapping[str, Any]] = {
+    "generate": {**_PROMPT, "num_samples": 32},
+    "rank": {**_PROMPT, "images": [_DOT, _DOT]},
+    "generate_images": {**_PROMPT, "n": 1, "quality": "medium"},
+}
 _LOCATION = {"Location": {"description": "Of the job.", "required": True, **_TEXT}}
 
 
@@ -129,6 +133,9 @@ def _completed(document: dict[str, Any], keys: bool) -> dict[str, Any]:
     for path, methods in document["paths"].items():
         for operation in methods.values():
             operations[operation["operationId"]] = operation
+            for parameter in operation.get("parameters", ()):
+                if parameter["in"] == "header":
+                    parameter["schema"] = {"type": "string"}  # FastAPI adds null, which a header cannot be
             guarded = keys and path not in OPEN_PATHS
             if guarded:
                 operation["security"] = [{"key": []}]
@@ -142,11 +149,26 @@ def _completed(document: dict[str, Any], keys: bool) -> dict[str, Any]:
     _describe_submission(operations["generate"], _IMAGES)
     _describe_submission(operations["rank"], {})
     operations["rank"]["requestBody"] = {"required": True, "content": _rank_bodies(schemas)}
+    for name, example in _EXAMPLES.items():
+        operations[name]["requestBody"]["content"]["application/json"]["example"] = example
     operations["read_image"]["responses"]["200"]["content"] = _IMAGES
     operations["read_thumbnail"]["responses"]["200"]["content"] = {"image/webp": _BYTES}
     for name in ("read_job", "cancel_job"):
         operations[name]["responses"]["200"]["headers"] = _LOCATION
+    _say_double(document)
     return document
+
+
+def _say_double(part: Any) -> None:
+    """Say of every number in a part of the document that it has 64 bits: generators for Go take 32 otherwise."""
+    if isinstance(part, dict):
+        if part.get("type") == "number":
+            part["format"] = "double"
+        for inner in part.values():
+            _say_double(inner)
+    elif isinstance(part, list):
+        for inner in part:
+            _say_double(inner)
 
 
 def _refusal(status: int, path: str) -> tuple[str, dict[str, Any]]:
@@ -162,23 +184,22 @@ def _refusal(status: int, path: str) -> tuple[str, dict[str, Any]]:
 
 
 def _rank_bodies(schemas: dict[str, Any]) -> dict[str, Any]:
-    """The two kinds of body of POST /rank. Its schemas are added here, since the route reads the body itself."""
+    """The two kinds of body of POST /rank. Its schemas are added here, since the route reads the body itself.
+
+    JSON is the first: many generators write code for the first kind alone. The form's schema has no name:
+    openapi-generator imports a named one and does not write it.
+    """
     reference = "#/components/schemas/{model}"
     json_body = RankRequest.model_json_schema(ref_template=reference)
     schemas |= json_body.pop("$defs", {}) | {"RankRequest": json_body}
     files = {name: json_body["properties"]["images"][name] for name in ("minItems", "maxItems")}
     form = RankOptions.model_json_schema(ref_template=reference)
-    form.pop("$defs", None)
+    for unused in ("$defs", "title"):
+        form.pop(unused, None)
     form["properties"]["images"] = {"type": "array", "items": _BYTES["schema"], "title": "Images", **files}
-    schemas["RankForm"] = form | {
-        "title": "RankForm",
-        "required": [*form["required"], "images"],
-        "description": "A form with the files of images. Fields but text are JSON.",
-    }
-    return {
-        media: {"schema": {"$ref": reference.format(model=model)}}
-        for media, model in ((FORM, "RankForm"), ("application/json", "RankRequest"))
-    }
+    form["required"] = [*form["required"], "images"]
+    form["description"] = "A form with the files of images. Fields but text are JSON."
+    return {"application/json": {"schema": {"$ref": reference.format(model="RankRequest")}}, FORM: {"schema": form}}
 
 
 def _describe_submission(operation: dict[str, Any], images: Mapping[str, Any]) -> None:

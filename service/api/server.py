@@ -88,6 +88,7 @@ def server_config(app: FastAPI, trusted_proxies: Sequence[str] = ()) -> uvicorn.
     return uvicorn.Config(
         app,
         http=app.state.connections.protocol(),
+        ws="none",
         forwarded_allow_ips=list(trusted_proxies),
         log_config=None,
         access_log=False,

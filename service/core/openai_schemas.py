@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.jobs import ImageFormat, Revision
+from bestofn.service.core.request_model import Int64
 from bestofn.service.core.schemas import GenerateRequest, VerdictOut
 from bestofn.service.core.workers import PipelineCall
 
@@ -151,7 +152,7 @@ class GeneratedImage(BaseModel):
 
     b64_json: str | None = None
     url: str | None = Field(default=None, description="Absolute; works without a key for an hour or more.")
-    seed: int
+    seed: Int64
     candidate: int
     score: float | None = Field(description="p_yes of the verdict.")
     verdict: VerdictOut
@@ -192,7 +193,7 @@ class ImagesResponse(BaseModel):
     """Winners, best first."""
 
     model_config = ConfigDict(protected_namespaces=())
-    created: int = Field(description="Unix time in seconds.")
+    created: Int64 = Field(description="Unix time in seconds.")
     data: list[GeneratedImage]
     output_format: ImageFormat
     size: str
@@ -215,13 +216,13 @@ class PartialImage(BaseModel):
     type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
     partial_image_index: int = Field(description="0 for the first one.")
     b64_json: str
-    created_at: int = Field(description="Unix time in seconds.")
+    created_at: Int64 = Field(description="Unix time in seconds.")
     output_format: ImageFormat = Field(description="webp: a thumbnail, as the candidate's heat is not done yet.")
     size: str
     quality: Quality
     background: Literal["opaque"] = "opaque"
     candidate: int
-    seed: int
+    seed: Int64
     verdict: VerdictOut
     judged: int = Field(description="Candidates judged so far.")
     num_samples: int
@@ -232,7 +233,7 @@ class CompletedImage(ImagesResponse):
 
     type: Literal["image_generation.completed"] = "image_generation.completed"
     b64_json: str = Field(description="The winner; `data` has it too, and the others of n.")
-    created_at: int
+    created_at: Int64
 
 
 class OpenAIModel(BaseModel):
@@ -240,7 +241,7 @@ class OpenAIModel(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
-    created: int = Field(description="Unix time in seconds at which a worker last brought it up.")
+    created: Int64 = Field(description="Unix time in seconds at which a worker last brought it up.")
     owned_by: str
     revision: str
     judges: list[Revision] = Field(description="Judges deployed with it.")

@@ -159,10 +159,11 @@ def checked_guidance(asked: float | None, info: ModelInfo, settings: Settings) -
 
 def check_seed(seed: int, num_samples: int) -> None:
     """Raise InvalidRequest if the last candidate would have no seed."""
-    if seed + num_samples > MAX_SEED:
+    greatest = MAX_SEED - num_samples + 1
+    if seed > greatest:
         raise InvalidRequest(
             f"seed + num_samples must not pass 2**63, so that every candidate has a seed; "
-            f"the greatest seed for {num_samples} candidates is {MAX_SEED - num_samples}",
+            f"the greatest seed for {num_samples} candidates is {greatest}",
             field="seed",
         )
 

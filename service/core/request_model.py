@@ -1,11 +1,14 @@
 """Parts of a request's body: their base, and the options of a job that have fields of their own."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
+
+# An integer that 32 bits may not hold. Generators for Go, Java, C# and Rust take 32 bits where the schema does not say.
+Int64 = Annotated[int, Field(json_schema_extra={"format": "int64"})]
 
 
 class RequestModel(BaseModel):

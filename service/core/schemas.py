@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from bestofn.judge.verdict import Rule, Verdict
 from bestofn.service.core.budget import Budget, Effort
 from bestofn.service.core.jobs import Draft, Finals, ImageFormat, JobStatus, Plan, Priority, Revision, Stop
-from bestofn.service.core.request_model import RequestModel
+from bestofn.service.core.request_model import Int64, RequestModel
 
-MAX_SEED = 2**63
+MAX_SEED = 2**63 - 1
 LEAST_SIZE = 32  # pixels of a side
 RANDOM_SEEDS = 2**53  # random seeds stay exact in JavaScript and Lua
 
@@ -24,8 +24,8 @@ class GenerateRequest(RequestModel):
         16, strict=True, ge=1, description="N, the number of candidates drawn and judged.", examples=[32]
     )
     top_k: int = Field(1, strict=True, ge=1, le=16, description="Winners returned, best first; at most num_samples.")
-    seed: int | None = Field(
-        default=None, strict=True, ge=0, lt=MAX_SEED, description="Candidate i: seed + i; random if left out."
+    seed: Int64 | None = Field(
+        default=None, strict=True, ge=0, le=MAX_SEED, description="Candidate i: seed + i; random if left out."
     )
     width: int | None = Field(default=None, strict=True, ge=LEAST_SIZE)
     height: int | None = Field(default=None, strict=True, ge=LEAST_SIZE)
@@ -115,7 +115,7 @@ class VerdictOut(BaseModel):
 class ImageOut(BaseModel):
     rank: int = Field(description="1 is the best.")
     candidate: int
-    seed: int | None = Field(description="null: the image was sent to be judged.")
+    seed: Int64 | None = Field(description="null: the image was sent to be judged.")
     name: str | None = Field(default=None, exclude_if=_is_none, description="File name of a sent image.")
     verdict: VerdictOut
     url: str | None = Field(
@@ -127,7 +127,7 @@ class ImageOut(BaseModel):
 
 class CandidateOut(BaseModel):
     index: int
-    seed: int | None = Field(description="null: the image was sent to be judged.")
+    seed: Int64 | None = Field(description="null: the image was sent to be judged.")
     name: str | None = Field(default=None, exclude_if=_is_none, description="File name of a sent image.")
     verdict: VerdictOut = Field(description="Verdict on the full solution, or on the draft if there is no other.")
     rank: int
@@ -250,7 +250,7 @@ class ServerOut(BaseModel):
 
     name: str
     version: str
-    memory_bytes: int
-    max_memory_bytes: int | None
+    memory_bytes: Int64
+    max_memory_bytes: Int64 | None
     policy: str
     append_only: bool

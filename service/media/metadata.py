@@ -86,6 +86,7 @@ class Story(BaseModel):
             chunks.add_text("Software", self.software)
             if self.prompt is not None:
                 chunks.add_itxt("Description", self.prompt)
+            chunks.add_itxt("parameters", self._parameters())
             chunks.add_text(KEY, text)
             return {"pnginfo": chunks}
         exif = Image.Exif()
@@ -93,7 +94,18 @@ class Story(BaseModel):
         if self.prompt is not None:
             exif[_DESCRIPTION] = self.prompt.encode()
         exif[_EXIF] = {_COMMENT: _ASCII + text.encode("ascii")}
-        return {"exif": exif.tobytes()}
+        # Pillow declares the comment as numbers of a byte (type 1), which exiv2 prints; EXIF wants UNDEFINED (type 7).
+        before, declared, after = exif.tobytes().rpartition(struct.pack(">HH", _COMMENT, 1))
+        return {"exif": before + declared[:-1] + b"\7" + after}
+
+    def _parameters(self) -> str:
+        """The text that AUTOMATIC1111's web UI writes, and that many programs show."""
+        prompts = "" if self.prompt is None else f"{self.prompt}\nNegative prompt: {self.negative_prompt}\n"
+        sampling = f"Steps: {self.num_inference_steps}, Sampler: default, CFG scale: {self.guidance_scale}"
+        size = f"{self.width}x{self.height}"
+        return (
+            f"{prompts}{sampling}, Seed: {self.seed}, Size: {size}, Model: {self.model.name}, Version: {self.software}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,10 +81,7 @@ class Queue:
         await close_redis(self.redis)
 
     async def refuses(self, *, jobs: bool = True) -> str | None:
-        """Reason why running jobs make no progress or, with `jobs`, no job is accepted; None: all is well.
-
-        This writes nothing.
-        """
+        """Why running jobs make no progress or, with `jobs`, no job is accepted; None: all is well. Writes nothing."""
         try:
             full = await self.scripts("probe")
         except ResponseError as error:

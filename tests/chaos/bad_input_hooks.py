@@ -15,6 +15,8 @@ ACCEPT = (
     "*/*;q=x",
     ",;q=;,\xff",
 )
+TEXT = {"type": "string"}
+EVENT = {"type": "object", "properties": {"data": TEXT, "event": TEXT, "id": TEXT, "retry": {"type": "integer"}}}
 TROUBLE = ("unavailable", "wait_timeout", "deadline_passed")
 
 
@@ -29,13 +31,18 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
 
 @schemathesis.hook
 def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None:
-    """Images are described as binary strings, and `image` below makes something else of them."""
+    """Images are described as binary strings, and `image` below makes something else of them.
+
+    Streams are described as text, and schemathesis takes a schema of OpenAPI before 3.2 for that of each event.
+    """
     for methods in raw_schema["paths"].values():
         for operation in methods.values():
             for answer in operation["responses"].values():
                 for media, content in answer.get("content", {}).items():
                     if media.startswith("image/"):
                         content.pop("schema", None)
+                    elif media == "text/event-stream":
+                        content["schema"] = EVENT
 
 
 @schemathesis.deserializer("image/png", "image/webp", "image/jpeg")

@@ -21,12 +21,12 @@ from bestofn.service.core.errors import InvalidRequest, ModelNotFound, WaitTimeo
 from bestofn.service.core.openai_schemas import ImagesRequest, ImagesResponse, ModelsOut, OpenAIModel
 from bestofn.service.core.workers import WorkerInfo
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"])
+router = APIRouter(tags=["OpenAI"])
 _images = APIRouter(route_class=JsonRoute)
 
 
 @_images.post(
-    "/images/generations",
+    "/v1/images/generations",
     response_model=ImagesResponse,
     summary="The best n of N candidates, in the shape of OpenAI's images API",
 )
@@ -82,14 +82,14 @@ async def generate_images(
 router.include_router(_images)
 
 
-@router.get("/models/", include_in_schema=False)
-@router.get("/models", summary="The models that requests can name")
+@router.get("/v1/models/", include_in_schema=False)
+@router.get("/v1/models", summary="The models that requests can name")
 async def list_models(context: ContextDep) -> ModelsOut:
     """Those of warm workers first, then those whose workers are away."""
     return ModelsOut(data=await _models(context))
 
 
-@router.get("/models/{name:path}", summary="One of them")
+@router.get("/v1/models/{name:path}", summary="One of them")
 async def read_model(context: ContextDep, name: str) -> OpenAIModel:
     """Names of models may hold slashes."""
     models = await _models(context)

@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from bestofn.service.api.access import caller_of
 from bestofn.service.api.dependencies import Context, ContextDep
 from bestofn.service.core.jobs import Priority, Revision
+from bestofn.service.core.request_model import Int64
 from bestofn.service.core.schemas import ServerOut
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import COMMIT, VERSION
@@ -76,10 +77,10 @@ class QueueOut(BaseModel):
     by_priority: dict[Priority, LoadOut]
     oldest_wait_seconds: float
     estimated_wait_seconds: float | None
-    image_bytes: int
-    image_budget_bytes: int
-    kept_bytes: int
-    kept_budget_bytes: int
+    image_bytes: Int64
+    image_budget_bytes: Int64
+    kept_bytes: Int64
+    kept_budget_bytes: Int64
     dead_heats: int
 
 
@@ -94,10 +95,10 @@ class CallerOut(BaseModel):
     max_candidates: int
     tflops: float
     max_tflops: float | None
-    image_bytes: int
-    max_image_bytes: int
-    kept_bytes: int
-    max_kept_bytes: int
+    image_bytes: Int64
+    max_image_bytes: Int64
+    kept_bytes: Int64
+    max_kept_bytes: Int64
 
 
 class CallsOut(BaseModel):
@@ -107,8 +108,8 @@ class CallsOut(BaseModel):
     max_connections: int
     waiting_calls: int
     event_streams: int
-    refused_calls: int
-    closed_connections: int
+    refused_calls: Int64
+    closed_connections: Int64
 
 
 class LimitsOut(BaseModel):
@@ -120,7 +121,7 @@ class LimitsOut(BaseModel):
     max_guidance: float
     max_size: int
     max_tflops: float | None
-    max_body_bytes: int
+    max_body_bytes: Int64
     max_queued_candidates: int
     max_open_calls_per_key: int
     max_wait_seconds: float

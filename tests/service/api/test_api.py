@@ -199,7 +199,7 @@ BAD = {
     "an odd size": (b'{"prompt": "p", "width": 65}', "width", "multiple of 32"),
     "a great number": (b'{"prompt": "p", "seed": 1%s}' % (b"0" * 5000), None, ""),
     "a milliard candidates": (b'{"prompt": "p", "num_samples": 1000000000}', "num_samples", "at most 4096"),
-    "a seed too far": (b'{"prompt": "p", "seed": %d}' % 2**63, "seed", "less than 9223372036854775808"),
+    "a seed too far": (b'{"prompt": "p", "seed": %d}' % 2**63, "seed", "less than or equal to 9223372036854775807"),
     "seeds that end too far": (b'{"prompt": "p", "seed": %d, "num_samples": 2}' % (2**63 - 1), "seed", "2"),
     "a field without a name": (b'{"prompt": "p", "": 3}', "''", "'' is not a field"),
     "many fields": (b'{"prompt": "p", %s}' % b", ".join(b'"%d": 3' % i for i in range(999)), "0", "991 more"),

@@ -1,6 +1,7 @@
 """What HTTP clients, browsers and proxies expect of every route."""
 
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -70,6 +71,28 @@ def test_bytes_that_are_no_http_get_a_problem_with_the_usual_headers(served: Any
     assert first.startswith("HTTP/1.1 400")
     assert (headers["content-type"], headers["x-content-type-options"]) == ("application/problem+json", "nosniff")
     assert json.loads(body)["request_id"] == headers["x-request-id"]
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+def test_offer_of_another_protocol_is_passed_over_without_a_warning(
+    http: httpx.Client, caplog: pytest.LogCaptureFixture, protocol: str
+) -> None:
+    assert http.get("/livez", headers={"Connection": "Upgrade", "Upgrade": protocol}).is_success
+    assert [record.message for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
+def test_metrics_name_the_whole_route(http: httpx.Client) -> None:
+    http.post("/v1/images/generations", json={})
+    found = set(re.findall('route="(/v1[^"]*|/images[^"]*)"', http.get("/metrics").text))
+    assert "/v1/images/generations" in found
+    assert all(route.startswith("/v1/") for route in found)
+
+
+def test_examples_of_bodies_are_answered(http: httpx.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    bodies = {path: methods["post"]["requestBody"]["content"] for path, methods in paths.items() if "post" in methods}
+    answers = {path: http.post(path, json=body["application/json"]["example"]) for path, body in bodies.items()}
+    assert {path: answer.status_code for path, answer in answers.items()} == dict.fromkeys(bodies, 200)
 
 
 def test_json_is_compressed_for_those_who_accept_it_and_images_are_not(http: httpx.Client, job: dict[str, Any]) -> None:

@@ -148,7 +148,7 @@ def test_early_stop_ends_the_same_in_any_order_of_workers(
     expected = one_by_one(spec, verdicts)
 
     async def run() -> None:
-        own = settings.model_copy(update={"namespace": f"stop-{uuid.uuid4().hex[:8]}"})
+        own = settings.model_copy(update={"namespace": f"test-stop-{uuid.uuid4().hex[:8]}"})
         queue = await Queue.connect(own)
         lanes = [await open_lane(queue, f"worker {i}", 16) for i in range(workers)]
         await queue.submit(spec, cost=10.0, caller="one")

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import random
+import re
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -51,6 +52,22 @@ def test_story_written_into_a_file_is_read(prompt: str, format: ImageFormat, tel
     image = Image.open(io.BytesIO(data))
     shown = image.info["Description"] if format == "png" else image.getexif()[0x010E].encode("latin-1").decode()
     assert shown == prompt, "for programs that do not know us"
+
+
+@pytest.mark.parametrize("format", ["webp", "jpeg"])
+def test_comment_of_a_file_is_declared_as_text_of_exif(format: ImageFormat, tell: Callable[..., Story]) -> None:
+    data = encode(fake_image(3, 32, 32), format, tell(prompt="\u0486\u2486"))  # in UTF-8 it has the tag's bytes
+    assert re.findall(rb"\x92\x86\0([\x01-\x0d])", data) == [b"\x07"]
+
+
+def test_png_has_the_parameters_that_other_programs_show(tell: Callable[..., Story]) -> None:
+    def shown(**fields: object) -> str:
+        image = Image.open(io.BytesIO(encode(fake_image(3, 32, 32), "png", tell(**fields))))
+        return str(image.info["parameters"])
+
+    options = "Steps: 2, Sampler: default, CFG scale: 4.5, Seed: 12, Size: 32x32, Model: fake, Version: bestofn "
+    assert shown(negative_prompt="blur") == f"a red star\nNegative prompt: blur\n{options}{bestofn.__version__}"
+    assert shown(embed_prompt=False) == options + bestofn.__version__
 
 
 def test_read_story_of_a_png_reads_no_pixels(tell: Callable[..., Story]) -> None:
