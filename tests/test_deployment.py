@@ -208,6 +208,14 @@ def test_kubernetes_has_the_alerts_of_prometheus() -> None:
     assert yaml.safe_load(printed.stdout)["spec"] == alerts
 
 
+def test_kubernetes_services_name_the_protocol_of_each_port() -> None:
+    """Server-side apply of Kubernetes 1.20 has no default for it, which is part of a port's key."""
+    folder = ROOT / "docker" / "kubernetes"
+    manifests = [one for path in folder.glob("*.yaml") for one in yaml.safe_load_all(path.read_text()) if one]
+    services = [one for one in manifests if one["kind"] == "Service"]
+    assert {port["protocol"] for one in services for port in one["spec"]["ports"]} == {"TCP"}
+
+
 def test_nothing_of_kubernetes_is_immutable_or_open() -> None:
     """A later `kubectl apply` may change every pod, and the policy that denies all names every pod."""
     folder = ROOT / "docker" / "kubernetes"
