@@ -15,7 +15,7 @@ from typing import Any
 
 import h11
 import structlog
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -238,25 +238,34 @@ class Linger:
     """ASGI middleware that reads the rest of a refused body before the connection closes.
 
     Closing with unread bytes resets the connection, and the answer with it: nginx then makes a 502 of a 413. uvicorn
-    does the same for connections that are kept alive.
+    does the same for connections that are kept alive. A refused body that waits for 100 (Continue) does not come, so
+    that the connection is closed. Apache otherwise waits for the body, and makes a 500 of the refusal.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or "close" not in Headers(scope=scope).get("connection", "").lower():
+        headers = Headers(scope=scope) if scope["type"] == "http" else {}
+        closes = "close" in headers.get("connection", "").lower()
+        waits = "100-continue" in headers.get("expect", "").lower()
+        if not (closes or waits):
             return await self._app(scope, receive, send)
         unread = True
 
         async def note() -> Message:
-            nonlocal unread
+            nonlocal unread, waits
+            waits = False  # uvicorn asks for the body
             message = await receive()
             unread = message.get("more_body", False)
             return message
 
         async def answer(message: Message) -> None:
-            if unread and message["type"] == "http.response.body" and not message.get("more_body", False):
+            nonlocal closes
+            if waits and message["type"] == "http.response.start":
+                closes = True
+                MutableHeaders(scope=message)["Connection"] = "close"
+            if closes and unread and message["type"] == "http.response.body" and not message.get("more_body", False):
                 await send({**message, "more_body": True})
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LINGER_SECONDS):

@@ -2,9 +2,10 @@
 
 import asyncio
 import gzip
+import re
 from collections.abc import Sequence
 from functools import partial
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -16,16 +17,21 @@ from bestofn.service.api.request_log import HEADER, SECURE, request_id
 LEAST_BYTES = 1024  # of a body that is worth compressing
 LEVEL = 4
 ON_LOOP_BYTES = 32 * 1024  # a longer body is compressed in a thread
+_ABSOLUTE = re.compile(rb"https?://([^/]+)(/.*)?", re.IGNORECASE)  # RFC 9112 section 3.2.2: HAProxy passes it on
 
 
 class Prefix:
-    """Removes the path of the public address, for proxies that pass it on."""
+    """Removes what proxies leave before the path: the server of an absolute target, the path of the public address."""
 
     def __init__(self, app: ASGIApp, public_url: str | None) -> None:
         self._app = app
         self._prefix = urlsplit(public_url or "").path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (target := _ABSOLUTE.fullmatch(scope["raw_path"])):
+            raw, headers = target[2] or b"/", [(b"host", target[1])]  # which counts, and not Host
+            headers += [(name, value) for name, value in scope["headers"] if name != b"host"]
+            scope = {**scope, "path": unquote(raw.decode()), "raw_path": raw, "headers": headers}
         if self._prefix and scope["type"] == "http" and f"{scope['path']}/".startswith(f"{self._prefix}/"):
             path = scope["path"].removeprefix(self._prefix) or "/"
             scope = {**scope, "path": path, "raw_path": path.encode()}

@@ -62,8 +62,10 @@ class Requests:
                 headers[HEADER] = known_as
                 for name, value in SECURE.items():
                     headers.setdefault(name, value)
-                if "caller" in scope:
-                    headers["Cache-Control"] = "no-store"  # proxies must not keep answers that need a key
+                if "caller" in scope:  # proxies must not keep answers that need a key
+                    headers["Cache-Control"] = "no-store"
+                # Varnish keeps what says nothing for two minutes: /readyz, and the 404 of an image that comes later.
+                headers.setdefault("Cache-Control", "no-cache" if "etag" in headers else "no-store")
                 if headers.get("content-type", "").startswith("text/event-stream"):
                     streams = True
                     metrics.EVENT_STREAMS.inc()

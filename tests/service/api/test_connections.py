@@ -211,3 +211,13 @@ def test_refused_body_of_a_closing_connection_is_read(idle: Settings, serving: S
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"payload_too_large" in answer
+
+
+def test_refused_body_that_waits_to_be_asked_for_closes_the_connection(idle: Settings, serving: Serving) -> None:
+    with serving(idle) as api, httpx.Client(base_url=api.url, timeout=PATIENCE) as http:
+        waiting = {"Expect": "100-continue", "Content-Type": "application/json"}
+        refused = http.post("/generate", content=bytes(100_000), headers=waiting)
+        assert (refused.status_code, refused.headers["connection"]) == (413, "close")
+        accepted = http.post("/generate", json={"prompt": "p"}, headers=waiting | {"Prefer": "respond-async"})
+        assert accepted.status_code == 202
+        assert "connection" not in accepted.headers

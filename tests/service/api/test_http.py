@@ -127,6 +127,21 @@ def test_only_a_trusted_proxy_says_what_the_scheme_is(
     assert answer.json()["data"][0]["url"].startswith(f"{scheme}://")
 
 
+@pytest.mark.parametrize(("server", "status"), [("localhost:80", 200), ("example.net", 403)])
+def test_absolute_target_is_understood_and_names_the_host(served: Any, server: str, status: int) -> None:
+    address = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1])), timeout=PATIENCE) as connection:
+        target = f"http://{server}/readyz?a=http://b"
+        connection.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        assert connection.recv(65536).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+def test_answers_that_say_nothing_of_caches_are_not_kept(http: httpx.Client, job: dict[str, Any]) -> None:
+    paths = ("/readyz", "/status", "/metrics", "/v1/models", "/nothing", f"/jobs/{job['id']}/images/16")
+    assert {http.get(path).headers["cache-control"] for path in paths} == {"no-store"}
+    assert http.get("/docs/swagger-ui.css").headers["cache-control"] == "no-cache"
+
+
 def test_a_limit_below_the_checkpoints_own_default_is_not_ready(served: Any, serving: Serving) -> None:
     with serving(served.settings.model_copy(update={"max_steps": 3})) as api:
         answer = httpx.get(f"{api.url}/readyz", timeout=PATIENCE)

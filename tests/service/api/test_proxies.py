@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
@@ -22,13 +23,43 @@ NGINX = """
 daemon off; pid {folder}/pid; error_log {folder}/log;
 events {{}}
 http {{
-    access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+    access_log off; client_body_buffer_size 1m; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
     server {{
         listen 127.0.0.1:{port} ssl; ssl_certificate {folder}/certificate; ssl_certificate_key {folder}/key;
         {location}
     }}
 }}
+"""
+APACHE = """
+ServerName localhost
+PidFile {folder}/pid
+ErrorLog {folder}/log
+Mutex sem
+User nobody
+Group nogroup
+LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so
+LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
+LoadModule ssl_module /usr/lib/apache2/modules/mod_ssl.so
+LoadModule proxy_module /usr/lib/apache2/modules/mod_proxy.so
+LoadModule proxy_http_module /usr/lib/apache2/modules/mod_proxy_http.so
+LoadModule headers_module /usr/lib/apache2/modules/mod_headers.so
+Listen 127.0.0.1:{port}
+SSLEngine on
+SSLCertificateFile {folder}/certificate
+SSLCertificateKeyFile {folder}/key
+{location}
+"""
+HAPROXY = """
+defaults
+    mode http
+    timeout connect 60s
+    timeout client 50s
+frontend tls
+    bind 127.0.0.1:{port} ssl crt {folder}/both
+    default_backend api
+backend api
+{location}
 """
 CADDY = """
 {{
@@ -44,19 +75,31 @@ Serving = Callable[[Settings], AbstractContextManager[Any]]
 
 
 def documented(proxy: str) -> str:
-    """The configuration of the documentation, for nginx or Caddy."""
-    pattern = {"nginx": r"```nginx\n(.*?)```", "caddy": r"`(handle_path .*?)`"}[proxy]
+    """The configuration of the documentation."""
+    pattern = r"`(handle_path .*?)`" if proxy == "caddy" else rf"```{proxy}\n(.*?)```"
     found = re.search(pattern, PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None
     return found[1].replace("{ reverse_proxy", "{\n reverse_proxy").replace(":8000 }", ":8000\n}")
 
 
-@pytest.fixture(params=["nginx", "caddy"])
+def answers(http: httpx.Client) -> bool:
+    try:
+        return http.get("/livez").is_success
+    except httpx.TransportError:
+        return False
+
+
+def program_of(proxy: str) -> str:
+    if (found := shutil.which(proxy, path="/usr/sbin:/usr/bin:/bin:/usr/local/bin")) is None:
+        pytest.skip(f"no {proxy} here")
+    return found
+
+
+@pytest.fixture(params=["nginx", "apache", "haproxy", "caddy"])
 def proxied(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[int, str], httpx.Client]]:
     """A client of a proxy: `proxied(port, "http://127.0.0.1:1")` listens on the port for that upstream."""
     proxy = request.param
-    if (program := shutil.which(proxy, path="/usr/sbin:/usr/bin:/bin:/usr/local/bin")) is None:
-        pytest.skip(f"no {proxy} here")
+    program = program_of("apache2" if proxy == "apache" else proxy)
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     made = ["-nodes", "-keyout", tmp_path / "key", "-out", tmp_path / "certificate"]
     subprocess.run(
@@ -64,14 +107,18 @@ def proxied(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
         check=True,
         capture_output=True,
     )
+    (tmp_path / "both").write_text("".join((tmp_path / name).read_text() for name in ("certificate", "key")))
     running: list[Any] = []
 
     def start(port: int, upstream: str) -> httpx.Client:
         location = documented(proxy).replace("127.0.0.1:8000", upstream.removeprefix("http://"))
         config = tmp_path / "config"
-        config.write_text({"nginx": NGINX, "caddy": CADDY}[proxy].format(folder=tmp_path, port=port, location=location))
+        template = {"nginx": NGINX, "apache": APACHE, "haproxy": HAPROXY, "caddy": CADDY}[proxy]
+        config.write_text(template.format(folder=tmp_path, port=port, location=location))
         options = {
             "nginx": ["-p", str(tmp_path), "-e", str(tmp_path / "log"), "-c", str(config)],
+            "apache": ["-DFOREGROUND", "-d", str(tmp_path), "-f", str(config)],
+            "haproxy": ["-db", "-f", str(config)],
             "caddy": ["run", "--adapter", "caddyfile", "--config", str(config)],
         }[proxy]
         with (tmp_path / "out").open("wb") as out:
@@ -82,14 +129,11 @@ def proxied(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
             http := httpx.Client(base_url=f"https://localhost:{port}/bestofn", verify=trust, timeout=PATIENCE)
         )
 
-        def answers() -> bool:
+        def ready() -> bool:
             assert running[0].poll() is None, (tmp_path / "out").read_text()
-            try:
-                return http.get("/livez").is_success
-            except httpx.TransportError:
-                return False
+            return answers(http)
 
-        until(answers)
+        until(ready)
         return http
 
     yield start
@@ -132,3 +176,61 @@ def test_trusted_proxy_says_how_callers_reach_it(
         http = proxied(port, api.url)
         body = {"prompt": "p", "response_format": "url"}
         assert http.post("/v1/images/generations", json=body).json()["data"][0]["url"].startswith("https://localhost")
+
+
+def test_documented_proxy_passes_on_a_refusal_before_the_body(
+    idle: Settings, serving: Serving, proxied: Callable[[int, str], httpx.Client], tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    size = 100_000
+    with serving(idle.model_copy(update={"allowed_hosts": ["localhost"]})) as api:
+        proxied(port, api.url)
+        trust = ssl.create_default_context(cafile=str(tmp_path / "certificate"))
+        head = f"POST /bestofn/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\nConnection: close\r\n"
+        with (
+            socket.create_connection(("127.0.0.1", port), PATIENCE) as plain,
+            trust.wrap_socket(plain, server_hostname="localhost") as caller,
+        ):
+            caller.sendall(f"{head}Content-Type: application/json\r\nExpect: 100-continue\r\n\r\n".encode())
+            answer = caller.recv(65536)
+            if answer.startswith(b"HTTP/1.1 100 "):  # nginx reads it itself
+                caller.sendall(bytes(size))
+            while b"payload_too_large" not in answer and (more := caller.recv(65536)):
+                answer += more
+    assert b"HTTP/1.1 413 " in answer
+    assert b"payload_too_large" in answer
+
+
+def test_cache_keeps_no_answer_that_changes(idle: Settings, serving: Serving, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    with serving(idle) as api:
+        upstream = api.url.removeprefix("http://")
+        command = [
+            program_of("varnishd"),
+            "-j",
+            "none",
+            "-F",
+            "-n",
+            tmp_path,
+            "-a",
+            f"127.0.0.1:{port}",
+            "-b",
+            upstream,
+        ]
+        with (tmp_path / "out").open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as varnish:
+            try:
+                with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as http:
+                    until(lambda: varnish.poll() is not None or answers(http))
+                    assert varnish.poll() is None, (tmp_path / "out").read_text()
+                    place = http.post("/generate", json={"prompt": "p"}, headers={"Prefer": "respond-async"}).headers
+                    for path in ("/livez", "/readyz", "/status", "/v1/models", f"{place['location']}/images/1"):
+                        first, second = (http.get(path).headers["x-request-id"] for _ in range(2))
+                        assert first != second, path
+            finally:
+                varnish.terminate()
+
+
+def test_documented_wait_is_the_default() -> None:
+    seconds = Settings.model_fields["max_wait_seconds"].default
+    assert f"answers\nwithin {seconds:g} s" in PAGE.read_text(encoding="utf-8")
+    assert seconds < 50  # of an HAProxy as Debian configures it
