@@ -78,13 +78,14 @@ def _server_program(kind: str) -> Path | None:
     return Path(found) if found else embedded_binary() if kind == "valkey" else None
 
 
-def limit_rights(url: str) -> None:
-    """Gives every client the rights that docker/make-secrets gives API and workers, and what tests need besides."""
+def limited(url: str) -> str:
+    """The server's address for a user with the rights that docker/make-secrets gives API and workers, and four more."""
     rights = re.search(r"^user bestofn on \S+ (.+)$", (ROOT / "docker/make-secrets").read_text(), re.MULTILINE)
     assert rights is not None
-    own = ["~test-*", "&test-*", "+keys", "+config|set", "+client|list", "+client|kill"]
+    own = ["~test-*", "&test-*", "+keys", "+config|set", "+client|list", "+client|kill"]  # which tests use
     with redis.Redis.from_url(url) as client:
-        client.execute_command("ACL", "SETUSER", "default", "resetkeys", "resetchannels", *rights[1].split(), *own)
+        client.execute_command("ACL", "SETUSER", "bestofn", "on", ">test", *rights[1].split(), *own)
+    return url.replace("://", "://bestofn:test@")
 
 
 @pytest.fixture(scope="session")
@@ -93,8 +94,7 @@ def redis_url(server_program: Path) -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="bestofn-test-"))
     try:
         with LocalServer(folder, server_program) as server:
-            limit_rights(server.url)
-            yield server.url
+            yield limited(server.url)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -161,7 +161,7 @@ def queue_server() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="bestofn-test-"))
     try:
         with LocalServer(folder, _server_program("redis") or _server_program("valkey")) as server:
-            limit_rights(server.url)
+            (folder / "queue.address").write_text(limited(server.url))
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

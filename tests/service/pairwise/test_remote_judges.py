@@ -28,7 +28,8 @@ from bestofn.judge.verdict import BROKEN
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.schemas import GenerateRequest
 from bestofn.service.core.settings import Settings
-from bestofn.service.doctor.checkpoints import checkpoints, disk, locate, memory
+from bestofn.service.doctor.checkpoints import checkpoints, locate, memory
+from bestofn.service.doctor.disk import disk
 from bestofn.service.doctor.memory import needs
 from bestofn.service.engine.judge_loader import find_judge
 from bestofn.service.engine.loader import load_engine
