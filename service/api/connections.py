@@ -25,9 +25,10 @@ from bestofn.service.api.problem_details import MEDIA_TYPE, document, problem_of
 from bestofn.service.api.request_log import HEADER, SECURE, is_probe, request_id
 from bestofn.service.core.errors import InvalidRequest, Unavailable
 
-# Longer than clients (httpx, openai: 5 s) and load balancers (60 s) keep an idle connection: if we closed it first, a
-# request that is on its way just then would be lost.
-IDLE_SECONDS = 75
+# Longer than clients and proxies keep a connection (httpx, openai: 5 s; AWS: 60 s; Google: 600 s; Cloudflare: 900 s).
+# If we closed it first, a request that is on its way just then would be lost.
+KEPT_SECONDS = 930
+IDLE_SECONDS = 75  # without a byte of a request that is awaited, or read of an answer
 SWEEP_SECONDS = 5.0
 PACE_BYTES = 64 * 1024  # of a body that is being sent, within IDLE_SECONDS
 DESCRIPTORS_KEPT = 256  # for Redis, files, and connections that are accepted before others are closed
@@ -44,11 +45,12 @@ log = structlog.get_logger()
 class _Peer:
     """An open connection: idle, or without a byte read by its client, since `since`; `unread` bytes are left.
 
-    `received` bytes of a body have come since then.
+    `received` bytes of a body have come since then. It is `kept` from an answer to the first byte of the next request.
     """
 
     transport: asyncio.Transport
     since: float
+    kept: bool = False
     unread: int = 0
     received: int = 0
 
@@ -99,6 +101,11 @@ class Connections:
                 super().connection_made(transport)
                 self.app_state[_CONNECTION] = self._peer = connections.opened(transport)
 
+            def data_received(self, data: bytes) -> None:
+                if self._peer is not None and self._peer.kept:
+                    connections.resumed(self._peer)
+                super().data_received(data)
+
             def send_400_response(self, msg: str) -> None:
                 if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun
                     for event in _not_http():
@@ -128,11 +135,17 @@ class Connections:
         self._idle.pop(peer, None)
         self._busy.discard(peer)
 
+    def resumed(self, peer: _Peer) -> None:
+        """Note the first byte on a connection that was kept alive."""
+        peer.kept, peer.since = False, self.clock()
+        if peer in self._idle:
+            self._idle.move_to_end(peer)
+
     def begin(self, peer: _Peer) -> None:
         """Note that the peer's request has arrived."""
         if peer in self._idle:
             del self._idle[peer]
-            peer.since, peer.unread = self.clock(), 0
+            peer.since, peer.unread, peer.kept = self.clock(), 0, False
             self._busy.add(peer)
 
     def received(self, peer: _Peer, size: int) -> None:
@@ -146,7 +159,7 @@ class Connections:
         """Note that the peer's request has been answered."""
         if peer in self._busy or peer in self._idle:  # else it was lost meanwhile
             self.lost(peer)
-            peer.since = self.clock()
+            peer.since, peer.kept = self.clock(), True
             self._idle[peer] = None
 
     async def sweep(self) -> None:
@@ -163,7 +176,7 @@ class Connections:
             if unread < peer.unread or (not unread and peer in self._busy):
                 peer.since = now
             peer.unread = unread
-            if now - peer.since > IDLE_SECONDS:
+            if now - peer.since > (KEPT_SECONDS if peer.kept else IDLE_SECONDS):
                 self._close(peer)
 
     async def end_idle(self) -> None:

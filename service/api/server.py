@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from bestofn.service.api.app import check_queue, create_app
-from bestofn.service.api.connections import IDLE_SECONDS, AcceptErrors
+from bestofn.service.api.connections import KEPT_SECONDS, AcceptErrors
 from bestofn.service.api.dependencies import Context
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, local_url
@@ -94,7 +94,7 @@ def server_config(app: FastAPI, trusted_proxies: Sequence[str] = ()) -> uvicorn.
         access_log=False,
         lifespan="on",
         backlog=ACCEPTED_AT_ONCE,
-        timeout_keep_alive=IDLE_SECONDS,
+        timeout_keep_alive=KEPT_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
         server_header=False,
     )

@@ -14,7 +14,14 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from bestofn.service.api.connections import CONNECTIONS_KEPT, IDLE_SECONDS, PACE_BYTES, AcceptErrors, Connections
+from bestofn.service.api.connections import (
+    CONNECTIONS_KEPT,
+    IDLE_SECONDS,
+    KEPT_SECONDS,
+    PACE_BYTES,
+    AcceptErrors,
+    Connections,
+)
 from bestofn.service.core.settings import Settings
 from tests.waiting import PATIENCE, until
 
@@ -175,6 +182,26 @@ def test_old_connections_are_closed_when_idle_or_when_their_client_reads_nothing
         slow.unread -= 1
     assert [transport.aborted for transport in (idle, quiet, stuck, slow)] == [True, False, True, False]
     assert (len(connections), connections.closed) == (2, 2)
+
+
+def test_kept_connection_outlives_those_of_proxies_until_a_request_begins() -> None:
+    clock = Clock()
+    connections = Connections(100, clock)
+    kept, resumed = transports = [Transport() for _ in range(2)]
+    peers = [connections.opened(transport) for transport in transports]  # type: ignore[arg-type]
+    for peer in peers:
+        connections.begin(peer)
+        connections.end(peer)
+    clock.now += KEPT_SECONDS - 2 * IDLE_SECONDS
+    connections.resumed(peers[1])
+    connections.close_old()
+    assert [transport.aborted for transport in transports] == [False, False]
+    clock.now += 1.5 * IDLE_SECONDS
+    connections.close_old()
+    assert [kept.aborted, resumed.aborted] == [False, True]
+    clock.now += IDLE_SECONDS
+    connections.close_old()
+    assert kept.aborted
 
 
 async def test_failed_accepts_are_logged_once_a_second() -> None:
