@@ -176,7 +176,7 @@ class Connections:
             if unread < peer.unread or (not unread and peer in self._busy):
                 peer.since = now
             peer.unread = unread
-            if now - peer.since > (KEPT_SECONDS if peer.kept else IDLE_SECONDS):
+            if now - peer.since > (KEPT_SECONDS if peer.kept and not unread else IDLE_SECONDS):
                 self._close(peer)
 
     async def end_idle(self) -> None:

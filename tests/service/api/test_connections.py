@@ -187,15 +187,16 @@ def test_old_connections_are_closed_when_idle_or_when_their_client_reads_nothing
 def test_kept_connection_outlives_those_of_proxies_until_a_request_begins() -> None:
     clock = Clock()
     connections = Connections(100, clock)
-    kept, resumed = transports = [Transport() for _ in range(2)]
+    kept, resumed, unread = transports = [Transport() for _ in range(3)]
     peers = [connections.opened(transport) for transport in transports]  # type: ignore[arg-type]
     for peer in peers:
         connections.begin(peer)
         connections.end(peer)
+    unread.unread = 1
     clock.now += KEPT_SECONDS - 2 * IDLE_SECONDS
     connections.resumed(peers[1])
     connections.close_old()
-    assert [transport.aborted for transport in transports] == [False, False]
+    assert [transport.aborted for transport in transports] == [False, False, True]
     clock.now += 1.5 * IDLE_SECONDS
     connections.close_old()
     assert [kept.aborted, resumed.aborted] == [False, True]
