@@ -133,7 +133,7 @@ def ended(process: "subprocess.Popen[str]") -> int:
 
 
 def is_refused(host: str, port: int) -> bool:
-    """Whether nobody listens there any more."""
+    """Whether no server listens there any more."""
     try:
         socket.create_connection((host, port)).close()
     except ConnectionRefusedError:
