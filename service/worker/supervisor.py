@@ -38,7 +38,7 @@ def pause_after(failures: int, first: float = FIRST_PAUSE_SECONDS) -> float:
     return min(LONGEST_PAUSE_SECONDS, first * 2.0 ** (failures - 1)) if failures else 0.0
 
 
-def all_lost(failures: Sequence[int], lost_after: int = LOST_AFTER) -> bool:
+def all_lost(failures: Sequence[int], lost_after: int) -> bool:
     """Whether no device can be used, given each one's short runs in a row.
 
     A bad device is retried with growing pauses while others work. If all fail, only a restart of the container can
