@@ -86,7 +86,7 @@ class JobReader:
                     known_text = {name: text.decode(errors="replace") for name, text in fields.items()}
                     error.job_status, error.job_error = known_text.get(b"status"), known_text.get(b"error")
                     raise
-                self._keep(job, known)
+                self._keep(job, known, known.decoded)
                 return record
         finally:
             if known.decoded is None:
@@ -146,10 +146,10 @@ class JobReader:
         self.decoded += len(decoded.ranking.order) - known
         return decoded
 
-    def _keep(self, job: str, known: _Known) -> None:
+    def _keep(self, job: str, known: _Known, decoded: DecodedHeats) -> None:
         self._forget(job, self._known.get(job))
         self._known[job] = known
-        known.size = _size(known.decoded)
+        known.size = _size(decoded)
         self.kept_bytes += known.size
         known.read_at = now = self._clock()
         while self._known:
@@ -190,9 +190,7 @@ async def read_winners(queue: "Queue", job: str) -> Winners:
     return Winners(state, spec, [candidate for candidate in order[: spec.top_k] if candidate.has_image])
 
 
-def _size(decoded: DecodedHeats | None) -> int:
-    if decoded is None:
-        return 0
+def _size(decoded: DecodedHeats) -> int:
     verdicts = 1 + (decoded.spec.draft is not None) + (len(decoded.spec.judges) - 1)
     return 8 * len(decoded.text) + CANDIDATE_BYTES * verdicts * (1 + len(decoded.ranking.order))
 
