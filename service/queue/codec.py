@@ -63,9 +63,9 @@ class Event:
         return cls(entry.decode(), fields[b"type"].decode(), json.loads(fields[b"data"]))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class JobRecord:
-    """A job at one moment."""
+    """A job at one moment: arguments of `assemble`, by their names."""
 
     spec: JobSpec
     status: JobStatus
