@@ -83,7 +83,10 @@ async def stream_of(
 async def job_events(
     context: Context, spec: JobSpec, last: str | None, *, caller: str, cancel: bool = False
 ) -> AsyncGenerator[bytes, None]:
-    """A job's events after the one with id `last`, encoded, for one reader.
+    """A job's events after the one with id `last`, encoded, for one reader, up to the job's end or the server's.
+
+    Stored events are translated from the first one on, so that all readers get the same events. If the first ones are
+    no longer stored, or the reader was too slow for them, a snapshot replaces them.
 
     Args:
         context: of this process.
@@ -92,15 +95,20 @@ async def job_events(
         caller: name of the API key; its streams take turns on the event loop.
         cancel: cancel the job if the reader leaves before its end.
     """
+    reader = _Reader(context, spec, place_of(last))
+    source = follow_entries(context.queue, spec.id)
     ended = False
     try:
-        async with contextlib.aclosing(follow(context, spec, place_of(last), caller)) as batches:
-            async for events in batches:
-                ended = events[-1].type in ("result", "problem")
-                for part in parts(events):
+        async with contextlib.aclosing(paced(source, POSITION_SECONDS, context.stopping)) as stored:
+            async for entries in stored:
+                for part in parts(entries) if entries else [[None]]:
                     async with context.turns.of(caller):
-                        encoded = b"".join(encode(event.type, event.data, event.id, RETRY_MS) for event in part)
-                    yield encoded
+                        events = [event for entry in part for event in await reader.translate(entry)]
+                    for batch in parts(events):
+                        ended = batch[-1].type in ("result", "problem")
+                        async with context.turns.of(caller):
+                            encoded = b"".join(encode(event.type, event.data, event.id, RETRY_MS) for event in batch)
+                        yield encoded
     except (JobGone, JobNotFound, JobUnreadable) as error:  # it went or became unreadable while it was read
         ended = True
         problem = document(error.status, error.code, error.detail) | {"job": spec.id}
@@ -110,25 +118,6 @@ async def job_events(
     finally:
         if cancel and not ended and not context.stopping.is_set():
             context.later(context.queue.cancel(spec.id))
-
-
-async def follow(
-    context: Context, spec: JobSpec, after: Place | None, caller: str
-) -> AsyncGenerator[list[JobEvent], None]:
-    """A job's events after the one at `after`, as they come, up to its end or the server's; a few at once.
-
-    Stored events are translated from the first one on, so that all readers get the same events. If the first ones are
-    no longer stored, or the reader was too slow for them, a snapshot replaces them.
-    """
-    reader = _Reader(context, spec, after)
-    source = follow_entries(context.queue, spec.id)
-    async with contextlib.aclosing(paced(source, POSITION_SECONDS, context.stopping)) as stored:
-        async for entries in stored:
-            for part in parts(entries) if entries else [[None]]:
-                async with context.turns.of(caller):
-                    events = [event for entry in part for event in await reader.translate(entry)]
-                if events:
-                    yield events
 
 
 class _Reader:
