@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, MutableMapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 from weakref import WeakValueDictionary
@@ -117,8 +116,7 @@ class OpenCalls:
         if self._all[caller] >= self.most:
             self._refuse(f"{self.most} calls of this key are in progress, as many as the limit allows; try again later")
         self._all[caller] += 1
-        at_end: ExitStack = scope[AT_END]
-        at_end.callback(_uncount, self._all, caller)
+        scope[AT_END].callback(_uncount, self._all, caller)
 
     async def take_turn(self, scope: MutableMapping[str, Any], path: str = "") -> None:
         """Wait for the call's turn, and hold it until the answer is sent or `enter` is called.
@@ -130,8 +128,7 @@ class OpenCalls:
         turn = self.turns.of(path + scope.get("caller", ""))
         await turn.acquire()
         scope[_TURN] = turn
-        at_end: ExitStack = scope[AT_END]
-        at_end.callback(_release, scope)
+        scope[AT_END].callback(_release, scope)
 
     def enter(self, scope: MutableMapping[str, Any], kind: Kind) -> None:
         """Count a call as one that waits or streams, until its answer is sent; it gives up its turn.
@@ -152,8 +149,7 @@ class OpenCalls:
             )
         _release(scope)
         self._open[caller, kind] += 1
-        at_end: ExitStack = scope[AT_END]
-        at_end.callback(_uncount, self._open, (caller, kind))
+        scope[AT_END].callback(_uncount, self._open, (caller, kind))
 
     def _refuse(self, detail: str) -> NoReturn:
         self.refused += 1
