@@ -146,26 +146,23 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        headers = Headers(scope=scope)
-        try:
-            if self._loopback and not self._keyring.on:
-                check_host(headers, self._settings)
-            if self._keyring.on and scope["path"] not in self._open:
-                if "authorization" not in headers and is_signed(scope):
-                    scope["signed"] = True  # the job's route checks the signature, which needs the queue
-                else:
-                    scope["caller"] = check_key(headers, self._keyring)
-                bind_contextvars(caller=scope.get("caller", ""))  # for the request's line in the log
-        except BestOfNError as error:
-            return await problem_of(error)(scope, receive, send)
+        headers, path = Headers(scope=scope), scope["path"]
         with ExitStack() as scope[AT_END]:
-            if scope["path"] in MONITORING:
-                await self._calls.take_turn(scope, scope["path"])
-            elif scope["path"] not in self._open:
-                try:
+            try:
+                if self._loopback and not self._keyring.on:
+                    check_host(headers, self._settings)
+                if self._keyring.on and path not in self._open:
+                    if "authorization" not in headers and is_signed(scope):
+                        scope["signed"] = True  # the job's route checks the signature, which needs the queue
+                    else:
+                        scope["caller"] = check_key(headers, self._keyring)
+                    bind_contextvars(caller=scope.get("caller", ""))  # for the request's line in the log
+                if path in MONITORING:
+                    await self._calls.take_turn(scope, path)
+                elif path not in self._open:
                     self._calls.admit(scope)
-                except BestOfNError as error:
-                    return await problem_of(error)(scope, receive, send)
-                if scope["method"] != "POST":  # a submission takes its turn once its body is here
-                    await self._calls.take_turn(scope)
+                    if scope["method"] != "POST":  # a submission takes its turn once its body is here
+                        await self._calls.take_turn(scope)
+            except BestOfNError as error:
+                return await problem_of(error)(scope, receive, send)
             await self._app(scope, receive, send)
