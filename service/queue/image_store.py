@@ -99,7 +99,8 @@ class ImageStore:
         """Jobs with files in the folder, all older than `age` seconds."""
         if self._folder is None or not self._folder.is_dir():
             return []
-        return await asyncio.to_thread(_older, self._folder, time.time() - age)
+        folder, moment = self._folder, time.time() - age
+        return await asyncio.to_thread(lambda: [one.name for one in folder.iterdir() if one.stat().st_mtime < moment])
 
     async def forget(self, jobs: Iterable[str]) -> None:
         """Delete all files of these jobs."""
@@ -205,7 +206,3 @@ def _write(folder: Path, writer: str, images: Mapping[int, bytes]) -> None:
 
 def _name(candidate: int, writer: str) -> str:
     return f"{candidate}-{writer}"
-
-
-def _older(folder: Path, moment: float) -> list[str]:
-    return [one.name for one in folder.iterdir() if one.stat().st_mtime < moment]
