@@ -20,13 +20,14 @@ from bestofn.service.api.access import caller_of, check_signature
 from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.connections import Connections
 from bestofn.service.api.queue_metrics import EndedJobs
-from bestofn.service.api.rate_limit import OpenCalls, RefusalLimiter, Turns
+from bestofn.service.api.rate_limit import OpenCalls, RefusalLimiter
 from bestofn.service.api.request_bodies import UploadTurns
 from bestofn.service.core.deployments import NO_WORKER_RETRY_SECONDS, Deployment, choose_deployment, deployments_of
 from bestofn.service.core.errors import BestOfNError, JobNotFound, Unavailable
 from bestofn.service.core.settings import Settings
 from bestofn.service.pairwise.check_server import PromptChecker
 from bestofn.service.queue.job_queue import Queue
+from bestofn.service.queue.job_reader import Turns
 
 STANDSTILL_SECONDS = 1.0
 FRESH_SECONDS = 0.25  # of the list of what is deployed

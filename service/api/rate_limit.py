@@ -1,14 +1,13 @@
 """Limits of each caller: turns of its calls, a number of open ones, and a rate limit (throttle) once it is refused."""
 
-import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
-from weakref import WeakValueDictionary
 
 from bestofn.service.core.errors import BestOfNError, TooManyCalls
+from bestofn.service.queue.job_reader import Turns
 
 Kind = Literal["wait", "stream"]
 AT_END = "at_end"  # of an ASGI scope: an ExitStack that is closed after the answer
@@ -18,18 +17,6 @@ RETRY_SECONDS = 1.0
 TOKENS = 20.0  # refusals of a caller that may ask the queue
 TOKENS_PER_SECOND = 5.0  # further ones each second
 CALLERS_KEPT = 4096
-
-
-class Turns:
-    """Turns of each caller's steps, of which `count` run at a time. Waiting tasks get them in their order."""
-
-    def __init__(self, count: int = 1) -> None:
-        self._count = count
-        self._callers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-
-    def of(self, caller: str) -> asyncio.Semaphore:
-        """The turns of this caller; "" are all callers without a key."""
-        return self._callers.setdefault(caller, asyncio.Semaphore(self._count))
 
 
 @dataclass(slots=True)

@@ -20,7 +20,6 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from bestofn.service.api.access import caller_of
-from bestofn.service.api.rate_limit import Turns
 from bestofn.service.core.errors import InvalidRequest, Overloaded, Unavailable, UnsupportedMediaType
 from bestofn.service.core.jobs import SentImage
 from bestofn.service.core.rank_request import (
@@ -35,6 +34,7 @@ from bestofn.service.core.rank_request import (
     shown_name,
 )
 from bestofn.service.media.codec import decode, read_header
+from bestofn.service.queue.job_reader import Turns
 
 FORM = "multipart/form-data"
 TEXTS = ("prompt", "webhook", "judge", "rule", "priority")  # fields of a form that are text; the others are JSON
