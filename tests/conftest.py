@@ -28,8 +28,8 @@ import redis
 import structlog
 import uvicorn
 
-from bestofn.service.api.api_keys import Key, sha256
 from bestofn.service.api.app import create_app
+from bestofn.service.api.key_file import Key, sha256
 from bestofn.service.api.server import BACKLOG, address_of, listen, server_config
 from bestofn.service.core.jobs import Heat, HeatOutcome, JobSpec
 from bestofn.service.core.settings import Settings

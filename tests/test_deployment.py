@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from bestofn.service.api.access import check_binding
-from bestofn.service.api.api_keys import Keyring, new_key
+from bestofn.service.api.api_keys import Keyring
+from bestofn.service.api.key_file import new_key
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, misspelt
 from tests.hub import COMMIT, hub

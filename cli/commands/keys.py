@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bestofn.cli.console import say
-from bestofn.service.api import api_keys as keyfile
+from bestofn.service.api import key_file as keyfile
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import load_settings
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from disks import Disk, small_disk
 
-from bestofn.service.api.api_keys import Key, keys_file, sha256
+from bestofn.service.api.key_file import Key, keys_file, sha256
 from bestofn.service.core.jobs import JobSpec, JobStatus
 from bestofn.service.core.results import assemble
 from bestofn.service.core.settings import Settings

@@ -15,8 +15,8 @@ import httpx
 import pytest
 import uvicorn
 
-from bestofn.service.api.api_keys import Key, sha256
 from bestofn.service.api.app import create_app
+from bestofn.service.api.key_file import Key, sha256
 from bestofn.service.api.server import address_of, listen
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.embedded_server import LocalServer

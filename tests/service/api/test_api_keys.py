@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from bestofn.service.api import api_keys as keyfile
-from bestofn.service.api.api_keys import Key, sha256
+from bestofn.service.api import key_file as keyfile
 from bestofn.service.api.app import create_app
+from bestofn.service.api.key_file import Key, sha256
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings
 from tests.waiting import PATIENCE, until
