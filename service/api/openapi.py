@@ -7,9 +7,9 @@ from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
 from bestofn.service.api.access import OPEN_PATHS
+from bestofn.service.api.content_negotiation import EVENTS, FORMATS
 from bestofn.service.api.problem_details import MEDIA_TYPE, PREFIX, STATUS_UNDER_V1
 from bestofn.service.api.request_bodies import FORM
-from bestofn.service.api.responses import EVENTS, FORMATS
 from bestofn.service.core.rank_request import RankOptions, RankRequest
 
 

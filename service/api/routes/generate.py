@@ -15,24 +15,19 @@ from starlette.responses import Response
 from structlog.contextvars import bind_contextvars
 
 from bestofn.service.api.access import caller_of
-from bestofn.service.api.dependencies import CallHeaders, CallHeadersDep, Context, ContextDep
-from bestofn.service.api.problem_details import problem_of
-from bestofn.service.api.request_bodies import JsonRoute, Upload, UploadRoute
-from bestofn.service.api.responses import (
+from bestofn.service.api.content_negotiation import (
     EVENTS,
     OFFERS,
     Accepted,
-    Ending,
     Preference,
-    failure_of,
-    image_answer,
     image_format,
-    json_answer,
     read_accept,
     read_prefer,
-    result_of,
-    wait,
 )
+from bestofn.service.api.dependencies import CallHeaders, CallHeadersDep, Context, ContextDep
+from bestofn.service.api.problem_details import problem_of
+from bestofn.service.api.request_bodies import JsonRoute, Upload, UploadRoute
+from bestofn.service.api.responses import Ending, failure_of, image_answer, json_answer, result_of, wait
 from bestofn.service.api.routes.events import stream_of
 from bestofn.service.core.deployments import Deployment, tflops
 from bestofn.service.core.errors import InvalidRequest, WaitTimeout
@@ -268,7 +263,7 @@ async def _queued(
         spec,
         # Two callers who pick the same key must not get each other's images.
         idempotency_key=None if key is None else f"{caller}:{key}",
-        fingerprint=fingerprint,
+        fingerprint=None if key is None else fingerprint,
         cost=tflops(spec, deployment),
         caller=caller,
         traceparent=traceparent(),

@@ -7,8 +7,9 @@ from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response
 
 from bestofn.service.api.access import caller_of
+from bestofn.service.api.content_negotiation import read_prefer
 from bestofn.service.api.dependencies import ContextDep, JobId
-from bestofn.service.api.responses import MAX_PAGE, PAGE, image_answer, json_answer, read_prefer, result_of, wait
+from bestofn.service.api.responses import MAX_PAGE, PAGE, image_answer, json_answer, result_of, wait
 from bestofn.service.core.jobs import ACTIVE
 from bestofn.service.core.schemas import JobResult
 

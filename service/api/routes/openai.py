@@ -8,11 +8,12 @@ from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from bestofn.service.api.access import caller_of
+from bestofn.service.api.content_negotiation import read_prefer
 from bestofn.service.api.dependencies import Context, ContextDep
 from bestofn.service.api.openai_answers import image_events, images_answer, refusal_of
 from bestofn.service.api.problem_details import problem_of
 from bestofn.service.api.request_bodies import JsonRoute
-from bestofn.service.api.responses import Ending, read_prefer, result_of, wait
+from bestofn.service.api.responses import Ending, result_of, wait
 from bestofn.service.api.retried_calls import HEADER, Call
 from bestofn.service.api.routes.events import stream_response
 from bestofn.service.api.routes.generate import fingerprint_of, submit

@@ -7,7 +7,8 @@ from starlette.datastructures import Headers
 
 from bestofn.judge.verdict import Verdict
 from bestofn.service.api.access import check_host
-from bestofn.service.api.responses import image_format, json_answer, read_accept, read_prefer
+from bestofn.service.api.content_negotiation import image_format, read_accept, read_prefer
+from bestofn.service.api.responses import json_answer
 from bestofn.service.core.errors import HostNotAllowed
 from bestofn.service.core.jobs import Candidate, HeatOutcome, ImageFormat, JobSpec, JobStatus, Usage
 from bestofn.service.core.results import assemble
