@@ -12,9 +12,10 @@ from bestofn.service.api import access as guard
 from bestofn.service.api import problem_details as problem
 from bestofn.service.api.connections import CONNECTIONS_KEPT, DESCRIPTORS_KEPT, ConnectionLimit, Connections, Linger
 from bestofn.service.api.dependencies import Context
-from bestofn.service.api.http_middleware import Cors, Head, JsonGzip, Prefix, Requests, is_probe
+from bestofn.service.api.http_middleware import Cors, Head, JsonGzip, Prefix
 from bestofn.service.api.openapi import Described
 from bestofn.service.api.rate_limit import OpenCalls
+from bestofn.service.api.request_log import Requests, is_probe
 from bestofn.service.api.routes import events, generate, health, jobs, openai, status, web
 from bestofn.service.api.webhooks import WebhookSender
 from bestofn.service.core.settings import Settings

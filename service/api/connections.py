@@ -19,8 +19,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from bestofn.service.api.http_middleware import HEADER, SECURE, is_probe, request_id
 from bestofn.service.api.problem_details import MEDIA_TYPE, document, problem_of
+from bestofn.service.api.request_log import HEADER, SECURE, is_probe, request_id
 from bestofn.service.core.errors import InvalidRequest, Unavailable
 
 # Longer than clients and proxies keep a connection (httpx, openai: 5 s; AWS: 60 s; Google: 600 s; Cloudflare: 900 s).
