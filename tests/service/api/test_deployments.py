@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
-from bestofn.service.api.dependencies import Deployed
+from bestofn.service.api.deployments import Deployed
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue

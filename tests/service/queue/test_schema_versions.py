@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
-from bestofn.service.api.dependencies import Deployed
+from bestofn.service.api.deployments import Deployed
 from bestofn.service.core import jobs
 from bestofn.service.core.errors import Unavailable
 from bestofn.service.core.jobs import Heat, HeatOutcome, JobSpec, JobStatus
