@@ -16,7 +16,7 @@ from bestofn.service.api.request_bodies import JsonRoute
 from bestofn.service.api.responses import Ending, result_of, wait
 from bestofn.service.api.retried_calls import HEADER, Call
 from bestofn.service.api.routes.events import stream_response
-from bestofn.service.api.routes.generate import fingerprint_of, submit
+from bestofn.service.api.submission import fingerprint_of, submit
 from bestofn.service.core.errors import InvalidRequest, ModelNotFound, WaitTimeout
 from bestofn.service.core.openai_schemas import ImagesRequest, ImagesResponse, ModelsOut, OpenAIModel
 from bestofn.service.core.workers import WorkerInfo
