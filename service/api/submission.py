@@ -111,7 +111,7 @@ async def _queued(
         spec,
         # Two callers who pick the same key must not get each other's images.
         idempotency_key=None if key is None else f"{caller}:{key}",
-        fingerprint=None if key is None else fingerprint,
+        fingerprint=fingerprint,
         cost=tflops(spec, deployment),
         caller=caller,
         traceparent=traceparent(),

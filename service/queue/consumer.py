@@ -26,7 +26,8 @@ from bestofn.service.queue.codec import (
 )
 from bestofn.service.queue.image_store import stage, with_images
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.queue.keys import GROUP, PRIORITIES, Argument, pair_id
+from bestofn.service.queue.keys import GROUP, PRIORITIES, pair_id
+from bestofn.service.queue.scripts import Argument
 from bestofn.service.telemetry import metrics
 
 MOST_PENDING = 1000

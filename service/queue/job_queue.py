@@ -33,7 +33,8 @@ from bestofn.service.queue.embedded_server import find_redis
 from bestofn.service.queue.image_store import ImageStore, submit_staged
 from bestofn.service.queue.job_events import EventFeed
 from bestofn.service.queue.job_reader import JobReader
-from bestofn.service.queue.keys import PRIORITIES, Keys, Scripts, opaque, pair_id
+from bestofn.service.queue.keys import PRIORITIES, Keys, opaque, pair_id
+from bestofn.service.queue.scripts import Scripts
 
 log = structlog.get_logger()
 

@@ -21,7 +21,7 @@ from bestofn.service.queue.codec import (
     read_spec,
     unpack_leaders,
 )
-from bestofn.service.queue.keys import Scripts
+from bestofn.service.queue.scripts import Scripts
 
 if TYPE_CHECKING:
     from bestofn.service.queue.job_queue import Queue

@@ -1,4 +1,4 @@
-"""Every Redis key and channel of the queue, spelt here alone for Python and Lua; and the Lua scripts, which get them.
+"""Every Redis key and channel of the queue: the one place that spells them, for Python and for the scripts.
 
 pairs                            hash    pair -> WorkerInfo of the worker that last announced it, of all pairs ever
 pair:<pair>:workers              zset    worker -> time (ms) at which its announcement expires
@@ -43,36 +43,9 @@ control                          channel jobs that have ended before their heats
 import hashlib
 import json
 import re
-from importlib.resources import files
-from typing import Any, Literal, get_args
-
-from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
+from typing import Literal, get_args
 
 from bestofn.service.core.jobs import Priority, Revision
-
-Script = Literal[
-    "submit",
-    "start",
-    "heartbeat",
-    "report",
-    "complete",
-    "publish_finals",
-    "complete_finals",
-    "give_back",
-    "cancel",
-    "expire",
-    "orphans",
-    "set_deliveries",
-    "refuse",
-    "read_changes",
-    "probe",
-    "claim_webhooks",
-    "settle_webhook",
-]
-SCRIPTS: tuple[Script, ...] = get_args(Script)
-SHARED = ("common", "ring", "ending")
-Argument = str | int | float | bytes
 
 GROUP = "workers"
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)  # in order of precedence
@@ -165,41 +138,6 @@ class Keys:
             f"local NAMES = {{{names}}}\n"
             "local function key(name, ...) return string.format(NAMES[name], ...) end\n"
         )
-
-
-class Scripts:
-    """The scripts of one namespace on one server. A server that has restarted gets each again when it is called."""
-
-    def __init__(self, redis: Redis, keys: Keys) -> None:
-        self._redis: Any = redis
-        self._sources = {name: _source(name, keys) for name in SCRIPTS}
-        self._hashes = {name: hashlib.sha1(source.encode()).hexdigest() for name, source in self._sources.items()}
-
-    async def __call__(self, name: Script, *rest: Argument, **named: Argument) -> Any:
-        """Run one script.
-
-        Args:
-            name: file name of the script.
-            rest: list of arguments without names, `rest` in the script.
-            named: arguments by name, `args` in the script.
-
-        Returns:
-            The script's reply, with bytes for strings.
-        """
-        pairs = [part for pair in named.items() for part in pair]
-        arguments = (len(named), *pairs, *rest)
-        try:
-            return await self._redis.evalsha(self._hashes[name], 0, *arguments)
-        except NoScriptError:
-            return await self._redis.eval(self._sources[name], 0, *arguments)
-
-
-def _source(name: Script, keys: Keys) -> str:
-    """One script: its first line (the flags), the keys, what all share, the rest."""
-    folder = files("bestofn.service.queue") / "lua"
-    flags, _, body = folder.joinpath(f"{name}.lua").read_text().partition("\n")
-    shared = (folder.joinpath(f"{part}.lua").read_text() for part in SHARED)
-    return "\n".join((flags, keys.lua(), *shared, body))
 
 
 def pair_id(schema_version: int, model: Revision, judge: Revision, second: Revision | None = None) -> str:
