@@ -3,7 +3,6 @@
 import hmac
 import re
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -66,27 +65,25 @@ def check_key(headers: Headers, keyring: Keyring) -> str:
     return caller
 
 
-def check_host(
-    headers: Headers, allowed: Sequence[str] = (), public_url: str | None = None, origins: Sequence[str] = ()
-) -> None:
+def check_host(headers: Headers, settings: Settings) -> None:
     """Raises HostNotAllowed unless Host is a loopback name, or allowed, and Origin, if sent, is this very server.
 
-    `public_url` is an address of this server too, behind a proxy. `origins` are other sites whose pages may call.
+    The public address is one of this server too, behind a proxy. Pages of `cors_origins` may call.
 
     Any web page can make a browser call a loopback port. Its Origin gives it away; with DNS rebinding its Host does.
     """
-    host = headers.get("host", "")
+    host, public_url = headers.get("host", ""), settings.public_url or ""
     name = _name(f"//{host}")
-    if not (is_loopback(name) or name in allowed or (name and name == _name(public_url or ""))):
+    if not (is_loopback(name) or name in settings.allowed_hosts or (name and name == _name(public_url))):
         raise HostNotAllowed(
             f"Host is {host[:100]!r}, but a server without API keys answers to localhost and 127.0.0.1 only; "
             "make a key with `bestofn keys add NAME` to serve other names"
         )
     origin = headers.get("origin")
-    if origin is not None and ("*" in origins or origin.lower() in origins):
+    if origin is None:
         return
-    public = "/".join((public_url or "").lower().split("/")[:3])
-    if origin is not None and origin.lower() != public and origin.lower().partition("://")[2] != host.lower():
+    allowed = {"/".join(public_url.split("/")[:3]).lower(), *map(str.lower, settings.cors_origins)}
+    if not ({origin.lower(), "*"} & allowed or origin.lower().partition("://")[2] == host.lower()):
         raise HostNotAllowed(
             f"a page of {origin[:100]!r} may not call a server without API keys; call it from {host!r}, or name the "
             "page's origin in BESTOFN_CORS_ORIGINS"
@@ -144,33 +141,28 @@ class Guard:
         self._keyring = keyring
         self._open = OPEN_PATHS | ({"/metrics"} if settings.metrics_without_key else frozenset())
         self._loopback = is_loopback(reached_at(settings))
-        self._allowed_hosts = settings.allowed_hosts
-        self._public_url = settings.public_url
-        self._origins = [origin.lower() for origin in settings.cors_origins]
+        self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        headers = Headers(scope=scope)
-        try:
-            if self._loopback and not self._keyring.on:
-                check_host(headers, self._allowed_hosts, self._public_url, self._origins)
-            if self._keyring.on and scope["path"] not in self._open:
-                if "authorization" not in headers and is_signed(scope):
-                    scope["signed"] = True  # the job's route checks the signature, which needs the queue
-                else:
-                    scope["caller"] = check_key(headers, self._keyring)
-                bind_contextvars(caller=scope.get("caller", ""))  # for the request's line in the log
-        except BestOfNError as error:
-            return await problem_of(error)(scope, receive, send)
+        headers, path = Headers(scope=scope), scope["path"]
         with ExitStack() as scope[AT_END]:
-            if scope["path"] in MONITORING:
-                await self._calls.take_turn(scope, scope["path"])
-            elif scope["path"] not in self._open:
-                try:
+            try:
+                if self._loopback and not self._keyring.on:
+                    check_host(headers, self._settings)
+                if self._keyring.on and path not in self._open:
+                    if "authorization" not in headers and is_signed(scope):
+                        scope["signed"] = True  # the job's route checks the signature, which needs the queue
+                    else:
+                        scope["caller"] = check_key(headers, self._keyring)
+                    bind_contextvars(caller=scope.get("caller", ""))  # for the request's line in the log
+                if path in MONITORING:
+                    await self._calls.take_turn(scope, path)
+                elif path not in self._open:
                     self._calls.admit(scope)
-                except BestOfNError as error:
-                    return await problem_of(error)(scope, receive, send)
-                if scope["method"] != "POST":  # a submission takes its turn once its body is here
-                    await self._calls.take_turn(scope)
+                    if scope["method"] != "POST":  # a submission takes its turn once its body is here
+                        await self._calls.take_turn(scope)
+            except BestOfNError as error:
+                return await problem_of(error)(scope, receive, send)
             await self._app(scope, receive, send)

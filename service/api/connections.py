@@ -17,9 +17,7 @@ import h11
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
 from bestofn.service.api.problem_details import MEDIA_TYPE, document, problem_of
 from bestofn.service.api.request_log import HEADER, SECURE, is_probe, request_id
@@ -87,19 +85,12 @@ class Connections:
         connections = self
 
         class Counted(H11Protocol):
-            def __init__(
-                self,
-                config: Config,
-                server_state: ServerState,
-                app_state: dict[str, Any],
-                _loop: asyncio.AbstractEventLoop | None = None,
-            ) -> None:
-                super().__init__(config, server_state, dict(app_state), _loop)
-                self._peer: _Peer | None = None
+            _peer: _Peer | None = None
 
             def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
                 super().connection_made(transport)
-                self.app_state[_CONNECTION] = self._peer = connections.opened(transport)
+                self._peer = connections.opened(transport)
+                self.app_state = {**self.app_state, _CONNECTION: self._peer}
 
             def data_received(self, data: bytes) -> None:
                 if self._peer is not None and self._peer.kept:

@@ -1,6 +1,7 @@
 """What a caller asks for in headers: the kind of answer (Accept) and how long to wait for it (Prefer)."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -8,6 +9,7 @@ from bestofn.service.core.jobs import ImageFormat
 
 FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 EVENTS = "text/event-stream"
+_IMAGES: Mapping[str, ImageFormat | None] = {f"image/{name}": name for name in FORMATS} | {"image/*": None}
 OFFERS = ", ".join(("application/json", *(f"image/{name}" for name in FORMATS), EVENTS))  # for errors
 
 
@@ -39,11 +41,8 @@ def read_accept(header: str | None) -> Accepted:
     for *_, media in sorted(wanted):
         if media in ("application/json", "application/*", "*/*"):
             json, kind = True, "json"
-        elif media == "image/*":
-            images.append(None)
-            kind = "image"
-        elif media.removeprefix("image/") in FORMATS and media.startswith("image/"):
-            images.extend(name for name in FORMATS if media == f"image/{name}")
+        elif media in _IMAGES:
+            images.append(_IMAGES[media])
             kind = "image"
         elif media == EVENTS:
             kind = "events"

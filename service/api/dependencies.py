@@ -17,12 +17,13 @@ from bestofn.service.api.api_keys import Keyring
 from bestofn.service.api.connections import Connections
 from bestofn.service.api.deployments import Deployed, TokenCounters
 from bestofn.service.api.queue_metrics import EndedJobs
-from bestofn.service.api.rate_limit import OpenCalls, RefusalLimiter, Turns
+from bestofn.service.api.rate_limit import OpenCalls, RefusalLimiter
 from bestofn.service.api.request_bodies import UploadTurns
 from bestofn.service.core.errors import JobNotFound
 from bestofn.service.core.settings import Settings
 from bestofn.service.pairwise.check_server import PromptChecker
 from bestofn.service.queue.job_queue import Queue
+from bestofn.service.queue.job_reader import Turns
 
 STANDSTILL_SECONDS = 1.0
 

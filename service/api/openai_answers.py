@@ -20,7 +20,7 @@ from bestofn.service.api.event_translation import EventTranslator
 from bestofn.service.api.problem_details import document
 from bestofn.service.api.responses import failure_of, result_of
 from bestofn.service.api.retried_calls import Call
-from bestofn.service.api.routes.events import catch_up, encode, paced, parts
+from bestofn.service.api.routes.events import POSITION_SECONDS, catch_up, encode, paced, parts
 from bestofn.service.core.errors import BestOfNError, ImageNotFound, Unavailable, WaitTimeout
 from bestofn.service.core.jobs import ACTIVE, Candidate, ImageFormat, JobSpec
 from bestofn.service.core.openai_schemas import (
@@ -36,6 +36,7 @@ from bestofn.service.core.openai_schemas import (
 from bestofn.service.core.schemas import ImageOut, JobResult, VerdictOut
 from bestofn.service.queue.codec import Event
 from bestofn.service.queue.connection_errors import why
+from bestofn.service.queue.job_events import follow_entries
 
 
 async def images_answer(
@@ -164,7 +165,8 @@ async def _partial_images(
     """The best candidate so far, at most `partial_images` times, as the job goes on; ends with it, or the server."""
     translator = EventTranslator(spec)
     left, sent, last = thresholds(spec.num_samples, partial_images), 0, None
-    async with aclosing(paced(context, spec.id)) as stored:
+    source = follow_entries(context.queue, spec.id)
+    async with aclosing(paced(source, POSITION_SECONDS, context.stopping)) as stored:
         async for entries in stored:
             for part in parts(entries or ()):
                 due = 0  # thresholds that this part reached

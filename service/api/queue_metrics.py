@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from bestofn.service.core.jobs import JobStatus
+from bestofn.service.core.schemas import QueueOut
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.stats import EndedJob, QueueStats, ended_jobs, last_ended
 from bestofn.service.telemetry.metrics import LATENCY
@@ -34,32 +35,33 @@ class QueueState(Collector):
         if stats is None:
             return
         yield Gauge("bestofn_takes_jobs", "Whether the queue has room for jobs.", value=stats.refuses is None)
-        yield from _work(stats)
+        yield from _work(stats.queue)
         yield from _workers(stats)
-        yield Gauge("bestofn_images_reserved_bytes", "Bytes of winners' images, here or to come.", stats.image_bytes)
-        yield Gauge("bestofn_images_budget_bytes", "Most of them: more is refused.", stats.image_budget_bytes)
+        held, budget = stats.queue.image_bytes, stats.queue.image_budget_bytes
+        yield Gauge("bestofn_images_reserved_bytes", "Bytes of winners' images, here or to come.", held)
+        yield Gauge("bestofn_images_budget_bytes", "Most of them: more is refused.", budget)
         yield Gauge("bestofn_redis_memory_bytes", "Memory of the queue's server.", stats.server.memory_bytes)
         yield Gauge("bestofn_redis_memory_limit_bytes", "Its limit; 0: none.", stats.server.max_memory_bytes or 0)
 
 
-def _work(stats: QueueStats) -> Iterator[Metric]:
+def _work(queue: QueueOut) -> Iterator[Metric]:
     jobs = Gauge("bestofn_backlog_jobs", "Jobs that wait or run.", labels=("priority",))
     candidates = Gauge("bestofn_backlog_candidates", "Candidates to be drawn yet.", labels=("priority",))
     tflops = Gauge("bestofn_backlog_tflops", "Work of those candidates, in TFLOP.", labels=("priority",))
-    for priority, load in stats.by_priority.items():
+    for priority, load in queue.by_priority.items():
         jobs.add_metric((priority,), load.jobs)
         candidates.add_metric((priority,), load.candidates)
         tflops.add_metric((priority,), load.tflops)
     states = Gauge("bestofn_jobs", "Jobs that have not ended, by status.", labels=("status",))
-    states.add_metric((JobStatus.QUEUED,), stats.queued)
-    states.add_metric((JobStatus.RUNNING,), stats.running)
+    states.add_metric((JobStatus.QUEUED,), queue.queued)
+    states.add_metric((JobStatus.RUNNING,), queue.running)
     yield from (jobs, candidates, tflops, states)
     yield Gauge(
-        "bestofn_oldest_wait_seconds", "Wait of the job that waits the longest.", value=stats.oldest_wait_seconds
+        "bestofn_oldest_wait_seconds", "Wait of the job that waits the longest.", value=queue.oldest_wait_seconds
     )
-    if stats.estimated_wait_seconds is not None:
-        yield Gauge("bestofn_backlog_seconds", "Time that the backlog will take.", value=stats.estimated_wait_seconds)
-    yield Gauge("bestofn_dead_heats", "Heats in the dead-letter stream.", value=stats.dead_heats)
+    if queue.estimated_wait_seconds is not None:
+        yield Gauge("bestofn_backlog_seconds", "Time that the backlog will take.", value=queue.estimated_wait_seconds)
+    yield Gauge("bestofn_dead_heats", "Heats in the dead-letter stream.", value=queue.dead_heats)
 
 
 def _workers(stats: QueueStats) -> Iterator[Metric]:

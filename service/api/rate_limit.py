@@ -1,15 +1,13 @@
 """Limits of each caller: turns of its calls, a number of open ones, and a rate limit (throttle) once it is refused."""
 
-import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, MutableMapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
-from weakref import WeakValueDictionary
 
 from bestofn.service.core.errors import BestOfNError, TooManyCalls
+from bestofn.service.queue.job_reader import Turns
 
 Kind = Literal["wait", "stream"]
 AT_END = "at_end"  # of an ASGI scope: an ExitStack that is closed after the answer
@@ -19,18 +17,6 @@ RETRY_SECONDS = 1.0
 TOKENS = 20.0  # refusals of a caller that may ask the queue
 TOKENS_PER_SECOND = 5.0  # further ones each second
 CALLERS_KEPT = 4096
-
-
-class Turns:
-    """Turns of each caller's steps, of which `count` run at a time. Waiting tasks get them in their order."""
-
-    def __init__(self, count: int = 1) -> None:
-        self._count = count
-        self._callers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-
-    def of(self, caller: str) -> asyncio.Semaphore:
-        """The turns of this caller; "" are all callers without a key."""
-        return self._callers.setdefault(caller, asyncio.Semaphore(self._count))
 
 
 @dataclass(slots=True)
@@ -117,8 +103,7 @@ class OpenCalls:
         if self._all[caller] >= self.most:
             self._refuse(f"{self.most} calls of this key are in progress, as many as the limit allows; try again later")
         self._all[caller] += 1
-        at_end: ExitStack = scope[AT_END]
-        at_end.callback(_uncount, self._all, caller)
+        scope[AT_END].callback(_uncount, self._all, caller)
 
     async def take_turn(self, scope: MutableMapping[str, Any], path: str = "") -> None:
         """Wait for the call's turn, and hold it until the answer is sent or `enter` is called.
@@ -130,8 +115,7 @@ class OpenCalls:
         turn = self.turns.of(path + scope.get("caller", ""))
         await turn.acquire()
         scope[_TURN] = turn
-        at_end: ExitStack = scope[AT_END]
-        at_end.callback(_release, scope)
+        scope[AT_END].callback(_release, scope)
 
     def enter(self, scope: MutableMapping[str, Any], kind: Kind) -> None:
         """Count a call as one that waits or streams, until its answer is sent; it gives up its turn.
@@ -152,8 +136,7 @@ class OpenCalls:
             )
         _release(scope)
         self._open[caller, kind] += 1
-        at_end: ExitStack = scope[AT_END]
-        at_end.callback(_uncount, self._open, (caller, kind))
+        scope[AT_END].callback(_uncount, self._open, (caller, kind))
 
     def _refuse(self, detail: str) -> NoReturn:
         self.refused += 1

@@ -20,7 +20,6 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from bestofn.service.api.access import caller_of
-from bestofn.service.api.rate_limit import Turns
 from bestofn.service.core.errors import InvalidRequest, Overloaded, Unavailable, UnsupportedMediaType
 from bestofn.service.core.jobs import SentImage
 from bestofn.service.core.rank_request import (
@@ -35,6 +34,7 @@ from bestofn.service.core.rank_request import (
     shown_name,
 )
 from bestofn.service.media.codec import decode, read_header
+from bestofn.service.queue.job_reader import Turns
 
 FORM = "multipart/form-data"
 TEXTS = ("prompt", "webhook", "judge", "rule", "priority")  # fields of a form that are text; the others are JSON
@@ -42,23 +42,17 @@ MOST_PARTS = MAX_IMAGES + 64  # of a form; what is beyond is not split
 MOST_HEAD = 4096  # bytes of a part's headers
 MOST_NAME = 255  # characters of a file's name
 AT_ONCE, AT_ONCE_OF_CALLER = 4, 2  # bodies in memory
+File = tuple[str, bytes]
+"""Name of an image's file, "" if there is none, and its content."""
 _PARAMETER = re.compile(r';\s*([\w*-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))')
 
 
 @dataclass(frozen=True, slots=True)
-class SentFile:
-    """An image's file and its name, "" if there is none."""
-
-    name: str
-    data: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class Upload:
-    """What a body says, checked: options, files, their description, and warnings about them."""
+    """What a body says, checked: options, contents of files, their description, and warnings about them."""
 
     options: RankOptions
-    files: tuple[SentFile, ...]
+    files: tuple[bytes, ...] = field(repr=False)
     images: tuple[SentImage, ...]
     warnings: tuple[str, ...]
 
@@ -94,22 +88,23 @@ def read_upload(content_type: str, body: bytes) -> Upload:
         InvalidRequest: an image is wrong, or too large, or there are too many.
     """
     options, files = _read_form(content_type, body) if is_form(content_type) else _read_json(body)
-    names = [shown_name(number, file.name) for number, file in enumerate(files)]
+    names = [shown_name(number, name) for number, (name, _) in enumerate(files)]
+    contents = tuple(data for _, data in files)
     check_number(len(files))
-    check_sizes(names, [len(file.data) for file in files])
+    check_sizes(names, list(map(len, contents)))
     try:
-        headers = [read_header(file.data, name, MAX_IMAGE_PIXELS) for name, file in zip(names, files, strict=True)]
+        headers = [read_header(data, name, MAX_IMAGE_PIXELS) for name, data in zip(names, contents, strict=True)]
         check_pixels(sum(header.width * header.height for header in headers))
         warnings: list[str] = []
-        for name, file in zip(names, files, strict=True):
-            decode(file.data, name, warnings.append)
+        for name, data in zip(names, contents, strict=True):
+            decode(data, name, warnings.append)
     except ValueError as error:
         raise InvalidRequest(str(error), field="images") from error
-    images = [
-        SentImage(name=file.name, format=header.format, size=len(file.data))
-        for file, header in zip(files, headers, strict=True)
-    ]
-    return Upload(options, tuple(files), tuple(images), tuple(warnings))
+    images = tuple(
+        SentImage(name=name, format=header.format, size=len(data))
+        for (name, data), header in zip(files, headers, strict=True)
+    )
+    return Upload(options, contents, images, tuple(warnings))
 
 
 def is_form(content_type: str) -> bool:
@@ -117,7 +112,7 @@ def is_form(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == FORM
 
 
-def _read_json(body: bytes) -> tuple[RankOptions, list[SentFile]]:
+def _read_json(body: bytes) -> tuple[RankOptions, list[File]]:
     try:
         sent = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -127,7 +122,7 @@ def _read_json(body: bytes) -> tuple[RankOptions, list[SentFile]]:
         raise RequestValidationError([entry], body=RankRequest) from error
     request = _validated(RankRequest, sent)
     check_number(len(request.images))
-    return request, [SentFile("", _data_of(shown_name(number, ""), url)) for number, url in enumerate(request.images)]
+    return request, [("", _data_of(shown_name(number, ""), url)) for number, url in enumerate(request.images)]
 
 
 def _data_of(name: str, url: str) -> bytes:
@@ -145,12 +140,12 @@ def _data_of(name: str, url: str) -> bytes:
         ) from error
 
 
-def _read_form(content_type: str, body: bytes) -> tuple[RankOptions, list[SentFile]]:
+def _read_form(content_type: str, body: bytes) -> tuple[RankOptions, list[File]]:
     fields: dict[str, Any] = {}
-    files: list[SentFile] = []
+    files: list[File] = []
     for name, filename, data in _parts(content_type, body):
         if name in ("images", "images[]"):
-            files.append(SentFile(_last_part(filename), data))
+            files.append((_last_part(filename), data))
         elif name not in RankOptions.model_fields:
             fields[name] = None  # refused below, with the right name
         elif name in fields:

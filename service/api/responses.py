@@ -53,22 +53,7 @@ async def result_of(
         record = await context.queue.record(job_id)
     except JobUnreadable as error:
         return unreadable(job_id, error)
-    build = partial(
-        assemble,
-        record.spec,
-        record.status,
-        record.outcomes,
-        error=record.error,
-        stopped=record.stopped,
-        progress=record.progress,
-        thumbnails=record.thumbnails,
-        discarded_forwards=record.discarded_forwards,
-        finals=record.finals,
-        ranking=record.ranking,
-        base=context.base,
-        offset=offset,
-        limit=limit,
-    )
+    build = partial(assemble, **vars(record), base=context.base, offset=offset, limit=limit)
     long = limit > PAGE and len(record.outcomes) * record.spec.heat_size > PAGE
     if long:
         result = await context.queue.reader.off_loop(caller or "", build)

@@ -5,12 +5,13 @@ import contextlib
 from dataclasses import dataclass
 
 from bestofn.service.api.dependencies import Context
-from bestofn.service.queue import leftovers
+from bestofn.service.queue.keys import opaque
 
 HEADER = "x-stainless-retry-count"  # 0 in the first request of a call, then 1, 2, ...
 FIRST_PAUSE_SECONDS = 0.5  # of the OpenAI clients before they make a call again; doubled each time
 LONGEST_PAUSE_SECONDS = 8.0
 MARGIN_SECONDS = 2.0
+KEPT_SECONDS = 60  # a job that was left waits this long for a retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,18 @@ class Call:
 
     async def join(self, context: Context) -> str | None:
         """The job of the request that is retried; None if it left none, or if this is the first."""
-        return await leftovers.adopt(context.queue, self.name) if self.retries else None
+        job = await context.queue.redis.lpop(self._key(context)) if self.retries else None
+        return None if job is None else str(job.decode())
 
     async def leave(self, context: Context, job_id: str) -> None:
         """The caller has gone: cancel its job, with a client that retries once no retry has come in time."""
         if self.retries is None:
             await context.queue.cancel(job_id)
             return
-        await leftovers.leave(context.queue, self.name, job_id)
+        async with context.queue.redis.pipeline(transaction=True) as pipe:
+            pipe.rpush(self._key(context), job_id)
+            pipe.expire(self._key(context), KEPT_SECONDS)
+            await pipe.execute()
         context.later(self._cancel(context, job_id))
 
     async def _cancel(self, context: Context, job_id: str) -> None:
@@ -48,4 +53,9 @@ class Call:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(context.stopping.wait(), pause + MARGIN_SECONDS)
             return  # another process serves the retry
-        await leftovers.cancel(context.queue, self.name, job_id)
+        if await context.queue.redis.lrem(self._key(context), 1, job_id):  # else a retry has taken it over
+            await context.queue.cancel(job_id)
+
+    def _key(self, context: Context) -> str:
+        """The list of jobs that such calls have left."""
+        return context.queue.keys("orphans", opaque(self.name))

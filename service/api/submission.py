@@ -61,7 +61,7 @@ async def submit(
 
 async def submit_rank(context: Context, upload: Upload, *, caller: str, key: str | None = None) -> tuple[str, bool]:
     """Submit the job that judges sent images; arguments, result and errors as of `submit`."""
-    body, files = upload.options, [file.data for file in upload.files]
+    body, files = upload.options, upload.files
     async with context.open_calls.turns.of(caller):
         deployment = await _deployment(context, body, None, any_model=True)
         spec = rank_spec(
@@ -111,7 +111,7 @@ async def _queued(
         spec,
         # Two callers who pick the same key must not get each other's images.
         idempotency_key=None if key is None else f"{caller}:{key}",
-        fingerprint=None if key is None else fingerprint,
+        fingerprint=fingerprint,
         cost=tflops(spec, deployment),
         caller=caller,
         traceparent=traceparent(),

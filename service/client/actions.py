@@ -4,7 +4,7 @@ A flow is the client's policy, written once: a generator that yields actions. Th
 raises its error at the `yield`. `drivers` runs a flow with blocking calls or with awaited ones.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -82,14 +82,14 @@ class Cursor(Generic[T]):
 
     def send(self, outcome: Any) -> None:
         """Go on with what came of the action. Raises what the flow raises."""
-        try:
-            self.action = self._flow.send(outcome)
-        except StopIteration as end:
-            self.action, self.value = None, end.value
+        self._go_on(self._flow.send, outcome)
 
     def throw(self, error: BaseException) -> None:
         """Go on although the action failed. Raises what the flow raises, which often is that error."""
+        self._go_on(self._flow.throw, error)
+
+    def _go_on(self, step: Callable[[Any], Action], outcome: Any) -> None:
         try:
-            self.action = self._flow.throw(error)
+            self.action = step(outcome)
         except StopIteration as end:
             self.action, self.value = None, end.value

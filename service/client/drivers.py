@@ -93,10 +93,7 @@ class Driver:
         with self._changed:
             first, self._closing = not self._closing, True
         if first:
-            with closing(
-                _Stream(self._http)
-            ) as stream:  # the events of canceled jobs wake the threads that follow them
-                self._next(Cursor(cancel_drawing), stream)
+            self._run(cancel_drawing)  # the events of canceled jobs wake the threads that follow them
         own = threading.get_ident()
         with self._changed:
             self._changed.wait_for(lambda: set(self._calls) <= {own}, CLOSING_SECONDS)
@@ -126,17 +123,11 @@ class Driver:
             if last:
                 self._http.close()
 
-    def _run(self, flow: Flow[T], tell: Callable[[Any], object] | None) -> T:
+    def _run(self, flow: Flow[T], tell: Callable[[Any], object] | None = None) -> T:
         cursor = Cursor(flow)
         with closing(_Stream(self._http)) as stream:
-            while (emitted := self._next(cursor, stream)) is not None:
-                try:
-                    if tell is not None:
-                        tell(emitted.value)
-                except BaseException as error:
-                    cursor.throw(error)
-                else:
-                    cursor.send(None)
+            while cursor.action is not None:
+                self._step(cursor, cursor.action, stream, tell)
         return cursor.value
 
     def iterate(self, flow: Flow[None]) -> Iterator[Any]:
@@ -144,30 +135,29 @@ class Driver:
         self._check_process()
         cursor = Cursor(flow)
         with closing(_Stream(self._http)) as stream:
-            while (emitted := self._next(cursor, stream)) is not None:
-                yield emitted.value
-                cursor.send(None)
+            while (action := cursor.action) is not None:
+                if isinstance(action, Emit):
+                    yield action.value
+                self._step(cursor, action, stream)
 
     def _check_process(self) -> None:
         """Raise ClientClosed in a forked process, which would read the answers of the other one's connections."""
         if os.getpid() != self._process:
             raise ClientClosed("the client was made before this process was forked: make a new one in it")
 
-    def _next(self, cursor: Cursor[Any], stream: _Stream) -> Emit | None:
-        """Perform actions until the flow emits something, or None if it ends without."""
-        while (action := cursor.action) is not None:
-            if isinstance(action, Emit):
-                return action
-            try:
-                _check_open(action, self._closing)
-                outcome = self._perform(action, stream)
-            except BaseException as error:  # Ctrl-C too: the flow may have a last wish
-                cursor.throw(error)
-            else:
-                cursor.send(outcome)
-        return None
+    def _step(
+        self, cursor: Cursor[Any], action: Action, stream: _Stream, tell: Callable[[Any], object] | None = None
+    ) -> None:
+        """Perform an action and go on to the next."""
+        try:
+            _check_open(action, self._closing)
+            outcome = self._perform(action, stream, tell)
+        except BaseException as error:  # Ctrl-C too: the flow may have a last wish
+            cursor.throw(error)
+        else:
+            cursor.send(outcome)
 
-    def _perform(self, action: Action, stream: _Stream) -> Any:
+    def _perform(self, action: Action, stream: _Stream, tell: Callable[[Any], object] | None) -> Any:
         match action:
             case Send():
                 return self._http.request(**_options(action, self._http.timeout))
@@ -179,6 +169,8 @@ class Driver:
                 return stream.close()
             case Sleep(seconds):
                 return time.sleep(seconds)
+            case Emit(value) if tell is not None:
+                return tell(value)
 
 
 class _AsyncStream:
@@ -250,7 +242,11 @@ class AsyncDriver:
         self._calls.append(call)
         try:
             with call.scope:
-                return await self._run(flow, tell)
+                cursor = Cursor(flow)
+                async with aclosing(_AsyncStream(self._http)) as stream:
+                    while cursor.action is not None:
+                        await self._step(cursor, cursor.action, stream, tell)
+                return cursor.value
             raise ClientClosed
         finally:
             self._calls.remove(call)
@@ -258,27 +254,15 @@ class AsyncDriver:
             if self._closing and not self._calls:
                 await self._http.aclose()
 
-    async def _run(self, flow: Flow[T], tell: Callable[[Any], object] | None) -> T:
-        cursor = Cursor(flow)
-        async with aclosing(_AsyncStream(self._http)) as stream:
-            while (emitted := await self._next(cursor, stream)) is not None:
-                try:
-                    if tell is not None and inspect.isawaitable(answer := tell(emitted.value)):
-                        await answer
-                except BaseException as error:
-                    cursor.throw(error)
-                else:
-                    cursor.send(None)
-        return cursor.value
-
     async def iterate(self, flow: Flow[None]) -> AsyncIterator[Any]:
         """What the flow emits, one by one."""
         self._check_loop()
         cursor = Cursor(flow)
         async with aclosing(_AsyncStream(self._http)) as stream:
-            while (emitted := await self._next(cursor, stream)) is not None:
-                yield emitted.value
-                cursor.send(None)
+            while (action := cursor.action) is not None:
+                if isinstance(action, Emit):
+                    yield action.value
+                await self._step(cursor, action, stream)
 
     def _check_loop(self) -> None:
         """Raise ClientClosed in another event loop than that of the first call, to which the connections belong."""
@@ -287,21 +271,19 @@ class AsyncDriver:
         if own != self._loop:
             raise ClientClosed("the client belongs to another event loop: make one for this loop")
 
-    async def _next(self, cursor: Cursor[Any], stream: _AsyncStream) -> Emit | None:
-        """Perform actions until the flow emits something, or None if it ends without."""
-        while (action := cursor.action) is not None:
-            if isinstance(action, Emit):
-                return action
-            try:
-                _check_open(action, self._closing)
-                outcome = await self._perform(action, stream)
-            except BaseException as error:  # a cancellation too: the flow may have a last wish
-                cursor.throw(error)
-            else:
-                cursor.send(outcome)
-        return None
+    async def _step(
+        self, cursor: Cursor[Any], action: Action, stream: _AsyncStream, tell: Callable[[Any], object] | None = None
+    ) -> None:
+        """Perform an action and go on to the next."""
+        try:
+            _check_open(action, self._closing)
+            outcome = await self._perform(action, stream, tell)
+        except BaseException as error:  # a cancellation too: the flow may have a last wish
+            cursor.throw(error)
+        else:
+            cursor.send(outcome)
 
-    async def _perform(self, action: Action, stream: _AsyncStream) -> Any:
+    async def _perform(self, action: Action, stream: _AsyncStream, tell: Callable[[Any], object] | None) -> Any:
         match action:
             case Send(shielded=True):
                 with anyio.fail_after(action.timeout, shield=True):
@@ -316,3 +298,6 @@ class AsyncDriver:
                 return await stream.aclose()
             case Sleep(seconds):
                 return await anyio.sleep(seconds)
+            case Emit(value) if tell is not None:
+                if inspect.isawaitable(answer := tell(value)):
+                    await answer

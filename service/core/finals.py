@@ -83,9 +83,9 @@ def _odds(verdict: Verdict) -> float:
     return verdict.margin if verdict.bound is None else verdict.bound
 
 
-def reordered(order: Sequence[Candidate], finals: FinalsOutcome | None) -> list[Candidate]:
+def reordered(order: Sequence[Candidate], finals: FinalsOutcome) -> list[Candidate]:
     """Candidates best first after the finals: the entrants keep their places as a group, in the finals' order."""
-    if finals is None or not finals.rounds:
+    if not finals.rounds:
         return list(order)
     known = {candidate.index: candidate for candidate in order}
     met = {one for match in finals.rounds[0] for one in (match.a, match.b)}

@@ -57,10 +57,10 @@ def checked_draft(request: GenerateRequest, steps: int, depth: int | None, info:
 
 def stop_of(request: GenerateRequest, judges: Sequence[JudgeInfo]) -> Stop | None:
     """The stopping rule. A confidence that was left out is relative to the confidence ceiling."""
-    most = confidence_ceiling(judges)
-    if request.stop is None or most is None or request.stop.chosen("confidence"):
-        return request.stop
-    return request.stop.model_copy(update={"confidence": request.stop.confidence * most[0]})
+    stop = request.stop
+    if stop is None or stop.chosen("confidence") or (most := confidence_ceiling(judges)) is None:
+        return stop
+    return stop.model_copy(update={"confidence": stop.confidence * most[0]})
 
 
 def confidence_ceiling(judges: Sequence[JudgeInfo]) -> tuple[float, str] | None:
@@ -187,12 +187,14 @@ def request_warnings(
         if unknown:
             listed = ", ".join(unknown[:12]) + (", ..." if len(unknown) > 12 else "")
             warnings.append(f"{field}: {model.revision.name} does not know the words {listed}; it cannot draw them")
-    most, stop = confidence_ceiling(judges), request.stop
-    if stop is not None and most is not None and stop.chosen("confidence") and stop.confidence >= most[0]:
-        warnings.append(
-            f"stop.confidence {stop.confidence:g} is never reached: calibrated, judge {most[1]} gives less than "
-            f"{most[0]:.3f} to every image"
-        )
+    stop = request.stop
+    if stop is not None and stop.chosen("confidence"):
+        most = confidence_ceiling(judges)
+        if most is not None and stop.confidence >= most[0]:
+            warnings.append(
+                f"stop.confidence {stop.confidence:g} is never reached: calibrated, judge {most[1]} gives less than "
+                f"{most[0]:.3f} to every image"
+            )
     revision = judges[0].revision.revision
     if any(second.revision.revision == revision for second in judges[1:]):
         warnings.append(f"both judges are of revision {revision}: rule lower_bound then ranks as margin does")

@@ -109,7 +109,7 @@ class Ranking:
     def of(cls, spec: JobSpec, outcomes: Collection[HeatOutcome], finals: FinalsOutcome | None = None) -> "Ranking":
         """Rank the candidates of finished heats, in any order."""
         by_verdict = ranked(spec, (candidate for outcome in outcomes for candidate in outcome.candidates))
-        order = tuple(reordered(by_verdict, finals))
+        order = tuple(by_verdict if finals is None else reordered(by_verdict, finals))
         return cls(
             by_verdict=tuple(by_verdict),
             order=order,

@@ -254,3 +254,44 @@ class ServerOut(BaseModel):
     max_memory_bytes: Int64 | None
     policy: str
     append_only: bool
+
+
+class LoadOut(BaseModel):
+    """What waits or runs: candidates to be drawn yet, and the work that they take."""
+
+    model_config = ConfigDict(from_attributes=True)
+    jobs: int
+    candidates: int
+    tflops: float
+
+
+class QueueOut(BaseModel):
+    """`estimated_wait_seconds` is the time that all of it will take; null while the workers' speed is not known."""
+
+    queued: int
+    running: int
+    by_priority: dict[Priority, LoadOut]
+    oldest_wait_seconds: float
+    estimated_wait_seconds: float | None
+    image_bytes: Int64
+    image_budget_bytes: Int64
+    kept_bytes: Int64
+    kept_budget_bytes: Int64
+    dead_heats: int
+
+
+class CallerOut(BaseModel):
+    """What the jobs of the key that asks hold, each with its limit now: a share of what other keys leave.
+
+    `candidates` and `tflops` wait or run, and `max_tflops` is null without BESTOFN_MAX_QUEUED_TFLOPS. `kept_bytes` are
+    an upper bound of all that is kept of its jobs but images.
+    """
+
+    candidates: int
+    max_candidates: int
+    tflops: float
+    max_tflops: float | None
+    image_bytes: Int64
+    max_image_bytes: Int64
+    kept_bytes: Int64
+    max_kept_bytes: Int64

@@ -42,20 +42,24 @@ def own_limit(own: int, everyone: int, limit: int) -> int:
     return max(0, int(OWN_SHARE * (limit - everyone + own)))
 
 
-def check_image_bytes(images: int, budget: int, caller: str) -> None:
-    """Raise InvalidRequest if a job's `images` bytes can never fit into the budget, or into a key's share of it."""
-    most = int(OWN_SHARE * budget) if caller else budget
-    if images > most:
+def check_size(spec: JobSpec, cost: float, images: int, settings: Settings, caller: str) -> None:
+    """Raise InvalidRequest for a job that can never fit: into a limit of the server, or into a key's share of it.
+
+    Args:
+        spec: the job.
+        cost: its work in TFLOP.
+        images: bytes of its images.
+        settings: limits of the server.
+        caller: name of the API key; "": none.
+    """
+    share, whose = (OWN_SHARE, " of a key") if caller else (1, "")
+    budget = int(share * settings.image_budget_bytes)
+    if images > budget:
         raise InvalidRequest(
-            f"the images of this job may take {images:,} bytes, and this server keeps at most {most:,} bytes"
+            f"the images of this job may take {images:,} bytes, and this server keeps at most {budget:,} bytes"
             f"{' for a key' if caller else ''}; ask for fewer or smaller images, or for webp or jpeg",
             field="top_k",
         )
-
-
-def check_size(spec: JobSpec, cost: float, settings: Settings, caller: str) -> None:
-    """Raise InvalidRequest for a job of more candidates or `cost` (TFLOP) than may ever wait, or of this key."""
-    share, whose = (OWN_SHARE, " of a key") if caller else (1.0, "")
     own = settings.max_queued_candidates_per_key if caller else None
     most = int(share * settings.max_queued_candidates)
     most = most if own is None else min(most, own)

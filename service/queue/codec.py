@@ -63,9 +63,9 @@ class Event:
         return cls(entry.decode(), fields[b"type"].decode(), json.loads(fields[b"data"]))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class JobRecord:
-    """A job at one moment. Times are Unix times of the queue server."""
+    """A job at one moment: arguments of `assemble`, by their names."""
 
     spec: JobSpec
     status: JobStatus
@@ -73,9 +73,6 @@ class JobRecord:
     stopped: str | None  # reason of an early end
     outcomes: tuple[HeatOutcome, ...]  # of finished heats by index, without image bytes
     progress: JobProgress
-    created: float
-    started: float | None
-    ended: float | None
     thumbnails: frozenset[int]  # candidates with a thumbnail
     discarded_forwards: int  # forwards for candidates that an early end left out
     finals: FinalsOutcome | None
@@ -194,9 +191,6 @@ def read_record(fields: Mapping[bytes, bytes], heats: DecodedHeats) -> JobRecord
             best=shown(spec, ranking.by_verdict[0]) if ranking.by_verdict else None,
             finals=None if state is None else FinalsProgress.model_validate_json(state),
         ),
-        _seconds(fields[b"created"]),
-        _seconds(fields[b"started"]) if b"started" in fields else None,
-        _seconds(fields[b"ended"]) if b"ended" in fields else None,
         frozenset(thumbnails),
         int(fields.get(b"discarded", 0)),
         heats.finals,
@@ -289,7 +283,3 @@ def _verdict(verdict: Verdict) -> list[Any]:
 
 def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
-
-
-def _seconds(milliseconds: bytes) -> float:
-    return int(milliseconds) / 1000

@@ -178,9 +178,7 @@ class QueueConsumer:
 
     async def publish_finals(self, claim: Claim, meeting: FinalsProgress) -> bool:
         """Publish the state of the finals; False if this worker does not hold them any more."""
-        reply = await self.queue.scripts(
-            "publish_finals", **self._entry(claim.entry), worker=self.worker, data=meeting.model_dump_json()
-        )
+        reply = await self.queue.scripts("publish_finals", **self._entry(claim.entry), data=meeting.model_dump_json())
         return bool(reply)
 
     async def complete_finals(self, claim: Claim, finals: FinalsOutcome) -> bool:
@@ -208,9 +206,7 @@ class QueueConsumer:
 
     async def set_deliveries(self, claim: Claim, deliveries: int) -> None:
         """Set the delivery count of a held heat: a heat that has not run is not to blame if its worker dies."""
-        await self.queue.scripts(
-            "set_deliveries", **self._entry(claim.entry), worker=self.worker, deliveries=deliveries
-        )
+        await self.queue.scripts("set_deliveries", **self._entry(claim.entry), deliveries=deliveries)
 
     async def report(self, job: str, progress: Sequence[HeatProgress], judgements: Iterable[Judgement] = ()) -> bool:
         """Publish progress and new candidates of a job; returns whether the job still needs candidates."""
@@ -270,8 +266,8 @@ class QueueConsumer:
         Its job fails when all of them have refused it, or its deliveries are spent.
         """
         again = delivery_action(deliveries, self.queue.settings.max_deliveries) is DeliveryAction.RUN
-        named: dict[str, Argument] = {"pair": self.pair, "worker": self.worker, "job": entry.job, "heat": entry.heat}
-        outcome = "retried" if await self.queue.scripts("refuse", **named) and again else "dead_lettered"
+        tried = not await self.queue.scripts("refuse", **self._entry(entry))
+        outcome = "dead_lettered" if tried or not again else "retried"
         metrics.HEATS.labels(outcome).inc()
         log.warning("heat", job_id=entry.job, heat=entry.heat, deliveries=deliveries, outcome=outcome, reason=reason)
         if outcome == "dead_lettered":
@@ -297,18 +293,14 @@ class QueueConsumer:
 
     async def _give_back(self, entry: Entry, deliveries: int, outcome: str, reason: str = "") -> None:
         await self.queue.scripts(
-            "give_back",
-            **self._entry(entry),
-            worker=self.worker,
-            deliveries=deliveries,
-            outcome=outcome,
-            reason=reason,
+            "give_back", **self._entry(entry), deliveries=deliveries, outcome=outcome, reason=reason
         )
 
     def _entry(self, entry: Entry) -> dict[str, Argument]:
-        """The arguments that name an entry of the ready stream."""
+        """The arguments that name an entry of the ready stream, and this worker."""
         return {
             "pair": self.pair,
+            "worker": self.worker,
             "priority": entry.priority,
             "entry": entry.id,
             "count": entry.count,

@@ -129,11 +129,7 @@ class LocalServer:
         with contextlib.suppress(redis.RedisError), contextlib.closing(_client(self.url)) as client:
             client.shutdown()
         if self._process is not None:
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            stop_processes([self._process], STOP_SECONDS)
             self._process = None
         (self.folder / "queue.address").unlink(missing_ok=True)
         if folder != self.folder:

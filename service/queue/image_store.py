@@ -5,7 +5,7 @@ import errno
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,6 @@ from bestofn.service.core.jobs import ACTIVE, Heat
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
 from bestofn.service.queue.keys import opaque
-from bestofn.service.queue.scripts import Argument
 
 if TYPE_CHECKING:
     from bestofn.service.queue.job_queue import Queue
@@ -44,16 +43,15 @@ class ImageStore:
     """Winner images. Redis holds the bytes, or a reference to the file FOLDER/queue-NAMESPACE/JOB/CANDIDATE-SENT_BY.
 
     A file is written before its reference and never changed. A reference holds no path.
+
+    Attributes:
+        apart: whether new images are files outside the queue's server.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._root = settings.images_dir
         self._folder = None if self._root is None else self._root / f"queue-{settings.namespace}"
-
-    @property
-    def apart(self) -> bool:
-        """Whether new images are files outside the queue's server."""
-        return self._folder is not None
+        self.apart = self._folder is not None
 
     async def put(self, job: str, writer: str, images: Mapping[int, bytes]) -> dict[int, bytes]:
         """Store images of a job by candidate. A repeated call by the same writer changes nothing.
@@ -101,7 +99,8 @@ class ImageStore:
         """Jobs with files in the folder, all older than `age` seconds."""
         if self._folder is None or not self._folder.is_dir():
             return []
-        return await asyncio.to_thread(_older, self._folder, time.time() - age)
+        folder, moment = self._folder, time.time() - age
+        return await asyncio.to_thread(lambda: [one.name for one in folder.iterdir() if one.stat().st_mtime < moment])
 
     async def forget(self, jobs: Iterable[str]) -> None:
         """Delete all files of these jobs."""
@@ -136,13 +135,14 @@ async def stage(redis: Any, key: str, images: Mapping[int, bytes]) -> bool:
     return True
 
 
-async def submit_staged(queue: "Queue", sent: Sequence[bytes], **arguments: Argument) -> Any:
+async def submit_staged(queue: "Queue", job: str, sent: Sequence[bytes], submit: Callable[..., Awaitable[Any]]) -> Any:
     """Run the submission script, and store a job's images once it would accept the job.
 
     Args:
         queue: takes the job.
-        sent: files of the job's images by candidate; none if its candidates are drawn.
-        arguments: of the script, but `staged`.
+        job: its id.
+        sent: files of its images by candidate.
+        submit: runs the script with the key `staged`.
 
     Returns:
         The script's reply.
@@ -150,9 +150,8 @@ async def submit_staged(queue: "Queue", sent: Sequence[bytes], **arguments: Argu
     Raises:
         Unavailable: the images cannot be stored.
     """
-    job = str(arguments["job"])
-    staged = queue.keys("staged", job, "sent", SENT_BY) if sent else ""
-    reply = await queue.scripts("submit", **arguments, staged=staged)
+    staged = queue.keys("staged", job, "sent", SENT_BY)
+    reply = await submit(staged=staged)
     if reply != [b"stage"]:
         return reply
     try:
@@ -161,7 +160,7 @@ async def submit_staged(queue: "Queue", sent: Sequence[bytes], **arguments: Argu
         raise Unavailable(f"{error}; try again later", retry_after=BUSY_RETRY_SECONDS) from error
     if not await stage(queue.redis, staged, images):
         raise Unavailable("the queue's memory is full; try again later", retry_after=BUSY_RETRY_SECONDS)
-    reply = await queue.scripts("submit", **arguments, staged=staged)
+    reply = await submit(staged=staged)
     await queue.redis.unlink(staged)  # of a job that was refused after all; else it is renamed
     return reply
 
@@ -207,7 +206,3 @@ def _write(folder: Path, writer: str, images: Mapping[int, bytes]) -> None:
 
 def _name(candidate: int, writer: str) -> str:
     return f"{candidate}-{writer}"
-
-
-def _older(folder: Path, moment: float) -> list[str]:
-    return [one.name for one in folder.iterdir() if one.stat().st_mtime < moment]

@@ -4,6 +4,7 @@ import json
 import math
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import structlog
@@ -19,7 +20,6 @@ from bestofn.service.queue.admission import (
     BUSY_RETRY_SECONDS,
     KEPT_SHARE,
     OWN_SHARE,
-    check_image_bytes,
     check_size,
     image_bytes,
     job_bytes,
@@ -95,7 +95,7 @@ class Queue:
         spec: JobSpec,
         *,
         idempotency_key: str | None = None,
-        fingerprint: str | None = None,
+        fingerprint: str = "",
         cost: float,
         caller: str = "",
         traceparent: str = "",
@@ -128,40 +128,40 @@ class Queue:
         if trouble is not None:
             raise Unavailable(f"{trouble}; try again later", retry_after=BUSY_RETRY_SECONDS)
         images = image_bytes(spec, apart=self.images.apart)
-        check_image_bytes(images, settings.image_budget_bytes, caller)
-        check_size(spec, cost, settings, caller)
+        check_size(spec, cost, images, settings, caller)
         text = spec.model_dump_json().encode()
+        submit = partial(
+            self.scripts,
+            "submit",
+            job=spec.id,
+            spec=text,
+            pair=pair_id(spec.schema_version, *spec.revisions),
+            priority=spec.priority,
+            num_samples=spec.num_samples,
+            heat_size=spec.heat_size,
+            first_heats=json.dumps(spec.schedule.first_heats),
+            heats=spec.schedule.num_heats,
+            may_stop=int(spec.stop is not None),
+            total_steps=spec.total_steps,
+            gflop=round(1000 * cost),
+            image_bytes=images,
+            job_bytes=job_bytes(spec, text),
+            ttl=1000 * settings.result_ttl_seconds,
+            idempotency=opaque(idempotency_key) if idempotency_key is not None else "",
+            fingerprint=fingerprint,
+            traceparent=traceparent,
+            webhook=webhook,
+            deadline=math.ceil(1000 * (spec.deadline_seconds or 0)),
+            caller=caller,
+            max_candidates=settings.max_queued_candidates,
+            max_candidates_per_caller=settings.max_queued_candidates_per_key or 0,
+            max_gflop=round(1000 * (settings.max_queued_tflops or 0)),
+            max_image_bytes=settings.image_budget_bytes,
+            own_share=OWN_SHARE,
+            kept_share=KEPT_SHARE,
+        )
         try:
-            reply = await submit_staged(
-                self,
-                sent,
-                job=spec.id,
-                spec=text,
-                pair=pair_id(spec.schema_version, *spec.revisions),
-                priority=spec.priority,
-                num_samples=spec.num_samples,
-                heat_size=spec.heat_size,
-                first_heats=json.dumps(spec.schedule.first_heats),
-                heats=spec.schedule.num_heats,
-                may_stop=int(spec.stop is not None),
-                total_steps=spec.total_steps,
-                gflop=round(1000 * cost),
-                image_bytes=images,
-                job_bytes=job_bytes(spec, text),
-                ttl=1000 * settings.result_ttl_seconds,
-                idempotency=opaque(idempotency_key) if idempotency_key is not None else "",
-                fingerprint=fingerprint or "",
-                traceparent=traceparent,
-                webhook=webhook,
-                deadline=math.ceil(1000 * (spec.deadline_seconds or 0)),
-                caller=caller,
-                max_candidates=settings.max_queued_candidates,
-                max_candidates_per_caller=settings.max_queued_candidates_per_key or 0,
-                max_gflop=round(1000 * (settings.max_queued_tflops or 0)),
-                max_image_bytes=settings.image_budget_bytes,
-                own_share=OWN_SHARE,
-                kept_share=KEPT_SHARE,
-            )
+            reply = await (submit_staged(self, spec.id, sent, submit) if sent else submit(staged=""))
         except OutOfMemoryError as error:
             raise Unavailable("the queue's memory is full; try again later", retry_after=BUSY_RETRY_SECONDS) from error
         match reply:

@@ -35,6 +35,18 @@ AT_ONCE = 256  # candidates that the event loop decodes by itself
 T = TypeVar("T")
 
 
+class Turns:
+    """Turns of each caller's steps, of which `count` run at a time. Waiting tasks get them in their order."""
+
+    def __init__(self, count: int = 1) -> None:
+        self._count = count
+        self._callers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    def of(self, caller: str) -> asyncio.Semaphore:
+        """The turns of this caller; "" are all callers without a key."""
+        return self._callers.setdefault(caller, asyncio.Semaphore(self._count))
+
+
 @dataclass(eq=False, slots=True)
 class _Known:
     decoded: DecodedHeats | None = None
@@ -61,7 +73,7 @@ class JobReader:
         self._clock = clock
         self._known: OrderedDict[str, _Known] = OrderedDict()  # the last read is the last
         self._thread = ThreadPoolExecutor(1, "job-reader")
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turns = Turns()
 
     async def record(self, job: str) -> JobRecord | None:
         """The record of a job, without its queue position; None: there is no such job.
@@ -86,7 +98,7 @@ class JobReader:
                     known_text = {name: text.decode(errors="replace") for name, text in fields.items()}
                     error.job_status, error.job_error = known_text.get(b"status"), known_text.get(b"error")
                     raise
-                self._keep(job, known)
+                self._keep(job, known, known.decoded)
                 return record
         finally:
             if known.decoded is None:
@@ -108,7 +120,7 @@ class JobReader:
             finally:
                 spent = time.monotonic() - begun
 
-        turn = self._turns.setdefault(caller, asyncio.Lock())
+        turn = self._turns.of(caller)
         await turn.acquire()
         loop = asyncio.get_running_loop()
         try:
@@ -146,10 +158,11 @@ class JobReader:
         self.decoded += len(decoded.ranking.order) - known
         return decoded
 
-    def _keep(self, job: str, known: _Known) -> None:
+    def _keep(self, job: str, known: _Known, decoded: DecodedHeats) -> None:
         self._forget(job, self._known.get(job))
         self._known[job] = known
-        known.size = _size(known.decoded)
+        verdicts = 1 + (decoded.spec.draft is not None) + (len(decoded.spec.judges) - 1)
+        known.size = 8 * len(decoded.text) + CANDIDATE_BYTES * verdicts * (1 + len(decoded.ranking.order))
         self.kept_bytes += known.size
         known.read_at = now = self._clock()
         while self._known:
@@ -188,13 +201,6 @@ async def read_winners(queue: "Queue", job: str) -> Winners:
     late = stopped == b"deadline"  # then the stored leaders are those of the decided prefix alone
     order = (await queue.record(job)).ranking.order if late else unpack_leaders(spec, leaders)
     return Winners(state, spec, [candidate for candidate in order[: spec.top_k] if candidate.has_image])
-
-
-def _size(decoded: DecodedHeats | None) -> int:
-    if decoded is None:
-        return 0
-    verdicts = 1 + (decoded.spec.draft is not None) + (len(decoded.spec.judges) - 1)
-    return 8 * len(decoded.text) + CANDIDATE_BYTES * verdicts * (1 + len(decoded.ranking.order))
 
 
 def _pairs(flat: list[Any]) -> dict[bytes, bytes]:

@@ -89,8 +89,7 @@ Name = Literal[
     "signing_key",
     "control",
 ]
-_TEMPLATES: dict[Name, str] = {
-    "pairs": "pairs",
+_TEMPLATES: dict[Name, str] = {name: name for name in get_args(Name)} | {  # those with parts, or another name
     "workers": "pair:%s:workers",
     "capacity": "pair:%s:capacity",
     "infos": "pair:%s:infos",
@@ -111,22 +110,10 @@ _TEMPLATES: dict[Name, str] = {
     "tombstone": "tombstone:%s",
     "idempotency": "idempotency:%s",
     "orphans": "orphans:%s",
-    "backlog": "backlog",
-    "callers": "callers",
-    "queued": "queued",
-    "deadlines": "deadlines",
-    "ended": "ended",
     "reserved": "images",
     "reserved_until": "images:expiry",
-    "abandoned": "abandoned",
-    "holdings": "holdings",
-    "held": "held",
-    "webhooks": "webhooks",
     "webhook": "webhook:%s",
-    "dead_letters": "dead_letters",
     "tokenizer": "tokenizer:%s",
-    "signing_key": "signing_key",
-    "control": "control",
 }
 
 

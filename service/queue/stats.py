@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from bestofn.judge.verdict import Verdict
 from bestofn.service.core.errors import JobUnreadable
-from bestofn.service.core.jobs import JobStatus, Priority
+from bestofn.service.core.jobs import JobStatus
 from bestofn.service.core.scheduling import Backlog, wait_seconds
-from bestofn.service.core.schemas import ServerOut
-from bestofn.service.core.settings import Settings
+from bestofn.service.core.schemas import CallerOut, QueueOut, ServerOut
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.queue.admission import KEPT_SHARE, own_limit
 from bestofn.service.queue.codec import read_verdict, reading
@@ -25,27 +24,12 @@ class QueueStats:
     """The queue at one moment.
 
     Attributes:
-        by_priority: work that waits or runs, by priority.
-        queued, running: number of jobs.
-        oldest_wait_seconds: longest wait of a job that has not started; 0 if none waits.
-        estimated_wait_seconds: seconds for the whole backlog; None while no worker's speed is known.
-        image_bytes, image_budget_bytes: bytes reserved for winner images, and their limit.
-        kept_bytes, kept_budget_bytes: bytes of all else that is kept of jobs, at most, and their limit.
-        dead_heats: number of heats in the dead-letter stream.
+        queue: work that waits or runs, the bytes of images and of all else that is kept, and their limits.
         workers: warm workers.
         refuses: reason why no job is accepted now; None if jobs are accepted.
     """
 
-    by_priority: Mapping[Priority, Backlog]
-    queued: int
-    running: int
-    oldest_wait_seconds: float
-    estimated_wait_seconds: float | None
-    image_bytes: int
-    image_budget_bytes: int
-    kept_bytes: int
-    kept_budget_bytes: int
-    dead_heats: int
+    queue: QueueOut
     workers: tuple[WorkerInfo, ...]
     server: ServerOut
     refuses: str | None
@@ -89,16 +73,20 @@ async def read_stats(queue: Queue) -> QueueStats:
     whole = _backlog(load, "")
     valkey = info.get("server_name") == "valkey"
     return QueueStats(
-        by_priority={priority: _backlog(load, f"{priority}:") for priority in PRIORITIES},
-        queued=queued,
-        running=max(0, whole.jobs - queued),
-        oldest_wait_seconds=max(0.0, seconds + micros / 1e6 - oldest[0][1] / 1000) if oldest else 0.0,
-        estimated_wait_seconds=wait_seconds(whole.candidates, whole, workers),
-        image_bytes=int(reserved or 0),
-        image_budget_bytes=queue.settings.image_budget_bytes,
-        kept_bytes=int(kept or 0),
-        kept_budget_bytes=int(KEPT_SHARE * (int(info["maxmemory"]) or int(info["total_system_memory"]))),
-        dead_heats=dead,
+        queue=QueueOut.model_validate(
+            {
+                "queued": queued,
+                "running": max(0, whole.jobs - queued),
+                "by_priority": {priority: _backlog(load, f"{priority}:") for priority in PRIORITIES},
+                "oldest_wait_seconds": max(0.0, seconds + micros / 1e6 - oldest[0][1] / 1000) if oldest else 0.0,
+                "estimated_wait_seconds": wait_seconds(whole.candidates, whole, workers),
+                "image_bytes": int(reserved or 0),
+                "image_budget_bytes": queue.settings.image_budget_bytes,
+                "kept_bytes": int(kept or 0),
+                "kept_budget_bytes": int(KEPT_SHARE * (int(info["maxmemory"]) or int(info["total_system_memory"]))),
+                "dead_heats": dead,
+            }
+        ),
         workers=workers,
         server=ServerOut(
             name="valkey" if valkey else "redis",
@@ -112,35 +100,34 @@ async def read_stats(queue: Queue) -> QueueStats:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Holdings:
-    """What one caller has of the queue: candidates and GFLOP that wait or run, and bytes of images and of all else."""
+async def read_caller(queue: Queue, all_jobs: QueueOut, caller: str) -> CallerOut:
+    """What the jobs of an API key hold, and the most that they may. Raises redis' errors if the server is away.
 
-    candidates: int
-    gflop: int
-    image_bytes: int
-    kept_bytes: int
-
-
-async def read_holdings(queue: Queue, caller: str) -> Holdings:
-    """What the jobs of an API key hold. Raises redis' errors if the server is away."""
+    Args:
+        queue: holds the jobs.
+        all_jobs: what the jobs of all callers hold.
+        caller: name of the key.
+    """
     async with queue.redis.pipeline(transaction=False) as pipe:
         pipe.hget(queue.keys("callers"), caller)
         pipe.hmget(queue.keys("held"), [f"{name}:{caller}" for name in ("gflop", "images", "kept")])
-        candidates, held = await pipe.execute()
-    return Holdings(int(candidates or 0), *(int(value or 0) for value in held))
-
-
-def max_holdings(stats: QueueStats, own: Holdings, settings: Settings) -> Holdings:
-    """The most that a caller who has `own` may have now; 0 GFLOP where these have no limit."""
-    everyone = sum(load.candidates for load in stats.by_priority.values())
-    candidates = own_limit(own.candidates, everyone, settings.max_queued_candidates)
-    gflop = round(1000 * sum(load.tflops for load in stats.by_priority.values()))
-    return Holdings(
-        min(candidates, settings.max_queued_candidates_per_key or candidates),
-        own_limit(own.gflop, gflop, round(1000 * (settings.max_queued_tflops or 0))),
-        own_limit(own.image_bytes, stats.image_bytes, settings.image_budget_bytes),
-        own_limit(own.kept_bytes, stats.kept_bytes, stats.kept_budget_bytes),
+        waiting, held = await pipe.execute()
+    candidates, gflop, images, kept = (int(value or 0) for value in (waiting, *held))
+    settings, loads = queue.settings, all_jobs.by_priority.values()
+    most = own_limit(candidates, sum(load.candidates for load in loads), settings.max_queued_candidates)
+    max_tflops = None
+    if settings.max_queued_tflops is not None:
+        limit = round(1000 * settings.max_queued_tflops)
+        max_tflops = own_limit(gflop, round(1000 * sum(load.tflops for load in loads)), limit) / 1000
+    return CallerOut(
+        candidates=candidates,
+        max_candidates=min(most, settings.max_queued_candidates_per_key or most),
+        tflops=gflop / 1000,
+        max_tflops=max_tflops,
+        image_bytes=images,
+        max_image_bytes=own_limit(images, all_jobs.image_bytes, all_jobs.image_budget_bytes),
+        kept_bytes=kept,
+        max_kept_bytes=own_limit(kept, all_jobs.kept_bytes, all_jobs.kept_budget_bytes),
     )
 
 

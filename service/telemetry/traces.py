@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 from opentelemetry import trace
@@ -11,6 +10,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from bestofn.service.core.version import VERSION
+from bestofn.service.host.packages import installed
 
 FLUSH_MS = 3000
 
@@ -24,7 +24,7 @@ def configure(endpoint: str | None, service: str) -> None:
     Nothing happens without an endpoint, or without the packages of the extra `trace`: the endpoint may be set for other
     programs of the machine.
     """
-    if endpoint is None or not _installed():
+    if endpoint is None or not installed(*_NEEDED):
         return
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
@@ -72,10 +72,3 @@ def past_span(
     with trace.use_span(span):
         yield span
     span.end(now)
-
-
-def _installed() -> bool:
-    try:
-        return all(find_spec(name) for name in _NEEDED)
-    except ModuleNotFoundError:  # a parent package is missing
-        return False

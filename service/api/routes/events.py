@@ -83,7 +83,10 @@ async def stream_of(
 async def job_events(
     context: Context, spec: JobSpec, last: str | None, *, caller: str, cancel: bool = False
 ) -> AsyncGenerator[bytes, None]:
-    """A job's events after the one with id `last`, encoded, for one reader.
+    """A job's events after the one with id `last`, encoded, for one reader, up to the job's end or the server's.
+
+    Stored events are translated from the first one on, so that all readers get the same events. If the first ones are
+    no longer stored, or the reader was too slow for them, a snapshot replaces them.
 
     Args:
         context: of this process.
@@ -92,15 +95,20 @@ async def job_events(
         caller: name of the API key; its streams take turns on the event loop.
         cancel: cancel the job if the reader leaves before its end.
     """
+    reader = _Reader(context, spec, place_of(last))
+    source = follow_entries(context.queue, spec.id)
     ended = False
     try:
-        async with contextlib.aclosing(follow(context, spec, place_of(last), caller)) as batches:
-            async for events in batches:
-                ended = events[-1].type in ("result", "problem")
-                for part in parts(events):
+        async with contextlib.aclosing(paced(source, POSITION_SECONDS, context.stopping)) as stored:
+            async for entries in stored:
+                for part in parts(entries) if entries else [[None]]:
                     async with context.turns.of(caller):
-                        encoded = b"".join(encode(event.type, event.data, event.id, RETRY_MS) for event in part)
-                    yield encoded
+                        events = [event for entry in part for event in await reader.translate(entry)]
+                    for batch in parts(events):
+                        ended = batch[-1].type in ("result", "problem")
+                        async with context.turns.of(caller):
+                            encoded = b"".join(encode(event.type, event.data, event.id, RETRY_MS) for event in batch)
+                        yield encoded
     except (JobGone, JobNotFound, JobUnreadable) as error:  # it went or became unreadable while it was read
         ended = True
         problem = document(error.status, error.code, error.detail) | {"job": spec.id}
@@ -110,24 +118,6 @@ async def job_events(
     finally:
         if cancel and not ended and not context.stopping.is_set():
             context.later(context.queue.cancel(spec.id))
-
-
-async def follow(
-    context: Context, spec: JobSpec, after: Place | None, caller: str
-) -> AsyncGenerator[list[JobEvent], None]:
-    """A job's events after the one at `after`, as they come, up to its end or the server's; a few at once.
-
-    Stored events are translated from the first one on, so that all readers get the same events. If the first ones are
-    no longer stored, or the reader was too slow for them, a snapshot replaces them.
-    """
-    reader = _Reader(context, spec, after)
-    async with contextlib.aclosing(paced(context, spec.id)) as stored:
-        async for entries in stored:
-            for part in parts(entries) if entries else [[None]]:
-                async with context.turns.of(caller):
-                    events = [event for entry in part for event in await reader.translate(entry)]
-                if events:
-                    yield events
 
 
 class _Reader:
@@ -202,31 +192,43 @@ async def _ending(context: Context, spec: JobSpec, event: Event) -> JobEvent:
     return JobEvent("problem", document(error.status, error.code, error.detail) | {"job": spec.id}, f"{event.id}.0")
 
 
-async def paced(context: Context, job_id: str) -> AsyncGenerator[Sequence[Entry] | None, None]:
-    """The job's stored events, and None whenever nothing came for a while; ends when the server stops."""
-    source = follow_entries(context.queue, job_id)
-    stopping = asyncio.create_task(context.stopping.wait())
-    coming: asyncio.Task[Sequence[Entry]] | None = None
+async def paced(
+    source: AsyncGenerator[T, None], seconds: float, stopping: asyncio.Event | None = None
+) -> AsyncGenerator[T | None, None]:
+    """What a source yields, and None whenever nothing came for a while. The source is closed at the end.
+
+    Args:
+        source: for this reader alone.
+        seconds: until a None.
+        stopping: ends it once set, as the source's end does; None: nothing else does.
+    """
+    over = set() if stopping is None else {asyncio.create_task(stopping.wait())}
+    coming: asyncio.Task[T] | None = None
     try:
         while True:
             coming = coming or asyncio.ensure_future(anext(source))
-            done, _ = await asyncio.wait(
-                {coming, stopping}, timeout=POSITION_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
+            done, _ = await asyncio.wait({coming, *over}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if coming in done:
                 try:
-                    entries = coming.result()
+                    item = coming.result()
                 except StopAsyncIteration:
                     return
                 coming = None
-                yield entries
-            elif stopping in done:
+                yield item
+            elif done:
                 return
             else:
                 yield None
     finally:
-        await end_tasks({stopping, *([coming] if coming else [])})
-        await source.aclose()
+        # A task of its own: Starlette cancels the stream of a caller who has gone at every step, this one included.
+        ending = asyncio.create_task(_end(source, {*over, *([coming] if coming else [])}))
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(ending)
+
+
+async def _end(source: AsyncGenerator[Any, None], tasks: set[asyncio.Task[Any]]) -> None:
+    await end_tasks(tasks)
+    await source.aclose()
 
 
 def encode(type: str, data: Any, id: str | None = None, retry_ms: int | None = None) -> bytes:
@@ -246,28 +248,6 @@ def stream_response(events: AsyncGenerator[bytes, None], headers: dict[str, str]
 
 
 async def _kept_alive(events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-    coming: asyncio.Task[bytes] | None = None
-    try:
-        while True:
-            coming = coming or asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait({coming}, timeout=KEEP_ALIVE_SECONDS)
-            if not done:
-                yield format_sse_event(comment="keep-alive")
-                continue
-            try:
-                encoded = coming.result()
-            except StopAsyncIteration:
-                return
-            coming = None
-            yield encoded
-    finally:
-        # A task of its own: Starlette cancels the stream of a caller who has gone at every step, this one included.
-        ending = asyncio.create_task(_end(events, coming))
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.shield(ending)
-
-
-async def _end(events: AsyncGenerator[bytes, None], coming: "asyncio.Task[bytes] | None") -> None:
-    if coming is not None:
-        await end_tasks({coming})
-    await events.aclose()
+    async with contextlib.aclosing(paced(events, KEEP_ALIVE_SECONDS)) as coming:
+        async for encoded in coming:
+            yield format_sse_event(comment="keep-alive") if encoded is None else encoded

@@ -1,6 +1,7 @@
 """POST /generate and /rank: submit a job and, unless the caller prefers not to, wait for its result or winner."""
 
 import asyncio
+from dataclasses import replace
 
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
@@ -17,7 +18,7 @@ from bestofn.service.api.content_negotiation import (
     read_accept,
     read_prefer,
 )
-from bestofn.service.api.dependencies import CallHeadersDep, Context, ContextDep
+from bestofn.service.api.dependencies import CallHeaders, CallHeadersDep, Context, ContextDep
 from bestofn.service.api.problem_details import problem_of
 from bestofn.service.api.request_bodies import JsonRoute, UploadRoute
 from bestofn.service.api.responses import Ending, failure_of, image_answer, json_answer, result_of, wait
@@ -42,8 +43,9 @@ async def generate(request: Request, context: ContextDep, body: GenerateRequest,
     A disconnect does not end the job, except with `Prefer: cancel-on-disconnect`. With an `Idempotency-Key` the same
     call returns to the same job.
     """
-    accepted, wanted = _read_accept(headers.accept, body)
-    preference = _enter_call(context, request, accepted, headers.prefer)
+    accepted = read_accept(headers.accept)
+    wanted = _image_format(headers.accept, accepted, body) if accepted.image_first else None
+    preference = _enter_call(context, request, headers, accepted, OFFERS)
     key = headers.idempotency_key
     job_id, created = await submit(context, body, image_format=wanted, caller=caller_of(request), key=key)
     return await _answer(context, request, job_id, created, accepted, preference, headers.last_event_id)
@@ -57,25 +59,27 @@ async def rank(request: Request, context: ContextDep, headers: CallHeadersDep) -
     JPEG: each at most 16 MiB and 16 Mi pixels, together at most 32 MiB and 128 Mi pixels. The job keeps them until its
     end, and then the images of the first `top_k` ranks.
     """
-    accepted = read_accept(headers.accept)
-    if not (accepted.json or accepted.events_first):
-        raise HTTPException(406, f"Accept asks for {str(headers.accept)[:100]!a}; there is application/json, {EVENTS}")
-    preference = _enter_call(context, request, accepted, headers.prefer)
+    accepted = replace(read_accept(headers.accept), images=(), image_first=False)  # images are no answer here
+    preference = _enter_call(context, request, headers, accepted, f"application/json, {EVENTS}")
     job_id, created = await _submitted(context, request, headers.idempotency_key)
-    as_json = accepted if accepted.events_first else read_accept(None)
-    return await _answer(context, request, job_id, created, as_json, preference, headers.last_event_id)
+    return await _answer(context, request, job_id, created, accepted, preference, headers.last_event_id)
 
 
 router.include_router(_uploads)
 
 
-def _enter_call(context: Context, request: Request, accepted: Accepted, prefer: str | None) -> Preference:
+def _enter_call(
+    context: Context, request: Request, headers: CallHeaders, accepted: Accepted, offers: str
+) -> Preference:
     """How long a submission waits; one that waits or streams is counted among its key's open calls.
 
     Raises:
+        HTTPException: it accepts none of `offers`.
         TooManyCalls: the key has as many open calls as it may.
     """
-    preference = read_prefer(prefer, context.settings.max_wait_seconds)
+    if not (accepted.json or accepted.images or accepted.events_first):
+        raise HTTPException(406, f"Accept asks for {str(headers.accept)[:100]!a}; there is {offers}")
+    preference = read_prefer(headers.prefer, context.settings.max_wait_seconds)
     if accepted.events_first or preference.seconds > 0:
         context.open_calls.enter(request.scope, "stream" if accepted.events_first else "wait")
     return preference
@@ -101,53 +105,39 @@ async def _answer(
         preference: how long to wait for it.
         last_event_id: of a stream, the last event that the caller has.
     """
-    headers = {}
-    if preference.applied is not None and not accepted.events_first:
-        headers["Preference-Applied"] = preference.applied
+    headers = {"Location": f"{context.base}/jobs/{job_id}"}
+    applied = preference.applied
+    if accepted.events_first:
+        applied = "cancel-on-disconnect" if preference.cancel_on_disconnect else None
+    if applied is not None:
+        headers["Preference-Applied"] = applied
     if not created:
         headers["Idempotent-Replayed"] = "true"
+    cancel = created and preference.cancel_on_disconnect
+    caller = caller_of(request)
     if accepted.events_first:
-        cancel = created and preference.cancel_on_disconnect
-        if preference.cancel_on_disconnect:
-            headers["Preference-Applied"] = "cancel-on-disconnect"
-        headers["Location"] = f"{context.base}/jobs/{job_id}"
-        return await stream_of(
-            context, job_id, last_event_id, caller=caller_of(request), cancel=cancel, headers=headers
-        )
+        return await stream_of(context, job_id, last_event_id, caller=caller, cancel=cancel, headers=headers)
     ending = await wait(context, request, job_id, preference.seconds)
-    if ending is Ending.HUNG_UP and created and preference.cancel_on_disconnect:
+    if ending is Ending.HUNG_UP and cancel:
         await context.queue.cancel(job_id)
-    result = await result_of(context, job_id, caller=caller_of(request))
-    return await _answer_ended(context, result, accepted, preference, headers)
-
-
-async def _answer_ended(
-    context: Context, result: JobResult, accepted: Accepted, preference: Preference, headers: dict[str, str]
-) -> Response:
-    job_id = result.id
-    place = {"Location": f"{context.base}/jobs/{job_id}"} | headers
+    result = await result_of(context, job_id, caller=caller)
     if result.status in ACTIVE:
         if accepted.image_first and preference.seconds > 0:
             late = WaitTimeout(
-                f"the job was not done within {preference.seconds:g} s; it goes on at {place['Location']}"
+                f"the job was not done within {preference.seconds:g} s; it goes on at {headers['Location']}"
             )
-            return problem_of(late, job=job_id, headers=place)
+            return problem_of(late, job=job_id, headers=headers)
         return json_answer(context.base, result, 202, headers)
     failure = failure_of(result)
     if failure is not None:
-        return problem_of(failure, job=job_id, headers=place)
+        return problem_of(failure, job=job_id, headers=headers)
     if accepted.image_first:
         return await image_answer(context, job_id, 1, warnings=result.warnings, headers=headers)
     return json_answer(context.base, result, 200, headers)
 
 
-def _read_accept(header: str | None, body: GenerateRequest) -> tuple[Accepted, ImageFormat | None]:
-    """What to answer with, and the image format if the header decides it."""
-    accepted = read_accept(header)
-    if not (accepted.json or accepted.images or accepted.events_first):
-        raise HTTPException(406, f"Accept asks for {str(header)[:100]!a}; there is {OFFERS}")
-    if not accepted.image_first:
-        return accepted, None
+def _image_format(header: str | None, accepted: Accepted, body: GenerateRequest) -> ImageFormat:
+    """The image format for a caller of image bytes. Raises InvalidRequest where Accept and the body contradict."""
     named = body.format if "format" in body.model_fields_set else None
     wanted = image_format(accepted, named, GenerateRequest.model_fields["format"].default)
     if wanted is None:
@@ -155,7 +145,7 @@ def _read_accept(header: str | None, body: GenerateRequest) -> tuple[Accepted, I
             f"Accept asks for {str(header)[:100]!a}, but format is {named}; leave one out or make them agree",
             field="format",
         )
-    return accepted, wanted
+    return wanted
 
 
 async def _submitted(context: Context, request: Request, key: str | None) -> tuple[str, bool]:

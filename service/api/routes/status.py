@@ -10,15 +10,14 @@ from redis.exceptions import RedisError
 
 from bestofn.service.api.access import caller_of
 from bestofn.service.api.dependencies import Context, ContextDep
-from bestofn.service.core.jobs import Priority, Revision
+from bestofn.service.core.jobs import Revision
 from bestofn.service.core.request_model import Int64
-from bestofn.service.core.schemas import ServerOut
-from bestofn.service.core.settings import Settings
+from bestofn.service.core.schemas import CallerOut, QueueOut, ServerOut
 from bestofn.service.core.version import COMMIT, VERSION
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.queue.connection import PROBE_SECONDS, within
 from bestofn.service.queue.connection_errors import away
-from bestofn.service.queue.stats import Holdings, QueueStats, max_holdings, read_holdings, read_stats
+from bestofn.service.queue.stats import QueueStats, read_caller, read_stats
 
 router = APIRouter()
 _STARTED = time.monotonic()
@@ -57,48 +56,6 @@ class ModelStatus(Revision):
 
 class JudgeOut(Revision):
     workers: int
-
-
-class LoadOut(BaseModel):
-    """What waits or runs: candidates to be drawn yet, and the work that they take."""
-
-    model_config = ConfigDict(from_attributes=True)
-    jobs: int
-    candidates: int
-    tflops: float
-
-
-class QueueOut(BaseModel):
-    """`estimated_wait_seconds` is the time that all of it will take; null while the workers' speed is not known."""
-
-    model_config = ConfigDict(from_attributes=True)
-    queued: int
-    running: int
-    by_priority: dict[Priority, LoadOut]
-    oldest_wait_seconds: float
-    estimated_wait_seconds: float | None
-    image_bytes: Int64
-    image_budget_bytes: Int64
-    kept_bytes: Int64
-    kept_budget_bytes: Int64
-    dead_heats: int
-
-
-class CallerOut(BaseModel):
-    """What the jobs of the key that asks hold, each with its limit now: a share of what other keys leave.
-
-    `candidates` and `tflops` wait or run, and `max_tflops` is null without BESTOFN_MAX_QUEUED_TFLOPS. `kept_bytes` are
-    an upper bound of all that is kept of its jobs but images.
-    """
-
-    candidates: int
-    max_candidates: int
-    tflops: float
-    max_tflops: float | None
-    image_bytes: Int64
-    max_image_bytes: Int64
-    kept_bytes: Int64
-    max_kept_bytes: Int64
 
 
 class CallsOut(BaseModel):
@@ -158,17 +115,12 @@ async def status(request: Request, context: ContextDep) -> Status:
     try:
         async with within(PROBE_SECONDS):
             stats = await read_stats(context.queue)
-            holdings = await read_holdings(context.queue, caller) if caller else None
+            own = await read_caller(context.queue, stats.queue, caller) if caller else None
     except RedisError as error:
         if not away(error):
             raise
-        stats, holdings = None, None
-    return status_of(stats, holdings, context)
-
-
-def status_of(stats: QueueStats | None, holdings: Holdings | None, context: Context) -> Status:
-    """The status that these queue stats give; None: the queue's server is away. `holdings`: of the key that asks."""
-    settings, keyring = context.settings, context.keyring
+        stats, own = None, None
+    keyring = context.keyring
     workers = stats.workers if stats is not None else ()
     judges = Counter(info.judge.revision for info in workers)
     return Status(
@@ -180,12 +132,12 @@ def status_of(stats: QueueStats | None, holdings: Holdings | None, context: Cont
         workers=[_worker(info) for info in workers],
         models=_models(workers),
         judges=[JudgeOut(**judge.model_dump(), workers=number) for judge, number in judges.items()],
-        queue=QueueOut.model_validate(stats) if stats is not None else None,
-        caller=_caller(stats, holdings, settings) if stats is not None and holdings is not None else None,
+        queue=stats.queue if stats is not None else None,
+        caller=own,
         server=stats.server if stats is not None else None,
         keys="off" if not keyring.on else "on" if keyring.trouble is None else "stale",
         calls=_calls(context),
-        limits=LimitsOut.model_validate(settings),
+        limits=LimitsOut.model_validate(context.settings),
     )
 
 
@@ -227,17 +179,3 @@ def _models(workers: tuple[WorkerInfo, ...]) -> list[ModelStatus]:
         ModelStatus.model_validate({**info.model_dump(), **revision.model_dump(), "workers": count[revision]})
         for revision, info in models.items()
     ]
-
-
-def _caller(stats: QueueStats, holdings: Holdings, settings: Settings) -> CallerOut:
-    limits = max_holdings(stats, holdings, settings)
-    return CallerOut(
-        candidates=holdings.candidates,
-        max_candidates=limits.candidates,
-        tflops=holdings.gflop / 1000,
-        max_tflops=limits.gflop / 1000 if settings.max_queued_tflops is not None else None,
-        image_bytes=holdings.image_bytes,
-        max_image_bytes=limits.image_bytes,
-        kept_bytes=holdings.kept_bytes,
-        max_kept_bytes=limits.kept_bytes,
-    )

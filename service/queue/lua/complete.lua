@@ -10,16 +10,13 @@ local version_now, heats, waiting, gflop, caller, before, next_heat = unpack(
   redis.call('HMGET', hash, 'version', 'heats', 'waiting', 'gflop', 'caller', 'decided', 'next')
 )
 
-if not wanted(job, heat) then
+local open = wanted(job, heat)
+if not open or not countable(job) then
   release(pair, priority, entry, count)
   redis.call('UNLINK', staged)
-  dispatch(pair)
-  return 'duplicate'
-end
-if not countable(job) then
-  release(pair, priority, entry, count)
-  redis.call('UNLINK', staged)
-  give_up(job, UNREADABLE)
+  if open then
+    give_up(job, UNREADABLE)
+  end
   dispatch(pair)
   return 'duplicate'
 end

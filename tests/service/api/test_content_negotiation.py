@@ -12,6 +12,7 @@ from bestofn.service.api.responses import json_answer
 from bestofn.service.core.errors import HostNotAllowed
 from bestofn.service.core.jobs import Candidate, HeatOutcome, ImageFormat, JobSpec, JobStatus, Usage
 from bestofn.service.core.results import assemble
+from bestofn.service.core.settings import Settings
 from bestofn.service.host.loopback import is_loopback
 
 ACCEPT = {
@@ -102,12 +103,12 @@ def test_other_names(host: str) -> None:
 )
 def test_pages_of_others_are_refused(headers: dict[str, str]) -> None:
     with pytest.raises(HostNotAllowed):
-        check_host(Headers(headers))
+        check_host(Headers(headers), Settings())
 
 
 def test_own_pages_and_programs_are_not() -> None:
-    check_host(Headers({"host": "localhost:8000"}))
-    check_host(Headers({"host": "[::1]:8000", "origin": "http://[::1]:8000"}))
+    check_host(Headers({"host": "localhost:8000"}), Settings())
+    check_host(Headers({"host": "[::1]:8000", "origin": "http://[::1]:8000"}), Settings())
 
 
 def test_json_of_a_large_page_is_that_of_the_whole_model(make_spec: Callable[..., JobSpec]) -> None:

@@ -218,8 +218,8 @@ def test_forms_are_read_byte_by_byte() -> None:
     parts.append(b'Content-Disposition: form-data; name="prompt"\r\n\r\n' + content.replace(RED, b"z"))
     body = b"".join(b"--bound\r\n" + part + b"\r\n" for part in parts) + b"--bound--\r\n"
     upload = read_upload('multipart/form-data; boundary="bound"', body)
-    assert [file.name for file in upload.files] == ["höhe.png", "a.png", "", 'a"b.png']
-    assert [file.data for file in upload.files] == [RED] * 4
+    assert [image.name for image in upload.images] == ["höhe.png", "a.png", "", 'a"b.png']
+    assert upload.files == (RED,) * 4
     assert upload.options.prompt == content.replace(RED, b"z").decode()
     for fault, sent in {
         "cut short": body[:-12],

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from bestofn.service.core.errors import InvalidRequest, Overloaded
 from bestofn.service.core.jobs import Heat, HeatOutcome, JobSpec, JobStatus
+from bestofn.service.core.schemas import CallerOut
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.admission import own_limit
 from bestofn.service.queue.claims import Claim
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.job_queue import Queue
 from bestofn.service.queue.keys import GROUP
-from bestofn.service.queue.stats import max_holdings, read_holdings, read_stats
+from bestofn.service.queue.stats import read_caller, read_stats
 from tests.service.queue.opening import opened
 from tests.waiting import events_of
 
@@ -47,6 +48,11 @@ class Crew:
             if held := self.held[lane.worker]:
                 claim = held.pop(0)
                 await lane.complete(claim, self.finish(claim.heat))
+
+
+async def holdings(queue: Queue) -> CallerOut:
+    """What the key "greedy" holds, with its limits."""
+    return await read_caller(queue, (await read_stats(queue)).queue, "greedy")
 
 
 async def unread(queue: Queue, lane: QueueConsumer) -> int:
@@ -181,12 +187,12 @@ async def test_one_key_cannot_have_all_waiting_work(
         ):
             await queue.submit(make_spec(), cost=1, caller="other")
         await queue.submit(make_spec(), cost=25)  # without keys there are no shares
-        stats, own = await read_stats(queue), await read_holdings(queue, "greedy")
-        assert (own.gflop, max_holdings(stats, own, queue.settings).gflop) == (300_000, 225_000)
+        own = await holdings(queue)
+        assert (own.tflops, own.max_tflops) == (300, 225)
         [claim] = await lane.claim(1, 0)
         await lane.complete(claim, finish(claim.heat))
         await queue.cancel(jobs[1].id)
-        assert (await read_holdings(queue, "greedy")).gflop == 100_000
+        assert (await holdings(queue)).tflops == 100
         await queue.cancel(jobs[2].id)
         assert not await queue.redis.hexists(queue.keys("held"), "gflop:greedy")
 
@@ -210,12 +216,12 @@ async def test_one_key_cannot_have_all_room_for_images(
         assert refused.startswith("images of this key hold 364,")
         assert "more would pass its limit of 402,653,184; try again when some have expired, or ask for fewer" in refused
         await queue.submit(make_spec(**large), cost=1, caller="other")
-        stats, own = await read_stats(queue), await read_holdings(queue, "greedy")
-        assert own.image_bytes == 7 * stats.image_bytes // 8
-        assert max_holdings(stats, own, queue.settings).image_bytes < 402_653_184
+        own = await holdings(queue)
+        assert own.image_bytes == 7 * (await read_stats(queue)).queue.image_bytes // 8
+        assert own.max_image_bytes < 402_653_184
         for spec in accepted:
             await queue.cancel(spec.id)
-        assert (await read_holdings(queue, "greedy")).image_bytes == 0
+        assert (await holdings(queue)).image_bytes == 0
         await queue.submit(jobs[-1], cost=1, caller="greedy")
         with pytest.raises(InvalidRequest, match="keeps at most 402,653,184 bytes for a key"):
             await queue.submit(make_spec(**{**large, "width": 3072, "height": 3072}), cost=1, caller="third")
@@ -236,7 +242,7 @@ async def test_key_kept_bytes_have_a_limit(settings: Settings, make_spec: MakeSp
             await queue.submit(make_spec(), cost=1, caller="other")
             for spec in jobs:
                 await queue.cancel(spec.id)
-            assert (await read_holdings(queue, "greedy")).kept_bytes == 10 * 4096
+            assert (await holdings(queue)).kept_bytes == 10 * 4096
             await queue.submit(make_spec(num_samples=4096), cost=1, caller="greedy")
         finally:
             await queue.redis.config_set("maxmemory", 0)

@@ -359,19 +359,19 @@ async def test_a_census_counts_jobs_by_priority_and_notes_how_they_end(
     jobs = [make_spec(num_samples=8), make_spec(num_samples=4, priority="batch")]
     for job in jobs:
         await queue.submit(job, cost=2.0, traceparent="00-1-2-01")
-    stats = await read_stats(queue)
+    stats = (await read_stats(queue)).queue
     assert (stats.queued, stats.running, stats.estimated_wait_seconds) == (2, 0, None)
     assert [load.candidates for load in stats.by_priority.values()] == [8, 4]
     assert [load.tflops for load in stats.by_priority.values()] == [2.0, 2.0]
     (claim,) = await lane.claim(1, 0.0)
     assert (claim.traceparent, claim.waited_seconds < PATIENCE) == ("00-1-2-01", True)
     time.sleep(0.02)
-    stats = await read_stats(queue)
+    stats = (await read_stats(queue)).queue
     assert (stats.queued, stats.running) == (1, 1)
     assert 0.02 <= stats.oldest_wait_seconds < PATIENCE
     await lane.give_back(claim, "dead_lettered", "no luck")
     await queue.cancel(jobs[1].id)
-    stats = await read_stats(queue)
+    stats = (await read_stats(queue)).queue
     assert (stats.queued, stats.running, stats.oldest_wait_seconds, stats.dead_heats) == (0, 0, 0.0, 1)
     assert {(load.jobs, load.candidates, load.tflops) for load in stats.by_priority.values()} == {(0, 0, 0.0)}
     ended, place = await ended_jobs(queue, start)
