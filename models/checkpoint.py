@@ -100,6 +100,11 @@ class Checkpoint:
         with refused(self.path / "vae"):
             return int(self.config("vae", "config.json")["decoder_block_out_channels"][0])
 
+    def others(self) -> list[Path]:
+        """Files and folders that a checkpoint with another transformer has too; no notes on this one, none hidden."""
+        left_out = ("transformer", "README.md", IMPORTANCE)
+        return [path for path in self.path.iterdir() if path.name not in left_out and not path.name.startswith(".")]
+
     def component(self, part: str) -> str:
         """Class name of a part, from ``model_index.json``."""
         return str(self.config("model_index.json")[part][1])
