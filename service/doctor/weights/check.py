@@ -11,7 +11,7 @@ from bestofn.models.hub import cached, local_folder
 from bestofn.service.doctor.findings import Finding
 from bestofn.service.doctor.weights.generator_files import check_generator
 from bestofn.service.doctor.weights.judge_files import check_judge
-from bestofn.service.doctor.weights.part_files import weights
+from bestofn.service.doctor.weights.part_files import guarded, weights
 from bestofn.service.host.packages import can_draw_here
 
 JUDGE = Path(__file__).resolve().parents[3] / "judge" / "weights" / "shapes"
@@ -40,7 +40,9 @@ def check_files(folder: Path) -> Iterator[Finding]:
         return weights(folder)
     if is_pipeline(folder):
         return _check_pipeline(folder)
-    return check_generator(folder) if _is_generator(folder) else check_judge(folder)
+    if _is_generator(folder):
+        return guarded("model_index", check_generator(folder))
+    return guarded("config", check_judge(folder))
 
 
 def check(folder: Path) -> Iterator[Finding]:
