@@ -70,9 +70,8 @@ class Checkpoint:
         folder = EMBEDDED.get(name) or local_folder(name, "checkpoint")
         if folder is not None:
             return cls(name, _checked(folder, any_pipeline), folder_revision(folder))
-        repository, _, revision = name.partition("@")
-        path = download(repository, revision or "main")
-        return cls(repository, _checked(path, any_pipeline), path.name)
+        path = download(name)
+        return cls(name.partition("@")[0], _checked(path, any_pipeline), path.name)
 
     def config(self, *parts: str) -> dict[str, Any]:
         """Parse one of the checkpoint's JSON files, such as ``config("scheduler", "scheduler_config.json")``."""

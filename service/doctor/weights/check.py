@@ -26,9 +26,7 @@ def folders(name: str) -> list[Path]:
     if name in EMBEDDED:
         return [EMBEDDED[name], JUDGE]
     place = parse_name(name).place
-    folder = local_folder(place, "checkpoint")
-    repository, _, revision = place.partition("@")
-    folder = folder or cached(repository, revision or "main")
+    folder = local_folder(place, "checkpoint") or cached(place)
     if folder is None:
         raise CheckpointError(f"{name} is not whole on this machine: `bestofn models download {name}` fetches it")
     return [folder]
