@@ -126,7 +126,7 @@ class HeatWork:
         field = (self.heat.count if draft else self.heat.promoted) - self.unsafe[draft]
         return not self.unsound[draft] or len(set(self.unsound[draft])) < field  # two judges may fail at the same one
 
-    def no_verdict(self, draft: bool, why: Verdict = BROKEN) -> Verdict:
+    def no_verdict(self, draft: bool, why: Verdict) -> Verdict:
         """The verdict on a candidate that no judge is asked about; `why` is BROKEN or UNSAFE."""
         two = len(self.heat.job.judges) > 1 and not draft
         return replace(why, second=BROKEN, bound=math.nan) if two else why
