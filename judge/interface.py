@@ -27,13 +27,9 @@ class PointwiseJudge(Protocol):
     A judge that cannot answer about an image gives `verdict.BROKEN`, which ranks last. It never gives a score of 0.
 
     Attributes:
-        device: where its forward runs; "cpu" for a judge behind an address.
-        dtype: of its weights and activations.
         max_batch: maximum images of one `ask`; None: as many as the device takes.
     """
 
-    device: torch.device
-    dtype: torch.dtype
     max_batch: int | None = None
 
     def ask(

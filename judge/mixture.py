@@ -44,7 +44,6 @@ class MixtureJudge(PointwiseJudge):
         """
         self._members = tuple(members)
         self._judges = [member.judge for member in members]
-        self.device, self.dtype = self._judges[0].device, self._judges[0].dtype
         limits = [judge.max_batch for judge in self._judges if judge.max_batch is not None]
         self.max_batch = min(limits, default=None)
 

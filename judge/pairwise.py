@@ -12,7 +12,8 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Choice = Literal["first", "second"]
+Answer = Literal["first", "second"] | None
+"""Which of two images was named; None: neither."""
 
 QUESTION = (
     "Both images were made for this prompt:\n{prompt}\n\n"
@@ -20,7 +21,7 @@ QUESTION = (
     "Answer with one letter only: A for the first image, B for the second."
 )
 LABELS = ("Image A:", "Image B:")
-_LETTERS: Mapping[str, Choice] = {"A": "first", "B": "second"}
+_LETTERS: Mapping[str, Answer] = {"A": "first", "B": "second"}
 
 # One letter, perhaps after a word that names it and with signs around it; no letter that begins a sentence.
 _ANSWER = re.compile(r"\W*(?:(?:answer|image|picture)\W+)*([AB])(?!\w)(?!\s+\w)", re.IGNORECASE)
@@ -42,19 +43,6 @@ def without_control_tokens(prompt: str) -> str:
     return _OPENING.sub(r"\1 ", prompt).strip()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Which of two images was named.
-
-    Attributes:
-        choice: None if neither was.
-        p_first: probability of the first of the two letters, if the server returns it.
-    """
-
-    choice: Choice | None
-    p_first: float | None = None
-
-
 def read_answer(text: str, logprobs: Mapping[str, float]) -> Answer:
     """Read a reply: its text and the log-probabilities of its first token (empty: the server returned none).
 
@@ -68,17 +56,9 @@ def read_answer(text: str, logprobs: Mapping[str, float]) -> Answer:
     total = sum(mass.values())
     if total > 0:
         p_first = mass["A"] / total
-        return Answer(None if p_first == 0.5 else "first" if p_first > 0.5 else "second", p_first)
+        return None if p_first == 0.5 else "first" if p_first > 0.5 else "second"
     found = _ANSWER.match(_THOUGHTS.sub("", text))
-    return Answer(_LETTERS[found[1].upper()] if found else None)
-
-
-@dataclass(frozen=True, slots=True)
-class Pairing:
-    """Two who meet; `b` is None for a bye."""
-
-    a: int
-    b: int | None
+    return _LETTERS[found[1].upper()] if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +103,15 @@ def read_rounds(rounds: Sequence[Sequence[Mapping[str, Any]]]) -> Rounds:
 Answers = tuple[Answer, Answer]  # of one match: with `a` shown first, then with `b` shown first
 
 
-def decide(pairing: Pairing, answers: Answers) -> Played:
-    """The winner of a match: the candidate that both orders name, else `a`, the better placed one."""
-    a, b = pairing.a, pairing.b
-    assert b is not None
-    shown = ((a, b), (b, a))
-    named = tuple(
-        None if answer.choice is None else pair[0] if answer.choice == "first" else pair[1]
-        for pair, answer in zip(shown, answers, strict=True)
-    )
+def decide(pair: tuple[int, int], answers: Answers) -> Played:
+    """The winner of a match: the candidate that both orders name, else the first of the pair, the better placed one."""
+    a, b = pair
+    shown = ({"first": a, "second": b, None: None}, {"first": b, "second": a, None: None})
+    named = tuple(images[answer] for images, answer in zip(shown, answers, strict=True))
     return Played(a, b, named, b if named == (b, b) else a)
 
 
-def knockout(order: Sequence[int]) -> Generator[tuple[list[Pairing], Rounds], list[Answers], Rounds]:
+def knockout(order: Sequence[int]) -> Generator[tuple[list[tuple[int, int]], Rounds], list[Answers], Rounds]:
     """Play rounds until one is left: yields a round's matches and earlier rounds, gets the answers, returns all rounds.
 
     In each round the first meets the last, the second the last but one. With an odd number the first has a bye. So the
@@ -153,7 +129,7 @@ def knockout(order: Sequence[int]) -> Generator[tuple[list[Pairing], Rounds], li
     field = list(order)
     while len(field) > 1:
         byes, rest = field[: len(field) % 2], field[len(field) % 2 :]
-        pairings = [Pairing(a, b) for a, b in zip(rest[: len(rest) // 2], reversed(rest), strict=False)]
+        pairings = list(zip(rest[: len(rest) // 2], reversed(rest), strict=False))
         answers = yield pairings, tuple(rounds)
         played = [decide(pairing, answer) for pairing, answer in zip(pairings, answers, strict=True)]
         rounds.append((*(Played(one, None, (), one) for one in byes), *played))

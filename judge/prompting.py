@@ -40,7 +40,7 @@ class Question:
         ValueError: the text has no `{prompt}`, the template is unknown, or the tokenizer misses a token.
     """
 
-    def __init__(self, tokenizer: Any, text: str = PUBLISHED_QUESTION, chat_template: str | None = "qwen2") -> None:
+    def __init__(self, tokenizer: Any, text: str, chat_template: str | None) -> None:
         if not isinstance(text, str) or text.count("{prompt}") != 1:
             raise ValueError(f"the question must hold {{prompt}} once, got {text!r}")
         self.tokenizer = tokenizer

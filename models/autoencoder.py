@@ -1,4 +1,4 @@
-"""Latents to images: DC-AE through diffusers, in slices.
+"""Latents to images: DC-AE through diffusers.
 
 B images, C latent channels, (h, w) latent grid, (H, W) pixels.
 """
@@ -62,14 +62,11 @@ class Decoder:
         return cls(vae)
 
     @torch.inference_mode()
-    def __call__(
-        self, latents: Tensor, micro_batch: int | None = None, tiled: bool | None = None, stay: bool = False
-    ) -> Tensor:
+    def __call__(self, latents: Tensor, *, tiled: bool | None = None, stay: bool = False) -> Tensor:
         """Decode to pixels as diffusers' image processor rounds them.
 
         Args:
             latents: (B, C, h, w) as the solver leaves them, scaled.
-            micro_batch: images decoded at a time; all when None. Bounds the memory, which peaks here.
             tiled: decode sides above 1,024 pixels in overlapping tiles; None: as `is_tiled` decides.
             stay: leave the images on the device, where they are when the current stream is done.
 
@@ -82,8 +79,7 @@ class Decoder:
         else:
             self.vae.disable_tiling()
         scaled = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
-        parts = [to_pixels(self.vae.decode(part).sample) for part in scaled.split(micro_batch or len(scaled))]
-        images = torch.cat(parts)
+        images = to_pixels(self.vae.decode(scaled).sample)
         return images if stay else images.cpu()
 
 

@@ -70,9 +70,8 @@ class Checkpoint:
         folder = EMBEDDED.get(name) or local_folder(name, "checkpoint")
         if folder is not None:
             return cls(name, _checked(folder, any_pipeline), folder_revision(folder))
-        repository, _, revision = name.partition("@")
-        path = download(repository, revision or "main")
-        return cls(repository, _checked(path, any_pipeline), path.name)
+        path = download(name)
+        return cls(name.partition("@")[0], _checked(path, any_pipeline), path.name)
 
     def config(self, *parts: str) -> dict[str, Any]:
         """Parse one of the checkpoint's JSON files, such as ``config("scheduler", "scheduler_config.json")``."""
@@ -99,6 +98,11 @@ class Checkpoint:
         """Channels of the decoder's last stage, which has an image's pixels."""
         with refused(self.path / "vae"):
             return int(self.config("vae", "config.json")["decoder_block_out_channels"][0])
+
+    def others(self) -> list[Path]:
+        """Files and folders that a checkpoint with another transformer has too; no notes on this one, none hidden."""
+        left_out = ("transformer", "README.md", IMPORTANCE)
+        return [path for path in self.path.iterdir() if path.name not in left_out and not path.name.startswith(".")]
 
     def component(self, part: str) -> str:
         """Class name of a part, from ``model_index.json``."""

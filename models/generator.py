@@ -5,7 +5,7 @@ Public interface (B rows, C latent channels, (h, w) latent grid, (H, W) pixels):
     generator = Generator.load("shapes", device="cpu")
     generator.defaults                      Defaults(width, height, num_inference_steps, guidance_scale, ...)
     generator.checkpoint                    Checkpoint(name, path, revision)
-    generator.tokenizer                     PromptTokenizer: check(prompt), count(prompt), limit, unknown_words(prompt)
+    generator.tokenizer                     PromptTokenizer: check(prompt), count(prompt), limit
     generator.noise(seed, w, h, draws)      (draws, C, h, w) float32 on the CPU; draws[0] starts, draws[1 + i] is z_i
     generator.prompt_context(prompt)        PromptContext of one prompt; negative=True for the negative prompt
     generator.prompt_contexts(pairs)        the same for several (prompt, negative) at once
@@ -169,15 +169,18 @@ class Generator:
         """FLOPs of one sample of this size through ``layers`` layers (None: all)."""
         _, h, w = self.latent_shape(width, height)
         shape = self.config if layers is None else replace(self.config, num_layers=layers)
-        text = self.calls.max_sequence_length
+        return Flops(
+            forward=flops.forward_flops(shape, h, w, self.calls.max_sequence_length),
+            decode=self._decode_flops_per_cell * h * w,
+            text=self._text_flops,
+        )
+
+    @cached_property
+    def _text_flops(self) -> int:
         with refused(self.checkpoint.path / "text_encoder"):
             encoder = self.checkpoint.config("text_encoder", "config.json")
             encoded = flops.text_flops(encoder, self.tokenizer.window(instructed=True))
-        return Flops(
-            forward=flops.forward_flops(shape, h, w, text),
-            decode=self._decode_flops_per_cell * h * w,
-            text=encoded + flops.context_flops(self.config, text),
-        )
+        return encoded + flops.context_flops(self.config, self.calls.max_sequence_length)
 
     @cached_property
     def _decode_flops_per_cell(self) -> int:
@@ -248,11 +251,9 @@ class Generator:
         denoiser = self._in_eight_bits() if eight_bit else self.denoiser
         return denoiser(at.input_scale * x, at.timestep, context, embedded, layers)  # type: ignore[no-any-return]
 
-    def decode(
-        self, latents: Tensor, micro_batch: int | None = None, tiled: bool | None = None, stay: bool = False
-    ) -> Tensor:
+    def decode(self, latents: Tensor, *, stay: bool = False) -> Tensor:
         """Finished latents (B, C, h, w) -> (B, H, W, 3) uint8, on the CPU unless they `stay`; see `Decoder`."""
-        return self.decoder(latents, micro_batch, tiled, stay)
+        return self.decoder(latents, stay=stay)
 
     @property
     def denoiser(self) -> LinearDiT:

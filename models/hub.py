@@ -16,9 +16,9 @@ SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 """Configs, indexes and tokenizers; they are fetched first, because the indexes name the weights."""
 
 
-def is_hub_name(repository: str) -> bool:
-    """Whether this is spelled like a repository of the hub, owner/name, and not like a folder."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repository) is not None
+def is_hub_name(name: str) -> bool:
+    """Whether this is spelled like a repository of the hub, owner/name or owner/name@revision, not like a folder."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@.*)?", name) is not None
 
 
 def local_folder(name: str, kind: str) -> Path | None:
@@ -38,16 +38,16 @@ def local_folder(name: str, kind: str) -> Path | None:
         pickled = f": `bestofn models convert {path} --out FOLDER` makes one of a SANA .pth"
         hint = pickled if path.suffix in PICKLES else ""
         raise CheckpointError(f"{path} is a file, and a {kind} is a folder{hint}")
-    if not is_hub_name(name.partition("@")[0]):
+    if not is_hub_name(name):
         raise CheckpointError(f"no {kind} {name!r}: {path} is no folder, and a hub name looks like owner/name@revision")
     return None
 
 
-def download(repository: str, revision: str, files: Sequence[str] | None = None) -> Path:
+def download(name: str, files: Sequence[str] | None = None) -> Path:
     """The folder of a hub repository's commit, fetched if it is not in the local cache; its name is the commit's hash.
 
     Args:
-        repository, revision: of the hub.
+        name: a hub name, with or without ``@revision``.
         files: names of all files that are needed; those of a checkpoint's parts if None.
 
     Raises:
@@ -56,14 +56,14 @@ def download(repository: str, revision: str, files: Sequence[str] | None = None)
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     try:
-        return _fetch(repository, revision, files)
+        return _fetch(name, files)
     except (OSError, ValueError) as error:  # the hub's errors derive from these
         where = "the local cache (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else "the hub or the local cache"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{repository}@{revision} was not found in {where}: {reason}") from error
+        raise CheckpointError(f"{'@'.join(_pinned(name))} was not found in {where}: {reason}") from error
 
 
-def bytes_to_download(repository: str, revision: str) -> int:
+def bytes_to_download(name: str) -> int:
     """Bytes of weights that `download` would fetch; fetches the small files, whose indexes name the weights.
 
     Raises:
@@ -71,6 +71,7 @@ def bytes_to_download(repository: str, revision: str) -> int:
     """
     from huggingface_hub import snapshot_download
 
+    repository, revision = _pinned(name)
     try:
         # A dry run asks the hub; the cache answers for a hub that cannot be reached otherwise.
         snapshot_download(repository, revision=revision, allow_patterns=SMALL_FILES, dry_run=True)
@@ -82,7 +83,7 @@ def bytes_to_download(repository: str, revision: str) -> int:
     return sum(file.file_size for file in files if file.will_download)
 
 
-def cached(repository: str, revision: str, files: Sequence[str] | None = None) -> Path | None:
+def cached(name: str, files: Sequence[str] | None = None) -> Path | None:
     """The folder of a hub repository's commit in the local cache, or None; asks no network.
 
     The hub's client stores the list of a commit's files before the first of them. Each file gets its name in the folder
@@ -90,14 +91,21 @@ def cached(repository: str, revision: str, files: Sequence[str] | None = None) -
     any folder counts.
     """
     try:
-        return _fetch(repository, revision, files, local_files_only=True)
+        return _fetch(name, files, local_files_only=True)
     except (OSError, ValueError):
         return None
 
 
-def _fetch(repository: str, revision: str, files: Sequence[str] | None, **options: Any) -> Path:
+def _pinned(name: str) -> tuple[str, str]:
+    """Repository and revision of a hub name; the revision is main if it names none."""
+    repository, _, revision = name.partition("@")
+    return repository, revision or "main"
+
+
+def _fetch(name: str, files: Sequence[str] | None, **options: Any) -> Path:
     from huggingface_hub import snapshot_download
 
+    repository, revision = _pinned(name)
     if files is not None:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files), **options))
     folder = Path(snapshot_download(repository, revision=revision, allow_patterns=SMALL_FILES, **options))

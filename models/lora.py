@@ -58,9 +58,8 @@ class Lora:
         name, strength = split_strength(text)
         file = local_file(name)
         if file is None:
-            repository, _, revision = name.partition("@")
-            file = download(repository, revision or "main", [FILE]) / FILE
-            short = Path(repository).name
+            file = download(name, [FILE]) / FILE
+            short = Path(name.partition("@")[0]).name
         else:
             short = file.stem if Path(name).expanduser().is_file() else file.absolute().parent.name
         header(file)
@@ -158,8 +157,7 @@ def local_file(name: str) -> Path | None:
 def missing(setting: str) -> list[str]:
     """Hub names of a setting's LoRAs that are not in the local cache; asks no network."""
     names = [split_strength(text)[0] for text in listed(setting)]
-    apart = [(name, *name.partition("@")[::2]) for name in names if local_file(name) is None]
-    return [name for name, repository, revision in apart if cached(repository, revision or "main", [FILE]) is None]
+    return [name for name in names if local_file(name) is None and cached(name, [FILE]) is None]
 
 
 def split_strength(text: str) -> tuple[str, float]:

@@ -5,10 +5,8 @@ scripts/convert_sana_to_diffusers.py. D width of the transformer.
 """
 
 import math
-import os
 import pickle
 import re
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bestofn.models.checkpoint import IMPORTANCE, Checkpoint
+from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.errors import ModelError
 from bestofn.models.linear_dit.config import QK_NORM, LinearDiTConfig
 from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.linear_dit.weights import check_keys, file_shapes
 from bestofn.models.safetensors_writer import StoredTensor, write_json, write_shards
-from bestofn.models.weight_files import check_file, copy_contents
+from bestofn.models.weight_files import check_file, copy_contents, whole_folder
 
 HEAD_DIM = 32  # of linear attention, in all published models
 CROSS_HEADS = {1152: 16, 2240: 20}  # of the published widths; no weight shows them
@@ -199,19 +197,13 @@ def convert(path: Path, out: Path, side: int = 1024, base: Checkpoint | None = N
         raise ModelError(f"{path} is a {kinds[config.guidance_embeds]}, {base.name} a {kinds[base.is_sprint]}")
     weights = converted(state, config)
     tensors = [StoredTensor(name, tuple(value.shape), DTYPES[value.dtype]) for name, value in weights.items()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with whole_folder(out) as fresh:
         write_shards(
             fresh / "transformer", "diffusion_pytorch_model", tensors, lambda tensor: _bytes(weights[tensor.name])
         )
         write_json(fresh / "transformer" / "config.json", config.to_dict())
-        for item in () if base is None else base.path.iterdir():
-            if item.name not in ("transformer", "README.md", IMPORTANCE) and not item.name.startswith("."):
-                copy_contents(item, fresh / item.name)
-        os.replace(fresh, out)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        for item in () if base is None else base.others():
+            copy_contents(item, fresh / item.name)
     return config
 
 

@@ -3,7 +3,6 @@
 L text tokens that the transformer sees, E width of the text encoder.
 """
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from bestofn.kernels.transfer import uploaded
 from bestofn.models.errors import CheckpointError, PromptTooLong
 from bestofn.models.finite import check_finite
 from bestofn.models.weight_files import read_json, refused
-
-WORD = re.compile(r"\w+(?:[-']\w+)*")
 
 
 def normalise(prompt: str) -> str:
@@ -96,14 +93,6 @@ class PromptTokenizer:
         limit, tokens = self._limit(instructed), self.count(prompt, instructed)
         if tokens > limit:
             raise PromptTooLong(tokens, limit)
-
-    def unknown_words(self, prompt: str) -> list[str]:
-        """Words that the tokenizer has no token for, in order, each once; the model cannot see them."""
-        unknown = self._tokenizer.unk_token_id
-        if unknown is None:
-            return []
-        words = dict.fromkeys(WORD.findall(normalise(prompt)))
-        return [word for word in words if unknown in self._tokenizer.encode(word, add_special_tokens=False)]
 
     def __call__(self, prompt: str, instructed: bool = True) -> tuple[Tensor, Tensor]:
         """Token ids and mask, both (1, window) int64, padded to the window; raises PromptTooLong."""

@@ -5,6 +5,7 @@ Nothing here needs torch, and nothing reads weights.
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -177,6 +178,18 @@ def parts_to_fetch(folder: Path) -> Iterator[str]:
             index = part / f"{base}.safetensors.index.json"
             names: Sequence[str] = _indexed(index) if index.is_file() else [f"{base}.safetensors"]
             yield from (f"{part.name}/{name}" for name in names)
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when the block ends without an error."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        yield fresh
+        os.replace(fresh, out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def copy_contents(source: Path, target: Path) -> None:

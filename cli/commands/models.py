@@ -241,16 +241,15 @@ def _fetch(name: str) -> str:
     from bestofn.models.errors import CheckpointError
 
     parsed = parse_name(name)
-    repository, _, revision = parsed.place.partition("@")
-    revision = revision or "main"
+    repository = parsed.place.partition("@")[0]
 
     def named(commit: str) -> str:
         return JudgeName(parsed.kind, f"{repository}@{commit}").full
 
     try:
-        missing = hub.bytes_to_download(repository, revision)
+        missing = hub.bytes_to_download(parsed.place)
     except CheckpointError as error:
-        here = hub.cached(repository, revision)
+        here = hub.cached(parsed.place)
         if here is None:
             raise
         say(f"{error}; what is in {HF_HOME} stays in use")
@@ -263,7 +262,7 @@ def _fetch(name: str) -> str:
             "free some, or set HF_HOME to another disk"
         )
     say(f"{repository}: {missing / 2**30:.2f} GiB to fetch into {HF_HOME}")
-    return named(hub.download(repository, revision).name)
+    return named(hub.download(parsed.place).name)
 
 
 def _size(folder: Path) -> int:

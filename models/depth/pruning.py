@@ -68,10 +68,10 @@ def block_importance(
     return [float(total) / count for total, count in zip(sums, counts, strict=True)]
 
 
-def calibration_prompts(seed: int = 0, count: int = CALIBRATION) -> list[str]:
+def calibration_prompts(seed: int = 0) -> list[str]:
     """Prompts of the drawn world, of every category in turn."""
     rng = np.random.default_rng(seed)
-    return [sample_prompt(rng, CATEGORIES[i % len(CATEGORIES)]).prompt for i in range(count)]
+    return [sample_prompt(rng, CATEGORIES[i % len(CATEGORIES)]).prompt for i in range(CALIBRATION)]
 
 
 def kept_blocks(importance: Sequence[float], layers: int) -> list[int]:

@@ -5,7 +5,6 @@ importances are left out: they were the source's.
 """
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,18 +12,17 @@ from pathlib import Path
 
 import torch
 
-from bestofn.models.checkpoint import IMPORTANCE, Checkpoint
+from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.errors import ModelError
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.linear_dit.weights import check_keys, file_shapes
 from bestofn.models.safetensors_writer import ITEMSIZE, StoredTensor, write_json, write_shards
-from bestofn.models.weight_files import copy_contents, header, weight_files
+from bestofn.models.weight_files import copy_contents, header, weight_files, whole_folder
 
 CHUNK = 2**20  # bytes copied, or values drawn, at a time
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 BLOCKS = "transformer_blocks."
-LEFT_OUT = ("transformer", "README.md", IMPORTANCE)  # of what is copied as it is
 
 Initial = Callable[[str], tuple[float, float]]
 """Of a new block's weight, by its name inside the block: mean and standard deviation."""
@@ -78,14 +76,10 @@ def rewrite(
         _moved(name, shape, blocks, places)
         for name, shape in _shapes(replace(config, num_layers=len(blocks))).items()
     ]  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    others = [path for path in checkpoint.path.iterdir() if path.name not in LEFT_OUT]
-    others = [path for path in others if not path.name.startswith(".")]
-    _check_space(out.parent, sum(tensor.nbytes for tensor in tensors) + sum(map(_size, others)))
-
-    fresh = out.with_name(f".{out.name}.{os.getpid()}")
+    others = checkpoint.others()
     random = torch.Generator().manual_seed(seed)
-    try:
+    with whole_folder(out) as fresh:
+        _check_space(out.parent, sum(tensor.nbytes for tensor in tensors) + sum(map(_size, others)))
         write_shards(
             fresh / "transformer",
             "diffusion_pytorch_model",
@@ -101,9 +95,6 @@ def rewrite(
             f"{story}.\n",
             encoding="utf-8",
         )
-        os.replace(fresh, out)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return out
 
 

@@ -71,11 +71,10 @@ class Component:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Whether an image shows what the prompt says, the rule it breaks if not, and what was found."""
+    """Whether an image shows what the prompt says, and the rule it breaks if not."""
 
     correct: bool
     reason: str
-    objects: tuple[Found, ...]
 
 
 @cache
@@ -247,6 +246,5 @@ def _grown(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def evaluate(image: Image, spec: PromptSpec) -> Evaluation:
     """Judge an image (64, 64, 3) by GenEval's rules for the prompt."""
-    objects = detect(image)
-    reason = violation(objects, spec)
-    return Evaluation(reason is None, reason or "", objects)
+    reason = violation(detect(image), spec)
+    return Evaluation(reason is None, reason or "")

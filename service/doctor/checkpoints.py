@@ -128,10 +128,10 @@ def locate(name: str, judge: bool = False, key: str | None = None, *, checker: b
         found = folder_revision(folder) if kind is None else judge_revision(kind, folder)
         return Located(name, folder, found, *_faults(folder, kind, checker), kind=kind)
     repository, _, revision = place.partition("@")
-    if not is_hub_name(repository):
+    if not is_hub_name(place):
         reason = f"{folder} is no folder, and a hub name looks like owner/name@revision"
         return Located(name, None, broken=(reason,), fix="name one that is there", kind=kind)
-    path = cached(repository, revision or "main")
+    path = cached(place)
     full = repository if kind is None else JudgeName(kind, repository).full
     if path is None:
         return Located(full, None, revision, kind=kind)

@@ -56,7 +56,7 @@ class Needs:
         """Activations of denoising in one slot; FP8 drafts have slots of their own."""
         return (2 if self.eight_bit else 1) * self.rows * self.work.row
 
-    def at_work(self, slots: int, concurrent: bool = False) -> int:
+    def at_work(self, slots: int, concurrent: bool) -> int:
         """Bytes of activations for denoising `slots` candidates and decoding an image, together or in turn."""
         drawn, image = slots * self.slot, self.work.image
         return self.work.prompts + (drawn + image if concurrent else max(drawn, image))

@@ -77,9 +77,8 @@ def find_checker(settings: Settings) -> FoundChecker | None:
     if folder is not None:
         check_part(folder)
         return FoundChecker(folder, folder_revision("vlm", folder))
-    repository, _, commit = name.partition("@")
     say_licence(name)
-    folder = download(repository, commit or "main")
+    folder = download(name)
     check_part(folder)
     return FoundChecker(folder, folder.name)
 

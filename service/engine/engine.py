@@ -9,7 +9,6 @@ import torch
 
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
-from bestofn.models.linear_dit.compiled import BackgroundCompilation
 from bestofn.models.linear_dit.context import PromptContext
 from bestofn.service.core.jobs import Heat
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
@@ -75,11 +74,6 @@ class Engine(HeatEngine):
         self._steps: deque[Clock] = deque()  # that were queued and not waited for
         shared = self._flops, self._cores, self._beside, self._make_room, self._encoder
         self._finishing = Postprocess(generator, judge, self._heats, sizes, *shared)
-        self.compilation: BackgroundCompilation | None = None
-
-    @property
-    def blocks(self) -> str | None:
-        return None if self.compilation is None else self.compilation.state
 
     def warm_up(self) -> None:
         """Loads what fits into memory, so that the first job does not wait for the disk.

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from bestofn.models.linear_dit.compiled import BackgroundCompilation
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Heat, HeatOutcome
 from bestofn.service.core.workers import JudgeInfo, ModelInfo
@@ -28,6 +29,7 @@ ENCODERS = 4  # threads at most: a PNG of 1,024 px takes one 216 ms
 class HeatEngine(ABC):
     """One device's heats, decoder and judge; `protocol.Engine` is the contract."""
 
+    compilation: BackgroundCompilation | None = None
     _finishing: Postprocess
 
     def __init__(
@@ -71,7 +73,7 @@ class HeatEngine(ABC):
 
     @property
     def blocks(self) -> str | None:
-        return None
+        return None if self.compilation is None else self.compilation.state
 
     @property
     def busy(self) -> bool:

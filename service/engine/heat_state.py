@@ -83,32 +83,37 @@ class HeatWork:
             self.warnings[text] = None
 
     def judged(
-        self, index: int, verdict: Verdict, pixels: Tensor, small: Future[Small] | None
+        self, index: int, verdict: Verdict, pixels: Tensor, small: Future[Small] | None, draft: bool
     ) -> tuple[Candidate, bytes | None]:
         """Notes a verdict; the images of candidates that can no longer be among the best are dropped here.
 
         Args:
             small: of the image, if the job asked for one.
+            draft: whether it is on a draft, whose image is not kept.
 
         Returns:
             The candidate, and a small image of it if the job asked.
         """
         spec = self.heat.job
-        candidate = Candidate(index, spec.seed_of(index), verdict, self.drafts.get(index))
-        self.candidates.append(candidate)
-        if not spec.sent:
-            self.images[index] = pixels
-            in_play = set(leaders(spec, self.candidates))
-            self.images = {i: image for i, image in self.images.items() if i in in_play}
-        return candidate, self._thumbnail(small)
+        if draft:
+            self.drafts[index] = verdict
+            candidate = self._drafted(index)
+        else:
+            candidate = Candidate(index, spec.seed_of(index), verdict, self.drafts.get(index))
+            self.candidates.append(candidate)
+            if not spec.sent:
+                self.images[index] = pixels
+                in_play = set(leaders(spec, self.candidates))
+                self.images = {i: image for i, image in self.images.items() if i in in_play}
+        if small is None:
+            return candidate, None
+        image, seconds = small.result()
+        self.seconds["encode"] += seconds
+        return candidate, image
 
-    def drafted(
-        self, index: int, verdict: Verdict, pixels: Tensor, small: Future[Small] | None
-    ) -> tuple[Candidate, bytes | None]:
-        """Note the verdict on a draft, whose image is not kept; returns as `judged`."""
-        self.drafts[index] = verdict
-        candidate = Candidate(index, self.heat.job.seed + index, verdict, verdict, solved_in_full=False)
-        return candidate, self._thumbnail(small)
+    def _drafted(self, index: int) -> Candidate:
+        verdict = self.drafts[index]
+        return Candidate(index, self.heat.job.seed + index, verdict, verdict, solved_in_full=False)
 
     def note_unsound(self, index: int, reason: str, draft: bool) -> bool:
         """Note a candidate without an image, which ranks last; False if no draft, or no full solution, has one."""
@@ -121,17 +126,10 @@ class HeatWork:
         field = (self.heat.count if draft else self.heat.promoted) - self.unsafe[draft]
         return not self.unsound[draft] or len(set(self.unsound[draft])) < field  # two judges may fail at the same one
 
-    def no_verdict(self, draft: bool, why: Verdict = BROKEN) -> Verdict:
+    def no_verdict(self, draft: bool, why: Verdict) -> Verdict:
         """The verdict on a candidate that no judge is asked about; `why` is BROKEN or UNSAFE."""
         two = len(self.heat.job.judges) > 1 and not draft
         return replace(why, second=BROKEN, bound=math.nan) if two else why
-
-    def _thumbnail(self, small: Future[Small] | None) -> bytes | None:
-        if small is None:
-            return None
-        image, seconds = small.result()
-        self.seconds["encode"] += seconds
-        return image
 
     def bring_home(self, clock: Clock) -> None:
         """Start the copies of the best images to the host; they are complete when the clock has stopped."""
@@ -149,11 +147,7 @@ class HeatWork:
         for stage, clock, share in self.clocks:
             self.seconds[stage] += clock.seconds * share
         started = time.perf_counter()
-        drafted = (
-            Candidate(index, spec.seed + index, verdict, verdict, solved_in_full=False)
-            for index, verdict in self.drafts.items()
-            if index not in self.promoted
-        )
+        drafted = map(self._drafted, self.drafts.keys() - set(self.promoted))
         candidates = tuple(sorted([*self.candidates, *drafted], key=lambda candidate: candidate.index))
         encoded = {}
         for candidate in candidates:

@@ -164,9 +164,9 @@ def find_judge(name: str, max_tiles: int | None = None, key: str | None = None) 
     folder = EMBEDDED if parsed.place == "shapes" else local_folder(parsed.place, "judge")
     fetched = folder is None
     if folder is None:
-        repository, _, commit = parsed.place.partition("@")
+        repository = parsed.place.partition("@")[0]
         say_licence(name)
-        folder = download(repository, commit or "main")
+        folder = download(parsed.place)
     parts = judge_parts(kind, folder)
     if fault := wrong_prefix(kind, folder):
         raise JudgeFolderError(f"{folder.absolute()} {fault}")
@@ -300,7 +300,6 @@ def yes_above(judge: JudgeCheckpoint) -> float | None:
 def say_licence(name: str) -> None:
     """States the licence of weights that are about to be downloaded, on stderr; nothing of those that are here."""
     place = parse_name(name).place
-    repository, _, commit = place.partition("@")
     line = notice(place)
-    if line is not None and not Path(place).is_dir() and cached(repository, commit or "main") is None:
+    if line is not None and not Path(place).is_dir() and cached(place) is None:
         sys.stderr.write(f"{line}\n")

@@ -28,27 +28,25 @@ class JudgeResidency:
 
     def __init__(
         self,
-        load: Callable[[], PointwiseJudge],
+        loads: Sequence[Callable[[], PointwiseJudge]],
         generator: AnyGenerator,
         *,
         shared: bool,
-        load_second: Callable[[], PointwiseJudge] | None = None,
         load_checker: Callable[[], ImageChecker] | None = None,
     ) -> None:
         """
         Args:
-            load: reads the judge from disk.
+            loads: each reads a judge from disk.
             generator: what has to give way.
             shared: all fit into memory together.
-            load_second: reads the second judge, where there is one.
             load_checker: reads the image checker, where there is one; it sees what the first judge sees.
         """
-        self._load = (load,) if load_second is None else (load, load_second)
+        self._loads = loads
         self._generator = generator
         self._judges: dict[int, PointwiseJudge] = {}
         self._load_checker = load_checker
         self._checker: ImageChecker | None = None
-        self.count = len(self._load)
+        self.count = len(loads)
         self.shared = shared
 
     def get(self, number: int = 0) -> PointwiseJudge:
@@ -58,7 +56,7 @@ class JudgeResidency:
                 self.offload()
                 for part in FOLDERS:
                     self._generator.release(part)
-            self._judges[number] = self._load[number]()
+            self._judges[number] = self._loads[number]()
         return self._judges[number]
 
     def checker(self) -> ImageChecker | None:
@@ -107,9 +105,9 @@ def hold_judges(
     files = (settings.calibration, settings.second_calibration)
     calibrations = [calibration_of(*one) for one in zip(judges, files, strict=False)]
     pairs = zip(judges, calibrations, strict=True)
-    load, *seconds = [_loader(judge, device, calibration) for judge, calibration in pairs]
-    second, load_checker = seconds[0] if seconds else None, partial(checker.load, device) if checker else None
-    residence = JudgeResidency(load, generator, shared=shared, load_second=second, load_checker=load_checker)
+    loads = [_loader(judge, device, calibration) for judge, calibration in pairs]
+    load_checker = partial(checker.load, device) if checker else None
+    residence = JudgeResidency(loads, generator, shared=shared, load_checker=load_checker)
     infos = [
         judge_info(residence.get(number), judge.revision, generator, calibrations[number])
         for number, judge in enumerate(judges)

@@ -37,17 +37,13 @@ from bestofn.service.media.provenance import Signer
 MAX_ENLARGEMENT = 4
 
 
-def load_engine(settings: Settings, device: str | None = None) -> HeatEngine:
-    """Makes the engine that the settings name, its weights read from disk, ready to draw.
-
-    Args:
-        settings: model, judge, slots, reproducible, threads, devices.
-        device: "cpu" or "cuda:<i>"; the first of `settings.devices` if None.
+def load_engine(settings: Settings) -> HeatEngine:
+    """Makes the engine that the settings name on the first of their devices, its weights read from disk, ready to draw.
 
     Raises:
         SetupError: a checkpoint or device is not as needed; the message names the fix.
     """
-    place = torch.device(device or devices(settings)[0])
+    place = torch.device(devices(settings)[0])
     # Bits depend on how many threads share a sum, so the number is fixed once and for all stages.
     torch.set_num_threads(settings.threads or cores())
     if place.type == "cuda":

@@ -210,11 +210,11 @@ class Postprocess:
                         *item.owner, f"{reason}, for all candidates: try another dtype or model", final=True
                     )
                     continue
-                note = work.drafted if item.draft else work.judged
                 # What such a latent decodes to is not checked, so a deployment with a checker does not return it.
                 hidden = not finite and self._judge.checker() is not None
                 broken = work.no_verdict(item.draft, UNSAFE if hidden else BROKEN)
-                yield Judged(*item.owner, *note(item.candidate, broken, decoded.pixels, None if hidden else small))
+                shown = None if hidden else small
+                yield Judged(*item.owner, *work.judged(item.candidate, broken, decoded.pixels, shown, item.draft))
                 continue
             prompt = work.heat.job.prompt
             image = Image(item.owner, item.candidate, decoded.pixels, prompt, item.draft, small=small)
@@ -283,8 +283,7 @@ class Postprocess:
                 then = self._sent_look(item.pixels, 1) if look.sent else look._replace(judge=1)
                 self._images.setdefault((then, item.prompt), []).append(replace(item, first=verdict))
                 continue
-            note = work.drafted if look.draft else work.judged
-            yield Judged(*item.owner, *note(item.candidate, verdict, item.pixels, item.small))
+            yield Judged(*item.owner, *work.judged(item.candidate, verdict, item.pixels, item.small, item.draft))
 
     def _refused(self, item: Image, work: HeatWork) -> Judged | HeatFailed:
         """The event of an unsafe image, which is dropped here with its thumbnail."""
@@ -293,8 +292,8 @@ class Postprocess:
             return HeatFailed(
                 *item.owner, "no candidate has a safe image with a verdict: the worker's log has the cause"
             )
-        note = work.drafted if item.draft else work.judged
-        return Judged(*item.owner, *note(item.candidate, work.no_verdict(item.draft, UNSAFE), item.pixels, None))
+        verdict = work.no_verdict(item.draft, UNSAFE)
+        return Judged(*item.owner, *work.judged(item.candidate, verdict, item.pixels, None, item.draft))
 
     def _decode_size(self, size: Size) -> int:
         return self._sizes.images(*size, self._flops(*size).decode / TERA)

@@ -1,6 +1,6 @@
 """Slot groups of an engine: one for each size, depth and precision in use, as many slots as fit into memory."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection
 
 from bestofn.models.defaults import Flops
 from bestofn.models.flops import TERA
@@ -18,8 +18,8 @@ from bestofn.service.telemetry.metrics import OUT_OF_MEMORY
 IDLE_GROUPS = 2  # kept open behind those in use: sizes and depths are without number
 
 
-class SlotGroups(Mapping[Group, SlotGroup]):
-    """The open groups.
+class SlotGroups(dict[Group, SlotGroup]):
+    """The open groups, the one used last at the end.
 
     An idle group is kept for a while, since a GPU would have to record its forwards again. The model's own size is
     never closed. A size whose buffers did not fit is remembered with the slots and rows that did.
@@ -38,6 +38,7 @@ class SlotGroups(Mapping[Group, SlotGroup]):
         Args:
             always: the groups that are never closed once they are open.
         """
+        super().__init__()
         self._generator = generator
         self._sizes = sizes
         self._flops = flops
@@ -45,24 +46,14 @@ class SlotGroups(Mapping[Group, SlotGroup]):
         self._record = record
         self._always = always
         self._prompts: PromptTable | None = None
-        self._groups: dict[Group, SlotGroup] = {}  # the one used last at the end
         self._fitting_slots: dict[Size, int] = {}
         self._fitting_rows: dict[Size, int] = {}
         self._halved = False
 
-    def __getitem__(self, group: Group) -> SlotGroup:
-        return self._groups[group]
-
-    def __iter__(self) -> Iterator[Group]:
-        return iter(self._groups)
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
     @property
     def busy(self) -> dict[Group, SlotGroup]:
         """The groups with an occupant."""
-        return {group: slots for group, slots in self._groups.items() if slots.occupants}
+        return {group: slots for group, slots in self.items() if slots.occupants}
 
     def open(self, group: Group, context: PromptContext) -> None:
         """Make the slots of a group, half as many until they fit into memory; idle groups give way first.
@@ -73,12 +64,12 @@ class SlotGroups(Mapping[Group, SlotGroup]):
         if self._prompts is None:
             self._prompts = PromptTable(context)
         rows = self._sizes.batch(self._sizes.rows, self._flops(*group.size, group.depth).forward / TERA)
-        while group not in self._groups:
+        while group not in self:
             slots = self._fitting_slots.get(group.size, self._sizes.slots)
             sizes = (group, slots, rows, self._sizes.strict)
             known = self._fitting_rows.get(group.size)
             try:
-                self._groups[group] = SlotGroup(
+                self[group] = SlotGroup(
                     self._generator, *sizes, self._cores, self._prompts, known, self._record, lambda: self.close_idle(0)
                 )
             except (MemoryError, RuntimeError) as error:
@@ -89,19 +80,19 @@ class SlotGroups(Mapping[Group, SlotGroup]):
                     if slots == 1:
                         raise
                     self._fitting_slots[group.size] = slots // 2
-            if group not in self._groups:
+            if group not in self:
                 release_cache()  # the failed call's tensors are gone only now that its traceback is
 
     def use(self, group: Group) -> SlotGroup:
         """A group that is about to be stepped, from now on the one used last."""
-        self._groups[group] = self._groups.pop(group)
-        return self._groups[group]
+        self[group] = self.pop(group)
+        return self[group]
 
     def close_idle(self, kept: int = IDLE_GROUPS) -> bool:
         """Free the buffers of idle groups but for those used last; returns whether there was one."""
-        closing = to_close(list(self._groups), self.busy, self._always, kept)
+        closing = to_close(list(self), self.busy, self._always, kept)
         for group in closing:
-            slots = self._groups.pop(group)
+            slots = self.pop(group)
             if slots.shrunk:
                 self._fitting_rows[group.size] = slots.most_rows
             slots.close()
@@ -109,7 +100,7 @@ class SlotGroups(Mapping[Group, SlotGroup]):
 
     def halve_rows(self) -> bool:
         """Halve the rows of all forwards, once, for what else needs memory; returns whether that was possible."""
-        halving = [] if self._halved else [slots for slots in self._groups.values() if slots.most_rows > 1]
+        halving = [] if self._halved else [slots for slots in self.values() if slots.most_rows > 1]
         self._halved = self._halved or bool(halving)
         for slots in halving:
             slots.shrink(slots.most_rows)

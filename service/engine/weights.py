@@ -23,7 +23,5 @@ def missing_weights(settings: Settings) -> list[str]:
 
 def _here(name: str) -> bool:
     place = parse_name(name).place
-    repository, _, revision = place.partition("@")
-    if not is_hub_name(repository) or Path(place).is_dir():
-        return True  # embedded, a folder or an address: an error of these shows when they are loaded
-    return cached(repository, revision or "main") is not None
+    # Of an embedded one, a folder or an address an error shows when they are loaded.
+    return not is_hub_name(place) or Path(place).is_dir() or cached(place) is not None

@@ -78,8 +78,8 @@ class VisionJudge:
             while True:
                 if before_round is not None:
                     await before_round(rounds)
-                pairs = [pair for p in pairings if p.b is not None for pair in ((p.a, p.b), (p.b, p.a))]
-                said = iter(await self._compare_all(prompt, [(shown[a], shown[b]) for a, b in pairs]))
+                both = [(shown[a], shown[b]) for pair in pairings for a, b in (pair, pair[::-1])]
+                said = iter(await self._compare_all(prompt, both))
                 answers: list[Answers] = list(zip(said, said, strict=True))
                 pairings, rounds = game.send(answers)
         except StopIteration as end:
@@ -111,14 +111,14 @@ class VisionJudge:
             with self._server.reading(*NO_COMPLETION):
                 choice = reply.json()["choices"][0]
                 answer = _read(choice)
-                cut = answer.choice is None and choice.get("finish_reason") == "length"
+                cut = answer is None and choice.get("finish_reason") == "length"
             if not (cut and MAX_TOKENS in options.values()):
                 break
             self._server.options = {
                 name: MAX_THINKING_TOKENS if value == MAX_TOKENS else value
                 for name, value in self._server.options.items()
             }
-        if answer.choice is None:
+        if answer is None:
             self._unread[_shown(choice)] += 1
         return answer
 

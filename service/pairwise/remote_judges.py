@@ -64,8 +64,6 @@ class RemoteJudge(PointwiseJudge):
         Args:
             calls: to the server.
         """
-        self.device = torch.device("cpu")
-        self.dtype = torch.float32
         self.calls = calls
 
     def ask(

@@ -80,10 +80,10 @@ class ClaimLoop:
         if again is not None:
             await self._set_deliveries(again)
             return
-        if not claim.heat.is_finals and claim.entry.job in context.ended_jobs:
+        finals = claim.heat.is_finals
+        if not finals and claim.entry.job in context.ended_jobs:
             await context.call(lambda: context.consumer.give_back(claim, "released"))
             return
-        finals = claim.heat.is_finals
         if not finals and held.action(claim) is DeliveryAction.DEAD_LETTER:
             await self._dead_letter(replace(claim, deliveries=claim.deliveries - 1))  # this delivery is no attempt
             return

@@ -129,9 +129,9 @@ def _engine(reproducible: str, loaded: dict[str, Any]) -> Draw:
     from bestofn.service.engine.loader import load_engine
     from bestofn.service.worker.local import local_spec, run_local
 
-    settings = load_settings(model="shapes", judge="shapes", reproducible=reproducible)
+    settings = load_settings(model="shapes", judge="shapes", reproducible=reproducible, devices="cpu")
     begun = time.perf_counter()
-    engine = load_engine(settings, "cpu")
+    engine = load_engine(settings)
     assert isinstance(engine, Engine)
     loaded["load"] = time.perf_counter() - begun
     if engine.compilation is not None:

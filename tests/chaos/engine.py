@@ -86,7 +86,7 @@ def cramped(notes: Path) -> "Engine":
     judge = CrampedJudge.load(EMBEDDED)
     return Engine(
         generator,
-        JudgeResidency(lambda: judge, generator, shared=True),
+        JudgeResidency([lambda: judge], generator, shared=True),
         loaded.model_info,
         loaded.judge_info,
         loaded.tokenizer_files,

@@ -3,14 +3,12 @@
 import pytest
 import torch
 from diffusers import SanaPipeline
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedTokenizerFast
 
 from bestofn.models.errors import PromptTooLong
 from bestofn.models.generator import Generator
 from bestofn.models.instruction import COMPLEX_HUMAN_INSTRUCTION
-from bestofn.models.text import EmbeddingCache, PromptTokenizer, TextEmbedding, encode
+from bestofn.models.text import EmbeddingCache, TextEmbedding, encode
 
 
 @pytest.fixture(scope="module")
@@ -78,21 +76,6 @@ def test_a_prompt_over_the_limit_is_refused_not_cut(pair):
     tokenizer.check(longest + "q", instructed=False)
     with pytest.raises(PromptTooLong, match="at most 48"):
         tokenizer.check(longest + "zq", instructed=False)
-
-
-def test_unknown_words_are_named_once_in_order():
-    words = {"<unk>": 0, "<pad>": 1, "a": 2, "red": 3, "star": 4}
-    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", pad_token="<pad>")
-    tokenizer = PromptTokenizer(fast, 8, ())
-    assert tokenizer.unknown_words("A shiny RED dragon, a shiny star") == ["shiny", "dragon"]
-    assert tokenizer.unknown_words("a red star") == []
-    assert tokenizer.limit == 8
-
-
-def test_byte_level_tokenizers_know_every_word(pair):
-    assert pair[0].tokenizer.unknown_words("żółw ist 亀") == []
 
 
 def test_text_encoder_runs_once_a_prompt_and_for_the_empty_negative_with_the_first():

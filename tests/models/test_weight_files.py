@@ -194,9 +194,9 @@ def test_download_takes_the_files_that_the_index_names(generator: Path, tmp_path
         (generator / name).write_bytes(b"not read")
     script = (
         "from bestofn.models import hub\n"
-        "print(hub.cached('owner/sana', 'main'), hub.bytes_to_download('owner/sana', 'main'))\n"
-        "folder = hub.download('owner/sana', 'main')\n"
-        "print(hub.bytes_to_download('owner/sana', 'main'), hub.cached('owner/sana', 'main') == folder)\n"
+        "print(hub.cached('owner/sana'), hub.bytes_to_download('owner/sana@main'))\n"
+        "folder = hub.download('owner/sana')\n"
+        "print(hub.bytes_to_download('owner/sana@main'), hub.cached('owner/sana') == folder)\n"
         "print(*sorted(str(file.relative_to(folder)) for file in folder.rglob('*.*') if file.suffix != '.json'))\n"
     )
     with hub({"owner/sana": generator}) as address:

@@ -11,7 +11,7 @@ from bestofn.models.hub import cached, local_folder
 from bestofn.service.doctor.findings import Finding
 from bestofn.service.doctor.weights.generator_files import check_generator
 from bestofn.service.doctor.weights.judge_files import check_judge
-from bestofn.service.doctor.weights.part_files import weights
+from bestofn.service.doctor.weights.part_files import guarded, weights
 from bestofn.service.host.packages import can_draw_here
 
 JUDGE = Path(__file__).resolve().parents[3] / "judge" / "weights" / "shapes"
@@ -26,9 +26,7 @@ def folders(name: str) -> list[Path]:
     if name in EMBEDDED:
         return [EMBEDDED[name], JUDGE]
     place = parse_name(name).place
-    folder = local_folder(place, "checkpoint")
-    repository, _, revision = place.partition("@")
-    folder = folder or cached(repository, revision or "main")
+    folder = local_folder(place, "checkpoint") or cached(place)
     if folder is None:
         raise CheckpointError(f"{name} is not whole on this machine: `bestofn models download {name}` fetches it")
     return [folder]
@@ -40,7 +38,9 @@ def check_files(folder: Path) -> Iterator[Finding]:
         return weights(folder)
     if is_pipeline(folder):
         return _check_pipeline(folder)
-    return check_generator(folder) if _is_generator(folder) else check_judge(folder)
+    if _is_generator(folder):
+        return guarded("model_index", check_generator(folder))
+    return guarded("config", check_judge(folder))
 
 
 def check(folder: Path) -> Iterator[Finding]:

@@ -23,10 +23,6 @@ REFUSED = "the worker refuses to start"
 
 def check_generator(folder: Path) -> Iterator[Finding]:
     """Findings on a folder in diffusers layout: a failure is what a loader refuses."""
-    return guarded("model_index", _generator(folder))
-
-
-def _generator(folder: Path) -> Iterator[Finding]:
     index = read_json(folder / "model_index.json")
     name = index.get("_class_name")
     known = name in PIPELINES

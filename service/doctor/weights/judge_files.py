@@ -18,10 +18,6 @@ PREPROCESSOR = ("image_mean", "image_std", "rescale_factor")
 
 def check_judge(folder: Path) -> Iterator[Finding]:
     """Findings on a folder in VILA layout: a failure is what the loader refuses."""
-    return guarded("config", _judge(folder))
-
-
-def _judge(folder: Path) -> Iterator[Finding]:
     config = read_json(folder / "config.json")
     yield from _fields(config)
     for part in PARTS:

@@ -122,7 +122,7 @@ def draw_bracket(
     bracket: Layout,
     top: int,
     images: Mapping[int, Image.Image],
-    label: str = "winner",
+    label: str,
 ) -> None:
     """Draws a bracket whose upper edge is at `top`; losers are dimmed, the winner's way is golden.
 

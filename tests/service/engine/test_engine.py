@@ -67,7 +67,7 @@ def make(loaded):
     """An engine over the loaded parts, or over a stand-in for one of them."""
 
     def make(sizes=SIZES, generator=None, judge=None, **options):
-        held = JudgeResidency(lambda: judge or loaded._judge.get(), loaded.generator, shared=True)
+        held = JudgeResidency([lambda: judge or loaded._judge.get()], loaded.generator, shared=True)
         workers = loaded.model_info, loaded.judge_info
         return Engine(generator or loaded.generator, held, *workers, loaded.tokenizer_files, sizes, **options)
 
@@ -803,7 +803,7 @@ def test_generator_and_judge_take_turns_where_memory_is_short(loaded, spec, chec
         held.append(weakref.ref(judge.model))
         return judge
 
-    residence = JudgeResidency(watched, generator, shared=False)
+    residence = JudgeResidency([watched], generator, shared=False)
     engine = Engine(generator, residence, loaded.model_info, loaded.judge_info, loaded.tokenizer_files, SIZES)
     job = spec("job", num_samples=2)
     assert len(images(run(engine, job), "job")) == 2

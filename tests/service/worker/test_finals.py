@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as bounds
 from hypothesis import strategies as st
 
-from bestofn.judge.pairwise import Answer, Answers, Rounds, knockout
+from bestofn.judge.pairwise import Answers, Rounds, knockout
 from bestofn.judge.verdict import Rule, Verdict
 from bestofn.service.core.early_stopping import Prefix, fold
 from bestofn.service.core.errors import InvalidRequest
@@ -62,10 +62,9 @@ def decided(order: list[int], judge: dict[int, float]) -> Rounds:
         pairings, _ = next(game)
         while True:
             said: list[Answers] = []
-            for p in pairings:
-                assert p.b is not None
-                a = judge.get(p.a, 0) >= judge.get(p.b, 0)
-                said.append((Answer("first" if a else "second"), Answer("second" if a else "first")))
+            for a, b in pairings:
+                better = judge.get(a, 0) >= judge.get(b, 0)
+                said.append(("first", "second") if better else ("second", "first"))
             pairings, _ = game.send(said)
     except StopIteration as end:
         rounds: Rounds = end.value

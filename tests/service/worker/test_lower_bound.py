@@ -140,7 +140,7 @@ def test_lower_bound_among_other_jobs_or_a_tick_later_is_the_same(loaded, spec, 
     workers = loaded.model_info, loaded.judge_info, loaded.tokenizer_files, loaded.sizes
 
     def engine(shared, side_stream=None):
-        held = JudgeResidency(Judge.load, loaded.generator, shared=shared, load_second=lambda: Judge.load(unlike))
+        held = JudgeResidency([Judge.load, lambda: Judge.load(unlike)], loaded.generator, shared=shared)
         return Engine(loaded.generator, held, *workers, side_stream)
 
     assert candidates(engine(shared=False), *others, job)["job"] == alone
@@ -151,7 +151,7 @@ def test_lower_bound_among_other_jobs_or_a_tick_later_is_the_same(loaded, spec, 
 def test_the_same_judge_twice_has_the_winner_of_margin(loaded, spec):
     margin = ranked(spec(rule="margin"), candidates(loaded, spec(rule="margin"))["job"][0])
     info = loaded.judge_info.model_copy(update={"second": loaded.judge_info.model_copy(update={"second": None})})
-    held = JudgeResidency(Judge.load, loaded.generator, shared=True, load_second=Judge.load)
+    held = JudgeResidency([Judge.load, Judge.load], loaded.generator, shared=True)
     twice = Engine(loaded.generator, held, loaded.model_info, info, loaded.tokenizer_files, loaded.sizes)
     job = local_spec(GenerateRequest(**SHORT, rule="lower_bound"), twice, Settings())
     assert "then ranks as margin does" in job.warnings[0]
