@@ -166,7 +166,7 @@ def engine(place: Place, size: str, **settings: Any) -> Engine:
     """The engine of these models, as a worker loads it, its weights drawn."""
     device = "cuda:0" if place.cuda else "cpu"
     settings |= {"model": str(generator_folder(place, size)), "judge": str(judge_folder(place)), "devices": device}
-    made = load_engine(Settings(**settings), device)
+    made = load_engine(Settings(**settings))
     assert isinstance(made, Engine)
     generator, judge = made.generator, nvila(made)
     parts = (generator.denoiser, generator.text_encoder, generator.decoder.vae, judge.model)
