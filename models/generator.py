@@ -14,7 +14,6 @@ Public interface (B rows, C latent channels, (h, w) latent grid, (H, W) pixels):
     generator.decode(latents)               (B, H, W, 3) uint8 on the CPU
     generator.needs_negative(guidance)      whether a candidate takes two rows of a batch
     generator.flops(width, height, layers)  Flops(forward, decode, text) of one sample
-    generator.warnings                      what the user should know about how it was loaded
 
 A step of one candidate with guidance is::
 
@@ -30,6 +29,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from math import lcm
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class Generator:
     """One checkpoint on one device. Not thread-safe.
 
     Parts are loaded when first needed. If they do not all fit the memory, the one that is needed least often gives
-    way (text encoder first), which `warnings` then says.
+    way (text encoder first), with a RuntimeWarning.
     """
 
     def __init__(
@@ -86,7 +86,6 @@ class Generator:
         """
         self.checkpoint, self.loras = checkpoint, loras
         self.device = torch.device(device)
-        self.warnings: list[str] = []
         self.config = LinearDiTConfig.from_file(checkpoint.path / "transformer" / "config.json")
         self.vae_config = checkpoint.config("vae", "config.json")
         self.scheduler_config = checkpoint.config("scheduler", "scheduler_config.json")
@@ -112,7 +111,7 @@ class Generator:
         stored = residency.stored_dtype(checkpoint.path / "transformer")
         self.dtypes = part_dtypes(self.device, stored, low_precision)
         if stored == "F16" and self.dtypes["transformer"] != torch.float16:
-            self.warnings.append("this checkpoint was made for float16; in float32 its images may differ")
+            warn(f"{checkpoint.name} was made for float16; in float32 its images may differ", RuntimeWarning, 2)
         self._budget = memory_budget or int(residency.WEIGHTS_SHARE * residency.memory_bytes(self.device))
         self._sizes = {
             part: residency.weight_bytes(checkpoint.path / folder, self.dtypes[part].itemsize)
@@ -312,9 +311,9 @@ class Generator:
 
     def _warn_of_turns(self) -> None:
         parts = ", ".join(f"{part} {size / 2**30:.1f}" for part, size in self._sizes.items())
-        text = (
+        warn(
             f"the generator's parts ({parts} GiB) do not fit {self._budget / 2**30:.1f} GiB together and take turns in "
-            "memory: new prompts wait for weights to be read again"
+            "memory: new prompts wait for weights to be read again",
+            RuntimeWarning,
+            stacklevel=3,
         )
-        if text not in self.warnings:
-            self.warnings.append(text)
