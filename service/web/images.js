@@ -1,10 +1,11 @@
 // Images of the job that is shown, fetched once each, with the key where there is one.
 
 import { call } from "./api.js";
+import { sleep } from "./stream.js";
 
 let kept = new Map(); // path -> promise of an object URL
 
-/** The image's object URL, or null where there is none (any more). */
+/** The image's object URL, or null where there is none (any more). A call that fails is made again for 21 seconds. */
 export function imageUrl(path) {
   if (!kept.has(path)) kept.set(path, load(path));
   return kept.get(path);
@@ -42,10 +43,14 @@ export async function miniature(path, side = 96) {
 export const imageBlob = async (path) => (await call(path, { headers: { Accept: "image/*" } })).blob();
 
 async function load(path) {
-  try {
-    return URL.createObjectURL(await imageBlob(path));
-  } catch {
-    kept.delete(path);
-    return null;
+  for (const pause of [1, 4, 16, 0]) {
+    try {
+      return URL.createObjectURL(await imageBlob(path));
+    } catch (problem) {
+      if (!problem.passing || !pause) break;
+      await sleep(1000 * pause);
+    }
   }
+  kept.delete(path);
+  return null;
 }

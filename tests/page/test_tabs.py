@@ -81,3 +81,21 @@ def test_download_waits_for_the_winner_itself(page):
     held[0].continue_()
     page.locator("#download:visible").wait_for()
     assert page.get_attribute("#download", "download").endswith(".png")
+
+
+def test_image_that_failed_to_load_is_asked_for_again(page):
+    failures = iter(("failed", 503))
+
+    def fail_twice(route) -> None:
+        match next(failures, None):
+            case None:
+                route.continue_()
+            case "failed":
+                route.abort()
+            case status:
+                route.fulfill(status=status)
+
+    page.route("**/images/1", fail_twice)
+    ask(page, STAR, 8)
+    wait_for(page, "succeeded")
+    page.locator("#download:visible").wait_for()
