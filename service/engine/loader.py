@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import diffusers
 import torch
@@ -11,7 +12,7 @@ from bestofn.judge.loader import JudgeFolderError
 from bestofn.judge.names import JudgeNameError
 from bestofn.models import residency
 from bestofn.models.checkpoint import Checkpoint, importance_order
-from bestofn.models.defaults import FOLDERS, part_dtypes
+from bestofn.models.defaults import FOLDERS, Defaults, Flops, part_dtypes
 from bestofn.models.errors import ModelError
 from bestofn.models.flops import TERA
 from bestofn.models.generator import Generator
@@ -65,7 +66,8 @@ def load_engine(settings: Settings) -> HeatEngine:
         if not checkpoint.is_sana:
             from bestofn.service.engine.pipeline_loader import load_pipeline_engine
 
-            return load_pipeline_engine(checkpoint, judges, checker, settings, place, signer)
+            budget = max(1, int(residency.WEIGHTS_SHARE * memory) - weights)
+            return load_pipeline_engine(checkpoint, judges, checker, settings, place, budget, signer)
         eight_bit = settings.fp8_drafts
         reserved = checkpoint_work(checkpoint, place).reserved
         shared, budget = share_memory(generator_bytes(checkpoint, place, eight_bit), weights, memory, reserved)
@@ -186,22 +188,29 @@ def model_info(generator: Generator, tokenizer: bytes, max_size: int, fp8_drafts
             name=LORA.join([checkpoint.name, *(lora.name for lora in generator.loras)]),
             revision=revision_with(checkpoint.revision, generator.loras) + FP8_DRAFTS * fp8_drafts,
         ),
-        width=defaults.width,
-        height=defaults.height,
-        max_size=min(max_size, MAX_ENLARGEMENT * max(defaults.width, defaults.height)),
-        size_multiple=defaults.size_multiple,
-        num_inference_steps=defaults.num_inference_steps,
-        guidance_scale=defaults.guidance_scale,
-        token_limit=defaults.token_limit,
-        tokenizer_sha256=hashlib.sha256(tokenizer).hexdigest(),
-        known_words=known_words(tokenizer),
-        tflops_per_forward=flops.forward / TERA,
-        tflops_per_decode=flops.decode / TERA,
         depth=layers,
         guidance_embeds=generator.config.guidance_embeds,
         layer_order=None if importance is None else tuple(importance_order(importance)),
         tflops_per_layer=(flops.forward - generator.flops(defaults.width, defaults.height, 0).forward) / layers / TERA,
+        **common_info(defaults, flops, tokenizer, max_size),
     )
+
+
+def common_info(defaults: Defaults, flops: Flops, tokenizer: bytes, max_size: int) -> dict[str, Any]:
+    """The fields of a `ModelInfo` that are read the same way for every generator."""
+    return {
+        "width": defaults.width,
+        "height": defaults.height,
+        "max_size": min(max_size, MAX_ENLARGEMENT * max(defaults.width, defaults.height)),
+        "size_multiple": defaults.size_multiple,
+        "num_inference_steps": defaults.num_inference_steps,
+        "guidance_scale": defaults.guidance_scale,
+        "token_limit": defaults.token_limit,
+        "tokenizer_sha256": hashlib.sha256(tokenizer).hexdigest(),
+        "known_words": known_words(tokenizer),
+        "tflops_per_forward": flops.forward / TERA,
+        "tflops_per_decode": flops.decode / TERA,
+    }
 
 
 def known_words(tokenizer: bytes) -> tuple[str, ...] | None:

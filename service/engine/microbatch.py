@@ -63,10 +63,7 @@ class MicroBatches(Generic[Item, Result, Shape]):
         """A sentence for the user, if batches of this shape had to shrink."""
         if shape not in self._shrunk:
             return None
-        return (
-            f"{self.stage} ran in batches of {self.size(shape)} instead of {max(1, self._size(shape))} for lack of "
-            "memory, so images may differ in their last bits from those of another run"
-        )
+        return shrunk_batches(self.stage, str(self.size(shape)), max(1, self._size(shape)))
 
     def run(self, items: Sequence[Item], shape: Shape) -> list[Result | None]:
         """The results in order; None for an item that does not fit into memory even alone.
@@ -107,6 +104,14 @@ class MicroBatches(Generic[Item, Result, Shape]):
                 raise
             OUT_OF_MEMORY.labels(self.stage).inc()
             return None
+
+
+def shrunk_batches(stage: str, now: str, before: int) -> str:
+    """A sentence for the user about batches that had to shrink."""
+    return (
+        f"{stage} ran in batches of {now} instead of {before} for lack of memory, so images may differ in their last "
+        "bits from those of another run"
+    )
 
 
 def release_cache() -> None:

@@ -20,7 +20,7 @@ from bestofn.service.engine.heat_engine import HeatEngine, denoising
 from bestofn.service.engine.heat_state import Owner
 from bestofn.service.engine.items import Latent
 from bestofn.service.engine.judge_residency import JudgeResidency
-from bestofn.service.engine.microbatch import out_of_memory, release_cache
+from bestofn.service.engine.microbatch import out_of_memory, release_cache, shrunk_batches
 from bestofn.service.engine.postprocess import Postprocess
 from bestofn.service.engine.protocol import HeatFailed, Stepped
 from bestofn.service.engine.stepwise import Stepwise
@@ -173,13 +173,10 @@ class PipelineEngine(HeatEngine):
             yield HeatFailed(*owner, f"{denoising(chosen.group)} needs more memory than is free")
             return
         release_cache()
-        self._most[chosen.group.size] = max(1, count // 2)
+        self._most[chosen.group.size] = count // 2
         self._retried[owner] = self._retried.get(owner, 0) + batch.steps * count
         self._waiting = (chosen, *self._waiting)
-        self._heats[owner].warn(
-            f"denoising ran in batches of {max(1, count // 2)} instead of {count} for lack of memory, so images may "
-            "differ in their last bits from those of another run"
-        )
+        self._heats[owner].warn(shrunk_batches("denoising", str(count // 2), count))
 
     def _stop(self, owner: Owner) -> None:
         self._retried.pop(owner, None)

@@ -21,7 +21,7 @@ from bestofn.models.solver import SolverTable, StepCoefficients, solver_step
 from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import bucket, forwards
 from bestofn.service.engine.cuda_graph import Recorded, Recorder
-from bestofn.service.engine.microbatch import out_of_memory, release_cache
+from bestofn.service.engine.microbatch import out_of_memory, release_cache, shrunk_batches
 from bestofn.service.engine.prompts import PromptTable
 from bestofn.service.engine.scheduler import Group
 from bestofn.service.telemetry.metrics import OUT_OF_MEMORY
@@ -120,10 +120,7 @@ class SlotGroup:
         """A sentence for the user, if forwards had to shrink."""
         if self.most_rows == self._lane:
             return None
-        return (
-            f"denoising ran in batches of {self.most_rows} rows instead of {self._lane} for lack of memory, so "
-            "images may differ in their last bits from those of another run"
-        )
+        return shrunk_batches("denoising", f"{self.most_rows} rows", self._lane)
 
     @torch.inference_mode()
     def fill(
