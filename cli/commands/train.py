@@ -215,7 +215,11 @@ def judge(
     generator: Annotated[
         str, typer.Option(help="Checkpoint whose images the judge learns from.")
     ] = JudgeSettings.generator,
+    start: Annotated[
+        str | None, typer.Option(help="Go on from a trained judge, without the rendered stage: shapes or a folder.")
+    ] = None,
     rendered_steps: Annotated[int, _count(help="Updates on composed scenes.")] = JudgeSettings.rendered_steps,
+    place_steps: Annotated[int, _count(help="Updates on pairs with swapped places.")] = JudgeSettings.place_steps,
     prompts: Annotated[int, _count(help="Prompts of round 0.")] = JudgeSettings.prompts,
     images: Annotated[int, _count(help="Images of each prompt of round 0.")] = JudgeSettings.images,
     steps: Annotated[int, _count(help="Updates of round 0.")] = JudgeSettings.steps,
@@ -232,7 +236,7 @@ def judge(
 ) -> None:
     """Train the embedded judge in rounds, calibrate it and write it with its model card.
 
-    The defaults are the shipped judge's. Every round has a folder with its images, log, checkpoint and judge.
+    The shipped judge's card has its command. Every round has a folder with its images, log, checkpoint and judge.
     """
     need_packages("training needs")
     import torch
@@ -244,8 +248,10 @@ def judge(
         run,
         out,
         generator,
+        start,
         seed,
         rendered_steps=rendered_steps,
+        place_steps=place_steps,
         prompts=prompts,
         images=images,
         steps=steps,

@@ -9,8 +9,8 @@ import pytest
 
 from bestofn.judge.judge import EMBEDDED, Judge, rank_images
 from bestofn.judge.verdict import Verdict
-from bestofn.models.shapes.prompts import known_words
-from bestofn.models.shapes.world import Scene, Thing, render
+from bestofn.models.shapes.prompts import held_out, known_words, pair
+from bestofn.models.shapes.world import COLOURS, SHAPES, Scene, Thing, render
 from bestofn.training.judge.dataset import unseen_scenes
 
 
@@ -48,6 +48,28 @@ def test_embedded_judge_picks_the_image_that_fits() -> None:
     assert verdicts[2].answer == "yes"
     alone = judge().judge([images[2]], ["a photo of a red star and a blue circle"])[0]
     assert abs(alone.margin - verdicts[2].margin) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("relation", "first", "second"), [("left of", (16, 32), (48, 32)), ("above", (32, 16), (32, 48))]
+)
+def test_embedded_judge_refuses_swapped_places(relation: str, first: tuple[int, int], second: tuple[int, int]) -> None:
+    rng, prompts, images = np.random.default_rng(5), [], []
+    while len(prompts) < 64:
+        shapes = [str(one) for one in rng.choice(list(SHAPES), 2, replace=False)]
+        colours = [str(one) for one in rng.choice(list(COLOURS), 2, replace=False)]
+        spec = pair(*shapes, (colours[0], colours[1]), relation)
+        if held_out(spec):
+            continue
+        for places in ((first, second), (second, first)):
+            things = (Thing(*one, 20) for one in zip(shapes, colours, *zip(*places, strict=True), strict=True))
+            images.append(render(Scene(tuple(things), len(prompts))))
+            prompts.append(spec.prompt)
+    verdicts = judge().judge(images, prompts)
+    margins = [verdict.margin for verdict in verdicts]
+    right, swapped = margins[::2], margins[1::2]
+    assert np.mean([a > b for a, b in zip(right, swapped, strict=True)]) > 0.95
+    assert np.mean([margin > 0 for margin in swapped]) < 0.15
 
 
 @pytest.mark.parametrize(

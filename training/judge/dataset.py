@@ -6,7 +6,7 @@ A step's batch depends on the seed, the step and the pools alone, so a resumed r
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from bestofn.training.judge.composition import composed_scene
 from bestofn.training.judge.examples import ImageExample, QuestionExample
 from bestofn.training.judge.image_pool import PoolImages
 from bestofn.training.judge.labels import MALFORMED_WORD, LabelledImage
-from bestofn.training.judge.minimal_pairs import minimal_pair
+from bestofn.training.judge.minimal_pairs import FLAWS, SWAPPED_PLACES, minimal_pair
 from bestofn.training.judge.outlines import OutlineLibrary
 from bestofn.training.judge.settings import BatchMix
 
@@ -143,13 +143,13 @@ class BatchSampler:
         """Examples of a step."""
         rng, mix = np.random.default_rng((self.seed, step)), self.mix
         if step < self.vision_warmup_steps:
-            images = 2 * (mix.groups * mix.group_images + 2 * mix.pairs + mix.scenes)
+            images = 2 * (mix.groups * mix.group_images + 2 * (mix.pairs + mix.place_pairs) + mix.scenes)
             return [replace(scene_example(rng, self.library, 0, mix.flawed), description=None) for _ in range(images)]
         out: list[ImageExample] = []
         for number in range(mix.groups):
             out += self._group(rng, number)
-        for number in range(mix.pairs):
-            out += pair_examples(rng, self.library, mix.pair_questions, mix.groups + number)
+        for number, flaws in enumerate([FLAWS] * mix.pairs + [SWAPPED_PLACES] * mix.place_pairs):
+            out += pair_examples(rng, self.library, mix.pair_questions, mix.groups + number, flaws)
         return out + [scene_example(rng, self.library, mix.questions, mix.flawed) for _ in range(mix.scenes)]
 
     def _group(self, rng: np.random.Generator, number: int) -> list[ImageExample]:
@@ -185,10 +185,10 @@ def scene_example(
 
 
 def pair_examples(
-    rng: np.random.Generator, library: OutlineLibrary | None, questions: int, group: int
+    rng: np.random.Generator, library: OutlineLibrary | None, questions: int, group: int, flaws: Mapping[str, float]
 ) -> list[ImageExample]:
     """Both images of a minimal pair, the right one first, ranked against each other."""
-    pair = minimal_pair(rng, library)
+    pair = minimal_pair(rng, library, flaws)
     out = []
     for labelled, satisfied in ((pair.right, True), (pair.wrong, False)):
         own = _question(pair.spec, satisfied, labelled.found, OWN_PROMPT_WEIGHT, group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,16 +27,18 @@ from bestofn.training.judge.labels import LabelledImage
 from bestofn.training.judge.outlines import OutlineLibrary, Quality
 
 FLAWS = {
-    "near outline": 0.24,
-    "mixed colours": 0.15,
-    "stretched": 0.05,
-    "malformed": 0.04,
-    "merged": 0.03,
-    "another shape": 0.03,
-    "swapped colours": 0.23,
-    "swapped places": 0.23,
+    "near outline": 0.30,
+    "mixed colours": 0.19,
+    "stretched": 0.06,
+    "malformed": 0.05,
+    "merged": 0.04,
+    "another shape": 0.04,
+    "swapped colours": 0.32,
 }
-"""Share of each flaw among attempts. Most prompts name no two colours or no place, so most swaps are no flaw."""
+"""Share of each flaw among attempts. Most prompts name no two colours, so most swaps are no flaw."""
+
+SWAPPED_PLACES = {"swapped places": 1.0}
+"""The flaw that a judge learns last, from many such pairs before all others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,20 +50,25 @@ class MinimalPair:
     wrong: LabelledImage
 
 
-def minimal_pair(rng: np.random.Generator, library: OutlineLibrary | None) -> MinimalPair:
+def minimal_pair(
+    rng: np.random.Generator, library: OutlineLibrary | None, flaws: Mapping[str, float] = FLAWS
+) -> MinimalPair:
     """A random pair without held-out combinations.
 
     Args:
         rng: source of everything.
         library: generated outlines; None for drawn shapes alone.
+        flaws: share of each flaw among attempts.
     """
     while True:
-        pair = _attempt(rng, library)
+        pair = _attempt(rng, library, flaws)
         if pair is not None:
             return pair
 
 
-def _attempt(rng: np.random.Generator, library: OutlineLibrary | None) -> MinimalPair | None:
+def _attempt(
+    rng: np.random.Generator, library: OutlineLibrary | None, flaws: Mapping[str, float]
+) -> MinimalPair | None:
     wish = sample_wish(rng)
     scene, spec = place(rng, wish), caption(rng, wish)
     if held_out(spec):
@@ -69,7 +76,7 @@ def _attempt(rng: np.random.Generator, library: OutlineLibrary | None) -> Minima
     canvas = background(rng)
     objects = [PaintedObject(thing, _sound_mask(rng, thing, library), random_tint(rng)) for thing in scene.things]
     victim = int(rng.integers(len(objects)))
-    flaw = list(FLAWS)[int(rng.choice(len(FLAWS), p=list(FLAWS.values())))]
+    flaw = list(flaws)[int(rng.choice(len(flaws), p=list(flaws.values())))]
     changed = _changed(rng, flaw, objects, victim, library)
     if changed is None:
         return None

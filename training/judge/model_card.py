@@ -86,7 +86,7 @@ _LIMITS = """## Limits
 
 def _training(training: Training) -> str:
     settings, stages = training.settings, training.stages
-    rendered, mix = settings["rendered_mix"], settings["mix"]
+    rendered, places, mix = settings["rendered_mix"], settings["place_mix"], settings["mix"]
     warmup = settings["vision_warmup_steps"]
     precision = "bfloat16, attention in float32" if settings["low_precision"] else "float32"
     updates, drawn = (sum(stage[name] for stage in stages) for name in ("updates", "drawn"))
@@ -95,18 +95,23 @@ def _training(training: Training) -> str:
     paragraphs = [
         f"""This command wrote the weights and this page. The judge has revision `{training.revision}`, its generator
         `{settings["generator_revision"]}`. `{RECORD}` holds every setting and every score.""",
-        f"""1. *Rendered*: {warmup} updates of the vision tower alone, from label maps over its 8x8 cells. Then
+        "1. No rendered stage: the run began with the judge of revision `{start_revision}`.".format(**settings)
+        if settings["start"]
+        else f"""1. *Rendered*: {warmup} updates of the vision tower alone, from label maps over its 8x8 cells. Then
         {settings["rendered_steps"] - warmup} updates with {rendered["scenes"]} composed scenes each, of which
         {rendered["flawed"]:.0%} have flawed objects.""",
-        f"""2. *Round 0*: {settings["images"]} images of each of {settings["prompts"]} training prompts.""",
-        f"""3. *Adversarial rounds* ({settings["adversarial_rounds"]}): {settings["adversarial_images"]} images of each
+        f"""2. *Places*: {settings["place_steps"]} updates with {places["place_pairs"]} minimal pairs each, all with
+        swapped places, and {places["scenes"]} scenes. Among other flaws, places were never learned.""",
+        f"""3. *Round 0*: {settings["images"]} images of each of {settings["prompts"]} training prompts.""",
+        f"""4. *Adversarial rounds* ({settings["adversarial_rounds"]}): {settings["adversarial_images"]} images of each
         of {settings["adversarial_prompts"]} prompts, ranked by the judge of the round before. Kept are its best four,
         every wrong image among its best 16, the right image it ranks lowest, and two other right ones.""",
-        "4. *Decay*: updates on all rounds, while the learning rate falls to zero.",
+        "5. *Decay*: updates on all rounds, while the learning rate falls to zero.",
         f"""From round 0 on a batch holds {mix["group_images"]} images of each of {mix["groups"]} prompts,
-        {mix["pairs"]} minimal pairs and {mix["scenes"]} scenes, of which {mix["flawed"]:.0%} are flawed. A minimal pair
-        is one scene twice: right for a prompt, then wrong because one object is spoilt, or because two have each
-        other's colour or place. Scenes and pairs use outlines of generated objects.""",
+        {mix["pairs"]} minimal pairs, {mix["place_pairs"]} more with swapped places, and {mix["scenes"]} scenes, of
+        which {mix["flawed"]:.0%} are flawed. A minimal pair is one scene twice: right for a prompt, then wrong because
+        one object is spoilt, or because two have each other's colour or place. Scenes and pairs use outlines of
+        generated objects.""",
         """The exact evaluator labels every image: the answers, a description, and of each cell's object the shape,
         colour, template overlap and centre. Malformed shapes and mixed colours have classes of their own. Words of a
         prompt before its end are answered too: whether a named object is there, and, after "left of", whether one like

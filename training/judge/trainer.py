@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from bestofn.judge.judge import Judge
+from bestofn.judge.judge import EMBEDDED, Judge
 from bestofn.judge.loader import revision
+from bestofn.judge.nvila import Nvila
 from bestofn.judge.preprocess import ImageMode
 from bestofn.judge.tiny import DESCRIBE, SHAPES, save, untrained
 from bestofn.models.checkpoint import Checkpoint
@@ -37,7 +38,7 @@ from bestofn.training.judge.mining import mine
 from bestofn.training.judge.model_card import Training, write_card
 from bestofn.training.judge.outlines import OutlineLibrary
 from bestofn.training.judge.scoring import choice_score, scene_score
-from bestofn.training.judge.settings import JudgeSettings
+from bestofn.training.judge.settings import BatchMix, JudgeSettings
 from bestofn.training.runs import publish
 
 STEPS = 12
@@ -54,14 +55,18 @@ class Stage:
     Attributes:
         name: name of the stage and of its folder.
         schedule: length, rate and precision.
+        mix: composition of its batches.
         jobs: images that are drawn before it; none if empty.
         mined: whether a judge chooses which of them are kept.
+        vision_warmup_steps: first updates, on label maps alone.
     """
 
     name: str
     schedule: Schedule
+    mix: BatchMix
     jobs: tuple[DrawJob, ...] = ()
     mined: bool = False
+    vision_warmup_steps: int = 0
 
 
 def stages(settings: JudgeSettings) -> list[Stage]:
@@ -71,14 +76,20 @@ def stages(settings: JudgeSettings) -> list[Stage]:
         return Schedule(steps, rate, warmup_steps=30, decay=decay, low_precision=settings.low_precision, save_every=200)
 
     rendered = replace(schedule(settings.rendered_steps, 1e-2, 0.0), warmup_steps=60)
+    mix, warmup = settings.mix, settings.vision_warmup_steps
     first = prompt_sets.random_jobs(settings.seed, settings.prompts, settings.images)
-    out = [Stage("rendered", rendered), Stage("round-0", schedule(settings.steps, 8e-3, 0.4), tuple(first))]
+    out = [] if settings.start else [Stage("rendered", rendered, settings.rendered_mix, vision_warmup_steps=warmup)]
+    out += [
+        Stage("places", schedule(settings.place_steps, 5e-3, 0.4), settings.place_mix),
+        Stage("round-0", schedule(settings.steps, 8e-3, 0.4), mix, tuple(first)),
+    ]
     for number in range(1, 1 + settings.adversarial_rounds):
         jobs = prompt_sets.adversarial_jobs(
             settings.seed, number, settings.adversarial_prompts, settings.adversarial_images
         )
-        out.append(Stage(f"round-{number}", schedule(settings.adversarial_steps, 6e-3, 0.4), tuple(jobs), mined=True))
-    return [*out, Stage("decay", schedule(settings.decay_steps, 5e-3, 1.0))]
+        adversarial = schedule(settings.adversarial_steps, 6e-3, 0.4)
+        out.append(Stage(f"round-{number}", adversarial, mix, tuple(jobs), mined=True))
+    return [*out, Stage("decay", schedule(settings.decay_steps, 5e-3, 1.0), mix)]
 
 
 Show = Callable[[str, Mapping[str, float]], None]
@@ -96,6 +107,9 @@ class JudgeTrainer:
     def __init__(self, settings: JudgeSettings, show: Show) -> None:
         self.settings, self.show = settings, show
         nvila, self.question = untrained(SHAPES, words(), QUESTION, settings.seed)
+        self.start_revision: str | None = None
+        if settings.start is not None:
+            self.start_revision = _go_on(nvila, EMBEDDED if settings.start == "shapes" else Path(settings.start))
         mode = ImageMode("resize", SHAPES.S, 1, 1, (0.5,) * 3, (0.5,) * 3, 1 / 255)
         self.collate = Collator(self.question, mode, DESCRIBE, GRID)
         self.model = JudgeTrainingModel(nvila, CLASSES)
@@ -143,22 +157,18 @@ class JudgeTrainer:
             groups, objects = label_pool(pool)
             self._pools.append(groups)
             self._objects += objects
-        settings = self.settings
-        if self._pools:
-            library = OutlineLibrary(self._objects)
-            examples = BatchSampler(seed, settings.mix, self._pools, library)
-        else:
-            examples = BatchSampler(seed, settings.rendered_mix, vision_warmup_steps=settings.vision_warmup_steps)
+        library = OutlineLibrary(self._objects) if self._objects else None
+        examples = BatchSampler(seed, stage.mix, self._pools, library, stage.vision_warmup_steps)
         seconds = train(
             self.model,
             stage.schedule,
             examples,
             self.collate,
             self.score,
-            settings.run / stage.name,
+            self.settings.run / stage.name,
             partial(self.show, stage.name),
         )
-        publish(settings.run / stage.name / "judge", self.save)
+        publish(self.settings.run / stage.name / "judge", self.save)
         return {
             "stage": stage.name,
             "drawn": sum(len(job.seeds) for job in stage.jobs),
@@ -193,6 +203,22 @@ class JudgeTrainer:
         return calibrate(fields)
 
 
+def _go_on(model: Nvila, folder: Path) -> str:
+    """Load the weights of a judge of the same sizes and words; returns its revision.
+
+    Raises:
+        ValueError: it has other sizes or words.
+    """
+    weights = Judge.load(folder).model.state_dict()
+    own = model.state_dict()
+    if different := sorted(
+        n for n in own.keys() | weights.keys() if n not in own or n not in weights or own[n].shape != weights[n].shape
+    ):
+        raise ValueError(f"{str(folder)!r} differs from the judge that this training makes in {different[0]}")
+    model.load_state_dict(weights)
+    return revision(folder)
+
+
 def train_judge(settings: JudgeSettings, show: Show) -> Training:
     """Run all stages, calibrate the judge and write it with its card; returns what the card reports.
 
@@ -205,7 +231,10 @@ def train_judge(settings: JudgeSettings, show: Show) -> Training:
     """
     settings.run.mkdir(parents=True, exist_ok=True)
     trainer = JudgeTrainer(settings, show)
-    recorded = settings.recorded() | {"generator_revision": trainer.generator_revision}
+    recorded = settings.recorded() | {
+        "generator_revision": trainer.generator_revision,
+        "start_revision": trainer.start_revision,
+    }
     check_settings(settings.run / SETTINGS, recorded)
     done = [trainer.train(stage, settings.seed * 100 + k) for k, stage in enumerate(stages(settings))]
     last = settings.run / done[-1]["stage"] / "judge"

@@ -1,45 +1,39 @@
 """Compares the shipped judge with the one before it on 32 candidates for each prompt of the benchmark.
 
-`python evaluation/results/judge/compare.py` prints the table from margins.npz. With a folder as argument it draws the
-candidates into it, judges them with both, and writes margins.npz again: about 15 minutes of one core.
+`python evaluation/results/judge/compare.py` prints the table from margins.npz. With two pools as arguments, of the
+judge before and of the shipped one, it first writes margins.npz from them. `bestofn eval --latents` makes such pools.
 """
 
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from bestofn.evaluation.curve import auc, curve, share_of_the_way
 from bestofn.evaluation.stats import Prompts
 from bestofn.evaluation.tasks import benchmark
-from bestofn.judge.judge import EMBEDDED, Judge
-from bestofn.models.shapes.evaluator import evaluate
-from bestofn.models.shapes.prompts import benchmark_prompts
-from bestofn.training.judge.drawing import Drawer
-from bestofn.training.judge.image_pool import DrawJob, fill_pool
 
 HERE = Path(__file__).parent
 MARGINS = HERE / "margins.npz"
-JUDGES = {"before": HERE / "before", "shipped": EMBEDDED}
+JUDGES = ("before", "shipped")
 SAMPLES, STEPS = 32, 12
 TASKS = benchmark()
 PROMPTS = Prompts([task.tag for task in TASKS])
 
 
-def measure(folder: Path) -> None:
-    """Draw, label and judge the candidates, and write margins.npz."""
-    jobs = [DrawJob.one_prompt(prompt.spec, prompt.seed, SAMPLES, STEPS) for prompt in benchmark_prompts()]
-    settings = {"prompts": "benchmark", "images": SAMPLES, "steps": STEPS}
-    pool = fill_pool(folder, jobs, settings, lambda: Drawer("shapes"), lambda *_: None)
-    correct = np.array([[evaluate(*pair).correct for pair in zip(j.images, j.specs, strict=True)] for j in pool])
+def measure(pools: Sequence[str]) -> None:
+    """Write margins.npz from two pools of `bestofn eval` with the same latents, judged by both."""
     found = {}
-    for name, judge in JUDGES.items():
-        loaded = Judge.load(judge)
-        verdicts = [loaded.judge(list(job.images), [spec.prompt for spec in job.specs]) for job in pool]
-        found[name] = np.array([[one.margin for one in row] for row in verdicts], np.float32)
+    for name, path in zip(JUDGES, pools, strict=True):
+        lines = [json.loads(line) for line in Path(path).read_text().splitlines()[1:]]
+        rows = [line for line in lines if line["steps"] == STEPS and line["start"] == 0]
+        rows.sort(key=lambda row: row["prompt"])
+        correct = np.array([[word == "1" for word in row["correct"]] for row in rows])
+        yes, no = (np.array([row[word] for row in rows], np.float32) for word in ("yes", "no"))
+        found[name] = yes - no
     np.savez_compressed(MARGINS, correct=correct, before=found["before"], shipped=found["shipped"])
 
 
@@ -68,7 +62,6 @@ def table() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     if len(sys.argv) > 1:
-        measure(Path(sys.argv[1]))
+        measure(sys.argv[1:])
     sys.stdout.writelines(f"{line}\n" for line in table())

@@ -12,7 +12,7 @@ from bestofn.models.shapes.prompts import held_out
 from bestofn.models.shapes.scenes import HELD_COLOUR_SHAPES
 from bestofn.models.shapes.world import COLOURS, Scene, Thing, render
 from bestofn.training.judge.composition import NEIGHBOURS, composed_scene
-from bestofn.training.judge.minimal_pairs import minimal_pair
+from bestofn.training.judge.minimal_pairs import SWAPPED_PLACES, minimal_pair
 from bestofn.training.judge.outlines import OutlineLibrary, Quality
 
 PLACES = [(16.0, 16.0), (47.0, 17.0), (17.0, 47.0), (46.0, 46.0)]
@@ -66,18 +66,17 @@ def test_a_pair_differs_in_what_decides_the_prompt(outlines: bool, library: Outl
     assert min(flaws["outline"], flaws["colour"], flaws["other"]) >= 3
 
 
-def test_pairs_swap_colours_and_places() -> None:
+@pytest.mark.parametrize(("flaws", "swapped"), [({"swapped colours": 1.0}, "colours"), (SWAPPED_PLACES, "places")])
+def test_pairs_with_a_swap_hold_the_same_shapes_and_colours(flaws: dict[str, float], swapped: str) -> None:
     rng = np.random.default_rng(1)
-    swaps: Counter[str] = Counter()
-    for _ in range(80):
-        pair = minimal_pair(rng, None)
+    for _ in range(8):
+        pair = minimal_pair(rng, None, flaws)
         right, wrong = (
             sorted((one.shape, one.colour) for one in measure(side.image)) for side in (pair.right, pair.wrong)
         )
-        shapes, colours = ([sorted(one[k] for one in side) for side in (right, wrong)] for k in (0, 1))
-        if shapes[0] == shapes[1] and colours[0] == colours[1]:
-            swaps["colours" if right != wrong else "places"] += 1
-    assert min(swaps["colours"], swaps["places"]) >= 4
+        for k in (0, 1):
+            assert sorted(one[k] for one in right) == sorted(one[k] for one in wrong)
+        assert ("colours" if right != wrong else "places") == swapped
 
 
 def test_scenes_show_flaws_and_no_held_out_combination(library: OutlineLibrary) -> None:

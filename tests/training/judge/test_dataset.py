@@ -86,7 +86,9 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
 
 def test_groups_hold_one_prompt_with_both_answers_where_the_pool_has_them() -> None:
     groups, objects = label_pool(POOL)
-    sampler = BatchSampler(0, BatchMix(groups=3, pairs=2, scenes=1), [groups[:1]], OutlineLibrary(objects))
+    sampler = BatchSampler(
+        0, BatchMix(groups=3, pairs=1, place_pairs=1, scenes=1), [groups[:1]], OutlineLibrary(objects)
+    )
     asked: dict[int, list[tuple[str, bool]]] = defaultdict(list)
     for one in sampler(0):
         for question in one.questions:
@@ -100,7 +102,7 @@ def test_groups_hold_one_prompt_with_both_answers_where_the_pool_has_them() -> N
 
 
 def test_the_vision_warmup_has_label_maps_alone() -> None:
-    sampler = BatchSampler(0, BatchMix(groups=0, pairs=1, scenes=2), vision_warmup_steps=2)
+    sampler = BatchSampler(0, BatchMix(groups=0, pairs=1, place_pairs=0, scenes=2), vision_warmup_steps=2)
     assert [(one.questions, one.description) for one in sampler(1)] == [((), None)] * 8
     assert all(one.cells is not None and one.cells.shape == GRID for one in sampler(1))
     assert any(one.questions for one in sampler(2))
