@@ -33,7 +33,7 @@ def test_an_effort_shows_its_plan_then_its_bill_and_why_it_ended(shapes_page, sh
     page.goto("/")
     page.fill("#prompt", STAR)
     page.locator("#spending input[value=own]").focus()
-    for _ in range(3):  # past the budget and max
+    for _ in range(4):  # past the budget, max and high
         page.keyboard.press("ArrowLeft")
     assert page.locator("#own-field").is_hidden()
     page.locator("#prompt").press("Enter")
@@ -65,7 +65,7 @@ def test_an_effort_shows_its_plan_then_its_bill_and_why_it_ended(shapes_page, sh
     page.reload()
     finished(page, shapes_api)
     assert said(page) == after
-    assert page.locator("#spending input:checked").get_attribute("value") == "high"
+    assert page.locator("#spending input:checked").get_attribute("value") == "medium"
     page.locator("#home").click()
     page.locator("#history-list", has_text=f"{drawn} candidates").wait_for()
 
