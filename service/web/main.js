@@ -317,7 +317,9 @@ async function learn() {
 async function start() {
   form.complain(null);
   drawHistory(pick, null);
+  const before = doing;
   await learn();
+  if (doing !== before) return; // a user was faster than the server: a job was picked or submitted
   if (hashJob() !== null) route();
   // On a phone it would raise the keyboard; and a user who writes elsewhere keeps the focus.
   else if (document.activeElement === document.body && matchMedia("(pointer: fine)").matches) $("prompt").focus();

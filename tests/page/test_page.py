@@ -256,6 +256,21 @@ def test_a_job_that_is_gone_can_be_drawn_again(page):
     assert int(page.input_value("#seed")) == 77
 
 
+def test_a_job_picked_before_the_models_are_known_is_read_once(page):
+    page.goto("/")
+    entry = {"id": "dead", "time": 0, "prompt": STAR, "count": 4, "parameters": {"num_samples": 4}}
+    page.evaluate("entry => localStorage.setItem('bestofn.history', JSON.stringify([entry]))", entry)
+    models = []
+    page.route("**/v1/models", lambda call: models.append(call))
+    page.reload()
+    page.locator("#history-list button").click()
+    page.locator("#problem", has_text="no longer on the server").wait_for()
+    page.route("**/jobs/dead*", lambda call: None)  # stays without an answer
+    models[0].continue_()
+    page.locator("#examples button").first.wait_for()
+    assert page.locator("#go").inner_text() == "Generate"
+
+
 def test_images_that_a_person_has_are_ranked(page, api, tmp_path):
     files = []
     for number, colour in enumerate(("red", "green", "blue")):
