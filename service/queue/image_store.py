@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from bestofn.service.core.errors import ImageNotFound, JobUnreadable, Unavailabl
 from bestofn.service.core.jobs import ACTIVE, Heat
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
-from bestofn.service.queue.keys import opaque
+from bestofn.service.queue.keys import Keys, opaque
 
 if TYPE_CHECKING:
     from bestofn.service.queue.job_queue import Queue
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 LEAST_FREE = 64 * 2**20  # free bytes below which the folder counts as full
 LEAST_AGE = 600.0  # minimum age in seconds of a job's files before a sweep deletes them
 STAGED_MS = 600_000  # staged images of a heat that was never completed go after this
+MARK_SECONDS = 86_400  # a folder is the queue's for a day longer than its images are kept
 SENT_BY = "api"  # writer of the files of sent images, in an images folder
 _ACTIVE = {status.encode() for status in ACTIVE}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_OTHER_FOLDER = "it does not have the images of earlier jobs: mount its disk, or copy the files of the earlier folder"
 _REFERENCE = re.compile(rb"file:([0-9a-f]{12})")  # no image begins like this
 
 
@@ -42,13 +45,17 @@ class ImageNotStored(Exception):
 class ImageStore:
     """Winner images. Redis holds the bytes, or a reference to the file FOLDER/queue-NAMESPACE/JOB/CANDIDATE-SENT_BY.
 
-    A file is written before its reference and never changed. A reference holds no path.
+    A file is written before its reference and never changed. A reference holds no path. The first image leaves a mark
+    in the folder, and the server keeps its name. A folder without that mark is another one, or its disk is not mounted.
 
     Attributes:
         apart: whether new images are files outside the queue's server.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, redis: Any, keys: Keys, settings: Settings) -> None:
+        self._redis = redis
+        self._key = keys("images_folder")
+        self._mark_seconds = settings.result_ttl_seconds + MARK_SECONDS
         self._root = settings.images_dir
         self._folder = None if self._root is None else self._root / f"queue-{settings.namespace}"
         self.apart = self._folder is not None
@@ -66,6 +73,7 @@ class ImageStore:
             return dict(images)
         own = opaque(writer)[:12]
         try:
+            await self._mark(self._folder)
             await asyncio.to_thread(_write, self._folder / job, own, images)
         except OSError as error:
             raise ImageNotStored(error) from error
@@ -83,12 +91,24 @@ class ImageStore:
         except OSError as error:
             raise ImageNotFound(f"the image of candidate {candidate} of job {job} cannot be read") from error
 
+    async def _mark(self, folder: Path) -> None:
+        """Let this folder be the queue's, if none is. Raises OSError if another one is."""
+        mark = await self._redis.get(self._key)
+        if mark is None:
+            mine = await asyncio.to_thread(_make_mark, folder)
+            await self._redis.set(self._key, mine, nx=True)
+            mark = await self._redis.get(self._key)
+        await self._redis.expire(self._key, self._mark_seconds)
+        await asyncio.to_thread(_check_mark, folder, mark)
+
     async def trouble(self) -> str | None:
         """Reason why no more images can be stored; None if there is room."""
-        if self._root is None:
+        if self._root is None or self._folder is None:
             return None
+        mark = await self._redis.get(self._key)
         try:
             free = (await asyncio.to_thread(shutil.disk_usage, self._root)).free
+            await asyncio.to_thread(_check_mark, self._folder, mark)
         except OSError as error:
             return f"the images folder {self._root} cannot be used ({error.strerror})"
         if free < LEAST_FREE:
@@ -99,8 +119,8 @@ class ImageStore:
         """Jobs with files in the folder, all older than `age` seconds."""
         if self._folder is None or not self._folder.is_dir():
             return []
-        folder, moment = self._folder, time.time() - age
-        return await asyncio.to_thread(lambda: [one.name for one in folder.iterdir() if one.stat().st_mtime < moment])
+        folders, moment = self._folder.glob("[!.]*"), time.time() - age
+        return await asyncio.to_thread(lambda: [one.name for one in folders if one.stat().st_mtime < moment])
 
     async def forget(self, jobs: Iterable[str]) -> None:
         """Delete all files of these jobs."""
@@ -188,10 +208,22 @@ async def with_images(queue: "Queue", heat: Heat) -> Heat | None:
     return replace(heat, images=images)
 
 
+def _make_mark(folder: Path) -> str:
+    """Name of the folder's mark, which is made if there is none."""
+    folder.mkdir(exist_ok=True)  # not its parent: that may be a disk that is not mounted
+    mark = next(folder.glob(".mark-*"), folder / f".mark-{secrets.token_hex(8)}")
+    mark.touch()
+    return mark.name
+
+
+def _check_mark(folder: Path, mark: bytes | None) -> None:
+    if mark is not None and not (folder / mark.decode()).exists():
+        raise OSError(errno.ESTALE, _OTHER_FOLDER)
+
+
 def _write(folder: Path, writer: str, images: Mapping[int, bytes]) -> None:
     if not images:
         return
-    folder.parent.mkdir(exist_ok=True)  # not its parent: that may be a disk that is not mounted
     folder.mkdir(exist_ok=True)
     for candidate, image in images.items():
         file = folder / _name(candidate, writer)

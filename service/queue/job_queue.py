@@ -48,7 +48,7 @@ class Queue:
         self.settings = settings
         self.keys = Keys(settings.namespace)
         self.scripts = Scripts(redis, self.keys)
-        self.images = ImageStore(settings)
+        self.images = ImageStore(redis, self.keys, settings)
         self.feed = EventFeed(self.redis)
         self.reader = JobReader(self.scripts)
 

@@ -27,6 +27,7 @@ queued                           zset    job -> time (ms) of its submission, of 
 deadlines                        zset    job -> time (ms) at which it has to end, of jobs with a deadline
 ended                            stream  how jobs have ended, for metrics; capped
 images                           hash    job -> bytes of images it holds or may come to hold; "total"
+images_folder                    string  name of the mark in the folder of images (image_store.py)
 images:expiry                    zset    job -> time (ms) at which those expire
 holdings                         hash    job -> "images kept caller": bytes of its images, and of all else that is kept
 held                             hash    kept: the sum of all jobs; images:<caller>, kept:<caller>: of one API key;
@@ -77,6 +78,7 @@ Name = Literal[
     "queued",
     "deadlines",
     "ended",
+    "images_folder",
     "reserved",
     "reserved_until",
     "abandoned",

@@ -77,6 +77,31 @@ def test_images_in_a_folder_are_the_same_and_go_with_their_job(
         assert asyncio.run(swept(apart["id"])) == [within["id"]]
 
 
+def test_a_folder_without_the_images_of_earlier_jobs_takes_no_job(
+    settings: Settings, serving: Serving, tmp_path: Path
+) -> None:
+    folder, bare = tmp_path / "images", tmp_path / "bare"
+    folder.mkdir()
+    bare.mkdir()
+    with service(settings.model_copy(update={"images_dir": folder}), serving, tmp_path) as (http, worker):
+        earlier = http.post("/generate", json=BODY).json()
+        with serving(settings.model_copy(update={"images_dir": bare})) as elsewhere:
+            for answer in (
+                httpx.get(f"{elsewhere.url}/readyz", timeout=PATIENCE),
+                httpx.post(f"{elsewhere.url}/generate", json=BODY, timeout=PATIENCE),
+            ):
+                assert answer.status_code == 503
+                assert f"{bare} cannot be used (it does not have the images of earlier jobs" in answer.json()["detail"]
+        folder.rename(tmp_path / "away")  # as a disk that is unmounted while the worker runs
+        folder.mkdir()
+        assert "mount its disk" in http.get("/readyz").json()["detail"]
+        folder.rmdir()
+        (tmp_path / "away").rename(folder)
+        until(lambda: http.get("/readyz").is_success)
+        assert len(images_of(http, earlier)) == len(images_of(http, http.post("/generate", json=BODY).json())) == 3
+        assert worker.poll() is None
+
+
 def test_canceled_job_has_no_images_in_the_folder_any_more(
     settings: Settings, serving: Serving, tmp_path: Path
 ) -> None:
