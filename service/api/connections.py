@@ -19,13 +19,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from bestofn.service.api.problem_details import MEDIA_TYPE, document, problem_of
+from bestofn.service.api.problem_details import MEDIA_TYPE, document, problem, problem_of
 from bestofn.service.api.request_log import HEADER, SECURE, is_probe, request_id
 from bestofn.service.core.errors import InvalidRequest, Unavailable
 
-# Longer than clients and proxies keep a connection (httpx, openai: 5 s; AWS: 60 s; Google: 600 s; Cloudflare: 900 s).
-# If we closed it first, a request that is on its way just then would be lost.
-KEPT_SECONDS = 930
+# Longer than clients and proxies keep a connection (httpx, openai: 5 s; AWS: 60 s; Google: 600 s; Cloudflare: 900 s;
+# Envoy: 3600 s). If we closed it first, a request that is on its way just then would be lost.
+KEPT_SECONDS = 3750
 IDLE_SECONDS = 75  # without a byte of a request that is awaited, or read of an answer
 SWEEP_SECONDS = 5.0
 PACE_BYTES = 64 * 1024  # of a body that is being sent, within IDLE_SECONDS
@@ -199,7 +199,10 @@ def _not_http() -> tuple[h11.Event, ...]:
 
 
 class ConnectionLimit:
-    """ASGI middleware that notes which connections are busy, and refuses requests while too many are."""
+    """ASGI middleware that notes which connections are busy, and refuses requests while too many are.
+
+    It refuses other versions of HTTP too.
+    """
 
     def __init__(self, app: ASGIApp, connections: Connections) -> None:
         self._app = app
@@ -209,6 +212,9 @@ class ConnectionLimit:
         peer = scope.get("state", {}).get(_CONNECTION)
         if scope["type"] != "http" or not isinstance(peer, _Peer):
             return await self._app(scope, receive, send)
+        if scope["http_version"] not in ("1.0", "1.1"):  # the first bytes of HTTP/2 look like a request
+            answered = problem(505, "http_version_not_supported", "this server speaks HTTP/1.1: set the proxy to it")
+            return await answered(scope, receive, send)
         connections = self._connections
         if connections.full and not is_probe(scope):
             connections.refused += 1

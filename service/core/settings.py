@@ -129,7 +129,7 @@ class Settings(BaseSettings):
         False, description="Serve other machines without API keys, on a protected network."
     )
     max_wait_seconds: float = Field(
-        45.0, gt=0, description="A waiting call gets 202 after this long: less than proxies wait, often 50 or 60 s."
+        25.0, gt=0, description="A waiting call gets 202 after this long: less than proxies wait, often 30 or 60 s."
     )
     max_open_calls_per_key: int = Field(
         256, ge=1, description="Maximum waiting calls and event streams of each API key; more get 429."

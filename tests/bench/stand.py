@@ -101,6 +101,7 @@ class Stand:
         self, command: tuple[str, ...], log: Path | None = None, environment: dict[str, str] | None = None
     ) -> Process:
         told = {"BESTOFN_REDIS_URL": str(self.settings.redis_url), "BESTOFN_DATA_DIR": str(self.folder)}
+        told["BESTOFN_MAX_WAIT_SECONDS"] = "300"  # a call lasts as long as its job
         told |= {"BESTOFN_LOG_LEVEL": "warning"} | (environment or {})
         with (log or self.folder / "workers.log").open("ab") as out:
             self._running.append(subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **told}))
@@ -118,7 +119,7 @@ class Stand:
 
 @contextlib.asynccontextmanager
 async def stand() -> AsyncIterator[Stand]:
-    """An empty queue with every setting at its default."""
+    """An empty queue with every setting at its default, except for the wait."""
     folder = Path(tempfile.mkdtemp(prefix="bestofn-bench-"))
     try:
         with LocalServer(folder) as server:

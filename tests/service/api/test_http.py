@@ -73,6 +73,15 @@ def test_bytes_that_are_no_http_get_a_problem_with_the_usual_headers(served: Any
     assert json.loads(body)["request_id"] == headers["x-request-id"]
 
 
+def test_http_2_gets_a_problem_that_names_the_version(served: Any) -> None:
+    place = urlsplit(served.url)
+    with socket.create_connection((place.hostname, place.port), PATIENCE) as caller:
+        caller.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        answer = b"".join(iter(lambda: caller.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 505 ")
+    assert b"http_version_not_supported" in answer
+
+
 @pytest.mark.parametrize("protocol", ["h2c", "websocket"])
 def test_offer_of_another_protocol_is_passed_over_without_a_warning(
     http: httpx.Client, caplog: pytest.LogCaptureFixture, protocol: str
