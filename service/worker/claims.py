@@ -68,7 +68,7 @@ class ClaimLoop:
         return claims
 
     async def _cannot_store_images(self) -> bool:
-        trouble = await self._context.queue.images.trouble()
+        trouble = await self._context.call(self._context.queue.images.trouble)
         if trouble != self._image_trouble:
             self._image_trouble = trouble
             log.warning("heats are claimed again" if trouble is None else "no heats are claimed", reason=trouble)
