@@ -21,9 +21,9 @@ from bestofn.service.api.rate_limit import OpenCalls, RefusalLimiter
 from bestofn.service.api.request_bodies import UploadTurns
 from bestofn.service.core.errors import JobNotFound
 from bestofn.service.core.settings import Settings
+from bestofn.service.core.turns import Turns
 from bestofn.service.pairwise.check_server import PromptChecker
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.queue.job_reader import Turns
 
 STANDSTILL_SECONDS = 1.0
 
