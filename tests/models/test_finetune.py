@@ -21,10 +21,11 @@ from bestofn.cli.commands.train import program
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.errors import ModelError
 from bestofn.models.generator import Generator
+from bestofn.models.weight_files import whole_folder
 from bestofn.training.generator.captioned_images import ImageTextPair, pairs
 from bestofn.training.generator.finetune import FinetuneSettings, LinearAttention, finetune, write
 from bestofn.training.generator.image_dataset import pixels
-from bestofn.training.runs import Run, publish
+from bestofn.training.runs import Run
 
 CPU = torch.device("cpu")
 COLOURS = ("red", "green", "blue", "white", "black", "orange")
@@ -95,8 +96,8 @@ def test_a_folder_that_cannot_be_written_in_full_leaves_nothing(tmp_path: Path) 
         (folder / "part").write_text("half")
         raise OSError("No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
-        publish(tmp_path / "out", full)
+    with pytest.raises(OSError, match="No space"), whole_folder(tmp_path / "out") as fresh:
+        full(fresh)
     assert list(tmp_path.iterdir()) == []
 
 
