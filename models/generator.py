@@ -204,21 +204,19 @@ class Generator:
         # one call a draw: a longer call would take the stream's numbers in another order
         return torch.cat([torch.randn((1, *shape), generator=source, dtype=torch.float32) for _ in range(draws)])
 
-    def prompt_context(self, prompt: str, negative: bool = False) -> PromptContext:
-        """Encode a prompt and take the transformer's keys and values of it; slow, once per prompt.
+    @torch.inference_mode()
+    def prompt_contexts(self, prompts: Sequence[tuple[str, bool]]) -> list[PromptContext]:
+        """Encode prompts and take the transformer's keys and values of each; slow, once per prompt.
+
+        Where memory is short, parts are swapped once for all.
 
         Args:
-            prompt: as the user wrote it.
-            negative: for the negative prompt, which goes without the complex human instruction.
+            prompts: (prompt as the user wrote it, whether it is the negative prompt, which goes without the complex
+                human instruction).
 
         Raises:
             PromptTooLong: naming the limit.
         """
-        return self.prompt_contexts([(prompt, negative)])[0]
-
-    @torch.inference_mode()
-    def prompt_contexts(self, prompts: Sequence[tuple[str, bool]]) -> list[PromptContext]:
-        """`prompt_context` of several (prompt, negative): where memory is short, parts are swapped once for all."""
         texts = [self._embeddings.get(prompt, negative) for prompt, negative in prompts]
         return [self.denoiser.prompt_context(text.states, text.mask) for text in texts]
 
