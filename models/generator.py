@@ -7,8 +7,7 @@ Public interface (B rows, C latent channels, (h, w) latent grid, (H, W) pixels):
     generator.checkpoint                    Checkpoint(name, path, revision)
     generator.tokenizer                     PromptTokenizer: check(prompt), count(prompt), limit
     generator.noise(seed, w, h, draws)      (draws, C, h, w) float32 on the CPU; draws[0] starts, draws[1 + i] is z_i
-    generator.prompt_context(prompt)        PromptContext of one prompt; negative=True for the negative prompt
-    generator.prompt_contexts(pairs)        the same for several (prompt, negative) at once
+    generator.prompt_contexts(pairs)        PromptContext of each (prompt, negative); True for the negative prompt
     generator.solver_table(steps)           SolverTable; rows (S, 8) to index per slot, .noise_draws
     generator.output(x, at, context, g)     network output (B, C, h, w) at the solver rows ``at``
     generator.decode(latents)               (B, H, W, 3) uint8 on the CPU
