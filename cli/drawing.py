@@ -65,7 +65,7 @@ def draw_here(request: Mapping[str, Any], settings: Settings) -> Outcome:
     if checked.finals and not settings.pairwise_judge:
         raise InvalidRequest("finals need a pairwise judge: name one in BESTOFN_PAIRWISE_JUDGE", field="finals")
     if (checker := prompt_checker(settings)) is not None:
-        asyncio.run(checker.check(checked.prompt))
+        asyncio.run(checker.check_prompt(checked.prompt))
     with JobBar() as bar:
         # Imported here, since torch takes seconds, and everything before can fail without it.
         from bestofn.service.engine.loader import load_engine

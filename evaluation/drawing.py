@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bestofn.evaluation.files import write_whole
 from bestofn.evaluation.pool import CHUNK, DIGITS, Chunk, ChunkKey, Pool, SampleRequest, Source
 from bestofn.evaluation.tasks import Task, digest
 from bestofn.judge.interface import PointwiseJudge
@@ -28,6 +27,7 @@ from bestofn.models.generator import Generator as SanaGenerator
 from bestofn.models.lora import Lora, listed
 from bestofn.models.sampling import LoadedGenerator, draw, load_generator
 from bestofn.models.shapes.evaluator import evaluate
+from bestofn.models.weight_files import whole_file
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import load_settings
 from bestofn.service.engine.compilation import compile_blocks, low_precision
@@ -155,7 +155,8 @@ def _draw(source: Source, task: Task, key: ChunkKey, kept: Path | None) -> Chunk
         if kept is not None:
             latents = latents.half()  # what is kept is what is judged
             kept.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(kept, lambda part: save_file({"latents": latents.contiguous()}, part))
+            with whole_file(kept) as part:
+                save_file({"latents": latents.contiguous()}, part)
     generator, verifier = parts(source.model, source.lora, source.judge, source.device)
     chunk = Chunk([], [], [])
     for start in range(0, CHUNK, BATCH):

@@ -1,4 +1,4 @@
-"""Files of an evaluation: lines of text that people write, reports, and images and latents that appear whole."""
+"""Files of an evaluation: lines of text that people write, and reports."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -22,13 +22,6 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     # Not splitlines(), which also cuts at characters that JSON strings may hold.
     lines = enumerate(text.replace("\r\n", "\n").split("\n"), 1)
     return [(number, line) for number, line in lines if line.strip()]
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill another file, then move it into place: a process may be killed meanwhile."""
-    part = path.with_suffix(".part")
-    write(part)
-    part.replace(path)
 
 
 def write_report(

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bestofn.evaluation.cost import Price
-from bestofn.evaluation.files import write_whole
 from bestofn.evaluation.pool import Floats, Pool
 from bestofn.evaluation.replay import Replayed
 from bestofn.evaluation.strategies import Strategy
 from bestofn.judge.interface import PointwiseJudge
+from bestofn.models.weight_files import whole_file
 from bestofn.service.core.errors import SetupError
 
 Draw = Callable[[str, int, int], NDArray[np.uint8]]  # prompt, seed, steps -> (H, W, 3)
@@ -47,8 +46,9 @@ def write(folder: Path, pool: Pool, replayed: Replayed, draw: Draw) -> Path:
         for k, winner in enumerate(winners):
             file = samples / f"{k:04d}.png"
             if not file.is_file():
-                image = Image.fromarray(draw(task.prompt, task.seed + int(winner), replayed.steps))
-                write_whole(file, partial(image.save, format="PNG"))
+                with whole_file(file) as part:
+                    image = Image.fromarray(draw(task.prompt, task.seed + int(winner), replayed.steps))
+                    image.save(part, "PNG")
         best.setdefault(task.prompt, str((samples / "0000.png").resolve()))
     (key / "images.json").write_text(json.dumps(best, indent=1) + "\n", encoding="utf-8")
     return key

@@ -2,18 +2,17 @@
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from bestofn.evaluation.drawing import BATCH
-from bestofn.evaluation.files import write_whole
 from bestofn.evaluation.tasks import benchmark, check_size
 from bestofn.models.lora import revision_with
 from bestofn.models.sampling import LoadedGenerator, generate
 from bestofn.models.shapes.evaluator import evaluate
+from bestofn.models.weight_files import whole_file
 
 REMEDY = "take --model shapes, or label images yourself and name them with --labels"
 
@@ -53,7 +52,8 @@ def draw_labelled(
             some = missing[start : start + BATCH]
             drawn = generate(generator, task.prompt, [task.seed + i for i in some]).numpy()  # (B, H, W, 3) uint8
             for i, image in zip(some, drawn, strict=True):
-                write_whole(files[i], partial(Image.fromarray(image).save, format="PNG"))
+                with whole_file(files[i]) as part:
+                    Image.fromarray(image).save(part, "PNG")
             progress(len(lines) + start, len(numbers) * samples)
         for file in files:
             with Image.open(file) as kept:

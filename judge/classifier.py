@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 
 from bestofn.judge.checker import CheckFailed, ImageChecker
 from bestofn.judge.interface import pil_images
-from bestofn.judge.loader import JudgeFolderError, pretrained, read_json, refused
+from bestofn.judge.loader import JudgeFolderError, placed, pretrained, read_json, refused
 from bestofn.judge.preprocess import ImageLike
 
 UNSAFE_LABELS = frozenset(
@@ -68,14 +68,9 @@ class ClassifierChecker(ImageChecker):
         shown = pil_images(images)
         with self._lock:
             inputs = self._processor(images=shown, return_tensors="pt")
-        placed: dict[str, Any] = {
-            name: value.to(self._device, self._dtype if value.is_floating_point() else value.dtype)
-            for name, value in inputs.items()
-            if isinstance(value, torch.Tensor)
-        }
-        if self._model.config.model_type == SHIELDGEMMA:
-            placed["logits_to_keep"] = 1  # its vocabulary is large
-        logits = self._model(**placed).logits.float()
+        # ShieldGemma's vocabulary is large.
+        options = {"logits_to_keep": 1} if self._model.config.model_type == SHIELDGEMMA else {}
+        logits = self._model(**placed(inputs, self._device, self._dtype), **options).logits.float()
         if self._model.config.problem_type == SEVERAL:
             each = logits.sigmoid()[:, self._labels].amax(1)
         else:

@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from bestofn.judge.calibration import Calibration
 from bestofn.judge.interface import PointwiseJudge, pil_images, reward_verdict
 from bestofn.judge.layout import CLIP_TYPES
-from bestofn.judge.loader import JudgeFolderError, pretrained, read_json, refused
+from bestofn.judge.loader import JudgeFolderError, placed, pretrained, read_json, refused
 from bestofn.judge.preprocess import ImageLike
 from bestofn.judge.verdict import Verdict
 
@@ -94,14 +94,10 @@ class ClipJudge(PointwiseJudge):
                 split_special_tokens=True,
             )
         inputs = {**text, **self._images(images=list(images), return_tensors="pt")}
-        placed = {
-            name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
-            for name, value in inputs.items()
-            if isinstance(value, torch.Tensor) and name != "token_type_ids"
-        }
+        inputs.pop("token_type_ids", None)
         if self.model.config.model_type != "clip":
-            placed.pop("attention_mask", None)  # SigLIP was trained with its padding in sight
-        logits: torch.Tensor = self.model(**placed).logits_per_image
+            inputs.pop("attention_mask", None)  # SigLIP was trained with its padding in sight
+        logits: torch.Tensor = self.model(**placed(inputs, self.device, self.dtype)).logits_per_image
         return logits
 
     def verdict(self, row: torch.Tensor) -> Verdict:

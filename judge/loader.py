@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +168,12 @@ def without_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def placed(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The tensors among a processor's inputs on a device, numbers with fractions in `dtype`."""
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    return {n: x.to(device, dtype if x.is_floating_point() else x.dtype) for n, x in tensors.items()}
 
 
 def pretrained(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:

@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText
 
 from bestofn.judge.conversation import Conversation
 from bestofn.judge.interface import WORDS, PointwiseJudge, pil_images
-from bestofn.judge.loader import pretrained, refused
+from bestofn.judge.loader import placed, pretrained, refused
 from bestofn.judge.preprocess import ImageLike
 from bestofn.judge.verdict import BROKEN, Answer, Verdict
 
@@ -85,12 +85,7 @@ class VlmJudge(PointwiseJudge):
 
     def _inputs(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Any]:
         made = self.conversation.inputs(images, prompts)
-        return {name: self._placed(value) for name, value in made.items()}
-
-    def _placed(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
+        return {**made, **placed(made, self.device, self.dtype)}
 
     def verdict(self, row: torch.Tensor) -> Verdict:
         """The verdict in one (3,) row of `ask`."""

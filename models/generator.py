@@ -7,8 +7,7 @@ Public interface (B rows, C latent channels, (h, w) latent grid, (H, W) pixels):
     generator.checkpoint                    Checkpoint(name, path, revision)
     generator.tokenizer                     PromptTokenizer: check(prompt), count(prompt), limit
     generator.noise(seed, w, h, draws)      (draws, C, h, w) float32 on the CPU; draws[0] starts, draws[1 + i] is z_i
-    generator.prompt_context(prompt)        PromptContext of one prompt; negative=True for the negative prompt
-    generator.prompt_contexts(pairs)        the same for several (prompt, negative) at once
+    generator.prompt_contexts(pairs)        PromptContext of each (prompt, negative); True for the negative prompt
     generator.solver_table(steps)           SolverTable; rows (S, 8) to index per slot, .noise_draws
     generator.output(x, at, context, g)     network output (B, C, h, w) at the solver rows ``at``
     generator.decode(latents)               (B, H, W, 3) uint8 on the CPU
@@ -204,21 +203,19 @@ class Generator:
         # one call a draw: a longer call would take the stream's numbers in another order
         return torch.cat([torch.randn((1, *shape), generator=source, dtype=torch.float32) for _ in range(draws)])
 
-    def prompt_context(self, prompt: str, negative: bool = False) -> PromptContext:
-        """Encode a prompt and take the transformer's keys and values of it; slow, once per prompt.
+    @torch.inference_mode()
+    def prompt_contexts(self, prompts: Sequence[tuple[str, bool]]) -> list[PromptContext]:
+        """Encode prompts and take the transformer's keys and values of each; slow, once per prompt.
+
+        Where memory is short, parts are swapped once for all.
 
         Args:
-            prompt: as the user wrote it.
-            negative: for the negative prompt, which goes without the complex human instruction.
+            prompts: (prompt as the user wrote it, whether it is the negative prompt, which goes without the complex
+                human instruction).
 
         Raises:
             PromptTooLong: naming the limit.
         """
-        return self.prompt_contexts([(prompt, negative)])[0]
-
-    @torch.inference_mode()
-    def prompt_contexts(self, prompts: Sequence[tuple[str, bool]]) -> list[PromptContext]:
-        """`prompt_context` of several (prompt, negative): where memory is short, parts are swapped once for all."""
         texts = [self._embeddings.get(prompt, negative) for prompt, negative in prompts]
         return [self.denoiser.prompt_context(text.states, text.mask) for text in texts]
 

@@ -23,9 +23,6 @@ from bestofn.models.scm import scm_rows
 DPM, EULER, SCM = "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "SCMScheduler"
 COLUMNS = ("timestep", "input_scale", "sample", "output", "keep", "data", "previous", "noise")
 
-# DPM-Solver++ ends with a first-order step below this many steps, whatever the final noise level (diffusers).
-FEW_STEPS = 15
-
 
 @dataclass(frozen=True)
 class SolverTable:

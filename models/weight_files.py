@@ -182,14 +182,26 @@ def parts_to_fetch(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when the block ends without an error."""
+    """A folder to fill, which takes the place of `out` when the block ends without an error."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = out.with_name(f".{out.name}.{os.getpid()}")
+    fresh, stale = (out.with_name(f".{out.name}.{os.getpid()}{end}") for end in ("", ".old"))
     try:
         yield fresh
+        if replaced := out.exists():
+            os.replace(out, stale)
         os.replace(fresh, out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+    if replaced:
+        shutil.rmtree(stale)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` when the block ends without an error: none reads half of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    yield part
+    os.replace(part, path)
 
 
 def copy_contents(source: Path, target: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,27 +47,3 @@ class Run:
         line = {"seconds": round(time.monotonic() - self.started, 1), **figures}
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name, then move it into place: readers never see half of it."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    write(part)
-    os.replace(part, path)
-
-
-def publish(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder, then replace `folder` by it, so that readers never see a partial one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
-    stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    try:
-        write(fresh)
-        replaced = folder.exists()
-        if replaced:
-            os.replace(folder, stale)
-        os.replace(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    if replaced:
-        shutil.rmtree(stale)

@@ -89,10 +89,10 @@ def generator(
     import torch
 
     from bestofn.models.checkpoint import Checkpoint
+    from bestofn.models.weight_files import whole_folder
     from bestofn.training.generator.autoencoder import AutoencoderSettings, train_autoencoder
     from bestofn.training.generator.pipeline import sample, save_pipeline, score, spread
     from bestofn.training.generator.trainer import GeneratorSettings, further, train_generator
-    from bestofn.training.runs import publish
 
     torch.set_num_threads(threads)
     vae = run / "vae"
@@ -101,7 +101,8 @@ def generator(
             autoencoder = train_autoencoder(
                 AutoencoderSettings(run / "autoencoder", vae_steps, seed), lambda f: bar.show("autoencoder", f)
             )
-            publish(vae, autoencoder.save_pretrained)
+            with whole_folder(vae) as folder:
+                autoencoder.save_pretrained(folder)
         settings = GeneratorSettings(
             run / "generator",
             vae,
@@ -116,7 +117,8 @@ def generator(
             settings = further(settings, Checkpoint.resolve(start).path)
         learner = train_generator(settings, lambda f: bar.show("generator", f))
     parts = learner.averaged()
-    publish(out, lambda folder: save_pipeline(parts, folder))
+    with whole_folder(out) as folder:
+        save_pipeline(parts, folder)
     say(f"wrote {out}")
     if scored:
         figures = score(lambda prompts, seeds: list(sample(parts, prompts, seeds).numpy()), spread(scored))

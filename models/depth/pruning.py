@@ -4,7 +4,6 @@ B batch, N tokens, D width, Y layers.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from bestofn.models.errors import ModelError
 from bestofn.models.generator import Generator
 from bestofn.models.sampling import generate
 from bestofn.models.shapes.prompts import CATEGORIES, sample_prompt
+from bestofn.models.weight_files import whole_file
 
 CALIBRATION = 100  # prompts
 
@@ -96,11 +96,10 @@ def store_importance(checkpoint: Checkpoint, importance: Sequence[float], how: s
         ModelError: the folder cannot be written.
     """
     path = checkpoint.path / IMPORTANCE
-    fresh = path.with_name(f".{IMPORTANCE}.{os.getpid()}")
     fields = {"block_importance": [round(value, 6) for value in importance], "measured": how}
     try:
-        fresh.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        os.replace(fresh, path)
+        with whole_file(path) as fresh:
+            fresh.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise ModelError(f"{path} cannot be written ({error.strerror}): measure a copy of the folder") from error
     return path

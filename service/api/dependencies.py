@@ -21,9 +21,9 @@ from bestofn.service.api.rate_limit import OpenCalls, RefusalLimiter
 from bestofn.service.api.request_bodies import UploadTurns
 from bestofn.service.core.errors import JobNotFound
 from bestofn.service.core.settings import Settings
-from bestofn.service.pairwise.check_server import PromptChecker
+from bestofn.service.core.turns import Turns
+from bestofn.service.pairwise.check_server import CheckServer
 from bestofn.service.queue.job_queue import Queue
-from bestofn.service.queue.job_reader import Turns
 
 STANDSTILL_SECONDS = 1.0
 
@@ -39,7 +39,7 @@ class Context:
     keyring: Keyring
     connections: Connections
     open_calls: OpenCalls
-    prompt_checker: PromptChecker | None = None
+    prompt_checker: CheckServer | None = None
     ended: EndedJobs = field(default_factory=EndedJobs)
     refusal_limiter: RefusalLimiter = field(default_factory=RefusalLimiter)
     turns: Turns = field(default_factory=Turns)  # of steps on the event loop that take a few milliseconds

@@ -194,14 +194,11 @@ async def _follow(context: Context, spec: JobSpec, translator: EventTranslator, 
 
 async def _shown(context: Context, spec: JobSpec, candidate: Candidate) -> tuple[bytes, ImageFormat] | None:
     """File bytes and format of a candidate's image, or of its thumbnail until its heat is done; None: neither."""
-    try:
+    with contextlib.suppress(ImageNotFound):
         return await context.queue.image(spec.id, candidate.index), spec.format
-    except ImageNotFound:
-        pass
-    try:
+    with contextlib.suppress(ImageNotFound):
         return await context.queue.thumbnail(spec.id, candidate.index), "webp"
-    except ImageNotFound:
-        return None  # beyond the thumbnails that are kept
+    return None  # beyond the thumbnails that are kept
 
 
 def _partial(

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter as Count
 from collections.abc import Iterator
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily as Gauge
@@ -88,34 +89,17 @@ class EndedJobs:
         self.registry = CollectorRegistry()
         self._after: str | None = None
         self._lock = asyncio.Lock()
-        self._ended = Counter("bestofn_jobs_ended", "Jobs by how they ended.", ("status",), registry=self.registry)
-        self._stopped = Counter(
-            "bestofn_jobs_stopped",
-            "Jobs that were done or ran out of time, by why they ended; none: all candidates were judged.",
-            ("reason",),
-            registry=self.registry,
-        )
-        self._seconds = Histogram(
-            "bestofn_job_seconds",
-            "Time from the submission of a job to its result.",
-            ("priority",),
-            buckets=LATENCY,
-            registry=self.registry,
-        )
-        self._waited = Histogram(
-            "bestofn_job_queue_seconds",
-            "Time from the submission of a job to its start, of jobs with a result.",
-            ("priority",),
-            buckets=LATENCY,
-            registry=self.registry,
-        )
-        self._score = Histogram(
-            "bestofn_winner_score",
-            "The judge's probability of yes on the best candidate.",
-            ("model", "judge"),
-            buckets=SCORES,
-            registry=self.registry,
-        )
+        counter, histogram = partial(Counter, registry=self.registry), partial(Histogram, registry=self.registry)
+        priority = ("priority",)
+        self._ended = counter("bestofn_jobs_ended", "Jobs by how they ended.", ("status",))
+        why = "Jobs that were done or ran out of time, by why they ended; none: all candidates were judged."
+        self._stopped = counter("bestofn_jobs_stopped", why, ("reason",))
+        took = "Time from the submission of a job to its result."
+        self._seconds = histogram("bestofn_job_seconds", took, priority, buckets=LATENCY)
+        waited = "Time from the submission of a job to its start, of jobs with a result."
+        self._waited = histogram("bestofn_job_queue_seconds", waited, priority, buckets=LATENCY)
+        best = "The judge's probability of yes on the best candidate."
+        self._score = histogram("bestofn_winner_score", best, ("model", "judge"), buckets=SCORES)
 
     async def read(self, queue: Queue) -> None:
         """Counts those that have ended since the last call; the first call only notes where to begin."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from bestofn.service.core.errors import BestOfNError, TooManyCalls
-from bestofn.service.queue.job_reader import Turns
+from bestofn.service.core.turns import Turns
 
 Kind = Literal["wait", "stream"]
 AT_END = "at_end"  # of an ASGI scope: an ExitStack that is closed after the answer

@@ -33,8 +33,8 @@ from bestofn.service.core.rank_request import (
     check_sizes,
     shown_name,
 )
+from bestofn.service.core.turns import Turns
 from bestofn.service.media.codec import decode, read_header
-from bestofn.service.queue.job_reader import Turns
 
 FORM = "multipart/form-data"
 TEXTS = ("prompt", "webhook", "judge", "rule", "priority")  # fields of a form that are text; the others are JSON

@@ -42,7 +42,7 @@ async def submit(
 
     Raises:
         InvalidRequest, IdempotencyMismatch, Overloaded, Unavailable: as `job_spec` and `Queue.submit` say.
-        PromptRefused, Unavailable: as `PromptChecker.check` says.
+        PromptRefused, Unavailable: as `CheckServer.check_prompt` says.
     """
     async with context.open_calls.turns.of(caller):
         deployment = await _deployment(context, body, body.model)
@@ -106,7 +106,7 @@ async def _queued(
     if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
         raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY} printable characters", field="Idempotency-Key")
     if context.prompt_checker is not None:
-        await context.prompt_checker.check(spec.prompt)
+        await context.prompt_checker.check_prompt(spec.prompt)
     job, created = await context.queue.submit(
         spec,
         # Two callers who pick the same key must not get each other's images.

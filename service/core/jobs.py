@@ -152,6 +152,10 @@ class JobSpec(BaseModel):
         """Seed of a candidate's noise; None: the caller sent its image."""
         return None if self.sent else self.seed + candidate
 
+    def steps_of(self, *, draft: bool) -> int:
+        """Denoising steps of a candidate's draft, or of its full solution."""
+        return self.draft.num_inference_steps if draft and self.draft else self.num_inference_steps
+
     def format_of(self, candidate: int) -> ImageFormat:
         """Format of a candidate's image."""
         return self.sent[candidate].format if self.sent else self.format

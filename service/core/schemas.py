@@ -1,6 +1,5 @@
 """Wire schemas: the body of POST /generate and the answers about a job. Field names are the contract."""
 
-import math
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -99,17 +98,7 @@ class VerdictOut(BaseModel):
 
     @classmethod
     def of(cls, verdict: Verdict) -> "VerdictOut":
-        def finite(x: float) -> float | None:
-            return x if math.isfinite(x) else None
-
-        return cls(
-            answer=verdict.answer,
-            yes_logit=finite(verdict.yes_logit),
-            no_logit=finite(verdict.no_logit),
-            p_yes=finite(verdict.p_yes),
-            second=None if verdict.second is None else cls.of(verdict.second),
-            bound=None if verdict.bound is None else finite(verdict.bound),
-        )
+        return cls.model_validate(verdict.to_json())
 
 
 class ImageOut(BaseModel):

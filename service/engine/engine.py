@@ -126,7 +126,7 @@ class Engine(HeatEngine):
         fits into memory, fails here."""
         for heat in self._waiting:
             if heat.group not in self._groups:
-                work = self._heats[owner := (heat.job, heat.heat)]
+                work = self._heats[owner := heat.owner]
                 yield from self._attempt(owner, "encoding the prompt", partial(self._contexts, work))
                 if owner in self._heats:
                     opening = partial(self._groups.open, heat.group, self._contexts(work)[0])
@@ -134,7 +134,7 @@ class Engine(HeatEngine):
         free = {group: slots.free for group, slots in self._groups.items()}
         placements, self._waiting = policy.refill(free, self._waiting)
         for placement in placements:
-            owner = (placement.job, placement.heat)
+            owner = placement.waiting.owner
             if owner in self._heats:  # else it failed with an earlier candidate
                 filling = partial(self._fill, placement, self._heats[owner])
                 yield from self._attempt(owner, "encoding the prompt", filling)
@@ -169,20 +169,16 @@ class Engine(HeatEngine):
         return freed
 
     def _fill(self, placement: policy.Placement, work: HeatWork) -> None:
-        spec = work.heat.job
-        steps = spec.num_inference_steps
-        if placement.draft:
-            assert spec.draft is not None
-            steps = spec.draft.num_inference_steps
-        self._groups[placement.group].fill(
+        spec, waiting = work.heat.job, placement.waiting
+        self._groups[waiting.group].fill(
             placement.slot,
-            (placement.job, placement.heat),
+            waiting.owner,
             placement.candidate,
             spec.seed + placement.candidate,
-            self._solver_table(steps),
+            self._solver_table(spec.steps_of(draft=waiting.draft)),
             spec.guidance_scale,
             self._contexts(work),
-            draft=placement.draft,
+            draft=waiting.draft,
         )
 
     def _contexts(self, work: HeatWork) -> list[PromptContext]:

@@ -103,9 +103,8 @@ class HeatEngine(ABC):
     def _entry(self, heat: Heat, candidates: Sequence[int], *, draft: bool) -> policy.Waiting:
         """Candidates of a heat that are now to be drafted, or to be solved."""
         group = self._group(heat, draft)
-        return policy.Waiting(
-            heat.job.id, heat.index, group, heat.job.priority == "interactive", tuple(candidates), draft
-        )
+        interactive = heat.job.priority == "interactive"
+        return policy.Waiting((heat.job.id, heat.index), group, interactive, tuple(candidates), draft)
 
     def cancel(self, job: str) -> None:
         """Drops everything of this job before the next tick; any thread may call this."""
@@ -160,7 +159,7 @@ class HeatEngine(ABC):
         """Forgets a heat: what waits of it and what is drawn of it, its latents and images."""
         self._heats.pop(owner, None)
         self._outcomes.pop(owner, None)
-        self._waiting = tuple(heat for heat in self._waiting if (heat.job, heat.heat) != owner)
+        self._waiting = tuple(heat for heat in self._waiting if heat.owner != owner)
         self._stop(owner)
         self._finishing.drop(owner)
 

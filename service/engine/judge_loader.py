@@ -21,11 +21,11 @@ from bestofn.judge.self_test import self_test
 from bestofn.models import residency
 from bestofn.models.flops import TERA
 from bestofn.models.hub import cached, download, local_folder
+from bestofn.models.sampling import LoadedGenerator
 from bestofn.models.weight_files import check_part
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import Revision
 from bestofn.service.core.workers import JudgeInfo, PromptLimit
-from bestofn.service.engine.any_generator import AnyGenerator
 from bestofn.service.host.licences import notice
 
 _FIXES: dict[Kind, str] = {
@@ -245,7 +245,7 @@ def judge_dtype(device: torch.device, kind: Kind = "vila") -> torch.dtype:
 
 
 def judge_info(
-    judge: PointwiseJudge, revision: Revision, generator: AnyGenerator, calibration: Calibration | None
+    judge: PointwiseJudge, revision: Revision, generator: LoadedGenerator, calibration: Calibration | None
 ) -> JudgeInfo:
     """What the API has to know of a judge; its cost is that of an image of the generator's default size."""
     size = generator.defaults.width, generator.defaults.height

@@ -12,9 +12,9 @@ from bestofn.judge.checker import ImageChecker
 from bestofn.judge.interface import PointwiseJudge
 from bestofn.judge.judge import Judge
 from bestofn.models.defaults import FOLDERS
+from bestofn.models.sampling import LoadedGenerator
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.workers import JudgeInfo
-from bestofn.service.engine.any_generator import AnyGenerator
 from bestofn.service.engine.checker_loader import FoundChecker, checked
 from bestofn.service.engine.judge_loader import JudgeCheckpoint, calibration_of, judge_info
 from bestofn.service.engine.microbatch import release_cache
@@ -29,7 +29,7 @@ class JudgeResidency:
     def __init__(
         self,
         loads: Sequence[Callable[[], PointwiseJudge]],
-        generator: AnyGenerator,
+        generator: LoadedGenerator,
         *,
         shared: bool,
         load_checker: Callable[[], ImageChecker] | None = None,
@@ -97,7 +97,7 @@ def hold_judges(
     checker: FoundChecker | None,
     settings: Settings,
     device: torch.device,
-    generator: AnyGenerator,
+    generator: LoadedGenerator,
     *,
     shared: bool,
 ) -> tuple[JudgeResidency, JudgeInfo, list[bytes]]:

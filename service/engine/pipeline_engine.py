@@ -104,11 +104,8 @@ class PipelineEngine(HeatEngine):
         return True
 
     def _begin(self, chosen: policy.Waiting) -> _Batch:
-        spec = self._heats[chosen.job, chosen.heat].heat.job
-        steps = spec.num_inference_steps
-        if chosen.draft:
-            assert spec.draft is not None
-            steps = spec.draft.num_inference_steps
+        spec = self._heats[chosen.owner].heat.job
+        steps = spec.steps_of(draft=chosen.draft)
         seeds = [spec.seed + candidate for candidate in chosen.candidates]
         self._call.start(
             lambda pause: self.generator.draw(
@@ -126,7 +123,7 @@ class PipelineEngine(HeatEngine):
 
     def _advance(self, batch: _Batch) -> Steps[Stepped | HeatFailed, None, None]:
         chosen, too_large = batch.candidates, False
-        owner, size = (chosen.job, chosen.heat), chosen.group.size
+        owner, size = chosen.owner, chosen.group.size
         try:
             with Clock(self.device) as clock:
                 images = self._call.advance()
@@ -167,7 +164,7 @@ class PipelineEngine(HeatEngine):
         """Halves the batches of a size for good, and puts the candidates of one that did not fit back."""
         OUT_OF_MEMORY.labels("denoising").inc()
         chosen = batch.candidates
-        owner, count = (chosen.job, chosen.heat), len(chosen.candidates)
+        owner, count = chosen.owner, len(chosen.candidates)
         self.generator.release()
         if count == 1:
             yield HeatFailed(*owner, f"{denoising(chosen.group)} needs more memory than is free")
@@ -180,6 +177,6 @@ class PipelineEngine(HeatEngine):
 
     def _stop(self, owner: Owner) -> None:
         self._retried.pop(owner, None)
-        if self._batch is not None and (self._batch.candidates.job, self._batch.candidates.heat) == owner:
+        if self._batch is not None and self._batch.candidates.owner == owner:
             self._batch = None
             self._call.stop()

@@ -14,8 +14,8 @@ from bestofn.judge.checker import CheckFailed
 from bestofn.judge.verdict import BROKEN, UNSAFE, Verdict
 from bestofn.models.defaults import Flops
 from bestofn.models.flops import TERA
+from bestofn.models.sampling import LoadedGenerator
 from bestofn.service.core.jobs import Heat, JobSpec
-from bestofn.service.engine.any_generator import AnyGenerator
 from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.heat_state import HeatWork, Owner, shrunk
@@ -43,7 +43,7 @@ class Postprocess:
 
     def __init__(
         self,
-        generator: AnyGenerator,
+        generator: LoadedGenerator,
         judge: JudgeResidency,
         heats: Mapping[Owner, HeatWork],
         sizes: Sizes,

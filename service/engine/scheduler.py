@@ -33,8 +33,7 @@ class Group(NamedTuple):
 class Waiting:
     """An admitted heat with candidates that have not started, next first, all to be drafted or all to be solved."""
 
-    job: str
-    heat: int
+    owner: tuple[str, int]  # job, heat
     group: Group
     interactive: bool
     candidates: tuple[int, ...]
@@ -43,14 +42,11 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Candidate `candidate` of a heat enters slot `slot` of its group, to be drafted or solved in full."""
+    """Candidate `candidate` of a waiting heat enters slot `slot` of the heat's group."""
 
     slot: int
-    job: str
-    heat: int
-    group: Group
+    waiting: Waiting
     candidate: int
-    draft: bool = False
 
 
 def refill(
@@ -72,10 +68,7 @@ def refill(
         heat = left[i]
         open_slots = slots.get(heat.group, [])
         taken = min(len(open_slots), len(heat.candidates))
-        placements += [
-            Placement(open_slots.pop(), heat.job, heat.heat, heat.group, candidate, heat.draft)
-            for candidate in heat.candidates[:taken]
-        ]
+        placements += [Placement(open_slots.pop(), heat, candidate) for candidate in heat.candidates[:taken]]
         left[i] = replace(heat, candidates=heat.candidates[taken:])
     return placements, tuple(heat for heat in left if heat.candidates)
 

@@ -63,15 +63,7 @@ class CheckServer:
             raise self._calls.away('answered without {"unsafe": true} or {"unsafe": false}', "see its log")
         return unsafe
 
-
-class PromptChecker:
-    """The prompt checker of an API process, or of a local run."""
-
-    def __init__(self, url: str, key: str | None) -> None:
-        """Arguments and errors as of `CheckServer`."""
-        self._server = CheckServer(url, "prompt checker", key)
-
-    async def check(self, prompt: str) -> None:
+    async def check_prompt(self, prompt: str) -> None:
         """Let a safe prompt pass.
 
         Raises:
@@ -80,7 +72,7 @@ class PromptChecker:
         """
         try:
             async with asyncio.timeout(PROMPT_SECONDS):  # its turn included: a caller waits for the answer
-                unsafe = await self._server.unsafe({"prompt": prompt}, PROMPT_SECONDS)
+                unsafe = await self.unsafe({"prompt": prompt}, PROMPT_SECONDS)
         except (JudgeAway, TimeoutError) as error:
             said = error.quiet if isinstance(error, JudgeAway) else f"no answer within {PROMPT_SECONDS:.0f} s"
             log.warning("no check of a prompt", error=said)
@@ -92,6 +84,8 @@ class PromptChecker:
             raise PromptRefused("the prompt checker refused this prompt as unsafe; change it", field="prompt")
 
 
-def prompt_checker(settings: Settings) -> PromptChecker | None:
+def prompt_checker(settings: Settings) -> CheckServer | None:
     """The prompt checker of the settings; None: prompts are not checked. Raises SetupError."""
-    return PromptChecker(settings.prompt_checker, settings.checker_api_key) if settings.prompt_checker else None
+    if not settings.prompt_checker:
+        return None
+    return CheckServer(settings.prompt_checker, "prompt checker", settings.checker_api_key)

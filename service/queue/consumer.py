@@ -98,23 +98,16 @@ class QueueConsumer:
             if claims or not entries:
                 return claims
 
-    async def reclaim(self, count: int, lease_seconds: float) -> list[Claim]:
-        """Claim at most `count` heats whose lease has not been renewed for `lease_seconds`."""
-        entries: list[Entry] = []
+    async def reclaim(self, lease_seconds: float) -> list[Claim]:
+        """Claim a heat whose lease has not been renewed for `lease_seconds`, if there is one."""
+        idle = int(1000 * lease_seconds)
         for priority, ready in self._ready.items():
-            if len(entries) == count:
-                break
-            start, found, _ = await self.queue.redis.xautoclaim(
-                ready,
-                GROUP,
-                self.worker,
-                int(1000 * lease_seconds),
-                self._reclaim_from[priority],
-                count=count - len(entries),
-            )
+            after = self._reclaim_from[priority]
+            start, found, _ = await self.queue.redis.xautoclaim(ready, GROUP, self.worker, idle, after, count=1)
             self._reclaim_from[priority] = start.decode()
-            entries += [Entry.read(priority, entry, fields) for entry, fields in found]
-        return await self._start(entries)
+            if found:
+                return await self._start([Entry.read(priority, *found[0])])
+        return []
 
     async def complete(self, claim: Claim, outcome: HeatOutcome) -> bool:
         """Record a finished heat. After the last heat the job ends, or its finals are dispatched.

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakValueDictionary
 
 from bestofn.service.core.errors import JobUnreadable
 from bestofn.service.core.jobs import Candidate, JobSpec, JobStatus
+from bestofn.service.core.turns import Turns
 from bestofn.service.queue.codec import (
     DecodedHeats,
     JobRecord,
@@ -33,18 +33,6 @@ RECORD_BYTES = 48  # of the stored record of a candidate, at least
 AT_ONCE = 256  # candidates that the event loop decodes by itself
 
 T = TypeVar("T")
-
-
-class Turns:
-    """Turns of each caller's steps, of which `count` run at a time. Waiting tasks get them in their order."""
-
-    def __init__(self, count: int = 1) -> None:
-        self._count = count
-        self._callers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-
-    def of(self, caller: str) -> asyncio.Semaphore:
-        """The turns of this caller; "" are all callers without a key."""
-        return self._callers.setdefault(caller, asyncio.Semaphore(self._count))
 
 
 @dataclass(eq=False, slots=True)

@@ -2,33 +2,15 @@
 
 import hashlib
 from importlib.resources import files
-from typing import Any, Literal, get_args
+from importlib.resources.abc import Traversable
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from bestofn.service.queue.keys import Keys
 
-Script = Literal[
-    "submit",
-    "start",
-    "heartbeat",
-    "report",
-    "complete",
-    "publish_finals",
-    "complete_finals",
-    "give_back",
-    "cancel",
-    "expire",
-    "orphans",
-    "set_deliveries",
-    "refuse",
-    "read_changes",
-    "probe",
-    "claim_webhooks",
-    "settle_webhook",
-]
-SCRIPTS: tuple[Script, ...] = get_args(Script)
+FOLDER = files("bestofn.service.queue") / "lua"
 SHARED = ("common", "ring", "ending")
 Argument = str | int | float | bytes
 
@@ -38,10 +20,12 @@ class Scripts:
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis: Any = redis
-        self._sources = {name: _source(name, keys) for name in SCRIPTS}
+        shared = "\n".join((keys.lua(), *((FOLDER / f"{part}.lua").read_text() for part in SHARED)))
+        named = {file.name.removesuffix(".lua"): file for file in FOLDER.iterdir() if file.name.endswith(".lua")}
+        self._sources = {name: _source(file, shared) for name, file in named.items() if name not in SHARED}
         self._hashes = {name: hashlib.sha1(source.encode()).hexdigest() for name, source in self._sources.items()}
 
-    async def __call__(self, name: Script, *rest: Argument, **named: Argument) -> Any:
+    async def __call__(self, name: str, *rest: Argument, **named: Argument) -> Any:
         """Run one script.
 
         Args:
@@ -60,9 +44,7 @@ class Scripts:
             return await self._redis.eval(self._sources[name], 0, *arguments)
 
 
-def _source(name: Script, keys: Keys) -> str:
-    """One script: its first line (the flags), the keys, what all share, the rest."""
-    folder = files("bestofn.service.queue") / "lua"
-    flags, _, body = folder.joinpath(f"{name}.lua").read_text().partition("\n")
-    shared = (folder.joinpath(f"{part}.lua").read_text() for part in SHARED)
-    return "\n".join((flags, keys.lua(), *shared, body))
+def _source(file: Traversable, shared: str) -> str:
+    """One script: its first line (the flags), what all share, the rest."""
+    flags, _, body = file.read_text().partition("\n")
+    return "\n".join((flags, shared, body))

@@ -61,7 +61,7 @@ class ClaimLoop:
         if time.monotonic() < self._reclaim_at:
             return []
         context = self._context
-        claims = await context.call(lambda: context.consumer.reclaim(1, context.settings.lease_seconds))
+        claims = await context.call(lambda: context.consumer.reclaim(context.settings.lease_seconds))
         metrics.RECLAIMS.inc(len(claims))
         if not claims:
             self._reclaim_at = time.monotonic() + self._pause

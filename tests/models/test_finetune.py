@@ -21,10 +21,11 @@ from bestofn.cli.commands.train import program
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.errors import ModelError
 from bestofn.models.generator import Generator
+from bestofn.models.weight_files import whole_folder
 from bestofn.training.generator.captioned_images import ImageTextPair, pairs
 from bestofn.training.generator.finetune import FinetuneSettings, LinearAttention, finetune, write
 from bestofn.training.generator.image_dataset import pixels
-from bestofn.training.runs import Run, publish
+from bestofn.training.runs import Run
 
 CPU = torch.device("cpu")
 COLOURS = ("red", "green", "blue", "white", "black", "orange")
@@ -70,7 +71,7 @@ def test_a_run_that_was_cut_off_goes_on_bit_by_bit(
     assert same_weights(straight.folder, broken.folder) == 0
     assert losses(straight.folder) == losses(broken.folder)
     write(state, checkpoint, tmp_path / "out", "trained")
-    assert Generator(Checkpoint.resolve(str(tmp_path / "out"))).prompt_context("a red wall")
+    assert Generator(Checkpoint.resolve(str(tmp_path / "out"))).prompt_contexts([("a red wall", False)])
 
 
 def test_a_read_only_checkpoint_is_trained_into_a_folder_that_can_be_written(
@@ -86,7 +87,7 @@ def test_a_read_only_checkpoint_is_trained_into_a_folder_that_can_be_written(
     state = finetune(checkpoint, settings(tmp_path / "run", album, steps=1), CPU, lambda _: None)
     write(state, checkpoint, out, "trained")
     assert all(path.stat().st_mode & 0o200 for path in (out, *out.rglob("*")))  # root may write without that bit
-    assert Generator(Checkpoint.resolve(str(out))).prompt_context("a red wall")
+    assert Generator(Checkpoint.resolve(str(out))).prompt_contexts([("a red wall", False)])
 
 
 def test_a_folder_that_cannot_be_written_in_full_leaves_nothing(tmp_path: Path) -> None:
@@ -95,8 +96,8 @@ def test_a_folder_that_cannot_be_written_in_full_leaves_nothing(tmp_path: Path) 
         (folder / "part").write_text("half")
         raise OSError("No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
-        publish(tmp_path / "out", full)
+    with pytest.raises(OSError, match="No space"), whole_folder(tmp_path / "out") as fresh:
+        full(fresh)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -24,14 +24,14 @@ from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.depth.rewrite import DTYPES
 from bestofn.models.errors import ModelError
 from bestofn.models.residency import stored_dtype
-from bestofn.models.weight_files import copy_contents
+from bestofn.models.weight_files import copy_contents, whole_folder
 from bestofn.training.distributed import barrier, rank_and_ranks
 from bestofn.training.generator.image_dataset import Features, Warn, prepared
 from bestofn.training.optimizers import Name
 from bestofn.training.optimizers.came8bit import here
 from bestofn.training.optimizers.factory import Stepper, build_optimizer
 from bestofn.training.optimizers.muon import groups_of
-from bestofn.training.runs import Progress, Run, publish
+from bestofn.training.runs import Progress, Run
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,8 @@ def write(finetuned: FinetuneState, checkpoint: Checkpoint, out: Path, story: st
             value = value.full_tensor()
         tensors[name] = value.to("cpu", dtype)
     if rank_and_ranks()[0] == 0:
-        publish(out, lambda folder: _write(tensors, checkpoint, folder, story))
+        with whole_folder(out) as folder:
+            _write(tensors, checkpoint, folder, story)
     barrier()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bestofn.models.shapes.scenes import RELATIONS, Wish, place, sample_wish
 from bestofn.models.shapes.world import COLOURS, SHAPES, label_maps, render
-from bestofn.training.runs import replace_file
+from bestofn.models.weight_files import whole_file
 
 
 @dataclass(frozen=True)
@@ -70,5 +70,6 @@ def cached_latents(path: Path, vae: AutoencoderDC, scenes: int, seed: tuple[int,
     latents = draw_latents(vae, scenes, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     fields = vars(latents) | {"words": torch.from_numpy(latents.words)}
-    replace_file(path, lambda part: torch.save(fields, part))
+    with whole_file(path) as part:
+        torch.save(fields, part)
     return latents

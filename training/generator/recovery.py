@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from bestofn.models.weight_files import whole_folder
 from bestofn.training.generator.pipeline import save_pipeline
 from bestofn.training.generator.trainer import GeneratorSettings, further, train_generator
-from bestofn.training.runs import Progress, publish
+from bestofn.training.runs import Progress
 
 SCENES = 80_000
 
@@ -54,10 +55,7 @@ def recover(
     )
     parts = train_generator(further(settings, start), progress).averaged()
     story = (start / "README.md").read_text(encoding="utf-8").rstrip().removesuffix(".")
-
-    def write(folder: Path) -> None:
+    with whole_folder(out) as folder:
         save_pipeline(parts, folder)
         (folder / "README.md").write_text(f"{story}; then trained for {steps} steps.\n", encoding="utf-8")
-
-    publish(out, write)
     return out

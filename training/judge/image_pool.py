@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from bestofn.models.shapes.prompts import PromptSpec
+from bestofn.models.weight_files import whole_file
 from bestofn.training.judge.drawing import Drawer, Images
-from bestofn.training.runs import replace_file
 
 SETTINGS = "settings.json"
 
@@ -94,7 +94,8 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """
     settings = json.loads(json.dumps(dict(settings)))
     if not path.is_file():
-        replace_file(path, lambda part: part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8"))
+        with whole_file(path) as part:
+            part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         return
     there = json.loads(path.read_text(encoding="utf-8"))
     if different := sorted(name for name in there.keys() | settings.keys() if there.get(name) != settings.get(name)):
@@ -107,12 +108,8 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 def _write(path: Path, images: Images, job: DrawJob) -> None:
     specs = np.array([json.dumps(spec.to_json()) for spec in job.specs], dtype=np.str_)
-
-    def save(part: Path) -> None:
-        with part.open("wb") as file:
-            np.savez_compressed(file, images=images, specs=specs)
-
-    replace_file(path, save)
+    with whole_file(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, images=images, specs=specs)
 
 
 def _read(path: Path) -> PoolImages:

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bestofn.models.shapes.evaluator import evaluate
+from bestofn.models.weight_files import whole_file
 from bestofn.training.judge.examples import Collator
 from bestofn.training.judge.image_pool import PoolImages
 from bestofn.training.judge.loop import JudgeTrainingModel
 from bestofn.training.judge.scoring import image_margins
-from bestofn.training.runs import Progress, replace_file
+from bestofn.training.runs import Progress
 
 TOP, WRONG_AMONG, OTHER_RIGHT = 4, 16, 2
 
@@ -60,7 +61,8 @@ def mine(
             kept.append(hard_images(margins, np.array([evaluate(image, spec).correct for image, spec in pairs])))
             progress({"step": number + 1, "steps": len(pool)})
         there = {"judge": judge, "kept": kept}
-        replace_file(path, lambda part: part.write_text(json.dumps(there) + "\n", encoding="utf-8"))
+        with whole_file(path) as part:
+            part.write_text(json.dumps(there) + "\n", encoding="utf-8")
     return [job.of(indices) for job, indices in zip(pool, there["kept"], strict=True)]
 
 

@@ -19,6 +19,7 @@ from bestofn.judge.tiny import DESCRIBE, SHAPES, save, untrained
 from bestofn.models.checkpoint import Checkpoint
 from bestofn.models.shapes.evaluator import Component
 from bestofn.models.shapes.prompts import known_words
+from bestofn.models.weight_files import whole_folder
 from bestofn.training.judge import prompt_sets
 from bestofn.training.judge.calibration_fit import Report, calibrate
 from bestofn.training.judge.dataset import (
@@ -39,7 +40,6 @@ from bestofn.training.judge.model_card import Training, write_card
 from bestofn.training.judge.outlines import OutlineLibrary
 from bestofn.training.judge.scoring import choice_score, scene_score
 from bestofn.training.judge.settings import BatchMix, JudgeSettings
-from bestofn.training.runs import publish
 
 STEPS = 12
 """Solver steps of validation and calibration images."""
@@ -168,7 +168,8 @@ class JudgeTrainer:
             self.settings.run / stage.name,
             partial(self.show, stage.name),
         )
-        publish(self.settings.run / stage.name / "judge", self.save)
+        with whole_folder(self.settings.run / stage.name / "judge") as folder:
+            self.save(folder)
         return {
             "stage": stage.name,
             "drawn": sum(len(job.seeds) for job in stage.jobs),
@@ -241,10 +242,7 @@ def train_judge(settings: JudgeSettings, show: Show) -> Training:
     report = trainer.calibrated(last)
     source = f"images of model {trainer.generator_revision}, {STEPS} steps, calibration prompts"
     training = Training(recorded, tuple(done), revision(last), report.to_json(revision(last), source))
-
-    def write(folder: Path) -> None:
+    with whole_folder(settings.out) as folder:
         trainer.save(folder)
         write_card(folder, training)
-
-    publish(settings.out, write)
     return training

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bestofn.evaluation.curve import auc, curve, share_of_the_way
+from bestofn.evaluation.curve import auc, curve, of_chosen, share_of_the_way
 from bestofn.evaluation.stats import Prompts
 from bestofn.evaluation.tasks import benchmark
 
@@ -37,11 +36,6 @@ def measure(pools: Sequence[str]) -> None:
     np.savez_compressed(MARGINS, correct=correct, before=found["before"], shipped=found["shipped"])
 
 
-def chosen(margin: NDArray[np.float32], correct: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Whether the candidate with the greatest margin is right, of each prompt.  # (P, N), (P, N) -> (P,)"""
-    return np.take_along_axis(correct, margin.argmax(1)[:, None], 1)[:, 0]
-
-
 def table() -> Iterator[str]:
     """Lines: score against N, and the paired interval of the difference."""
     with np.load(MARGINS) as file:
@@ -53,12 +47,12 @@ def table() -> Iterator[str]:
     for name, margin in margins.items():
         points = curve(correct, margin, tags)
         scores = " | ".join(f"{point.judge:.3f}" for point in points)
-        held = chosen(margin, correct)[held_out].mean()
+        held = of_chosen(correct, margin, SAMPLES)[held_out].mean()
         yield f"| {name} | {scores} | {share_of_the_way(points):.0%} | {auc(correct, margin):.3f} | {held:.3f} |"
     yield f"| oracle | {' | '.join(f'{point.oracle:.3f}' for point in points)} | 100 % | 1 | |"
-    gain = chosen(margins["shipped"], correct) - chosen(margins["before"], correct)
-    low, high = PROMPTS.interval(gain)
-    yield f"\nshipped - before at N = {SAMPLES}: {PROMPTS.mean(gain):+.3f} ({low:+.3f} to {high:+.3f})"
+    shipped, before = (of_chosen(correct, margins[name], SAMPLES) for name in ("shipped", "before"))
+    low, high = PROMPTS.interval(shipped - before)
+    yield f"\nshipped - before at N = {SAMPLES}: {PROMPTS.mean(shipped - before):+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 if __name__ == "__main__":

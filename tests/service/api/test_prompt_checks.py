@@ -12,7 +12,7 @@ from PIL import Image
 
 from bestofn.service.core.errors import Unavailable
 from bestofn.service.core.settings import Settings
-from bestofn.service.pairwise.check_server import PromptChecker
+from bestofn.service.pairwise.check_server import CheckServer
 from tests.service.pairwise.checks import checks
 from tests.waiting import PATIENCE
 
@@ -70,4 +70,4 @@ async def test_a_prompt_whose_turn_does_not_come_in_time_is_no_pass(monkeypatch:
     monkeypatch.setattr("bestofn.service.pairwise.check_server.PROMPT_SECONDS", 0.1)
     monkeypatch.setattr("bestofn.service.pairwise.calls.AT_ONCE", 0)  # no call's turn ever comes
     with pytest.raises(Unavailable, match="no prompt passes without it"):
-        await PromptChecker("http://127.0.0.1:9/check", None).check("a star")
+        await CheckServer("http://127.0.0.1:9/check", "prompt checker", None).check_prompt("a star")

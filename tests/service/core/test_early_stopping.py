@@ -244,7 +244,7 @@ async def test_the_second_completion_of_a_job_that_never_stopped_is_late(
     spec = make_spec(num_samples=4, stop={"confidence": 0.9})
     await queue.submit(spec, cost=1)
     [slow] = await one.claim(1, 0)
-    [quick] = await two.reclaim(1, 0)
+    [quick] = await two.reclaim(0)
     outcome = outcome_of(slow.heat, [Verdict("no", 0.0, 1.0)] * 4)
     assert await two.complete(quick, outcome)
     assert not await one.complete(slow, outcome)

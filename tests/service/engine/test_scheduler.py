@@ -10,8 +10,7 @@ from bestofn.service.engine.scheduler import Group, Waiting, refill, room, split
 GROUPS = [(64, 64), (96, 64), (128, 128)]
 heats = st.builds(
     Waiting,
-    job=st.integers(0, 99).map(str),
-    heat=st.integers(0, 9),
+    owner=st.tuples(st.integers(0, 99).map(str), st.integers(0, 9)),
     group=st.sampled_from(GROUPS),
     interactive=st.booleans(),
     candidates=st.lists(st.integers(0, 100), min_size=1, max_size=20, unique=True).map(tuple),
@@ -19,36 +18,42 @@ heats = st.builds(
 )
 
 
-@given(st.lists(heats, max_size=8, unique_by=lambda heat: heat.job), st.integers(1, 9))
+@given(st.lists(heats, max_size=8, unique_by=lambda heat: heat.owner[0]), st.integers(1, 9))
 def test_refill_places_every_candidate_once_in_order_of_admission(waiting, slots):
     seen, rounds = [], 0
     left = tuple(waiting)
     while left:
         placements, after = refill({group: range(slots) for group in GROUPS}, left)
         assert placements, "free slots and waiting candidates, but nothing is placed"
-        assert len({(p.group, p.slot) for p in placements}) == len(placements)
+        assert len({(p.waiting.group, p.slot) for p in placements}) == len(placements)
         groups_left = {heat.group for heat in after}
         for group in groups_left:
-            assert sum(p.group == group for p in placements) == slots, "a slot stays empty while candidates wait"
-        seen += [(p.job, p.candidate) for p in placements]
+            assert sum(p.waiting.group == group for p in placements) == slots, (
+                "a slot stays empty while candidates wait"
+            )
+        seen += [(p.waiting.owner, p.candidate) for p in placements]
         left, rounds = after, rounds + 1
-    expected = [(heat.job, candidate) for heat in waiting for candidate in heat.candidates]
+    expected = [(heat.owner, candidate) for heat in waiting for candidate in heat.candidates]
     assert sorted(seen) == sorted(expected)
     for group in GROUPS:
-        jobs = {heat.job for heat in waiting if heat.group == group}
+        owners = {heat.owner for heat in waiting if heat.group == group}
         order = sorted((h for h in waiting if h.group == group), key=lambda heat: not heat.interactive)
-        assert [entry for entry in seen if entry[0] in jobs] == [
-            (heat.job, candidate) for heat in order for candidate in heat.candidates
+        assert [entry for entry in seen if entry[0] in owners] == [
+            (heat.owner, candidate) for heat in order for candidate in heat.candidates
         ]
 
 
 def test_refill_prefers_interactive_heats_that_came_later():
-    batch = Waiting("slow", 0, (64, 64), False, tuple(range(16)), draft=True)
-    urgent = Waiting("fast", 0, (64, 64), True, (0, 5))
+    batch = Waiting(("slow", 0), (64, 64), False, tuple(range(16)), draft=True)
+    urgent = Waiting(("fast", 0), (64, 64), True, (0, 5))
     placements, left = refill({(64, 64): [1, 5, 6]}, (batch, urgent))
-    assert [(p.slot, p.job, p.candidate) for p in placements] == [(1, "fast", 0), (5, "fast", 5), (6, "slow", 0)]
-    assert [p.draft for p in placements] == [False, False, True]
-    assert left == (Waiting("slow", 0, (64, 64), False, tuple(range(1, 16)), draft=True),)
+    assert [(p.slot, p.waiting.owner[0], p.candidate) for p in placements] == [
+        (1, "fast", 0),
+        (5, "fast", 5),
+        (6, "slow", 0),
+    ]
+    assert [p.waiting.draft for p in placements] == [False, False, True]
+    assert left == (Waiting(("slow", 0), (64, 64), False, tuple(range(1, 16)), draft=True),)
 
 
 def test_groups_take_turns_and_interactive_ones_go_first():

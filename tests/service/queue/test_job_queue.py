@@ -109,7 +109,7 @@ async def test_the_first_completion_wins_and_a_lost_lease_stays_lost(
         spec = make_spec(num_samples=4)
         await queue.submit(spec, cost=1)
         [late] = await one.claim(1, 0)
-        assert await two.reclaim(1, 3600.0) == []
+        assert await two.reclaim(3600.0) == []
         ready = queue.keys("ready", one.pair, spec.priority)
         await asyncio.sleep(0.2)
         begun = time.monotonic()
@@ -118,7 +118,7 @@ async def test_the_first_completion_wins_and_a_lost_lease_stays_lost(
         unrenewed = row["time_since_delivered"] / 1000
         assert unrenewed < time.monotonic() - begun + 0.1  # the beat renewed the lease
         await asyncio.sleep(0.1)
-        [again] = await two.reclaim(1, 0.05)
+        [again] = await two.reclaim(0.05)
         assert again.deliveries == 2  # the beat was no delivery
         assert await one.heartbeat([late], 3600.0) == {late.entry.id}
         await one.give_back(late, "retried", "a loser's word")  # not its own any more: nothing happens

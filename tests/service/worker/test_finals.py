@@ -372,7 +372,7 @@ async def test_finals_are_handed_on_like_any_heat(
     (claim,) = await one.claim(9, 0)
     assert claim.deliveries == 2
     await asyncio.sleep(0.05)
-    (taken,) = await two.reclaim(1, 0.02)
+    (taken,) = await two.reclaim(0.02)
     assert (taken.heat, taken.deliveries) == (claim.heat, 3)
     meet, all_images = await two.finals_entrants(spec)
     assert len(meet) > 1
