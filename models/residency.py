@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from bestofn.models.cgroups import memory_limit
 from bestofn.models.weight_files import header, weight_files
 
 # Parts in the order in which they give way to another: text is needed once a prompt, the transformer at every step.
@@ -51,12 +52,10 @@ def stored_dtype(folder: Path) -> str:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Memory of the device that this process may use; of a CPU, the machine's or, in a container, its limit."""
+    """Memory of the device that this process may use; of a CPU, the machine's or, in a control group, its limit."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         return int(total * torch.cuda.get_per_process_memory_fraction(device))
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
-    return total
+    limit = memory_limit()
+    return total if limit is None else min(total, limit)

@@ -155,7 +155,8 @@ class Ending(Enum):
     """Why a wait was over."""
 
     ENDED = "the job has ended"
-    TIME = "the time was up, or the server stops"
+    TIME = "the time was up"
+    STOPS = "the server stops"
     HUNG_UP = "the caller has gone"
 
 
@@ -179,7 +180,9 @@ async def wait(context: Context, request: Request, job_id: str, seconds: float =
     if ended in done:
         ended.result()  # raises what went wrong: the queue was lost, say
         return Ending.ENDED
-    return Ending.HUNG_UP if hung_up in done else Ending.TIME
+    if hung_up in done:
+        return Ending.HUNG_UP
+    return Ending.STOPS if stopping in done else Ending.TIME
 
 
 async def _hung_up(request: Request) -> None:

@@ -87,7 +87,6 @@ def memory(settings: Settings) -> Iterator[Finding]:
     from bestofn.models.residency import memory_bytes
     from bestofn.service.doctor.memory import findings, needs, pipeline_memory
     from bestofn.service.engine.loader import devices
-    from bestofn.service.host.cgroups import memory_limit
 
     device, model = torch.device(devices(settings)[0]), locate(settings.model)
     held = [*judges_of(settings), *image_checkers(settings)]
@@ -102,8 +101,6 @@ def memory(settings: Settings) -> Iterator[Finding]:
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        limit = memory_limit()
-        total = total if limit is None else min(total, limit)
         free = min(psutil.virtual_memory().available, total)
     yield from findings(needed, total, free, device.type, settings.slots)
 

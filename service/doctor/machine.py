@@ -11,10 +11,11 @@ from pathlib import Path
 
 import psutil
 
+from bestofn.models.cgroups import cpu_quota, memory_limit
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import COMMIT, VERSION
 from bestofn.service.doctor.findings import GIB, Finding
-from bestofn.service.host.cgroups import cores, cpu_quota, memory_limit
+from bestofn.service.host.cgroups import cores
 from bestofn.service.host.packages import can_draw_here
 
 COMMAND_SECONDS = 3.0

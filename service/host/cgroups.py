@@ -1,15 +1,12 @@
-"""What this process may use of the machine: cores, a container's limits of CPU and memory, and file descriptors."""
+"""What this process may use of the machine: cores and file descriptors."""
 
 import contextlib
 import os
 import resource
-from collections.abc import Iterator
-from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
-OWN_GROUP = Path("/proc/self/cgroup")
+from bestofn.models.cgroups import cpu_quota
+
 _MOST_DESCRIPTORS = 1_048_576  # systems with a greater or no hard limit refuse more than about this
-_NO_LIMIT = 2**60  # version 1 writes the greatest page-aligned number for "no limit"
 
 
 def cores() -> int:
@@ -17,49 +14,6 @@ def cores() -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
     return allowed if quota is None else max(1, min(allowed, int(quota)))
-
-
-def cpu_quota(root: Path = CGROUPS, own: Path = OWN_GROUP) -> float | None:
-    """Cores' worth of CPU time that the control group grants; None without a limit."""
-    found = []
-    for folder in _groups(root, own, "cpu"):
-        quota, _, period = _read(folder / "cpu.max").partition(" ")
-        if not quota:
-            quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
-        if quota.isdigit() and period.isdigit() and int(period):
-            found.append(int(quota) / int(period))
-    return min(found, default=None)
-
-
-def memory_limit(root: Path = CGROUPS, own: Path = OWN_GROUP) -> int | None:
-    """Bytes that the control group grants; None without a limit."""
-    texts = [
-        _read(folder / name)
-        for folder in _groups(root, own, "memory")
-        for name in ("memory.max", "memory.limit_in_bytes")
-    ]
-    return min((int(text) for text in texts if text.isdigit() and int(text) < _NO_LIMIT), default=None)
-
-
-def _groups(root: Path, own: Path, controller: str) -> Iterator[Path]:
-    """The folders of this process's control group and of those around it, of both versions of the interface."""
-    for line in _read(own).splitlines():
-        number, controllers, path = line.split(":", 2)
-        if number == "0":
-            base = root
-        elif controller in controllers.split(","):
-            base = root / controller
-        else:
-            continue
-        folder = base / path.strip("/")
-        yield from (place for place in (folder, *folder.parents) if place == base or base in place.parents)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
 
 
 def raise_descriptor_limit() -> int:

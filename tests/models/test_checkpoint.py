@@ -1,10 +1,12 @@
 """Names to folders, revisions, call defaults, dtypes and residency."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,3 +175,20 @@ def test_pickled_weights_are_not_fallen_back_on(folder, weights, pickled, load):
     path.unlink()
     with pytest.raises(CheckpointError, match=rf"no file named {path.name}"):
         load(path.parent, torch.device("cpu"), torch.float32)
+
+
+def test_memory_of_a_cpu_is_the_limit_of_the_process_own_control_group() -> None:
+    place = next((place for place in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")) if place.is_dir()), Path())
+    group = place / f"bestofn-test-{os.getpid()}"
+    limit = group / ("memory.limit_in_bytes" if place.name == "memory" else "memory.max")
+    try:
+        group.mkdir()
+        limit.write_text(str(2 * 2**30))
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        program = "import torch; from bestofn.models.residency import memory_bytes as m; print(m(torch.device('cpu')))"
+        join = f'echo $$ > {group}/cgroup.procs; exec {sys.executable} -P -c "{program}"'
+        assert subprocess.run(["sh", "-c", join], capture_output=True, text=True, check=True).stdout == f"{2 * 2**30}\n"
+    finally:
+        group.rmdir()

@@ -123,9 +123,8 @@ async def _answer(
     result = await result_of(context, job_id, caller=caller)
     if result.status in ACTIVE:
         if accepted.image_first and preference.seconds > 0:
-            late = WaitTimeout(
-                f"the job was not done within {preference.seconds:g} s; it goes on at {headers['Location']}"
-            )
+            limit = "before this server stops" if ending is Ending.STOPS else f"within {preference.seconds:g} s"
+            late = WaitTimeout(f"the job was not done {limit}; it goes on at {headers['Location']}")
             return problem_of(late, job=job_id, headers=headers)
         return json_answer(context.base, result, 202, headers)
     failure = failure_of(result)

@@ -64,7 +64,7 @@ async def generate_images(
     if ending is Ending.HUNG_UP and created and preference.cancel_on_disconnect:
         await context.queue.cancel(job_id)
     # A client that retries finds another server where this one stops.
-    stops = call.retries is not None and ending is Ending.TIME and context.stopping.is_set()
+    stops = call.retries is not None and ending is Ending.STOPS
     if idempotency_key is None and (ending is Ending.HUNG_UP or stops):
         await call.leave(context, job_id)
     result = await result_of(context, job_id, limit=1, caller=caller)

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 import bestofn
 from bestofn.cli.commands.doctor import finding_lines
+from bestofn.models.cgroups import cpu_quota, memory_limit
 from bestofn.models.checkpoint import EMBEDDED, Checkpoint
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.service.client.discovery import address_file
@@ -33,7 +34,6 @@ from bestofn.service.doctor.registry import CHECKS
 from bestofn.service.engine.fake import FakeEngine
 from bestofn.service.engine.loader import generator_bytes
 from bestofn.service.engine.memory_share import work_of
-from bestofn.service.host.cgroups import cpu_quota, memory_limit
 from bestofn.service.host.licences import licences, notice
 from tests.waiting import PATIENCE
 

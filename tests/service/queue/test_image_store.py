@@ -135,7 +135,7 @@ def test_a_full_folder_fails_the_job_at_once_and_nothing_else(
             body = BODY | {"num_inference_steps": 20} | fields
             return http.post("/generate", json=body, headers={"Prefer": "respond-async"}).headers["location"]
 
-        job, later = submit(), submit(priority="batch", num_samples=4)
+        job, later = submit(num_samples=4096), submit(priority="batch", num_samples=4)
         until(lambda: http.get(job).json()["status"] == "running")
         disk.fill()
         failed = until(lambda: (found := http.get(job).json())["status"] == "failed" and found)
