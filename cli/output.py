@@ -10,6 +10,7 @@ import typer
 from bestofn.cli.console import say
 from bestofn.service.core.jobs import ImageFormat
 from bestofn.service.core.schemas import ImageOut, JobResult
+from bestofn.service.host.files import naming
 
 FORMATS: Mapping[str, ImageFormat] = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
@@ -57,14 +58,17 @@ def write(outcome: Outcome, output: Path, sheet: Path | None) -> JobResult:
     written = []
     paths = paths_of(output, outcome.result.parameters["top_k"])  # fewer images may have come back
     for image, content, path in zip(outcome.result.images, outcome.images, paths, strict=False):
-        path.write_bytes(content)
+        with naming(path):
+            path.write_bytes(content)
         written.append(image.model_copy(update={"path": str(path)}))
     result = outcome.result.model_copy(update={"images": written})
     if sheet is not None:
         from bestofn.service.media.codec import decode
         from bestofn.service.media.contact_sheet.sheet import draw_sheet
 
-        draw_sheet(result, {candidate: decode(data) for candidate, data in outcome.thumbnails.items()}).save(sheet)
+        drawn = draw_sheet(result, {candidate: decode(data) for candidate, data in outcome.thumbnails.items()})
+        with naming(sheet):
+            drawn.save(sheet)
     return result
 
 

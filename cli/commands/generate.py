@@ -13,9 +13,9 @@ from bestofn.cli.output import FORMATS, check_writable, format_of, paths_of, rep
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.schemas import JobResult
-from bestofn.service.core.settings import load_settings
+from bestofn.service.core.settings import Settings, load_settings
 from bestofn.service.media.metadata import OtherStory, Story
-from bestofn.service.media.reproduce import remake_request
+from bestofn.service.media.reproduce import is_commit, remake_request
 
 EPILOG = """Examples:
 
@@ -157,10 +157,14 @@ def _read(path: Path) -> Story:
 
 def _check_model_here(story: Story, model: str) -> None:
     """Raises SetupError if this process would draw with another model. A file does not choose what is downloaded."""
-    if story.model.checkpoint.name not in (model.partition("@")[0], PurePath(model).name):
+    drawn = story.model.checkpoint
+    if drawn.name not in (model.partition("@")[0], PurePath(model).name):
+        # A folder is found by its path alone, which is not written into images.
+        named = drawn.name if drawn.name == Settings.model_fields["model"].default else f"PATH/{drawn.name}"
         raise SetupError(
             f"the image was drawn by {story.model.name}@{story.model.revision}, but this process would draw with "
-            f"{model}: name the model to draw with, such as --model {story.model.name}@{story.model.revision}"
+            f"{model}: name the model to draw with, such as "
+            f"--model {f'{drawn.name}@{drawn.revision}' if is_commit(drawn.revision) else named}"
         )
 
 

@@ -109,7 +109,8 @@ def up(
             file.write_text(json.dumps({"server": address, "pid": os.getpid()}))
             say(f"ready at {address} (its description is at {address}/docs; Ctrl-C stops everything)")
             if command is not None:
-                errand.append(subprocess.Popen(command, shell=True, env={**os.environ, "BESTOFN_SERVER": address}))
+                own = {"BESTOFN_SERVER": address, "BESTOFN_DATA_DIR": str(settings.data_dir)}
+                errand.append(subprocess.Popen(command, shell=True, env={**os.environ, **own}))
 
         def watch() -> bool:
             keep_queue()

@@ -113,10 +113,7 @@ def change(file: Path) -> Iterator[list[str]]:
     except OSError as error:
         if draft.exists():
             raise SetupError(f"{draft} is there: {file} is being changed, or that broke off; then remove it") from None
-        raise SetupError(
-            f"{file} cannot be written ({error.strerror}): name another file with --file or BESTOFN_KEYS_FILE, or "
-            "another folder with BESTOFN_DATA_DIR"
-        ) from None
+        raise _unwritable(file, error) from None
     try:
         with open(descriptor, "w", encoding="utf-8") as stream:
             lines = []
@@ -132,6 +129,15 @@ def change(file: Path) -> Iterator[list[str]]:
             stream.flush()
             os.fsync(descriptor)
         draft.replace(file)
-    except BaseException:
+    except BaseException as error:
         draft.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # such as that of a full disk
+            raise _unwritable(file, error) from None
         raise
+
+
+def _unwritable(file: Path, error: OSError) -> SetupError:
+    return SetupError(
+        f"{file} cannot be written ({error.strerror}): name another file with --file or BESTOFN_KEYS_FILE, or "
+        "another folder with BESTOFN_DATA_DIR"
+    )

@@ -7,8 +7,14 @@ raises its error at the `yield`. `drivers` runs a flow with blocking calls or wi
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
+from urllib.parse import quote
 
 T = TypeVar("T")
+
+
+def job_path(job_id: str) -> str:
+    """The path of a job, whatever characters the caller's id has: an id that names another path is no job."""
+    return f"/jobs/{quote(job_id, safe='')}"
 
 
 @dataclass(frozen=True, slots=True)

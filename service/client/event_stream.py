@@ -5,7 +5,7 @@ import time
 import httpx
 from httpx_sse import ServerSentEvent
 
-from bestofn.service.client.actions import Close, Flow, Next, Open, Sleep
+from bestofn.service.client.actions import Close, Flow, Next, Open, Sleep, job_path
 from bestofn.service.client.events import ENDINGS, JobEvent, QueuedEvent, read_event
 from bestofn.service.client.retries import call
 from bestofn.service.core.backoff import backoff
@@ -62,7 +62,7 @@ class Following:
             headers = {"Accept": MEDIA_TYPE, "Cache-Control": "no-store"}
             if self.last is not None:
                 headers["Last-Event-ID"] = self.last
-            stream = Open(f"/jobs/{self._job}/events", headers)
+            stream = Open(f"{job_path(self._job)}/events", headers)
             response: httpx.Response = yield from call(stream, self._server, self._limit)
             if response.status_code == 204:
                 self._ended = True

@@ -1,6 +1,5 @@
 """What each of the client's methods does, as flows: which requests, in which order, and what is made of them."""
 
-import json
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,11 +10,12 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import ValidationError
 
-from bestofn.service.client.actions import Emit, Flow, Send
+from bestofn.service.client.actions import Emit, Flow, Send, job_path
 from bestofn.service.client.errors import ClientClosed
 from bestofn.service.client.event_stream import Following
 from bestofn.service.client.events import ProblemEvent, Progress, ResultEvent
 from bestofn.service.client.generation import Generation
+from bestofn.service.client.options import as_json
 from bestofn.service.client.rank_form import Files
 from bestofn.service.client.retries import call
 from bestofn.service.core.errors import BestOfNError, InvalidRequest, JobCanceled
@@ -71,7 +71,7 @@ class Flows:
         """Cancel the jobs whose `generate` runs, each tried once."""
         for job in tuple(self.drawing):
             with suppress(Exception):
-                yield _last_wish(Send("DELETE", f"/jobs/{job}"))
+                yield _last_wish(Send("DELETE", job_path(job)))
 
     def submit(self, request: Mapping[str, Any], key: str | None) -> Flow[JobResult]:
         """The job, once it is queued; an answer that got lost does not queue it twice."""
@@ -83,7 +83,7 @@ class Flows:
         Raises:
             JobFailed, JobCanceled: how it ended.
         """
-        result = yield from self._follow((yield from self._read(f"/jobs/{job_id}?limit=1")))
+        result = yield from self._follow((yield from self._read(f"{job_path(job_id)}?limit=1")))
         return (yield from self._fetch(result))
 
     def _follow(self, job: JobResult) -> Flow[JobResult]:
@@ -117,11 +117,11 @@ class Flows:
 
     def result(self, job_id: str) -> Flow[JobResult]:
         """The job at this moment, with all candidates and the whole bracket."""
-        result = yield from self._read(f"/jobs/{job_id}?limit={PAGE}")
+        result = yield from self._read(f"{job_path(job_id)}?limit={PAGE}")
         following = result.next
         while following is not None:
             page = urlsplit(following).query  # its address may be a public one, and this client knows another
-            more = yield from self._read(f"/jobs/{job_id}?{page}")
+            more = yield from self._read(f"{job_path(job_id)}?{page}")
             result.candidates += more.candidates
             for matches, others in zip(result.bracket, more.bracket, strict=True):
                 matches += others
@@ -129,13 +129,13 @@ class Flows:
         return result.model_copy(update={"next": None})
 
     def cancel(self, job_id: str) -> Flow[JobResult]:
-        return _job((yield from self._call(Send("DELETE", f"/jobs/{job_id}"))))
+        return _job((yield from self._call(Send("DELETE", job_path(job_id)))))
 
     def image(self, job_id: str, rank: int) -> Flow[bytes]:
-        return (yield from self._call(Send("GET", f"/jobs/{job_id}/images/{rank}"))).content
+        return (yield from self._call(Send("GET", f"{job_path(job_id)}/images/{rank}"))).content
 
     def thumbnail(self, job_id: str, candidate: int) -> Flow[bytes]:
-        return (yield from self._call(Send("GET", f"/jobs/{job_id}/thumbnails/{candidate}"))).content
+        return (yield from self._call(Send("GET", f"{job_path(job_id)}/thumbnails/{candidate}"))).content
 
     def models(self) -> Flow[list[OpenAIModel]]:
         answer = yield from self._call(Send("GET", "/v1/models"))
@@ -160,16 +160,14 @@ class Flows:
                 if not answer.is_success:
                     return
                 job = _job(answer)
-            yield _last_wish(Send("DELETE", f"/jobs/{job.id}"))
+            yield _last_wish(Send("DELETE", job_path(job.id)))
 
 
 def _submission(request: Mapping[str, Any], key: str | None) -> Send:
     if key and not (key.isascii() and key.isprintable()):  # no header carries it
         raise InvalidRequest(f"Idempotency-Key {key[:40]!r} must be printable ASCII", field="Idempotency-Key")
-    try:
-        json.dumps(dict(request), ensure_ascii=False, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"the request cannot be written as JSON: {error}") from error
+    for name, value in request.items():
+        as_json(name, value)
     headers = {"Prefer": "respond-async", "Idempotency-Key": key or uuid.uuid4().hex}
     return Send("POST", "/generate", headers, dict(request))
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from bestofn.service.core.jobs import ImageFormat
 from bestofn.service.core.schemas import CandidateOut, FinalsOut, JobResult, MatchOut, UsageOut, VerdictOut
+from bestofn.service.host.files import naming
 from bestofn.service.media.codec import MEDIA_TYPES, read_header
 
 _STYLE = "margin:0;display:inline-block;max-width:min(100%,512px);font:14px/1.4 system-ui,sans-serif"
@@ -55,10 +56,11 @@ class Winner:
         """
         path = Path(path)
         named = Image.registered_extensions().get(path.suffix.lower())
-        if not path.suffix or named == self.format.upper():
-            path.write_bytes(self.data)
-        else:
-            self.image.save(path)
+        with naming(path):
+            if not path.suffix or named == self.format.upper():
+                path.write_bytes(self.data)
+            else:
+                self.image.save(path)
         return path
 
     def _repr_png_(self) -> bytes:

@@ -1,10 +1,12 @@
 """The fields of a request, as keyword arguments."""
 
+import json
 from collections.abc import Mapping
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from bestofn.judge.verdict import Rule
 from bestofn.service.core.budget import Effort
+from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.jobs import ImageFormat, Priority
 
 
@@ -44,3 +46,15 @@ class Options(RankOptions, total=False):
     budget: Mapping[str, float] | None
     format: ImageFormat
     embed_prompt: bool | None
+
+
+def as_json(name: str, value: Any) -> str:
+    """A field's value as JSON. Raises InvalidRequest if JSON cannot hold it, such as a number of numpy."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(
+            f"{name} cannot be written as JSON ({error}): give plain Python values, such as int({name})", field=name
+        ) from error
+    return text

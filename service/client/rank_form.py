@@ -1,7 +1,6 @@
 """The form of POST /rank: a prompt, options, and the files of images."""
 
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from bestofn.service.client.options import as_json
 from bestofn.service.core.rank_request import check_number, check_sizes, shown_name
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
@@ -24,7 +24,8 @@ Files = Sequence[tuple[str, tuple[str, bytes]]]
 def fields_of(prompt: str, options: Mapping[str, Any]) -> dict[str, str]:
     """The form's fields: text as it is, other values as JSON."""
     given = {"prompt": prompt} | {name: value for name, value in options.items() if value is not None}
-    return {name: str(value) if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+    written = {name: as_json(name, value) for name, value in given.items()}
+    return written | {name: str(value) for name, value in given.items() if isinstance(value, str)}
 
 
 def files_of(images: Sequence[ImageSource]) -> Files:
@@ -34,6 +35,8 @@ def files_of(images: Sequence[ImageSource]) -> Files:
         OSError: a file cannot be read.
         InvalidRequest: there are too many, or they are too large.
     """
+    if isinstance(images, (str, bytes, os.PathLike, Image.Image)):  # the characters of a path are paths too
+        images = [images]
     check_number(len(images))
     files = [(_name(image), _bytes(image)) for image in images]
     names = [shown_name(number, name) for number, (name, _) in enumerate(files)]

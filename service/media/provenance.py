@@ -20,6 +20,7 @@ from bestofn.service.core.errors import SetupError
 from bestofn.service.core.jobs import ImageFormat
 from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import VERSION
+from bestofn.service.host.files import naming
 from bestofn.service.media.codec import MEDIA_TYPES, encode, read_header
 from bestofn.service.media.metadata import Story
 
@@ -251,8 +252,9 @@ def write_certificate(folder: Path, lifetime: timedelta = YEAR) -> tuple[Path, P
     root = _certificate(_ROOT, root_key, _ROOT, root_key, YEAR, issuer=True)
     own = _certificate(_SIGNER, key, _ROOT, root_key, lifetime, issuer=False)
     secret.touch(mode=0o600)
-    secret.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    chain.write_bytes(own + root)
+    with naming(folder):
+        secret.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        chain.write_bytes(own + root)
     return chain, secret
 
 

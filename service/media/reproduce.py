@@ -11,6 +11,11 @@ from bestofn.service.media.metadata import Story
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+def is_commit(revision: str) -> bool:
+    """Whether it is a commit of the hub, and not the revision of a folder."""
+    return _COMMIT.fullmatch(revision) is not None
+
+
 def remake_request(story: Story) -> dict[str, Any]:
     """The fields of POST /generate that draw exactly this image, as the only candidate.
 
@@ -42,7 +47,7 @@ def diffusers_call(story: Story) -> str:
     own, which our package reads. LoRAs are called by name: the operator knows their files and strengths.
     """
     model = story.model.checkpoint
-    hub = _COMMIT.fullmatch(model.revision) is not None
+    hub = is_commit(model.revision)
     if story.pipeline is not None:
         load = _loaded(model, story.pipeline.name, story.pipeline.dtype, hub)
         further = _of_pipeline(story, story.pipeline)

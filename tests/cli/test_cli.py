@@ -116,6 +116,16 @@ def test_eval_on_a_disk_that_becomes_full_says_what_to_do(tmp_path: Path) -> Non
         (tmp_path / "none").read_text()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("options", [("-o", "full.png"), ("--contact-sheet", "full.png")], ids=["winner", "sheet"])
+def test_generate_on_a_full_disk_names_the_file(
+    options: tuple[str, str], served: Any, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "full.png").symlink_to("/dev/full")
+    status, _, err = run("generate", "a star", "-n", "2", *options, BESTOFN_SERVER=served.url)
+    assert (status, err.splitlines()[-1]) == (1, "bestofn: full.png: No space left on device")
+
+
 def test_json_is_the_result_and_nothing_else(served: Any, run: Run, tmp_path: Path) -> None:
     status, out, err = run("generate", "a star", "-n", "3", "--json", BESTOFN_SERVER=served.url)
     result = json.loads(out)
@@ -150,7 +160,11 @@ def test_inspect_shows_how_an_image_was_made_and_generate_draws_it_again(served:
     status, _, err = run("generate", "--reproduce", "older.png", **server)
     assert (status, "the model was fake@0 and is fake@1: the image may differ" in err) == (0, True)
     status, _, err = run("generate", "--reproduce", "older.png", "--local")
-    assert (status, "--model fake@0" in err) == (1, True)
+    assert (status, "--model PATH/fake" in err) == (1, True), "a folder's name and revision do not find it"
+    hub = older.model_copy(update={"model": Revision(name="owner/name", revision="0" * 40)})
+    (tmp_path / "hub.png").write_bytes(encode(decode((tmp_path / "other.png").read_bytes()), "png", hub))
+    status, _, err = run("generate", "--reproduce", "hub.png", "--local")
+    assert (status, f"--model owner/name@{'0' * 40}" in err) == (1, True)
 
 
 def test_a_prompt_that_was_left_out_is_asked_for(served: Any, run: Run, tmp_path: Path) -> None:
@@ -668,10 +682,14 @@ def test_up_starts_everything_finds_its_feet_again_and_leaves_nothing(
             up.kill()
             until(lambda: not answers(address))
         port = address.rpartition(":")[2]
-        for number, command, status in ((signal.SIGTERM, ["--run", "exec sleep 600"], 143), (signal.SIGINT, [], 0)):
-            with start("up", "--port", port, *command, cwd=tmp_path, BESTOFN_DATA_DIR=data, BESTOFN_SLOTS="2") as up:
+        errand = ["--run", 'printf %s "$BESTOFN_DATA_DIR" > folder; exec sleep 600']
+        relative = {"BESTOFN_DATA_DIR": os.path.relpath(data, tmp_path), "BESTOFN_SLOTS": "2"}
+        for number, command, status in ((signal.SIGTERM, errand, 143), (signal.SIGINT, [], 0)):
+            with start("up", "--port", port, *command, cwd=tmp_path, **relative) as up:
                 assert up.stderr is not None
                 assert "ready at" in [up.stderr.readline() for _ in range(3)][-1]
+                until(lambda: (tmp_path / "folder").exists() and (tmp_path / "folder").read_text())
+                assert (tmp_path / "folder").read_text() == f"{tmp_path}/{relative['BESTOFN_DATA_DIR']}"
                 children = subprocess.run(["pgrep", "-P", str(up.pid)], capture_output=True, text=True).stdout.split()
                 up.send_signal(number)
                 up.communicate(timeout=PATIENCE)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import resource
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -101,6 +102,22 @@ def test_keys_in_a_place_that_cannot_be_used_name_the_settings(
     assert "cannot be written (File exists): name another file with --file or BESTOFN_KEYS_FILE" in err, err
     for command in (["list"], ["add", "ali"], ["revoke", "ali"]):
         assert "cannot be read: Is a directory" in run("keys", *command, BESTOFN_KEYS_FILE=str(tmp_path))[2]
+
+
+def test_key_that_the_disk_has_no_room_for_leaves_the_file_as_it_was(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "keys"
+    assert run("keys", "add", "ali")[0] == 0
+    before, limits = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), limits[1]))  # as a full disk, with an error of its own
+    try:
+        status, out, err = run("keys", "add", "bo")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (status, out) == (1, "")
+    assert f"{file} cannot be written (File too large): name another file with --file" in err
+    assert (file.read_bytes(), [path.name for path in tmp_path.iterdir()]) == (before, ["keys"])
 
 
 def test_one_change_at_a_time(tmp_path: Path) -> None:

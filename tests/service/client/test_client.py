@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from httpx_sse import ServerSentEvent
 from hypothesis import given, settings
@@ -34,6 +35,7 @@ from bestofn.service.client.events import FinalsEvent, QueuedEvent, StartedEvent
 from bestofn.service.client.flows import Flows
 from bestofn.service.client.generation import Generation
 from bestofn.service.client.options import Options
+from bestofn.service.client.rank_form import files_of
 from bestofn.service.client.retries import passes
 from bestofn.service.core.backoff import LONGEST_ASKED_SECONDS, asked_delay
 from bestofn.service.core.errors import (
@@ -315,6 +317,39 @@ def test_errors_are_those_that_the_server_names(client: Client, serving: Serving
         lost.generate("p")
     with pytest.raises(Unavailable, match="starts with http://"), Client("localhost") as lost:
         lost.ready()
+
+
+@pytest.mark.parametrize("value", [np.int64(1), {1}, float("inf")], ids=["numpy", "set", "infinite"])
+def test_value_that_json_cannot_hold_names_its_field(value: Any, client: Client) -> None:
+    images = [Image.new("RGB", (8, 8))] * 2
+    for call in (lambda: client.submit("p", top_k=value), lambda: client.rank("p", images, top_k=value)):
+        with pytest.raises(
+            InvalidRequest, match=r"^top_k cannot be written as JSON .* such as int\(top_k\)"
+        ) as refused:
+            call()
+        assert refused.value.field == "top_k"
+
+
+def test_job_id_with_characters_of_a_path_is_unknown(client: Client) -> None:
+    job = client.submit("p", num_samples=1).id
+    for call in (client.result, client.cancel, client.image, lambda id: list(client.events(id))):
+        with pytest.raises(JobNotFound):
+            call(f"{job}?limit=1")
+
+
+def test_rank_with_one_path_counts_one_image(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    for one in (tmp_path / "one.png", str(tmp_path / "one.png"), (tmp_path / "one.png").read_bytes()):
+        with pytest.raises(InvalidRequest, match="images must be 2 to 64 files, got 1"):
+            files_of(one)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("name", ["best.png", "best.jpg"])
+def test_save_on_a_full_disk_names_the_file(name: str, client: Client, tmp_path: Path) -> None:
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path / name}'"):
+        client.generate("p", num_samples=1).save(tmp_path / name)
 
 
 def test_client_that_meets_another_program_says_so() -> None:
