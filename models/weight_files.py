@@ -200,8 +200,11 @@ def whole_folder(out: Path) -> Iterator[Path]:
 def whole_file(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of `path` when the block ends without an error: none reads half of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    yield part
-    os.replace(part, path)
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def copy_contents(source: Path, target: Path) -> None:

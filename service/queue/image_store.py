@@ -56,8 +56,8 @@ class ImageStore:
         self._redis = redis
         self._key = keys("images_folder")
         self._mark_seconds = settings.result_ttl_seconds + MARK_SECONDS
-        self._root = settings.images_dir
-        self._folder = None if self._root is None else self._root / f"queue-{settings.namespace}"
+        root = settings.images_dir
+        self._folder = None if root is None else root / f"queue-{settings.namespace}"
         self.apart = self._folder is not None
 
     async def put(self, job: str, writer: str, images: Mapping[int, bytes]) -> dict[int, bytes]:
@@ -103,16 +103,17 @@ class ImageStore:
 
     async def trouble(self) -> str | None:
         """Reason why no more images can be stored; None if there is room."""
-        if self._root is None or self._folder is None:
+        if self._folder is None:
             return None
+        root = self._folder.parent
         mark = await self._redis.get(self._key)
         try:
-            free = (await asyncio.to_thread(shutil.disk_usage, self._root)).free
+            free = (await asyncio.to_thread(shutil.disk_usage, root)).free
             await asyncio.to_thread(_check_mark, self._folder, mark)
         except OSError as error:
-            return f"the images folder {self._root} cannot be used ({error.strerror})"
+            return f"the images folder {root} cannot be used ({error.strerror})"
         if free < LEAST_FREE:
-            return f"the images folder {self._root} is full ({free >> 20} MiB are free, {LEAST_FREE >> 20} are needed)"
+            return f"the images folder {root} is full ({free >> 20} MiB are free, {LEAST_FREE >> 20} are needed)"
         return None
 
     async def jobs(self, age: float = LEAST_AGE) -> list[str]:

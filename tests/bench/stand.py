@@ -100,11 +100,11 @@ class Stand:
     def _start(
         self, command: tuple[str, ...], log: Path | None = None, environment: dict[str, str] | None = None
     ) -> Process:
-        told = {"BESTOFN_REDIS_URL": str(self.settings.redis_url), "BESTOFN_DATA_DIR": str(self.folder)}
-        told["BESTOFN_MAX_WAIT_SECONDS"] = "300"  # a call lasts as long as its job
-        told |= {"BESTOFN_LOG_LEVEL": "warning"} | (environment or {})
+        own = {"BESTOFN_REDIS_URL": str(self.settings.redis_url), "BESTOFN_DATA_DIR": str(self.folder)}
+        own |= {"BESTOFN_MAX_WAIT_SECONDS": "300"}  # a call lasts as long as its job
+        own |= {"BESTOFN_LOG_LEVEL": "warning"} | (environment or {})
         with (log or self.folder / "workers.log").open("ab") as out:
-            self._running.append(subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **told}))
+            self._running.append(subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **own}))
         return self._running[-1]
 
     async def _warm(self, processes: list[Process]) -> list[Process]:

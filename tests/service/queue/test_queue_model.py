@@ -396,7 +396,7 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """One worker that stays does all that is left; then every job has its end and nothing is owed."""
         last = self.run(self.open_lane(self.queue, "last", 64))
-        for _ in range(1000):  # some find only what nobody wants any more
+        for _ in range(1000):  # some find only heats of jobs that have ended
             for claim in self.run(last.reclaim(0)) or self.run(last.claim(8, 0)):
                 self.run(last.complete(claim, outcome_of(claim.heat)))
                 job = self.jobs[claim.entry.job]
