@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from bestofn.service.core.errors import BestOfNError, SetupError
+from bestofn.service.core.field_errors import explain
 from bestofn.service.core.settings import Settings, variable_of
 from bestofn.service.host.packages import can_draw_here
 
@@ -63,14 +64,12 @@ def run(program: typer.Typer) -> NoReturn:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name, *rest = map(str, first["loc"])
-        what, message = name, first["msg"].removeprefix("Value error, ")
-        if error.title == "Settings":
-            what = f"setting {variable_of(name)}"
-            if first["type"] == "string_pattern_mismatch" and (field := Settings.model_fields.get(name)):
-                message = f"not of this form: {field.description}"  # without the value, which may be a secret
-            elif first["type"] != "value_error":
-                message = f"{message}, not {first['input']!r}"
-        fail(f"{'.'.join([what, *rest])}: {message}")
+        if error.title != "Settings":
+            fail(explain(first, ".".join([name, *rest])))
+        what = ".".join([f"setting {variable_of(name)}", *rest])
+        if first["type"] == "string_pattern_mismatch" and (field := Settings.model_fields.get(name)):
+            fail(f"{what}: not of this form: {field.description}")  # without the value, which may be a secret
+        fail(explain(first, what))
     except Exception as error:
         # The models and the judge have error trees of their own, whose roots are ValueErrors with the fix in them.
         if not isinstance(error, ValueError):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bestofn.evaluation.files import read_lines
 from bestofn.service.core.errors import SetupError
+from bestofn.service.core.field_errors import explain
 
 FORM = 'a line is {"image": "a.png", "prompt": "two hearts", "correct": true}'
 
@@ -54,9 +55,9 @@ def read_labels(path: Path) -> LabelledPool | list[Labelled]:
         try:
             one = Labelled.model_validate(fields)
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
+            first = error.errors(include_url=False)[0]
             key = ".".join(map(str, first["loc"]))
-            raise SetupError(f"{path}, line {number}: {key}: {first['msg']}; {FORM}") from error
+            raise SetupError(f"{path}, line {number}: {explain(first, key)}; {FORM}") from error
         before = lines.setdefault((one.image, one.prompt, one.group), number)
         if before != number:
             raise SetupError(f"{path}, line {number}: line {before} has a label of {one.image} already; remove one")

@@ -26,6 +26,7 @@ from bestofn.service.core.errors import (
     JobUnreadable,
     Unavailable,
 )
+from bestofn.service.core.field_errors import explain
 from bestofn.service.core.openai_schemas import error_body
 from bestofn.service.queue.admission import BUSY_RETRY_SECONDS
 from bestofn.service.queue.connection_errors import away, moved, why
@@ -177,7 +178,7 @@ def _body(request: Request) -> type[BaseModel] | None:
 
 
 def _explain(entry: Mapping[str, Any], body: type[BaseModel] | None) -> dict[str, str]:
-    """One entry of a validation error in plain words, without the caller's input, which may be long or unprintable."""
+    """One entry of a validation error in plain words."""
     place = [part for part in entry["loc"][1:] if isinstance(part, str)]
     if entry["type"] == "json_invalid":
         return {"detail": f"the body is not valid JSON: {entry['ctx']['error']} at character {entry['loc'][-1]}"}
@@ -191,8 +192,7 @@ def _explain(entry: Mapping[str, Any], body: type[BaseModel] | None) -> dict[str
         return {"field": field, "detail": f"{field} is not a field; {hint(place, body)}"}
     if entry["type"] == "missing":
         return {"field": field, "detail": f"{field} is required"}
-    message = str(entry["msg"])
-    return {"field": field, "detail": f"{field}: {message[:1].lower()}{message[1:]}"}
+    return {"field": field, "detail": explain(entry, field)}
 
 
 def _printable(name: str) -> str:

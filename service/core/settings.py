@@ -257,6 +257,7 @@ class Settings(BaseSettings):
     metrics_without_key: bool = Field(False, description="Answer the API's /metrics without a key.")
     otel_endpoint: str | None = Field(
         None,
+        pattern=r"^https?://[^\s]+$",
         validation_alias=AliasChoices("BESTOFN_OTEL_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
         description="OTLP/HTTP collector of traces, such as http://collector:4318; no traces if unset.",
     )

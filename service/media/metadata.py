@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bestofn.judge.verdict import Rule
+from bestofn.service.core.field_errors import explain
 from bestofn.service.core.jobs import Candidate, ImageFormat, JobSpec, Revision
 from bestofn.service.core.schemas import VerdictOut
 from bestofn.service.core.version import VERSION
@@ -143,7 +144,7 @@ def _parse(text: str) -> Story:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "JSON"
-        raise ValueError(f"the image's story is damaged: {place}: {first['msg']}") from error
+        raise ValueError(f"the image's story is damaged: {explain(first, place)}") from error
 
 
 def _texts(data: bytes) -> dict[str, str]:
