@@ -1,4 +1,4 @@
-"""Rows of 8-bit floats, each with a scale of its own: operands of matrix products in 8 bits.
+"""Rows of 8-bit floats, each with a scale of its own: operands of FP8 matrix products.
 
 R rows of K numbers.
 """
@@ -8,17 +8,17 @@ from torch import Tensor
 
 from bestofn.kernels.dispatch import fused
 
-EIGHT_BITS = torch.float8_e4m3fn
-GREATEST = float(torch.finfo(EIGHT_BITS).max)  # 448
+FP8_DTYPE = torch.float8_e4m3fn
+GREATEST = float(torch.finfo(FP8_DTYPE).max)  # 448
 LEAST_SCALE = float(torch.finfo(torch.float32).tiny)  # of a row of zeros
 
 
 def _pair(x: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, dtype=EIGHT_BITS), x.new_empty(x.shape[0], 1, dtype=torch.float32)
+    return torch.empty_like(x, dtype=FP8_DTYPE), x.new_empty(x.shape[0], 1, dtype=torch.float32)
 
 
 @fused(fake=_pair)
-def rows_in_eight_bits(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_fp8_rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
     """``scale = max |x| / 448`` over a row, and ``x / scale``: each row's greatest number becomes 448.
 
     Args:
@@ -28,4 +28,4 @@ def rows_in_eight_bits(x: Tensor) -> tuple[Tensor, Tensor]:
         (R, K) float8 (e4m3) and the rows' scales, (R, 1) float32.
     """
     scale = (x.abs().amax(dim=-1, keepdim=True).float() / GREATEST).clamp_min_(LEAST_SCALE)
-    return (x.float() / scale).to(EIGHT_BITS), scale
+    return (x.float() / scale).to(FP8_DTYPE), scale

@@ -41,7 +41,7 @@ from bestofn.models.errors import CheckpointError, ModelError
 from bestofn.models.guidance import needs_negative
 from bestofn.models.linear_dit.config import LinearDiTConfig
 from bestofn.models.linear_dit.context import PromptContext
-from bestofn.models.linear_dit.fp8 import check_supported, in_eight_bits
+from bestofn.models.linear_dit.fp8 import check_supported, with_fp8_products
 from bestofn.models.linear_dit.model import LinearDiT
 from bestofn.models.linear_dit.weights import from_diffusers
 from bestofn.models.lora import Lora
@@ -75,13 +75,13 @@ class Generator:
             checkpoint: a resolved checkpoint.
             device: where it computes.
             memory_budget: bytes of all parts' weights together; 80 % of the device's memory if None.
-            fp8_drafts: memory is reckoned for `output` with `eight_bit`.
+            fp8_drafts: memory is reckoned for `output` with `fp8`.
             loras: updates of the transformer, in the order in which they are added.
             low_precision: the transformer computes in bfloat16 on a CPU too.
 
         Raises:
             CheckpointError, UnsupportedScheduler: naming what does not fit; weights are checked when they are loaded.
-            UnsupportedDevice: it has no matrix products in 8 bits.
+            UnsupportedDevice: it has no FP8 matrix products.
         """
         self.checkpoint, self.loras = checkpoint, loras
         self.device = torch.device(device)
@@ -120,7 +120,7 @@ class Generator:
             check_supported(self.device)
             self._sizes["transformer"] += residency.weight_bytes(checkpoint.path / FOLDERS["transformer"], itemsize=1)
         self._parts: dict[str, Any] = {}
-        self._eight_bit: LinearDiT | None = None
+        self._fp8: LinearDiT | None = None
         self._loading = threading.Lock()  # batches may run in threads side by side
         self._embeddings = EmbeddingCache(
             lambda prompt, negative: encode(self.text_encoder, self.tokenizer, prompt, instructed=not negative),
@@ -228,7 +228,7 @@ class Generator:
         guidance_scale: Tensor,
         layers: Sequence[int] | None = None,
         *,
-        eight_bit: bool = False,
+        fp8: bool = False,
     ) -> Tensor:
         """The network's output for a batch whose rows may differ in everything but size.
 
@@ -238,13 +238,13 @@ class Generator:
             context: of B prompts.
             guidance_scale: (B,); used only where guidance is an input of the network.
             blocks: of the transformer that run; all if None (`LinearDiT.forward`).
-            eight_bit: with matrix products in 8 bits (`linear_dit.eight_bit`), for drafts.
+            fp8: with FP8 matrix products (`linear_dit.fp8`), for drafts.
 
         Returns:
             (B, C, h, w) in the transformer's dtype.
         """
         embedded = guidance_scale * self.config.guidance_embeds_scale if self.config.guidance_embeds else None
-        denoiser = self._in_eight_bits() if eight_bit else self.denoiser
+        denoiser = self._fp8_denoiser() if fp8 else self.denoiser
         return denoiser(at.input_scale * x, at.timestep, context, embedded, layers)  # type: ignore[no-any-return]
 
     def decode(self, latents: Tensor, *, stay: bool = False) -> Tensor:
@@ -281,7 +281,7 @@ class Generator:
         if self._parts.pop(part, None) is None:
             return False
         if part == "transformer":
-            self._eight_bit = None  # which shares its weights
+            self._fp8 = None  # which shares its weights
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -299,12 +299,12 @@ class Generator:
                 self._parts[part] = load[part](folder, self.device, self.dtypes[part])
             return self._parts[part]
 
-    def _in_eight_bits(self) -> LinearDiT:
+    def _fp8_denoiser(self) -> LinearDiT:
         denoiser = self.denoiser
         with self._loading:
-            if self._eight_bit is None:
-                self._eight_bit = in_eight_bits(denoiser)
-            return self._eight_bit
+            if self._fp8 is None:
+                self._fp8 = with_fp8_products(denoiser)
+            return self._fp8
 
     def _warn_of_turns(self) -> None:
         parts = ", ".join(f"{part} {size / 2**30:.1f}" for part, size in self._sizes.items())

@@ -10,7 +10,7 @@ import torch
 from bestofn.models.cgroups import memory_limit
 from bestofn.models.weight_files import header, weight_files
 
-# Parts in the order in which they give way to another: text is needed once a prompt, the transformer at every step.
+# Parts in the order in which they are offloaded: text is needed once a prompt, the transformer at every step.
 RELEASE_ORDER = ("text_encoder", "decoder", "transformer")
 
 # Share of the memory that weights may take; the rest is for activations and everything else on the machine.

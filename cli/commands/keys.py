@@ -1,5 +1,6 @@
 """bestofn keys: who may call the API: make, list and revoke keys, while servers run."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 

@@ -8,12 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bestofn.kernels.fp8 import EIGHT_BITS, GREATEST, LEAST_SCALE
+from bestofn.kernels.fp8 import FP8_DTYPE, GREATEST, LEAST_SCALE
 from bestofn.kernels.fused.rows import row_launch
 
 
 @triton.jit
-def rows_in_eight_bits_kernel(
+def quantize_fp8_rowwise_kernel(
     x,  # (R, K)
     codes,  # out (R, K) float8
     scales,  # out (R,) float32
@@ -31,14 +31,14 @@ def rows_in_eight_bits_kernel(
     tl.store(scales + i_row, b_scale)
 
 
-def rows_in_eight_bits(x: Tensor) -> tuple[Tensor, Tensor]:
-    """See `bestofn.kernels.fp8.rows_in_eight_bits`."""
+def quantize_fp8_rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """See `bestofn.kernels.fp8.quantize_fp8_rowwise`."""
     x = x.contiguous()
     R, K = x.shape
-    codes = torch.empty_like(x, dtype=EIGHT_BITS)
+    codes = torch.empty_like(x, dtype=FP8_DTYPE)
     scales = torch.empty(R, 1, dtype=torch.float32, device=x.device)
     if x.numel():
-        rows_in_eight_bits_kernel[(R,)](
+        quantize_fp8_rowwise_kernel[(R,)](
             x,
             codes,
             scales,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bestofn.kernels.fp8 import rows_in_eight_bits
+from bestofn.kernels.fp8 import quantize_fp8_rowwise
 from bestofn.models.errors import UnsupportedDevice
 from bestofn.models.linear_dit.blocks import LinearAttention
 from bestofn.models.linear_dit.model import LinearDiT
@@ -20,17 +20,17 @@ CAPABILITY = (8, 9)  # of CUDA devices with such products: Ada, Hopper and later
 
 
 def check_supported(device: torch.device) -> None:
-    """Raises UnsupportedDevice if products in 8 bits cannot be computed there; on a CPU they can, slowly."""
+    """Raises UnsupportedDevice if FP8 products cannot be computed there; on a CPU they can, slowly."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITY:
         name = torch.cuda.get_device_name(device)
         raise UnsupportedDevice(
-            f"drafts in 8 bits need a GPU of compute capability {'.'.join(map(str, CAPABILITY))} or later (Ada, "
+            f"FP8 drafts need a GPU of compute capability {'.'.join(map(str, CAPABILITY))} or later (Ada, "
             f"Hopper), {device} is {name}: unset BESTOFN_FP8_DRAFTS"
         )
 
 
-class EightBitLinear(nn.Module):
-    """A linear layer whose product is taken in 8 bits and summed in float32; (..., K) -> (..., M) in x's dtype.
+class FP8Linear(nn.Module):
+    """A linear layer whose product is taken in FP8 and summed in float32; (..., K) -> (..., M) in x's dtype.
 
     The bias is added to the sum before it is rounded, in the product's own kernel. Fast accumulation keeps fewer bits
     of the sum on Hopper, which drafts do not notice.
@@ -39,7 +39,7 @@ class EightBitLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         with torch.no_grad():
-            codes, scale = rows_in_eight_bits(weight)  # (M, K), (M, 1)
+            codes, scale = quantize_fp8_rowwise(weight)  # (M, K), (M, 1)
         self.register_buffer("weight", codes)
         self.register_buffer("scale", scale)
         self.bias = bias  # shared
@@ -48,15 +48,15 @@ class EightBitLinear(nn.Module):
         weight: Tensor = self.weight.t()  # type: ignore[operator]
         scale: Tensor = self.scale.t()  # type: ignore[operator]
         bias = None if self.bias is None else self.bias.to(torch.bfloat16)  # as the result
-        codes, rows = rows_in_eight_bits(x.flatten(0, -2))
+        codes, rows = quantize_fp8_rowwise(x.flatten(0, -2))
         y = torch._scaled_mm(codes, weight, rows, scale, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True)
         return y.view(*x.shape[:-1], -1).to(x.dtype)
 
 
-class EightBitAttention(LinearAttention):
-    """Linear attention whose queries, keys and values are one product in 8 bits."""
+class FP8Attention(LinearAttention):
+    """Linear attention whose queries, keys and values are one FP8 product."""
 
-    to_qkv: EightBitLinear
+    to_qkv: FP8Linear
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
@@ -64,7 +64,7 @@ class EightBitAttention(LinearAttention):
 
 
 @torch.no_grad()
-def in_eight_bits(model: LinearDiT) -> LinearDiT:
+def with_fp8_products(model: LinearDiT) -> LinearDiT:
     """The model with FP8 products in its layers.
 
     It shares all other weights, so it takes a quarter (float32) or half (bfloat16) of the layers' memory in addition.
@@ -88,13 +88,13 @@ def _copied(module: nn.Module) -> nn.Module:
 
 def _converted(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.Linear):
-        return EightBitLinear(module.weight, module.bias) if _fits(module) else module
+        return FP8Linear(module.weight, module.bias) if _fits(module) else module
     twin = _copied(module)
     if isinstance(twin, LinearAttention) and _fits(twin.to_q):
         layers: Any = [twin._modules.pop(name) for name in ("to_q", "to_k", "to_v")]
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers if layer.bias is not None]
-        twin.__class__ = EightBitAttention
-        twin.to_qkv = EightBitLinear(torch.cat(weights), torch.cat(biases) if biases else None)
+        twin.__class__ = FP8Attention
+        twin.to_qkv = FP8Linear(torch.cat(weights), torch.cat(biases) if biases else None)
     for name, child in twin.named_children():
         twin._modules[name] = _converted(child)
     return twin

@@ -23,7 +23,7 @@ from bestofn.service.host.loopback import is_loopback
 OPEN_PATHS = web.PATHS | {"/livez", "/readyz", "/openapi.json"}
 MONITORING = frozenset({"/metrics", "/status"})  # answered in a flood of other calls too: an alarm must not lie
 VALID_SECONDS = 3600  # of a signed address: at least, and at most twice; it stays the same for as long
-_PICTURE = re.compile(r"/jobs/[0-9a-f]{1,64}/images/\d{1,2}")
+_IMAGE_PATH = re.compile(r"/jobs/[0-9a-f]{1,64}/images/\d{1,2}")
 
 
 def reached_at(settings: Settings) -> str:
@@ -98,7 +98,7 @@ def _name(url: str) -> str:
 
 
 def sign(secret: bytes, path: str, now: float | None = None) -> str:
-    """A picture's path with its signature.
+    """An image's path with its signature.
 
     Args:
         secret: of the queue.
@@ -110,9 +110,9 @@ def sign(secret: bytes, path: str, now: float | None = None) -> str:
 
 
 def is_signed(scope: Scope) -> bool:
-    """Whether a request reads a picture with a signature, which is not checked yet."""
+    """Whether a request reads an image with a signature, which is not checked yet."""
     reads = scope["method"] in ("GET", "HEAD")
-    return reads and b"signature=" in scope["query_string"] and _PICTURE.fullmatch(scope["path"]) is not None
+    return reads and b"signature=" in scope["query_string"] and _IMAGE_PATH.fullmatch(scope["path"]) is not None
 
 
 def check_signature(secret: bytes, scope: Scope, now: float | None = None) -> None:

@@ -12,7 +12,7 @@ from bestofn.service.api import access as guard
 from bestofn.service.api import problem_details as problem
 from bestofn.service.api.connections import CONNECTIONS_KEPT, DESCRIPTORS_KEPT, ConnectionLimit, Connections, Linger
 from bestofn.service.api.dependencies import Context
-from bestofn.service.api.http_middleware import Cors, Head, JsonGzip, Prefix
+from bestofn.service.api.http_middleware import Cors, Head, JsonGzip, PathPrefix
 from bestofn.service.api.openapi import Described
 from bestofn.service.api.rate_limit import OpenCalls
 from bestofn.service.api.request_log import Requests, is_probe
@@ -108,7 +108,7 @@ def create_app(settings: Settings, *, descriptors: int | None = None) -> FastAPI
     app.add_middleware(Requests)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
-    app.add_middleware(Prefix, public_url=settings.public_url)  # around all of them
+    app.add_middleware(PathPrefix, public_url=settings.public_url)  # around all of them
     app.add_middleware(Linger)
     problem.install(app)
     for module in (generate, jobs, events):

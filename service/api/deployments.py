@@ -1,4 +1,4 @@
-"""What is deployed, as workers' cards say: looked up a few times a second at most, with its tokenizers."""
+"""Deployments that workers announce: looked up a few times a second at most, with its tokenizers."""
 
 import asyncio
 import time

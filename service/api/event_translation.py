@@ -13,14 +13,14 @@ from bestofn.service.queue.codec import Event
 
 
 @dataclass(frozen=True, slots=True)
-class JobEvent:
+class StreamEvent:
     """One event of the wire. `id` is what a reader sends back to resume after it; None: it does not count.
 
     type       data
     queued     {"job", "position", "estimated_wait_seconds"}; again, without id, when one of them changes
     started    {}
     progress   {"judged", "num_samples", "steps", "total_steps", "transformer_forwards", "best"}
-    candidate  {"index", "seed", "verdict", "solved_in_full", "draft", "thumbnail"}; with drafts, finalists come twice
+    candidate  {"index", "seed", "verdict", "solved_in_full", "draft", "thumbnail"}; promoted ones come twice
     match      {"round", "place", "a", "b", "winner"}: `bracket[round][place]` of the result
     finals     {"judge", "entrants", "rounds"}: state of the finals before each round; repeated if they are repeated
     snapshot   the whole job, where events were lost: a reader starts again from it (without id)
@@ -64,7 +64,7 @@ class EventTranslator:
         self._known: dict[int, Candidate] = {}
         self.best: Candidate | None = None  # of those judged so far
 
-    def translate(self, event: Event) -> Iterator[JobEvent]:
+    def translate(self, event: Event) -> Iterator[StreamEvent]:
         """The reader's events for a stored event; none for the job's end, whose result the caller adds."""
         match event.type:
             case "queued":
@@ -88,12 +88,12 @@ class EventTranslator:
             case _:
                 translated = []
         for number, (type, data) in enumerate(translated):
-            yield JobEvent(type, data, f"{event.id}.{number}")
+            yield StreamEvent(type, data, f"{event.id}.{number}")
 
-    def catch_up(self, candidates: Iterable[Candidate]) -> list[JobEvent]:
+    def catch_up(self, candidates: Iterable[Candidate]) -> list[StreamEvent]:
         """The matches that these candidates decide, who are known from a snapshot."""
         noted = self._note(candidates)
-        return [JobEvent(type, data) for candidate in noted for type, data in self._matches(candidate)]
+        return [StreamEvent(type, data) for candidate in noted for type, data in self._matches(candidate)]
 
     @property
     def judged(self) -> int:

@@ -20,7 +20,7 @@ ON_LOOP_BYTES = 32 * 1024  # a longer body is compressed in a thread
 _ABSOLUTE = re.compile(rb"https?://([^/]+)(/.*)?", re.IGNORECASE)  # RFC 9112 section 3.2.2: HAProxy passes it on
 
 
-class Prefix:
+class PathPrefix:
     """Removes what proxies leave before the path: the server of an absolute target, the path of the public address."""
 
     def __init__(self, app: ASGIApp, public_url: str | None) -> None:

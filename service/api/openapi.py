@@ -10,7 +10,7 @@ from bestofn.service.api.access import OPEN_PATHS
 from bestofn.service.api.content_negotiation import EVENTS, FORMATS
 from bestofn.service.api.problem_details import MEDIA_TYPE, PREFIX, STATUS_UNDER_V1
 from bestofn.service.api.request_bodies import FORM
-from bestofn.service.core.rank_request import RankOptions, RankRequest
+from bestofn.service.core.rank_request import RankFields, RankRequest
 
 
 class FieldError(BaseModel):
@@ -193,7 +193,7 @@ def _rank_bodies(schemas: dict[str, Any]) -> dict[str, Any]:
     json_body = RankRequest.model_json_schema(ref_template=reference)
     schemas |= json_body.pop("$defs", {}) | {"RankRequest": json_body}
     files = {name: json_body["properties"]["images"][name] for name in ("minItems", "maxItems")}
-    form = RankOptions.model_json_schema(ref_template=reference)
+    form = RankFields.model_json_schema(ref_template=reference)
     for unused in ("$defs", "title"):
         form.pop(unused, None)
     form["properties"]["images"] = {"type": "array", "items": _BYTES["schema"], "title": "Images", **files}

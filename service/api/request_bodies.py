@@ -26,7 +26,7 @@ from bestofn.service.core.rank_request import (
     MAX_BODY_BYTES,
     MAX_IMAGE_PIXELS,
     MAX_IMAGES,
-    RankOptions,
+    RankFields,
     RankRequest,
     check_number,
     check_pixels,
@@ -51,7 +51,7 @@ _PARAMETER = re.compile(r';\s*([\w*-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))
 class Upload:
     """What a body says, checked: options, contents of files, their description, and warnings about them."""
 
-    options: RankOptions
+    options: RankFields
     files: tuple[bytes, ...] = field(repr=False)
     images: tuple[SentImage, ...]
     warnings: tuple[str, ...]
@@ -112,7 +112,7 @@ def is_form(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == FORM
 
 
-def _read_json(body: bytes) -> tuple[RankOptions, list[File]]:
+def _read_json(body: bytes) -> tuple[RankFields, list[File]]:
     try:
         sent = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -140,19 +140,19 @@ def _data_of(name: str, url: str) -> bytes:
         ) from error
 
 
-def _read_form(content_type: str, body: bytes) -> tuple[RankOptions, list[File]]:
+def _read_form(content_type: str, body: bytes) -> tuple[RankFields, list[File]]:
     fields: dict[str, Any] = {}
     files: list[File] = []
     for name, filename, data in _parts(content_type, body):
         if name in ("images", "images[]"):
             files.append((_last_part(filename), data))
-        elif name not in RankOptions.model_fields:
+        elif name not in RankFields.model_fields:
             fields[name] = None  # refused below, with the right name
         elif name in fields:
             raise InvalidRequest(f"{name} comes twice; send it once", field=name)
         else:
             fields[name] = _value(name, data)
-    return _validated(RankOptions, fields), files
+    return _validated(RankFields, fields), files
 
 
 def _value(name: str, data: bytes) -> Any:
@@ -200,7 +200,7 @@ def _last_part(filename: str) -> str:
     return name if name.isprintable() else ""
 
 
-def _validated(model: type[RankOptions], sent: Any) -> Any:
+def _validated(model: type[RankFields], sent: Any) -> Any:
     """The options in `sent`. Raises RequestValidationError as FastAPI does for a declared body."""
     try:
         return model.model_validate(sent)

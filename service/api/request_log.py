@@ -82,10 +82,10 @@ class Requests:
         finally:
             if streams:
                 metrics.EVENT_STREAMS.dec()
-            _tell(scope, status or HUNG_UP, time.perf_counter() - started)
+            _record(scope, status or HUNG_UP, time.perf_counter() - started)
 
 
-def _tell(scope: Scope, status: int, seconds: float) -> None:
+def _record(scope: Scope, status: int, seconds: float) -> None:
     known = get_contextvars()  # what the application has bound: a job's id, the code of an error
     method = scope["method"] if scope["method"] in HTTPMethod.__members__ else "OTHER"
     route = _route(scope)

@@ -15,7 +15,7 @@ from bestofn.service.core.deployments import Deployment, tflops
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.jobs import ImageFormat, JobSpec
 from bestofn.service.core.planning import job_spec, rank_spec
-from bestofn.service.core.rank_request import RankOptions
+from bestofn.service.core.rank_request import RankFields
 from bestofn.service.core.schemas import RANDOM_SEEDS, GenerateRequest
 from bestofn.service.core.webhooks import check_webhook
 from bestofn.service.telemetry.traces import traceparent
@@ -80,7 +80,7 @@ async def submit_rank(context: Context, upload: Upload, *, caller: str, key: str
 
 
 async def _deployment(
-    context: Context, body: GenerateRequest | RankOptions, model: str | None, *, any_model: bool = False
+    context: Context, body: GenerateRequest | RankFields, model: str | None, *, any_model: bool = False
 ) -> Deployment:
     """The deployment that serves a request, whose webhook is checked too; its tokenizers are loaded."""
     if body.webhook is not None:
@@ -126,7 +126,7 @@ async def _queued(
     return job, created
 
 
-def fingerprint_of(body: GenerateRequest | RankOptions, **decided: Any) -> str:
+def fingerprint_of(body: GenerateRequest | RankFields, **decided: Any) -> str:
     """A hash that is the same for requests of the same values: a default that is written is one that is left out.
 
     `decided` are values that count in place of the body's.

@@ -101,8 +101,8 @@ class Driver:
         if not within_call:
             self._http.close()
 
-    def run(self, flow: Flow[T], tell: Callable[[Any], object] | None = None) -> T:
-        """The flow's value; `tell` gets what the flow emits. Raises ClientClosed."""
+    def run(self, flow: Flow[T], on_emit: Callable[[Any], object] | None = None) -> T:
+        """The flow's value; `on_emit` gets what the flow emits. Raises ClientClosed."""
         self._check_process()
         own = threading.get_ident()
         with self._changed:
@@ -110,7 +110,7 @@ class Driver:
                 raise ClientClosed
             self._calls.append(own)
         try:
-            return self._run(flow, tell)
+            return self._run(flow, on_emit)
         except JobCanceled as error:
             if self._closing:
                 raise ClientClosed from error
@@ -123,11 +123,11 @@ class Driver:
             if last:
                 self._http.close()
 
-    def _run(self, flow: Flow[T], tell: Callable[[Any], object] | None = None) -> T:
+    def _run(self, flow: Flow[T], on_emit: Callable[[Any], object] | None = None) -> T:
         cursor = Cursor(flow)
         with closing(_Stream(self._http)) as stream:
             while cursor.action is not None:
-                self._step(cursor, cursor.action, stream, tell)
+                self._step(cursor, cursor.action, stream, on_emit)
         return cursor.value
 
     def iterate(self, flow: Flow[None]) -> Iterator[Any]:
@@ -146,18 +146,18 @@ class Driver:
             raise ClientClosed("the client was made before this process was forked: make a new one in it")
 
     def _step(
-        self, cursor: Cursor[Any], action: Action, stream: _Stream, tell: Callable[[Any], object] | None = None
+        self, cursor: Cursor[Any], action: Action, stream: _Stream, on_emit: Callable[[Any], object] | None = None
     ) -> None:
         """Perform an action and go on to the next."""
         try:
             _check_open(action, self._closing)
-            outcome = self._perform(action, stream, tell)
+            outcome = self._perform(action, stream, on_emit)
         except BaseException as error:  # Ctrl-C too: the flow may have a last wish
             cursor.throw(error)
         else:
             cursor.send(outcome)
 
-    def _perform(self, action: Action, stream: _Stream, tell: Callable[[Any], object] | None) -> Any:
+    def _perform(self, action: Action, stream: _Stream, on_emit: Callable[[Any], object] | None) -> Any:
         match action:
             case Send():
                 return self._http.request(**_options(action, self._http.timeout))
@@ -169,8 +169,8 @@ class Driver:
                 return stream.close()
             case Sleep(seconds):
                 return time.sleep(seconds)
-            case Emit(value) if tell is not None:
-                return tell(value)
+            case Emit(value) if on_emit is not None:
+                return on_emit(value)
 
 
 class _AsyncStream:
@@ -230,8 +230,8 @@ class AsyncDriver:
         if not self._calls:
             await self._http.aclose()
 
-    async def run(self, flow: Flow[T], tell: Callable[[Any], object] | None = None) -> T:
-        """The flow's value; `tell` gets what the flow emits, and what it returns is awaited if it can be.
+    async def run(self, flow: Flow[T], on_emit: Callable[[Any], object] | None = None) -> T:
+        """The flow's value; `on_emit` gets what the flow emits, and what it returns is awaited if it can be.
 
         Raises ClientClosed.
         """
@@ -245,7 +245,7 @@ class AsyncDriver:
                 cursor = Cursor(flow)
                 async with aclosing(_AsyncStream(self._http)) as stream:
                     while cursor.action is not None:
-                        await self._step(cursor, cursor.action, stream, tell)
+                        await self._step(cursor, cursor.action, stream, on_emit)
                 return cursor.value
             raise ClientClosed
         finally:
@@ -272,18 +272,18 @@ class AsyncDriver:
             raise ClientClosed("the client belongs to another event loop: make one for this loop")
 
     async def _step(
-        self, cursor: Cursor[Any], action: Action, stream: _AsyncStream, tell: Callable[[Any], object] | None = None
+        self, cursor: Cursor[Any], action: Action, stream: _AsyncStream, on_emit: Callable[[Any], object] | None = None
     ) -> None:
         """Perform an action and go on to the next."""
         try:
             _check_open(action, self._closing)
-            outcome = await self._perform(action, stream, tell)
+            outcome = await self._perform(action, stream, on_emit)
         except BaseException as error:  # a cancellation too: the flow may have a last wish
             cursor.throw(error)
         else:
             cursor.send(outcome)
 
-    async def _perform(self, action: Action, stream: _AsyncStream, tell: Callable[[Any], object] | None) -> Any:
+    async def _perform(self, action: Action, stream: _AsyncStream, on_emit: Callable[[Any], object] | None) -> Any:
         match action:
             case Send(shielded=True):
                 with anyio.fail_after(action.timeout, shield=True):
@@ -298,6 +298,6 @@ class AsyncDriver:
                 return await stream.aclose()
             case Sleep(seconds):
                 return await anyio.sleep(seconds)
-            case Emit(value) if tell is not None:
-                if inspect.isawaitable(answer := tell(value)):
+            case Emit(value) if on_emit is not None:
+                if inspect.isawaitable(answer := on_emit(value)):
                     await answer

@@ -70,12 +70,12 @@ def entrants(spec: JobSpec, order: Sequence[Candidate]) -> list[Candidate]:
     least = (
         _odds(order[0].verdict) - spec.finals.margin
     )  # NaN if the leader's verdict is broken: no candidate reaches it
-    meeting = [
+    entering = [
         candidate
         for candidate in order[: spec.finals.max_entrants]
         if candidate.solved_in_full and candidate.verdict.usable and _odds(candidate.verdict) >= least
     ]
-    return meeting if len(meeting) > 1 else []
+    return entering if len(entering) > 1 else []
 
 
 def _odds(verdict: Verdict) -> float:

@@ -8,7 +8,7 @@ from bestofn.service.core.deployments import Deployment, prices_of, tflops, work
 from bestofn.service.core.errors import InvalidRequest
 from bestofn.service.core.heat_schedule import DEFAULT_HEAT_SIZE, heat_size
 from bestofn.service.core.jobs import Finals, ImageFormat, JobSpec, Plan, SentImage
-from bestofn.service.core.rank_request import RankOptions
+from bestofn.service.core.rank_request import RankFields
 from bestofn.service.core.request_checks import (
     TokenCounter,
     check_at_most,
@@ -120,7 +120,7 @@ def job_spec(
 
 
 def rank_spec(
-    request: RankOptions,
+    request: RankFields,
     images: Sequence[SentImage],
     deployment: Deployment,
     settings: Settings,
@@ -167,7 +167,7 @@ def rank_spec(
 
 
 def _fields_of_all(
-    request: GenerateRequest | RankOptions, deployment: Deployment, judges: Sequence[JudgeInfo]
+    request: GenerateRequest | RankFields, deployment: Deployment, judges: Sequence[JudgeInfo]
 ) -> dict[str, Any]:
     """Fields of a job that are the same for either kind of request. `judges` are the one or two that decide."""
     names = ("prompt", "rule", "priority", "finals", "deadline_seconds", "thumbnails")

@@ -15,7 +15,7 @@ MAX_TOTAL_PIXELS = 2**27  # of all images of a request: 64 of 1,448 x 1,448
 MAX_BODY_BYTES = MAX_TOTAL_BYTES * 4 // 3 + 2**20  # data URLs are a third longer than their files
 
 
-class RankOptions(RequestModel):
+class RankFields(RequestModel):
     """The fields of POST /rank but its images. Fields that are left out or null take their defaults."""
 
     prompt: str = Field(min_length=1, max_length=2000, examples=["a photo of a red star left of a blue circle"])
@@ -40,7 +40,7 @@ class RankOptions(RequestModel):
     )
 
 
-class RankRequest(RankOptions):
+class RankRequest(RankFields):
     """The JSON body of POST /rank."""
 
     images: list[str] = Field(

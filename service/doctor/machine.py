@@ -104,7 +104,7 @@ def devices(settings: Settings) -> Iterator[Finding]:
     if settings.reproducible == "fast" and "cpu" in names:
         yield _blocks()
     if settings.fp8_drafts:
-        yield from _eight_bit_drafts(names)
+        yield from _fp8_drafts(names)
 
 
 def _blocks() -> Finding:
@@ -121,7 +121,7 @@ def _blocks() -> Finding:
     return Finding("warn", "blocks", f"bfloat16 on {unit}, eager: {found}", fix)
 
 
-def _eight_bit_drafts(devices: list[str]) -> Iterator[Finding]:
+def _fp8_drafts(devices: list[str]) -> Iterator[Finding]:
     """The devices on which drafts in 8 bits are impossible, or slower than others."""
     import torch
 

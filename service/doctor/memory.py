@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from bestofn.judge.names import ADDRESSES
-from bestofn.kernels.fp8 import EIGHT_BITS
+from bestofn.kernels.fp8 import FP8_DTYPE
 from bestofn.models import residency
 from bestofn.models.checkpoint import Checkpoint, pipeline_parts
 from bestofn.models.defaults import FOLDERS, part_dtypes
@@ -36,7 +36,7 @@ class Needs:
         work: of one row, one prompt and one image.
         rows: of a candidate: two with guidance.
         tflops: of one row's forward.
-        eight_bit: of the transformer's, those in 8 bits for drafts.
+        fp8: of the transformer's, those in 8 bits for drafts.
     """
 
     parts: Mapping[str, int]
@@ -44,7 +44,7 @@ class Needs:
     work: Work
     rows: int
     tflops: float
-    eight_bit: int = 0
+    fp8: int = 0
 
     @property
     def weights(self) -> int:
@@ -54,7 +54,7 @@ class Needs:
     @property
     def slot(self) -> int:
         """Activations of denoising in one slot; FP8 drafts have slots of their own."""
-        return (2 if self.eight_bit else 1) * self.rows * self.work.row
+        return (2 if self.fp8 else 1) * self.rows * self.work.row
 
     def at_work(self, slots: int, concurrent: bool) -> int:
         """Bytes of activations for denoising `slots` candidates and decoding an image, together or in turn."""
@@ -130,8 +130,8 @@ def findings(needs: Needs, memory: int, free: int, device: str, slots: int | Non
     weights = {**needs.parts, **_judges(needs)}
     names = {part: part.replace("_", " ") for part in weights}
     described = {part: f"{names[part]} {_size(size)}" for part, size in weights.items()}
-    if needs.eight_bit:
-        described["transformer"] += f" ({_size(needs.eight_bit)} of it in 8 bits, for drafts)"
+    if needs.fp8:
+        described["transformer"] += f" ({_size(needs.fp8)} of it in 8 bits, for drafts)"
     sizes = ", ".join(described.values())
     yield Finding("ok", "weights", f"{sizes}: {_size(needs.weights)} in all, for {_size(memory)} on this {device}")
     if not planned.fits:
@@ -163,13 +163,13 @@ def findings(needs: Needs, memory: int, free: int, device: str, slots: int | Non
 def _larger(needs: Needs, device: str) -> str:
     """Which device would hold everything, and what else helps."""
     halved = 1 if device == "cuda" else 2  # a CPU computes in float32, a GPU in half of it
-    there = (needs.weights - needs.eight_bit + needs.at_work(1, concurrent=True)) / halved + needs.eight_bit
+    there = (needs.weights - needs.fp8 + needs.at_work(1, concurrent=True)) / halved + needs.fp8
     whole = there / residency.WEIGHTS_SHARE / GIB
     fitting = next((size for size in _DEVICES if size >= whole), None)
     fix = f"a GPU of {fitting} GiB keeps everything" if fitting else f"a GPU of {whole:.0f} GiB keeps everything"
-    if needs.eight_bit:
-        fix += f"; without BESTOFN_FP8_DRAFTS it is {_size(needs.eight_bit)} less"
-    if needs.parts["transformer"] - needs.eight_bit > needs.parts["text_encoder"]:
+    if needs.fp8:
+        fix += f"; without BESTOFN_FP8_DRAFTS it is {_size(needs.fp8)} less"
+    if needs.parts["transformer"] - needs.fp8 > needs.parts["text_encoder"]:
         fix += "; the 1.6B checkpoint takes less"
     return f"{fix}; smaller images (--size) take less work, a smaller judge less weight"
 
@@ -196,7 +196,7 @@ def needs(model: Located, judges: Sequence[Located], device: torch.device, fp8_d
         work=checkpoint_work(checkpoint, device),
         rows=2 if needs_negative(calls.guidance_scale, config.guidance_embeds) else 1,
         tflops=forward / TERA,
-        eight_bit=weight_bytes(transformer, EIGHT_BITS.itemsize) if fp8_drafts else 0,
+        fp8=weight_bytes(transformer, FP8_DTYPE.itemsize) if fp8_drafts else 0,
     )
 
 
@@ -236,13 +236,13 @@ def _published(name: str, judges: Sequence[int], device: torch.device, fp8_draft
     dtypes = part_dtypes(device, "BF16")
     config = LinearDiTConfig.from_dict({**sizes.transformer})
     parts = {part: count * dtypes[part].itemsize for part, count in sizes.parts.items()}
-    eight_bit = sizes.parts["transformer"] * EIGHT_BITS.itemsize if fp8_drafts else 0
+    fp8 = sizes.parts["transformer"] * FP8_DTYPE.itemsize if fp8_drafts else 0
     side, shape = config.sample_size, (PUBLISHED_COMPRESSION, PUBLISHED_CHANNELS, PUBLISHED_TEXT)
     return Needs(
-        parts=parts | {"transformer": parts["transformer"] + eight_bit},
+        parts=parts | {"transformer": parts["transformer"] + fp8},
         judges=judges,
         work=work_of(config, *shape, dtypes["transformer"].itemsize, "cuda"),
         rows=1 if config.guidance_embeds else 2,
         tflops=forward_flops(config, side, side, PUBLISHED_TEXT) / TERA,
-        eight_bit=eight_bit,
+        fp8=fp8,
     )

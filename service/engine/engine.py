@@ -56,7 +56,7 @@ class Engine(HeatEngine):
             generator: the generator.
             judge, model_info, judge_info, tokenizer_files, sizes, side_stream, signer: as of `HeatEngine`.
             record: how a forward that is repeated is called, where all weights stay in memory.
-            fp8_drafts: drafts are denoised with matrix products in 8 bits.
+            fp8_drafts: drafts are denoised with FP8 matrix products.
         """
         announced = model_info, judge_info, tokenizer_files
         super().__init__(generator.device, judge, *announced, sizes, side_stream, signer)
@@ -67,12 +67,12 @@ class Engine(HeatEngine):
         self._solver_table = cache(generator.solver_table)
         self._cores = BatchPool(sizes.parallel)
         own = policy.Group(model_info.width, model_info.height)
-        self._own_groups = [own, own._replace(eight_bit=True)][: 1 + fp8_drafts]
+        self._own_groups = [own, own._replace(fp8=True)][: 1 + fp8_drafts]
         record = record if judge.shared else plain
         self._groups = SlotGroups(generator, sizes, self._flops, self._cores, record, self._own_groups)
-        self._eight_bit_drafts = fp8_drafts
+        self._fp8_drafts = fp8_drafts
         self._steps: deque[Clock] = deque()  # that were queued and not waited for
-        shared = self._flops, self._cores, self._beside, self._make_room, self._encoder
+        shared = self._flops, self._cores, self._side_stream, self._make_room, self._encoder
         self._finishing = Postprocess(generator, judge, self._heats, sizes, *shared)
 
     def warm_up(self) -> None:
@@ -99,7 +99,7 @@ class Engine(HeatEngine):
     def _group(self, heat: Heat, draft: bool) -> policy.Group:
         spec = heat.job
         layers = (spec.draft_layers if draft else spec.layers) or ()
-        return policy.Group(spec.width, spec.height, layers, eight_bit=draft and self._eight_bit_drafts)
+        return policy.Group(spec.width, spec.height, layers, fp8=draft and self._fp8_drafts)
 
     def tick(self) -> list[EngineEvent]:
         """One forward over the busy slots of one group, and the decoding and judging that became due.

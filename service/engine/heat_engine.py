@@ -61,7 +61,7 @@ class HeatEngine(ABC):
         self._judge, self._signer = judge, signer
         self._waiting: tuple[policy.Waiting, ...] = ()
         self._heats: dict[Owner, HeatWork] = {}
-        self._beside = side_stream or SideStream(device, one_queue=not judge.shared)
+        self._side_stream = side_stream or SideStream(device, one_queue=not judge.shared)
         self._encoder = ThreadPoolExecutor(min(ENCODERS, cores()), thread_name_prefix="encode")
         self._outcomes: dict[Owner, Future[HeatOutcome]] = {}  # of heats that are done, while images are encoded
         self._canceled: set[str] = set()
@@ -131,16 +131,16 @@ class HeatEngine(ABC):
         busy = yield from self._denoise()
         yield from self._finishing.run(idle=not busy)
         for owner, work in list(self._heats.items()):
-            if work.heat.job.draft is not None and work.choose_finalists():
+            if work.heat.job.draft is not None and work.choose_promoted():
                 # Before all heats that wait: theirs is the first in its group to be finished.
                 self._waiting = (self._entry(work.heat, work.promoted, draft=False), *self._waiting)
             if work.done:
                 del self._heats[owner]
-                with self._beside.queue():
+                with self._side_stream.queue():
                     work.bring_home(Clock(self.device))
                 self._outcomes[owner] = self._encoder.submit(self._outcome, work)
         for owner, outcome in list(self._outcomes.items()):
-            if outcome.done() or not self._beside.late or not self._heats:
+            if outcome.done() or not self._side_stream.late or not self._heats:
                 yield _ended(owner, self._outcomes.pop(owner))
 
     def _outcome(self, work: HeatWork) -> HeatOutcome:

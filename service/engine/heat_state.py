@@ -32,10 +32,10 @@ class HeatWork:
     """A heat in work.
 
     Attributes:
-        drawing: candidates whose latent is not finished, of the drafts and later of the finalists.
+        drawing: candidates whose latent is not finished, of the drafts and later of the promoted ones.
         decoding: candidates whose latent, or whose sent image, waits to be decoded.
         drafts: verdicts on drafts.
-        finalists: who is solved in full, once that is known.
+        promoted: candidates that are solved in full, once that is known.
         images: (H, W, 3) uint8 on the device, of those still in play; at the end on the host. None if they were sent.
         counts: forwards of the "transformer" and of the "judge".
         tflops, seconds: as in `Usage`.
@@ -70,7 +70,7 @@ class HeatWork:
         drafts = 0 if self.heat.job.draft is None else self.heat.count - len(self.drafts)
         return drafts + self.heat.promoted - len(self.candidates)
 
-    def choose_finalists(self) -> bool:
+    def choose_promoted(self) -> bool:
         """Choose the promoted candidates once the last draft has its verdict; returns whether this was the moment."""
         if self.promoted or len(self.drafts) < self.heat.count:
             return False

@@ -24,7 +24,7 @@ What = TypeVar("What")
 Result = TypeVar("Result")
 
 
-class Look(NamedTuple):
+class BatchKey(NamedTuple):
     """Key of a judge's batch: size of the images, whether they are drafts (one tile), number of the judge.
 
     Sent images are of any size: `size` is that of the grid of tiles which the judge cuts from them.

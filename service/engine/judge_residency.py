@@ -37,7 +37,7 @@ class JudgeResidency:
         """
         Args:
             loads: each reads a judge from disk.
-            generator: what has to give way.
+            generator: the generator, whose parts are offloaded.
             shared: all fit into memory together.
             load_checker: reads the image checker, where there is one; it sees what the first judge sees.
         """

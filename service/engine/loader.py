@@ -1,4 +1,4 @@
-"""From settings to an engine: checkpoints are found, cards written, memory shared out."""
+"""From settings to an engine: checkpoints are found, infos written, memory shared out."""
 
 import hashlib
 import json
@@ -68,15 +68,13 @@ def load_engine(settings: Settings) -> HeatEngine:
 
             budget = max(1, int(residency.WEIGHTS_SHARE * memory) - weights)
             return load_pipeline_engine(checkpoint, judges, checker, settings, place, budget, signer)
-        eight_bit = settings.fp8_drafts
+        fp8 = settings.fp8_drafts
         reserved = checkpoint_work(checkpoint, place).reserved
-        shared, budget = share_memory(generator_bytes(checkpoint, place, eight_bit), weights, memory, reserved)
+        shared, budget = share_memory(generator_bytes(checkpoint, place, fp8), weights, memory, reserved)
         low = place.type == "cpu" and low_precision(settings.reproducible)
-        generator = Generator(
-            checkpoint, place, memory_budget=budget, fp8_drafts=eight_bit, loras=loras, low_precision=low
-        )
+        generator = Generator(checkpoint, place, memory_budget=budget, fp8_drafts=fp8, loras=loras, low_precision=low)
         tokenizer = tokenizer_json(generator)
-        info = model_info(generator, tokenizer, settings.max_size, eight_bit)
+        info = model_info(generator, tokenizer, settings.max_size, fp8)
         sizes = sizes_for(
             place.type,
             settings.slots,
@@ -97,11 +95,11 @@ def load_engine(settings: Settings) -> HeatEngine:
             tokenizers,
             sizes,
             record=record,
-            fp8_drafts=eight_bit,
+            fp8_drafts=fp8,
             signer=signer,
         )
         engine.warm_up()
-        if low and residence.shared and not eight_bit:
+        if low and residence.shared and not fp8:
             rows = forward_rows(sizes.batch(sizes.rows, info.tflops_per_forward))
             engine.compilation = compile_blocks(generator, settings.data_dir, rows)
     except MemoryError as error:

@@ -19,7 +19,7 @@ from bestofn.service.core.jobs import Heat, JobSpec
 from bestofn.service.engine.batch_pool import BatchPool
 from bestofn.service.engine.batch_sizes import Sizes
 from bestofn.service.engine.heat_state import HeatWork, Owner, shrunk
-from bestofn.service.engine.items import Decoded, Image, Latent, Look, Queued, SentImages, too_large
+from bestofn.service.engine.items import BatchKey, Decoded, Image, Latent, Queued, SentImages, too_large
 from bestofn.service.engine.judge_residency import JudgeResidency
 from bestofn.service.engine.microbatch import MicroBatches
 from bestofn.service.engine.protocol import HeatFailed, Judged
@@ -67,31 +67,31 @@ class Postprocess:
         self._heats = heats
         self._sizes = sizes
         self._flops = flops
-        self._beside = side_stream
+        self._side_stream = side_stream
         self._sent = SentImages()
         self._encoder = encoder
         self._latents: dict[Size, list[Latent]] = {}
         self._decoded: list[Queued[Latent, Decoded, Size]] = []
-        self._images: dict[tuple[Look, str], list[Image]] = {}
-        self._judged: list[Queued[Image, Any, Look]] = []
+        self._images: dict[tuple[BatchKey, str], list[Image]] = {}
+        self._judged: list[Queued[Image, Any, BatchKey]] = []
         self._decoding: MicroBatches[Tensor, Tensor, Size] = MicroBatches(
             "decoding", self._decode_batch, self._decode_size, batch_pool, make_room, pinned=sizes.strict
         )
-        self._judging: MicroBatches[Image, Any, Look] = MicroBatches(
+        self._judging: MicroBatches[Image, Any, BatchKey] = MicroBatches(
             "judging", self._judge_batch, self._judge_size, batch_pool, make_room, pinned=sizes.strict
         )
 
     def warm_up(self, size: Size) -> None:
         """One batch of each stage, whose kernels are built meanwhile."""
         width, height = size
-        with self._beside.queue():
+        with self._side_stream.queue():
             pixels = torch.zeros((height, width, 3), dtype=torch.uint8, device=self._generator.device)
             blank = Image(("", 0), 0, pixels, "")
             latent = torch.zeros(self._generator.latent_shape(*size), device=self._generator.device)
             self._decoding.run([latent] * self._decoding.size(size), size)
             for number, first in enumerate((None, Verdict("other", 0.0, 0.0))[: self._judge.count]):
-                look = Look(size, judge=number)
-                self._judging.run([replace(blank, first=first)] * self._judging.size(look), look)
+                key = BatchKey(size, judge=number)
+                self._judging.run([replace(blank, first=first)] * self._judging.size(key), key)
 
     def check(self, spec: JobSpec) -> None:
         """Raises ValueError for a prompt that a judge cannot read, if that can be known without loading it."""
@@ -114,10 +114,10 @@ class Postprocess:
         for candidate, pixels in images.items():
             small = self._encoder.submit(shrunk, pixels) if spec.has_thumbnail(candidate) else None
             image = Image(owner, candidate, pixels, spec.prompt, small=small, sent=True)
-            self._images.setdefault((self._sent_look(pixels, 0), spec.prompt), []).append(image)
+            self._images.setdefault((self._sent_key(pixels, 0), spec.prompt), []).append(image)
 
-    def _sent_look(self, pixels: Tensor, number: int) -> Look:
-        return Look(self._judge.get(number).group(pixels.shape[1], pixels.shape[0]), judge=number, sent=True)
+    def _sent_key(self, pixels: Tensor, number: int) -> BatchKey:
+        return BatchKey(self._judge.get(number).group(pixels.shape[1], pixels.shape[0]), judge=number, sent=True)
 
     def drop(self, owner: Owner) -> None:
         """Forgets a heat's latents and images."""
@@ -145,14 +145,14 @@ class Postprocess:
         self._decoded, self._judged = [], []
         for size in list(self._latents):
             self._decode(size)
-        if not self._beside.late:
+        if not self._side_stream.late:
             decoded, self._decoded = self._decoded, []
         for latents in decoded:
             yield from self._read_images(latents)
         for number in range(self._judge.count):  # the second judges what the first has judged
-            for look, prompt in [key for key in self._images if key[0].judge == number]:
-                yield from self._ask(look, prompt)
-            if not self._beside.late:
+            for key, prompt in [known for known in self._images if known[0].judge == number]:
+                yield from self._ask(key, prompt)
+            if not self._side_stream.late:
                 judged += [queued for queued in self._judged if queued.what.judge == number]
                 self._judged = [queued for queued in self._judged if queued.what.judge != number]
             for images in [queued for queued in judged if queued.what.judge == number]:
@@ -167,7 +167,7 @@ class Postprocess:
         if not due:
             return
         self._judge.offload()
-        with self._beside.queue(), Clock(self._generator.device) as clock:
+        with self._side_stream.queue(), Clock(self._generator.device) as clock:
             images = self._decoding.run([item.latent for item in due], size)
             rows = [
                 torch.stack([item.latent.isfinite().all(), (pixels != pixels[0, 0]).any()])
@@ -218,46 +218,46 @@ class Postprocess:
                 continue
             prompt = work.heat.job.prompt
             image = Image(item.owner, item.candidate, decoded.pixels, prompt, item.draft, small=small)
-            self._images.setdefault((Look(size, item.draft), prompt), []).append(image)
+            self._images.setdefault((BatchKey(size, item.draft), prompt), []).append(image)
 
-    def _ask(self, look: Look, prompt: str) -> Iterator[HeatFailed]:
-        waiting = self._images.pop((look, prompt), [])
+    def _ask(self, key: BatchKey, prompt: str) -> Iterator[HeatFailed]:
+        waiting = self._images.pop((key, prompt), [])
         last = any(work.drawing + work.decoding == 0 for work in (self._heats[item.owner] for item in waiting))
-        due, later = split_due(waiting, self._judging.size(look), flush=last)
+        due, later = split_due(waiting, self._judging.size(key), flush=last)
         if later:
-            self._images[look, prompt] = later
+            self._images[key, prompt] = later
         if not due:
             return
         try:
-            self._judge.get(look.judge).flops(*look.size, prompt, one_tile=look.draft)
-            with self._beside.queue(), Clock(self._generator.device) as clock:
-                results = self._judging.run(due, look)
+            self._judge.get(key.judge).flops(*key.size, prompt, one_tile=key.draft)
+            with self._side_stream.queue(), Clock(self._generator.device) as clock:
+                results = self._judging.run(due, key)
         except ValueError as error:  # the prompt is too long for the judge
             yield from (HeatFailed(*owner, str(error), True) for owner in dict.fromkeys(item.owner for item in due))
             return
-        self._judged.append(Queued(due, results, clock, look))
+        self._judged.append(Queued(due, results, clock, key))
 
-    def _read_verdicts(self, queued: Queued[Image, Any, Look]) -> Iterator[Judged | HeatFailed]:
-        look, share = queued.what, 1 / max(1, len(queued.items))
-        judge = self._judge.get(look.judge)
-        checker = self._judge.checker() if look.judge == 0 else None
+    def _read_verdicts(self, queued: Queued[Image, Any, BatchKey]) -> Iterator[Judged | HeatFailed]:
+        key, share = queued.what, 1 / max(1, len(queued.items))
+        judge = self._judge.get(key.judge)
+        checker = self._judge.checker() if key.judge == 0 else None
         for place, (item, row) in enumerate(queued.read()):
-            if place and row is not None and not self._judge.answered(look.judge, row):
+            if place and row is not None and not self._judge.answered(key.judge, row):
                 self._judged.append(queued.since(place, self._heats))
                 return
             work = self._heats.get(item.owner)
             if work is None:
                 continue
             if row is None:
-                yield HeatFailed(*item.owner, too_large("judging", look.size))
+                yield HeatFailed(*item.owner, too_large("judging", key.size))
                 continue
             spec = work.heat.job
             work.seconds["judge"] += queued.clock.seconds * share
             work.counts["judge"] += 1
-            work.tflops += judge.flops(*look.size, item.prompt, one_tile=look.draft) / TERA
-            work.warn(self._judging.shrunk(look))
+            work.tflops += judge.flops(*key.size, item.prompt, one_tile=key.draft) / TERA
+            work.warn(self._judging.shrunk(key))
             if unknown := judge.unknown_words(item.prompt):
-                name = spec.judges[look.judge][0].name
+                name = spec.judges[key.judge][0].name
                 work.warn(f"prompt: the judge {name} has never learned the words {', '.join(unknown[:12])}")
             if checker is not None:
                 row, checked = row
@@ -272,15 +272,15 @@ class Postprocess:
                     yield self._refused(item, work)
                     continue
             verdict = judge.verdict(row)
-            if verdict.broken and not work.note_unsound(item.candidate, "the judge gave no verdict", look.draft):
+            if verdict.broken and not work.note_unsound(item.candidate, "the judge gave no verdict", key.draft):
                 yield HeatFailed(
                     *item.owner, "the judge gave no verdict on any candidate: the worker's log has the cause"
                 )
                 continue
             if item.first is not None:
                 verdict = bounded(item.first, verdict, (spec.calibration, spec.second_calibration))
-            elif len(spec.judges) > 1 and not look.draft:
-                then = self._sent_look(item.pixels, 1) if look.sent else look._replace(judge=1)
+            elif len(spec.judges) > 1 and not key.draft:
+                then = self._sent_key(item.pixels, 1) if key.sent else key._replace(judge=1)
                 self._images.setdefault((then, item.prompt), []).append(replace(item, first=verdict))
                 continue
             yield Judged(*item.owner, *work.judged(item.candidate, verdict, item.pixels, item.small, item.draft))
@@ -302,16 +302,16 @@ class Postprocess:
         images = self._generator.decode(torch.stack(list(latents)), stay=True)
         return [image.clone() for image in images]  # so that one of them does not hold the memory of all
 
-    def _judge_size(self, look: Look) -> int:
-        judge = self._judge.get(look.judge)
+    def _judge_size(self, key: BatchKey) -> int:
+        judge = self._judge.get(key.judge)
         most = min(self._sizes.judge, judge.max_batch or self._sizes.judge)
-        return self._sizes.batch(most, judge.flops(*look.size, one_tile=look.draft) / TERA)
+        return self._sizes.batch(most, judge.flops(*key.size, one_tile=key.draft) / TERA)
 
     def _judge_batch(self, images: Sequence[Image]) -> Sequence[Any]:
         pixels, prompts = [item.pixels for item in images], [item.prompt for item in images]
         judge = self._judge.get(0 if images[0].first is None else 1)
         # PIL is the faster one on a CPU, where it makes the same tiles. Sent images are on the host, of several sizes.
-        cut_there = (self._beside.late or self._generator.device.type != "cpu") and not images[0].sent
+        cut_there = (self._side_stream.late or self._generator.device.type != "cpu") and not images[0].sent
         given = torch.stack(pixels) if cut_there else [image.numpy() for image in pixels]
         rows = list(judge.ask(given, prompts, one_tile=images[0].draft, non_blocking=True))
         checker = self._judge.checker() if images[0].first is None else None

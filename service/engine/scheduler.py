@@ -17,7 +17,7 @@ class Group(NamedTuple):
     width: int
     height: int
     layers: tuple[int, ...] = ()
-    eight_bit: bool = False
+    fp8: bool = False
 
     @property
     def size(self) -> Size:

@@ -166,7 +166,7 @@ class SlotGroup:
         """Forgets the recorded forwards, which would keep it in memory."""
         self._forwards.clear()
 
-    def _give_way(self, rows: int) -> None:
+    def _free_memory(self, rows: int) -> None:
         """What idle groups hold goes before rows do; raises MemoryError if neither is possible."""
         if self._make_room():
             release_cache()
@@ -200,7 +200,7 @@ class SlotGroup:
             if self._forward(range(rows)) and self._forward(range(rows)):
                 waiting.pop(0)
             else:
-                self._give_way(rows)
+                self._free_memory(rows)
                 sizes = {size for size in waiting if size < self.most_rows} | {min(rows, self.most_rows)}
                 waiting = sorted(sizes, reverse=True)
 
@@ -257,7 +257,7 @@ class SlotGroup:
             done = self._cores.map(self._forward, waiting)
             failed = [rows for rows, fitted in zip(waiting, done, strict=True) if not fitted]
             if failed:
-                self._give_way(max(map(len, failed)))
+                self._free_memory(max(map(len, failed)))
             waiting = [part for rows in failed for part in self._parts(rows)]
 
     def _parts(self, rows: range) -> list[range]:
@@ -295,7 +295,7 @@ class SlotGroup:
             self._prompts.buffers.select(self._reads[rows.start : rows.stop]),
             values[:, 8],
             self._group.layers or None,
-            eight_bit=self._group.eight_bit,
+            fp8=self._group.fp8,
         )
 
     def _fresh_noise(self) -> Tensor | None:

@@ -56,7 +56,7 @@ class SlotGroups(dict[Group, SlotGroup]):
         return {group: slots for group, slots in self.items() if slots.occupants}
 
     def open(self, group: Group, context: PromptContext) -> None:
-        """Make the slots of a group, half as many until they fit into memory; idle groups give way first.
+        """Make the slots of a group, half as many until they fit into memory; idle groups are closed first.
 
         Raises:
             MemoryError, RuntimeError: a single slot does not fit.

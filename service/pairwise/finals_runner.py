@@ -17,9 +17,9 @@ log = structlog.get_logger()
 async def play(
     judge: VisionJudge,
     spec: JobSpec,
-    meet: Sequence[int],
+    entering: Sequence[int],
     images: Mapping[int, bytes],
-    tell: Callable[[FinalsProgress], Awaitable[None]],
+    publish: Callable[[FinalsProgress], Awaitable[None]],
     *,
     own: bool = False,
 ) -> FinalsOutcome:
@@ -28,19 +28,19 @@ async def play(
     Args:
         judge: the pairwise judge.
         spec: the job.
-        meet: entrants, best first (`finals.entrants`).
+        entering: entrants, best first (`finals.entrants`).
         images: file bytes of their images.
-        tell: awaited before each round, with the state of the finals.
+        publish: awaited before each round, with the state of the finals.
         own: the job's caller has also chosen the judge, so that its errors may name the judge's address.
     """
     model = judge.address.model
 
     async def before_round(rounds: Rounds) -> None:
         played_so_far = [[match.to_json() for match in matches] for matches in rounds]
-        await tell(FinalsProgress.model_validate({"judge": model, "entrants": meet, "rounds": played_so_far}))
+        await publish(FinalsProgress.model_validate({"judge": model, "entrants": entering, "rounds": played_so_far}))
 
     try:
-        return played(model, await judge.knockout(spec.prompt, meet, images, before_round))
+        return played(model, await judge.knockout(spec.prompt, entering, images, before_round))
     except JudgeAway as error:
         if own:
             return not_played(model, error.detail)
@@ -48,4 +48,4 @@ async def play(
         return not_played(model, f"the pairwise judge {model} could not be asked")
     except ValueError as error:
         log.warning("finals not played", job=spec.id, error=str(error))
-        return not_played(model, "an image of those who meet cannot be read")
+        return not_played(model, "an image of the entrants cannot be read")

@@ -59,8 +59,8 @@ class QueueConsumer:
         Args:
             held: claims of this worker.
             seconds: after which the announcement lapses.
-            state: for its card.
-            tflops_per_second, blocks: for its card.
+            state: what it does, as /status shows it.
+            tflops_per_second, blocks: as of `WorkerInfo`.
 
         Returns:
             Entries among those held that another worker has taken over.
@@ -166,12 +166,12 @@ class QueueConsumer:
 
     async def finals_entrants(self, job: JobSpec) -> tuple[list[int], dict[int, bytes]]:
         """Entrants of a job's finals, best first, and their images. Raises ImageNotFound if an image has expired."""
-        meet = [candidate.index for candidate in entrants(job, await self._leaders(job))]
-        return meet, {index: await self.queue.image(job.id, index) for index in meet}
+        order = [candidate.index for candidate in entrants(job, await self._leaders(job))]
+        return order, {index: await self.queue.image(job.id, index) for index in order}
 
-    async def publish_finals(self, claim: Claim, meeting: FinalsProgress) -> bool:
+    async def publish_finals(self, claim: Claim, progress: FinalsProgress) -> bool:
         """Publish the state of the finals; False if this worker does not hold them any more."""
-        reply = await self.queue.scripts("publish_finals", **self._entry(claim.entry), data=meeting.model_dump_json())
+        reply = await self.queue.scripts("publish_finals", **self._entry(claim.entry), data=progress.model_dump_json())
         return bool(reply)
 
     async def complete_finals(self, claim: Claim, finals: FinalsOutcome) -> bool:

@@ -206,7 +206,7 @@ class Queue:
             pipe.zrange(self.keys("ring", pair, spec.priority), 0, -1)
             for priority in PRIORITIES[: PRIORITIES.index(spec.priority) + 1]:
                 pipe.get(self.keys("dispatched", pair, priority))
-            (status, own, caller), callers, *dealt = await pipe.execute()
+            (status, own, caller), callers, *counts = await pipe.execute()
         if status != JobStatus.QUEUED.encode():
             return QueuePosition()
         before = 0
@@ -223,7 +223,7 @@ class Queue:
             before = turns + sum(min(n, turns + (i < mine)) for i, n in enumerate(lengths) if i != mine)
         workers = [info for info in await self.workers() if info.revisions == spec.revisions]
         # What is dispatched already goes first, its own heats aside.
-        dispatched = sum(int(count or 0) for count in dealt) - spec.schedule.first(int(own))
+        dispatched = sum(int(count or 0) for count in counts) - spec.schedule.first(int(own))
         ahead = max(0, dispatched) + before * spec.heat_size
         return QueuePosition(before + 1, wait_seconds(ahead, await self.backlog(), workers))
 

@@ -37,7 +37,7 @@ webhooks                         zset    job -> time (ms) of the next attempt at
 webhook:<job>                    hash    url, status, ended, attempts; body: what the attempts so far have sent
 dead_letters                     stream  heats that failed for good
 tokenizer:<sha256>               string  a tokenizer.json
-signing_key                      string  secret of the addresses of pictures that need no key
+signing_key                      string  secret of the addresses of images that need no key
 control                          channel jobs that have ended before their heats did
 """
 

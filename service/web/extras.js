@@ -40,7 +40,7 @@ export class Extras {
     if (shown("finals") && $("finals").checked) {
       fields.finals = {};
       if ($("finals_max_entrants").value) {
-        fields.finals.max_entrants = whole("finals.max_entrants", "Those who meet", $("finals_max_entrants").value, 16);
+        fields.finals.max_entrants = whole("finals.max_entrants", "Entrants", $("finals_max_entrants").value, 16);
       }
       if ($("finals_margin").value) {
         fields.finals.margin = positive("finals_margin", "How close: a number above 0.", "finals.margin");

@@ -19,7 +19,7 @@ const FIELDS = {
   draft: ["drafts", () => $("draft_steps")],
   depth: ["the layers", () => $("depth")],
   rule: ["the second judge", () => $("second")],
-  "finals.max_entrants": ["those who meet", () => $("finals_max_entrants")],
+  "finals.max_entrants": ["entrants", () => $("finals_max_entrants")],
   "finals.margin": ["how close", () => $("finals_margin")],
   finals: ["finals", () => $("finals")],
   num_inference_steps: ["the number of steps", () => document.querySelector("[name=steps]:checked")],

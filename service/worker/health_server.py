@@ -112,16 +112,16 @@ class _Handler(BaseHTTPRequestHandler):
                 encode, media_type = choose_encoder(self.headers.get("Accept", ""))
                 self._answer(200, media_type, encode(WORKER_REGISTRY))
             case "/livez":
-                self._tell(condition, condition in LIVE)
+                self._report(condition, condition in LIVE)
             case "/readyz":
-                self._tell(condition, condition in READY)
+                self._report(condition, condition in READY)
             case _:
                 self._answer(404, "text/plain", b"there are /metrics, /livez and /readyz\n")
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
-    def _tell(self, condition: Condition, well: bool) -> None:
+    def _report(self, condition: Condition, well: bool) -> None:
         self._answer(200 if well else 503, "application/json", json.dumps({"status": condition}).encode())
 
     def _answer(self, status: int, media_type: str, body: bytes) -> None:

@@ -147,14 +147,14 @@ def run_local(
                 on_progress(assemble(spec, JobStatus.RUNNING, (), progress=progress.model_copy()))
         finals: FinalsOutcome | None = None
         ended: str | None = stopped
-        if judge is not None and (meet := entrants(spec, in_play)):
+        if judge is not None and (entering := entrants(spec, in_play)):
 
-            async def tell(meeting: FinalsProgress) -> None:
+            async def publish(state: FinalsProgress) -> None:
                 if on_progress is not None:
-                    progress.finals = meeting
+                    progress.finals = state
                     on_progress(assemble(spec, JobStatus.RUNNING, (), progress=progress.model_copy()))
 
-            finals = asyncio.run(_finals(judge, spec, meet, images, tell, deadline, interrupted))
+            finals = asyncio.run(_finals(judge, spec, entering, images, publish, deadline, interrupted))
             if finals is None and interrupted.is_set():
                 return LocalRun(assemble(spec, JobStatus.CANCELED, outcomes), {}, {})
             ended = "deadline" if finals is None else stopped
@@ -180,16 +180,16 @@ def _succeeded(
 async def _finals(
     judge: VisionJudge,
     spec: JobSpec,
-    meet: Sequence[Candidate],
+    order: Sequence[Candidate],
     images: Mapping[int, bytes],
-    tell: Callable[[FinalsProgress], Awaitable[None]],
+    publish: Callable[[FinalsProgress], Awaitable[None]],
     deadline: float,
     interrupted: threading.Event,
 ) -> FinalsOutcome | None:
     """The finals, unless Ctrl-C or the deadline comes first."""
     async with judge:
-        entering = [candidate.index for candidate in meet]
-        playing = asyncio.create_task(play(judge, spec, entering, images, tell, own=True))
+        entering = [candidate.index for candidate in order]
+        playing = asyncio.create_task(play(judge, spec, entering, images, publish, own=True))
         while not (playing.done() or interrupted.is_set() or time.monotonic() > deadline):
             await asyncio.wait({playing}, timeout=LOOK_SECONDS)
         if playing.done():

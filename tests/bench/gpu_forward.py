@@ -1,5 +1,5 @@
 """One forward of the transformer by rows of the batch: ours as the engine calls it, plainly and as a CUDA graph,
-without each of its joined operators, and diffusers'; of 1.6B also with products in 8 bits; then decoder and judge by
+without each of its joined operators, and diffusers'; of 1.6B also with FP8 products; then decoder and judge by
 images of a batch."""
 
 from collections.abc import Callable, Collection, Iterator
@@ -20,7 +20,7 @@ from bestofn.models.errors import UnsupportedDevice
 from bestofn.models.flops import TERA, forward_flops
 from bestofn.models.fused_decoder import OWN, FusedUpsampling
 from bestofn.models.linear_dit import blocks
-from bestofn.models.linear_dit.fp8 import check_supported, in_eight_bits
+from bestofn.models.linear_dit.fp8 import check_supported, with_fp8_products
 from bestofn.service.engine.cuda_graph import Recorded
 
 ROWS = {"1.6B": (2, 4, 8, 16, 32, 64), "4.8B": (2, 16, 64)}
@@ -75,7 +75,7 @@ def _forward(place: Place, size: str, rows: int) -> Iterator[tuple[str, float, i
                 recorded()
                 yield f"recorded, {way}", place.seconds(recorded, runs), flops
         if size == "1.6B" and supported(place.device):
-            twin = in_eight_bits(model)
+            twin = with_fp8_products(model)
             recorded = Recorded(lambda: out.copy_(twin(latent, time, context)), place.device)
             recorded()
             yield "recorded, 8 bits", place.seconds(recorded, runs), flops
@@ -91,7 +91,7 @@ def _forward(place: Place, size: str, rows: int) -> Iterator[tuple[str, float, i
 
 
 def supported(device: torch.device) -> bool:
-    """Whether it has products in 8 bits."""
+    """Whether it has FP8 products."""
     try:
         check_supported(device)
     except UnsupportedDevice:

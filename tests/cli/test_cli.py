@@ -791,7 +791,11 @@ def test_a_process_that_dies_again_and_again_is_not_started_again() -> None:
         ("BESTOFN_MAX_QUEUED_TFLOPS", "inf", "must be a finite number, got 'inf'"),
         ("BESTOFN_RESULT_TTL_SECONDS", "10000000000000", "must be at most 1000000000, got '1000"),
         ("BESTOFN_TRUSTED_PROXIES", '["172.16.0.1/12"]', ": 172.16.0.1/12 has host bits set"),
-        ("BESTOFN_WEBHOOK_HOSTS", '["https://a.net"]', ": 'https://a.net' does not appear to be an IPv4 or IPv6 network"),
+        (
+            "BESTOFN_WEBHOOK_HOSTS",
+            '["https://a.net"]',
+            ": 'https://a.net' does not appear to be an IPv4 or IPv6 network",
+        ),
         ("BESTOFN_IMAGE_BUDGET_BYTES", "-5", "must be at least 1, got '-5'"),
         ("BESTOFN_PUBLIC_URL", "here", ": not of this form: Address that callers use, such as https://"),
         (

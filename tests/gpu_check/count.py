@@ -140,7 +140,7 @@ def engine_rows(name: str, side: int, table: Any) -> Iterator[tuple[str | float,
     model = built(lambda: LinearDiT(config))
     model.pack(DEVICE, torch.bfloat16)
 
-    def output(x: Tensor, at: Any, context: PromptContext, scale: Tensor, layers: Any, *, eight_bit: bool) -> Tensor:
+    def output(x: Tensor, at: Any, context: PromptContext, scale: Tensor, layers: Any, *, fp8: bool) -> Tensor:
         guidance = scale * config.guidance_embeds_scale if config.guidance_embeds else None
         return model(at.input_scale * x, at.timestep, context, guidance, layers)  # type: ignore[no-any-return]
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bestofn.kernels.blockwise_quant import dequantise, quantise, quantised_average
 from bestofn.kernels.cross_attention import cross_attention
 from bestofn.kernels.dispatch import missing_for_kernels
-from bestofn.kernels.fp8 import rows_in_eight_bits
+from bestofn.kernels.fp8 import quantize_fp8_rowwise
 from bestofn.kernels.gated_depthwise import gated_depthwise
 from bestofn.kernels.linear_attention import relu_linear_attention
 from bestofn.kernels.modulate import gated_residual, modulated_norm, residual_norm, rms_norm
@@ -33,7 +33,7 @@ CALLS = {
     relu_linear_attention: (x, x.clone(), x.clone(), H, weight, weight, 1e-5),
     gated_depthwise: (x, noise(D, 1, 3, 3), weight, 2, 3),
     cross_attention: (x, text, text.clone(), torch.zeros(B, 1, 1, L), weight, 1e-5, torch.tensor([1, 0])),
-    rows_in_eight_bits: (x.flatten(0, 1),),
+    quantize_fp8_rowwise: (x.flatten(0, 1),),
     quantise: (x,),
     dequantise: (codes, scales),
     quantised_average: (x, codes, scales, 0.9),

@@ -19,7 +19,7 @@ from bestofn.kernels import blockwise_quant as coded  # noqa: E402
 from bestofn.kernels import fp8  # noqa: E402
 from bestofn.kernels.fused import blockwise_quant as blockwise  # noqa: E402
 from bestofn.kernels.fused import cross_attention, gated_depthwise, linear_attention, modulate, rows  # noqa: E402
-from bestofn.kernels.fused import fp8 as scaled_rows  # noqa: E402
+from bestofn.kernels.fused import fp8 as rowwise  # noqa: E402
 
 ARCHITECTURES = (80, 90, 100)  # A100, H100 and H200, B200
 WIDE, FULL, INDEX, CODE, FLOAT8 = "*bf16", "*fp32", "*i64", "*i8", "*fp8e4nv"
@@ -53,8 +53,8 @@ KERNELS = {
         32,
         1_024,
     ),
-    "rows_in_eight_bits": (
-        scaled_rows.rows_in_eight_bits_kernel,
+    "quantize_fp8_rowwise": (
+        rowwise.quantize_fp8_rowwise_kernel,
         {"x": WIDE, "codes": FLOAT8, "scales": FULL, "K": FFN}
         | {"GREATEST": fp8.GREATEST, "LEAST_SCALE": fp8.LEAST_SCALE, **rows.row_launch(FFN)},
         48,
@@ -103,7 +103,7 @@ KERNELS = {
     ),
 }
 
-LEAST = {"rows_in_eight_bits": 89}  # which architectures have float8
+LEAST = {"quantize_fp8_rowwise": 89}  # which architectures have float8
 
 # bytes of registers that may spill: with Triton 3.7 two are parked over a row, none with 3.9
 PARKED = {("gated_depthwise", 100): 8}

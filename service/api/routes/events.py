@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 
 from bestofn.service.api.access import caller_of
 from bestofn.service.api.dependencies import Context, ContextDep, JobId
-from bestofn.service.api.event_translation import EventTranslator, JobEvent, Place, place_of
+from bestofn.service.api.event_translation import EventTranslator, Place, StreamEvent, place_of
 from bestofn.service.api.problem_details import document
 from bestofn.service.api.responses import failure_of, result_of
 from bestofn.service.core.errors import JobGone, JobNotFound, JobUnreadable
@@ -131,7 +131,7 @@ class _Reader:
         self._position: dict[str, Any] | None = None  # while the job waits
         self._first = True
 
-    async def translate(self, entry: Entry | None) -> list[JobEvent]:
+    async def translate(self, entry: Entry | None) -> list[StreamEvent]:
         """The reader's events for a stored one; None: nothing came for a while."""
         if entry is None:
             return await self._wait()
@@ -153,27 +153,27 @@ class _Reader:
                 found.append(one)
         return found
 
-    async def _wait(self) -> list[JobEvent]:
+    async def _wait(self) -> list[StreamEvent]:
         if self._position is None or (now := await _position(self._context, self._spec)) == self._position:
             return []
         self._position = now
-        return [JobEvent("queued", now)]
+        return [StreamEvent("queued", now)]
 
 
 def parts(events: Sequence[T]) -> Iterator[Sequence[T]]:
     return (events[i : i + TRANSLATED_AT_ONCE] for i in range(0, len(events), TRANSLATED_AT_ONCE))
 
 
-async def _snapshot(context: Context, spec: JobSpec, translator: EventTranslator) -> list[JobEvent]:
+async def _snapshot(context: Context, spec: JobSpec, translator: EventTranslator) -> list[StreamEvent]:
     """The whole job, without an id: a stream that has lost events always starts with another snapshot."""
     record = await context.queue.record(spec.id)
     snapshot = (await result_of(context, spec.id)).model_dump(mode="json")
-    return [JobEvent("snapshot", snapshot), *await catch_up(translator, record.outcomes)]
+    return [StreamEvent("snapshot", snapshot), *await catch_up(translator, record.outcomes)]
 
 
-async def catch_up(translator: EventTranslator, outcomes: Iterable[HeatOutcome]) -> list[JobEvent]:
+async def catch_up(translator: EventTranslator, outcomes: Iterable[HeatOutcome]) -> list[StreamEvent]:
     """The matches that all candidates of some heats decide; the event loop goes on meanwhile."""
-    events: list[JobEvent] = []
+    events: list[StreamEvent] = []
     for part in parts([candidate for outcome in outcomes for candidate in outcome.candidates]):
         events += translator.catch_up(part)
         await asyncio.sleep(0)
@@ -184,12 +184,12 @@ async def _position(context: Context, spec: JobSpec) -> dict[str, Any]:
     return {"job": spec.id, **asdict(await context.queue.position(spec))}
 
 
-async def _ending(context: Context, spec: JobSpec, event: Event) -> JobEvent:
+async def _ending(context: Context, spec: JobSpec, event: Event) -> StreamEvent:
     result = await result_of(context, spec.id)
     error = failure_of(result)
     if error is None:
-        return JobEvent("result", result.model_dump(mode="json"), f"{event.id}.0")
-    return JobEvent("problem", document(error.status, error.code, error.detail) | {"job": spec.id}, f"{event.id}.0")
+        return StreamEvent("result", result.model_dump(mode="json"), f"{event.id}.0")
+    return StreamEvent("problem", document(error.status, error.code, error.detail) | {"job": spec.id}, f"{event.id}.0")
 
 
 async def paced(

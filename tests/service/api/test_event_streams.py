@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bestofn.judge.bracket import knockout
-from bestofn.service.api.event_translation import EventTranslator, JobEvent, place_of
+from bestofn.service.api.event_translation import EventTranslator, StreamEvent, place_of
 from bestofn.service.api.routes.events import TRANSLATED_AT_ONCE, catch_up
 from bestofn.service.core.jobs import Candidate, HeatOutcome, JobSpec, Revision, Usage
 from bestofn.service.core.results import ranked
@@ -198,7 +198,7 @@ def test_event_stream_of_any_stored_job_has_the_bracket_and_the_best(data: st.Da
     )
     candidates = [Candidate(index, 3 + index, fake_verdict("p", index)) for index in range(N)]
     order = data.draw(st.permutations(candidates).flatmap(lambda c: st.just([*c, *c[: N // 2]])))  # some come twice
-    translator, seen = EventTranslator(spec), list[JobEvent]()
+    translator, seen = EventTranslator(spec), list[StreamEvent]()
     for number, candidate in enumerate(order):
         seen += translator.translate(Event(f"{number}-0", "candidate", json.loads(pack_candidate(candidate))))
         seen += translator.translate(Event(f"{number}-1", "progress", {"judged": number}))

@@ -152,7 +152,7 @@ def test_a_depth_is_the_most_important_blocks_and_costs_less() -> None:
     assert spec.draft is not None
     assert (spec.depth, spec.layers, spec.draft.depth, spec.draft_layers) == (3, (0, 1, 3), 2, (0, 3))
     assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
-    # 2 finalists of 3 blocks, 16 drafts of 2, of 12 steps with guidance each; 18 verdicts
+    # 2 promoted of 3 blocks, 16 drafts of 2, of 12 steps with guidance each; 18 verdicts
     assert tflops(spec, DEEP) == 2 * 24 * 0.375 + 16 * 24 * 0.25 + 18 * 0.375
     assert tflops(spec_of(DEEP, depth=4), DEEP) == tflops(spec_of(), DEPLOYMENT)
     for fields in ({}, {"depth": 4}, {"depth": 4, "draft": {"depth": 4}}, {"draft": {"num_inference_steps": 3}}):

@@ -217,7 +217,7 @@ def test_memory(model: str, gib: float, states: tuple[str, ...], said: str) -> N
     assert said in made[-1].found + made[-1].fix
 
 
-def test_a_second_judge_and_drafts_in_eight_bits_are_counted() -> None:
+def test_a_second_judge_and_fp8_drafts_are_counted() -> None:
     judges = 2 * [Located(VERIFIER, None)]
     needed = needs(Located(SANA, None), judges, GPU, fp8_drafts=True)
     assert needed is not None
@@ -244,8 +244,8 @@ def test_the_memory_plan_is_the_engines() -> None:
     drafted = needs(locate("shapes"), [locate("shapes", judge=True)], torch.device("cpu"), fp8_drafts=True)
     assert drafted is not None
     assert drafted.parts == generator_bytes(Checkpoint.resolve("shapes"), torch.device("cpu"), fp8_drafts=True)
-    assert (drafted.weights - needed.weights, drafted.slot) == (drafted.eight_bit, 2 * needed.slot)
-    assert drafted.eight_bit == needed.parts["transformer"] // 4  # beside float32
+    assert (drafted.weights - needed.weights, drafted.slot) == (drafted.fp8, 2 * needed.slot)
+    assert drafted.fp8 == needed.parts["transformer"] // 4  # beside float32
     planned = plan(needed, 8 * GIB, "cpu")
     assert (planned.slots, planned.turns, planned.fits) == (16, (), True)
     parts = dict.fromkeys(("text_encoder", "transformer", "decoder"), 10 * GIB)

@@ -271,7 +271,7 @@ def test_drafts_of_fewer_blocks_choose_who_is_solved_in_full(make, spec):
     assert solved_in_full == {i: whole[i][1] for i in solved_in_full}
 
 
-def test_drafts_in_eight_bits_choose_finalists_who_are_drawn_as_ever(make, spec):
+def test_fp8_drafts_choose_promoted_candidates_drawn_as_ever(make, spec):
     fields = {"num_samples": 7, "heat_size": 7, "num_inference_steps": 3, "top_k": 2}
     drafted = spec("drafted", **fields, draft=Draft(num_inference_steps=2, keep=0.25))
     outcomes = []

@@ -83,7 +83,7 @@ def test_a_missing_model_is_one_clear_error():
         load_engine(Settings(model="./nowhere", threads=1, devices="cpu"))
 
 
-def test_a_worker_with_drafts_in_eight_bits_is_another_revision_to_the_queue():
+def test_a_worker_with_fp8_drafts_is_another_revision_to_the_queue():
     engine = load_engine(Settings(threads=1, devices="cpu", fp8_drafts=True))
     revision = engine.model_info.revision
     assert revision.revision == f"{engine.generator.checkpoint.revision}+fp8-drafts"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bestofn.kernels import fp8 as scaled_rows
+from bestofn.kernels import fp8
 from bestofn.kernels.fused import fp8 as fused
 from tests.kernels.fused.common import DEVICE, dtypes, noise
 
@@ -17,12 +17,12 @@ ROWS = {"one": (1, 1), "ragged": (5, 24), "block": (3, 64), "sana_width": (2, 22
 
 @dtypes
 @pytest.mark.parametrize("name", ROWS)
-def test_rows_in_eight_bits(name, dtype):
+def test_quantize_fp8_rowwise(name, dtype):
     x = noise(*ROWS[name], dtype=dtype)
     x[:, ::7] = 0
     if len(x) > 1:
         x[0] = 0
-    (codes, scales), (wanted, of) = fused.rows_in_eight_bits(x), scaled_rows.rows_in_eight_bits(x)
+    (codes, scales), (wanted, of) = fused.quantize_fp8_rowwise(x), fp8.quantize_fp8_rowwise(x)
     assert codes.dtype == wanted.dtype
     assert torch.allclose(scales, of, rtol=1e-6, atol=0)
     apart = (codes.view(torch.int8).int() - wanted.view(torch.int8).int()).abs()
@@ -35,6 +35,6 @@ def test_rows_in_eight_bits(name, dtype):
 
 def test_a_row_has_the_same_bits_in_every_batch():
     x = noise(3, 40)
-    both = [fused.rows_in_eight_bits(rows) for rows in (x, x[-1:].clone())]
+    both = [fused.quantize_fp8_rowwise(rows) for rows in (x, x[-1:].clone())]
     assert torch.equal(both[0][0][-1:].view(torch.int8), both[1][0].view(torch.int8))
     assert torch.equal(both[0][1][-1:], both[1][1])
