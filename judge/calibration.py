@@ -18,7 +18,7 @@ class Calibration:
     """p = ceiling * sigmoid(margin / temperature + bias): Platt scaling of the judge's log-odds, below a ceiling.
 
     Attributes:
-        temperature, bias: of the log-odds.
+        temperature, bias: divisor and offset of the log-odds.
         ceiling: what no margin gets beyond, since a judge has blind spots, and is as sure there as elsewhere.
 
     Raises:
@@ -74,8 +74,8 @@ def bounded(first: Verdict, second: Verdict, calibrations: Sequence[Calibration 
     What both accept is harder to fake than what one does: their blind spots differ.
 
     Args:
-        first, second: of one judge each.
-        calibrations: of both judges; the raw log-odds of one that has none are taken.
+        first, second: verdicts of one judge each.
+        calibrations: both judges' calibrations; None: raw log-odds are taken.
     """
     pairs = zip((first.margin, second.margin), calibrations, strict=True)
     odds = [margin if calibration is None else calibration.log_odds(margin) for margin, calibration in pairs]

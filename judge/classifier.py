@@ -40,7 +40,7 @@ class ClassifierChecker(ImageChecker):
         """
         Args:
             model: the classifier on its device.
-            processor: of its images; of ShieldGemma-2 of images and policies.
+            processor: image processor; ShieldGemma-2's takes policies too.
             labels: indices of its unsafe labels.
         """
         self._model, self._processor, self._labels = model, processor, list(labels)

@@ -36,8 +36,8 @@ class ClipJudge(PointwiseJudge):
         """
         Args:
             model: a `CLIPModel` or `SiglipModel` on its device.
-            processors: of images and of text.
-            dtype: of the model.
+            processors: image processor and tokenizer.
+            dtype: the model's dtype.
             calibration: decides which log-odds are a yes.
         """
         self.model = model

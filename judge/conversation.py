@@ -32,7 +32,7 @@ class Conversation:
     def __init__(self, processor: Any, question: str = QUESTION) -> None:
         """
         Args:
-            processor: of images and text.
+            processor: the checkpoint's processor, for images and text.
             question: text with `{prompt}` once.
 
         Raises:

@@ -47,7 +47,7 @@ class PointwiseJudge(Protocol):
                 judge's device.
             prompts: prompt of each image.
             one_tile: judge a draft cheaply, where the judge can.
-            non_blocking: of a GPU, only queue the work: the rows may be read when the current stream is done.
+            non_blocking: on a GPU, only queue the work: rows may be read when the current stream is done.
 
         Returns:
             B rows for `verdict`.

@@ -82,7 +82,7 @@ class Judge(PointwiseJudge):
                 judge's device.
             prompts: the prompt of each image.
             one_tile: look at the whole image only and not into its cells: cheaper, for drafts.
-            non_blocking: of a GPU, only queue the work: the answers are there when the current stream is done.
+            non_blocking: on a GPU, only queue the work: answers are there when the current stream is done.
 
         Returns:
             (B, V) float32 on the CPU, logits of the first token of the answer.

@@ -56,7 +56,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, max_tiles: int 
     Args:
         folder: holds `config.json`, `llm/`, `vision_tower/`, `mm_projector/`.
         device: where the weights go.
-        dtype: of weights and activations; the published judge runs in float16.
+        dtype: dtype of weights and activations; the published judge runs in float16.
         max_tiles: replaces the folder's limit of tiles an image.
 
     Raises:

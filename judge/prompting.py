@@ -32,7 +32,7 @@ class Question:
     `<|im_end|>` or `<image>` in a prompt cannot end the turn or insert an image.
 
     Args:
-        tokenizer: of the folder's `llm/`.
+        tokenizer: the tokenizer in the folder's `llm/`.
         text: the question with `{prompt}` once.
         chat_template: `chat_template` of `config.json`; None takes the tokenizer's own.
 

@@ -37,12 +37,12 @@ class SmallShape:
     Attributes:
         S: side of the image in pixels.
         stem: width of the tower's first convolution, which leaves a quarter of the resolution.
-        widths: of the tower's stages, each but the first at half the resolution of the one before.
+        widths: channels of the tower's stages; each stage halves the resolution of the one before.
         depths: blocks of two convolutions of each stage.
         D: width of the decoder.
         feed_forward: width inside its MLPs.
-        layers: of the decoder.
-        heads: of its attention.
+        layers: number of the decoder's layers.
+        heads: number of its attention heads.
     """
 
     S: int
@@ -83,9 +83,9 @@ def untrained(shape: SmallShape, words: Sequence[str], text: str, seed: int) -> 
 
     Args:
         shape: its sizes.
-        words: of the world, in any case.
+        words: the world's words, in any case.
         text: the question, with `{prompt}`.
-        seed: of the weights.
+        seed: seed of the weights.
     """
     torch.manual_seed(seed)
     spelled = tokenizer(word.lower() for word in words)
@@ -133,7 +133,7 @@ def save(
         question: as made with it.
         known_words: what prompts may say.
         S: side of its images.
-        dtype: of the weights on disk.
+        dtype: dtype of the weights on disk.
     """
     tower, llm = model.vision_tower.model, model.llm
     _save_model(tower, folder / "vision_tower", dtype)

@@ -37,8 +37,8 @@ class VlmJudge(PointwiseJudge):
         """
         Args:
             model: an `AutoModelForImageTextToText` on the device.
-            conversation: of the same folder.
-            device, dtype: of the model.
+            conversation: the same folder's conversation.
+            device, dtype: the model's device and dtype.
 
         Raises:
             ValueError: the vocabulary has no token for an answer.

@@ -69,7 +69,7 @@ def quantised_average(x: Tensor, codes: Tensor, scales: Tensor, beta: float) -> 
 
     Args:
         x: contiguous, any shape.
-        codes, scales: of the mean so far; zeros at the start.
+        codes, scales: the mean so far, coded; zeros at the start.
         beta: how much of it stays.
 
     Returns:

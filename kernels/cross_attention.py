@@ -37,7 +37,7 @@ def cross_attention(
         bias: (P, 1, 1, L), 0 for text and -10,000 for padding. The weight of padding underflows to exactly zero, so
             tokens after the last text token need not be read.
         weight: (W,) weight of the queries' norm.
-        eps: of the norm.
+        eps: added to the norm's mean square.
         prompts: (B,), the prompt that each row reads; None: P = B and row b reads prompt b.
 
     Returns:

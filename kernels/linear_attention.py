@@ -43,7 +43,7 @@ def relu_linear_attention(
         query, key, value: (B, N, D), before norm and ReLU.
         heads: H, a divisor of D.
         query_weight, key_weight: (D,), of the norm; None where there is none or it was done.
-        eps: of the norm.
+        eps: added to the norm's mean square.
 
     Returns:
         (B, N, D) in the query's dtype.

@@ -75,7 +75,7 @@ def residual_norm(
     Args:
         x, update: (B, N, D).
         gate: (B, 1, D), or None for a residual without one.
-        shift, scale, eps, weight, bias: of the norm, as in `modulated_norm`.
+        shift, scale, eps, weight, bias: the norm's, as in `modulated_norm`.
 
     Returns:
         y and h, (B, N, D) in x's dtype; h is taken of y as rounded.

@@ -191,7 +191,7 @@ class Generator:
         """The noise that diffusers draws for ``torch.Generator("cpu").manual_seed(seed)`` and one image.
 
         Args:
-            seed: of the candidate, 0 <= seed < 2**63.
+            seed: the candidate's seed, 0 <= seed < 2**63.
             width, height: pixels.
             draws: 1, plus the table's ``noise_draws`` for a solver that adds fresh noise.
 
@@ -235,9 +235,9 @@ class Generator:
         Args:
             x: (B, C, h, w) float32 samples on the device.
             at: the rows' solver coefficients, on the device.
-            context: of B prompts.
+            context: keys and values of B prompts.
             guidance_scale: (B,); used only where guidance is an input of the network.
-            blocks: of the transformer that run; all if None (`LinearDiT.forward`).
+            blocks: indices of the transformer's blocks that run; all if None (`LinearDiT.forward`).
             fp8: with FP8 matrix products (`linear_dit.fp8`), for drafts.
 
         Returns:

@@ -11,7 +11,7 @@ def needs_negative(guidance_scale: float, embedded: bool) -> bool:
     """Whether a candidate takes a second forward for the negative prompt, as diffusers decides it.
 
     Args:
-        guidance_scale: of the request.
+        guidance_scale: the request's guidance scale.
         embedded: the guidance is an input of the network (SANA-Sprint), which then needs no second forward.
     """
     return guidance_scale > 1.0 and not embedded

@@ -35,7 +35,7 @@ def write_shards(folder: Path, stem: str, tensors: Iterable[T], chunks: Callable
 
     Args:
         folder: made when absent.
-        stem: of the files' names.
+        stem: beginning of the files' names.
         tensors: in the order of the files.
         chunks: a tensor's bytes, little-endian and row-major, in pieces; None leaves a hole, which reads as zeros.
     """

@@ -139,7 +139,7 @@ def encode(encoder: Any, tokenizer: PromptTokenizer, prompt: str, instructed: bo
 
     Args:
         encoder: Gemma-2.
-        tokenizer: of the same checkpoint.
+        tokenizer: the same checkpoint's tokenizer.
         prompt: as the user wrote it.
         instructed: False for the negative prompt.
 

@@ -30,10 +30,10 @@ def grow(
     Args:
         checkpoint: the source.
         out: a new or empty folder.
-        layers: of the result; more than the source has.
+        layers: number of the result's layers; more than the source has.
         method: ``partial`` preservation, ``cyclic`` or ``block`` replication.
         dropped: last blocks of the source that partial preservation leaves out.
-        seed: of new weights.
+        seed: seed of new weights.
 
     Raises:
         ModelError: a depth or a number of dropped blocks that makes no sense, with the source's depth.

@@ -40,7 +40,7 @@ def block_importance(
     Args:
         generator: the checkpoint.
         prompts: for calibration; the paper takes 100.
-        seed: of the first prompt's noise, one more for each next.
+        seed: seed of the first prompt's noise, one more for each next.
         num_inference_steps: the checkpoint's when None.
         progress: called with the number of prompts that are done.
 

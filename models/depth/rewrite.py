@@ -54,9 +54,9 @@ def rewrite(
     Args:
         checkpoint: the source.
         out: a new or empty folder.
-        blocks: of the result, from the first to the last: indices into the source's, None for a new block.
+        blocks: the result's blocks in their order: indices into the source's, None for a new block.
         initial: how weights of new blocks are drawn.
-        seed: of new weights.
+        seed: seed of new weights.
         story: how it was made, for the folder's README.
 
     Returns:

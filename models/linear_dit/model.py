@@ -113,7 +113,7 @@ class LinearDiT(nn.Module):
         Args:
             latent: (B, C, h, w), h and w multiples of the patch side.
             timestep: (B,), as the scheduler counts (0 to 1000), times ``config.timestep_scale``.
-            context: of a batch of B rows.
+            context: keys and values of a batch of B rows.
             guidance: (B,), guidance scale times ``config.guidance_embeds_scale``; only with ``config.guidance_embeds``.
             blocks: indices of the blocks that run, ascending; all if None. A few make a shallower model of the same
                 weights, and the context of the whole model serves it.

@@ -120,7 +120,7 @@ def save_diffusers(model: LinearDiT, folder: Path | str, dtype: torch.dtype | No
     Args:
         model: any linear DiT.
         folder: made when absent.
-        dtype: of the stored weights; the model's when None.
+        dtype: dtype of the stored weights; the model's when None.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

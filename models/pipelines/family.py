@@ -26,7 +26,7 @@ class Family:
     """A class of pipelines with the defaults of its call.
 
     Attributes:
-        name: of the class.
+        name: the class's name.
         defaults: parameters of its call with their defaults, those of the checkpoint's ``bestofn.json`` first.
         overridden: names that ``bestofn.json`` has.
     """

@@ -28,7 +28,7 @@ def other_task(name: str, parameters: Collection[str]) -> str:
     An optional `image` alone says nothing: FLUX.2 and Kontext draw with and without one.
 
     Args:
-        name: of the class.
+        name: the class's name.
         parameters: names that its call takes.
     """
     for task, own in BY_PARAMETER.items():

@@ -122,8 +122,8 @@ def make_random_checkpoint(
     Args:
         like: one of `LAYOUTS`.
         out: folder, new or empty.
-        seed: of the weights; the same seed writes the same bytes. None: holes in place of random weights, which read
-            as zeros and take neither time nor disk.
+        seed: seed of the weights; the same seed writes the same bytes. None: holes in place of random weights, which
+            read as zeros and take neither time nor disk.
         changes: fields to change by part, such as ``{"transformer": {"patch_size": 2}}``; SANA layouts only.
 
     Returns:

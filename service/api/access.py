@@ -101,7 +101,7 @@ def sign(secret: bytes, path: str, now: float | None = None) -> str:
     """An image's path with its signature.
 
     Args:
-        secret: of the queue.
+        secret: the queue's signing key.
         path: such as /jobs/3f9a/images/1, without a prefix.
         now: seconds since 1970; None: the clock's.
     """

@@ -45,7 +45,7 @@ async def images_answer(
     """The answer about a job that has succeeded.
 
     Args:
-        context: of this process.
+        context: state of this process.
         request: the call.
         body: its body.
         result: the job.
@@ -126,7 +126,7 @@ async def image_events(
     """Events of a call with `stream`, encoded: partial images, then the completed image or an error.
 
     Args:
-        context: of this process.
+        context: state of this process.
         request: the call.
         body: its body.
         job_id: its job.

@@ -82,7 +82,7 @@ class OpenCalls:
         limit: maximum of waiting calls and event streams together, of each caller.
         most: maximum of all calls in progress, of each caller.
         refused: number of calls refused so far.
-        turns: of the calls that are worked on.
+        turns: turns of the calls that are worked on.
     """
 
     def __init__(self, limit: int, connections: int) -> None:
@@ -110,7 +110,7 @@ class OpenCalls:
 
         Args:
             scope: ASGI scope of the request, with its `caller` if keys are asked for.
-            path: of calls that take turns of their own; "": all others.
+            path: path of calls that take turns of their own; "": all others.
         """
         turn = self.turns.of(path + scope.get("caller", ""))
         await turn.acquire()

@@ -39,7 +39,7 @@ async def result_of(
     """A page of the job's result now, with a warning if a running job makes no progress.
 
     Args:
-        context: of this process.
+        context: state of this process.
         job_id: the job.
         offset: first candidate and match of the page.
         limit: candidates and matches of the page. More than `PAGE` are put together off the event loop.

@@ -34,7 +34,7 @@ async def submit(
     """Submit the job that a request asks for; returns its id and whether this call made it.
 
     Args:
-        context: of this process.
+        context: state of this process.
         body: the request.
         image_format: overrules the request's, for callers whose Accept header chose.
         caller: name of the API key, which owns the job, its limits and its Idempotency-Keys; "": no key.

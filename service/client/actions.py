@@ -22,7 +22,7 @@ class Send:
     """One request; its outcome is the httpx.Response, read to its end, whatever its status.
 
     Attributes:
-        data, files: of a form, in place of `json`.
+        data, files: a form's fields and files, in place of `json`.
         timeout: seconds; None: the client's.
         shielded: whether it is made even though its task is cancelled or the client is being closed; with `timeout`.
     """

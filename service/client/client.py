@@ -74,7 +74,7 @@ class Client:
         Args:
             server: its address, such as http://127.0.0.1:8000; None: BESTOFN_SERVER, else a running `bestofn up`.
             api_key: None: BESTOFN_API_KEY, if that is set.
-            timeout: of one request, in seconds.
+            timeout: seconds that one request may take.
             retries: how often a request is made again.
             reconnects: how often in a row the stream of a job that is followed may be lost.
 

@@ -24,10 +24,10 @@ class Winner:
     Attributes:
         rank: 1 is the best.
         candidate: its number in the job, from 0.
-        seed: of its noise; the same seed and parameters draw the same image. None: the image was sent.
+        seed: seed of its noise; the same seed and parameters draw the same image. None: the image was sent.
         verdict: the judge's answer on it.
         data: the file's bytes, as the server made them.
-        format: of `data`.
+        format: format of `data`.
     """
 
     rank: int

@@ -78,7 +78,7 @@ def choose_deployment(
         live: deployments of warm workers.
         announced: deployments of all workers ever; a job for one of them waits for such a worker.
         model: name of the model, with or without @REVISION; or None.
-        judge: the same of the judge.
+        judge: name of the judge, likewise.
         rule: ranking rule; lower_bound needs a second judge.
         finals: prefer deployments with a pairwise judge.
         any_model: the model has no effect, so that none is chosen.

@@ -92,8 +92,8 @@ class JobSpec(BaseModel):
         seed: candidate i is drawn from seed + i.
         layers: indices of the transformer's layers that run, ascending; None: all.
         draft_layers: the same for drafts.
-        calibration: of the judge at submission, for jobs that may stop or that two judges decide.
-        second_calibration: of the second judge, for jobs that two judges decide.
+        calibration: the judge's at submission, for jobs that may stop or that two judges decide.
+        second_calibration: the second judge's, for jobs that two judges decide.
         heat_size: candidates of a heat; the first heats of a job that may stop are smaller.
         second_judge: second judge of the workers that may run the job; used with rule lower_bound.
         sent: the caller's images, which are judged instead of drawn candidates; empty: candidates are drawn.
@@ -238,7 +238,7 @@ class Candidate:
     """One judged candidate of a job.
 
     Attributes:
-        seed: of its noise; None: its image was sent.
+        seed: seed of its noise; None: its image was sent.
         verdict: last verdict: on the full solution, or on the draft if there is no full solution.
         draft: verdict on the draft, in jobs with drafts.
         solved_in_full: False: drafted only.

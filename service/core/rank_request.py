@@ -66,8 +66,8 @@ def check_sizes(names: list[str], sizes: list[int]) -> None:
     """Raise InvalidRequest if a file is empty or too large, or all together are.
 
     Args:
-        names: of the images, for errors.
-        sizes: of their files in bytes.
+        names: the images' names, for errors.
+        sizes: bytes of their files.
     """
     for name, size in zip(names, sizes, strict=True):
         if not size:

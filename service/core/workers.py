@@ -16,7 +16,7 @@ class PipelineCall(BaseModel):
 
     Attributes:
         name: class of the pipeline.
-        dtype: of its weights; float32: on a CPU, another: on a GPU.
+        dtype: dtype of its weights; float32: on a CPU, another: on a GPU.
         guidance: argument that takes the guidance scale; None: the call takes none.
         reads_negative: whether a negative prompt has an effect.
         arguments: further arguments with their values, the same in every call.

@@ -70,7 +70,7 @@ def sizes_for(
     Args:
         slots: candidates denoised together; chosen here if None.
         reproducible: "strict" or "fast"; on a CPU strict is the default, on a GPU fast.
-        tflops: of one row's forward at the model's own size.
+        tflops: TFLOP of one row's forward at the model's own size.
         cores: number of CPU cores. With a small model each computes batches of its own, with a large one they
             share each.
     """

@@ -87,9 +87,9 @@ def checked(info: JudgeInfo, revision: str, flops: int) -> JudgeInfo:
     """The info of a judge whose images are checked: other winners, so another revision, for more work.
 
     Args:
-        info: of the judge.
-        revision: of the checker.
-        flops: of one check.
+        info: the judge's info.
+        revision: the checker's revision.
+        flops: operations of one check.
     """
     pinned = f"{info.revision.revision}{CHECKED}{revision}"
     return info.model_copy(

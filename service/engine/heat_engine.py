@@ -45,7 +45,7 @@ class HeatEngine(ABC):
     ) -> None:
         """
         Args:
-            device: of generator and judge.
+            device: device of generator and judge.
             judge: the judge.
             model_info, judge_info: infos to announce; heats for other revisions are refused.
             tokenizer_files: files whose hashes the infos name, the model's first.

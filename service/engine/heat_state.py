@@ -88,7 +88,7 @@ class HeatWork:
         """Notes a verdict; the images of candidates that can no longer be among the best are dropped here.
 
         Args:
-            small: of the image, if the job asked for one.
+            small: thumbnail of the image, if the job asked for one.
             draft: whether it is on a draft, whose image is not kept.
 
         Returns:

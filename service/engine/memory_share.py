@@ -51,7 +51,7 @@ def work_of(
     Args:
         config: the transformer's shape.
         compression: pixels per latent cell and side.
-        channels: of the decoder's last stage.
+        channels: channels of the decoder's last stage.
         text: tokens of every prompt's context.
         itemsize: bytes of a value on the device.
         device: "cuda" or "cpu".

@@ -68,7 +68,7 @@ class PromptTable:
     def __init__(self, context: PromptContext) -> None:
         """
         Args:
-            context: of any prompt, shaped like all of them.
+            context: keys and values of any prompt, shaped like all of them.
         """
         self.buffers = context.empty_slots(STEP)
         self._entries: dict[int, _Entry] = {}  # by place, the one used last at the end

@@ -35,7 +35,7 @@ class Occupant:
         owner: (job, heat) it belongs to.
         candidate: its index in the job.
         table: its solver; `step` is the next row.
-        guidance_scale: of its request.
+        guidance_scale: its request's guidance scale.
         noise: (draws, C, h, w) on the device, fresh noise of later steps.
         prompts: places in the prompt table, one a row of the batch: the prompt's, and the negative prompt's where
             guidance needs one.
@@ -82,7 +82,7 @@ class SlotGroup:
             lane: R.
             batch_pool: pool of parallel forwards.
             prompts: the prompt table.
-            most_rows: of one forward, where memory is known not to suffice for more.
+            most_rows: maximum rows of one forward, where memory is known not to suffice for more.
             record: how a forward is called.
             make_room: frees what is idle, before forwards shrink; returns whether there was something.
         """
@@ -138,7 +138,7 @@ class SlotGroup:
         """Puts a candidate into a free slot.
 
         Args:
-            contexts: of the prompt and, where guidance needs it, of the negative prompt.
+            contexts: the prompt's and, where guidance needs it, the negative prompt's.
         """
         assert slot not in self.occupants
         noise = uploaded(self._generator.noise(seed, *self._group.size, draws=1 + table.noise_draws), self._x.device)

@@ -178,8 +178,8 @@ class ChatServer(Calls):
     """One model behind an OpenAI-compatible server.
 
     Attributes:
-        address: of the model.
-        options: of a completion; without what the server has refused and then answered without.
+        address: the model's address.
+        options: a completion's options, without those that the server has refused.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class ChatServer(Calls):
     ) -> None:
         """
         Args:
-            address: of the model.
+            address: the model's address.
             what, key_setting: for messages, as of `parse_address`.
             key: sent as Bearer, if there is one.
             attempts: as of `Calls`.

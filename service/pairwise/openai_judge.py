@@ -22,7 +22,7 @@ class VisionJudge:
     """Asks one model; `async with` closes its connections. Belongs to one event loop.
 
     Attributes:
-        address: of the model.
+        address: the model's address.
     """
 
     def __init__(self, name: str, key: str | None = None, attempts: int = ATTEMPTS) -> None:

@@ -193,7 +193,7 @@ class QueueConsumer:
         Args:
             claim: a claim of this worker.
             outcome: `released` (no delivery spent), `retried` (one spent) or `dead_lettered` (its job fails).
-            reason: of the failure, for the job's caller.
+            reason: the failure's reason, for the job's caller.
         """
         await self._give_back(claim.entry, claim.deliveries, outcome, reason)
 

@@ -137,7 +137,7 @@ async def stage(redis: Any, key: str, images: Mapping[int, bytes]) -> bool:
 
     Args:
         redis: the queue's client.
-        key: of the hash.
+        key: key of the hash.
         images: bytes, or references to files, by candidate.
 
     Returns:

@@ -81,11 +81,11 @@ def run_local(
     """Runs a job to its end. Ctrl-C cancels it; a second Ctrl-C interrupts at once.
 
     Args:
-        spec: of `local_spec`.
+        spec: the job, from `local_spec`.
         engine: without other work.
         on_progress: called after every tick, and before each round of the finals, with the running job, its `progress`
             filled in.
-        judge: of the finals; closed afterwards.
+        judge: the finals' judge; closed afterwards.
 
     Returns:
         The job: succeeded, failed (with `error`) or canceled; images only if it succeeded.

@@ -89,7 +89,7 @@ async def job_events(
     no longer stored, or the reader was too slow for them, a snapshot replaces them.
 
     Args:
-        context: of this process.
+        context: state of this process.
         spec: the job.
         last: id of the last event that the reader has; None: none.
         caller: name of the API key; its streams take turns on the event loop.

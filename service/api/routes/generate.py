@@ -97,13 +97,13 @@ async def _answer(
     """Follow a submitted job as its caller wants, and answer.
 
     Args:
-        context: of this process.
+        context: state of this process.
         request: the submission.
         job_id: the job.
         created: whether the submission made it; else it is another one's, by its Idempotency-Key.
         accepted: kind of the answer.
         preference: how long to wait for it.
-        last_event_id: of a stream, the last event that the caller has.
+        last_event_id: id of the last event that a stream's caller has.
     """
     headers = {"Location": f"{context.base}/jobs/{job_id}"}
     applied = preference.applied

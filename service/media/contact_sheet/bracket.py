@@ -127,7 +127,7 @@ def draw_bracket(
     """Draws a bracket whose upper edge is at `top`; losers are dimmed, the winner's way is golden.
 
     Args:
-        images: of every candidate in the bracket, RGB.
+        images: RGB image of every candidate in the bracket.
         label: below the winner.
     """
     root = bracket.root

@@ -38,7 +38,7 @@ def draw_sheet(result: JobResult, thumbnails: Mapping[int, Image.Image]) -> Imag
     """Draws all candidates in order of rank, the winner framed, above the rounds of the knockout.
 
     Args:
-        result: of a job that has ended, with `candidates` and `bracket` filled.
+        result: result of a job that has ended, with `candidates` and `bracket` filled.
         thumbnails: images by candidate, of any size; a candidate without one gets an empty card.
 
     Returns:
