@@ -24,7 +24,7 @@ from bestofn.service.pairwise.check_server import prompt_checker
 from bestofn.service.queue.connection import end_tasks
 from bestofn.service.queue.job_queue import Queue
 
-EXPIRE_SECONDS = 0.5
+EXPIRE_SECONDS = 0.25
 
 DESCRIPTION = """\
 Inference-time scaling of text-to-image: a prompt comes in, N candidates are drawn, a judge compares them in a knockout

@@ -166,8 +166,10 @@ async def follow_entries(queue: "Queue", job: str, after: str = "0") -> AsyncGen
                     data = json.dumps({"status": status}).encode()
                     yield [(place.encode(), {b"type": b"canceled", b"data": data})]
                 return  # else `after` was the last event
-            status, seconds = await _patience(queue, job)
+            # A job that has ended may have done so since the last read: then its last event is there now.
+            status = await _status(queue, job)
             ended = status not in ACTIVE
+            seconds = 0.0 if ended else BLOCK_SECONDS
 
 
 async def wait_for_end(queue: "Queue", job: str) -> None:
@@ -181,8 +183,8 @@ async def wait_for_end(queue: "Queue", job: str) -> None:
     last = await queue.redis.xrevrange(key, count=1)
     after = last[0][0].decode() if last else "0"
     while True:
-        status, seconds = await _patience(queue, job)
-        if status not in ACTIVE or (seconds and await queue.feed.read(key, after, seconds, endings_only=True)):
+        ended = await _status(queue, job) not in ACTIVE
+        if ended or await queue.feed.read(key, after, BLOCK_SECONDS, endings_only=True):
             return
 
 
@@ -197,21 +199,9 @@ async def last_place(queue: "Queue", job: str) -> tuple[int, int] | None:
     return numbers_of(entry.decode())
 
 
-async def _patience(queue: "Queue", job: str) -> tuple[JobStatus, float]:
-    """The job's status, and the seconds to wait for its next event; 0: it has ended, or its deadline has passed."""
-    text, deadline = await queue.redis.hmget(queue.keys("job", job), ["status", "deadline"])
+async def _status(queue: "Queue", job: str) -> JobStatus:
+    text = await queue.redis.hget(queue.keys("job", job), "status")
     if text is None:
         await queue.missing(job)
     with reading("the job's stored status"):
-        status, deadline = JobStatus(text.decode()), None if deadline is None else int(deadline)
-    # A job that has ended may have done so since the last read: then its last event is there now.
-    if status not in ACTIVE:
-        return status, 0.0
-    if deadline is None:
-        return status, BLOCK_SECONDS
-    seconds, micros = await queue.redis.time()
-    left = (deadline - int(1000 * seconds + micros // 1000)) / 1000
-    if left <= 0:
-        await queue.expire_jobs()
-        return status, 0.0
-    return status, min(BLOCK_SECONDS, left + 0.001)
+        return JobStatus(text.decode())
