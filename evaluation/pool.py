@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bestofn.evaluation.tasks import Task, digest
+from bestofn.evaluation.tasks import Task, benchmark, digest
 from bestofn.judge.verdict import Verdict
 
 CHUNK = 32
@@ -158,6 +158,12 @@ class Pool:
         self._tables: dict[tuple[SamplingConfig, int], Samples] = {}
         if path.is_file() and path.stat().st_size:
             self._read()
+
+    @classmethod
+    def of_benchmark(cls, path: Path) -> "Pool":
+        """The pool of the benchmark in a file that is there, as it was filled, wherever its checkpoints lie."""
+        identity = filled_from(path)
+        return cls(path, Source("", identity["model"], "", identity["judge"], benchmark()))
 
     def _read(self) -> None:
         lines = self.path.read_text(encoding="utf-8").splitlines()
