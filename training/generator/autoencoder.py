@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bestofn.models.shapes.scenes import place, sample_wish
 from bestofn.models.shapes.world import CANVAS, render
-from bestofn.training.optimizers.muon import MuonAdam, groups_of
+from bestofn.training.optimizers.factory import build_optimizer
 from bestofn.training.runs import Progress, Run
 
 LATENT_CHANNELS = 6
@@ -104,7 +104,8 @@ def train_autoencoder(settings: AutoencoderSettings, progress: Progress) -> Auto
     kernels = [p for p in model.parameters() if p.ndim == 4]
     ends = {id(model.encoder.conv_in.conv.weight)} if hasattr(model.encoder.conv_in, "conv") else set()
     hidden = [p for p in kernels if id(p) not in ends and p.shape[0] > 12]
-    optimizer = MuonAdam(groups_of(hidden, model.parameters(), settings.learning_rate, settings.learning_rate))
+    rate = settings.learning_rate
+    optimizer = build_optimizer("muon", hidden, model.parameters(), rate, rate)
     saved = run.load()
     step = 0
     if saved:

@@ -25,8 +25,7 @@ from bestofn.training.generator.latent_cache import Latents, cached_latents
 from bestofn.training.generator.pipeline import FLOW_SHIFT, Parts, build_parts, load_parts
 from bestofn.training.generator.text_encoder import LayoutHead, layout
 from bestofn.training.optimizers import Name
-from bestofn.training.optimizers.factory import Stepper, build_optimizer
-from bestofn.training.optimizers.muon import MuonAdam, groups_of
+from bestofn.training.optimizers.factory import Scheduled, build_optimizer
 from bestofn.training.runs import Progress, Run
 
 PROMPT_TAGS = ("colors", "counting", "counting_color", "two_object", "color_attr", "position", "position_color")
@@ -103,7 +102,7 @@ class TrainState:
 
     parts: Parts
     heads: nn.ModuleDict
-    optimizer: Stepper
+    optimizer: Scheduled
     mean: list[Tensor]
 
     @property
@@ -138,9 +137,10 @@ def build_train_state(settings: GeneratorSettings) -> TrainState:
     inner += list(parts.transformer.caption_projection.parameters())
     matrices = [p for p in inner if p.ndim >= 2 and p[0].numel() > 9 and p.shape[0] > 6]
     everything = [p for module in (*parts.modules, heads) for p in module.parameters()]
-    groups = groups_of(matrices, everything, settings.matrix_rate, settings.other_rate, weight_decay=0.01)
-    muon = settings.optimizer == "muon"
-    optimizer = MuonAdam(groups, dtype=settings.dtype) if muon else build_optimizer(settings.optimizer, groups)
+    rates = settings.matrix_rate, settings.other_rate
+    optimizer = build_optimizer(
+        settings.optimizer, matrices, everything, *rates, weight_decay=0.01, dtype=settings.dtype
+    )
     mean = [p.detach().clone() for module in parts.modules for p in module.parameters()]
     return TrainState(parts, heads, optimizer, mean)
 

@@ -30,7 +30,7 @@ from bestofn.training.generator.forward import flow_loss
 from bestofn.training.generator.pipeline import Parts, build_parts, load_parts, sample, save_pipeline, score, spread
 from bestofn.training.generator.recovery import recover
 from bestofn.training.generator.trainer import noise_levels
-from bestofn.training.optimizers.muon import MuonAdam, groups_of
+from bestofn.training.optimizers.factory import build_optimizer
 
 LOG = Path(__file__).parent / "runs.jsonl"
 WIDTH, SHALLOW, DEEP, BATCH = 64, 4, 8, 32
@@ -117,7 +117,7 @@ def train(
     """
     inner = [*model.transformer_blocks.parameters(), *model.caption_projection.parameters()]
     matrices = [p for p in inner if p.ndim >= 2 and p[0].numel() > 9 and p.shape[0] > 6]
-    optimizer = MuonAdam(groups_of(matrices, model.parameters(), MATRIX_RATE, OTHER_RATE, weight_decay=0.01))
+    optimizer = build_optimizer("muon", matrices, model.parameters(), MATRIX_RATE, OTHER_RATE, weight_decay=0.01)
     mean = copy.deepcopy(model)
     yield 0, mean
     for step in range(steps):
