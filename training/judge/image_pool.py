@@ -77,7 +77,7 @@ def fill_pool(
     Args:
         folder: folder of the pool; it grows by a file a job.
         jobs: images to draw.
-        settings: everything that the images depend on, as JSON values; kept in the folder.
+        settings: everything that the images depend on, the jobs too, as JSON values; kept in the folder.
         generator: source of the generator, called only if a file is missing.
         progress: called with the numbers of jobs done and wanted.
 
@@ -92,8 +92,11 @@ def fill_pool(
         path = folder / f"{number:05d}.npz"
         if not path.is_file():
             loaded = loaded or generator()
-            _write(path, draw_job(loaded, job), job)
-        out.append(_read(path))
+            images = draw_job(loaded, job)
+            with whole_file(path) as part, part.open("wb") as file:
+                np.savez_compressed(file, images=images)
+        with np.load(path) as kept:
+            out.append(PoolImages(kept["images"], job.specs))
         progress(number + 1, len(jobs))
     return out
 
@@ -129,14 +132,3 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
             f"{path.parent} was filled with {name} {there.get(name)!r}, not {settings.get(name)!r}: "
             "choose another --run, or delete that folder"
         )
-
-
-def _write(path: Path, images: Images, job: DrawJob) -> None:
-    specs = np.array([json.dumps(spec.to_json()) for spec in job.specs], dtype=np.str_)
-    with whole_file(path) as part, part.open("wb") as file:
-        np.savez_compressed(file, images=images, specs=specs)
-
-
-def _read(path: Path) -> PoolImages:
-    with np.load(path) as file:
-        return PoolImages(file["images"], tuple(PromptSpec.from_json(json.loads(line)) for line in file["specs"]))
