@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bestofn.evaluation.stats import Floats
 from bestofn.evaluation.tasks import Task, benchmark, digest
 from bestofn.judge.verdict import Verdict
 
 CHUNK = 32
 DIGITS = 3  # of a logit
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
