@@ -61,7 +61,6 @@ class GeneratorSettings:
     low_precision: bool = False
     save_every: int = 200
     start: Path | None = None  # a shapes checkpoint to go on from, whose shape then counts; None: fresh weights
-    latents: Path | None = None  # file of the scenes, shared by runs of one process; None: one of this run's own
 
     @property
     def dtype(self) -> torch.dtype:
@@ -227,7 +226,7 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> TrainSta
     run = Run(settings.folder)
     state = build_train_state(settings)
     step = _restore(run, state)
-    cache = settings.latents or settings.folder.parent / f"latents-{settings.vae.parent.name}-{rank}.pt"
+    cache = settings.folder.parent / f"latents-{settings.vae.parent.name}-{rank}.pt"
     latents = cached_latents(cache, state.parts.vae, settings.scenes, (settings.seed, 7, rank))
     parameters = state.optimizer.parameters
     smoothed = 0.0

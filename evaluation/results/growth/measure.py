@@ -240,7 +240,7 @@ def measure_pruning(work: Path, depths: Sequence[int], choices: Sequence[str]) -
                 prune(source, start, kept[choice])
                 log(line | {"step": 0, "score": evaluator_score(start)})
             if not out.exists():
-                recover_cached(work, start, out)
+                recover_shipped(work, start, out)
                 log(line | {"step": RECOVERY_STEPS, "score": evaluator_score(out)})
 
 
@@ -256,15 +256,13 @@ def measure_shipped(work: Path) -> None:
                 shutil.copytree(source.path, start)
             else:
                 grow(source, start, layers, dropped=0)
-        recover_cached(work, start, out)
+        recover_shipped(work, start, out)
         score = evaluator_score(out)
         log({"arm": "further", "name": name, "layers": layers, "step": RECOVERY_STEPS, "score": score})
 
 
-def recover_cached(work: Path, start: Path, out: Path) -> None:
-    """Recovery on scenes that are drawn once for all."""
-    folder, scenes = work / f"{start.name}-run", work / "recovery-latents.pt"
-    recover(start, out, folder, RECOVERY_STEPS, lambda _: None, batch=RECOVERY_BATCH, latents=scenes)
+def recover_shipped(work: Path, start: Path, out: Path) -> None:
+    recover(start, out, work / f"{start.name}-run", RECOVERY_STEPS, lambda _: None, batch=RECOVERY_BATCH)
 
 
 def evaluator_score(folder: Path) -> float:
