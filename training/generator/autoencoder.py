@@ -106,12 +106,8 @@ def train_autoencoder(settings: AutoencoderSettings, progress: Progress) -> Auto
     hidden = [p for p in kernels if id(p) not in ends and p.shape[0] > 12]
     rate = settings.learning_rate
     optimizer = build_optimizer("muon", hidden, model.parameters(), rate, rate)
-    saved = run.load()
-    step = 0
-    if saved:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        step = saved["step"]
+    parts = {"model": model, "optimizer": optimizer}
+    step = run.resume(parts).get("step", 0)
     crops = Crops(np.random.default_rng(settings.seed), settings.scenes, settings.crop)
     while step < settings.steps:
         rng = np.random.default_rng((settings.seed, 1, step))
@@ -130,7 +126,7 @@ def train_autoencoder(settings: AutoencoderSettings, progress: Progress) -> Auto
             figures = {"step": step, "steps": settings.steps, "loss": float(loss.detach()), "psnr": psnr}
             run.log(**figures, latent_std=float(z.detach().std()))
             progress(figures)
-            run.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
+            run.save(parts | {"step": step})
     model.eval()
     with torch.no_grad():
         frames = torch.from_numpy(crops.images[:512]).permute(0, 3, 1, 2).float() / 127.5 - 1

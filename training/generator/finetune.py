@@ -183,10 +183,8 @@ def finetune(
             if rank == 0:
                 progress(figures)
                 run.log(**figures, ranks=ranks)
-            state = {
-                "weights": [here(p.detach()) for p in weights], "mean": finetuned.mean, "step": step + 1,
-                "optimizer": finetuned.optimizer.state_dict(),
-            }  # fmt: skip
+            mine = [here(p.detach()) for p in weights]
+            state = {"weights": mine, "mean": finetuned.mean, "step": step + 1, "optimizer": finetuned.optimizer}
             run.save(state, between=barrier)
     return finetuned
 

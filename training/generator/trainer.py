@@ -9,6 +9,7 @@ import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,6 +109,12 @@ class TrainState:
     def weights(self) -> list[nn.Parameter]:
         """Parameters of the shipped modules, in a fixed order."""
         return [p for module in self.parts.modules for p in module.parameters()]
+
+    @property
+    def stateful(self) -> dict[str, Any]:
+        """What a run's checkpoint keeps the state of."""
+        modules = {"transformer": self.parts.transformer, "text": self.parts.text_encoder, "heads": self.heads}
+        return modules | {"optimizer": self.optimizer}
 
     def averaged(self) -> Parts:
         """A copy of the parts with the running mean of the weights."""
@@ -225,7 +232,8 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> TrainSta
     rank, ranks = rank_and_ranks()
     run = Run(settings.folder)
     state = build_train_state(settings)
-    step = _restore(run, state)
+    saved = run.resume(state.stateful)
+    step, state.mean = saved.get("step", 0), saved.get("mean", state.mean)
     cache = settings.folder.parent / f"latents-{settings.vae.parent.name}-{rank}.pt"
     latents = cached_latents(cache, state.parts.vae, settings.scenes, (settings.seed, 7, rank))
     parameters = state.optimizer.parameters
@@ -260,23 +268,5 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> TrainSta
             figures = {"step": step - settings.text_steps, "steps": settings.steps, "loss": smoothed}
             progress(figures)
             run.log(**figures, ranks=ranks, rate=scale, **({} if warm else conditioning(state, latents)))
-            _save(run, state, step)
+            run.save(state.stateful | {"mean": state.mean, "step": step})
     return state
-
-
-def _save(run: Run, state: TrainState, step: int) -> None:
-    modules = {"transformer": state.parts.transformer, "text": state.parts.text_encoder, "heads": state.heads}
-    weights = {name: module.state_dict() for name, module in modules.items()}
-    run.save({**weights, "optimizer": state.optimizer.state_dict(), "mean": state.mean, "step": step})
-
-
-def _restore(run: Run, state: TrainState) -> int:
-    saved = run.load()
-    if saved is None:
-        return 0
-    state.parts.transformer.load_state_dict(saved["transformer"])
-    state.parts.text_encoder.load_state_dict(saved["text"])
-    state.heads.load_state_dict(saved["heads"])
-    state.optimizer.load_state_dict(saved["optimizer"])
-    state.mean = saved["mean"]
-    return int(saved["step"])

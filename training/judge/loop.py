@@ -151,7 +151,9 @@ def train(
     """
     run = Run(folder)
     optimizer = _optimizer(model, schedule.learning_rate)
-    begin, spent = _resume(run, model, optimizer)
+    parts = {"model": model, "optimizer": optimizer}
+    saved = run.resume(parts)
+    begin, spent = int(saved.get("step", 0)), float(saved.get("seconds", 0))
     started = time.monotonic() - spent
     model.model.llm.config._attn_implementation = "float32_sdpa" if schedule.low_precision else "sdpa"
     for step in range(begin, schedule.steps):
@@ -168,7 +170,7 @@ def train(
             figures |= score()
             seconds = time.monotonic() - started
             run.log(training_seconds=round(seconds, 1), **figures)
-            _save(run, model, optimizer, done, seconds)
+            run.save(parts | {"step": done, "seconds": seconds})
         if progress is not None:
             progress(figures)
     model.eval()
@@ -181,17 +183,3 @@ def _optimizer(model: JudgeTrainingModel, rate: float) -> Scheduled:
     outside = {id(embedding), *(id(p) for p in model.readers.parameters())}
     matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in outside]
     return build_optimizer("muon", matrices, model.parameters(), rate, OTHER_RATE * rate, weight_decay=0.02)
-
-
-def _save(run: Run, model: JudgeTrainingModel, optimizer: Scheduled, step: int, seconds: float) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    run.save(state | {"step": step, "seconds": seconds})
-
-
-def _resume(run: Run, model: JudgeTrainingModel, optimizer: Scheduled) -> tuple[int, float]:
-    state = run.load()
-    if state is None:
-        return 0, 0.0
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"]), float(state["seconds"])
