@@ -55,7 +55,7 @@ def generator(
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.models.weight_files import whole_folder
     from bestofn.training.generator.autoencoder import AutoencoderSettings, train_autoencoder
-    from bestofn.training.generator.pipeline import sample, save_pipeline, score, spread
+    from bestofn.training.generator.pipeline import save_pipeline, score, spread
     from bestofn.training.generator.trainer import GeneratorSettings, further, train_generator
 
     torch.set_num_threads(threads)
@@ -85,8 +85,7 @@ def generator(
         save_pipeline(parts, folder)
     say(f"wrote {out}")
     if scored:
-        figures = score(lambda prompts, seeds: list(sample(parts, prompts, seeds).numpy()), spread(scored))
-        typer.echo(figures_text(figures))
+        typer.echo(figures_text(score(parts, spread(scored))))
 
 
 @program.command(

@@ -104,7 +104,7 @@ def share_right(world: World, model: SanaTransformer2DModel) -> float:
     """Share of images that the exact evaluator accepts: every kind of object, seeds that are always the same."""
     specs = [single(*kind) for kind in KINDS for _ in range(PICTURES)]
     seeds = [seed for _ in KINDS for seed in range(PICTURES)]
-    images = sample(replace(world.parts, transformer=model), [spec.prompt for spec in specs], seeds).numpy()
+    images = sample(replace(world.parts, transformer=model), [spec.prompt for spec in specs], seeds)
     return float(np.mean([evaluate(image, spec).correct for image, spec in zip(images, specs, strict=True)]))
 
 
@@ -267,8 +267,7 @@ def recover_shipped(work: Path, start: Path, out: Path) -> None:
 
 def evaluator_score(folder: Path) -> float:
     """Mean of the six categories on half of the benchmark, at the call defaults."""
-    parts = load_parts(folder)
-    result = score(lambda prompts, seeds: list(sample(parts, prompts, seeds).numpy()), SCORED)["mean"]
+    result = score(load_parts(folder), SCORED)["mean"]
     sys.stderr.write(f"{folder.name}: {result:.3f}\n")
     return result
 
