@@ -1,11 +1,41 @@
-"""The progress bar of a job."""
+"""The progress bars of a job, and of work that counts its steps."""
 
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from collections.abc import Mapping
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 
 from bestofn.cli.console import err
 from bestofn.service.client.events import Progress
 from bestofn.service.core.jobs import JobStatus
+
+
+class StepBar(Bar):
+    """One line on stderr for each stage of some work: its steps, and the figures that it hands out."""
+
+    def __init__(self) -> None:
+        figures = TextColumn("{task.fields[figures]}")
+        steps = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), figures
+        super().__init__(TextColumn("{task.description}"), *steps, console=err)
+
+    def show(self, stage: str, figures: Mapping[str, float]) -> None:
+        """Draw a stage at `step` of `steps`, and all other figures as text."""
+        known = [task.id for task in self.tasks if task.description == stage]
+        task = known[0] if known else self.add_task(stage, figures="")
+        rest = figures_text({name: value for name, value in figures.items() if name not in ("step", "steps")})
+        self.update(task, completed=max(0.0, figures["step"]), total=figures["steps"], figures=rest)
+
+
+def figures_text(figures: Mapping[str, float]) -> str:
+    """Figures in one line."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
 
 
 class JobBar(Bar):

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bestofn.evaluation.cost import Price
-from bestofn.evaluation.pool import Floats, Pool
+from bestofn.evaluation.pool import Pool
 from bestofn.evaluation.replay import Replayed
+from bestofn.evaluation.stats import Floats
 from bestofn.evaluation.strategies import Strategy
 from bestofn.judge.interface import PointwiseJudge
 from bestofn.models.weight_files import whole_file

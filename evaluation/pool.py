@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bestofn.evaluation.tasks import Task, digest
+from bestofn.evaluation.stats import Floats
+from bestofn.evaluation.tasks import Task, benchmark, digest
 from bestofn.judge.verdict import Verdict
 
 CHUNK = 32
 DIGITS = 3  # of a logit
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -158,6 +156,12 @@ class Pool:
         self._tables: dict[tuple[SamplingConfig, int], Samples] = {}
         if path.is_file() and path.stat().st_size:
             self._read()
+
+    @classmethod
+    def of_benchmark(cls, path: Path) -> "Pool":
+        """The pool of the benchmark in a file that is there, as it was filled, wherever its checkpoints lie."""
+        identity = filled_from(path)
+        return cls(path, Source("", identity["model"], "", identity["judge"], benchmark()))
 
     def _read(self) -> None:
         lines = self.path.read_text(encoding="utf-8").splitlines()

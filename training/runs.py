@@ -27,11 +27,13 @@ class Run:
     def save(self, state: Mapping[str, Any], between: Callable[[], None] = lambda: None) -> None:
         """Replace the checkpoint; a crash while writing leaves the old one.
 
-        ``between`` is called when the new file is written and the old one still exists. Processes with a file each wait
-        for each other there, so that all files are of one step.
+        Of modules and optimizers in ``state`` their state dict is kept. ``between`` is called when the new file is
+        written and the old one still exists. Processes with a file each wait for each other there, so that all files
+        are of one step.
         """
         part = self.checkpoint.with_suffix(".part")
-        torch.save(dict(state), part)
+        kept = {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in state.items()}
+        torch.save(kept, part)
         between()
         os.replace(part, self.checkpoint)
 
@@ -41,6 +43,19 @@ class Run:
             return None
         state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         return state
+
+    def resume(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Load the last checkpoint's states into modules and optimizers by name.
+
+        Returns:
+            All else that was saved; nothing at the start of a run.
+        """
+        saved = self.load()
+        if saved is None:
+            return {}
+        for name, part in parts.items():
+            part.load_state_dict(saved.pop(name))
+        return saved
 
     def log(self, **figures: Any) -> None:
         """Append one line of figures with the seconds since this process began."""

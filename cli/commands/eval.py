@@ -2,17 +2,17 @@
 
 import errno
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bestofn.cli import options
 from bestofn.cli.commands.eval_judges import compare_judges, find_judges, judge_names
-from bestofn.cli.console import err, need_packages, say
+from bestofn.cli.console import need_packages, say
+from bestofn.cli.progress_bar import StepBar
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, load_settings
 
@@ -142,10 +142,10 @@ def evaluate(
         _make_folder(out)
         if latents is not None:
             _make_folder(latents, "--latents")
-        with _drawing() as progress, _room(out):
+        with StepBar() as bar, _room(out):
             evaluation.fill(
                 *(numbers, 1 if file else samples, compared, processes),
-                lambda done, wanted: progress(CHUNK * done, CHUNK * wanted),
+                lambda done, wanted: bar.show("drawing", {"step": CHUNK * done, "steps": CHUNK * wanted}),
             )
     if not evaluation.complete(numbers):
         raise SetupError(f"{evaluation.pool.path} has no candidates of all these prompts: run without --replay")
@@ -173,15 +173,6 @@ def _room(out: Path) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _drawing() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr; the function takes the images done and wanted."""
-    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, wanted: bar.update(task, completed=done, total=wanted)
-
-
 def _spaced(count: int | None, all_of_them: int) -> list[int]:
     """Numbers of prompts, evenly spaced."""
     count = min(count or all_of_them, all_of_them)
@@ -202,8 +193,11 @@ def _drawn(out: Path, settings: Settings, device: str, samples: int, prompts: in
     check_size(checkpoint.name, default_size(checkpoint), REMEDY)
     loras = [Lora.resolve(text) for text in listed(settings.lora)]
     generator = load_generator(settings.model, torch.device(device), loras=loras)
-    with _drawing() as progress:
-        return draw_labelled(out, generator, _spaced(prompts, len(benchmark())), samples, progress)
+    with StepBar() as bar:
+        return draw_labelled(
+            *(out, generator, _spaced(prompts, len(benchmark())), samples),
+            lambda done, wanted: bar.show("drawing", {"step": done, "steps": wanted}),
+        )
 
 
 def _make_folder(out: Path, option: str = "--out") -> None:

@@ -8,12 +8,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress
 
 from bestofn.cli.commands.checkpoint_files import about as facts_of
 from bestofn.cli.commands.checkpoint_files import add_to as add_files
 from bestofn.cli.commands.checkpoint_files import check_fetched
-from bestofn.cli.console import err, need_packages, say
+from bestofn.cli.console import need_packages, say
+from bestofn.cli.progress_bar import StepBar
 from bestofn.judge.names import JudgeName, members, parse_name, vlm_name
 from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import load_settings
@@ -194,10 +194,9 @@ def prune(
     values, _ = _measure(source, prompts, steps, devices, seed)
     kept = kept_blocks(values, layers)
     if recover:
-        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work, Progress(console=err) as bar:
+        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work, StepBar() as bar:
             start = write(source, Path(work) / "start", kept)
-            task = bar.add_task("training", total=recover)
-            train(start, out, Path(work), recover, lambda f: bar.update(task, completed=f["step"]), seed, rate=rate)
+            train(start, out, Path(work), recover, lambda f: bar.show("training", f), seed, rate=rate)
     else:
         write(source, out, kept)
     if json:
@@ -221,9 +220,11 @@ def _measure(
     if prompts is None and source.name != "shapes":
         say("calibrating with prompts of the drawn world; --prompts FILE takes prompts like your users'")
     lines = [line.strip() for _, line in read_lines(prompts)] if prompts else calibration_prompts(seed)
-    with Progress(console=err, transient=True) as bar:
-        task = bar.add_task("calibrating", total=len(lines))
-        values = block_importance(generator, lines, seed, steps, lambda done: bar.update(task, completed=done))
+    with StepBar() as bar:
+        values = block_importance(
+            *(generator, lines, seed, steps),
+            lambda done: bar.show("calibrating", {"step": done, "steps": len(lines)}),
+        )
     return values, len(lines)
 
 

@@ -7,17 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from bestofn.cli.console import err, need_packages, say
+from bestofn.cli.console import need_packages, say
+from bestofn.cli.progress_bar import StepBar, figures_text
 from bestofn.service.core.errors import SetupError
 from bestofn.training.judge.settings import JudgeSettings
 from bestofn.training.optimizers import Name
@@ -35,34 +27,6 @@ _count = partial(typer.Option, min=1)
 Bf16 = Annotated[
     bool | None, typer.Option("--bf16/--no-bf16", help="Matrix products in bfloat16; by default where the GPU has it.")
 ]
-
-
-class _Bar(Progress):
-    """A progress bar with the figures that a training hands out."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=err,
-        )
-        self._stages: dict[str, TaskID] = {}
-
-    def show(self, stage: str, figures: Mapping[str, float]) -> None:
-        """`step` of `steps`, and everything else as text."""
-        if stage not in self._stages:
-            self._stages[stage] = self.add_task(stage, figures="")
-        rest = _text({name: value for name, value in figures.items() if name not in ("step", "steps")})
-        step = max(0.0, figures["step"])
-        self.update(self._stages[stage], completed=step, total=figures["steps"], figures=rest)
-
-
-def _text(figures: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
 
 
 @program.command(epilog="Example: `bestofn train generator --run runs/generator --out my-shapes --steps 3000`")
@@ -91,12 +55,12 @@ def generator(
     from bestofn.models.checkpoint import Checkpoint
     from bestofn.models.weight_files import whole_folder
     from bestofn.training.generator.autoencoder import AutoencoderSettings, train_autoencoder
-    from bestofn.training.generator.pipeline import sample, save_pipeline, score, spread
+    from bestofn.training.generator.pipeline import save_pipeline, score, spread
     from bestofn.training.generator.trainer import GeneratorSettings, further, train_generator
 
     torch.set_num_threads(threads)
     vae = run / "vae"
-    with _Bar() as bar:
+    with StepBar() as bar:
         if start is None and not vae.is_dir():
             autoencoder = train_autoencoder(
                 AutoencoderSettings(run / "autoencoder", vae_steps, seed), lambda f: bar.show("autoencoder", f)
@@ -121,8 +85,7 @@ def generator(
         save_pipeline(parts, folder)
     say(f"wrote {out}")
     if scored:
-        figures = score(lambda prompts, seeds: list(sample(parts, prompts, seeds).numpy()), spread(scored))
-        typer.echo(_text(figures))
+        typer.echo(figures_text(score(parts, spread(scored))))
 
 
 @program.command(
@@ -197,7 +160,7 @@ def finetune(
             save_every=save_every,
         )
         first = rank_and_ranks()[0] == 0
-        with _Bar() if first else nullcontext() as bar:
+        with StepBar() if first else nullcontext() as bar:
             learner = training.finetune(
                 source,
                 settings,
@@ -264,12 +227,13 @@ def judge(
         decay_steps=decay_steps,
         low_precision=bf16,
     )
-    with _Bar() as bar:
+    with StepBar() as bar:
 
         def show(stage: str, figures: Mapping[str, float]) -> None:
             bar.show(stage, {name: value for name, value in figures.items() if name in _JUDGE_FIGURES})
             if "auc" in figures:
-                say(f"{stage}, held out: {_text({name: figures[name] for name in ('accuracy', 'chosen', 'auc')})}")
+                held_out = {name: figures[name] for name in ("accuracy", "chosen", "auc")}
+                say(f"{stage}, held out: {figures_text(held_out)}")
 
         train_judge(settings, show)
     say(f"wrote {out}")

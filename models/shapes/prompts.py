@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -37,22 +36,6 @@ class Requirement:
     colour: str | None = None
     position: tuple[str, int] | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """In GenEval's words."""
-        out: dict[str, Any] = {"class": self.shape, "count": self.count}
-        if self.colour:
-            out["color"] = self.colour
-        if self.position:
-            out["position"] = list(self.position)
-        return out
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Requirement:
-        """From GenEval's words."""
-        position = data.get("position")
-        placed = (str(position[0]), int(position[1])) if position else None
-        return cls(data["class"], int(data["count"]), data.get("color"), placed)
-
 
 @dataclass(frozen=True)
 class PromptSpec:
@@ -62,20 +45,6 @@ class PromptSpec:
     include: tuple[Requirement, ...]
     prompt: str
     exclude: tuple[Requirement, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """GenEval's object."""
-        out: dict[str, Any] = {"tag": self.tag, "include": [r.to_json() for r in self.include]}
-        if self.exclude:
-            out["exclude"] = [r.to_json() for r in self.exclude]
-        return {**out, "prompt": self.prompt}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> PromptSpec:
-        """From GenEval's object."""
-        include = tuple(Requirement.from_json(r) for r in data["include"])
-        exclude = tuple(Requirement.from_json(r) for r in data.get("exclude", ()))
-        return cls(data["tag"], include, data["prompt"], exclude)
 
 
 def noun(shape: str, colour: str | None = None) -> str:

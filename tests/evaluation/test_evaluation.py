@@ -238,12 +238,11 @@ def test_the_published_figures_are_what_the_pool_says():
 
     published = json.loads((SCALING / "scaling.json").read_text())
     assert (SCALING / "scaling.md").read_text() == report.tables(published)
-    source = Source("", published["model"], "", published["judge"], benchmark())
     strategies = [Strategy.parse(one["strategy"]) for one in published["strategies"]]
     prices = {"tflops": cost.counted(Generator.load("shapes"), Judge.load())}
     calibration = read(EMBEDDED / FILE) if (EMBEDDED / FILE).is_file() else None
     question = report.Question(range(240), strategies, 12, prices, calibration, published["machine"])
-    figures = json.loads(json.dumps(report.summary(Pool(SCALING / "pool.jsonl", source), question)))
+    figures = json.loads(json.dumps(report.summary(Pool.of_benchmark(SCALING / "pool.jsonl"), question)))
     for one in (published, figures):
         one.pop("prices")
         for strategy in one["strategies"]:
@@ -256,7 +255,7 @@ def test_summary_with_one_prompt_a_category_has_no_plan(numbers, planned):
     from bestofn.evaluation import cost, report
 
     published = json.loads((SCALING / "scaling.json").read_text())
-    pool = Pool(SCALING / "pool.jsonl", Source("", published["model"], "", published["judge"], benchmark()))
+    pool = Pool.of_benchmark(SCALING / "pool.jsonl")
     prices = {unit: cost.Price(**price) for unit, price in published["prices"].items()}
     question = report.Question(numbers, [Strategy(N) for N in (4, 8)], 12, prices, None, "")
     figures = report.summary(pool, question)

@@ -8,15 +8,17 @@ import pytest
 import torch
 from diffusers import AutoencoderDC, SanaPipeline
 
-from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.checkpoint import EMBEDDED, Checkpoint
 from bestofn.models.depth.pruning import prune
 from bestofn.models.errors import CheckpointError
+from bestofn.models.generator import Generator
+from bestofn.models.sampling import generate
 from bestofn.models.shapes.prompts import caption, known_words, pair
 from bestofn.models.shapes.scenes import Wish
 from bestofn.training.generator.autoencoder import AutoencoderSettings, train_autoencoder
 from bestofn.training.generator.forward import forward
 from bestofn.training.generator.latent_cache import draw_latents
-from bestofn.training.generator.pipeline import load_parts, save_pipeline, score, spread
+from bestofn.training.generator.pipeline import load_parts, sample, save_pipeline, score, spread
 from bestofn.training.generator.recovery import recover
 from bestofn.training.generator.text_encoder import TOKENS, build_tokenizer, layout
 from bestofn.training.generator.trainer import GeneratorSettings, build_train_state, noise_levels, rate, train_generator
@@ -172,8 +174,16 @@ def test_latents_keep_words_and_labels(vae: Path) -> None:
         assert len(set(wish.shapes)) == len(set(latents.shapes[k].tolist()) - {0})
 
 
-def test_score_counts_by_category() -> None:
-    blank = np.full((64, 64, 3), 128, np.uint8)
-    result = score(lambda prompts, seeds: [blank] * len(prompts), spread(2))
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers, numpy 2
+def test_score_of_untrained_parts_is_0_in_each_category(tmp_path: Path, vae: Path) -> None:
+    parts = build_train_state(_settings(tmp_path, vae, 1)).parts
+    result = score(parts, spread(2))
     assert result["mean"] == 0
     assert len(result) == 8
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_sample_is_an_image_of_the_product() -> None:
+    (image,) = sample(load_parts(EMBEDDED["shapes"]), ["a photo of a ring"], [7])
+    drawn = generate(Generator.load("shapes"), "a photo of a ring", [7])[0].numpy()
+    assert np.abs(image.astype(int) - drawn).max() <= 2

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bestofn.models.shapes.scenes import place, sample_wish
 from bestofn.models.shapes.world import CANVAS, render
-from bestofn.training.optimizers.muon import MuonAdam, groups_of
+from bestofn.training.optimizers.factory import build_optimizer
 from bestofn.training.runs import Progress, Run
 
 LATENT_CHANNELS = 6
@@ -104,13 +104,10 @@ def train_autoencoder(settings: AutoencoderSettings, progress: Progress) -> Auto
     kernels = [p for p in model.parameters() if p.ndim == 4]
     ends = {id(model.encoder.conv_in.conv.weight)} if hasattr(model.encoder.conv_in, "conv") else set()
     hidden = [p for p in kernels if id(p) not in ends and p.shape[0] > 12]
-    optimizer = MuonAdam(groups_of(hidden, model.parameters(), settings.learning_rate, settings.learning_rate))
-    saved = run.load()
-    step = 0
-    if saved:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        step = saved["step"]
+    rate = settings.learning_rate
+    optimizer = build_optimizer("muon", hidden, model.parameters(), rate, rate)
+    parts = {"model": model, "optimizer": optimizer}
+    step = run.resume(parts).get("step", 0)
     crops = Crops(np.random.default_rng(settings.seed), settings.scenes, settings.crop)
     while step < settings.steps:
         rng = np.random.default_rng((settings.seed, 1, step))
@@ -129,7 +126,7 @@ def train_autoencoder(settings: AutoencoderSettings, progress: Progress) -> Auto
             figures = {"step": step, "steps": settings.steps, "loss": float(loss.detach()), "psnr": psnr}
             run.log(**figures, latent_std=float(z.detach().std()))
             progress(figures)
-            run.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
+            run.save(parts | {"step": step})
     model.eval()
     with torch.no_grad():
         frames = torch.from_numpy(crops.images[:512]).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -29,8 +29,7 @@ from bestofn.training.distributed import barrier, rank_and_ranks
 from bestofn.training.generator.image_dataset import Features, Warn, prepared
 from bestofn.training.optimizers import Name
 from bestofn.training.optimizers.came8bit import here
-from bestofn.training.optimizers.factory import Stepper, build_optimizer
-from bestofn.training.optimizers.muon import groups_of
+from bestofn.training.optimizers.factory import Scheduled, build_optimizer
 from bestofn.training.runs import Progress, Run
 
 
@@ -62,7 +61,7 @@ class FinetuneState:
     """The transformer and what trains it; sharded where there are several processes."""
 
     transformer: Any
-    optimizer: Stepper
+    optimizer: Scheduled
     mean: list[Tensor]  # this process' part of the running mean, in the order of parameters; empty without one
 
 
@@ -98,9 +97,11 @@ def build_finetune_state(checkpoint: Checkpoint, settings: FinetuneSettings, dev
     inner = list(transformer.transformer_blocks.parameters())
     matrices = [p for p in inner if p.ndim >= 2 and p.shape[1] == p.shape[1:].numel() and p.shape[0] > 6]
     rate = settings.learning_rate
-    groups = groups_of(matrices, transformer.parameters(), rate, rate, settings.weight_decay)
+    optimizer = build_optimizer(
+        settings.optimizer, matrices, transformer.parameters(), rate, rate, settings.weight_decay
+    )
     mean = [here(p.detach()).clone() for p in transformer.parameters()] if settings.ema else []
-    return FinetuneState(transformer, build_optimizer(settings.optimizer, groups), mean)
+    return FinetuneState(transformer, optimizer, mean)
 
 
 def flow_loss(
@@ -182,10 +183,8 @@ def finetune(
             if rank == 0:
                 progress(figures)
                 run.log(**figures, ranks=ranks)
-            state = {
-                "weights": [here(p.detach()) for p in weights], "mean": finetuned.mean, "step": step + 1,
-                "optimizer": finetuned.optimizer.state_dict(),
-            }  # fmt: skip
+            mine = [here(p.detach()) for p in weights]
+            state = {"weights": mine, "mean": finetuned.mean, "step": step + 1, "optimizer": finetuned.optimizer}
             run.save(state, between=barrier)
     return finetuned
 

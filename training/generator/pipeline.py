@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,24 +16,19 @@ from transformers import Gemma2Model, PreTrainedTokenizerFast
 from bestofn.models.errors import CheckpointError
 from bestofn.models.shapes.evaluator import evaluate
 from bestofn.models.shapes.prompts import CATEGORIES, BenchmarkPrompt, benchmark_prompts
-from bestofn.models.shapes.world import Image
+from bestofn.models.shapes.world import CANVAS, Image
 from bestofn.training.generator.autoencoder import LATENT_CHANNELS
-from bestofn.training.generator.forward import forward
 from bestofn.training.generator.text_encoder import TOKENS, build_text_encoder, build_tokenizer
 
 FLOW_SHIFT = 3.0
 LATENT_SIDE = 16
-STEPS, GUIDANCE = 12, 4.0
 CALL_DEFAULTS = {
-    "num_inference_steps": STEPS,
-    "guidance_scale": GUIDANCE,
+    "num_inference_steps": 12,
+    "guidance_scale": 4.0,
     "max_sequence_length": 16,
     "complex_human_instruction": None,
 }
 """Call defaults in `bestofn.json` of the checkpoint folder."""
-
-Drawer = Callable[[Sequence[str], Sequence[int]], Sequence[Image]]
-"""Prompts and noise seeds to images (64, 64, 3) uint8."""
 
 
 @dataclass(frozen=True)
@@ -99,34 +94,27 @@ def load_parts(folder: Path) -> Parts:
     return Parts(pipeline.tokenizer, pipeline.text_encoder, pipeline.transformer, pipeline.vae)
 
 
-def build_scheduler() -> DPMSolverMultistepScheduler:
-    """SANA's: flow DPM-Solver++ with shift 3."""
-    return DPMSolverMultistepScheduler(
+def build_pipeline(parts: Parts) -> SanaPipeline:
+    """The parts with SANA's scheduler: flow DPM-Solver++ with shift 3."""
+    scheduler = DPMSolverMultistepScheduler(
         flow_shift=FLOW_SHIFT, use_flow_sigmas=True, prediction_type="flow_prediction", final_sigmas_type="zero"
     )
+    return SanaPipeline(parts.tokenizer, parts.text_encoder, parts.vae, parts.transformer, scheduler)
 
 
-@torch.no_grad()
-def sample(parts: Parts, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-    """The images of a SanaPipeline of these parts at the call defaults, in one batch.  # -> (B, H, W, 3) uint8"""
-    text, mask = parts.encode([*[""] * len(prompts), *prompts])
-    shape = (LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE)
-    x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-    scheduler = build_scheduler()
-    scheduler.set_timesteps(STEPS)
-    for t in scheduler.timesteps:
-        levels = (t / 1000).float().expand(2 * len(x))
-        both, _ = forward(parts.transformer, torch.cat([x, x]), levels, text, mask, torch.float32, tap=0)
-        free, bound = both.chunk(2)
-        x = scheduler.step(free + GUIDANCE * (bound - free), t, x, return_dict=False)[0]
-    pixels: Tensor = parts.vae.decode(x / parts.vae.config.scaling_factor).sample
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+def sample(parts: Parts, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
+    """Images (64, 64, 3) uint8 of prompts and noise seeds at the call defaults, drawn in one batch."""
+    pipeline = build_pipeline(parts)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+    size = {"height": CANVAS, "width": CANVAS, "use_resolution_binning": False}
+    images = pipeline(list(prompts), generator=noise, output_type="np", **size, **CALL_DEFAULTS).images
+    return list((images * 255).round().astype(np.uint8))
 
 
 def save_pipeline(parts: Parts, folder: Path) -> None:
     """Write the folder that plain `SanaPipeline.from_pretrained` loads, with `bestofn.json`."""
-    pipeline = SanaPipeline(parts.tokenizer, parts.text_encoder, parts.vae, parts.transformer, build_scheduler())
-    pipeline.save_pretrained(folder)
+    build_pipeline(parts).save_pretrained(folder)
     (folder / "bestofn.json").write_text(json.dumps(CALL_DEFAULTS, indent=2) + "\n")
 
 
@@ -140,9 +128,9 @@ def spread(per_category: int) -> list[BenchmarkPrompt]:
     return out
 
 
-def score(draw: Drawer, prompts: Sequence[BenchmarkPrompt]) -> dict[str, float]:
+def score(parts: Parts, prompts: Sequence[BenchmarkPrompt]) -> dict[str, float]:
     """Share of correct images by category, their mean ("mean"), and the share on held-out ones ("held_out")."""
-    images = draw([p.spec.prompt for p in prompts], [p.seed for p in prompts])
+    images = sample(parts, [p.spec.prompt for p in prompts], [p.seed for p in prompts])
     correct = np.array([evaluate(image, p.spec).correct for image, p in zip(images, prompts, strict=True)])
     tags = np.array([p.spec.tag for p in prompts])
     held = np.array([p.held_out for p in prompts])

@@ -19,7 +19,6 @@ def recover(
     seed: int = 0,
     batch: int = 128,
     rate: float = 1.0,
-    latents: Path | None = None,
 ) -> Path:
     """Train for ``steps`` steps with a learning rate that falls to zero.
 
@@ -32,7 +31,6 @@ def recover(
         seed: of scenes, captions and noise.
         batch: scenes an update.
         rate: the first rates, as a share of a fresh run's.
-        latents: file of the encoded scenes, which runs of as many steps and scenes may share; None: one of its own.
 
     Returns:
         ``out``.
@@ -51,7 +49,6 @@ def recover(
         warmup_steps=min(10, steps),
         matrix_rate=rate * GeneratorSettings.matrix_rate,
         other_rate=rate * GeneratorSettings.other_rate,
-        latents=latents,
     )
     parts = train_generator(further(settings, start), progress).averaged()
     story = (start / "README.md").read_text(encoding="utf-8").rstrip().removesuffix(".")

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,7 @@ from bestofn.training.generator.latent_cache import Latents, cached_latents
 from bestofn.training.generator.pipeline import FLOW_SHIFT, Parts, build_parts, load_parts
 from bestofn.training.generator.text_encoder import LayoutHead, layout
 from bestofn.training.optimizers import Name
-from bestofn.training.optimizers.factory import Stepper, build_optimizer
-from bestofn.training.optimizers.muon import MuonAdam, groups_of
+from bestofn.training.optimizers.factory import Scheduled, build_optimizer
 from bestofn.training.runs import Progress, Run
 
 PROMPT_TAGS = ("colors", "counting", "counting_color", "two_object", "color_attr", "position", "position_color")
@@ -62,7 +62,6 @@ class GeneratorSettings:
     low_precision: bool = False
     save_every: int = 200
     start: Path | None = None  # a shapes checkpoint to go on from, whose shape then counts; None: fresh weights
-    latents: Path | None = None  # file of the scenes, shared by runs of one process; None: one of this run's own
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,13 +102,19 @@ class TrainState:
 
     parts: Parts
     heads: nn.ModuleDict
-    optimizer: Stepper
+    optimizer: Scheduled
     mean: list[Tensor]
 
     @property
     def weights(self) -> list[nn.Parameter]:
         """Parameters of the shipped modules, in a fixed order."""
         return [p for module in self.parts.modules for p in module.parameters()]
+
+    @property
+    def stateful(self) -> dict[str, Any]:
+        """What a run's checkpoint keeps the state of."""
+        modules = {"transformer": self.parts.transformer, "text": self.parts.text_encoder, "heads": self.heads}
+        return modules | {"optimizer": self.optimizer}
 
     def averaged(self) -> Parts:
         """A copy of the parts with the running mean of the weights."""
@@ -138,9 +143,10 @@ def build_train_state(settings: GeneratorSettings) -> TrainState:
     inner += list(parts.transformer.caption_projection.parameters())
     matrices = [p for p in inner if p.ndim >= 2 and p[0].numel() > 9 and p.shape[0] > 6]
     everything = [p for module in (*parts.modules, heads) for p in module.parameters()]
-    groups = groups_of(matrices, everything, settings.matrix_rate, settings.other_rate, weight_decay=0.01)
-    muon = settings.optimizer == "muon"
-    optimizer = MuonAdam(groups, dtype=settings.dtype) if muon else build_optimizer(settings.optimizer, groups)
+    rates = settings.matrix_rate, settings.other_rate
+    optimizer = build_optimizer(
+        settings.optimizer, matrices, everything, *rates, weight_decay=0.01, dtype=settings.dtype
+    )
     mean = [p.detach().clone() for module in parts.modules for p in module.parameters()]
     return TrainState(parts, heads, optimizer, mean)
 
@@ -226,8 +232,9 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> TrainSta
     rank, ranks = rank_and_ranks()
     run = Run(settings.folder)
     state = build_train_state(settings)
-    step = _restore(run, state)
-    cache = settings.latents or settings.folder.parent / f"latents-{settings.vae.parent.name}-{rank}.pt"
+    saved = run.resume(state.stateful)
+    step, state.mean = saved.get("step", 0), saved.get("mean", state.mean)
+    cache = settings.folder.parent / f"latents-{settings.vae.parent.name}-{rank}.pt"
     latents = cached_latents(cache, state.parts.vae, settings.scenes, (settings.seed, 7, rank))
     parameters = state.optimizer.parameters
     smoothed = 0.0
@@ -261,23 +268,5 @@ def train_generator(settings: GeneratorSettings, progress: Progress) -> TrainSta
             figures = {"step": step - settings.text_steps, "steps": settings.steps, "loss": smoothed}
             progress(figures)
             run.log(**figures, ranks=ranks, rate=scale, **({} if warm else conditioning(state, latents)))
-            _save(run, state, step)
+            run.save(state.stateful | {"mean": state.mean, "step": step})
     return state
-
-
-def _save(run: Run, state: TrainState, step: int) -> None:
-    modules = {"transformer": state.parts.transformer, "text": state.parts.text_encoder, "heads": state.heads}
-    weights = {name: module.state_dict() for name, module in modules.items()}
-    run.save({**weights, "optimizer": state.optimizer.state_dict(), "mean": state.mean, "step": step})
-
-
-def _restore(run: Run, state: TrainState) -> int:
-    saved = run.load()
-    if saved is None:
-        return 0
-    state.parts.transformer.load_state_dict(saved["transformer"])
-    state.parts.text_encoder.load_state_dict(saved["text"])
-    state.heads.load_state_dict(saved["heads"])
-    state.optimizer.load_state_dict(saved["optimizer"])
-    state.mean = saved["mean"]
-    return int(saved["step"])

@@ -1,20 +1,32 @@
-"""Generated images on disk: one file a job, written once, resumable, refused where the settings differ."""
+"""Generated images on disk: one file a job, written once, resumable, refused where the settings differ.
+
+B images, (H, W) pixels.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
+from bestofn.models.generator import Generator
+from bestofn.models.sampling import draw
 from bestofn.models.shapes.prompts import PromptSpec
 from bestofn.models.weight_files import whole_file
-from bestofn.training.judge.drawing import Drawer, Images
 
 SETTINGS = "settings.json"
+
+BATCH = 32
+"""Images of one forward, at most."""
+
+Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ def fill_pool(
     folder: Path,
     jobs: Sequence[DrawJob],
     settings: Mapping[str, Any],
-    drawer: Callable[[], Drawer],
+    generator: Callable[[], Generator],
     progress: Callable[[int, int], None],
 ) -> list[PoolImages]:
     """Draw the jobs whose file is missing and return all of them.
@@ -65,8 +77,8 @@ def fill_pool(
     Args:
         folder: folder of the pool; it grows by a file a job.
         jobs: images to draw.
-        settings: everything that the images depend on, as JSON values; kept in the folder.
-        drawer: source of the drawer, called only if a file is missing.
+        settings: everything that the images depend on, the jobs too, as JSON values; kept in the folder.
+        generator: source of the generator, called only if a file is missing.
         progress: called with the numbers of jobs done and wanted.
 
     Raises:
@@ -75,15 +87,31 @@ def fill_pool(
     folder.mkdir(parents=True, exist_ok=True)
     check_settings(folder / SETTINGS, settings)
     out: list[PoolImages] = []
-    tool: Drawer | None = None
+    loaded: Generator | None = None
     for number, job in enumerate(jobs):
         path = folder / f"{number:05d}.npz"
         if not path.is_file():
-            tool = tool or drawer()
-            _write(path, tool.draw([spec.prompt for spec in job.specs], job.seeds, job.steps), job)
-        out.append(_read(path))
+            loaded = loaded or generator()
+            images = draw_job(loaded, job)
+            with whole_file(path) as part, part.open("wb") as file:
+                np.savez_compressed(file, images=images)
+        with np.load(path) as kept:
+            out.append(PoolImages(kept["images"], job.specs))
         progress(number + 1, len(jobs))
     return out
+
+
+@torch.inference_mode()
+def draw_job(generator: Generator, job: DrawJob) -> Images:
+    """The images (B, H, W, 3) of a job; a transformer in bfloat16 has a decoder in bfloat16."""
+    parts = []
+    for prompt, group in groupby(zip(job.specs, job.seeds, strict=True), key=lambda pair: pair[0].prompt):
+        seeds = [seed for _, seed in group]
+        for start in range(0, len(seeds), BATCH):
+            latents = draw(generator, prompt, seeds[start : start + BATCH], num_inference_steps=job.steps)
+            with torch.autocast("cpu", torch.bfloat16, enabled=generator.dtypes["transformer"] == torch.bfloat16):
+                parts.append(generator.decode(latents).numpy())
+    return np.concatenate(parts)
 
 
 def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
@@ -104,14 +132,3 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
             f"{path.parent} was filled with {name} {there.get(name)!r}, not {settings.get(name)!r}: "
             "choose another --run, or delete that folder"
         )
-
-
-def _write(path: Path, images: Images, job: DrawJob) -> None:
-    specs = np.array([json.dumps(spec.to_json()) for spec in job.specs], dtype=np.str_)
-    with whole_file(path) as part, part.open("wb") as file:
-        np.savez_compressed(file, images=images, specs=specs)
-
-
-def _read(path: Path) -> PoolImages:
-    with np.load(path) as file:
-        return PoolImages(file["images"], tuple(PromptSpec.from_json(json.loads(line)) for line in file["specs"]))

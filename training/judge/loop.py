@@ -21,6 +21,7 @@ from transformers import AttentionInterface, DynamicCache
 from bestofn.judge.nvila import Nvila
 from bestofn.training.judge.examples import IGNORE, Batch, Collator, ImageExample
 from bestofn.training.judge.losses import total_loss
+from bestofn.training.optimizers.factory import Scheduled, build_optimizer
 from bestofn.training.runs import Progress, Run
 
 OTHER_RATE = 0.3
@@ -47,10 +48,10 @@ class Schedule:
     low_precision: bool = False
     save_every: int = 100
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step: a ramp, a plateau, a ramp."""
+    def scale(self, step: int) -> float:
+        """Share of the peak at a step: a ramp, a plateau, a ramp."""
         left = (self.steps - step) / max(1.0, self.decay * self.steps)
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup_steps, left)
+        return min(1.0, (step + 1) / self.warmup_steps, left)
 
 
 def _attention(
@@ -149,22 +150,19 @@ def train(
         Seconds of training, those before an interruption included.
     """
     run = Run(folder)
-    optimizers = _optimizers(model, schedule.learning_rate)
-    begin, spent = _resume(run, model, optimizers)
+    optimizer = _optimizer(model, schedule.learning_rate)
+    parts = {"model": model, "optimizer": optimizer}
+    saved = run.resume(parts)
+    begin, spent = int(saved.get("step", 0)), float(saved.get("seconds", 0))
     started = time.monotonic() - spent
     model.model.llm.config._attn_implementation = "float32_sdpa" if schedule.low_precision else "sdpa"
     for step in range(begin, schedule.steps):
         model.train()
-        for optimizer, share in zip(optimizers, (1.0, OTHER_RATE), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = share * schedule.rate(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=schedule.low_precision):
             loss, figures = model.loss(collate(examples(step)), collate)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        optimizer.step(schedule.scale(step))
         done = step + 1
         figures |= {"step": done, "steps": schedule.steps}
         if done % schedule.save_every == 0 or done == schedule.steps:
@@ -172,36 +170,16 @@ def train(
             figures |= score()
             seconds = time.monotonic() - started
             run.log(training_seconds=round(seconds, 1), **figures)
-            _save(run, model, optimizers, done, seconds)
+            run.save(parts | {"step": done, "seconds": seconds})
         if progress is not None:
             progress(figures)
     model.eval()
     return time.monotonic() - started if begin < schedule.steps else spent
 
 
-def _optimizers(model: JudgeTrainingModel, learning_rate: float) -> list[torch.optim.Optimizer]:
+def _optimizer(model: JudgeTrainingModel, rate: float) -> Scheduled:
     """Muon for the matrices inside the towers, AdamW for embeddings, readers, convolutions, norms and biases."""
     embedding = model.model.llm.get_input_embeddings().weight
     outside = {id(embedding), *(id(p) for p in model.readers.parameters())}
     matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in outside]
-    inside = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in inside]
-    muon = torch.optim.Muon(matrices, learning_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(rest, learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
-
-
-def _save(
-    run: Run, model: JudgeTrainingModel, optimizers: Sequence[torch.optim.Optimizer], step: int, seconds: float
-) -> None:
-    state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-    run.save(state | {"step": step, "seconds": seconds})
-
-
-def _resume(run: Run, model: JudgeTrainingModel, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, float]:
-    state = run.load()
-    if state is None:
-        return 0, 0.0
-    model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return int(state["step"]), float(state["seconds"])
+    return build_optimizer("muon", matrices, model.parameters(), rate, OTHER_RATE * rate, weight_decay=0.02)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,30 +44,21 @@ def mine(
     """`hard_images` of every job of a pool, each with a single prompt.
 
     Args:
-        path: file of the chosen indices; read instead of mining again if the same judge wrote it.
+        path: file of the chosen indices, in a run whose settings decide them; read instead of mining again.
         pool: images of the round.
         model: judge of the round before.
         collate: its tensors.
         progress: called with `step` and `steps`, the numbers of jobs done and wanted.
     """
-    judge = weights_digest(model)
-    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if there.get("judge") != judge or len(there["kept"]) != len(pool):
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))["kept"]
+    else:
         kept = []
         for number, job in enumerate(pool):
             margins = image_margins(model, collate, job.images, job.specs)
             pairs = zip(job.images, job.specs, strict=True)
             kept.append(hard_images(margins, np.array([evaluate(image, spec).correct for image, spec in pairs])))
             progress({"step": number + 1, "steps": len(pool)})
-        there = {"judge": judge, "kept": kept}
         with whole_file(path) as part:
-            part.write_text(json.dumps(there) + "\n", encoding="utf-8")
-    return [job.of(indices) for job, indices in zip(pool, there["kept"], strict=True)]
-
-
-def weights_digest(model: JudgeTrainingModel) -> str:
-    """12 hexadecimal digits over the weights of a judge in training."""
-    total = hashlib.sha256()
-    for name, value in sorted(model.model.state_dict().items()):
-        total.update(name.encode() + value.detach().contiguous().numpy().tobytes())
-    return total.hexdigest()[:12]
+            part.write_text(json.dumps({"kept": kept}) + "\n", encoding="utf-8")
+    return [job.of(indices) for job, indices in zip(pool, kept, strict=True)]

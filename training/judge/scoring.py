@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from bestofn.models.shapes.prompts import PromptSpec
 from bestofn.training.judge.dataset import PromptGroup, category
-from bestofn.training.judge.drawing import Images
 from bestofn.training.judge.examples import Collator, ImageExample, QuestionExample
+from bestofn.training.judge.image_pool import Images
 from bestofn.training.judge.loop import JudgeTrainingModel
 
 IMAGES_AT_ONCE = 48

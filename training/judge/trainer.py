@@ -17,9 +17,11 @@ from bestofn.judge.nvila import Nvila
 from bestofn.judge.preprocess import ImageMode
 from bestofn.judge.tiny import DESCRIBE, SHAPES, save, untrained
 from bestofn.models.checkpoint import Checkpoint
+from bestofn.models.generator import Generator
 from bestofn.models.shapes.evaluator import Component
 from bestofn.models.shapes.prompts import known_words
 from bestofn.models.weight_files import whole_folder
+from bestofn.service.engine.compilation import compile_blocks
 from bestofn.training.judge import prompt_sets
 from bestofn.training.judge.calibration_fit import Report, calibrate
 from bestofn.training.judge.dataset import (
@@ -30,9 +32,8 @@ from bestofn.training.judge.dataset import (
     unseen_scenes,
     words,
 )
-from bestofn.training.judge.drawing import Drawer
 from bestofn.training.judge.examples import Collator
-from bestofn.training.judge.image_pool import SETTINGS, DrawJob, PoolImages, check_settings, fill_pool
+from bestofn.training.judge.image_pool import BATCH, SETTINGS, DrawJob, PoolImages, check_settings, fill_pool
 from bestofn.training.judge.labels import CLASSES, GRID
 from bestofn.training.judge.loop import JudgeTrainingModel, Schedule, train
 from bestofn.training.judge.mining import mine
@@ -43,6 +44,9 @@ from bestofn.training.judge.settings import BatchMix, JudgeSettings
 
 STEPS = 12
 """Solver steps of validation and calibration images."""
+
+COMPILED_ROWS = (BATCH, 16, 8)
+"""Images of the forwards that are compiled: those of a whole batch, of validation, and of round 0."""
 
 SCENE_QUESTIONS = 6
 """Questions on each scene of the held-out score."""
@@ -118,10 +122,11 @@ class JudgeTrainer:
         self._scenes = unseen_scenes(settings.scenes, SCENE_QUESTIONS)
 
     @cached_property
-    def _drawer(self) -> Drawer:
-        return Drawer(
-            self.settings.generator, low_precision=self.settings.low_precision, compiled=self.settings.compiled
-        )
+    def _generator(self) -> Generator:
+        generator = Generator(Checkpoint.resolve(self.settings.generator), low_precision=self.settings.low_precision)
+        if self.settings.compiled:
+            compile_blocks(generator, self.settings.run, COMPILED_ROWS).wait()
+        return generator
 
     @cached_property
     def generator_revision(self) -> str:
@@ -145,7 +150,7 @@ class JudgeTrainer:
             self.show(f"images of {name}", {"step": done, "steps": wanted})
 
         folder = self.settings.run / name / "pool"
-        return fill_pool(folder, jobs, settings, lambda: self._drawer, progress)
+        return fill_pool(folder, jobs, settings, lambda: self._generator, progress)
 
     def train(self, stage: Stage, seed: int) -> dict[str, Any]:
         """Draw the images of a stage, train on all images so far, export the judge; returns figures for the card."""

@@ -1,4 +1,4 @@
-"""The optimizers that a training may choose from, behind the interface of `MuonAdam`."""
+"""The optimizers that a training may choose from, behind one interface."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,56 +9,76 @@ from torch.distributed.tensor import DTensor
 
 from bestofn.training.optimizers import Name
 from bestofn.training.optimizers.came8bit import CAME, here
-from bestofn.training.optimizers.muon import Group, MuonAdam
+from bestofn.training.optimizers.muon import Muon
+
+BETAS = (0.9, 0.98)  # of AdamW
 
 
 class Scheduled:
-    """A torch optimizer whose learning rates are those it was built with, times the schedule's scale."""
+    """Torch optimizers that step together, at the learning rates they were built with times a schedule's scale."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-        self._rates = [group["lr"] for group in optimizer.param_groups]
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+        self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All parameters, in a fixed order."""
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+        return [p for optimizer in self.optimizers for p in _parameters(optimizer)]
 
     def step(self, scale: float = 1.0) -> None:
         """One update from the gradients, which it then drops."""
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * scale
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer, rates in zip(self.optimizers, self._rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * scale
+            optimizer.step()
+            optimizer.zero_grad()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Of a sharded parameter, the part that lies here: a file for each process."""
-        saved = self.optimizer.state_dict()
-        state = {i: {k: here(v) for k, v in values.items()} for i, values in saved["state"].items()}
-        return {**saved, "state": state}
+    def state_dict(self) -> list[dict[str, Any]]:
+        """For a resumed run; of a sharded parameter, the part that lies here: a file for each process."""
+        every = [optimizer.state_dict() for optimizer in self.optimizers]
+        return [
+            saved | {"state": {i: {k: here(v) for k, v in values.items()} for i, values in saved["state"].items()}}
+            for saved in every
+        ]
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, every: list[dict[str, Any]]) -> None:
         """Inverse of `state_dict`, over the same parameters cut in the same way."""
-        if not isinstance(self.optimizer, CAME):  # whose state is always the local part
-            state = {
-                i: {k: _like(v, p) for k, v in saved["state"].get(i, {}).items()} for i, p in enumerate(self.parameters)
-            }
-            saved = {**saved, "state": state}
-        self.optimizer.load_state_dict(saved)
+        for optimizer, saved in zip(self.optimizers, every, strict=True):
+            if not isinstance(optimizer, CAME):  # whose state is always the local part
+                state = {
+                    i: {k: _like(v, p) for k, v in saved["state"].get(i, {}).items()}
+                    for i, p in enumerate(_parameters(optimizer))
+                }
+                saved = saved | {"state": state}
+            optimizer.load_state_dict(saved)
 
 
-Stepper = MuonAdam | Scheduled
+def build_optimizer(
+    name: Name,
+    matrices: list[nn.Parameter],
+    parameters: Iterable[nn.Parameter],
+    matrix_rate: float,
+    other_rate: float,
+    weight_decay: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Scheduled:
+    """An optimizer of all parameters, of which `matrices` have a rate of their own, and alone decay.
 
-
-def build_optimizer(name: Name, groups: Iterable[Group]) -> Stepper:
-    """An optimizer of groups, of which `Group.muon` counts for Muon alone; Muon takes no sharded weights."""
-    groups = [group for group in groups if group.parameters]
+    With "muon" the others are stepped by AdamW. Muon takes no sharded weights; `dtype` is that of its iteration.
+    """
+    chosen = {id(p) for p in matrices}
+    first = {"params": matrices, "lr": matrix_rate, "weight_decay": weight_decay}
+    rest = {"params": [p for p in parameters if id(p) not in chosen], "lr": other_rate, "weight_decay": 0.0}
     if name == "muon":
-        return MuonAdam(groups)
-    plain = [{"params": g.parameters, "lr": g.learning_rate, "weight_decay": g.weight_decay} for g in groups]
+        return Scheduled(Muon([first], dtype=dtype), torch.optim.AdamW([rest], betas=BETAS, foreach=True))
     if name == "adamw":
-        return Scheduled(torch.optim.AdamW(plain, betas=(0.9, 0.98)))
-    return Scheduled(CAME(plain, bits=8 if name == "came8bit" else 32))
+        return Scheduled(torch.optim.AdamW([first, rest], betas=BETAS))
+    return Scheduled(CAME([first, rest], bits=8 if name == "came8bit" else 32))
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _like(value: Any, p: Tensor) -> Any:

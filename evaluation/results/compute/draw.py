@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib import pyplot
 
 from bestofn.evaluation.curve import auc
-from bestofn.evaluation.pool import Pool, Samples, SamplingConfig, Source
+from bestofn.evaluation.pool import Pool, Samples, SamplingConfig
 from bestofn.evaluation.report import HEAT, foretold
 from bestofn.evaluation.stats import Floats, Prompts
 from bestofn.evaluation.tasks import benchmark
@@ -46,21 +46,16 @@ def prices(layers: int) -> tuple[float, float, float]:
     return 2 * flops.text / TERA, 2 * flops.forward / TERA, verdict / TERA
 
 
-def pool(path: Path) -> Pool:
-    """A pool as it was filled, wherever its checkpoints lie."""
-    with path.open(encoding="utf-8") as file:
-        said = json.loads(file.readline())
-    return Pool(path, Source("", said["model"], "", said["judge"], benchmark()))
-
-
 def pools() -> dict[int, Samples]:
     """Of each depth, the deepest first; the whole model's on the prompts that some other has."""
     files = {layers: HERE / f"layers-{layers}.jsonl" for layers in range(WHOLE - 1, 0, -1)}
     found = {
-        layers: pool(path).samples(SamplingConfig(STEPS), SAMPLES) for layers, path in files.items() if path.exists()
+        layers: Pool.of_benchmark(path).samples(SamplingConfig(STEPS), SAMPLES)
+        for layers, path in files.items()
+        if path.exists()
     }
     asked = sorted(set().union(*(samples.numbers for samples in found.values())))
-    return {WHOLE: pool(WHOLE_POOL).samples(SamplingConfig(STEPS), SAMPLES).of(asked, SAMPLES)} | found
+    return {WHOLE: Pool.of_benchmark(WHOLE_POOL).samples(SamplingConfig(STEPS), SAMPLES).of(asked, SAMPLES)} | found
 
 
 def tags(samples: Samples) -> Prompts:
@@ -163,7 +158,7 @@ def drafts(of_depths: dict[int, Samples]) -> Iterator[str]:
         return
     margins = {tuple(map(int, file.stem.split("-")[1:])): json.loads(file.read_text()) for file in files}
     numbers = sorted(map(int, next(iter(margins.values()))))
-    whole = pool(WHOLE_POOL)
+    whole = Pool.of_benchmark(WHOLE_POOL)
     full = whole.samples(SamplingConfig(STEPS), HEAT).of(numbers, HEAT)
     looks: dict[str, tuple[float, Floats]] = {}
     for steps in (6, 4, 3):

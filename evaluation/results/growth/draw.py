@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def main() -> None:
     plot_growth(losses, scores)
     grown_pruning_table(lines)
     importance = {line["arm"]: line["importance"] for line in lines if "importance" in line}
-    pruning_table([line for line in lines if line["arm"] in ("prune", "whole")])
+    pruning_table(lines)
     plot_importance(importance)
 
 
@@ -91,30 +92,27 @@ def grown_pruning_table(lines: list[dict[str, Any]]) -> None:
     """The grown model with fewer blocks: loss and score before and after recovery."""
     say("layers", "which stay", "loss", "after recovery", "score", "after recovery")
     say(*["---"] * 6)
-    runs: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
-    for line in lines:
-        if line["arm"].startswith("pruned, "):
-            runs[line["layers"], line["choice"]].append(line)
-    for (layers, choice), points in sorted(runs.items(), key=lambda item: -item[0][0]):
-        first, last = points[0], points[-1]
-        say(str(layers), f"{CHOICES[choice]} ({', '.join(map(str, first['kept']))})", f"{first['loss']:.3f}",
-            f"{last['loss']:.3f}", f"{first['score']:.3f}", f"{last['score']:.3f}")  # fmt: skip
+    for layers, stay, first, last in choices([line for line in lines if line["arm"].startswith("pruned, ")]):
+        say(layers, stay, *(f"{line[figure]:.3f}" for figure in ("loss", "score") for line in (first, last)))
 
 
 def pruning_table(lines: list[dict[str, Any]]) -> None:
+    """The shipped checkpoint with fewer blocks: score before and after recovery."""
     whole = next(line for line in lines if line["arm"] == "whole")
     say("layers", "which stay", "score", "score after recovery")
     say(*["---"] * 4)
     say(str(whole["layers"]), "all", f"{whole['score']:.3f}", "")
-    runs: dict[tuple[int, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+    for layers, stay, first, last in choices([line for line in lines if line["arm"] == "prune"]):
+        say(layers, stay, *(f"{line['score']:.3f}" for line in (first, last)))
+
+
+def choices(lines: list[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    """Number of blocks, which stay, and the first and the last line of each choice; most blocks first."""
+    runs: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
-        if line["arm"] == "prune":
-            runs[line["layers"], line["choice"]][line["step"]] = line
-    for (layers, choice), steps in sorted(runs.items(), key=lambda item: -item[0][0]):
-        kept = ", ".join(map(str, steps[0]["kept"]))
-        after = max(steps)
-        scores = [f"{steps[0]['score']:.3f}", f"{steps[after]['score']:.3f}" if after else ""]
-        say(str(layers), f"{CHOICES[choice]} ({kept})", *scores)
+        runs[line["layers"], line["choice"]].append(line)
+    for (layers, choice), points in sorted(runs.items(), key=lambda item: -item[0][0]):
+        yield str(layers), f"{CHOICES[choice]} ({', '.join(map(str, points[0]['kept']))})", points[0], points[-1]
 
 
 def plot_growth(losses: Curves, scores: Curves) -> None:

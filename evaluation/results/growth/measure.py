@@ -30,7 +30,7 @@ from bestofn.training.generator.forward import flow_loss
 from bestofn.training.generator.pipeline import Parts, build_parts, load_parts, sample, save_pipeline, score, spread
 from bestofn.training.generator.recovery import recover
 from bestofn.training.generator.trainer import noise_levels
-from bestofn.training.optimizers.muon import MuonAdam, groups_of
+from bestofn.training.optimizers.factory import build_optimizer
 
 LOG = Path(__file__).parent / "runs.jsonl"
 WIDTH, SHALLOW, DEEP, BATCH = 64, 4, 8, 32
@@ -104,7 +104,7 @@ def share_right(world: World, model: SanaTransformer2DModel) -> float:
     """Share of images that the exact evaluator accepts: every kind of object, seeds that are always the same."""
     specs = [single(*kind) for kind in KINDS for _ in range(PICTURES)]
     seeds = [seed for _ in KINDS for seed in range(PICTURES)]
-    images = sample(replace(world.parts, transformer=model), [spec.prompt for spec in specs], seeds).numpy()
+    images = sample(replace(world.parts, transformer=model), [spec.prompt for spec in specs], seeds)
     return float(np.mean([evaluate(image, spec).correct for image, spec in zip(images, specs, strict=True)]))
 
 
@@ -117,7 +117,7 @@ def train(
     """
     inner = [*model.transformer_blocks.parameters(), *model.caption_projection.parameters()]
     matrices = [p for p in inner if p.ndim >= 2 and p[0].numel() > 9 and p.shape[0] > 6]
-    optimizer = MuonAdam(groups_of(matrices, model.parameters(), MATRIX_RATE, OTHER_RATE, weight_decay=0.01))
+    optimizer = build_optimizer("muon", matrices, model.parameters(), MATRIX_RATE, OTHER_RATE, weight_decay=0.01)
     mean = copy.deepcopy(model)
     yield 0, mean
     for step in range(steps):
@@ -240,7 +240,7 @@ def measure_pruning(work: Path, depths: Sequence[int], choices: Sequence[str]) -
                 prune(source, start, kept[choice])
                 log(line | {"step": 0, "score": evaluator_score(start)})
             if not out.exists():
-                recover_cached(work, start, out)
+                recover_shipped(work, start, out)
                 log(line | {"step": RECOVERY_STEPS, "score": evaluator_score(out)})
 
 
@@ -256,21 +256,18 @@ def measure_shipped(work: Path) -> None:
                 shutil.copytree(source.path, start)
             else:
                 grow(source, start, layers, dropped=0)
-        recover_cached(work, start, out)
+        recover_shipped(work, start, out)
         score = evaluator_score(out)
         log({"arm": "further", "name": name, "layers": layers, "step": RECOVERY_STEPS, "score": score})
 
 
-def recover_cached(work: Path, start: Path, out: Path) -> None:
-    """Recovery on scenes that are drawn once for all."""
-    folder, scenes = work / f"{start.name}-run", work / "recovery-latents.pt"
-    recover(start, out, folder, RECOVERY_STEPS, lambda _: None, batch=RECOVERY_BATCH, latents=scenes)
+def recover_shipped(work: Path, start: Path, out: Path) -> None:
+    recover(start, out, work / f"{start.name}-run", RECOVERY_STEPS, lambda _: None, batch=RECOVERY_BATCH)
 
 
 def evaluator_score(folder: Path) -> float:
     """Mean of the six categories on half of the benchmark, at the call defaults."""
-    parts = load_parts(folder)
-    result = score(lambda prompts, seeds: list(sample(parts, prompts, seeds).numpy()), SCORED)["mean"]
+    result = score(load_parts(folder), SCORED)["mean"]
     sys.stderr.write(f"{folder.name}: {result:.3f}\n")
     return result
 

@@ -4,7 +4,6 @@
 judge before and of the shipped one, it first writes margins.npz from them. `bestofn eval --latents` makes such pools.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bestofn.evaluation.curve import auc, curve, of_chosen, share_of_the_way
+from bestofn.evaluation.pool import Pool, SamplingConfig
 from bestofn.evaluation.stats import Prompts
 from bestofn.evaluation.tasks import benchmark
 
@@ -25,15 +25,9 @@ PROMPTS = Prompts([task.tag for task in TASKS])
 
 def measure(pools: Sequence[str]) -> None:
     """Write margins.npz from two pools of `bestofn eval` with the same latents, judged by both."""
-    found = {}
-    for name, path in zip(JUDGES, pools, strict=True):
-        lines = [json.loads(line) for line in Path(path).read_text().splitlines()[1:]]
-        rows = [line for line in lines if line["steps"] == STEPS and line["start"] == 0]
-        rows.sort(key=lambda row: row["prompt"])
-        correct = np.array([[word == "1" for word in row["correct"]] for row in rows])
-        yes, no = (np.array([row[word] for row in rows], np.float32) for word in ("yes", "no"))
-        found[name] = yes - no
-    np.savez_compressed(MARGINS, correct=correct, before=found["before"], shipped=found["shipped"])
+    before, shipped = (Pool.of_benchmark(Path(path)).samples(SamplingConfig(STEPS), SAMPLES) for path in pools)
+    margins = {name: one.margin.astype(np.float32) for name, one in zip(JUDGES, (before, shipped), strict=True)}
+    np.savez_compressed(MARGINS, correct=before.correct > 0, **margins)
 
 
 def table() -> Iterator[str]:

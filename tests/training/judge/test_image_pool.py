@@ -7,27 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bestofn.models.generator import Generator
 from bestofn.models.shapes.prompts import single
-from bestofn.training.judge.drawing import BATCH, Drawer
-from bestofn.training.judge.image_pool import DrawJob, fill_pool
+from bestofn.training.judge.image_pool import DrawJob, draw_job, fill_pool
 from bestofn.training.judge.mining import hard_images
 
 JOBS = [DrawJob.one_prompt(single(shape), 10 * k, 2, 2) for k, shape in enumerate(("star", "ring", "heart"))]
 
 
 @pytest.fixture(scope="module")
-def drawer() -> Drawer:
+def generator() -> Generator:
     """The embedded generator, eager and in float32."""
-    return Drawer("shapes", low_precision=False, compiled=False)
+    return Generator.load("shapes")
 
 
-def test_a_pool_is_drawn_once_and_resumed_by_job(tmp_path: Path, drawer: Drawer) -> None:
-    loaded: list[Drawer] = []
+def test_a_pool_is_drawn_once_and_resumed_by_job(tmp_path: Path, generator: Generator) -> None:
+    loaded: list[Generator] = []
     done: list[tuple[int, int]] = []
 
-    def load() -> Drawer:
-        loaded.append(drawer)
-        return drawer
+    def load() -> Generator:
+        loaded.append(generator)
+        return generator
 
     first = fill_pool(tmp_path, JOBS, {"steps": 2}, load, lambda *counts: done.append(counts))
     (tmp_path / "00001.npz").unlink()
@@ -45,14 +45,13 @@ def test_a_pool_is_drawn_once_and_resumed_by_job(tmp_path: Path, drawer: Drawer)
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_an_image_depends_on_its_prompt_and_seed_alone(drawer: Drawer) -> None:
-    prompts, seeds = ["a photo of a star", "a photo of a ring"], [3, 4]
-    together = drawer.draw(prompts, seeds, 2)
-    assert together.shape == (2, 64, 64, 3)
-    for k in range(2):
-        alone = drawer.draw(prompts[k : k + 1], seeds[k : k + 1], 2)[0]
+def test_an_image_depends_on_its_prompt_and_seed_alone(generator: Generator) -> None:
+    star, ring = single("star"), single("ring")
+    together = draw_job(generator, DrawJob((star, star, ring), (3, 4, 5), 2))
+    assert together.shape == (3, 64, 64, 3)
+    for k, (spec, seed) in enumerate(((star, 3), (star, 4), (ring, 5))):
+        alone = draw_job(generator, DrawJob((spec,), (seed,), 2))[0]
         assert np.abs(alone.astype(int) - together[k]).max() <= 1
-    assert BATCH % 16 == 0
 
 
 def test_mining_keeps_what_fools_the_judge_and_some_right_images() -> None:
