@@ -31,7 +31,7 @@ def write_report(
 
     Args:
         folder: where they go.
-        name: of the files.
+        name: the files' name.
         figures: everything that was measured.
         table: the figures as Markdown.
         draw: calls functions of `plots`, which it is given.

@@ -28,8 +28,8 @@ def draw_labelled(
 
     Args:
         folder: gets a folder for the generator's revision, with images and `labels.jsonl`.
-        generator: of 64x64 images of the shapes world.
-        numbers: of benchmark prompts.
+        generator: a generator of 64x64 images of the shapes world.
+        numbers: numbers of benchmark prompts.
         samples: images of each prompt.
         progress: called with the images done and wanted.
 

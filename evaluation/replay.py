@@ -29,7 +29,7 @@ class Replayed:
 
     Attributes:
         strategy: that was replayed.
-        steps: of a full solution.
+        steps: denoising steps of a full solution.
         numbers: (P,), of the prompts.
         samples: S.
         winners: (P, B, top_k), the best samples of the pool's, best first.
@@ -80,12 +80,12 @@ def replay(
 
     Args:
         strategy: to replay.
-        pool: of candidates.
-        steps: of the checkpoint, where the strategy names none.
+        pool: the pool of candidates.
+        steps: the checkpoint's steps, where the strategy names none.
         prompts: numbers of the prompts; the pool has as many samples of each as are used.
-        calibration: of the judge, for jobs that may stop.
+        calibration: the judge's calibration, for jobs that may stop.
         top_k: winners of a job.
-        samples: of each prompt, at most; None: all that the pool has.
+        samples: maximum candidates of each prompt; None: all that the pool has.
 
     Returns:
         None while the pool has too few samples of these prompts.

@@ -28,15 +28,15 @@ BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
 
 
 @dataclass(frozen=True)
-class Question:
+class ReportRequest:
     """What is reported.
 
     Attributes:
         prompts: numbers of the prompts.
         strategies: to be compared.
         steps: the checkpoint's.
-        prices: of a candidate's parts, in "tflops" and in "seconds".
-        calibration: of the judge, for jobs that may stop.
+        prices: a candidate's cost by part, in "tflops" and in "seconds".
+        calibration: the judge's calibration, for jobs that may stop.
         machine: on which seconds were measured.
     """
 
@@ -48,42 +48,42 @@ class Question:
     machine: str
 
 
-def summary(pool: Pool, question: Question) -> dict[str, Any]:
+def summary(pool: Pool, request: ReportRequest) -> dict[str, Any]:
     """Every figure of the report."""
-    full, prompts = SamplingConfig(question.steps), Prompts(pool.tags(question.prompts))
-    depth = pool.depth(full, question.prompts)
-    everything = pool.samples(full, depth).of(question.prompts, depth)
+    full, prompts = SamplingConfig(request.steps), Prompts(pool.tags(request.prompts))
+    depth = pool.depth(full, request.prompts)
+    everything = pool.samples(full, depth).of(request.prompts, depth)
     identity = pool.source.identity
-    deepest = max((pool.depth(full, [number]) for number in question.prompts), default=0)
+    deepest = max((pool.depth(full, [number]) for number in request.prompts), default=0)
     out: dict[str, Any] = {
         "model": identity["model"],
         "judge": identity["judge"],
-        "machine": question.machine,
-        "steps": question.steps,
+        "machine": request.machine,
+        "steps": request.steps,
         "candidates": {str(config): count for config, count in pool.counts().items()},
         "all": _curves(pool, everything),
     }
     if deepest > depth:
-        few = [number for number in question.prompts if pool.depth(full, [number]) >= deepest]
+        few = [number for number in request.prompts if pool.depth(full, [number]) >= deepest]
         out["deep"] = _curves(pool, pool.samples(full, deepest).of(few, deepest))
-    never = [number for number in question.prompts if pool.source.tasks[number].held_out]
+    never = [number for number in request.prompts if pool.source.tasks[number].held_out]
     if never:
         out["never_trained"] = _curves(pool, everything.of(never, depth))
     out["controls"] = _controls(everything, prompts)
-    out["prices"] = {unit: asdict(price) for unit, price in question.prices.items()}
+    out["prices"] = {unit: asdict(price) for unit, price in request.prices.items()}
     played = [
         replayed
-        for strategy in question.strategies
-        if (replayed := replay(strategy, pool, question.steps, question.prompts, question.calibration)) is not None
+        for strategy in request.strategies
+        if (replayed := replay(strategy, pool, request.steps, request.prompts, request.calibration)) is not None
     ]
-    plain = _Plain(pool, question, played)
-    out["strategies"] = [_strategy_figures(one, question, prompts, plain) for one in played]
-    out |= _choices(pool, question, played, plain)
+    plain = _Plain(pool, request, played)
+    out["strategies"] = [_strategy_figures(one, request, prompts, plain) for one in played]
+    out |= _choices(pool, request, played, plain)
     out["drafts"] = [
         {"steps": config.steps, "after": config.after, **asdict(one)}
         for config in sorted(pool.chunks, key=str)
-        if config != full and config.steps <= question.steps
-        if (one := ranking(pool, full, config, question.prompts)) is not None
+        if config != full and config.steps <= request.steps
+        if (one := ranking(pool, full, config, request.prompts)) is not None
     ]
     return out
 
@@ -96,9 +96,9 @@ class _Plain:
     over these and over all candidates.
     """
 
-    def __init__(self, pool: Pool, question: Question, played: Sequence[Replayed]) -> None:
-        self._pool, self._question = pool, question
-        self.depth = pool.depth(SamplingConfig(question.steps), question.prompts)
+    def __init__(self, pool: Pool, request: ReportRequest, played: Sequence[Replayed]) -> None:
+        self._pool, self._request = pool, request
+        self.depth = pool.depth(SamplingConfig(request.steps), request.prompts)
         self._scores: dict[tuple[int, int], Floats | None] = {
             (one.strategy.num_samples, one.samples): one.correct.mean(1)
             for one in played
@@ -108,7 +108,7 @@ class _Plain:
     def score(self, N: int, samples: int) -> Floats | None:
         """(P,) score of plain best of N over the first samples of each prompt; None if they are fewer than N."""
         if (N, samples) not in self._scores:
-            asked = self._question
+            asked = self._request
             replayed = replay(Strategy(N), self._pool, asked.steps, asked.prompts, samples=samples)
             self._scores[N, samples] = None if replayed is None else replayed.correct.mean(1)
         return self._scores[N, samples]
@@ -155,7 +155,7 @@ def _controls(samples: Samples, prompts: Prompts) -> dict[str, Any]:
     return {name: {"score": prompts.mean(v), "interval": prompts.interval(v)} for name, v in values.items()}
 
 
-def _choices(pool: Pool, question: Question, played: Sequence[Replayed], plain: _Plain) -> dict[str, Any]:
+def _choices(pool: Pool, request: ReportRequest, played: Sequence[Replayed], plain: _Plain) -> dict[str, Any]:
     """Loss of a budget's plan against the best fixed strategy, and cost and loss of presets.
 
     Both are measured on prompts that did not choose them, so some category needs two. Only strategies replayed from all
@@ -166,10 +166,10 @@ def _choices(pool: Pool, question: Question, played: Sequence[Replayed], plain: 
         for one in played
         if one.strategy.steps is None and one.strategy.preview is None and one.samples == plain.depth
     ]
-    tags = pool.tags(question.prompts)
-    if len(asked) < 2 or "tflops" not in question.prices or len(tags) == len(set(tags)):
+    tags = pool.tags(request.prompts)
+    if len(asked) < 2 or "tflops" not in request.prices or len(tags) == len(set(tags)):
         return {"planner": None, "presets": {}}
-    price = question.prices["tflops"]
+    price = request.prices["tflops"]
     score = np.array([one.correct.mean(1) for one in asked])
     cost = np.array([price.of(one).mean(1) for one in asked])
     there = {str(one.strategy): k for k, one in enumerate(asked)}
@@ -181,7 +181,7 @@ def _choices(pool: Pool, question: Question, played: Sequence[Replayed], plain: 
     return {"planner": asdict(regret(score, cost, tags)), "presets": presets}
 
 
-def _strategy_figures(replayed: Replayed, question: Question, prompts: Prompts, plain: _Plain) -> dict[str, Any]:
+def _strategy_figures(replayed: Replayed, request: ReportRequest, prompts: Prompts, plain: _Plain) -> dict[str, Any]:
     score = plain.without_luck(replayed.correct.mean(1), replayed.samples)
     losses = {N: plain.loss(N, replayed.correct.mean(1), replayed.samples) for N in REFERENCES}
     return {
@@ -196,7 +196,7 @@ def _strategy_figures(replayed: Replayed, question: Question, prompts: Prompts, 
         "candidates": prompts.mean(np.maximum(replayed.drafted, replayed.solved).mean(1)),
         "steps": prompts.mean(replayed.steps_taken.mean(1)),
         "verdicts": prompts.mean(replayed.verdicts.mean(1)),
-        **{unit: prompts.mean(price.of(replayed).mean(1)) for unit, price in question.prices.items()},
+        **{unit: prompts.mean(price.of(replayed).mean(1)) for unit, price in request.prices.items()},
         "keeps_the_best": prompts.mean(replayed.kept.mean(1)),
         "loss": {
             str(N): {"mean": prompts.mean(loss), "upper_bound": prompts.upper_bound(loss)}
@@ -224,7 +224,7 @@ def _confidence(replayed: Replayed) -> list[dict[str, float]]:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class DraftRanking:
     """How well drafts or previews foretell full solutions, over prompts x heats of 16.
 
     Attributes:
@@ -238,7 +238,7 @@ class Ranking:
     retention: dict[int, float]
 
 
-def ranking(pool: Pool, full: SamplingConfig, coarse: SamplingConfig, prompts: Sequence[int]) -> Ranking | None:
+def ranking(pool: Pool, full: SamplingConfig, coarse: SamplingConfig, prompts: Sequence[int]) -> DraftRanking | None:
     """None while the pool has no complete heat of either for one of these prompts."""
     S = min(pool.depth(full, prompts), pool.depth(coarse, prompts)) // HEAT * HEAT
     if not S or not prompts:
@@ -246,13 +246,13 @@ def ranking(pool: Pool, full: SamplingConfig, coarse: SamplingConfig, prompts: S
     return foretold(*(pool.samples(config, S).of(prompts, S).margin.reshape(-1, HEAT) for config in (full, coarse)))
 
 
-def foretold(final: Floats, draft: Floats) -> Ranking:
+def foretold(final: Floats, draft: Floats) -> DraftRanking:
     """The same of the judge's log-odds on J heats of 16.  # (J, 16), (J, 16)"""
     places = _ranks(-draft)  # 0 is the best draft
     best = places[np.arange(len(final)), final.argmax(1)]
     a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in (_ranks(final), _ranks(draft)))
     correlation = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    return Ranking(len(final), float(correlation.mean()), {k: float((best < k).mean()) for k in (1, 2, 4, 8)})
+    return DraftRanking(len(final), float(correlation.mean()), {k: float((best < k).mean()) for k in (1, 2, 4, 8)})
 
 
 def _ranks(values: Floats) -> Floats:  # (J, 16)

@@ -67,7 +67,7 @@ def _single(judge: JudgeCheckpoint) -> set[str]:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationRun:
     """A pool with what draws and judges for it."""
 
     pool: Pool
@@ -88,7 +88,7 @@ class Evaluation:
         replay: bool = False,
         latents: Path | None = None,
         scored_by: str | None = None,
-    ) -> "Evaluation":
+    ) -> "EvaluationRun":
         """
         Args:
             model, judge: names, folders or hub names.
@@ -198,7 +198,7 @@ class Evaluation:
             "seconds": cost.timed(self.generator, self.judge, self.pool.source.tasks[numbers[0]].prompt),
         }
         return report.summary(
-            self.pool, report.Question(numbers, strategies, self.steps, prices, self.calibration, machine)
+            self.pool, report.ReportRequest(numbers, strategies, self.steps, prices, self.calibration, machine)
         )
 
     def winners(self, numbers: Sequence[int], strategies: Sequence[Strategy], images: int, out: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Task:
     Attributes:
         prompt: as a user would write it.
         tag: its category, over which scores are averaged.
-        seed: of its first candidate; candidate i has seed + i.
+        seed: seed of its first candidate; candidate i has seed + i.
         spec: what the evaluator looks for; None outside the shapes world, where images are scored elsewhere.
         held_out: whether it names a combination that no training image shows.
         metadata: the line of a file that it was read from.

@@ -4,6 +4,7 @@ import ast
 import io
 import re
 import tokenize
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,11 @@ MAX_WORDS = 25
 AVOIDED = re.compile(
     r"\b(told|tells|whoever|whom|nobody|stands|beside|anew|so many|lacks|hears|goes by|is due|are due)\b", re.IGNORECASE
 )
+# Words that the project once had for what the field has a word of its own (docs/glossary.md).
+PRIVATE = re.compile(
+    r"(^|_)(eight_bits?|scaled_rows|finalists?|pupils?|school|teller|learner|fate|ticked|give_way|beside|dealt|pictures?)(_|$)"
+)
+DESCRIBED = re.compile(r"^ *\w+(?:, \w+)*: (?:of|the same of) .*$", re.MULTILINE)
 PRONOUNS = ("it", "they", "this", "what", "whatever", "who")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
@@ -80,6 +86,37 @@ def test_names_of_tests_have_no_avoided_word_and_begin_with_no_pronoun() -> None
     names = [name for text in texts for name in re.findall(r"^(?:async )?def test_(\w+)", text, re.MULTILINE)]
     avoided = [one for one in names if AVOIDED.search(one.replace("_", " ")) or one.split("_")[0] in PRONOUNS]
     assert not avoided, f"rename to test_<unit>_<condition>_<result>: {', '.join(avoided)}"
+
+
+def identifiers(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        for field in ("id", "attr", "arg", "name"):
+            found = getattr(node, field, None)
+            if isinstance(found, str):
+                yield re.sub(r"(?<=[a-z])(?=[A-Z])", "_", found).lower()
+
+
+@pytest.mark.parametrize("file", CODE, ids=name)
+def test_names_are_words_of_the_field(file: Path) -> None:
+    found = {one for one in identifiers(file.read_text(encoding="utf-8")) if PRIVATE.search(one)}
+    assert not found, f"{name(file)} has names that docs/glossary.md has another word for: {', '.join(sorted(found))}"
+
+
+def test_names_of_classes_have_one_meaning_each() -> None:
+    homes = defaultdict(list)
+    for file in CODE:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].append(name(file))
+    shared = {one: where for one, where in homes.items() if len(where) > 1}
+    assert shared.keys() == {"Engine"}, f"one name, several meanings: {shared}"  # the engine and its contract
+
+
+@pytest.mark.parametrize("file", CODE, ids=name)
+def test_descriptions_of_parameters_are_noun_phrases(file: Path) -> None:
+    texts = docstrings(file.read_text(encoding="utf-8"))
+    found = [match.group().strip() for _, text in texts for match in DESCRIBED.finditer(text)]
+    assert not found, f"{name(file)} describes parameters by 'of ...' alone: {'; '.join(found)}"
 
 
 @pytest.mark.parametrize("file", [*CODE, *PAGES], ids=name)

@@ -109,7 +109,7 @@ def evaluate(
     from bestofn.evaluation import report
     from bestofn.evaluation.files import read_lines
     from bestofn.evaluation.pool import CHUNK
-    from bestofn.evaluation.run import Evaluation
+    from bestofn.evaluation.run import EvaluationRun
     from bestofn.evaluation.strategies import Strategy, parse_all
     from bestofn.evaluation.tables import tables
     from bestofn.evaluation.tasks import benchmark, read
@@ -125,7 +125,7 @@ def evaluate(
         compared = parse_all(lines) or [Strategy(2**i) for i in range(samples.bit_length())]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    evaluation = Evaluation.of(
+    evaluation = EvaluationRun.of(
         *(settings.model, settings.judge, device, tasks, out),
         replay=replay and not file,  # winners of a file are drawn, as they were judged
         latents=latents,

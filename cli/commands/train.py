@@ -79,8 +79,8 @@ def generator(
         )
         if start is not None:
             settings = further(settings, Checkpoint.resolve(start).path)
-        learner = train_generator(settings, lambda f: bar.show("generator", f))
-    parts = learner.averaged()
+        state = train_generator(settings, lambda f: bar.show("generator", f))
+    parts = state.averaged()
     with whole_folder(out) as folder:
         save_pipeline(parts, folder)
     say(f"wrote {out}")
@@ -161,14 +161,14 @@ def finetune(
         )
         first = rank_and_ranks()[0] == 0
         with StepBar() if first else nullcontext() as bar:
-            learner = training.finetune(
+            state = training.finetune(
                 source,
                 settings,
                 device,
                 lambda figures: bar.show("fine-tuning", figures) if bar else None,
                 lambda warning: say(f"warning: {warning}"),
             )
-        training.write(learner, source, out, f"its transformer trained for {steps} steps on images with captions")
+        training.write(state, source, out, f"its transformer trained for {steps} steps on images with captions")
         if first:
             say(f"wrote {out}")
 

@@ -122,7 +122,7 @@ def _blocks() -> Finding:
 
 
 def _fp8_drafts(devices: list[str]) -> Iterator[Finding]:
-    """The devices on which drafts in 8 bits are impossible, or slower than others."""
+    """The devices on which FP8 drafts are impossible, or slower than others."""
     import torch
 
     from bestofn.models.errors import UnsupportedDevice
@@ -135,7 +135,7 @@ def _fp8_drafts(devices: list[str]) -> Iterator[Finding]:
             found, _, fix = str(error).rpartition(": ")
             yield Finding("fail", "drafts", found, fix)
     if "cpu" in devices:
-        yield Finding("warn", "drafts", "in 8 bits they are slower on a CPU", "unset BESTOFN_FP8_DRAFTS")
+        yield Finding("warn", "drafts", "in FP8 they are slower on a CPU", "unset BESTOFN_FP8_DRAFTS")
 
 
 def _versions(names: tuple[str, ...]) -> str:

@@ -33,10 +33,10 @@ class Needs:
     Attributes:
         parts: weights of text_encoder, transformer and decoder.
         judges: weights of the judge, or of each in a mixture, and of a second one.
-        work: of one row, one prompt and one image.
-        rows: of a candidate: two with guidance.
-        tflops: of one row's forward.
-        fp8: of the transformer's, those in 8 bits for drafts.
+        work: bytes of one row, one prompt and one image.
+        rows: rows of a candidate: two with guidance.
+        tflops: TFLOP of one row's forward.
+        fp8: bytes of the transformer's copy in FP8, for drafts.
     """
 
     parts: Mapping[str, int]
@@ -131,7 +131,7 @@ def findings(needs: Needs, memory: int, free: int, device: str, slots: int | Non
     names = {part: part.replace("_", " ") for part in weights}
     described = {part: f"{names[part]} {_size(size)}" for part, size in weights.items()}
     if needs.fp8:
-        described["transformer"] += f" ({_size(needs.fp8)} of it in 8 bits, for drafts)"
+        described["transformer"] += f" ({_size(needs.fp8)} of it in FP8, for drafts)"
     sizes = ", ".join(described.values())
     yield Finding("ok", "weights", f"{sizes}: {_size(needs.weights)} in all, for {_size(memory)} on this {device}")
     if not planned.fits:

@@ -28,7 +28,7 @@ SAFE_DEFAULT = "user default off resetpass ~* &* +@all"
 HEALTH_USER = "user health on nopass nocommands +ping"
 
 
-class Look(NamedTuple):
+class QueueReport(NamedTuple):
     """What one visit to the server found."""
 
     info: dict[str, Any]
@@ -47,15 +47,15 @@ def queue(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "queue", f"none runs; `bestofn up` would start {server_binary()}")
         return
     try:
-        look = asyncio.run(asyncio.wait_for(_look(url, settings), ANSWER_SECONDS))
+        state = asyncio.run(asyncio.wait_for(_visit(url, settings), ANSWER_SECONDS))
     except Exception as error:
         reason = "no answer" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
         yield Finding("fail", "queue", f"{url}: {' '.join(reason.split())}", _remedy(error))
         return
-    yield from _server(url, look)
-    yield from acl(url, valkey=look.info.get("server_name") == "valkey")
-    yield from _work(look)
-    yield from workers(look.workers)
+    yield from _server(url, state)
+    yield from acl(url, valkey=state.info.get("server_name") == "valkey")
+    yield from _work(state)
+    yield from workers(state.workers)
 
 
 def _remedy(error: Exception) -> str:
@@ -66,7 +66,7 @@ def _remedy(error: Exception) -> str:
     return "start it, or set REDIS_URL to the one that runs; from another host, see its bind address and firewall"
 
 
-async def _look(url: str, settings: Settings) -> Look:
+async def _visit(url: str, settings: Settings) -> QueueReport:
     queue = Queue(connect_redis(url), settings)
     try:
         await queue.redis.time()  # not a ping, which a server with a full disk refuses
@@ -75,20 +75,22 @@ async def _look(url: str, settings: Settings) -> Look:
         ping = time.perf_counter() - began
         info = dict(await queue.redis.info())
         dead = int(await queue.redis.xlen(queue.keys("dead_letters")))
-        return Look(info, ping, await queue.workers(), await queue.backlog(), dead, await queue.refuses(jobs=False))
+        return QueueReport(
+            info, ping, await queue.workers(), await queue.backlog(), dead, await queue.refuses(jobs=False)
+        )
     finally:
         await queue.aclose()
 
 
-def _server(url: str, look: Look) -> Iterator[Finding]:
-    info = look.info
+def _server(url: str, state: QueueReport) -> Iterator[Finding]:
+    info = state.info
     kind = "Valkey" if info.get("server_name") == "valkey" else "Redis"
     version = info.get("valkey_version") or info.get("redis_version")
     kept, limit = bool(info.get("aof_enabled")), int(info.get("maxmemory", 0))
     found = (
         f"{kind} {version} at {url}, {info.get('maxmemory_policy')}, append-only file {'on' if kept else 'off'}, "
         f"{int(info['used_memory']) / MIB:.1f} MiB of {f'{limit / MIB:.0f} MiB' if limit else 'no limit'}, "
-        f"up {int(info['uptime_in_seconds']) // 60} min, {1000 * look.ping_seconds:.1f} ms a call"
+        f"up {int(info['uptime_in_seconds']) // 60} min, {1000 * state.ping_seconds:.1f} ms a call"
     )
     try:
         check_server(info)
@@ -99,11 +101,13 @@ def _server(url: str, look: Look) -> Iterator[Finding]:
         yield Finding("warn", "queue", found, "`redis-cli config set maxmemory-policy noeviction`, or jobs may be lost")
     elif not kept:
         yield Finding("warn", "queue", found, "`redis-cli config set appendonly yes`, or jobs are lost at a restart")
-    elif look.refuses is not None:
-        yield Finding("fail", "queue", f"{found}; {look.refuses}", "make room on that disk; the server's log says more")
+    elif state.refuses is not None:
+        yield Finding(
+            "fail", "queue", f"{found}; {state.refuses}", "make room on that disk; the server's log says more"
+        )
     elif limit and int(info["used_memory"]) > FULL * limit:
         yield Finding("warn", "queue", found, "raise its maxmemory, or lower BESTOFN_RESULT_TTL_SECONDS")
-    elif look.ping_seconds > SLOW_SECONDS:
+    elif state.ping_seconds > SLOW_SECONDS:
         yield Finding("warn", "queue", found, "it answers slowly: move it nearer to the workers, or off a busy machine")
     else:
         yield Finding("ok", "queue", found)
@@ -135,13 +139,13 @@ def acl(url: str, *, valkey: bool) -> Iterator[Finding]:
         pool.disconnect()
 
 
-def _work(look: Look) -> Iterator[Finding]:
-    waiting = look.backlog
+def _work(state: QueueReport) -> Iterator[Finding]:
+    waiting = state.backlog
     found = f"{waiting.jobs} jobs with {waiting.candidates} candidates wait or run, {waiting.tflops:.0f} TFLOP"
     yield Finding("ok", "backlog", f"{found}; images hold up to {waiting.image_bytes / MIB:.0f} MiB")
-    if look.dead:
+    if state.dead:
         fix = "the workers' logs say why; `redis-cli xrange NAMESPACE:dead_letters - + count 1` shows the oldest"
-        yield Finding("warn", "dead heats", f"{look.dead} heats could not be finished by any worker", fix)
+        yield Finding("warn", "dead heats", f"{state.dead} heats could not be finished by any worker", fix)
 
 
 def workers(infos: Sequence[WorkerInfo]) -> Iterator[Finding]:

@@ -261,7 +261,7 @@ class Queue:
         return ended
 
     async def expire_jobs(self) -> None:
-        """End the jobs whose deadline has passed. Workers do it at every heartbeat, an API process four times a second."""
+        """End the jobs whose deadline has passed. Each heartbeat does it, and API processes four times a second."""
         await self.scripts("expire")
 
     async def workers(self) -> list[WorkerInfo]:

@@ -200,7 +200,7 @@ def test_pool_with_kept_latents_is_filled_for_another_judge_without_drawing(tmp_
 
 
 def test_replay_takes_a_pool_of_either_precision_and_drawing_does_not(tmp_path):
-    from bestofn.evaluation.run import Evaluation
+    from bestofn.evaluation.run import EvaluationRun
     from bestofn.judge.judge import EMBEDDED
     from bestofn.judge.loader import revision
     from bestofn.models.checkpoint import Checkpoint
@@ -208,10 +208,10 @@ def test_replay_takes_a_pool_of_either_precision_and_drawing_does_not(tmp_path):
     model, judge = Checkpoint.resolve("shapes").revision, revision(EMBEDDED)
     source = Source("", f"{model}+bfloat16", "", judge, benchmark())
     (tmp_path / "pool.jsonl").write_text(json.dumps(source.identity) + "\n")
-    read = Evaluation.of("shapes", "shapes", "cpu", benchmark(), tmp_path, replay=True)
+    read = EvaluationRun.of("shapes", "shapes", "cpu", benchmark(), tmp_path, replay=True)
     assert read.pool.source.identity == source.identity
     with pytest.raises(ValueError, match="choose another --out"):
-        Evaluation.of("shapes", "shapes", "cpu", benchmark(), tmp_path)
+        EvaluationRun.of("shapes", "shapes", "cpu", benchmark(), tmp_path)
 
 
 def test_ctrl_c_ends_a_pool_with_what_is_drawn_and_keeps_its_lines(tmp_path):
@@ -241,7 +241,7 @@ def test_the_published_figures_are_what_the_pool_says():
     strategies = [Strategy.parse(one["strategy"]) for one in published["strategies"]]
     prices = {"tflops": cost.counted(Generator.load("shapes"), Judge.load())}
     calibration = read(EMBEDDED / FILE) if (EMBEDDED / FILE).is_file() else None
-    question = report.Question(range(240), strategies, 12, prices, calibration, published["machine"])
+    question = report.ReportRequest(range(240), strategies, 12, prices, calibration, published["machine"])
     figures = json.loads(json.dumps(report.summary(Pool.of_benchmark(SCALING / "pool.jsonl"), question)))
     for one in (published, figures):
         one.pop("prices")
@@ -257,7 +257,7 @@ def test_summary_with_one_prompt_a_category_has_no_plan(numbers, planned):
     published = json.loads((SCALING / "scaling.json").read_text())
     pool = Pool.of_benchmark(SCALING / "pool.jsonl")
     prices = {unit: cost.Price(**price) for unit, price in published["prices"].items()}
-    question = report.Question(numbers, [Strategy(N) for N in (4, 8)], 12, prices, None, "")
+    question = report.ReportRequest(numbers, [Strategy(N) for N in (4, 8)], 12, prices, None, "")
     figures = report.summary(pool, question)
     assert (figures["planner"] is not None, list(figures["presets"])) == (planned, ["8"] * planned)
     assert "nan" not in report.tables(figures)
@@ -271,7 +271,7 @@ def test_the_page_on_depths_says_what_its_pools_say():
 
 def test_winners_of_a_file_are_laid_out_for_their_evaluators_and_scored_by_another_judge(tmp_path):
     from bestofn.evaluation.geneval_export import table
-    from bestofn.evaluation.run import Evaluation
+    from bestofn.evaluation.run import EvaluationRun
     from bestofn.judge.judge import Judge
 
     lines = [
@@ -287,7 +287,7 @@ def test_winners_of_a_file_are_laid_out_for_their_evaluators_and_scored_by_anoth
     tasks = read_tasks(file)
     assert [task.tag for task in tasks] == ["colors", "2 atoms"]
     before = SCALING.parent / "judge" / "before"
-    evaluation = Evaluation.of("shapes", "shapes", "cpu", tasks, tmp_path, scored_by=str(before))
+    evaluation = EvaluationRun.of("shapes", "shapes", "cpu", tasks, tmp_path, scored_by=str(before))
     source = evaluation.pool.source
     config, rng = SamplingConfig(12), np.random.default_rng(0)
     evaluation.pool.chunks[config] = {
@@ -318,7 +318,7 @@ def test_winners_of_a_file_are_laid_out_for_their_evaluators_and_scored_by_anoth
 
 
 def test_scorers_calibration_decides_which_winners_are_a_yes(tmp_path):
-    from bestofn.evaluation.run import Evaluation
+    from bestofn.evaluation.run import EvaluationRun
     from bestofn.judge.calibration import FILE
     from bestofn.judge.loader import flat_revision
 
@@ -328,7 +328,7 @@ def test_scorers_calibration_decides_which_winners_are_a_yes(tmp_path):
     for bias in (-1000.0, 1000.0):  # all are a no, then all a yes, whatever the sign of the log-odds
         fitted = {"judge": flat_revision(clip), "temperature": 1.0, "bias": bias, "ceiling": 1.0}
         (clip / FILE).write_text(json.dumps(fitted))
-        evaluation = Evaluation.of("shapes", "shapes", "cpu", tasks, tmp_path, scored_by=f"clip:{clip}")
+        evaluation = EvaluationRun.of("shapes", "shapes", "cpu", tasks, tmp_path, scored_by=f"clip:{clip}")
         evaluation.pool.chunks[SamplingConfig(12)] = {0: {0: Chunk([], [1.0] * CHUNK, [0.0] * CHUNK)}}
         scored.append(evaluation.winners([0], [Strategy(1)], 1, tmp_path)["strategies"][0])
     assert [one["scored_yes"] for one in scored] == [0, 1]
@@ -336,7 +336,7 @@ def test_scorers_calibration_decides_which_winners_are_a_yes(tmp_path):
 
 
 def test_yes_of_a_clip_that_chooses_is_its_calibrations_and_unknown_without_one(tmp_path):
-    from bestofn.evaluation.run import Evaluation
+    from bestofn.evaluation.run import EvaluationRun
     from bestofn.judge.calibration import FILE
     from bestofn.judge.loader import flat_revision
 
@@ -347,14 +347,14 @@ def test_yes_of_a_clip_that_chooses_is_its_calibrations_and_unknown_without_one(
         if bias is not None:
             fitted = {"judge": flat_revision(clip), "temperature": 1.0, "bias": bias, "ceiling": 1.0}
             (clip / FILE).write_text(json.dumps(fitted))
-        evaluation = Evaluation.of("shapes", f"clip:{clip}", "cpu", tasks, tmp_path)
+        evaluation = EvaluationRun.of("shapes", f"clip:{clip}", "cpu", tasks, tmp_path)
         evaluation.pool.chunks[SamplingConfig(12)] = {0: {0: Chunk([], [1.0] * CHUNK, [0.0] * CHUNK)}}
         (found[bias],) = evaluation.winners([0], [Strategy.parse("n=32 stop=0.97:16")], 1, tmp_path)["strategies"]
         said = (tmp_path / "winners.md").read_text()
         assert ("has no calibration, so its yes is not known" in said) == (bias is None)
     assert [one["judged_yes"] for one in found.values()] == [None, 0, 1]
     assert [one["candidates"] for one in found.values()] == [32, 16, 4]  # gives up after 16 of which none is a yes
-    evaluation = Evaluation.of("shapes", "shapes", "cpu", tasks, tmp_path / "scored", scored_by=f"clip:{other}")
+    evaluation = EvaluationRun.of("shapes", "shapes", "cpu", tasks, tmp_path / "scored", scored_by=f"clip:{other}")
     evaluation.pool.chunks[SamplingConfig(12)] = {0: {0: Chunk([], [1.0] * CHUNK, [0.0] * CHUNK)}}
     (scored,) = evaluation.winners([0], [Strategy(1)], 1, tmp_path / "scored")["strategies"]
     assert (scored["judged_yes"], scored["scored_yes"]) == (1, None)
@@ -371,12 +371,12 @@ def test_yes_of_a_clip_that_chooses_is_its_calibrations_and_unknown_without_one(
     ],
 )
 def test_judge_that_chooses_cannot_score_alone_or_in_a_mixture(tmp_path, chooses, scores):
-    from bestofn.evaluation.run import Evaluation
+    from bestofn.evaluation.run import EvaluationRun
 
     clip = make_clip("clip", tmp_path / "clip")
     judge, scorer = (name.format(clip=clip) for name in (chooses, scores))
     with pytest.raises(SetupError, match="is the judge that chooses the winners, so its score says nothing") as error:
-        Evaluation.of("shapes", judge, "cpu", benchmark(), tmp_path, scored_by=scorer)
+        EvaluationRun.of("shapes", judge, "cpu", benchmark(), tmp_path, scored_by=scorer)
     assert scorer in str(error.value)
 
 
@@ -413,12 +413,12 @@ def test_read_names_the_line_that_is_no_prompt(tmp_path, line, said):
 
 
 def test_check_finds_prompts_too_long_for_generator_or_judge_before_any_is_drawn(tmp_path):
-    from bestofn.evaluation.run import Evaluation
+    from bestofn.evaluation.run import EvaluationRun
 
     file = tmp_path / "prompts.txt"
     lines = ["a star", "a ring " + "!" * 240, "a star " * 400]
     file.write_text("\n".join(lines))
-    evaluation = Evaluation.of("shapes", "shapes", "cpu", read_tasks(file), tmp_path)
+    evaluation = EvaluationRun.of("shapes", "shapes", "cpu", read_tasks(file), tmp_path)
     evaluation.check([0])
     with pytest.raises(ValueError, match=r"prompts\.txt, line 2: .*the judge reads.*\(1 more prompts are too long\)"):
         evaluation.check([0, 1, 2])
@@ -427,13 +427,13 @@ def test_check_finds_prompts_too_long_for_generator_or_judge_before_any_is_drawn
 
 
 def test_check_refuses_the_benchmark_to_a_generator_of_another_size(tmp_path):
-    from bestofn.evaluation.run import Evaluation
+    from bestofn.evaluation.run import EvaluationRun
 
     model = make_random_checkpoint("tiny", tmp_path / "tiny")
     with pytest.raises(SetupError, match=r"tiny draws 32x32, and .* measures 64x64: name prompts with --file"):
-        Evaluation.of(str(model), "shapes", "cpu", benchmark(), tmp_path).check([0])
+        EvaluationRun.of(str(model), "shapes", "cpu", benchmark(), tmp_path).check([0])
     (tmp_path / "prompts.txt").write_text("a star\n")
-    Evaluation.of(str(model), "shapes", "cpu", read_tasks(tmp_path / "prompts.txt"), tmp_path).check([0])
+    EvaluationRun.of(str(model), "shapes", "cpu", read_tasks(tmp_path / "prompts.txt"), tmp_path).check([0])
 
 
 def test_an_error_of_a_worker_process_arrives_whole(tmp_path):

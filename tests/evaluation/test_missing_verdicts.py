@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from bestofn.cli.main import program
 from bestofn.evaluation.pool import CHUNK, Chunk, ChunkKey, Pool, SampleRequest, SamplingConfig, Source
-from bestofn.evaluation.run import Evaluation
+from bestofn.evaluation.run import EvaluationRun
 from bestofn.evaluation.strategies import Strategy
 from bestofn.evaluation.tasks import Task
 from tests.service.pairwise.checks import checks, redness
@@ -85,7 +85,7 @@ def test_a_pool_reads_chunks_with_missing_verdicts_as_not_drawn(tmp_path: Path) 
 
 def test_winner_that_the_scorer_does_not_score_counts_for_neither_judge(scores: Scores, tmp_path: Path) -> None:
     tasks = (Task(STAR, "", 1), Task(RING, "", 2))
-    evaluation = Evaluation.of("shapes", "shapes", "cpu", tasks, tmp_path, scored_by=scores.url)
+    evaluation = EvaluationRun.of("shapes", "shapes", "cpu", tasks, tmp_path, scored_by=scores.url)
     chosen = {number: {0: Chunk([], [yes] * CHUNK, [0.0] * CHUNK)} for number, yes in ((0, 3.0), (1, -1.0))}
     evaluation.pool.chunks[SamplingConfig(12)] = chosen
     scores.silent = {RING}

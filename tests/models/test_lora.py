@@ -169,13 +169,13 @@ def test_engine_with_a_lora_has_a_name_and_revision_of_its_own(file: Path) -> No
 
 
 def test_evaluation_with_lora_draws_other_candidates_into_a_pool_of_its_own(file: Path, tmp_path, monkeypatch) -> None:
-    from bestofn.evaluation.run import Evaluation
+    from bestofn.evaluation.run import EvaluationRun
     from bestofn.evaluation.tasks import Task
     from bestofn.models.sampling import generate
 
-    def opened(lora: str) -> Evaluation:
+    def opened(lora: str) -> EvaluationRun:
         monkeypatch.setenv("BESTOFN_LORA", lora)
-        return Evaluation.of(str(tiny(file)), "shapes", "cpu", (Task("a red circle", "one", 0),), tmp_path)
+        return EvaluationRun.of(str(tiny(file)), "shapes", "cpu", (Task("a red circle", "one", 0),), tmp_path)
 
     evaluations = [opened(lora) for lora in ("", f"{write(file)}=0.5")]
     plain, changed = (generate(one.generator, "a red circle", [0], num_inference_steps=2) for one in evaluations)

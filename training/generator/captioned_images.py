@@ -9,12 +9,12 @@ from typing import Any
 
 from bestofn.models.errors import ModelError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 CAPTIONS = (".txt", ".caption", ".json")  # the first that is there counts
 CAPTION_KEYS = ("prompt", "caption", "text")  # of JSON; SANA's own shards have `prompt`
 METADATA = "metadata.jsonl"
 TAKES = (
-    f"it takes {', '.join(PICTURES)}, each with a caption of the same name ({', '.join(CAPTIONS)}) or in {METADATA}, "
+    f"it takes {', '.join(IMAGES)}, each with a caption of the same name ({', '.join(CAPTIONS)}) or in {METADATA}, "
     "or webdataset shards (*.tar) of such pairs"
 )
 
@@ -24,7 +24,7 @@ class ImageTextPair:
     """An image's encoded bytes and what it shows.
 
     Attributes:
-        name: of the image's file; of a shard's, with the member.
+        name: name of the image's file, or of the shard with the member.
     """
 
     name: str
@@ -53,7 +53,7 @@ def pairs(source: Path) -> Iterator[ImageTextPair]:
             for pair in _shard(path):
                 found = True
                 yield pair
-        elif ending in PICTURES:
+        elif ending in IMAGES:
             found = True
             yield ImageTextPair(str(path), _read(path), listed[path] if path in listed else _caption(path, named))
     if not found:
@@ -133,7 +133,7 @@ def _shard(path: Path) -> Iterator[ImageTextPair]:
                 if (name := f"{folder}/{stem}") != key:
                     yield from _sample(path, parts)
                     key, parts = name, {}
-                if f".{ending.lower()}" in (*PICTURES, *CAPTIONS):
+                if f".{ending.lower()}" in (*IMAGES, *CAPTIONS):
                     stream = tar.extractfile(member)
                     assert stream is not None
                     parts[f".{ending.lower()}"] = member.name, stream.read()
@@ -143,7 +143,7 @@ def _shard(path: Path) -> Iterator[ImageTextPair]:
 
 
 def _sample(path: Path, parts: Mapping[str, tuple[str, bytes]]) -> Iterator[ImageTextPair]:
-    for ending in PICTURES:
+    for ending in IMAGES:
         if ending in parts:
             member, image = parts[ending]
             written = next((one for one in CAPTIONS if one in parts), None)

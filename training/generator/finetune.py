@@ -65,7 +65,7 @@ class FinetuneState:
     mean: list[Tensor]  # this process' part of the running mean, in the order of parameters; empty without one
 
 
-class LinearAttention:
+class Float32LinearAttention:
     """SANA's linear attention with its sums in float32 also under autocast, which would take them in bfloat16."""
 
     def __call__(self, attn: Any, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
@@ -84,7 +84,7 @@ def build_finetune_state(checkpoint: Checkpoint, settings: FinetuneSettings, dev
     )
     transformer.to(device).train()
     for block in transformer.transformer_blocks:
-        block.attn1.set_processor(LinearAttention())
+        block.attn1.set_processor(Float32LinearAttention())
     if settings.checkpointing:
         transformer.enable_gradient_checkpointing()
     if dist.is_initialized():

@@ -71,7 +71,7 @@ def prepared(
         source: folder of the pairs.
         folder: that keeps the features.
         size: width and height of the images in pixels.
-        device: of the encoders.
+        device: the encoders' device.
         warn: gets sentences about images.
 
     Raises:

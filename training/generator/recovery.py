@@ -28,7 +28,7 @@ def recover(
         run: folder of the run's own files; what is in it goes on.
         steps: updates; the paper takes 100.
         progress: called now and then with the figures of the moment.
-        seed: of scenes, captions and noise.
+        seed: seed of scenes, captions and noise.
         batch: scenes an update.
         rate: the first rates, as a share of a fresh run's.
 

@@ -80,7 +80,7 @@ def auxiliary_targets(prompt: str, objects: Sequence[Found]) -> tuple[tuple[int,
 
 
 @dataclass(frozen=True, eq=False)
-class GeneratedImage:
+class LabelledCandidate:
     """A generated image with its labels, the prompt it was drawn for, and whether it satisfies that prompt."""
 
     labelled: LabelledImage
@@ -88,20 +88,20 @@ class GeneratedImage:
     correct: bool
 
 
-PromptGroup = tuple[GeneratedImage, ...]
+PromptGroup = tuple[LabelledCandidate, ...]
 """Generated images of one prompt."""
 
 
 def label_pool(pool: Sequence[PoolImages]) -> tuple[list[PromptGroup], list[Component]]:
     """The images of a pool by job and prompt, and every object in them."""
-    groups: dict[tuple[int, str], list[GeneratedImage]] = {}
+    groups: dict[tuple[int, str], list[LabelledCandidate]] = {}
     objects: list[Component] = []
     for job, images in enumerate(pool):
         for image, spec in zip(images.images, images.specs, strict=True):
             components = measure(image)
             labelled = LabelledImage.measured(image, components)
             correct = violation(labelled.found, spec) is None
-            groups.setdefault((job, spec.prompt), []).append(GeneratedImage(labelled, spec, correct))
+            groups.setdefault((job, spec.prompt), []).append(LabelledCandidate(labelled, spec, correct))
             objects += components
     return [tuple(group) for group in groups.values()], objects
 
@@ -169,7 +169,7 @@ class BatchSampler:
 
 
 def generated_example(
-    rng: np.random.Generator, one: GeneratedImage, questions: int, group: int | None = None
+    rng: np.random.Generator, one: LabelledCandidate, questions: int, group: int | None = None
 ) -> ImageExample:
     """A generated image with its own prompt first."""
     own = _question(one.spec, one.correct, one.labelled.found, OWN_PROMPT_WEIGHT, group)

@@ -150,7 +150,8 @@ def train(
         Seconds of training, those before an interruption included.
     """
     run = Run(folder)
-    optimizer = _optimizer(model, schedule.learning_rate)
+    dtype = torch.bfloat16 if schedule.low_precision else torch.float32
+    optimizer = _optimizer(model, schedule.learning_rate, dtype)
     parts = {"model": model, "optimizer": optimizer}
     saved = run.resume(parts)
     begin, spent = int(saved.get("step", 0)), float(saved.get("seconds", 0))
@@ -177,9 +178,9 @@ def train(
     return time.monotonic() - started if begin < schedule.steps else spent
 
 
-def _optimizer(model: JudgeTrainingModel, rate: float) -> Scheduled:
+def _optimizer(model: JudgeTrainingModel, rate: float, dtype: torch.dtype) -> Scheduled:
     """Muon for the matrices inside the towers, AdamW for embeddings, readers, convolutions, norms and biases."""
     embedding = model.model.llm.get_input_embeddings().weight
     outside = {id(embedding), *(id(p) for p in model.readers.parameters())}
     matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in outside]
-    return build_optimizer("muon", matrices, model.parameters(), rate, OTHER_RATE * rate, weight_decay=0.02)
+    return build_optimizer("muon", matrices, model.parameters(), rate, OTHER_RATE * rate, 0.02, dtype)

@@ -50,11 +50,11 @@ class CAME(Optimizer):
         Args:
             params: parameters, or groups of them with their own values of what follows.
             lr: learning rate; about that of AdamW.
-            betas: of the first moment, of the squared gradient, of the squared residual.
+            betas: decay of the first moment, the squared gradient and the squared residual.
             eps: added to the squared gradient, to the squared residual.
             clip_threshold: greatest root mean square of u.
             weight_decay: decoupled, times the learning rate.
-            bits: of the first moment of matrices, 8 or 32.
+            bits: bits of the first moment of matrices, 8 or 32.
             smallest: numbers of the smallest matrix that this holds for; others keep 32.
 
         Raises:

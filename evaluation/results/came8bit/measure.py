@@ -116,7 +116,7 @@ def measure_sizes() -> None:
         log({"arm": "size", "numbers": name, "shape": list(numbers.shape), "errors": errors([numbers])})
 
 
-class World:
+class Scenes:
     """Scenes as latents, the shipped text encoder, and batches of both."""
 
     def __init__(self, work: Path) -> None:
@@ -140,7 +140,7 @@ class World:
 
 
 def train(
-    world: World, kind: str, seed: int, rate: float, steps: int
+    world: Scenes, kind: str, seed: int, rate: float, steps: int
 ) -> Iterator[tuple[int, SanaTransformer2DModel, torch.optim.Optimizer]]:
     torch.manual_seed(seed)
     model = build_parts(world.parts.vae, WIDTH, LAYERS).transformer
@@ -166,7 +166,7 @@ def log(*lines: dict[str, object]) -> None:
         file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-def measure_training(world: World, arm: str, kind: str, seed: int, rate: float, steps: int) -> None:
+def measure_training(world: Scenes, arm: str, kind: str, seed: int, rate: float, steps: int) -> None:
     """One run, unless its last line is there."""
     name: dict[str, object] = {"arm": arm, "optimizer": kind, "seed": seed, "rate": rate}
     if any(name.items() <= line.items() for line in done()):
@@ -190,7 +190,7 @@ def main() -> None:
         measure_memory()
     if not any(line["arm"] == "size" for line in done()):
         measure_sizes()
-    world = World(work)
+    world = Scenes(work)
     for kind, rates in SWEEP.items():
         for rate in rates:
             measure_training(world, "sweep", kind, 0, rate, SWEEP_STEPS)

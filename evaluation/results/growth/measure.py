@@ -35,7 +35,7 @@ from bestofn.training.optimizers.factory import build_optimizer
 LOG = Path(__file__).parent / "runs.jsonl"
 WIDTH, SHALLOW, DEEP, BATCH = 64, 4, 8, 32
 SOURCE_STEPS, LONGER_STEPS, STEPS, WARMUP = 800, 2400, 800, 30
-LOSS_EVERY, SCORE_EVERY, PICTURES = 50, 100, 8
+LOSS_EVERY, SCORE_EVERY, IMAGES = 50, 100, 8
 MATRIX_RATE, OTHER_RATE, DROPOUT = 4e-3, 3e-3, 0.1
 SCENES, HELD_SCENES = 2048, 192
 KINDS = [
@@ -49,7 +49,7 @@ RECOVERY_STEPS, RECOVERY_BATCH, SCORED = 100, 32, spread(20)
 
 
 @dataclass(frozen=True)
-class World:
+class OneObjectScenes:
     """Scenes of one object as latents (S, C, h, w) with their contents, and the text encoder's words for them."""
 
     latents: Tensor
@@ -67,7 +67,7 @@ class World:
         return self.latents[list(picks)], torch.stack(states), torch.stack(masks)
 
 
-def load_world(work: Path) -> World:
+def load_world(work: Path) -> OneObjectScenes:
     pipeline = SanaPipeline.from_pretrained(EMBEDDED["shapes"])
     parts = Parts(pipeline.tokenizer, pipeline.text_encoder.eval(), pipeline.transformer, pipeline.vae.eval())
     rng = np.random.default_rng(5)
@@ -87,10 +87,10 @@ def load_world(work: Path) -> World:
         states, mask = parts.encode(prompts)
     text = {prompt: (states[i], mask[i]) for i, prompt in enumerate(prompts)}
     shapes, colours = zip(*kinds, strict=True)
-    return World(torch.load(cache, weights_only=True), shapes, colours, text, parts)
+    return OneObjectScenes(torch.load(cache, weights_only=True), shapes, colours, text, parts)
 
 
-def held_out_loss(world: World, model: SanaTransformer2DModel) -> float:
+def held_out_loss(world: OneObjectScenes, model: SanaTransformer2DModel) -> float:
     """Flow-matching loss on scenes, noise and captions that are always the same."""
     rng = np.random.default_rng(9)
     x, text, mask = world.batch(range(SCENES, SCENES + HELD_SCENES), rng)
@@ -100,16 +100,16 @@ def held_out_loss(world: World, model: SanaTransformer2DModel) -> float:
         return float(flow_loss(model, x, noise, sigma, text, mask)[0])
 
 
-def share_right(world: World, model: SanaTransformer2DModel) -> float:
+def share_right(world: OneObjectScenes, model: SanaTransformer2DModel) -> float:
     """Share of images that the exact evaluator accepts: every kind of object, seeds that are always the same."""
-    specs = [single(*kind) for kind in KINDS for _ in range(PICTURES)]
-    seeds = [seed for _ in KINDS for seed in range(PICTURES)]
+    specs = [single(*kind) for kind in KINDS for _ in range(IMAGES)]
+    seeds = [seed for _ in KINDS for seed in range(IMAGES)]
     images = sample(replace(world.parts, transformer=model), [spec.prompt for spec in specs], seeds)
     return float(np.mean([evaluate(image, spec).correct for image, spec in zip(images, specs, strict=True)]))
 
 
 def train(
-    world: World, model: SanaTransformer2DModel, steps: int, seed: int, falling: bool = False
+    world: OneObjectScenes, model: SanaTransformer2DModel, steps: int, seed: int, falling: bool = False
 ) -> Iterator[tuple[int, SanaTransformer2DModel]]:
     """Steps of Muon and AdamW as in `models/training`; yields the running mean of the weights every `LOSS_EVERY` steps.
 
@@ -136,7 +136,7 @@ def train(
 
 
 def run(
-    world: World,
+    world: OneObjectScenes,
     work: Path,
     arm: str,
     seed: int,
@@ -167,7 +167,7 @@ def log(*lines: dict[str, object]) -> None:
         file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-def built(world: World, layers: int, seed: int) -> SanaTransformer2DModel:
+def built(world: OneObjectScenes, layers: int, seed: int) -> SanaTransformer2DModel:
     torch.manual_seed(seed)
     return build_parts(world.parts.vae, WIDTH, layers).transformer
 
@@ -179,20 +179,20 @@ def grown(work: Path, source: Path, method: Method, dropped: int, seed: int) -> 
     return SanaTransformer2DModel.from_pretrained(out / "transformer")
 
 
-def measure_growth(world: World, work: Path, seed: int, methods: Sequence[tuple[str, Method, int]]) -> None:
+def measure_growth(world: OneObjectScenes, work: Path, seed: int, methods: Sequence[tuple[str, Method, int]]) -> None:
     source = run(world, work, "source", seed, built(world, SHALLOW, seed), SOURCE_STEPS)
     run(world, work, "scratch", seed, built(world, DEEP, seed + 100), STEPS)
     for arm, method, dropped in methods:
         run(world, work, arm, seed, grown(work, source, method, dropped, seed), STEPS)
 
 
-def measure_longer_source(world: World, work: Path, seed: int) -> None:
+def measure_longer_source(world: OneObjectScenes, work: Path, seed: int) -> None:
     """Growth from a source that was trained three times as long."""
     source = run(world, work, "longer source", seed, built(world, SHALLOW, seed), LONGER_STEPS)
     run(world, work, "partial, longer source", seed, grown(work, source, "partial", 2, seed), STEPS)
 
 
-def measure_grown_then_pruned(world: World, work: Path, arm: str, seed: int) -> None:
+def measure_grown_then_pruned(world: OneObjectScenes, work: Path, arm: str, seed: int) -> None:
     """A grown and trained model with fewer blocks, before and after recovery, like the paper's table."""
     source = Checkpoint.resolve(str(work / f"{arm}-{seed}"))
     prompts = [single(*kind).prompt for kind in KINDS]

@@ -12,7 +12,7 @@ from bestofn.service.core.schemas import MatchOut
 from bestofn.service.media.contact_sheet.style import FAINT, GOLD, MARGIN, PAPER, WIDTH, paste, square, text
 
 MAX_ROUNDS = 6  # of a longer knockout, the last rounds are drawn
-FINALIST = 132  # side of the images next to the winner's
+RUNNER_UP = 132  # pixels, side of the images next to the winner
 
 
 @dataclass(slots=True)
@@ -63,8 +63,8 @@ def layout(rounds: Sequence[Sequence[MatchOut]], winner: int) -> Layout | None:
         return None
     columns = root.rounds
     most = max(sum(1 for _ in half.entrants) for half in root.children)
-    first = FINALIST if columns == 1 else max(26, min(88, 760 // most - 8))
-    sides = [round(first * (FINALIST / first) ** (i / max(1, columns - 1))) for i in range(columns)]
+    first = RUNNER_UP if columns == 1 else max(26, min(88, 760 // most - 8))
+    sides = [round(first * (RUNNER_UP / first) ** (i / max(1, columns - 1))) for i in range(columns)]
     heights = [_stack(half, columns - 1, sides) for half in root.children]
     root.side = round(max(236, min(330, 0.4 * max(heights))))
     height = max(*heights, root.side + 2 * 64)
@@ -166,7 +166,7 @@ def _portrait(
         image = Image.blend(Image.blend(image, grey, 0.5), Image.new("RGB", image.size, PAPER), 0.45)
     radius = max(3, node.side // 16)
     if golden:
-        rim = 6 if node.side > FINALIST else 3
+        rim = 6 if node.side > RUNNER_UP else 3
         edge = node.side - 1 + rim
         pen.rounded_rectangle((x - rim, y - rim, x + edge, y + edge), radius + rim, fill=GOLD)
     paste(sheet, image, (x, y), radius=radius)

@@ -223,7 +223,7 @@ def test_a_second_judge_and_fp8_drafts_are_counted() -> None:
     assert needed is not None
     gib = 24 * GIB
     weights, memory = findings(needed, gib, gib, "cuda")
-    assert "transformer 4.5 GiB (1.5 GiB of it in 8 bits, for drafts), decoder 0.6 GiB, " in weights.found
+    assert "transformer 4.5 GiB (1.5 GiB of it in FP8, for drafts), decoder 0.6 GiB, " in weights.found
     assert "judge 3.7 GiB, second judge 3.7 GiB: 17.4 GiB in all" in weights.found
     assert (memory.state, "BESTOFN_SLOTS=26" in memory.fix) == ("warn", True)
     (memory,) = list(findings(needed, 12 * GIB, gib, "cuda"))[1:]

@@ -20,7 +20,7 @@ from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from safetensors.torch import load_file, save_file
 
 from bestofn.evaluation.cost import counted
-from bestofn.evaluation.run import Evaluation
+from bestofn.evaluation.run import EvaluationRun
 from bestofn.evaluation.strategies import Strategy
 from bestofn.evaluation.tasks import Task
 from bestofn.models.checkpoint import Checkpoint, quantised_with
@@ -282,7 +282,7 @@ def test_size_is_known_without_weights(family, engines, folders):
 
 def test_evaluation_refuses_previews_of_a_pipeline_before_any_is_drawn(folders, tmp_path):
     tasks = (Task(PROMPT, "", SEED),)
-    evaluation = Evaluation.of(str(folders("pixart")), "shapes", "cpu", tasks, tmp_path)
+    evaluation = EvaluationRun.of(str(folders("pixart")), "shapes", "cpu", tasks, tmp_path)
     evaluation.check([0], [Strategy(4)])
     with pytest.raises(ValueError, match="PixArtSigmaPipeline has no previews: leave out the strategy n=4 preview=2:0"):
         evaluation.check([0], [Strategy(4), Strategy.parse("n=4 preview=2:0.25")])
