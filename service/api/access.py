@@ -2,7 +2,6 @@
 
 import hmac
 import re
-import time
 from contextlib import ExitStack
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -97,15 +96,15 @@ def _name(url: str) -> str:
         return ""
 
 
-def sign(secret: bytes, path: str, now: float | None = None) -> str:
+def sign(secret: bytes, path: str, now: float) -> str:
     """An image's path with its signature.
 
     Args:
         secret: the queue's signing key.
         path: such as /jobs/3f9a/images/1, without a prefix.
-        now: seconds since 1970; None: the clock's.
+        now: seconds since 1970 by the clock that all API processes share, the queue's.
     """
-    expires = (int(time.time() if now is None else now) // VALID_SECONDS + 2) * VALID_SECONDS
+    expires = (int(now) // VALID_SECONDS + 2) * VALID_SECONDS
     return f"{path}?{urlencode({'expires': expires, 'signature': _signature(secret, path, expires)})}"
 
 
@@ -115,7 +114,7 @@ def is_signed(scope: Scope) -> bool:
     return reads and b"signature=" in scope["query_string"] and _IMAGE_PATH.fullmatch(scope["path"]) is not None
 
 
-def check_signature(secret: bytes, scope: Scope, now: float | None = None) -> None:
+def check_signature(secret: bytes, scope: Scope, now: float) -> None:
     """Raise NotAuthorized unless the signature is this queue's, of this path, and has not expired."""
     query = parse_qs(scope["query_string"].decode("latin-1"))
     expires, signature = query.get("expires", [""])[0], query.get("signature", [""])[0]
@@ -124,7 +123,7 @@ def check_signature(secret: bytes, scope: Scope, now: float | None = None) -> No
     )
     if not known:
         raise NotAuthorized("the signature of this address is not this server's: take the address as the job gives it")
-    if int(expires) < (time.time() if now is None else now):
+    if int(expires) < now:
         raise NotAuthorized("this address has expired: read the job again for a new one, or send a key with it")
 
 

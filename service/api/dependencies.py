@@ -122,7 +122,8 @@ async def _checked_id(
     if not re.fullmatch(r"[0-9a-f]{1,64}", job_id):
         raise JobNotFound(f"there is no job {job_id[:64]!a}")
     if "signed" in request.scope:
-        check_signature(await context.queue.signing_key(), request.scope)
+        secret, now = await context.queue.signing_key()
+        check_signature(secret, request.scope, now)
     caller = caller_of(request)
     if caller and await context.queue.owner(job_id) != caller:
         raise JobNotFound(f"there is no job {job_id}")

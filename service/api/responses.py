@@ -61,10 +61,10 @@ async def result_of(
         async with contextlib.nullcontext() if caller is None else context.turns.of(caller):
             result = build()
     if context.keyring.on and result.images:
-        secret, start = await context.queue.signing_key(), len(context.base)
+        secret, now = await context.queue.signing_key()
         for image in result.images:
-            path = (image.url or "")[start:]
-            image.url = context.base + sign(secret, path)
+            path = (image.url or "").removeprefix(context.base)
+            image.url = context.base + sign(secret, path, now)
     if result.status in ACTIVE and (reason := await context.standstill()) is not None:
         result.warnings.append(f"{reason}; the job goes on when that is over")
     return result

@@ -19,7 +19,10 @@ def backoff(attempt: int) -> float:
 
 
 def asked_delay(headers: Mapping[str, str]) -> float | None:
-    """The seconds of `retry-after-ms` or Retry-After, which may also be a date; None if there is neither."""
+    """The seconds of `retry-after-ms` or Retry-After; None if there is neither.
+
+    Retry-After may be a date, which is compared with the answer's own: the server's clock may differ from this one.
+    """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         said = headers.get(name)
         if said is None:
@@ -28,8 +31,15 @@ def asked_delay(headers: Mapping[str, str]) -> float | None:
             return max(0.0, float(said) * unit)
         except ValueError:
             pass
-        try:
-            return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
-        except ValueError:
-            continue
+        moment = _moment(said)
+        if moment is not None:
+            return max(0.0, moment - (_moment(headers.get("date", "")) or time.time()))
     return None
+
+
+def _moment(date: str) -> float | None:
+    """Seconds since 1970 of an HTTP date; None if it cannot be read."""
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return None

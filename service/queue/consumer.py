@@ -31,6 +31,7 @@ from bestofn.service.queue.scripts import Argument
 from bestofn.service.telemetry import metrics
 
 MOST_PENDING = 1000
+RECLAIM_SCAN = 10  # entries of a stream whose leases one call looks at
 
 log = structlog.get_logger()
 
@@ -44,7 +45,9 @@ class QueueConsumer:
         self.pair = pair_id(info.schema_version, *info.revisions)
         self.worker = info.worker
         self._ready = {priority: queue.keys("ready", self.pair, priority) for priority in PRIORITIES}
-        self._reclaim_from = dict.fromkeys(PRIORITIES, "0-0")
+        self._reclaim_from: dict[Priority, Argument] = dict.fromkeys(PRIORITIES, "-")
+        self._heartbeat = 0  # the last one, by the server's clock in ms
+        self._reclaim_not_before = 0
 
     async def heartbeat(
         self,
@@ -67,7 +70,7 @@ class QueueConsumer:
         """
         info = self.info.model_copy(update={"state": state, "tflops_per_second": tflops_per_second, "blocks": blocks})
         leases = [part for claim in held for part in (claim.entry.priority, claim.entry.id)]
-        lost = await self.queue.scripts(
+        time, *lost = await self.queue.scripts(
             "heartbeat",
             *leases,
             pair=self.pair,
@@ -76,6 +79,10 @@ class QueueConsumer:
             info=info.model_dump_json(),
             ttl=int(1000 * seconds),
         )
+        lease = int(1000 * self.queue.settings.lease_seconds)
+        if self._heartbeat and not 0 <= time - self._heartbeat <= lease:
+            self._reclaim_not_before = time + lease
+        self._heartbeat = time
         return {entry.decode() for entry in lost}
 
     async def store_tokenizers(self, files: Sequence[bytes]) -> None:
@@ -99,14 +106,23 @@ class QueueConsumer:
                 return claims
 
     async def reclaim(self, lease_seconds: float) -> list[Claim]:
-        """Claim a heat whose lease has not been renewed for `lease_seconds`, if there is one."""
-        idle = int(1000 * lease_seconds)
-        for priority, ready in self._ready.items():
-            after = self._reclaim_from[priority]
-            start, found, _ = await self.queue.redis.xautoclaim(ready, GROUP, self.worker, idle, after, count=1)
-            self._reclaim_from[priority] = start.decode()
-            if found:
-                return await self._start([Entry.read(priority, *found[0])])
+        """Claim a heat whose lease of `lease_seconds` has run out; none soon after a pause of the own heartbeats."""
+        for priority in PRIORITIES:
+            self._reclaim_from[priority], *found = await self.queue.scripts(
+                "reclaim",
+                pair=self.pair,
+                worker=self.worker,
+                priority=priority,
+                lease=int(1000 * lease_seconds),
+                count=RECLAIM_SCAN,
+                heartbeat=self._heartbeat,
+                pause=int(1000 * self.queue.settings.lease_seconds),
+                not_before=self._reclaim_not_before,
+                after=self._reclaim_from[priority],
+            )
+            for entry, fields in found:
+                named = dict(zip(fields[::2], fields[1::2], strict=True))
+                return await self._start([Entry.read(priority, entry, named)])
         return []
 
     async def complete(self, claim: Claim, outcome: HeatOutcome) -> bool:

@@ -5,7 +5,6 @@ import errno
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -117,11 +116,8 @@ class ImageStore:
         return None
 
     async def jobs(self, age: float = LEAST_AGE) -> list[str]:
-        """Jobs with files in the folder, all older than `age` seconds."""
-        if self._folder is None or not self._folder.is_dir():
-            return []
-        folders, moment = self._folder.glob("[!.]*"), time.time() - age
-        return await asyncio.to_thread(lambda: [one.name for one in folders if one.stat().st_mtime < moment])
+        """Jobs with files in the folder, all older than `age` seconds by the clock of its file system."""
+        return [] if self._folder is None else await asyncio.to_thread(_older, self._folder, age)
 
     async def forget(self, jobs: Iterable[str]) -> None:
         """Delete all files of these jobs."""
@@ -215,6 +211,15 @@ def _make_mark(folder: Path) -> str:
     mark = next(folder.glob(".mark-*"), folder / f".mark-{secrets.token_hex(8)}")
     mark.touch()
     return mark.name
+
+
+def _older(folder: Path, age: float) -> list[str]:
+    mark = next(folder.glob(".mark-*"), None)
+    if mark is None:
+        return []
+    mark.write_bytes(b"")  # this host's clock may be hours ahead of a file server's
+    moment = mark.stat().st_mtime - age
+    return [one.name for one in folder.glob("[!.]*") if one.stat().st_mtime < moment]
 
 
 def _check_mark(folder: Path, mark: bytes | None) -> None:

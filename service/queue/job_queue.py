@@ -289,11 +289,12 @@ class Queue:
             raise Unavailable("no worker has stored its tokenizer yet; try again", retry_after=BUSY_RETRY_SECONDS)
         return bytes(text)
 
-    async def signing_key(self) -> bytes:
-        """The secret that signs addresses of images, for every API process. Who can read it can read the images too."""
+    async def signing_key(self) -> tuple[bytes, int]:
+        """The secret that signs addresses of images, with which all can be read, and the server's time in seconds."""
         key, made = self.keys("signing_key"), secrets.token_hex(32).encode()
-        known = await self.redis.get(key) or await self.redis.set(key, made, nx=True, get=True)
-        return bytes(known or made)
+        async with self.redis.pipeline(transaction=False) as pipe:
+            known, (now, _) = await pipe.get(key).time().execute()
+        return bytes(known or await self.redis.set(key, made, nx=True, get=True) or made), now
 
     async def backlog(self) -> Backlog:
         """Work that waits or runs."""

@@ -12,16 +12,20 @@ log = structlog.get_logger()
 
 
 async def heartbeat_loop(context: WorkerContext) -> None:
-    """Announce the worker every `heartbeat_seconds`; not while its engine is stalled, so that its leases expire."""
+    """Announce the worker every `heartbeat_seconds`; not while its engine is stalled, so that its leases expire.
+
+    An engine is given up at its second stalled heartbeat at the earliest: at the first after a pause of the whole
+    process, every engine looks stalled.
+    """
     stalled = False
     while True:
         await asyncio.sleep(context.settings.heartbeat_seconds)
-        if context.stalled() != stalled:
-            stalled = not stalled
+        before, stalled = stalled, context.stalled()
+        if stalled != before:
             log.warning(
                 "the engine has stalled: no heartbeat" if stalled else "the engine goes on", held=len(context.held)
             )
         if not stalled:
             await context.announce()
-        elif context.stalled(HOPELESS_FACTOR):
+        elif before and context.stalled(HOPELESS_FACTOR):
             context.engine_thread.give_up()

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- A worker's heartbeat: announces it for `ttl` ms (0: it leaves), renews the leases that are still its own, and clears
--- away workers that are gone. Returns the entries that have been taken over.
+-- away workers that are gone. Returns the server's time and the entries that have been taken over.
 local pair, worker = args.pair, args.worker
 local time = now()
 for _, priority in ipairs(PRIORITIES) do
@@ -11,7 +11,7 @@ redis.call('ZADD', key('workers', pair), time + tonumber(args.ttl), worker)
 redis.call('HSET', key('capacity', pair), worker, args.capacity)
 redis.call('HSET', key('infos', pair), worker, args.info)
 
-local lost = {}
+local lost = {time}
 for i = 1, #rest, 2 do -- (priority, entry) of each heat it holds
   local ready, entry = key('ready', pair, rest[i]), rest[i + 1]
   if #redis.call('XPENDING', ready, GROUP, entry, entry, 1, worker) == 1 then

@@ -280,6 +280,18 @@ HEADERS: dict[str, tuple[int, dict[str, str], float | None, bool]] = {
     "milliseconds go first": (429, {"retry-after-ms": "250", "retry-after": "7"}, 0.25, True),
     "seconds": (503, {"retry-after": "7"}, 7.0, True),
     "a date that is over": (503, {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0, True),
+    "a date by a clock that is behind": (
+        503,
+        {"retry-after": "Wed, 21 Oct 2015 07:28:09 GMT", "date": "Wed, 21 Oct 2015 07:28:00 GMT"},
+        9.0,
+        True,
+    ),
+    "a date by a clock that is ahead": (
+        503,
+        {"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT", "date": "Wed, 21 Oct 2099 07:28:00 GMT"},
+        0.0,
+        True,
+    ),
     "nonsense": (502, {"retry-after": "soon"}, None, True),
     "it says no": (429, {"x-should-retry": "false"}, None, False),
     "it says yes": (409, {"x-should-retry": "true"}, None, True),

@@ -85,7 +85,7 @@ def killed(client: "redis.Redis") -> bool:
 
 @contextlib.contextmanager
 def no_rights(client: "redis.Redis") -> Iterator[None]:
-    client.execute_command("ACL", "SETUSER", "default", "-evalsha", "-eval", "-xreadgroup", "-xautoclaim")
+    client.execute_command("ACL", "SETUSER", "default", "-evalsha", "-eval", "-xreadgroup")
     yield
     client.execute_command("ACL", "SETUSER", "default", "+@all")
 
