@@ -14,8 +14,8 @@ log = structlog.get_logger()
 async def heartbeat_loop(context: WorkerContext) -> None:
     """Announce the worker every `heartbeat_seconds`; not while its engine is stalled, so that its leases expire.
 
-    An engine is given up at its second stalled heartbeat at the earliest: at the first after a pause of the whole
-    process, every engine looks stalled.
+    An engine is given up at its second stalled heartbeat at the earliest. After a pause of the whole process, such as
+    SIGSTOP, every engine looks stalled at the first one.
     """
     stalled = False
     while True:
