@@ -18,7 +18,7 @@ FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 
 # Results go to stdout, for pipes; everything that is for eyes goes to stderr.
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of click, which some versions of typer carry inside
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, which some versions of typer carry inside
 
 
 def say(message: str) -> None:

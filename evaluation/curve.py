@@ -22,7 +22,7 @@ class Point:
     random: float
     margin: float  # the judge's log-odds of what it chose
     judge_interval: tuple[float, float]  # 95 %, bootstrap over prompts
-    gain_interval: tuple[float, float]  # of judge - random, the same prompts resampled for both
+    gain_interval: tuple[float, float]  # interval of judge - random, the same prompts resampled for both
     judge_by_category: Mapping[str, float]
     oracle_by_category: Mapping[str, float]
 

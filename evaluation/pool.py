@@ -20,7 +20,7 @@ from bestofn.evaluation.tasks import Task, benchmark, digest
 from bestofn.judge.verdict import Verdict
 
 CHUNK = 32
-DIGITS = 3  # of a logit
+DIGITS = 3  # decimals of a stored logit
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from bestofn.kernels.transfer import uploaded
 
 # Pillow, src/libImaging/Resample.c: weights are fixed-point numbers with these bits, sums are rounded after each pass.
 PRECISION_BITS = 32 - 8 - 2
-SUPPORT = 2.0  # of the bicubic filter, in input pixels
+SUPPORT = 2.0  # radius of the bicubic filter in input pixels
 
 
 def cut(mode: ImageMode, images: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def _resample(images: Tensor, axis: int, size: int) -> Tensor:
     shape = [size if i == axis else 1 for i in range(4)]
     last = images.shape[axis] - 1
     total: Tensor | int = 1 << (PRECISION_BITS - 1)
-    for tap, weight in enumerate(weights.unbind(1)):  # of at most 30 bits each, like their sum
+    for tap, weight in enumerate(weights.unbind(1)):  # at most 30 bits each, like their sum
         there = (first + tap).clamp_(max=last)  # beyond the image the weight is 0
         total = total + images.index_select(axis, there).int() * weight.view(shape)
     assert isinstance(total, Tensor)

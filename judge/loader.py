@@ -189,7 +189,7 @@ def pretrained(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> n
             )
     except OSError as error:
         raise ValueError(f"{folder.name}/ cannot be read: {' '.join(str(error).split())}") from error
-    except ImportError as error:  # of quantised weights
+    except ImportError as error:  # a package that quantised weights need
         raise ValueError(f"{folder.name}/ needs a package: {' '.join(str(error).split())}") from error
     wrong = {name: sorted(map(str, report[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     for name, keys in wrong.items():

@@ -100,7 +100,7 @@ def read_rounds(rounds: Sequence[Sequence[Mapping[str, Any]]]) -> Rounds:
     return tuple(tuple(Played.from_json(match) for match in matches) for matches in rounds)
 
 
-Answers = tuple[Answer, Answer]  # of one match: with `a` shown first, then with `b` shown first
+Answers = tuple[Answer, Answer]  # one match: with `a` shown first, then with `b` shown first
 
 
 def decide(pair: tuple[int, int], answers: Answers) -> Played:

@@ -10,7 +10,7 @@ from bestofn.kernels.dispatch import fused
 
 FP8_DTYPE = torch.float8_e4m3fn
 GREATEST = float(torch.finfo(FP8_DTYPE).max)  # 448
-LEAST_SCALE = float(torch.finfo(torch.float32).tiny)  # of a row of zeros
+LEAST_SCALE = float(torch.finfo(torch.float32).tiny)  # scale of a row of zeros
 
 
 def _pair(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ class Defaults:
     num_inference_steps: int
     guidance_scale: float
     size_multiple: int
-    token_limit: int  # of a prompt, control tokens included
+    token_limit: int  # tokens of a prompt, control tokens included
     max_sequence_length: int  # padded text length of every context
 
 

@@ -24,9 +24,9 @@ from bestofn.models.linear_dit.weights import check_keys, file_shapes
 from bestofn.models.safetensors_writer import StoredTensor, write_json, write_shards
 from bestofn.models.weight_files import check_file, copy_contents, whole_folder
 
-HEAD_DIM = 32  # of linear attention, in all published models
-CROSS_HEADS = {1152: 16, 2240: 20}  # of the published widths; no weight shows them
-INTERPOLATION = {2048: 1.0, 4096: 2.0}  # of the position embedding, by pixels a side; None for others
+HEAD_DIM = 32  # channels of a head of linear attention, in all published models
+CROSS_HEADS = {1152: 16, 2240: 20}  # heads by published width; no weight shows them
+INTERPOLATION = {2048: 1.0, 4096: 2.0}  # scale of the position embedding by pixels a side; None for others
 COMPRESSION = 32  # pixels per latent cell and side
 DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 UNUSED = frozenset({"pos_embed", "y_embedder.y_embedding", "logvar_linear.weight", "logvar_linear.bias"})

@@ -113,10 +113,11 @@ def test_names_of_classes_have_one_meaning_each() -> None:
 
 
 @pytest.mark.parametrize("file", CODE, ids=name)
-def test_descriptions_of_parameters_are_noun_phrases(file: Path) -> None:
-    texts = docstrings(file.read_text(encoding="utf-8"))
-    found = [match.group().strip() for _, text in texts for match in DESCRIBED.finditer(text)]
-    assert not found, f"{name(file)} describes parameters by 'of ...' alone: {'; '.join(found)}"
+def test_descriptions_of_parameters_and_values_are_noun_phrases(file: Path) -> None:
+    source = file.read_text(encoding="utf-8")
+    found = [match.group().strip() for _, text in docstrings(source) for match in DESCRIBED.finditer(text)]
+    found += [text for _, text in strings(source) if text.startswith(("# of ", "# the same of "))]
+    assert not found, f"{name(file)} describes something by 'of ...' alone: {'; '.join(found)}"
 
 
 @pytest.mark.parametrize("file", [*CODE, *PAGES], ids=name)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bestofn.service.engine.judge_loader import JudgeCheckpoint
 
 OPTIONS = ("judges", "labels", "out", "device", "json")
-DRAWN = ("samples", "prompts", "model")  # of the benchmark, where no labels are named
+DRAWN = ("samples", "prompts", "model")  # options of the benchmark, where no labels are named
 
 
 def judge_names(context: typer.Context, judges: str | None, labels: Path | None) -> list[str]:

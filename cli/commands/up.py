@@ -120,7 +120,7 @@ def up(
             supervisor.run(lambda: _answers(f"{address}/readyz"), begin, watch)
         finally:
             file.unlink(missing_ok=True)
-            stop(errand, STOP_SECONDS)  # of a command that a signal to this process has not reached
+            stop(errand, STOP_SECONDS)  # the signal to this process may not have reached the command
     if command is not None:
         status = errand[0].wait() if errand else FAILURE
         raise typer.Exit(status if status >= 0 else KILLED - status)

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-COLUMNS = 4  # of a strip, unrolled in the kernel
+COLUMNS = 4  # width of a strip, unrolled in the kernel
 LAUNCH = {"BLOCK_C": 256, "num_warps": 4}
-ENOUGH_PROGRAMS = 2048  # of whole columns; fewer walk in pieces, to keep every multiprocessor busy
+ENOUGH_PROGRAMS = 2048  # programs of whole columns; fewer walk in pieces, to keep every multiprocessor busy
 PIECE = 8  # rows of a walk then
 
 

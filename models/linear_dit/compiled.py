@@ -202,7 +202,7 @@ def _child(task: str) -> None:
     try:
         for count in rows:
             blocks.compile(model, count, tuple(size), tokens)
-    except Exception as error:  # of many types, whose last line is advice of torch's
+    except Exception as error:  # many types; the last line is torch's advice
         sys.exit(reason(error))
 
 

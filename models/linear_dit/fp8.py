@@ -15,8 +15,8 @@ from bestofn.models.errors import UnsupportedDevice
 from bestofn.models.linear_dit.blocks import LinearAttention
 from bestofn.models.linear_dit.model import LinearDiT
 
-MULTIPLE = 16  # of both sides of a weight, which the products ask for
-CAPABILITY = (8, 9)  # of CUDA devices with such products: Ada, Hopper and later
+MULTIPLE = 16  # divides both sides of a weight, as the products require
+CAPABILITY = (8, 9)  # least of CUDA devices with such products: Ada, Hopper and later
 
 
 def check_supported(device: torch.device) -> None:
@@ -75,7 +75,7 @@ def with_fp8_products(model: LinearDiT) -> LinearDiT:
     block: Any
     own: Any
     for block, own in zip(twin.transformer_blocks, model.transformer_blocks, strict=True):
-        block.attn2.to_k, block.attn2.to_v = own.attn2.to_k, own.attn2.to_v  # of prompts, which the model itself reads
+        block.attn2.to_k, block.attn2.to_v = own.attn2.to_k, own.attn2.to_v  # for prompts, which the model itself reads
     return twin  # type: ignore[no-any-return]
 
 

@@ -22,7 +22,7 @@ from bestofn.models.linear_dit.embeddings import (
 )
 
 NORM_OUT_EPS = 1e-6
-Run = Callable[..., tuple[Tensor, Tensor]]  # of a block and its arguments
+Run = Callable[..., tuple[Tensor, Tensor]]  # takes a block and its arguments
 
 
 class PatchEmbed(nn.Module):

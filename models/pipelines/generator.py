@@ -30,7 +30,7 @@ from bestofn.models.pipelines.missing_weights import check_loaded, encoders
 from bestofn.models.weight_files import one_line, refused
 
 PROMPTS_KEPT = 16
-BATCH = 16  # of `draw_all` on a GPU, at first
+BATCH = 16  # first batch size of `draw_all` on a GPU
 COUNTED = (8, 16, 24)  # sides in size multiples, at which FLOPs are counted
 UNLIMITED = 10_000  # transformers' tokenizers without a limit of their own have a huge one
 

@@ -21,7 +21,7 @@ from bestofn.service.host.loopback import is_loopback
 # Probes carry no key; the page and the description of the API are no secret, and the page asks for a key itself.
 OPEN_PATHS = web.PATHS | {"/livez", "/readyz", "/openapi.json"}
 MONITORING = frozenset({"/metrics", "/status"})  # answered in a flood of other calls too: an alarm must not lie
-VALID_SECONDS = 3600  # of a signed address: at least, and at most twice; it stays the same for as long
+VALID_SECONDS = 3600  # least lifetime of a signed address; at most twice. It stays the same for as long
 _IMAGE_PATH = re.compile(r"/jobs/[0-9a-f]{1,64}/images/\d{1,2}")
 
 

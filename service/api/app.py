@@ -90,7 +90,7 @@ def create_app(settings: Settings, *, descriptors: int | None = None) -> FastAPI
         version=VERSION,
         description=DESCRIPTION.format(server=settings.public_url or f"http://localhost:{settings.port}"),
         lifespan=lifespan,
-        docs_url=None,  # of `web`, which asks no other server for scripts
+        docs_url=None,  # `routes/web.py` has the page, without scripts of other servers
         redoc_url=None,
         telemetry={
             "metrics": False,

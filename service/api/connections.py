@@ -28,7 +28,7 @@ from bestofn.service.core.errors import InvalidRequest, Unavailable
 KEPT_SECONDS = 3750
 IDLE_SECONDS = 75  # without a byte of a request that is awaited, or read of an answer
 SWEEP_SECONDS = 5.0
-PACE_BYTES = 64 * 1024  # of a body that is being sent, within IDLE_SECONDS
+PACE_BYTES = 64 * 1024  # least progress of a body that is being sent, within IDLE_SECONDS
 DESCRIPTORS_KEPT = 256  # for Redis, files, and connections that are accepted before others are closed
 CONNECTIONS_KEPT = 16  # never busy: a probe always finds room
 RETRY_SECONDS = 1.0

@@ -42,7 +42,7 @@ class Context:
     prompt_checker: CheckServer | None = None
     ended: EndedJobs = field(default_factory=EndedJobs)
     refusal_limiter: RefusalLimiter = field(default_factory=RefusalLimiter)
-    turns: Turns = field(default_factory=Turns)  # of steps on the event loop that take a few milliseconds
+    turns: Turns = field(default_factory=Turns)  # turns of steps on the event loop that take a few milliseconds
     upload_turns: UploadTurns = field(default_factory=UploadTurns)
     deployed: Deployed = field(init=False)
     counters: TokenCounters = field(init=False)

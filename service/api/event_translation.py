@@ -62,7 +62,7 @@ class EventTranslator:
         # With drafts, promoted candidates are not known beforehand: their knockout comes with the result.
         self._knockout = None if spec.draft else LiveKnockout(spec.num_samples, spec.rule)
         self._known: dict[int, Candidate] = {}
-        self.best: Candidate | None = None  # of those judged so far
+        self.best: Candidate | None = None  # best candidate judged so far
 
     def translate(self, event: Event) -> Iterator[StreamEvent]:
         """The reader's events for a stored event; none for the job's end, whose result the caller adds."""

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bestofn.service.api.request_log import HEADER, SECURE, request_id
 
-LEAST_BYTES = 1024  # of a body that is worth compressing
+LEAST_BYTES = 1024  # least size of a body that is compressed
 LEVEL = 4
 ON_LOOP_BYTES = 32 * 1024  # a longer body is compressed in a thread
 _ABSOLUTE = re.compile(rb"https?://([^/]+)(/.*)?", re.IGNORECASE)  # RFC 9112 section 3.2.2: HAProxy passes it on

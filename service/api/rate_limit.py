@@ -10,8 +10,8 @@ from bestofn.service.core.errors import BestOfNError, TooManyCalls
 from bestofn.service.core.turns import Turns
 
 Kind = Literal["wait", "stream"]
-AT_END = "at_end"  # of an ASGI scope: an ExitStack that is closed after the answer
-_TURN = "turn"  # of an ASGI scope: the semaphore that the call holds
+AT_END = "at_end"  # key of an ASGI scope: an ExitStack that is closed after the answer
+_TURN = "turn"  # key of an ASGI scope: the semaphore that the call holds
 WORKED_ON = 8  # calls of a key at a time; the others wait for their turn
 RETRY_SECONDS = 1.0
 TOKENS = 20.0  # refusals of a caller that may ask the queue

@@ -38,7 +38,7 @@ from bestofn.service.media.codec import decode, read_header
 
 FORM = "multipart/form-data"
 TEXTS = ("prompt", "webhook", "judge", "rule", "priority")  # fields of a form that are text; the others are JSON
-MOST_PARTS = MAX_IMAGES + 64  # of a form; what is beyond is not split
+MOST_PARTS = MAX_IMAGES + 64  # parts of a form; what is beyond is not split
 MOST_HEAD = 4096  # bytes of a part's headers
 MOST_NAME = 255  # characters of a file's name
 AT_ONCE, AT_ONCE_OF_CALLER = 4, 2  # bodies in memory

@@ -8,7 +8,7 @@ from bestofn.service.api.dependencies import Context
 from bestofn.service.queue.keys import opaque
 
 HEADER = "x-stainless-retry-count"  # 0 in the first request of a call, then 1, 2, ...
-FIRST_PAUSE_SECONDS = 0.5  # of the OpenAI clients before they make a call again; doubled each time
+FIRST_PAUSE_SECONDS = 0.5  # pause of the OpenAI clients before a retry; doubled each time
 LONGEST_PAUSE_SECONDS = 8.0
 MARGIN_SECONDS = 2.0
 KEPT_SECONDS = 60  # a job that was left waits this long for a retry

@@ -51,7 +51,7 @@ class WebhookSender:
         self._context = context
         self._secret = secret
         self._allowed = AllowedHosts(context.settings.webhook_hosts)
-        self._resolvers = ThreadPoolExecutor(4, "webhooks")  # of its own: a slow look-up takes a thread
+        self._resolvers = ThreadPoolExecutor(4, "webhooks")  # threads of its own: a slow look-up takes one
         self._resolve = resolve or self._look_up
         self._attempts: set[asyncio.Task[Any]] = set()
 
@@ -104,7 +104,7 @@ class WebhookSender:
                         reason = f"{type(error).__name__}: {error}"
         except TimeoutError:
             reason = f"no answer within {ATTEMPT_SECONDS:g} s"
-        except (OSError, ValueError) as error:  # of the look-up
+        except (OSError, ValueError) as error:  # the look-up failed
             reason = f"{type(error).__name__}: {error}"
         raise NotReached(reason)
 

@@ -210,7 +210,7 @@ class AsyncDriver:
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
-        self._loop: anyio.lowlevel.EventLoopToken | None = None  # of the first call
+        self._loop: anyio.lowlevel.EventLoopToken | None = None  # event loop of the first call
         self._closing = False
         self._calls: list[_AsyncCall] = []
 

@@ -7,7 +7,7 @@ import httpx
 
 from bestofn.service.core.errors import BestOfNError, Unavailable
 
-_GATEWAY = frozenset({502, 503, 504})  # of a proxy whose server is away
+_GATEWAY = frozenset({502, 503, 504})  # statuses of a proxy whose server is away
 
 
 def _by_code(root: type[BestOfNError]) -> dict[str, type[BestOfNError]]:

@@ -8,10 +8,10 @@ from bestofn.service.core.jobs import Finals, Priority
 from bestofn.service.core.request_model import RequestModel
 
 MIN_IMAGES, MAX_IMAGES = 2, 64
-MAX_IMAGE_BYTES = 16 * 2**20  # of one image's file
-MAX_TOTAL_BYTES = 32 * 2**20  # of all files of a request
-MAX_IMAGE_PIXELS = 2**24  # of one image: 4,096 x 4,096
-MAX_TOTAL_PIXELS = 2**27  # of all images of a request: 64 of 1,448 x 1,448
+MAX_IMAGE_BYTES = 16 * 2**20  # one image's file
+MAX_TOTAL_BYTES = 32 * 2**20  # all files of a request
+MAX_IMAGE_PIXELS = 2**24  # one image: 4,096 x 4,096
+MAX_TOTAL_PIXELS = 2**27  # all images of a request: 64 of 1,448 x 1,448
 MAX_BODY_BYTES = MAX_TOTAL_BYTES * 4 // 3 + 2**20  # data URLs are a third longer than their files
 
 

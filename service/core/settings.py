@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from bestofn.service.core.errors import SetupError
 
 SECRETS = Path("/run/secrets")
-SIMILAR = 0.84  # of a variable and the setting that it means: more than any two variables of docker-compose.yml
+SIMILAR = 0.84  # ratio of a misspelt variable and its setting: above any two variables of docker-compose.yml
 
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s*]+)$")]
 

@@ -21,8 +21,8 @@ from bestofn.service.queue.embedded_server import find_redis, server_binary
 from bestofn.service.queue.job_queue import Queue
 
 ANSWER_SECONDS = 10.0  # a server of a busy machine takes its time
-SLOW_SECONDS = 0.02  # of a ping: a worker's beat and every claim take a few of them
-FULL = 0.8  # of maxmemory: submissions are refused from here on
+SLOW_SECONDS = 0.02  # a slow ping; each heartbeat and claim takes a few of them
+FULL = 0.8  # share of maxmemory from which on submissions are refused
 MIB = 2**20
 SAFE_DEFAULT = "user default off resetpass ~* &* +@all"
 HEALTH_USER = "user health on nopass nocommands +ping"

@@ -53,7 +53,7 @@ CPU_WORK = 0.05  # TFLOP: about a second of one core
 CPU_TICK = 2.0  # TFLOP of all slots together, about half a minute of two cores: how long a cancelled job may linger
 CPU_SLOTS = 16
 GPU_SLOTS = 32
-GPU_ROWS = 16  # of a pinned forward, whatever the slots: enough tokens to fill a GPU, little padding for one candidate
+GPU_ROWS = 16  # rows of a strict forward: enough tokens to fill a GPU, little padding for one candidate
 BUCKET = 8  # rows by which forwards differ
 
 

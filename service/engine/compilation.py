@@ -8,7 +8,7 @@ from bestofn.models.generator import Generator
 from bestofn.models.linear_dit.compiled import BackgroundCompilation, bfloat16_unit, processor_flags
 from bestofn.service.engine.batch_sizes import bucket
 
-BFLOAT16 = "+bfloat16"  # of the revision of a generator in a pool
+BFLOAT16 = "+bfloat16"  # suffix of the revision of a generator in a pool
 
 
 def low_precision(reproducible: str | None) -> bool:

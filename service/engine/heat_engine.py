@@ -63,7 +63,7 @@ class HeatEngine(ABC):
         self._heats: dict[Owner, HeatWork] = {}
         self._side_stream = side_stream or SideStream(device, one_queue=not judge.shared)
         self._encoder = ThreadPoolExecutor(min(ENCODERS, cores()), thread_name_prefix="encode")
-        self._outcomes: dict[Owner, Future[HeatOutcome]] = {}  # of heats that are done, while images are encoded
+        self._outcomes: dict[Owner, Future[HeatOutcome]] = {}  # outcomes of finished heats, while images are encoded
         self._canceled: set[str] = set()
         self._lock = threading.Lock()  # guards _canceled, the only thing that another thread touches
 

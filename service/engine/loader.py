@@ -48,7 +48,7 @@ def load_engine(settings: Settings) -> HeatEngine:
     # Bits depend on how many threads share a sum, so the number is fixed once and for all stages.
     torch.set_num_threads(settings.threads or cores())
     if place.type == "cuda":
-        torch.cuda.set_device(place)  # of this thread, where streams and pinned memory are made
+        torch.cuda.set_device(place)  # for this thread, where streams and pinned memory are made
     # Their bars of "Loading weights" would run through the progress of jobs.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()

@@ -12,7 +12,7 @@ from bestofn.service.engine.prompts import STEP
 # units of its last stage's channels. A judge's are left out: 27 MiB a tile in 16 bits.
 ROW_VALUES = {"cuda": 2.0, "cpu": 7.0}
 DECODE_VALUES = 6.5
-PIXEL_BYTES = 24  # of an image in tiles: as decoded, blended, in float32 and in 8 bits
+PIXEL_BYTES = 24  # a pixel of an image in tiles: as decoded, blended, in float32 and as uint8
 GPU_OVERHEAD = 3 * 2**29  # 1.5 GiB: the driver, libraries' workspaces, a forward of a few rows, a judge's batch
 
 

@@ -67,7 +67,7 @@ class PipelineEngine(HeatEngine):
         self._batch: _Batch | None = None
         self._most: dict[policy.Size, int] = {}  # candidates of a batch, as far as memory sufficed until now
         self._retried: dict[Owner, int] = {}  # steps of a heat that a call which did not fit has reported already
-        self._clocks: deque[Clock] = deque()  # of steps that were queued and not waited for
+        self._clocks: deque[Clock] = deque()  # clocks of steps that were queued and not waited for
         one_by_one = BatchPool(1)
         shared = self._flops, one_by_one, self._side_stream, generator.release, self._encoder
         self._finishing = Postprocess(generator, judge, self._heats, sizes, *shared)

@@ -94,20 +94,22 @@ class SlotGroup:
         most = slots * (1 if generator.config.guidance_embeds else 2)  # rows in use
         self._lane = lane if strict else min(lane, most)
         self._strict = strict
-        self.most_rows = min(self._lane, most_rows or self._lane)  # of one forward, as far as memory sufficed
+        self.most_rows = min(
+            self._lane, most_rows or self._lane
+        )  # maximum rows of one forward, as far as memory sufficed
         rows, shape = -(-most // self._lane) * self._lane, generator.latent_shape(*group.size)
         device = generator.device
         self._x = torch.zeros(slots, *shape, device=device)  # (S, C, h, w)
         self._previous = torch.zeros(slots, *shape, device=device)  # (S, C, h, w)
-        self._values = torch.zeros(slots, 9, device=device)  # of each slot: its solver's row and its guidance scale
-        self._slots = torch.zeros(rows, dtype=torch.long, device=device)  # of each row
-        self._pairs = torch.zeros(2, slots, dtype=torch.long, device=device)  # of each slot: its first and its last row
+        self._values = torch.zeros(slots, 9, device=device)  # each slot's solver row and guidance scale
+        self._slots = torch.zeros(rows, dtype=torch.long, device=device)  # each row's slot
+        self._pairs = torch.zeros(2, slots, dtype=torch.long, device=device)  # each slot's first and last row
         self._output = torch.zeros(rows, *shape, device=device, dtype=generator.dtypes["transformer"])
-        self._reads = torch.zeros(rows, dtype=torch.long, device=device)  # of each row: its place in the prompt table
+        self._reads = torch.zeros(rows, dtype=torch.long, device=device)  # each row's place in the prompt table
         self._prompts = prompts
-        self._forwards: dict[range, Callable[[], object]] = {}  # of rows of one lane
+        self._forwards: dict[range, Callable[[], object]] = {}  # by the rows of one lane
         self._recorded_of: tuple[weakref.ref[Any], ...] = ()  # the transformer and the prompts that they read
-        self._pool: Any = None  # of the recorded forwards' memory
+        self._pool: Any = None  # memory pool of the recorded forwards
         self.occupants: dict[int, Occupant] = {}
         self.slots = slots
 
@@ -216,7 +218,7 @@ class SlotGroup:
         """
         self._upload()
         self._forward_all(sum(len(occupant.prompts) for occupant in self.occupants.values()))
-        first, last = self._pairs  # the same of a slot without a negative row, and of an idle one
+        first, last = self._pairs  # first == last if the slot has no negative-prompt row, or is idle
         at, scales = StepCoefficients.of(self._values[:, :8]), torch.where(first == last, 1.0, self._values[:, 8])
         velocity = guide(self._output[first], self._output[last], scales)  # (S, C, h, w)
         x, previous = solver_step(self._x, self._previous, velocity, at, self._fresh_noise())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the API and clients run without numpy
     from numpy.typing import NDArray
 
 THUMBNAIL_SIDE = 256  # pixels, the longer side
-MAX_PIXELS = 2**27  # of an image that is decoded: 11,585 x 11,585, half a gigabyte
+MAX_PIXELS = 2**27  # an image that is decoded: 11,585 x 11,585, half a gigabyte
 READABLE = ("PNG", "WEBP", "JPEG")  # Pillow starts programs for others: Ghostscript for an EPS, whatever its name
 MEDIA_TYPES: Mapping[ImageFormat, str] = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 
@@ -141,7 +141,7 @@ def _shown(image: Image.Image) -> Image.Image:
         image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
         if isinstance(clear, int):
             image.info["transparency"] = (clear + 128) // 257
-    elif image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:  # of 16 bits too, and Pillow cuts them
+    elif image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:  # 16 bits, which Pillow would cut
         image.info["transparency"] = tuple(value >> 8 for value in clear)
     if not image.has_transparency_data:
         return image.convert("RGB")

@@ -19,7 +19,7 @@ from bestofn.service.core.schemas import VerdictOut
 from bestofn.service.core.version import VERSION
 from bestofn.service.core.workers import PipelineCall
 
-KEY = "bestofn"  # of the PNG chunk that holds the story as JSON; the other chunks are for other programs
+KEY = "bestofn"  # name of the PNG chunk with the story as JSON; the other chunks are for other programs
 MAX_JSON = 256 * 1024  # characters; ours have at most some 50,000, with the longest prompts
 _COMMIT_DIGITS = 40
 
@@ -150,7 +150,7 @@ def _parse(text: str) -> Story:
 def _texts(data: bytes) -> dict[str, str]:
     """Everything textual that the file says before its pixels; these are not read."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow about odd EXIF: what can be read is read
+        warnings.simplefilter("ignore")  # Pillow's about odd EXIF: what can be read is read
         try:
             with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as image:
                 found = {str(key): value for key, value in image.info.items() if isinstance(value, str)}

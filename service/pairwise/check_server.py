@@ -18,7 +18,7 @@ from bestofn.service.pairwise.calls import NO_NAME, Calls, web_address
 log = structlog.get_logger()
 
 KEY = "BESTOFN_CHECKER_API_KEY"
-PROMPT_SECONDS, IMAGE_SECONDS = 10.0, 30.0  # of a check with its retries
+PROMPT_SECONDS, IMAGE_SECONDS = 10.0, 30.0  # a check with its retries
 RETRY_SECONDS = 5.0
 ATTEMPTS = 3
 

@@ -71,12 +71,12 @@ class JobRecord:
     status: JobStatus
     error: str | None
     stopped: str | None  # reason of an early end
-    outcomes: tuple[HeatOutcome, ...]  # of finished heats by index, without image bytes
+    outcomes: tuple[HeatOutcome, ...]  # finished heats by index, without image bytes
     progress: JobProgress
     thumbnails: frozenset[int]  # candidates with a thumbnail
     discarded_forwards: int  # forwards for candidates that an early end left out
     finals: FinalsOutcome | None
-    ranking: Ranking  # of `outcomes`
+    ranking: Ranking  # ranks of `outcomes`
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 10.0  # longest wait for a reply, above the longest blocking read
 PROBE_SECONDS = 3.0  # for all that a probe reads, and less than the time that its caller waits
 CANCEL_SECONDS = 0.1  # before a task is cancelled again
-MAX_CONNECTIONS = 32  # of a process
+MAX_CONNECTIONS = 32  # connections of a process
 OLDEST_SERVER = (7, 0)
 SENTINEL, SENTINEL_PORT = "+sentinel", 26379
 

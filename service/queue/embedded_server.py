@@ -20,7 +20,7 @@ from bestofn.service.host.child_processes import stop as stop_processes
 
 START_SECONDS = 30.0  # a long append-only file is read at start
 STOP_SECONDS = 15.0
-_LONGEST_SOCKET_PATH = 100  # of 107 bytes on Linux and 103 on macOS
+_LONGEST_SOCKET_PATH = 100  # bytes; the limit is 107 on Linux and 103 on macOS
 
 
 def find_redis(settings: Settings) -> str:

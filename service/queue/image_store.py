@@ -145,7 +145,7 @@ async def stage(redis: Any, key: str, images: Mapping[int, bytes]) -> bool:
             pipe.hset(key, mapping={str(index): image for index, image in images.items()})
             pipe.pexpire(key, STAGED_MS)
             await pipe.execute()
-    except ResponseError as error:  # of a pipeline, with the command put in front
+    except ResponseError as error:  # a pipeline's, with the command put in front
         if not (isinstance(error, OutOfMemoryError) or "OOM" in str(error)):
             raise
         return False
@@ -178,7 +178,7 @@ async def submit_staged(queue: "Queue", job: str, sent: Sequence[bytes], submit:
     if not await stage(queue.redis, staged, images):
         raise Unavailable("the queue's memory is full; try again later", retry_after=BUSY_RETRY_SECONDS)
     reply = await submit(staged=staged)
-    await queue.redis.unlink(staged)  # of a job that was refused after all; else it is renamed
+    await queue.redis.unlink(staged)  # the job was refused after all; else the key is renamed
     return reply
 
 

@@ -20,7 +20,7 @@ JOIN_SECONDS = 0.05  # a reader that comes while the others wait is included aft
 PACE_SECONDS = 0.02  # between two reads that return entries: what comes meanwhile is read together
 READER_SECONDS = 0.0005  # the same for each reader that got some: hundreds of them get more at once, less often
 WOKEN_AT_ONCE = 16  # readers, before the event loop goes on
-MAX_ENTRIES = 256  # of one stream and read
+MAX_ENTRIES = 256  # entries of one stream and read
 
 Entry = tuple[bytes, Mapping[bytes, bytes]]
 
@@ -192,7 +192,7 @@ async def last_place(queue: "Queue", job: str) -> tuple[int, int] | None:
     """Id of the last event of a job that has ended, as numbers; None while it goes on."""
     last = await queue.redis.xrevrange(queue.keys("events", job), count=1)
     if not last:
-        return 0, 0  # of a canceled job whose stream is gone: readers get its end under this id
+        return 0, 0  # a canceled job whose stream is gone: readers get its end under this id
     (entry, fields), *_ = last
     if fields[b"type"].decode() not in ENDINGS:
         return None

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 KEPT_BYTES = 64 * 2**20
 KEPT_SECONDS = 60.0  # after the last read: long enough for a caller who polls, and less than results live
-CANDIDATE_BYTES = 1024  # of memory that a decoded candidate takes; a second verdict takes as much again
-RECORD_BYTES = 48  # of the stored record of a candidate, at least
+CANDIDATE_BYTES = 1024  # memory of a decoded candidate; a second verdict takes as much again
+RECORD_BYTES = 48  # least size of a candidate's stored record
 AT_ONCE = 256  # candidates that the event loop decodes by itself
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from bestofn.service.telemetry.metrics import BATCH_FILL, TICK_SECONDS
 STALL_TICKS = 10.0  # a tick may take this many times as long as usual before the engine counts as stalled
 PROBE_SECONDS = 5.0  # interval of the probes of an idle device
 _JOIN_SECONDS = 5.0
-_TICK_WEIGHT = 0.1  # of the last tick in the usual one
+_TICK_WEIGHT = 0.1  # weight of the last tick in the moving average
 
 
 class EngineThread:

@@ -11,7 +11,7 @@ from bestofn.models.errors import ModelError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 CAPTIONS = (".txt", ".caption", ".json")  # the first that is there counts
-CAPTION_KEYS = ("prompt", "caption", "text")  # of JSON; SANA's own shards have `prompt`
+CAPTION_KEYS = ("prompt", "caption", "text")  # keys of JSON; SANA's own shards have `prompt`
 METADATA = "metadata.jsonl"
 TAKES = (
     f"it takes {', '.join(IMAGES)}, each with a caption of the same name ({', '.join(CAPTIONS)}) or in {METADATA}, "

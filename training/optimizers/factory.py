@@ -11,7 +11,7 @@ from bestofn.training.optimizers import Name
 from bestofn.training.optimizers.came8bit import CAME, here
 from bestofn.training.optimizers.muon import Muon
 
-BETAS = (0.9, 0.98)  # of AdamW
+BETAS = (0.9, 0.98)  # AdamW's
 
 
 class Scheduled:

@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 WHOLE, STEPS, SAMPLES = 6, 12, 32
 WHOLE_POOL = HERE / f"layers-{WHOLE}.jsonl"  # with drafts
 SIZES = (1, 2, 4, 8, 16, 32)
-KEPT = 2  # of 16 drafts, solved in full
+KEPT = 2  # drafts of 16 that are solved in full
 COLOURS = {6: "#222222", 5: "#d49a1e", 4: "#3a6ea5", 3: "#7aa874"}
 
 
@@ -67,7 +67,7 @@ def best_of(samples: Samples, score: Floats, n: int) -> Floats:
     """Chance that the best-scored of n of the S samples is correct, over all choices of n.  # (P,)"""
     S = score.shape[1]
     order = np.argsort(-score, axis=1, kind="stable")
-    # of all choices of n, those whose best is the sample of rank r: n - 1 of the S - 1 - r behind it
+    # choices of n whose best is the sample of rank r: n - 1 of the S - 1 - r behind it
     chances = np.array([math.comb(S - 1 - r, n - 1) / math.comb(S, n) for r in range(S)])
     return np.asarray(np.take_along_axis(samples.correct, order, 1) @ chances)
 

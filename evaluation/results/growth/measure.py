@@ -56,7 +56,7 @@ class OneObjectScenes:
     shapes: Sequence[str]
     colours: Sequence[str]
     text: dict[str, tuple[Tensor, Tensor]]  # prompt: states (L, D), mask (L)
-    parts: Parts  # of the shipped checkpoint; only the transformer differs here
+    parts: Parts  # the shipped checkpoint's; only the transformer differs here
 
     def batch(self, picks: Sequence[int], rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         prompts = []

@@ -23,7 +23,7 @@ from bestofn.service.worker.local import LocalRun, local_spec, run_local
 
 IMAGES = Path(__file__).resolve().parents[3] / "docs" / "images"
 SIDE, GAP, ROW = 200, 22, 330
-COLOURS = 192  # of the files, which are small with few of them
+COLOURS = 192  # palette of the files; few colours keep them small
 QUARTERS = {
     (True, True): "Judged yes, and right",
     (False, False): "Judged no, and wrong",

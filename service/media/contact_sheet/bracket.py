@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from bestofn.service.core.schemas import MatchOut
 from bestofn.service.media.contact_sheet.style import FAINT, GOLD, MARGIN, PAPER, WIDTH, paste, square, text
 
-MAX_ROUNDS = 6  # of a longer knockout, the last rounds are drawn
+MAX_ROUNDS = 6  # rounds that are drawn: the last of a longer knockout
 RUNNER_UP = 132  # pixels, side of the images next to the winner
 
 
