@@ -221,10 +221,11 @@ def _measure(
         say("calibrating with prompts of the drawn world; --prompts FILE takes prompts like your users'")
     lines = [line.strip() for _, line in read_lines(prompts)] if prompts else calibration_prompts(seed)
     with StepBar() as bar:
-        values = block_importance(
-            *(generator, lines, seed, steps),
-            lambda done: bar.show("calibrating", {"step": done, "steps": len(lines)}),
-        )
+
+        def show(done: int) -> None:
+            bar.show("calibrating", {"step": done, "steps": len(lines)})
+
+        values = block_importance(generator, lines, seed, steps, show)
     return values, len(lines)
 
 
