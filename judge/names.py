@@ -87,5 +87,7 @@ def _weighted(name: str, part: str) -> tuple[float, str]:
     except ValueError:
         weight = 0.0
     if not (one and 0 < weight < math.inf):
-        raise JudgeNameError(f"judge {name!r}: {part!r} is no part of a mixture: write A + 0.5*B, with weights above 0")
+        raise JudgeNameError(
+            f"judge {name!r}: {part!r} is not a part of a mixture: write A + 0.5*B, with weights above 0"
+        )
     return weight, one

@@ -39,7 +39,9 @@ def local_folder(name: str, kind: str) -> Path | None:
         hint = pickled if path.suffix in PICKLES else ""
         raise CheckpointError(f"{path} is a file, and a {kind} is a folder{hint}")
     if not is_hub_name(name):
-        raise CheckpointError(f"no {kind} {name!r}: {path} is no folder, and a hub name looks like owner/name@revision")
+        raise CheckpointError(
+            f"no {kind} {name!r}: {path} is not a folder, and a hub name looks like owner/name@revision"
+        )
     return None
 
 

@@ -85,7 +85,7 @@ class Lora:
                 found = _WEIGHT.fullmatch(key)
                 if found is None:
                     raise CheckpointError(
-                        f"{self.file}: weight {key!r} is no lora_A or lora_B of diffusers' layout; DoRA, biases and "
+                        f"{self.file}: weight {key!r} is not lora_A or lora_B of diffusers' layout; DoRA, biases and "
                         "other tools' layouts are not supported"
                     )
                 halves.setdefault(found["module"], {})[found["half"]] = opened.get_tensor(key).float()

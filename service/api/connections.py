@@ -192,7 +192,7 @@ class Connections:
 def _not_http() -> tuple[h11.Event, ...]:
     """The answer to bytes that are no request of HTTP, which reach no middleware, with the headers of every answer."""
     known_as = request_id(None)
-    fault = document(400, InvalidRequest.code, "these bytes are no request of HTTP/1.1") | {"request_id": known_as}
+    fault = document(400, InvalidRequest.code, "these bytes are not a request of HTTP/1.1") | {"request_id": known_as}
     headers = {"Content-Type": MEDIA_TYPE, "Connection": "close", HEADER: known_as, **SECURE}
     body = json.dumps(fault).encode()
     return h11.Response(status_code=400, headers=list(headers.items())), h11.Data(data=body), h11.EndOfMessage()

@@ -184,7 +184,7 @@ def _explain(entry: Mapping[str, Any], body: type[BaseModel] | None) -> dict[str
         return {"detail": f"the body is not valid JSON: {entry['ctx']['error']} at character {entry['loc'][-1]}"}
     if entry["type"] == "string_unicode":
         field = ".".join(place) or "a field's name"
-        return {"field": field, "detail": f"{field} holds a lone surrogate, which is no character; remove it"}
+        return {"field": field, "detail": f"{field} holds a lone surrogate, which is not a character; remove it"}
     if not place:
         return {"detail": 'the body must be a JSON object with at least "prompt", such as {"prompt": "a red star"}'}
     field = _printable(".".join(place))

@@ -41,7 +41,7 @@ def _connect(
     try:
         http = kind(base_url=address, headers=headers, timeout=timeout, limits=LIMITS, trust_env=proxies)
     except httpx.InvalidURL as error:
-        raise Unavailable(f"{address!r} is no address of a server: {error}") from error
+        raise Unavailable(f"{address!r} is not the address of a server: {error}") from error
     except (ImportError, ValueError) as error:
         raise SetupError(
             f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({error}): correct or unset it"

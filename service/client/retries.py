@@ -22,7 +22,7 @@ def call(action: Send | Open, server: str, limit: int) -> Flow[httpx.Response]:
         try:
             response: httpx.Response = yield action
         except httpx.UnsupportedProtocol as error:
-            raise Unavailable(f"{server!r} is no address of a server: it starts with http://") from error
+            raise Unavailable(f"{server!r} is not the address of a server: it starts with http://") from error
         except httpx.TransportError as error:
             if attempt >= limit:
                 said = str(error) or type(error).__name__

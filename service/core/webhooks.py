@@ -88,7 +88,7 @@ def check_webhook(url: str, settings: Settings) -> None:
     address = _address(host)
     if host == "localhost" or (address is not None and not is_public(address)):
         raise InvalidRequest(
-            f"webhook names {host[:100]!a}, which is no public address; the operator may allow it with "
+            f"webhook names {host[:100]!a}, which is not a public address; the operator may allow it with "
             "BESTOFN_WEBHOOK_HOSTS",
             field="webhook",
         )

@@ -126,7 +126,7 @@ def locate(name: str, judge: bool = False, key: str | None = None, *, checker: b
         return Located(name, folder, found, *_faults(folder, kind, checker), kind=kind)
     repository, _, revision = place.partition("@")
     if not is_hub_name(place):
-        reason = f"{folder} is no folder, and a hub name looks like owner/name@revision"
+        reason = f"{folder} is not a folder, and a hub name looks like owner/name@revision"
         return Located(name, None, broken=(reason,), fix="name one that is there", kind=kind)
     path = cached(place)
     full = repository if kind is None else JudgeName(kind, repository).full

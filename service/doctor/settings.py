@@ -26,7 +26,7 @@ def settings_changed(settings: Settings) -> Iterator[Finding]:
         changed.append(f"{name}={value}")
     yield Finding("ok", "settings", ", ".join(changed) or "all at their defaults")
     for name, meant in misspelt().items():
-        yield Finding("warn", "settings", f"{name} is no setting and has no effect", f"you may mean {meant}")
+        yield Finding("warn", "settings", f"{name} is not a setting and has no effect", f"you may mean {meant}")
     if SECRETS.is_dir():
         # Files of other programs may be there too; only names of ours are shown.
         known = {f"bestofn_{name}" for name in type(settings).model_fields} | {"redis_url"}

@@ -13,4 +13,6 @@ def start(settings: Settings, role: Literal["api", "worker"]) -> None:
     logs.configure(settings)
     traces.configure(settings.otel_endpoint, f"bestofn-{role}")
     for name, meant in misspelt().items():
-        structlog.get_logger(__name__).warning("a variable is no setting and has no effect", variable=name, meant=meant)
+        structlog.get_logger(__name__).warning(
+            "a variable is not a setting and has no effect", variable=name, meant=meant
+        )

@@ -77,7 +77,7 @@ def test_checkpoint_with_measured_importance_keeps_its_revision(folder):
 
 
 def test_checkpoint_with_a_missing_part_names_it(folder, tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint 'nowhere': nowhere is no folder"):
+    with pytest.raises(CheckpointError, match="no checkpoint 'nowhere': nowhere is not a folder"):
         Checkpoint.resolve("nowhere")
     shutil.rmtree(folder / "vae")
     with pytest.raises(CheckpointError, match="has no 'vae'"):

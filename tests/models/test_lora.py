@@ -93,8 +93,8 @@ def test_lora_folder_and_file_are_one_revision_which_strength_and_bytes_change(f
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"transformer.x.lora_magnitude_vector": torch.ones(2)}, "'transformer.x.lora_magnitude_vector' is no lora_A"),
-        ({"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, "'lora_unet_x.lora_down.weight' is no lora_A or lora_B"),
+        ({"transformer.x.lora_magnitude_vector": torch.ones(2)}, "'transformer.x.lora_magnitude_vector' is not lora_A"),
+        ({"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, "'lora_unet_x.lora_down.weight' is not lora_A or lora_B"),
         (
             {"transformer.x.lora_A.weight": torch.ones(0, 8), "transformer.x.lora_B.weight": torch.ones(8, 0)},
             r"x has lora_A \(0, 8\) and lora_B \(8, 0\): matrices of rank 1 or more are needed",

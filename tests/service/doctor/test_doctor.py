@@ -52,7 +52,7 @@ def test_doctor_names_the_setting_that_a_misspelt_variable_means(monkeypatch: py
     monkeypatch.setenv("BESTOFN_WAIT_SECONDS", "5")
     monkeypatch.setenv("BESTOFN_MAX_WAIT_SECONDS", "5")
     found = look("settings")["settings"]
-    assert (found.state, found.found) == ("warn", "BESTOFN_WAIT_SECONDS is no setting and has no effect")
+    assert (found.state, found.found) == ("warn", "BESTOFN_WAIT_SECONDS is not a setting and has no effect")
     assert "BESTOFN_MAX_WAIT_SECONDS" in found.fix
 
 

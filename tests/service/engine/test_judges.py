@@ -129,17 +129,17 @@ def test_log_odds_of_a_clip_are_a_yes_by_its_calibration_alone(tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("shapes + ", "judge 'shapes + ': '' is no part of a mixture: write A + 0.5*B, with weights above 0"),
-        ("shapes +", "judge 'shapes +': '' is no part of a mixture: write A"),
-        (" + ", "judge ' + ': '' is no part of a mixture: write A"),
-        ("shapes + 0*clip:x", "'0*clip:x' is no part of a mixture: write A"),
-        ("-1*clip:x + shapes", "'-1*clip:x' is no part of a mixture: write A"),
-        ("1.2.3*clip:x + shapes", "'1.2.3*clip:x' is no part of a mixture: write A"),
-        ("2* + shapes", "'2*' is no part of a mixture: write A"),
-        ("1e999*clip:x + shapes", "'1e999*clip:x' is no part of a mixture: write A"),
+        ("shapes + ", "judge 'shapes + ': '' is not a part of a mixture: write A + 0.5*B, with weights above 0"),
+        ("shapes +", "judge 'shapes +': '' is not a part of a mixture: write A"),
+        (" + ", "judge ' + ': '' is not a part of a mixture: write A"),
+        ("shapes + 0*clip:x", "'0*clip:x' is not a part of a mixture: write A"),
+        ("-1*clip:x + shapes", "'-1*clip:x' is not a part of a mixture: write A"),
+        ("1.2.3*clip:x + shapes", "'1.2.3*clip:x' is not a part of a mixture: write A"),
+        ("2* + shapes", "'2*' is not a part of a mixture: write A"),
+        ("1e999*clip:x + shapes", "'1e999*clip:x' is not a part of a mixture: write A"),
         ("2*shapes", "judge '2*shapes': a single judge has no weight: leave out 2*"),
         ("2 * shapes", "a single judge has no weight: leave out 2 *"),
-        ("-1*shapes", "'-1*shapes' is no part of a mixture: write A"),
+        ("-1*shapes", "'-1*shapes' is not a part of a mixture: write A"),
     ],
 )
 def test_a_mixture_that_is_none_is_an_error_with_its_part_and_the_form(name, said):
