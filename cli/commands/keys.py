@@ -1,6 +1,5 @@
 """bestofn keys: who may call the API: make, list and revoke keys, while servers run."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -44,10 +43,9 @@ def add(
         if rotate and not known:
             raise SetupError(f"{name} has no key yet; leave --rotate out")
         lines.append(str(kept))
-        typer.echo(key)
-        sys.stdout.flush()  # a key that cannot be shown is not kept
     if new:
         say(f"{path} is new: from now on servers that use it ask for a key")
+    typer.echo(key)
     if rotate:
         say(f"both keys of {name} are good; when the new one is in use: bestofn keys revoke {name} --old")
 

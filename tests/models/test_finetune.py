@@ -23,7 +23,7 @@ from bestofn.models.errors import ModelError
 from bestofn.models.generator import Generator
 from bestofn.models.weight_files import whole_folder
 from bestofn.training.generator.captioned_images import ImageTextPair, pairs
-from bestofn.training.generator.finetune import FinetuneSettings, LinearAttention, finetune, write
+from bestofn.training.generator.finetune import FinetuneSettings, Float32LinearAttention, finetune, write
 from bestofn.training.generator.image_dataset import pixels
 from bestofn.training.runs import Run
 
@@ -187,7 +187,7 @@ def test_attention_is_the_pipelines(tiny_checkpoints: dict[str, Path]) -> None:
     with torch.no_grad():
         wanted = model(x, text, t).sample
         for block in model.transformer_blocks:
-            block.attn1.set_processor(LinearAttention())
+            block.attn1.set_processor(Float32LinearAttention())
         got = model(x, text, t).sample
     assert (got - wanted).norm() < 1e-5 * wanted.norm()
 

@@ -114,8 +114,8 @@ def test_models_have_the_names_that_the_server_gives_them(served: Any, serving: 
 BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "no such model": ({"model": "dall-e-3"}, "model", "choose from fake"),
     "an odd size": ({"size": "100x64"}, "size", "multiple of 32"),
-    "no size": ({"size": "large"}, "size", "size:"),
-    "too many": ({"n": 17}, "n", "less than or equal to 16"),
+    "no size": ({"size": "large"}, "size", "size must"),
+    "too many": ({"n": 17}, "n", "n must be at most 16, got 17"),
     "more than are drawn": ({"n": 4, "extra_body": {"num_samples": 3}}, "n", "at most num_samples"),
     "said twice": ({"n": 2, "extra_body": {"top_k": 3}}, "n", "set the same option"),
     "a format": ({"output_format": "gif"}, "output_format", "'png', 'webp' or 'jpeg'"),

@@ -161,9 +161,9 @@ def test_story_of_an_image_without_metadata_is_none() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "JSON: Invalid JSON"),
-        ("[]", "JSON: "),
-        ("{}", "prompt: Field required"),
+        ("{", "JSON: invalid JSON"),
+        ("[]", "JSON must be an object"),
+        ("{}", "prompt: field required"),
         ("[" * 100_000, "damaged"),
         (" " * 300_000, "at most 262,144"),
     ],
@@ -177,7 +177,7 @@ def test_damaged_stories_are_refused(text: str, said: str) -> None:
 def test_story_whose_pipeline_is_no_name_is_refused(field: str, tell: Callable[..., Story]) -> None:
     pipeline = {"name": "P", "dtype": "float32", "guidance": None, "reads_negative": False, "arguments": {}}
     story = tell().model_dump(mode="json") | {"pipeline": pipeline | {field: "os\nos.abort()"}}
-    with pytest.raises(ValueError, match=f"pipeline.{field}: String should match"):
+    with pytest.raises(ValueError, match=f"pipeline.{field} must match"):
         read_story(_png(bestofn=json.dumps(story)))
 
 
