@@ -33,6 +33,13 @@ class Namespace:
     def link(self, up: bool) -> None:
         _ip("-n", self.name, "link", "set", self._inner, "up" if up else "down")
 
+    def limit(self, rate: str) -> None:
+        """Slow both directions down to a rate such as `1mbit`. Raise CalledProcessError where the kernel cannot."""
+        shape = ("root", "tbf", "rate", rate, "burst", "32kbit", "latency", "400ms")
+        for side in (["tc"], ["tc", "-n", self.name]):
+            device = self._outer if side == ["tc"] else self._inner
+            subprocess.run([*side, "qdisc", "replace", "dev", device, *shape], check=True, capture_output=True)
+
     def down(self) -> None:
         subprocess.run(["ip", "netns", "del", self.name], capture_output=True)
 

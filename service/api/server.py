@@ -1,6 +1,7 @@
 """Running the application: a listening socket, uvicorn, and an end that answers those who still wait."""
 
 import asyncio
+import errno
 import gc
 import signal
 import socket
@@ -73,8 +74,9 @@ def listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except OSError as error:
+        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise SetupError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}; choose another --port"
+            f"cannot listen on {host} port {port}: {error.strerror or error}; choose another {option}"
         ) from error
 
 

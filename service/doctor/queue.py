@@ -16,7 +16,7 @@ from bestofn.service.core.settings import Settings
 from bestofn.service.core.version import COMMIT, VERSION
 from bestofn.service.core.workers import WorkerInfo
 from bestofn.service.doctor.findings import Finding
-from bestofn.service.queue.connection import SENTINEL, check_server, connect_redis
+from bestofn.service.queue.connection import SENTINEL, check_server
 from bestofn.service.queue.embedded_server import find_redis, server_binary
 from bestofn.service.queue.job_queue import Queue
 
@@ -67,7 +67,7 @@ def _remedy(error: Exception) -> str:
 
 
 async def _visit(url: str, settings: Settings) -> QueueReport:
-    queue = Queue(connect_redis(url), settings)
+    queue = Queue(url, settings)
     try:
         await queue.redis.time()  # not a ping, which a server with a full disk refuses
         began = time.perf_counter()

@@ -1,12 +1,13 @@
 """Checks of the HTTP server: whether one answers, whether it would serve, and whether its version is ours."""
 
-import socket
 from collections.abc import Iterator
 
 import httpx
 
+from bestofn.service.api.server import listen
 from bestofn.service.client.discovery import is_bestofn, running_server
 from bestofn.service.client.errors import error_of
+from bestofn.service.core.errors import SetupError
 from bestofn.service.core.settings import Settings, local_url
 from bestofn.service.core.version import VERSION
 from bestofn.service.doctor.findings import Finding
@@ -49,16 +50,12 @@ def server(settings: Settings) -> Iterator[Finding]:
 
 def _port(settings: Settings) -> Finding:
     """Whether a server could listen where the settings say."""
-    host = settings.host
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, settings.port))
-        except OSError as error:
-            found = f"none is known, and {host}:{settings.port} cannot be had: {error.strerror}"
-            fix = "another program listens there: choose another --port"
-            if is_loopback(host):
-                fix += f", or name the server that runs: BESTOFN_SERVER=http://{host}:{settings.port}"
-            return Finding("warn", "server", found, fix)
-    return Finding("ok", "server", f"none runs; {host}:{settings.port} is free")
+    host, port = settings.host, settings.port
+    try:
+        listen(host, port).close()
+    except SetupError as error:
+        found, _, fix = error.detail.partition("; ")
+        if is_loopback(host):
+            fix += f", or name the server that runs: BESTOFN_SERVER={local_url(host, port)}"
+        return Finding("warn", "server", f"none is known: {found}", fix)
+    return Finding("ok", "server", f"none runs; {host}:{port} is free")

@@ -22,6 +22,7 @@ from bestofn.service.queue.connection_errors import refused, why
 
 CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 10.0  # longest wait for a reply, above the longest blocking read
+SLOWEST_LINK = 64 * 1024  # bytes a second: files get this much more time on their way from or to the server
 PROBE_SECONDS = 3.0  # for all that a probe reads, and less than the time that its caller waits
 CANCEL_SECONDS = 0.1  # before a task is cancelled again
 MAX_CONNECTIONS = 32  # connections of a process
@@ -58,7 +59,7 @@ class _Sentinel(Sentinel):
             return await super().discover_master(service_name)  # type: ignore[no-any-return]
 
 
-def connect_redis(url: str) -> Redis:
+def connect_redis(url: str, reply_seconds: float | None = REPLY_SECONDS) -> Redis:
     """A client of the server at `url`. A call is repeated once if the connection breaks.
 
     Calls are short, except for one or two blocking reads a process: further ones wait for a connection.
@@ -66,12 +67,16 @@ def connect_redis(url: str) -> Redis:
     `redis+sentinel://host:26379,host:26379/NAME/0` (`rediss+sentinel` with TLS) asks these sentinels for the primary of
     that name, and again after every break.
 
+    Args:
+        url: address of the server.
+        reply_seconds: longest wait for a whole reply, or for a whole command to be sent; None: the caller limits it.
+
     Raises:
         SetupError: the address cannot be read; the message holds no part of it that may be a password.
     """
     options: dict[str, Any] = {
         "socket_connect_timeout": CONNECT_SECONDS,
-        "socket_timeout": REPLY_SECONDS,
+        "socket_timeout": reply_seconds,
         "retry": Retry(ConstantBackoff(0.05), 1),
         "protocol": 2,
     }
@@ -103,6 +108,31 @@ def _of_sentinels(parts: SplitResult, options: dict[str, Any]) -> SentinelConnec
     sentinels = _Sentinel([(place.hostname, place.port or SENTINEL_PORT) for place in places], shared)
     limits = {"max_connections": MAX_CONNECTIONS, "timeout": REPLY_SECONDS}
     return _SentinelPool(name, sentinels, db=int(database or 0), **limits, **shared)  # type: ignore[no-untyped-call]
+
+
+class Transfer:
+    """Calls that send or read files: a slow link gets the time that their bytes take.
+
+    Attributes:
+        redis: client without a limit of its own.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.redis: Any = connect_redis(address, reply_seconds=None)
+
+    @asynccontextmanager
+    async def __call__(self, size: int) -> AsyncIterator[Any]:
+        """The client, for calls that end within `REPLY_SECONDS` and the time of `size` bytes."""
+        async with within(REPLY_SECONDS + size / SLOWEST_LINK):
+            yield self.redis
+
+    async def read(self, key: str, field: int | None = None) -> bytes | None:
+        """The value of a key, or that of a hash's field; None: there is none."""
+        async with self(0) as redis:
+            size = await (redis.strlen(key) if field is None else redis.hstrlen(key, str(field)))
+        async with self(size) as redis:
+            value = await (redis.get(key) if field is None else redis.hget(key, str(field)))
+        return None if value is None else bytes(value)
 
 
 async def close_redis(client: Redis) -> None:

@@ -90,7 +90,8 @@ class QueueConsumer:
         for content in files:
             key = self.queue.keys("tokenizer", hashlib.sha256(content).hexdigest())
             if not await self.queue.redis.exists(key):  # a full server refuses to write even what is there
-                await self.queue.redis.set(key, content, nx=True)
+                async with self.queue.transfer(len(content)) as redis:
+                    await redis.set(key, content, nx=True)
 
     async def claim(self, count: int, block_seconds: float) -> list[Claim]:
         """Claim at most `count` new heats, interactive ones first. Wait at most `block_seconds` for the first."""
@@ -154,7 +155,7 @@ class QueueConsumer:
             new = {index: outcome.images[index] for index in kept if index not in stored}
             stored |= await self.queue.images.put(job, self.worker, new)
             images = {index: stored[index] for index in kept}
-            if images and not inline and not await stage(redis, staged, images):
+            if images and not inline and not await stage(self.queue, staged, images):
                 inline = [part for image in images.items() for part in image]
             reply = await self.queue.scripts(
                 "complete",

@@ -126,13 +126,13 @@ class ImageStore:
                 await asyncio.to_thread(shutil.rmtree, self._folder / job, ignore_errors=True)
 
 
-async def stage(redis: Any, key: str, images: Mapping[int, bytes]) -> bool:
+async def stage(queue: "Queue", key: str, images: Mapping[int, bytes]) -> bool:
     """Store images in the server before the script that accepts their job or completes their heat.
 
     A script would block the server meanwhile. They replace those of an earlier attempt.
 
     Args:
-        redis: the queue's client.
+        queue: the queue.
         key: key of the hash.
         images: bytes, or references to files, by candidate.
 
@@ -140,7 +140,8 @@ async def stage(redis: Any, key: str, images: Mapping[int, bytes]) -> bool:
         False: the server's memory is full.
     """
     try:
-        async with redis.pipeline(transaction=False) as pipe:
+        size = sum(map(len, images.values()))
+        async with queue.transfer(size) as redis, redis.pipeline(transaction=False) as pipe:
             pipe.unlink(key)
             pipe.hset(key, mapping={str(index): image for index, image in images.items()})
             pipe.pexpire(key, STAGED_MS)
@@ -175,7 +176,7 @@ async def submit_staged(queue: "Queue", job: str, sent: Sequence[bytes], submit:
         images = await queue.images.put(job, SENT_BY, dict(enumerate(sent)))
     except ImageNotStored as error:
         raise Unavailable(f"{error}; try again later", retry_after=BUSY_RETRY_SECONDS) from error
-    if not await stage(queue.redis, staged, images):
+    if not await stage(queue, staged, images):
         raise Unavailable("the queue's memory is full; try again later", retry_after=BUSY_RETRY_SECONDS)
     reply = await submit(staged=staged)
     await queue.redis.unlink(staged)  # the job was refused after all; else the key is renamed
@@ -191,7 +192,9 @@ async def with_images(queue: "Queue", heat: Heat) -> Heat | None:
     job = heat.job.id
     if not heat.job.sent or heat.is_finals:
         return heat
-    held = await queue.redis.hmget(queue.keys("sent", job), list(heat.candidates))
+    size = sum(heat.job.sent[candidate].size for candidate in heat.candidates)
+    async with queue.transfer(size) as redis:
+        held = await redis.hmget(queue.keys("sent", job), list(heat.candidates))
     images: dict[int, bytes] = {}
     if None in held and await queue.redis.hget(queue.keys("job", job), "status") not in _ACTIVE:
         return None

@@ -1,5 +1,6 @@
 """The queue for the API: submit, read, cancel and follow jobs, and list the workers."""
 
+import asyncio
 import json
 import math
 import secrets
@@ -8,7 +9,6 @@ from functools import partial
 from typing import Any, NoReturn
 
 import structlog
-from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from bestofn.service.core.errors import ImageNotFound, JobGone, JobNotFound, Unavailable
@@ -27,7 +27,7 @@ from bestofn.service.queue.admission import (
     refusal,
 )
 from bestofn.service.queue.codec import JobRecord, QueuePosition, read_spec, read_workers, without_prompt
-from bestofn.service.queue.connection import check_connection, close_redis, connect_redis
+from bestofn.service.queue.connection import Transfer, check_connection, close_redis, connect_redis
 from bestofn.service.queue.connection_errors import AWAY, away, why
 from bestofn.service.queue.embedded_server import find_redis
 from bestofn.service.queue.image_store import ImageStore, submit_staged
@@ -40,15 +40,16 @@ log = structlog.get_logger()
 
 
 class Queue:
-    """One connection pool to the queue's server. Every method may raise redis' ConnectionError or TimeoutError."""
+    """The queue's server, over two connection pools. Every method may raise redis' ConnectionError or TimeoutError."""
 
-    def __init__(self, redis: Redis, settings: Settings) -> None:
-        """Wrap a client, which the queue then owns; `connect` also checks the server."""
-        self.redis: Any = redis  # its annotations differ from version to version, and cover every protocol at once
+    def __init__(self, address: str, settings: Settings) -> None:
+        """Make the clients; `connect` also checks the server."""
+        self.redis: Any = connect_redis(address)  # its annotations differ from version to version
+        self.transfer = Transfer(address)
         self.settings = settings
         self.keys = Keys(settings.namespace)
-        self.scripts = Scripts(redis, self.keys)
-        self.images = ImageStore(redis, self.keys, settings)
+        self.scripts = Scripts(self.redis, self.keys)
+        self.images = ImageStore(self.redis, self.keys, settings)
         self.feed = EventFeed(self.redis)
         self.reader = JobReader(self.scripts)
 
@@ -59,7 +60,7 @@ class Queue:
         Raises:
             SetupError: no server is known, or it is too old, or it may evict keys.
         """
-        queue = cls(connect_redis(find_redis(settings)), settings)
+        queue = cls(find_redis(settings), settings)
         try:
             await check_connection(queue.redis)
         except BaseException as error:
@@ -72,13 +73,14 @@ class Queue:
 
     async def drop_connections(self) -> None:
         """Close idle connections: the next call connects again, to the server that has the address by then."""
-        await self.redis.connection_pool.disconnect(inuse_connections=False)
+        for client in (self.redis, self.transfer.redis):
+            await client.connection_pool.disconnect(inuse_connections=False)
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self.feed.aclose()
         self.reader.close()
-        await close_redis(self.redis)
+        await asyncio.gather(*map(close_redis, (self.redis, self.transfer.redis)))
 
     async def refuses(self, *, jobs: bool = True) -> str | None:
         """Why running jobs make no progress or, with `jobs`, no job is accepted; None: all is well. Writes nothing."""
@@ -230,21 +232,16 @@ class Queue:
     async def image(self, job: str, candidate: int) -> bytes:
         """File bytes of the image of one leader. Raises JobNotFound, JobGone, ImageNotFound."""
         heat = await self.redis.hget(self.keys("winner_images", job), str(candidate))
-        if heat is None and not await self.redis.exists(self.keys("job", job)):
-            await self.missing(job)
-        images = self.keys("images", job, int(heat or 0))
-        image = await self.redis.hget(images, str(candidate)) if heat is not None else None
+        image = None if heat is None else await self.transfer.read(self.keys("images", job, int(heat)), candidate)
         if image is None:
-            raise ImageNotFound(f"job {job} has no image of candidate {candidate}")
+            await self._no_image(job, f"image of candidate {candidate}")
         return await self.images.get(job, candidate, image)
 
     async def thumbnail(self, job: str, candidate: int) -> bytes:
         """Thumbnail (WebP) of one candidate. Raises JobNotFound, JobGone, ImageNotFound."""
         image = await self.redis.hget(self.keys("thumbnails", job), str(candidate))
         if image is None:
-            if not await self.redis.exists(self.keys("job", job)):
-                await self.missing(job)
-            raise ImageNotFound(f"job {job} has no thumbnail of candidate {candidate}")
+            await self._no_image(job, f"thumbnail of candidate {candidate}")
         return bytes(image)
 
     async def cancel(self, job: str) -> JobStatus:
@@ -284,10 +281,10 @@ class Queue:
 
     async def tokenizer(self, sha256: str) -> bytes:
         """The tokenizer.json with this hash. Raises Unavailable if no worker has stored it yet."""
-        text = await self.redis.get(self.keys("tokenizer", sha256))
+        text = await self.transfer.read(self.keys("tokenizer", sha256))
         if text is None:
             raise Unavailable("no worker has stored its tokenizer yet; try again", retry_after=BUSY_RETRY_SECONDS)
-        return bytes(text)
+        return text
 
     async def signing_key(self) -> tuple[bytes, int]:
         """The secret that signs addresses of images, with which all can be read, and the server's time in seconds."""
@@ -302,12 +299,13 @@ class Queue:
             pipe.hgetall(self.keys("backlog"))
             pipe.hget(self.keys("reserved"), "total")
             load, reserved = await pipe.execute()
-        return Backlog(
-            int(load.get(b"jobs", 0)),
-            int(load.get(b"candidates", 0)),
-            int(load.get(b"gflop", 0)) / 1000,
-            int(reserved or 0),
-        )
+        jobs, candidates, gflop = (int(load.get(name, 0)) for name in (b"jobs", b"candidates", b"gflop"))
+        return Backlog(jobs, candidates, gflop / 1000, int(reserved or 0))
+
+    async def _no_image(self, job: str, what: str) -> NoReturn:
+        if not await self.redis.exists(self.keys("job", job)):
+            await self.missing(job)
+        raise ImageNotFound(f"job {job} has no {what}")
 
     async def missing(self, job: str) -> NoReturn:
         """Raise the error for a job that has no record: JobGone if it has expired, else JobNotFound."""

@@ -149,7 +149,9 @@ def test_server(served: Any, tmp_path: Path) -> None:
     assert (in_its_container["server"].state, served.url in in_its_container["server"].found) == ("ok", True)
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = look("server", data_dir=tmp_path / "empty", port=other.getsockname()[1])["server"]
-    assert (taken.state, "another program" in taken.fix) == ("warn", True)
+    assert (taken.state, "choose another --port" in taken.fix) == ("warn", True)
+    elsewhere = look("server", data_dir=tmp_path / "empty", host="192.0.2.1")["server"]  # no machine has this address
+    assert (elsewhere.state, elsewhere.fix) == ("warn", "choose another --host")
     assert look("server", server="http://127.0.0.1:9")["server"].state == "fail"
     assert look("settings", host="0.0.0.0")["access"].state == "fail"
     assert "pairwise_api_key" not in look("settings", pairwise_api_key="")["settings"].found

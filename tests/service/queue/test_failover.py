@@ -161,7 +161,7 @@ async def test_endpoint_that_fails_over_goes_on_with_the_replica(
         )
         async with (
             worker(settings),
-            contextlib.aclosing(Queue(connect_redis(str(settings.redis_url)), settings)) as queue,
+            contextlib.aclosing(Queue(str(settings.redis_url), settings)) as queue,
         ):
             await asyncio.to_thread(until, lambda: ask(one).exists("bestofn:pairs"))
             await succeeds(queue, make_spec())
@@ -196,7 +196,7 @@ async def test_sentinels_replace_a_killed_primary_under_a_running_job(
     await asyncio.to_thread(until, lambda: all(map(known, ports)))
     address = f"redis+sentinel://{','.join(f'127.0.0.1:{port}' for port in ports)}/main/0"
     settings = Settings(redis_url=address, data_dir=tmp_path, heartbeat_seconds=0.2, lease_seconds=2.0)
-    async with worker(settings), contextlib.aclosing(Queue(connect_redis(address), settings)) as queue:
+    async with worker(settings), contextlib.aclosing(Queue(address, settings)) as queue:
         await asyncio.to_thread(until, lambda: ask(one).exists("bestofn:pairs"))
         job = make_spec(num_samples=64)
         await queue.submit(job, cost=1.0)

@@ -22,7 +22,6 @@ from redis.exceptions import ResponseError
 from bestofn.service.core.jobs import JobStatus
 from bestofn.service.core.settings import Settings
 from bestofn.service.engine.fake import FakeEngine
-from bestofn.service.queue.connection import connect_redis
 from bestofn.service.queue.connection_errors import NOT_HERE, NOT_NOW, REFUSED, away, moved, refused, why
 from bestofn.service.queue.embedded_server import LocalServer, server_binary
 from bestofn.service.queue.job_queue import Queue
@@ -162,7 +161,7 @@ def test_a_silent_network_ends_no_worker_and_keeps_it_answering(tmp_path: Path) 
 
 async def _silence(settings: Settings, link: Callable[[bool], None]) -> None:
     async with worker(settings) as task:
-        queue = Queue(connect_redis(str(settings.redis_url)), settings)
+        queue = Queue(str(settings.redis_url), settings)
         async with asyncio.timeout(PATIENCE):
             while True:
                 with contextlib.suppress(redis.exceptions.RedisError):
