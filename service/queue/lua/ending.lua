@@ -21,7 +21,8 @@ local function finish(job, status, type, data)
     leave_ring(pair, priority, caller)
   end
   redis.call('XADD', key('ended'), 'MAXLEN', '~', ENDED_KEPT, '*', 'status', status, 'pair', pair, 'priority', priority,
-    'waited', (started or time) - created, 'took', time - created, 'leaders', leaders or '[]',
+    'waited', math.max(0, (started or time) - created), 'took', math.max(0, time - created), -- the clock may go back
+    'leaders', leaders or '[]',
     'stopped', stopped or '')
   emit(job, type, data)
   local webhook = redis.call('HGET', hash, 'webhook')

@@ -29,7 +29,7 @@ for i = 1, #rest, 5 do
       redis.call('XCLAIM', ready, GROUP, worker, 0, entry, 'RETRYCOUNT', times - 1, 'JUSTID')
       deliveries = 0
     end
-    claims[#claims + 1] = {deliveries, spec, traceparent, now() - (tonumber(created) or now())}
+    claims[#claims + 1] = {deliveries, spec, traceparent, math.max(0, now() - (tonumber(created) or now()))}
   end
 end
 dispatch(pair)

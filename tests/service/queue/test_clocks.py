@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import pytest
 
-from bestofn.service.core.jobs import JobSpec
+from bestofn.service.core.jobs import Heat, HeatOutcome, JobSpec
 from bestofn.service.core.settings import Settings
 from bestofn.service.queue.consumer import QueueConsumer
 from bestofn.service.queue.embedded_server import LocalServer, embedded_binary
 from bestofn.service.queue.job_queue import Queue
+from bestofn.service.queue.stats import ended_jobs, last_ended
 from tests import clocks
 from tests.waiting import PATIENCE
 
@@ -97,3 +98,20 @@ async def test_reclaim_after_the_clock_is_set_back_takes_a_heat_after_one_lease(
     await here.move(2.2 * LEASE)
     [taken] = await two.reclaim(LEASE)
     assert taken.key == claim.key
+
+
+async def test_a_job_that_ends_before_it_began_has_taken_no_time(
+    here: Here, make_spec: Callable[..., JobSpec], finish: Callable[[Heat], HeatOutcome]
+) -> None:
+    await here.move(LEASE)
+    before = await last_ended(here.queue)
+    for _ in range(2):
+        await here.queue.submit(make_spec(num_samples=4), cost=1)
+    [begun] = await here.one.claim(1, 0)
+    await here.move(0)
+    [claim] = await here.one.claim(1, 0)
+    assert claim.waited_seconds == 0
+    for one in (begun, claim):
+        await here.one.complete(one, finish(one.heat))
+    ended, _ = await ended_jobs(here.queue, before)
+    assert [(job.waited_seconds >= 0, job.seconds) for job in ended] == [(True, 0), (True, 0)]
